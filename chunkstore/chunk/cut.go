@@ -1,0 +1,100 @@
+package chunk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+
+	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
+	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // registers the algorithm named below
+)
+
+// FastCDC is the only chunker of format 1: FastCDC with a Gear table derived
+// from the repository's cut key, as github.com/PlakarKorp/go-cdc-chunkers
+// v1.1.0 defines it under the name "fastcdc-v1.0.0".
+const FastCDC = "fastcdc-v1.0.0"
+
+// Params says how runs are cut. It is part of a repository's config: two
+// repositories with different parameters share no chunk.
+type Params struct {
+	Algorithm string `json:"algorithm"`
+	Min       int    `json:"min"`    // bytes; only the last chunk of a run is shorter
+	Normal    int    `json:"normal"` // bytes; a power of two
+	Max       int    `json:"max"`    // bytes
+}
+
+// DefaultParams were chosen by stored size and growth on VM images; see
+// docs/format.md.
+func DefaultParams() Params {
+	return Params{Algorithm: FastCDC, Min: 24 << 10, Normal: 32 << 10, Max: 96 << 10}
+}
+
+// Validate tells whether this version can cut with p.
+func (p Params) Validate() error {
+	if p.Algorithm != FastCDC {
+		return fmt.Errorf("chunker %q is not known to this version", p.Algorithm)
+	}
+	if p.Min < 1<<10 || p.Normal <= p.Min || p.Max <= p.Normal || p.Max > 1<<20 || p.Normal&(p.Normal-1) != 0 {
+		return fmt.Errorf("chunk sizes %d/%d/%d are not usable", p.Min, p.Normal, p.Max)
+	}
+	return nil
+}
+
+// Chunker cuts runs. Implementations are not safe for concurrent use.
+type Chunker interface {
+	// Ends appends to dst the end offset of each chunk of run, in order; the
+	// last one is len(run). The end of a chunk depends on its own bytes alone.
+	Ends(dst []int, run []byte) []int
+}
+
+// NewChunker returns a chunker under the repository's 32-byte cut key.
+func NewChunker(p Params, key []byte) (Chunker, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	if len(key) != 32 {
+		return nil, errors.New("cut key is not 32 bytes long")
+	}
+	c, err := chunkers.NewChunker(p.Algorithm, bytes.NewReader(nil), &chunkers.ChunkerOpts{
+		MinSize: p.Min, NormalSize: p.Normal, MaxSize: p.Max, Key: key,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &fastCDC{c: c, min: p.Min}, nil
+}
+
+type fastCDC struct {
+	c   *chunkers.Chunker
+	r   bytes.Reader
+	min int
+}
+
+func (f *fastCDC) Ends(dst []int, run []byte) []int {
+	if len(run) <= f.min {
+		if len(run) > 0 {
+			dst = append(dst, len(run))
+		}
+		return dst
+	}
+	f.r.Reset(run)
+	f.c.Reset(&f.r)
+	at := 0
+	for at < len(run) {
+		p, err := f.c.Next()
+		at += len(p)
+		if len(p) > 0 {
+			dst = append(dst, at)
+		}
+		if err != nil || len(p) == 0 {
+			break
+		}
+	}
+	if at != len(run) {
+		// A bytes.Reader cannot fail, so the library has lost data: a bug
+		// that must not become a backup.
+		panic("chunk: " + io.ErrUnexpectedEOF.Error() + " from the chunker")
+	}
+	return dst
+}

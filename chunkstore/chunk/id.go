@@ -1,0 +1,95 @@
+// Package chunk names and cuts plain data: IDs, their keyed hash, and where a
+// run of bytes is cut. It does no I/O and knows nothing of storage.
+package chunk
+
+import (
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/zeebo/blake3"
+)
+
+// IDSize is the length of an ID in bytes.
+const IDSize = 32
+
+// ID names a piece of plain data by its content: BLAKE3, keyed per repository
+// and per kind, so that equal bytes have unrelated names in two repositories
+// and a block list can never pass for a piece of a disk.
+type ID [IDSize]byte
+
+// IsZero tells whether id is the zero value, which no data has.
+func (id ID) IsZero() bool { return id == ID{} }
+
+// String is the ID in lower-case hexadecimal.
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// Kind says what a blob holds. Its values are part of the format.
+type Kind uint8
+
+const (
+	Data   Kind = 1 // a chunk of a disk
+	Record Kind = 2 // pool records and other metadata of a snapshot
+	List   Kind = 3 // the chunk IDs of one disk block
+	Node   Kind = 4 // the block-list IDs of one GiB
+	Root   Kind = 5 // the node IDs of one disk
+)
+
+// Tree tells whether blobs of this kind lie in tree packs.
+func (k Kind) Tree() bool { return k >= List && k <= Root }
+
+// Valid tells whether k is a kind this version knows.
+func (k Kind) Valid() bool { return k >= Data && k <= Root }
+
+func (k Kind) String() string {
+	switch k {
+	case Data:
+		return "chunk"
+	case Record:
+		return "record"
+	case List:
+		return "block list"
+	case Node:
+		return "node"
+	case Root:
+		return "root"
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// Hasher computes IDs. It is not safe for concurrent use; Clone it.
+type Hasher struct {
+	keys [Root + 1][32]byte
+	h    [Root + 1]*blake3.Hasher
+}
+
+// NewHasher returns a Hasher under the repository's 32-byte ID key. The key of
+// each kind is HKDF-SHA256(key, salt "", info "xenkeep id " + kind number).
+func NewHasher(key []byte) (*Hasher, error) {
+	h := new(Hasher)
+	for k := Data; k <= Root; k++ {
+		sub, err := hkdf.Key(sha256.New, key, nil, fmt.Sprintf("xenkeep id %d", uint8(k)), 32)
+		if err != nil {
+			return nil, err
+		}
+		copy(h.keys[k][:], sub)
+	}
+	return h, nil
+}
+
+// Clone returns an independent Hasher under the same key.
+func (h *Hasher) Clone() *Hasher { return &Hasher{keys: h.keys} }
+
+// Sum returns the ID of p as data of kind k.
+func (h *Hasher) Sum(k Kind, p []byte) (id ID) {
+	b := h.h[k]
+	if b == nil {
+		b, _ = blake3.NewKeyed(h.keys[k][:]) // fails only for keys that are not 32 bytes long
+		h.h[k] = b
+	}
+	b.Reset()
+	_, _ = b.Write(p)
+	b.Sum(id[:0])
+	return id
+}

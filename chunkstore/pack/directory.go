@@ -1,0 +1,217 @@
+package pack
+
+import (
+	"bytes"
+	"crypto/cipher"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sort"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/seal"
+)
+
+// Trailer is what the end of a pack tells without a key.
+type Trailer struct {
+	Table  int64 // length of the sealed table of contents
+	Header int64 // length of the header
+}
+
+// ParseTrailer reads the last TrailerSize bytes of a pack of size bytes.
+func ParseTrailer(p []byte, size int64) (Trailer, error) {
+	if len(p) != TrailerSize || string(p[76:]) != magicTrailer {
+		return Trailer{}, fmt.Errorf("trailer: %w", seal.ErrCorrupt)
+	}
+	t := Trailer{Table: int64(binary.BigEndian.Uint32(p)), Header: int64(binary.BigEndian.Uint32(p[4:]))}
+	if t.Header < headerFixed || t.Header+t.Table+TrailerSize > size || t.Table < seal.Overhead+5 {
+		return Trailer{}, fmt.Errorf("trailer: %w", seal.ErrCorrupt)
+	}
+	return t, nil
+}
+
+// Directory is what a pack says of itself: its writer, keys and contents.
+type Directory struct {
+	Kind    Kind
+	Cert    seal.Cert
+	Entries []Entry // in the order of the pack
+
+	keys  *seal.Keys
+	parts [][]byte
+	aeads []cipher.AEAD // opened when first used
+}
+
+// OpenDirectory verifies and opens a pack's directory from its header and its
+// end (table of contents and trailer). That the blobs fill the pack is proved
+// by Covers.
+func OpenDirectory(keys *seal.Keys, header, end []byte) (*Directory, error) {
+	d := &Directory{keys: keys}
+	if err := d.parseHeader(header); err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(header[8:24], keys.Repo[:]) {
+		return nil, seal.ErrForeign
+	}
+	if len(end) < TrailerSize {
+		return nil, fmt.Errorf("trailer: %w", seal.ErrCorrupt)
+	}
+	table, trailer := end[:len(end)-TrailerSize], end[len(end)-TrailerSize:]
+	headerSum, tableSum := sha256.Sum256(header), sha256.Sum256(table)
+	if err := keys.Verify(&d.Cert, packSigned(headerSum, tableSum), trailer[8:72]); err != nil {
+		return nil, err
+	}
+	key, err := keys.Derive(header[121:153], "xenkeep pack contents")
+	if err != nil {
+		return nil, err
+	}
+	a, err := seal.NewAEAD(key)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := a.Open(nil, seal.Nonce(0), table, headerSum[:])
+	if err != nil || len(plain) < 5 {
+		return nil, fmt.Errorf("table of contents: %w", seal.ErrCorrupt)
+	}
+	n := binary.BigEndian.Uint32(plain[1:])
+	if n > 1<<28 {
+		return nil, fmt.Errorf("table of contents: %w", seal.ErrCorrupt)
+	}
+	t, err := seal.Decompress(nil, plain[5:], seal.Encoding(plain[0]), int(n))
+	if err != nil {
+		return nil, fmt.Errorf("table of contents: %w", err)
+	}
+	if d.Entries, err = decodeTable(t, int64(len(header)), -1); err != nil {
+		return nil, err
+	}
+	for i := range d.Entries {
+		if e := &d.Entries[i]; int(e.Part) >= len(d.parts) || KindOf(e.Kind) != d.Kind {
+			return nil, fmt.Errorf("table of contents: entry %d: %w", i, seal.ErrCorrupt)
+		}
+	}
+	return d, nil
+}
+
+func (d *Directory) parseHeader(h []byte) error {
+	if len(h) < headerFixed || string(h[:4]) != magicHeader {
+		return fmt.Errorf("header: %w", seal.ErrCorrupt)
+	}
+	if v := binary.BigEndian.Uint16(h[4:]); v > seal.Version {
+		return fmt.Errorf("format %d: %w", v, seal.ErrNewer)
+	}
+	d.Kind = Kind(h[6])
+	copy(d.Cert[:], h[24:])
+	n := int(h[7])
+	rest := h[headerFixed:]
+	for range n {
+		if len(rest) < 2 {
+			return fmt.Errorf("header: key parts: %w", seal.ErrCorrupt)
+		}
+		size := int(binary.BigEndian.Uint16(rest))
+		if len(rest) < 2+size {
+			return fmt.Errorf("header: key parts: %w", seal.ErrCorrupt)
+		}
+		d.parts = append(d.parts, bytes.Clone(rest[2:2+size]))
+		rest = rest[2+size:]
+	}
+	if n < 1 || n > maxParts || len(rest) != 0 || (d.Kind != Data && d.Kind != Tree) {
+		return fmt.Errorf("header: %w", seal.ErrCorrupt)
+	}
+	return nil
+}
+
+// Covers tells whether the blobs fill a pack of size bytes whose trailer is t.
+func (d *Directory) Covers(t Trailer, size int64) error {
+	end := t.Header
+	if n := len(d.Entries); n > 0 {
+		end = int64(d.Entries[n-1].Offset) + int64(d.Entries[n-1].Stored)
+	}
+	if end+t.Table+TrailerSize != size {
+		return fmt.Errorf("%d bytes where the table of contents says %d: %w", size, end+t.Table+TrailerSize, seal.ErrCorrupt)
+	}
+	return nil
+}
+
+// Unlock opens the key parts, so that Open may be called at once from several
+// goroutines. For a data pack it needs the private data key.
+func (d *Directory) Unlock() error {
+	if d.aeads != nil {
+		return nil
+	}
+	aeads := make([]cipher.AEAD, len(d.parts))
+	for i, part := range d.parts {
+		var key []byte
+		var err error
+		if d.Kind == Data {
+			key, err = d.keys.OpenDataKey(part)
+		} else {
+			key, err = d.keys.Derive(part, "xenkeep tree pack")
+		}
+		if err != nil {
+			return err
+		}
+		if aeads[i], err = seal.NewAEAD(key); err != nil {
+			return err
+		}
+	}
+	d.aeads = aeads
+	return nil
+}
+
+// Find returns the entry of the blob at offset.
+func (d *Directory) Find(offset uint32) (Entry, bool) {
+	i := sort.Search(len(d.Entries), func(i int) bool { return d.Entries[i].Offset >= offset })
+	if i == len(d.Entries) || d.Entries[i].Offset != offset {
+		return Entry{}, false
+	}
+	return d.Entries[i], true
+}
+
+// Open decrypts and decompresses one blob into dst[:0], or a new slice where
+// dst has no room. The caller compares the content with the ID. sealed is
+// overwritten. Unlock must have been called.
+func (d *Directory) Open(dst []byte, e Entry, sealed []byte) ([]byte, error) {
+	if d.aeads == nil {
+		return nil, errors.New("pack: directory is locked")
+	}
+	if len(sealed) != int(e.Stored) {
+		return nil, fmt.Errorf("%d bytes instead of %d: %w", len(sealed), e.Stored, seal.ErrCorrupt)
+	}
+	body, err := d.aeads[e.Part].Open(sealed[:0], seal.Nonce(e.Number), sealed, seal.BlobAAD(e.ID, e.Kind, e.Encoding, e.Plain))
+	if err != nil {
+		return nil, fmt.Errorf("%v %s does not decrypt: %w", e.Kind, short(e.ID), seal.ErrCorrupt)
+	}
+	out, err := seal.Decompress(dst, body, e.Encoding, int(e.Plain))
+	if err != nil {
+		return nil, fmt.Errorf("%v %s: %w", e.Kind, short(e.ID), err)
+	}
+	return out, nil
+}
+
+// CheckStored compares a blob as it is stored with the hash the table holds:
+// proof without opening it.
+func (e *Entry) CheckStored(sealed []byte) error {
+	if len(sealed) != int(e.Stored) || blobHash(sealed) != e.Hash {
+		return fmt.Errorf("%v %s as stored: %w", e.Kind, short(e.ID), seal.ErrCorrupt)
+	}
+	return nil
+}
+
+func short(id chunk.ID) string { return id.String()[:8] }
+
+// Parse opens the directory of a whole pack.
+func Parse(keys *seal.Keys, data []byte) (*Directory, error) {
+	if len(data) < TrailerSize {
+		return nil, fmt.Errorf("%d bytes: %w", len(data), seal.ErrCorrupt)
+	}
+	size := int64(len(data))
+	t, err := ParseTrailer(data[size-TrailerSize:], size)
+	if err != nil {
+		return nil, err
+	}
+	d, err := OpenDirectory(keys, data[:t.Header], data[size-TrailerSize-t.Table:])
+	if err != nil {
+		return nil, err
+	}
+	return d, d.Covers(t, size)
+}

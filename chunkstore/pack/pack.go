@@ -1,0 +1,145 @@
+// Package pack builds and reads packs: objects of about 32 MiB that hold many
+// sealed blobs and describe themselves. It works on bytes alone.
+//
+// A pack lies in storage as
+//
+//	header | blobs | sealed table of contents | trailer
+//
+// All integers are big-endian.
+//
+//	header
+//	offset  size  field
+//	     0     4  magic "XKPK"
+//	     4     2  format version
+//	     6     1  kind: 1 data, 2 tree
+//	     7     1  number of key parts, 1 to 64
+//	     8    16  repository ID
+//	    24    97  certificate of the writer
+//	   121    32  salt, random
+//	   153     …  key parts: length (2 bytes), bytes
+//
+// A key part of a data pack is a random 32-byte key sealed with HPKE to the
+// repository's data key; of a tree pack, a random 32-byte salt from which the
+// key follows by HKDF-SHA256(tree key, salt, "xenkeep tree pack"). A blob is
+// AES-256-GCM under the key of its part with its number as nonce. A pack that
+// is written anew has one part; one made by copying sealed blobs has those of
+// the packs they came from.
+//
+//	trailer
+//	     0     4  length of the sealed table of contents
+//	     4     4  length of the header
+//	     8    64  Ed25519 signature of "xenkeep pack 1", SHA-256(header), SHA-256(sealed table)
+//	    72     4  zero
+//	    76     4  magic "XKPE"
+//
+// The table is AES-256-GCM (key HKDF(tree key, header's salt, "xenkeep pack
+// contents"), nonce zero, associated data SHA-256(header)) over one encoding
+// byte, the plain length (4 bytes) and the encoded table: the number of blobs
+// (4 bytes), then one column after another, each in the order of the blobs:
+// IDs (32), kinds (1), encodings (1), key parts (1), nonce numbers (4), plain
+// lengths (4), stored lengths (4), and the first 16 bytes of the unkeyed
+// BLAKE3 hash of the stored blob. The blobs lie without gaps.
+package pack
+
+import (
+	"encoding/hex"
+	"fmt"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/seal"
+)
+
+const (
+	magicHeader  = "XKPK"
+	magicTrailer = "XKPE"
+	headerFixed  = 153
+	// TrailerSize is the length of a pack's trailer.
+	TrailerSize = 80
+	maxParts    = 64
+	entrySize   = 32 + 1 + 1 + 1 + 4 + 4 + 4 + hashSize
+	hashSize    = 16
+	packMessage = "xenkeep pack 1"
+
+	// TargetSize is how large packs get, in bytes, but for the table.
+	TargetSize = 32 << 20
+	// maxEntries bounds the table of one pack.
+	maxEntries = 1 << 15
+)
+
+// Kind says which blobs a pack holds. Its values are part of the format.
+type Kind uint8
+
+const (
+	Data Kind = 1 // chunks and records: opened by the private data key alone
+	Tree Kind = 2 // block lists, nodes, roots
+)
+
+func (k Kind) String() string {
+	switch k {
+	case Data:
+		return "data"
+	case Tree:
+		return "tree"
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// KindOf is the kind of pack that blobs of kind k lie in.
+func KindOf(k chunk.Kind) Kind {
+	if k.Tree() {
+		return Tree
+	}
+	return Data
+}
+
+// ID names a pack: the SHA-256 of its bytes.
+type ID [32]byte
+
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// Short is the beginning of the ID, for messages.
+func (id ID) Short() string { return hex.EncodeToString(id[:4]) }
+
+// ObjectName is where the pack lies in storage.
+func (id ID) ObjectName() string {
+	s := id.String()
+	return "packs/" + s[:2] + "/" + s
+}
+
+// ParseObjectName undoes ObjectName.
+func ParseObjectName(name string) (id ID, ok bool) {
+	if len(name) != len("packs/00/")+64 || name[:6] != "packs/" || name[8] != '/' || name[6:8] != name[9:11] {
+		return id, false
+	}
+	n, err := hex.Decode(id[:], []byte(name[9:]))
+	return id, err == nil && n == len(id) && id.ObjectName() == name
+}
+
+// Entry is one blob of a pack.
+type Entry struct {
+	ID       chunk.ID
+	Kind     chunk.Kind
+	Encoding seal.Encoding
+	Part     uint8  // index of its key part
+	Number   uint32 // nonce number under that part
+	Plain    uint32 // length before compression
+	Stored   uint32 // length in the pack
+	Offset   uint32 // from the start of the pack
+	Hash     [hashSize]byte
+}
+
+// Error says which pack and where in it something is wrong.
+type Error struct {
+	Pack   ID
+	Offset int64 // of the blob, or -1
+	Err    error
+}
+
+func (e *Error) Error() string {
+	if e.Offset < 0 {
+		return fmt.Sprintf("pack %s: %v", e.Pack.Short(), e.Err)
+	}
+	return fmt.Sprintf("pack %s: blob at %#x: %v", e.Pack.Short(), e.Offset, e.Err)
+}
+
+func (e *Error) Unwrap() error { return e.Err }

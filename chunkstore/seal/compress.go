@@ -1,0 +1,130 @@
+package seal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"xenkeep/chunkstore/chunk"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// Encoding says how a blob's plain bytes are written before encryption.
+type Encoding uint8
+
+const (
+	Plain Encoding = 0
+	Zstd  Encoding = 1
+)
+
+// Level is a compression level: the four of klauspost/compress. The zero value
+// is the default.
+type Level int
+
+const (
+	LevelDefault Level = iota
+	LevelFastest
+	LevelBetter
+	LevelBest
+)
+
+// ParseLevel reads a level as users write it: fastest, default, better, best.
+func ParseLevel(s string) (Level, error) {
+	switch s {
+	case "", "default":
+		return LevelDefault, nil
+	case "fastest":
+		return LevelFastest, nil
+	case "better":
+		return LevelBetter, nil
+	case "best":
+		return LevelBest, nil
+	}
+	return 0, fmt.Errorf("compression %q: want fastest, default, better or best", s)
+}
+
+// A Compressor compresses one piece after another. It is not safe for
+// concurrent use.
+type Compressor struct{ enc *zstd.Encoder }
+
+// NewCompressor returns a Compressor of the given level.
+func NewCompressor(l Level) (*Compressor, error) {
+	level := map[Level]zstd.EncoderLevel{
+		LevelDefault: zstd.SpeedDefault, LevelFastest: zstd.SpeedFastest,
+		LevelBetter: zstd.SpeedBetterCompression, LevelBest: zstd.SpeedBestCompression,
+	}[l]
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderCRC(false), zstd.WithWindowSize(128<<10), zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		return nil, err
+	}
+	return &Compressor{enc: enc}, nil
+}
+
+// Compress returns p compressed, in dst[:0] where it has room, or p itself
+// where that is not larger.
+func (c *Compressor) Compress(dst, p []byte) ([]byte, Encoding) {
+	if len(p) < 64 {
+		return p, Plain
+	}
+	out := c.enc.EncodeAll(p, dst[:0])
+	if len(out) >= len(p) {
+		return p, Plain
+	}
+	return out, Zstd
+}
+
+// decoder is shared: DecodeAll is safe for concurrent use. The output is
+// bounded by the capacity it is given.
+var decoder = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecodeAllCapLimit(true),
+		zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
+})
+
+// Decompress appends the n plain bytes that body stands for to dst[:0].
+func Decompress(dst, body []byte, e Encoding, n int) ([]byte, error) {
+	switch e {
+	case Plain:
+		if len(body) != n {
+			return nil, fmt.Errorf("%d bytes instead of %d: %w", len(body), n, ErrCorrupt)
+		}
+		return append(dst[:0], body...), nil
+	case Zstd:
+		if cap(dst) < n {
+			dst = make([]byte, 0, n)
+		}
+		dec, err := decoder()
+		if err != nil {
+			return nil, err
+		}
+		out, err := dec.DecodeAll(body, dst[:0:n])
+		if err != nil {
+			return nil, fmt.Errorf("decompress: %v: %w", err, ErrCorrupt)
+		}
+		if len(out) != n {
+			return nil, fmt.Errorf("%d bytes instead of %d: %w", len(out), n, ErrCorrupt)
+		}
+		return out, nil
+	}
+	return nil, fmt.Errorf("encoding %d: %w", e, ErrNewer)
+}
+
+// Overhead is what encryption adds to a blob's body, in bytes.
+const Overhead = 16
+
+// BlobAAD is the associated data that ties a sealed blob to its identity:
+// ID, kind, encoding, plain length (big-endian).
+func BlobAAD(id chunk.ID, k chunk.Kind, e Encoding, plain uint32) []byte {
+	aad := make([]byte, 0, 38)
+	aad = append(aad, id[:]...)
+	aad = append(aad, byte(k), byte(e))
+	return binary.BigEndian.AppendUint32(aad, plain)
+}
+
+// Nonce is the AES-GCM nonce of blob number n under its key part.
+func Nonce(n uint32) []byte {
+	nonce := make([]byte, 12)
+	binary.BigEndian.PutUint32(nonce[8:], n)
+	return nonce
+}

@@ -1,0 +1,212 @@
+// Package seal turns plain bytes into what lies in storage and back: it
+// compresses, encrypts and signs. It holds a repository's keys (Keys), seals
+// blobs for packs (Compressor, BlobAAD, NewAEAD) and whole small objects
+// (Object). It does no I/O.
+package seal
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/hpke"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+)
+
+// Version is the format version this package writes. Readers refuse newer ones.
+const Version = 1
+
+var (
+	// ErrCorrupt is the class of all damage: bytes that are not what was
+	// written. Callers ask with errors.Is.
+	ErrCorrupt = errors.New("corrupt data")
+	// ErrForeign is returned for objects of another repository.
+	ErrForeign = errors.New("object of another repository")
+	// ErrNewer is returned for objects of a format newer than this version.
+	ErrNewer = errors.New("written by a newer version of the format")
+	// ErrNoDataKey is returned where a data pack would have to be opened and
+	// the slot in use may only write.
+	ErrNoDataKey = errors.New("this key can add backups but not open them: a full key is needed")
+)
+
+// RepoID is the random identity of a repository.
+type RepoID [16]byte
+
+func (r RepoID) String() string { return hex.EncodeToString(r[:]) }
+
+// WriterID names a writer: the first 16 bytes of SHA-256 of its public key.
+type WriterID [16]byte
+
+func (w WriterID) String() string { return hex.EncodeToString(w[:]) }
+
+// Role is what a slot, and thus a writer, may do.
+type Role uint8
+
+const (
+	Full      Role = 1 // holds every key
+	WriteOnly Role = 2 // holds all but the private data key and the certifying key
+)
+
+func (r Role) String() string {
+	switch r {
+	case Full:
+		return "full"
+	case WriteOnly:
+		return "write-only"
+	}
+	return fmt.Sprintf("role %d", uint8(r))
+}
+
+// certSize is the length of a certificate: role, public key, signature.
+const certSize = 1 + ed25519.PublicKeySize + ed25519.SignatureSize
+
+// Cert says that a writer belongs to the repository: its role and public key,
+// signed by the repository's certifying key.
+type Cert [certSize]byte
+
+// Role is the writer's role.
+func (c *Cert) Role() Role { return Role(c[0]) }
+
+// Public is the writer's Ed25519 public key.
+func (c *Cert) Public() ed25519.PublicKey { return ed25519.PublicKey(c[1:33]) }
+
+// Writer is the writer's ID.
+func (c *Cert) Writer() (id WriterID) {
+	sum := sha256.Sum256(c.Public())
+	copy(id[:], sum[:])
+	return id
+}
+
+func certMessage(repo RepoID, body []byte) []byte {
+	return append(append([]byte("xenkeep writer 1"), repo[:]...), body...)
+}
+
+// Suite of the data key; fixed by format 1.
+var (
+	kem  = hpke.MLKEM768X25519()
+	kdf  = hpke.HKDFSHA256()
+	aead = hpke.AES256GCM()
+)
+
+// Keys are a repository's keys as one slot holds them.
+type Keys struct {
+	Repo RepoID
+	Cut  [32]byte // chunker
+	ID   [32]byte // chunk IDs
+	Tree [32]byte // tree packs, tables of contents, small objects
+
+	DataPublic  hpke.PublicKey
+	DataPrivate hpke.PrivateKey // nil in a write-only slot
+
+	CertifyPublic  ed25519.PublicKey
+	CertifyPrivate ed25519.PrivateKey // nil in a write-only slot
+
+	Writer ed25519.PrivateKey // this slot's own
+	Cert   Cert               // of Writer
+}
+
+// NewKeys draws the keys of a new repository together with its first, full
+// writer.
+func NewKeys() (*Keys, error) {
+	k := new(Keys)
+	for _, p := range [][]byte{k.Repo[:], k.Cut[:], k.ID[:], k.Tree[:]} {
+		_, _ = rand.Read(p) // never fails, crypto/rand says
+	}
+	var err error
+	if k.DataPrivate, err = kem.GenerateKey(); err != nil {
+		return nil, err
+	}
+	k.DataPublic = k.DataPrivate.PublicKey()
+	if k.CertifyPublic, k.CertifyPrivate, err = ed25519.GenerateKey(nil); err != nil {
+		return nil, err
+	}
+	return k.ForNewWriter(Full)
+}
+
+// ForNewWriter returns the keys of a new slot of the given role: a copy of k
+// with a writer of its own, without what the role may not have. k must be full.
+func (k *Keys) ForNewWriter(role Role) (*Keys, error) {
+	if k.CertifyPrivate == nil {
+		return nil, errors.New("only a full key can certify a writer")
+	}
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	n := *k
+	n.Writer = private
+	n.Cert[0] = byte(role)
+	copy(n.Cert[1:], public)
+	copy(n.Cert[33:], ed25519.Sign(k.CertifyPrivate, certMessage(k.Repo, n.Cert[:33])))
+	if role != Full {
+		n.DataPrivate, n.CertifyPrivate = nil, nil
+	}
+	return &n, nil
+}
+
+// checkCert verifies that cert was issued by the repository.
+func (k *Keys) checkCert(cert *Cert) error {
+	if !ed25519.Verify(k.CertifyPublic, certMessage(k.Repo, cert[:33]), cert[33:]) {
+		return fmt.Errorf("writer %s is not certified by this repository: %w", cert.Writer(), ErrCorrupt)
+	}
+	return nil
+}
+
+// Derive returns 32 bytes by HKDF-SHA256 of the tree key.
+func (k *Keys) Derive(salt []byte, info string) ([]byte, error) {
+	return hkdf.Key(sha256.New, k.Tree[:], salt, info, 32)
+}
+
+// NewAEAD returns AES-256-GCM under a 32-byte key.
+func NewAEAD(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+// SealDataKey seals a data pack's key to the repository's public data key.
+func (k *Keys) SealDataKey(key []byte) ([]byte, error) {
+	return hpke.Seal(k.DataPublic, kdf, aead, k.dataInfo(), key)
+}
+
+// OpenDataKey undoes SealDataKey; ErrNoDataKey without the private key.
+func (k *Keys) OpenDataKey(sealed []byte) ([]byte, error) {
+	if k.DataPrivate == nil {
+		return nil, ErrNoDataKey
+	}
+	key, err := hpke.Open(k.DataPrivate, kdf, aead, k.dataInfo(), sealed)
+	if err != nil {
+		return nil, fmt.Errorf("key part: %w", ErrCorrupt)
+	}
+	return key, nil
+}
+
+func (k *Keys) dataInfo() []byte {
+	return append([]byte("xenkeep data pack 1"), k.Repo[:]...)
+}
+
+// Sign signs message in the name of this slot's writer.
+func (k *Keys) Sign(message []byte) []byte { return ed25519.Sign(k.Writer, message) }
+
+// Verify checks a signature together with the certificate of its writer.
+func (k *Keys) Verify(cert *Cert, message, signature []byte) error {
+	if err := k.checkCert(cert); err != nil {
+		return err
+	}
+	if !ed25519.Verify(cert.Public(), message, signature) {
+		return fmt.Errorf("signature of writer %s: %w", cert.Writer(), ErrCorrupt)
+	}
+	return nil
+}
+
+// ParseDataPrivate restores the private data key from its serialised form.
+func ParseDataPrivate(b []byte) (hpke.PrivateKey, error) { return kem.NewPrivateKey(b) }
+
+// ParseDataPublic restores the public data key from its serialised form.
+func ParseDataPublic(b []byte) (hpke.PublicKey, error) { return kem.NewPublicKey(b) }

@@ -1,0 +1,165 @@
+package seal
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+)
+
+// A small object (snapshot, note, claim, index ...) lies in storage as
+//
+//	offset  size  field
+//	     0     4  magic "XKOB"
+//	     4     2  format version, big-endian (as all integers)
+//	     6     1  kind
+//	     7     1  zero
+//	     8    16  repository ID
+//	    24    97  certificate of the writer: role, public key, signature
+//	   121    32  salt, random
+//	   153     4  length n of the plain head
+//	   157     n  plain head: readable without a key
+//	 157+n     m  body, sealed
+//	   end    64  Ed25519 signature of "xenkeep object 1" and SHA-256 of all before
+//
+// The body is AES-256-GCM (key HKDF(tree key, salt, "xenkeep object " kind),
+// nonce zero, associated data: everything before the body) over one encoding
+// byte, the plain length (4 bytes) and the encoded bytes. An object's name is
+// the SHA-256 of all its bytes.
+const (
+	objectMagic    = "XKOB"
+	objectHeadSize = 157
+	signatureSize  = 64
+	objectMessage  = "xenkeep object 1"
+	maxObjectBody  = 1 << 30
+)
+
+// ObjectKind says what a small object holds. Its values are part of the format.
+type ObjectKind uint8
+
+const (
+	KindSnapshot  ObjectKind = 1
+	KindIndex     ObjectKind = 2
+	KindNote      ObjectKind = 3
+	KindClaim     ObjectKind = 4
+	KindReference ObjectKind = 5 // packs a run uses but did not make
+	KindCondemned ObjectKind = 6 // packs a pruner means to delete
+	KindRetired   ObjectKind = 7 // a claim declared dead
+	KindDamage    ObjectKind = 8
+	KindConfig    ObjectKind = 9
+)
+
+// Object is a small object, opened.
+type Object struct {
+	Kind   ObjectKind
+	Cert   Cert
+	Head   []byte // plain head
+	Body   []byte // decrypted
+	Stored int    // bytes in storage
+}
+
+// SealObject seals and signs body, with head left readable, and returns the
+// object's bytes and its name.
+func (k *Keys) SealObject(kind ObjectKind, head, body []byte) (data []byte, name string, err error) {
+	data = append(data, objectMagic...)
+	data = binary.BigEndian.AppendUint16(data, Version)
+	data = append(data, byte(kind), 0)
+	data = append(data, k.Repo[:]...)
+	data = append(data, k.Cert[:]...)
+	var salt [32]byte
+	_, _ = rand.Read(salt[:])
+	data = append(data, salt[:]...)
+	data = binary.BigEndian.AppendUint32(data, uint32(len(head)))
+	data = append(data, head...)
+
+	c, err := NewCompressor(LevelDefault)
+	if err != nil {
+		return nil, "", err
+	}
+	packed, enc := c.Compress(nil, body)
+	plain := append([]byte{byte(enc)}, binary.BigEndian.AppendUint32(nil, uint32(len(body)))...)
+	plain = append(plain, packed...)
+
+	a, err := k.objectAEAD(kind, salt[:])
+	if err != nil {
+		return nil, "", err
+	}
+	data = append(data, a.Seal(nil, Nonce(0), plain, data)...)
+	sum := sha256.Sum256(data)
+	data = append(data, k.Sign(append([]byte(objectMessage), sum[:]...))...)
+	return data, Name(data), nil
+}
+
+func (k *Keys) objectAEAD(kind ObjectKind, salt []byte) (interface {
+	Seal(dst, nonce, plaintext, additionalData []byte) []byte
+	Open(dst, nonce, ciphertext, additionalData []byte) ([]byte, error)
+}, error) {
+	key, err := k.Derive(salt, fmt.Sprintf("xenkeep object %d", kind))
+	if err != nil {
+		return nil, err
+	}
+	return NewAEAD(key)
+}
+
+// Name is the name of content-named objects: SHA-256 in lower-case hexadecimal.
+func Name(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// ObjectHead parses the plain parts of an object, without any key and without
+// proof that they are genuine: its kind and plain head.
+func ObjectHead(data []byte) (ObjectKind, []byte, error) {
+	if len(data) < objectHeadSize+signatureSize || string(data[:4]) != objectMagic {
+		return 0, nil, fmt.Errorf("not an object of a repository: %w", ErrCorrupt)
+	}
+	if v := binary.BigEndian.Uint16(data[4:]); v > Version {
+		return 0, nil, fmt.Errorf("format %d: %w", v, ErrNewer)
+	}
+	n := int64(binary.BigEndian.Uint32(data[153:]))
+	if n > int64(len(data))-objectHeadSize-signatureSize {
+		return 0, nil, fmt.Errorf("head length %d: %w", n, ErrCorrupt)
+	}
+	return ObjectKind(data[6]), data[objectHeadSize : objectHeadSize+n], nil
+}
+
+// OpenObject verifies and decrypts an object that must be of the given kind.
+func (k *Keys) OpenObject(kind ObjectKind, data []byte) (*Object, error) {
+	got, head, err := ObjectHead(data)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(data[8:24], k.Repo[:]) {
+		return nil, ErrForeign
+	}
+	if got != kind {
+		return nil, fmt.Errorf("object of kind %d instead of %d: %w", got, kind, ErrCorrupt)
+	}
+	o := &Object{Kind: got, Head: head, Stored: len(data)}
+	copy(o.Cert[:], data[24:])
+	signed := data[:len(data)-signatureSize]
+	sum := sha256.Sum256(signed)
+	if err := k.Verify(&o.Cert, append([]byte(objectMessage), sum[:]...), data[len(signed):]); err != nil {
+		return nil, err
+	}
+	a, err := k.objectAEAD(kind, data[121:153])
+	if err != nil {
+		return nil, err
+	}
+	at := objectHeadSize + len(head)
+	plain, err := a.Open(nil, Nonce(0), signed[at:], data[:at])
+	if err != nil || len(plain) < 5 {
+		return nil, fmt.Errorf("body: %w", ErrCorrupt)
+	}
+	n := binary.BigEndian.Uint32(plain[1:])
+	if n > maxObjectBody {
+		return nil, fmt.Errorf("body of %d bytes: %w", n, ErrCorrupt)
+	}
+	o.Body, err = Decompress(nil, plain[5:], Encoding(plain[0]), int(n))
+	if err != nil {
+		return nil, fmt.Errorf("body: %w", err)
+	}
+	return o, nil
+}
