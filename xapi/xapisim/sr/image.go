@@ -1,0 +1,226 @@
+package sr
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// image is a raw or VHD file that a layer reads and never writes.
+type image struct {
+	file *os.File
+	size int64
+	// have is where the file holds data: 4 KiB pages around the data extents
+	// of a raw file or fixed VHD, whole blocks of a dynamic VHD's BAT.
+	have presence
+	// bat and what follows are set for a dynamic VHD: for each of its blocks
+	// the sector of its bitmap.
+	bat        []uint32
+	vhdBlock   int64
+	bitmapSize int64
+}
+
+// absent marks a block that a VHD does not hold.
+const absent = 0xFFFFFFFF
+
+// openImage opens a file and finds out what it is.
+func openImage(path string) (_ *image, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	length, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	img := &image{file: f, size: length}
+	foot, err := findFooter(f, length)
+	if err != nil {
+		return nil, err
+	}
+	if foot == nil {
+		return img, img.findData()
+	}
+	img.size = int64(binary.BigEndian.Uint64(foot[48:]))
+	switch kind := binary.BigEndian.Uint32(foot[60:]); kind {
+	case 2:
+		if img.size < 0 || img.size > length-512 {
+			return nil, fmt.Errorf("%s: fixed VHD shorter than its disk", path)
+		}
+		return img, img.findData()
+	case 3:
+		if err := img.readBAT(int64(binary.BigEndian.Uint64(foot[16:])), length); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		return img, nil
+	default:
+		return nil, fmt.Errorf("%s: VHD of type %d cannot be the bottom of a chain", path, kind)
+	}
+}
+
+// findFooter returns a VHD's footer: the last 512 bytes, or, should they be
+// damaged, the copy at the beginning of a dynamic VHD. It returns nil for a
+// file that is no VHD.
+func findFooter(f *os.File, length int64) ([]byte, error) {
+	foot := make([]byte, 512)
+	for _, off := range []int64{length - 512, 0} {
+		if off < 0 {
+			return nil, nil
+		}
+		if _, err := f.ReadAt(foot, off); err != nil {
+			return nil, err
+		}
+		if string(foot[:8]) == "conectix" && binary.BigEndian.Uint32(foot[64:]) == vhdChecksum(foot, 64) {
+			return foot, nil
+		}
+	}
+	return nil, nil
+}
+
+// vhdChecksum is the one's complement of the sum of all bytes but the checksum
+// field at at (VHD specification 1.0).
+func vhdChecksum(p []byte, at int) uint32 {
+	var sum uint32
+	for i, b := range p {
+		if i < at || i >= at+4 {
+			sum += uint32(b)
+		}
+	}
+	return ^sum
+}
+
+func (img *image) readBAT(header, length int64) error {
+	head := make([]byte, 1024)
+	if header < 0 || header > length-1024 {
+		return errors.New("VHD header outside the file")
+	}
+	if _, err := img.file.ReadAt(head, header); err != nil {
+		return err
+	}
+	if !bytes.HasPrefix(head, []byte("cxsparse")) || binary.BigEndian.Uint32(head[36:]) != vhdChecksum(head, 36) {
+		return errors.New("VHD header damaged")
+	}
+	table := int64(binary.BigEndian.Uint64(head[16:]))
+	entries := int64(binary.BigEndian.Uint32(head[28:]))
+	img.vhdBlock = int64(binary.BigEndian.Uint32(head[32:]))
+	if img.vhdBlock < 4096 || img.vhdBlock&(img.vhdBlock-1) != 0 {
+		return fmt.Errorf("VHD block size %d", img.vhdBlock)
+	}
+	if table < 0 || entries > (length-table)/4 || img.size < 0 || img.size > entries*img.vhdBlock {
+		return errors.New("VHD BAT outside the file or too short for the disk")
+	}
+	img.bitmapSize = roundUp(img.vhdBlock/512/8, 512)
+	raw := make([]byte, 4*entries)
+	if _, err := img.file.ReadAt(raw, table); err != nil {
+		return err
+	}
+	img.bat = make([]uint32, entries)
+	for i := range img.bat {
+		img.bat[i] = binary.BigEndian.Uint32(raw[4*i:])
+		if img.bat[i] == absent || int64(i)*img.vhdBlock >= img.size {
+			continue
+		}
+		if int64(img.bat[i])*512+img.bitmapSize > length {
+			return fmt.Errorf("VHD block %d outside the file", i)
+		}
+		start := int64(i) * img.vhdBlock
+		end := min(start+img.vhdBlock, img.size)
+		// A block is allocated or not as a whole.
+		img.have.addRange(start/blockSize*blockSize, roundUp(end, blockSize))
+	}
+	return nil
+}
+
+// findData maps the extents that hold data.
+func (img *image) findData() error {
+	fd := int(img.file.Fd())
+	for off := int64(0); off < img.size; {
+		data, err := unix.Seek(fd, off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			// A file system without holes.
+			img.have.addRange(off, img.size)
+			return nil
+		}
+		hole, err := unix.Seek(fd, data, unix.SEEK_HOLE)
+		if err != nil {
+			return fmt.Errorf("%s: find holes: %w", img.file.Name(), err)
+		}
+		img.have.addRange(min(data, img.size), min(hole, img.size))
+		off = hole
+	}
+	return nil
+}
+
+// ReadAt reads the disk in the image; past its end there are zeros.
+func (img *image) ReadAt(p []byte, off int64) (int, error) {
+	want := len(p)
+	if inside := max(img.size-off, 0); int64(len(p)) > inside {
+		clear(p[inside:])
+		p = p[:inside]
+	}
+	if img.bat == nil {
+		n, err := img.file.ReadAt(p, off)
+		if err == io.EOF {
+			clear(p[n:])
+			err = nil
+		}
+		if err != nil {
+			return n, err
+		}
+		return want, nil
+	}
+	for len(p) > 0 {
+		n := int(min(int64(len(p)), img.vhdBlock-off%img.vhdBlock))
+		if err := img.readVHD(p[:n], off); err != nil {
+			return 0, err
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return want, nil
+}
+
+// readVHD reads within one block of a dynamic VHD. Sectors whose bit in the
+// block's bitmap is clear are zero.
+func (img *image) readVHD(p []byte, off int64) error {
+	entry := img.bat[off/img.vhdBlock]
+	if entry == absent {
+		clear(p)
+		return nil
+	}
+	at := off % img.vhdBlock
+	pos := int64(entry) * 512
+	first, last := at/512, (at+int64(len(p))-1)/512
+	bitmap := make([]byte, last/8-first/8+1)
+	if _, err := img.file.ReadAt(bitmap, pos+first/8); err != nil {
+		return fmt.Errorf("%s: bitmap at sector %d: %w", img.file.Name(), entry, err)
+	}
+	n, err := img.file.ReadAt(p, pos+img.bitmapSize+at)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	clear(p[n:])
+	for s := first; s <= last; s++ {
+		if bitmap[s/8-first/8] == 0xFF && s%8 == 0 {
+			s += 7
+			continue
+		}
+		if bitmap[s/8-first/8]&(0x80>>(s%8)) == 0 {
+			from, to := max(s*512-at, 0), min((s+1)*512-at, int64(len(p)))
+			clear(p[from:to])
+		}
+	}
+	return nil
+}
