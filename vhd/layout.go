@@ -26,6 +26,7 @@ const (
 // differencing one, in blocks of BlockSize. It is a pure function of its
 // fields: the VHD is Head, then for each present block in ascending order
 // BlockHead and BlockSize bytes of data, then Tail; Length bytes in all.
+// Fixed is the plain form of old.
 //
 // Check must have returned nil before any other method is called.
 type Layout struct {
@@ -43,6 +44,9 @@ type Layout struct {
 	Time uint32
 	// Parent makes the VHD a differencing one.
 	Parent *Parent
+	// Fixed makes the VHD a fixed one: no Head, no BlockHead, every block
+	// present, the last one short.
+	Fixed bool
 }
 
 // Parent is what a differencing VHD says of its parent.
@@ -84,6 +88,9 @@ func (l Layout) Check() error {
 	case l.Size > MaxSize:
 		return fmt.Errorf("vhd: layout: %d bytes, the most is %d: %w", l.Size, int64(MaxSize), ErrTooLarge)
 	}
+	if l.Fixed && l.Parent != nil {
+		return errors.New("vhd: layout: a fixed disk has no parent")
+	}
 	if l.Parent != nil {
 		if l.Parent.Path == "" {
 			return errors.New("vhd: layout: parent without a path")
@@ -100,6 +107,9 @@ func (l Layout) Blocks() int64 { return (l.Size + BlockSize - 1) / BlockSize }
 
 // Length is the whole VHD's length in bytes.
 func (l Layout) Length() int64 {
+	if l.Fixed {
+		return roundUp(l.Size) + footerSize
+	}
 	n := l.Blocks()
 	present := n
 	if l.Present != nil {
@@ -115,6 +125,9 @@ func (l Layout) Length() int64 {
 
 // Head returns everything before the first block.
 func (l Layout) Head() []byte {
+	if l.Fixed {
+		return nil
+	}
 	b := make([]byte, l.headSize())
 	copy(b, l.footer().Encode())
 	h, locators := l.header()
@@ -124,7 +137,7 @@ func (l Layout) Head() []byte {
 	next := uint32(l.headSize() / SectorSize)
 	for i := range int64(len(bat) / 4) {
 		entry := uint32(Absent)
-		if i < l.Blocks() && (l.Present == nil || l.Present(i)) {
+		if i < l.Blocks() && l.present(i) {
 			entry = next
 			next += blockBytes / SectorSize
 		}
@@ -138,6 +151,9 @@ func (l Layout) Head() []byte {
 // cleared except ForXAPI: XenServer sets them, yet writes each set sector it
 // is given, behind the end too.
 func (l Layout) BlockHead(block int64) []byte {
+	if l.Fixed {
+		return nil
+	}
 	left := (l.Size - block*BlockSize + SectorSize - 1) / SectorSize
 	if left >= blockSectors || l.Profile == ForXAPI {
 		return ones
@@ -152,6 +168,18 @@ func (l Layout) BlockHead(block int64) []byte {
 
 // Tail returns what follows the last block: the footer.
 func (l Layout) Tail() []byte { return l.footer().Encode() }
+
+func (l Layout) present(block int64) bool {
+	return l.Fixed || l.Present == nil || l.Present(block)
+}
+
+// dataLength is how many bytes follow a present block's BlockHead.
+func (l Layout) dataLength(block int64) int64 {
+	if l.Fixed {
+		return min(BlockSize, roundUp(l.Size)-block*BlockSize)
+	}
+	return BlockSize
+}
 
 func (l Layout) footer() Footer {
 	size := roundUp(l.Size)
@@ -168,7 +196,10 @@ func (l Layout) footer() Footer {
 		Type:           TypeDynamic,
 		ID:             l.ID,
 	}
-	if l.Parent != nil {
+	switch {
+	case l.Fixed:
+		f.Type, f.DataOffset = TypeFixed, noOffset
+	case l.Parent != nil:
 		f.Type = TypeDifferencing
 	}
 	switch l.Profile {
@@ -214,6 +245,9 @@ func (l Layout) header() (Header, []byte) {
 // fileLocators gives h the parent's path in the three forms that blktap writes
 // (vhd/lib/libvhd.c, vhd_parent_locator_write_at), and returns their data.
 func fileLocators(h *Header, path string) []byte {
+	if path[0] != '/' && path[0] != '.' {
+		path = "./" + path
+	}
 	var wide []byte
 	for _, c := range utf16.Encode([]rune(path)) {
 		if c == '/' {

@@ -1,0 +1,278 @@
+package vhd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"xenkeep/internal/disk"
+)
+
+// Reader is one forward pass over the disk in a VHD: a disk.Source.
+//
+// Sectors whose bitmap bit is not set are zero in a dynamic VHD and inherited
+// in a differencing one, where they are not returned and part the extents. A
+// block of a dynamic VHD is returned whole.
+//
+// A Reader is for one goroutine. Its errors: ErrCorrupt, ErrTruncated,
+// *EmbeddedError, or what the underlying reader returned.
+type Reader struct {
+	*Image
+	in  input
+	err error // stays
+
+	next   int64 // the BAT index to go on at
+	open   bool  // bitmap is that of block next
+	sector int64 // within that block, the next to be looked at
+	bitmap []byte
+	ones   []byte
+	full   bool // all bits are set
+}
+
+// NewReader reads the head of a dynamic or differencing VHD from r and returns
+// a Reader of its disk. The stream is read forward only, as XenServer's
+// /export_raw_vdi sends it: the BAT ahead of the blocks, these in ascending
+// order (else ErrOrder: see OpenFile), the footer right behind the last.
+//
+// The stream's exact length follows from the BAT. The Reader returns io.EOF
+// only when so many bytes have come, the footer behind them equals that at the
+// beginning, and r then has ended. Only where the received length is another,
+// its last 16 KiB are searched for the HTTP response by which XenServer tells
+// of a failure, which is then the error: *EmbeddedError.
+//
+// Reads from r cannot be interrupted by the Reader; close what r reads from.
+func NewReader(r io.Reader, opts Options) (*Reader, error) {
+	s := newStream(r)
+	m, err := readHead(s, opts)
+	if err != nil {
+		return nil, s.reject(err)
+	}
+	return newReader(m, s), nil
+}
+
+func readHead(s *stream, opts Options) (*Image, error) {
+	s.head = make([]byte, footerSize)
+	if err := s.readAt(s.head, 0); err != nil {
+		return nil, err
+	}
+	f, err := DecodeFooter(s.head)
+	if err != nil {
+		return nil, err
+	}
+	if f.Type == TypeFixed {
+		return nil, fmt.Errorf("vhd: footer: a fixed disk's at the start of a stream: %w", ErrCorrupt)
+	}
+	if f.DataOffset < footerSize || f.DataOffset > maxReadSize {
+		return nil, fmt.Errorf("vhd: footer: header at byte %d: %w", f.DataOffset, ErrCorrupt)
+	}
+	raw := make([]byte, headerSize)
+	if err := s.readAt(raw, int64(f.DataOffset)); err != nil {
+		return nil, err
+	}
+	h, err := DecodeHeader(raw)
+	if err != nil {
+		return nil, err
+	}
+	m, err := newImage(f, h, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.readBAT(s); err != nil {
+		return nil, err
+	}
+	end, err := m.checkOrder(s.pos)
+	if err != nil {
+		return nil, err
+	}
+	s.total = end + footerSize
+	return m, nil
+}
+
+// checkOrder demands that the blocks ascend from byte head on, and returns the
+// byte behind the last.
+func (m *Image) checkOrder(head int64) (int64, error) {
+	start, end := int64(0), head // of the block before, or of the head
+	for i, s := range m.bat {
+		if s == Absent {
+			continue
+		}
+		at := int64(s) * SectorSize
+		if at < end {
+			why := ErrOrder
+			if at < head || m.blockEnd(s) > start {
+				why = ErrCorrupt // it overlaps the head or the block before
+			}
+			return 0, fmt.Errorf("vhd: block %d at byte %d, expected from %d on: %w", i, at, end, why)
+		}
+		start, end = at, m.blockEnd(s)
+	}
+	return end, nil
+}
+
+func newReader(m *Image, in input) *Reader {
+	r := &Reader{Image: m, in: in}
+	if !m.fixed() {
+		r.bitmap = make([]byte, m.bitmapLen)
+		r.ones = bytes.Repeat([]byte{0xff}, int(m.blockSize/SectorSize/8))
+	}
+	return r
+}
+
+// Next implements disk.Source. Data goes from the underlying reader straight
+// to buf.
+func (r *Reader) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
+	if r.err != nil {
+		return disk.Extent{}, r.err
+	}
+	if len(buf) < disk.BlockSize {
+		return disk.Extent{}, errors.New("vhd: buffer smaller than a block")
+	}
+	var e disk.Extent
+	if r.fixed() {
+		e, r.err = r.nextFixed(ctx, buf)
+	} else {
+		e, r.err = r.nextBlock(ctx, buf)
+	}
+	if r.err == io.EOF {
+		if err := r.in.finish(); err != nil {
+			r.err = err
+		}
+	}
+	return e, r.err
+}
+
+// nextFixed walks a fixed VHD, r.next counting the disk's blocks.
+func (r *Reader) nextFixed(ctx context.Context, buf []byte) (disk.Extent, error) {
+	current := int64(r.footer.CurrentSize)
+	for r.next < disk.Blocks(current) {
+		if err := ctx.Err(); err != nil {
+			return disk.Extent{}, err
+		}
+		from := r.next * disk.BlockSize
+		p := buf[:min(disk.BlockSize, current-from)]
+		if err := r.in.readAt(p, from); err != nil {
+			return disk.Extent{}, err
+		}
+		r.next++
+		if e, ok, err := r.cut(p, from); ok || err != nil {
+			return e, err
+		}
+	}
+	return disk.Extent{}, io.EOF
+}
+
+// nextBlock walks the other kinds: the next run of held sectors, up to the
+// edge of a block of the disk, which may lie in several small VHD blocks.
+func (r *Reader) nextBlock(ctx context.Context, buf []byte) (disk.Extent, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return disk.Extent{}, err
+		}
+		if !r.open {
+			for r.next < int64(len(r.bat)) && r.bat[r.next] == Absent {
+				r.next++
+			}
+			if r.next == int64(len(r.bat)) {
+				return disk.Extent{}, io.EOF
+			}
+			if err := r.openBlock(); err != nil {
+				return disk.Extent{}, err
+			}
+		}
+		first, last := r.run()
+		if first == last {
+			r.open = false
+			r.next++
+			continue
+		}
+		from := r.next*r.blockSize + first*SectorSize
+		edge := (from/disk.BlockSize + 1) * disk.BlockSize
+		n := min((last-first)*SectorSize, edge-from)
+		if err := r.readSectors(buf[:n], first); err != nil {
+			return disk.Extent{}, err
+		}
+		for from+n < edge && r.atBlockEnd() && r.next+1 < int64(len(r.bat)) && r.bat[r.next+1] != Absent {
+			r.next++
+			if err := r.openBlock(); err != nil {
+				return disk.Extent{}, err
+			}
+			if first, last = r.run(); first != 0 || last == 0 {
+				break
+			}
+			more := min(last*SectorSize, edge-from-n)
+			if err := r.readSectors(buf[n:n+more], 0); err != nil {
+				return disk.Extent{}, err
+			}
+			n += more
+		}
+		if e, ok, err := r.cut(buf[:n], from); ok || err != nil {
+			return e, err
+		}
+	}
+}
+
+// openBlock reads the bitmap of block next.
+func (r *Reader) openBlock() error {
+	if err := r.in.readAt(r.bitmap, int64(r.bat[r.next])*SectorSize); err != nil {
+		return err
+	}
+	r.open, r.sector = true, 0
+	r.full = bytes.Equal(r.bitmap[:len(r.ones)], r.ones)
+	return nil
+}
+
+func (r *Reader) atBlockEnd() bool { return r.open && r.sector == r.blockSize/SectorSize }
+
+// run returns the next sectors of the open block that are to be returned, as
+// [first, last); none: first == last.
+func (r *Reader) run() (first, last int64) {
+	end := r.blockSize / SectorSize
+	first = r.sector
+	if r.full || !r.IsDelta() {
+		return first, end
+	}
+	for first < end && !r.held(first) {
+		first++
+	}
+	for last = first; last < end && r.held(last); last++ {
+	}
+	return first, last
+}
+
+// held is the bitmap's bit of a sector, the most significant first.
+func (r *Reader) held(sector int64) bool {
+	return r.bitmap[sector/8]&(0x80>>(sector%8)) != 0
+}
+
+// readSectors reads sectors of the open block from first on into p.
+func (r *Reader) readSectors(p []byte, first int64) error {
+	at := int64(r.bat[r.next])*SectorSize + r.bitmapLen + first*SectorSize
+	if err := r.in.readAt(p, at); err != nil {
+		return err
+	}
+	r.sector = first + int64(len(p))/SectorSize
+	if r.full || r.IsDelta() {
+		return nil
+	}
+	for s := first; s < r.sector; s++ {
+		if !r.held(s) {
+			clear(p[(s-first)*SectorSize:][:SectorSize])
+		}
+	}
+	return nil
+}
+
+// cut makes the extent of p, which was read from offset from of the disk. What
+// lies behind the disk's end must be zero; where nothing is left, ok is false.
+func (r *Reader) cut(p []byte, from int64) (e disk.Extent, ok bool, err error) {
+	n := min(int64(len(p)), max(r.size-from, 0))
+	for i, c := range p[n:] {
+		if c != 0 {
+			return e, false, fmt.Errorf("vhd: data at offset %d, the disk has %d bytes: %w",
+				from+n+int64(i), r.size, ErrCorrupt)
+		}
+	}
+	return disk.Extent{Offset: from, Length: n}, n > 0, nil
+}
