@@ -1,0 +1,129 @@
+package chunkstore
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"sync"
+
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+)
+
+// tailGuess is how much is read of a pack's end at first, in bytes: the table
+// of contents of a full data pack usually fits.
+const tailGuess = 96 << 10
+
+// directories caches what packs say of themselves. A directory of a full pack
+// takes about 100 KB, so max bounds the memory.
+type directories struct {
+	mu   sync.Mutex
+	max  int
+	byID map[pack.ID]*list.Element
+	lru  list.List
+}
+
+type cachedDirectory struct {
+	id   pack.ID
+	done chan struct{} // closed once d or err is set
+	d    *pack.Directory
+	err  error
+}
+
+// directory returns the opened directory of a pack, from the cache or read
+// once, however many ask. With unlock, it is ready to open blobs.
+func (s *Store) directory(ctx context.Context, id pack.ID) (*pack.Directory, error) {
+	c := &s.dirs
+	for {
+		c.mu.Lock()
+		if c.byID == nil {
+			c.byID = make(map[pack.ID]*list.Element)
+		}
+		e, ok := c.byID[id]
+		if !ok {
+			d := &cachedDirectory{id: id, done: make(chan struct{})}
+			c.byID[id] = c.lru.PushFront(d)
+			for c.lru.Len() > c.max {
+				old := c.lru.Remove(c.lru.Back()).(*cachedDirectory)
+				delete(c.byID, old.id)
+			}
+			c.mu.Unlock()
+			d.d, d.err = s.ReadDirectory(ctx, id, -1)
+			if d.err == nil {
+				d.err = d.d.Unlock()
+			}
+			if d.err != nil { // do not keep it
+				c.mu.Lock()
+				if e, ok := c.byID[id]; ok && e.Value == d {
+					c.lru.Remove(e)
+					delete(c.byID, id)
+				}
+				c.mu.Unlock()
+			}
+			close(d.done)
+			return d.d, d.err
+		}
+		c.lru.MoveToFront(e)
+		d := e.Value.(*cachedDirectory)
+		c.mu.Unlock()
+		select {
+		case <-d.done:
+			if d.err != nil && ctx.Err() == nil {
+				continue // the other's failure may have been its cancellation
+			}
+			return d.d, d.err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// ReadDirectory reads and verifies the header and the table of contents of a
+// pack. Where its size is known (not negative) the blobs must fill it exactly.
+func (s *Store) ReadDirectory(ctx context.Context, id pack.ID, size int64) (*pack.Directory, error) {
+	d, err := s.readDirectory(ctx, id, size)
+	if err != nil {
+		return nil, &pack.Error{Pack: id, Offset: -1, Err: err}
+	}
+	return d, nil
+}
+
+func (s *Store) readDirectory(ctx context.Context, id pack.ID, size int64) (*pack.Directory, error) {
+	name := id.ObjectName()
+	tail, err := s.objects.Get(ctx, name, -tailGuess, -1)
+	if err != nil {
+		return nil, err
+	}
+	n := int64(len(tail))
+	if n < pack.TrailerSize {
+		return nil, fmt.Errorf("%d bytes: %w", n, seal.ErrCorrupt)
+	}
+	limit := size
+	if limit < 0 {
+		limit = 1<<32 - 1
+		if n < tailGuess {
+			limit = n
+		}
+	}
+	t, err := pack.ParseTrailer(tail[n-pack.TrailerSize:], limit)
+	if err != nil {
+		return nil, err
+	}
+	if t.Table+pack.TrailerSize > n {
+		if tail, err = s.objects.Get(ctx, name, -(t.Table + pack.TrailerSize), -1); err != nil {
+			return nil, err
+		}
+		if n = int64(len(tail)); n != t.Table+pack.TrailerSize {
+			return nil, fmt.Errorf("table of contents: %w", seal.ErrCorrupt)
+		}
+	}
+	header := make([]byte, t.Header)
+	if err := s.objects.GetInto(ctx, name, 0, header); err != nil {
+		return nil, err
+	}
+	d, err := pack.OpenDirectory(s.keys, header, tail[n-pack.TrailerSize-t.Table:])
+	if err == nil && size >= 0 {
+		err = d.Covers(t, size)
+	}
+	return d, err
+}

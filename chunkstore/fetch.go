@@ -1,0 +1,265 @@
+package chunkstore
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/index"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// maxGap is how many unwanted bytes are read rather than asked around.
+	maxGap = 64 << 10
+	// maxSpan is the most that one request reads, in bytes. A Fetch holds
+	// this much for each of its readers.
+	maxSpan = 4 << 20
+)
+
+// Fetch reads the blobs named by ids, all of one kind, and calls fn for each
+// index of ids with its plain bytes, verified against the ID. Calls come from
+// several goroutines at once and in the order of storage; fn must not keep p.
+// Blobs that lie together are read together. The first error ends the Fetch.
+func (s *Store) Fetch(ctx context.Context, k chunk.Kind, ids []chunk.ID, fn func(i int, p []byte) error) error {
+	spans, err := s.plan(ctx, k, ids)
+	if err != nil {
+		return err
+	}
+	readers := min(len(spans), max(runtime.GOMAXPROCS(0), min(s.objects.Traits().Parallel, 8)))
+	if readers <= 1 {
+		r := s.newReader()
+		defer r.release()
+		for _, sp := range spans {
+			if err := r.span(ctx, k, ids, sp, fn); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	next := make(chan span)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(next)
+		for _, sp := range spans {
+			select {
+			case next <- sp:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	for range readers {
+		g.Go(func() error {
+			r := s.newReader()
+			defer r.release()
+			for sp := range next {
+				if err := r.span(ctx, k, ids, sp, fn); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// Load reads one blob.
+func (s *Store) Load(ctx context.Context, k chunk.Kind, id chunk.ID) ([]byte, error) {
+	var out []byte
+	err := s.Fetch(ctx, k, []chunk.ID{id}, func(_ int, p []byte) error {
+		out = bytes.Clone(p)
+		return nil
+	})
+	return out, err
+}
+
+// wanted is one index of ids and where it lies.
+type wanted struct {
+	i  int
+	at index.Location
+}
+
+// span is a range of one pack that holds wanted blobs, ascending.
+type span struct {
+	pack   pack.ID
+	offset int64
+	length int64
+	blobs  []wanted
+}
+
+func (s *Store) plan(ctx context.Context, k chunk.Kind, ids []chunk.ID) ([]span, error) {
+	found := make([]wanted, len(ids))
+	for i, id := range ids {
+		at, ok := s.index.Lookup(index.PrefixOf(id))
+		if !ok {
+			places := s.index.Locate(index.PrefixOf(id), nil) // perhaps in a hidden pack
+			if len(places) == 0 {
+				more, err := s.adoptForReading(ctx)
+				if err != nil {
+					return nil, err
+				}
+				if more {
+					places = s.index.Locate(index.PrefixOf(id), nil)
+				}
+			}
+			if len(places) == 0 {
+				return nil, &BlobError{Kind: k, ID: id, Err: ErrMissing}
+			}
+			at = places[0]
+		}
+		found[i] = wanted{i: i, at: at}
+	}
+	slices.SortFunc(found, func(a, b wanted) int {
+		if c := bytes.Compare(a.at.Pack[:], b.at.Pack[:]); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.at.Offset, b.at.Offset)
+	})
+	var spans []span
+	for start := 0; start < len(found); {
+		first := found[start].at
+		sp := span{pack: first.Pack, offset: int64(first.Offset), length: int64(first.Length)}
+		end := start + 1
+		for ; end < len(found); end++ {
+			w := found[end].at
+			stop := max(sp.offset+sp.length, int64(w.Offset)+int64(w.Length))
+			if w.Pack != first.Pack || int64(w.Offset) > sp.offset+sp.length+maxGap || stop-sp.offset > maxSpan {
+				break
+			}
+			sp.length = stop - sp.offset
+		}
+		sp.blobs = found[start:end]
+		spans = append(spans, sp)
+		start = end
+	}
+	return spans, nil
+}
+
+// reader holds the buffers of one goroutine of a Fetch.
+type reader struct {
+	s      *Store
+	hasher *chunk.Hasher
+	stored []byte
+	plain  []byte
+}
+
+var readers = sync.Pool{New: func() any { return &reader{plain: make([]byte, 0, 128<<10)} }}
+
+func (s *Store) newReader() *reader {
+	r := readers.Get().(*reader)
+	if r.s != s {
+		r.s, r.hasher = s, s.hasher.Clone()
+	}
+	return r
+}
+
+func (r *reader) release() { readers.Put(r) }
+
+func (r *reader) span(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span, fn func(i int, p []byte) error) error {
+	fail := func(i int, err error) error {
+		return &BlobError{Kind: k, ID: ids[sp.blobs[i].i], Pack: sp.pack, Err: err}
+	}
+	d, err := r.s.directory(ctx, sp.pack)
+	if err == nil {
+		if int64(cap(r.stored)) < sp.length {
+			r.stored = make([]byte, max(sp.length, 1<<20))
+		}
+		err = r.s.objects.GetInto(ctx, sp.pack.ObjectName(), sp.offset, r.stored[:sp.length])
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, seal.ErrNoDataKey) {
+			return err
+		}
+		return r.elsewhere(ctx, k, ids, sp, 0, len(sp.blobs), fail(0, err), fn)
+	}
+	var plain []byte
+	var last index.Location
+	for i, w := range sp.blobs {
+		if i == 0 || w.at.Offset != last.Offset {
+			last = w.at
+			from := int64(w.at.Offset) - sp.offset
+			plain, err = r.open(d, k, ids[w.i], w.at, r.stored[from:from+int64(w.at.Length)])
+			if err != nil {
+				if err = r.elsewhere(ctx, k, ids, sp, i, i+1, fail(i, err), fn); err != nil {
+					return err
+				}
+				last.Offset = 0 // a header lies there: open again for the next index of this ID
+				continue
+			}
+		} else if ids[w.i] != ids[sp.blobs[i-1].i] {
+			return fail(i, fmt.Errorf("two IDs for one blob: %w", seal.ErrCorrupt))
+		}
+		if err := fn(w.i, plain); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open decrypts one blob and proves that it is what the ID names.
+func (r *reader) open(d *pack.Directory, k chunk.Kind, id chunk.ID, at index.Location, stored []byte) ([]byte, error) {
+	e, ok := d.Find(at.Offset)
+	if !ok || e.Stored != at.Length || e.ID != id || e.Kind != k {
+		return nil, fmt.Errorf("index and table of contents differ at %#x: %w", at.Offset, seal.ErrCorrupt)
+	}
+	plain, err := d.Open(r.plain, e, stored)
+	if err != nil {
+		return nil, err
+	}
+	if cap(plain) > cap(r.plain) {
+		r.plain = plain
+	}
+	if r.hasher.Sum(k, plain) != id {
+		return nil, fmt.Errorf("content does not fit its ID: %w", seal.ErrCorrupt)
+	}
+	return plain, nil
+}
+
+// elsewhere reads blobs [from, to) of a span from other packs that hold them
+// too; cause is the error to give where there is none.
+func (r *reader) elsewhere(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span, from, to int, cause error, fn func(i int, p []byte) error) error {
+	for _, w := range sp.blobs[from:to] {
+		id := ids[w.i]
+		done := false
+		for _, at := range r.s.index.Locate(index.PrefixOf(id), nil) {
+			if at == w.at {
+				continue
+			}
+			d, err := r.s.directory(ctx, at.Pack)
+			if err != nil {
+				continue
+			}
+			stored := make([]byte, at.Length)
+			if err := r.s.objects.GetInto(ctx, pack.ID(at.Pack).ObjectName(), int64(at.Offset), stored); err != nil {
+				continue
+			}
+			plain, err := r.open(d, k, id, at, stored)
+			if err != nil {
+				continue
+			}
+			if err := fn(w.i, plain); err != nil {
+				return err
+			}
+			done = true
+			break
+		}
+		if !done {
+			return cause
+		}
+	}
+	return nil
+}

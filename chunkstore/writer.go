@@ -1,0 +1,405 @@
+package chunkstore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/index"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// minPack is how large the first packs of a run get: a pack is about
+	// 1/48 of what the run has uploaded, between minPack and
+	// pack.TargetSize, so that a killed run loses little of its work.
+	minPack      = 4 << 20
+	packFraction = 48
+	// packRoom is what a pack's buffer has beyond TargetSize, for the table.
+	packRoom = 1 << 20
+	// A run's index is put after this much stored data or time, whichever
+	// comes first.
+	indexBytes  = 1 << 30
+	indexPeriod = 5 * time.Minute
+)
+
+// WriterOptions tell how a run writes.
+type WriterOptions struct {
+	Run   RunID
+	Level seal.Level
+	// Uploads is how many packs may be on their way at once; 0 is the
+	// storage's choice. The writer holds one pack (32 MiB) for each, and two
+	// more.
+	Uploads int
+	// Now is the clock for the index period; nil is time.Now.
+	Now func() time.Time
+}
+
+// WriteStats count what a Writer did.
+type WriteStats struct {
+	Packs  int64 // put
+	Stored int64 // bytes of packs put
+}
+
+// Writer adds blobs, for one run. Put may be called at once, each goroutine
+// with a Worker of its own.
+type Writer struct {
+	s    *Store
+	opts WriterOptions
+	go_  func(func() error) // starts a goroutine that Write waits for
+
+	open    [2]openPack // data, tree
+	buffers chan []byte
+
+	pending shards // IDs in packs that the index does not hold yet
+
+	mu       sync.Mutex
+	done     []finishedPack // put, not in the index yet
+	doneSize int64
+	indexed  time.Time
+	stats    WriteStats
+	err      error
+	inFlight sync.WaitGroup // packs on their way
+	used     map[pack.ID]struct{}
+	made     map[pack.ID]struct{}
+}
+
+type finishedPack struct {
+	entries index.PackEntries
+	ids     []chunk.ID
+}
+
+// openPack is the pack of one kind that blobs go into now.
+type openPack struct {
+	mu sync.Mutex
+	*filling
+}
+
+type filling struct {
+	b       *pack.Builder
+	buf     []byte
+	blobs   sync.WaitGroup // reserved and not yet filled
+	ids     []chunk.ID
+	targets int
+}
+
+// Write runs fn with a Writer and returns when all that was started has ended.
+// fn must call Flush last; what was put after the last Flush is in no index
+// object, and a later run adopts it.
+func (s *Store) Write(ctx context.Context, o WriterOptions, fn func(ctx context.Context, w *Writer) error) error {
+	if o.Uploads <= 0 {
+		o.Uploads = min(max(s.objects.Traits().Parallel, 1), 3)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	w := &Writer{
+		s: s, opts: o, go_: g.Go, indexed: o.Now(),
+		buffers: make(chan []byte, o.Uploads+2),
+		used:    make(map[pack.ID]struct{}), made: make(map[pack.ID]struct{}),
+	}
+	for range cap(w.buffers) {
+		w.buffers <- nil
+	}
+	g.Go(func() error { return fn(ctx, w) })
+	return g.Wait()
+}
+
+// Worker is what one goroutine needs to Put.
+type Worker struct {
+	w      *Writer
+	hasher *chunk.Hasher
+	comp   *seal.Compressor
+	buf    []byte
+	used   map[pack.ID]struct{}
+	last   pack.ID
+}
+
+// NewWorker returns a Worker; Done ends it.
+func (w *Writer) NewWorker() (*Worker, error) {
+	c, err := seal.NewCompressor(w.opts.Level)
+	if err != nil {
+		return nil, err
+	}
+	return &Worker{
+		w: w, hasher: w.s.hasher.Clone(), comp: c, buf: make([]byte, 0, 160<<10),
+		used: make(map[pack.ID]struct{}),
+	}, nil
+}
+
+// Done hands in what the worker knows of packs it leant on.
+func (k *Worker) Done() {
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	for id := range k.used {
+		k.w.used[id] = struct{}{}
+	}
+}
+
+// Sum names p as data of kind kind.
+func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
+
+// Put stores p unless its ID is stored already, and returns how many bytes it
+// took: 0 when it was known. p is not kept. id must be Sum(kind, p).
+func (k *Worker) Put(ctx context.Context, kind chunk.Kind, id chunk.ID, p []byte) (stored int, err error) {
+	if at, ok := k.w.s.locate(id); ok {
+		if at.Pack != k.last {
+			k.last = at.Pack
+			k.used[at.Pack] = struct{}{}
+		}
+		return 0, nil
+	}
+	if !k.w.pending.add(id) {
+		return 0, nil
+	}
+	body, enc := k.comp.Compress(k.buf, p)
+	if enc == seal.Zstd && cap(body) > cap(k.buf) {
+		k.buf = body
+	}
+	f, slot, err := k.w.reserve(ctx, kind, id, enc, len(p), len(body))
+	if err != nil {
+		return 0, err
+	}
+	defer f.blobs.Done()
+	return slot.Stored(), f.b.Fill(slot, body)
+}
+
+// reserve finds room in the open pack of the right kind; a full one is sent
+// off first. It waits while all pack buffers are on their way.
+func (w *Writer) reserve(ctx context.Context, kind chunk.Kind, id chunk.ID, e seal.Encoding, plain, n int) (*filling, pack.Slot, error) {
+	pk := pack.KindOf(kind)
+	o := &w.open[pk-1]
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for {
+		if o.filling == nil {
+			f, err := w.begin(ctx, pk)
+			if err != nil {
+				return nil, pack.Slot{}, err
+			}
+			o.filling = f
+		}
+		slot, ok := o.b.Reserve(id, kind, e, plain, n, o.targets)
+		if ok {
+			o.ids = append(o.ids, id)
+			o.blobs.Add(1)
+			return o.filling, slot, nil
+		}
+		if o.b.Count() == 0 {
+			return nil, pack.Slot{}, fmt.Errorf("%v of %d bytes does not fit a pack", kind, n)
+		}
+		w.send(ctx, o.filling)
+		o.filling = nil
+	}
+}
+
+// begin waits for a buffer and begins a pack in it.
+func (w *Writer) begin(ctx context.Context, k pack.Kind) (*filling, error) {
+	var buf []byte
+	select {
+	case buf = <-w.buffers:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if buf == nil {
+		buf = make([]byte, 0, pack.TargetSize+packRoom)
+	}
+	b, err := pack.NewBuilder(w.s.keys, k, buf)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	target := min(max(w.stats.Stored/packFraction, minPack), pack.TargetSize)
+	w.mu.Unlock()
+	return &filling{b: b, buf: buf, targets: int(target)}, nil
+}
+
+// send puts a pack on its way, in a goroutine of its own; how many there are
+// is bounded by the buffers.
+func (w *Writer) send(ctx context.Context, f *filling) {
+	w.inFlight.Add(1)
+	w.go_(func() error {
+		defer w.inFlight.Done()
+		err := w.upload(ctx, f)
+		if err != nil {
+			w.mu.Lock()
+			if w.err == nil {
+				w.err = err
+			}
+			w.mu.Unlock()
+			return err
+		}
+		w.buffers <- f.buf
+		return w.indexIfDue(ctx)
+	})
+}
+
+func (w *Writer) upload(ctx context.Context, f *filling) error {
+	f.blobs.Wait()
+	id, data, entries, err := f.b.Finish()
+	if err != nil {
+		return err
+	}
+	if err := w.s.objects.Put(ctx, id.ObjectName(), data); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.done = append(w.done, finishedPack{entries: packEntries(id, int64(len(data)), entries), ids: f.ids})
+	w.doneSize += int64(len(data))
+	w.stats.Packs++
+	w.stats.Stored += int64(len(data))
+	w.made[id] = struct{}{}
+	return nil
+}
+
+func (w *Writer) indexIfDue(ctx context.Context) error {
+	w.mu.Lock()
+	due := w.doneSize >= indexBytes || w.opts.Now().Sub(w.indexed) >= indexPeriod
+	w.mu.Unlock()
+	if !due {
+		return nil
+	}
+	return w.putIndex(ctx, nil)
+}
+
+// putIndex makes the packs put so far, and extra ones, part of the index: in
+// storage first, then here, then they need not be remembered any more.
+func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error {
+	w.mu.Lock()
+	done := w.done
+	w.done, w.doneSize, w.indexed = nil, 0, w.opts.Now()
+	w.mu.Unlock()
+	o := &IndexObject{Run: w.opts.Run, Packs: extra}
+	for _, p := range done {
+		o.Packs = append(o.Packs, p.entries)
+	}
+	if len(o.Packs) == 0 {
+		return nil
+	}
+	data, name, err := SealIndexObject(w.s.keys, o)
+	if err == nil {
+		err = w.s.objects.Put(ctx, name, data)
+	}
+	if err == nil {
+		err = w.s.index.Add(name, o.Packs)
+	}
+	if err != nil {
+		return err
+	}
+	for _, p := range done {
+		w.pending.remove(p.ids)
+	}
+	return nil
+}
+
+// AdoptOrphans takes packs that a killed run left without an index into this
+// run's index, so that nothing they hold is uploaded again. It returns how many
+// there were; packs that cannot be read are passed over, they harm nobody.
+func (w *Writer) AdoptOrphans(ctx context.Context) (int, error) {
+	orphans, err := w.s.Orphans(ctx)
+	if err != nil || len(orphans) == 0 {
+		return 0, err
+	}
+	taken, _, err := w.s.Adopt(ctx, orphans)
+	if err != nil {
+		return 0, err
+	}
+	return len(taken), w.putIndex(ctx, taken)
+}
+
+// Flush ends the open packs and returns when all packs are in storage and in
+// the index. No Put may run meanwhile.
+func (w *Writer) Flush(ctx context.Context) error {
+	for i := range w.open {
+		o := &w.open[i]
+		o.mu.Lock()
+		if o.filling != nil {
+			w.send(ctx, o.filling)
+			o.filling = nil
+		}
+		o.mu.Unlock()
+	}
+	w.inFlight.Wait()
+	w.mu.Lock()
+	err := w.err
+	w.mu.Unlock()
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return err
+	}
+	return w.putIndex(ctx, nil)
+}
+
+// Unflushed is how many bytes lie in open packs or on their way.
+func (w *Writer) Unflushed() int64 {
+	var n int64
+	for i := range w.open {
+		o := &w.open[i]
+		o.mu.Lock()
+		if o.filling != nil {
+			n += int64(o.b.Size())
+		}
+		o.mu.Unlock()
+	}
+	return n
+}
+
+// Stats are the counts so far.
+func (w *Writer) Stats() WriteStats {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stats
+}
+
+// Used lists the packs that this run leans on and did not make, as far as its
+// workers have handed them in.
+func (w *Writer) Used() []pack.ID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make([]pack.ID, 0, len(w.used))
+	for id := range w.used {
+		if _, own := w.made[id]; !own {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// shards is a set of IDs, split so that workers rarely wait for each other.
+type shards [64]struct {
+	mu  sync.Mutex
+	set map[chunk.ID]struct{}
+}
+
+// add reports whether id was not in the set.
+func (s *shards) add(id chunk.ID) bool {
+	p := &s[id[0]%64]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.set[id]; ok {
+		return false
+	}
+	if p.set == nil {
+		p.set = make(map[chunk.ID]struct{})
+	}
+	p.set[id] = struct{}{}
+	return true
+}
+
+func (s *shards) remove(ids []chunk.ID) {
+	for _, id := range ids {
+		p := &s[id[0]%64]
+		p.mu.Lock()
+		delete(p.set, id)
+		p.mu.Unlock()
+	}
+}
