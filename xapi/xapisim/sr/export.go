@@ -1,20 +1,277 @@
 package sr
 
-import "io"
+import (
+	"bytes"
+	"fmt"
+	"io"
 
-// Export is a volume's data on their way out, as the export tool sends them.
+	"xenkeep/internal/disk"
+	"xenkeep/vhd"
+)
+
+// Export is a volume's data on their way out, byte for byte as XenServer's
+// export tool sends them (xen-api, ocaml/libs/vhd/vhd_format/f.ml and
+// ocaml/vhd-tool/src/impl.ml). It pins the layers it reads until Close.
 type Export struct {
+	sr     *SR
+	top    *layer
+	pinned []*layer
+	size   int64 // of the device
+	// include says which blocks are sent with their data.
+	include bitset
+	// layout describes the VHD; nil for a raw stream.
+	layout *vhd.Layout
 }
 
-// Export prepares a stream in format "vhd" or "raw"; with a base, the
+// Export prepares a stream in format "vhd" or "raw"; with a base, of the
 // difference to it.
-func (v *Volume) Export(format string, base *Volume) (*Export, error) { return nil, ErrIO }
+//
+// Full streams hold the blocks that any file of the chain has allocated, or,
+// for volumes without a VHD, that are not entirely zero. The difference to a
+// base holds the blocks allocated in any file that is not part of both chains,
+// whether or not the content differs. A raw stream has the disk's full length,
+// with zeros for what is left out.
+//
+// Errors: ErrGone, ErrNotVHD, ErrTooLarge, and ErrIO where reading failed.
+func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
+	if format != "vhd" && format != "raw" {
+		return nil, fmt.Errorf("export %s: unknown format %q", v.uuid, format)
+	}
+	var from []*layer
+	var parent *vhd.Parent
+	if base != nil {
+		if from, parent, err = base.asParent(); err != nil {
+			return nil, fmt.Errorf("export %s: base: %w", v.uuid, err)
+		}
+	}
+	s := v.sr
+	e := &Export{sr: s}
+	s.mu.RLock()
+	if v.top == nil {
+		s.mu.RUnlock()
+		return nil, fmt.Errorf("export %s: %w", v.uuid, ErrGone)
+	}
+	e.top, e.size = v.top, v.top.size
+	for l := v.top; l != nil; l = l.parent {
+		l.use()
+		e.pinned = append(e.pinned, l)
+	}
+	s.mu.RUnlock()
+	defer func() {
+		if err != nil {
+			e.Close()
+		}
+	}()
 
-// Length is the stream's length in bytes.
-func (e *Export) Length() int64 { return 0 }
+	nbd := s.cfg.NBDHybrid && base == nil
+	switch {
+	case base != nil && v.raw:
+		return nil, fmt.Errorf("export %s: %w", v.uuid, ErrNotVHD)
+	case format == "vhd" && e.size > MaxVHDSize:
+		return nil, fmt.Errorf("export %s: %w", v.uuid, ErrTooLarge)
+	case base != nil:
+		e.difference(from)
+	case e.top.garbage:
+		e.all()
+	default:
+		e.difference(nil)
+	}
+	if v.raw && !nbd && format == "vhd" {
+		if err := e.dropZeros(); err != nil {
+			return nil, err
+		}
+	}
+	if format == "raw" {
+		return e, nil
+	}
+	e.layout = &vhd.Layout{
+		Profile: vhd.ForXAPI,
+		Size:    e.size,
+		Present: e.include.has,
+		ID:      newUUID(),
+		Parent:  parent,
+	}
+	if v.raw || nbd {
+		// These modes know only the device and count its blocks.
+		e.layout.Size = roundUp(e.size, blockSize)
+	}
+	if err := e.layout.Check(); err != nil {
+		return nil, fmt.Errorf("export %s: %w", v.uuid, err)
+	}
+	return e, nil
+}
 
-// WriteTo sends the stream.
-func (e *Export) WriteTo(w io.Writer) (int64, error) { return 0, ErrIO }
+// asParent returns v's chain and what a difference to v says of it.
+func (v *Volume) asParent() ([]*layer, *vhd.Parent, error) {
+	s := v.sr
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	switch {
+	case v.top == nil:
+		return nil, nil, fmt.Errorf("%s: %w", v.uuid, ErrGone)
+	case v.raw:
+		return nil, nil, fmt.Errorf("%s: %w", v.uuid, ErrNotVHD)
+	}
+	var chain []*layer
+	for l := v.top; l != nil; l = l.parent {
+		chain = append(chain, l)
+	}
+	return chain, &vhd.Parent{
+		ID:   v.top.footer,
+		Time: vhd.Time(v.top.modified()),
+		Path: s.filePath(v.top),
+	}, nil
+}
+
+// difference includes the blocks of every layer that is in one of the chains
+// of top and from, but not in both.
+func (e *Export) difference(from []*layer) {
+	in := make(map[*layer]int)
+	for _, l := range e.pinned {
+		in[l]++
+	}
+	for _, l := range from {
+		in[l]++
+	}
+	for l, n := range in {
+		if n != 1 {
+			continue
+		}
+		l.mu.RLock()
+		e.include.union(l.own.some)
+		if l.image != nil {
+			e.include.union(l.image.have.some)
+		}
+		l.mu.RUnlock()
+	}
+	e.include.cut(disk.Blocks(e.size))
+}
+
+// all includes every block.
+func (e *Export) all() {
+	for b := range disk.Blocks(e.size) {
+		e.include.set(b)
+	}
+}
+
+// dropZeros leaves out the blocks that hold nothing but zeros.
+func (e *Export) dropZeros() error {
+	buf := make([]byte, blockSize)
+	var keep bitset
+	for b := e.include.next(0); b >= 0; b = e.include.next(b + 1) {
+		n, err := e.read(buf, b)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(buf[:n], zeros[:n]) {
+			keep.set(b)
+		}
+	}
+	e.include = keep
+	return nil
+}
+
+// Length is the stream's length in bytes, had the tool no faults (ErrHangs).
+func (e *Export) Length() int64 {
+	if e.layout == nil {
+		return e.size
+	}
+	return e.layout.Length()
+}
+
+// Blocks is the number of 2 MiB blocks whose data are sent.
+func (e *Export) Blocks() int64 { return e.include.count() }
+
+var (
+	zeros [blockSize]byte
+	ones  = bytes.Repeat([]byte{0xff}, disk.SectorSize)
+)
+
+// WriteTo sends the stream and returns how much of it went out. An error of w
+// comes back as it is; a read error wraps ErrIO; ErrHangs means that the real
+// tool would now keep the connection open for ever.
+func (e *Export) WriteTo(w io.Writer) (int64, error) {
+	out := &counter{w: w}
+	var err error
+	if e.layout == nil {
+		err = e.writeRaw(out)
+	} else {
+		err = e.writeVHD(out)
+	}
+	return out.n, err
+}
+
+func (e *Export) writeVHD(out *counter) error {
+	if err := out.write(e.layout.Head()); err != nil {
+		return err
+	}
+	// Bitmap and data go out in one write; the bitmap's bits are always set.
+	buf := make([]byte, len(ones)+blockSize)
+	copy(buf, ones)
+	for b := e.include.next(0); b >= 0; b = e.include.next(b + 1) {
+		n, err := e.read(buf[len(ones):], b)
+		if err != nil {
+			return err
+		}
+		if err := out.write(buf[:len(ones)+n]); err != nil {
+			return err
+		}
+		if n < blockSize {
+			return ErrHangs
+		}
+	}
+	return out.write(e.layout.Tail())
+}
+
+func (e *Export) writeRaw(out *counter) error {
+	buf := make([]byte, blockSize)
+	for b := range disk.Blocks(e.size) {
+		part := zeros[:min(blockSize, e.size-b*blockSize)]
+		if e.include.has(b) {
+			n, err := e.read(buf, b)
+			if err != nil {
+				return err
+			}
+			part = buf[:n]
+		}
+		if err := out.write(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read reads a block, as much of it as the device has.
+func (e *Export) read(buf []byte, block int64) (int, error) {
+	n := int(min(blockSize, e.size-block*blockSize))
+	e.sr.mu.RLock()
+	defer e.sr.mu.RUnlock()
+	if err := e.top.readBlock(buf[:n], block, 0, nil); err != nil {
+		return 0, fmt.Errorf("export: %w: %v", ErrIO, err)
+	}
+	return n, nil
+}
 
 // Close lets go of the layers.
-func (e *Export) Close() error { return nil }
+func (e *Export) Close() error {
+	var first error
+	for _, l := range e.pinned {
+		if err := l.unuse(); err != nil && first == nil {
+			first = err
+		}
+	}
+	e.pinned = nil
+	return first
+}
+
+// counter counts what w took.
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) write(p []byte) error {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return err
+}

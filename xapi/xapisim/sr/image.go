@@ -1,7 +1,6 @@
 package sr
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +8,9 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"xenkeep/internal/disk"
+	"xenkeep/vhd"
 )
 
 // image is a raw or VHD file that a layer reads and never writes.
@@ -26,7 +28,7 @@ type image struct {
 }
 
 // absent marks a block that a VHD does not hold.
-const absent = 0xFFFFFFFF
+const absent = uint32(vhd.Absent)
 
 // openImage opens a file and finds out what it is.
 func openImage(path string) (_ *image, err error) {
@@ -51,52 +53,40 @@ func openImage(path string) (_ *image, err error) {
 	if foot == nil {
 		return img, img.findData()
 	}
-	img.size = int64(binary.BigEndian.Uint64(foot[48:]))
-	switch kind := binary.BigEndian.Uint32(foot[60:]); kind {
-	case 2:
-		if img.size < 0 || img.size > length-512 {
+	img.size = int64(foot.CurrentSize)
+	switch foot.Type {
+	case vhd.TypeFixed:
+		if img.size < 0 || img.size > length-disk.SectorSize {
 			return nil, fmt.Errorf("%s: fixed VHD shorter than its disk", path)
 		}
 		return img, img.findData()
-	case 3:
-		if err := img.readBAT(int64(binary.BigEndian.Uint64(foot[16:])), length); err != nil {
+	case vhd.TypeDynamic:
+		if err := img.readBAT(int64(foot.DataOffset), length); err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		return img, nil
 	default:
-		return nil, fmt.Errorf("%s: VHD of type %d cannot be the bottom of a chain", path, kind)
+		return nil, fmt.Errorf("%s: a VHD with a parent cannot be the bottom of a chain", path)
 	}
 }
 
 // findFooter returns a VHD's footer: the last 512 bytes, or, should they be
 // damaged, the copy at the beginning of a dynamic VHD. It returns nil for a
 // file that is no VHD.
-func findFooter(f *os.File, length int64) ([]byte, error) {
-	foot := make([]byte, 512)
-	for _, off := range []int64{length - 512, 0} {
+func findFooter(f *os.File, length int64) (*vhd.Footer, error) {
+	raw := make([]byte, disk.SectorSize)
+	for _, off := range []int64{length - disk.SectorSize, 0} {
 		if off < 0 {
 			return nil, nil
 		}
-		if _, err := f.ReadAt(foot, off); err != nil {
+		if _, err := f.ReadAt(raw, off); err != nil {
 			return nil, err
 		}
-		if string(foot[:8]) == "conectix" && binary.BigEndian.Uint32(foot[64:]) == vhdChecksum(foot, 64) {
-			return foot, nil
+		if foot, err := vhd.DecodeFooter(raw); err == nil {
+			return &foot, nil
 		}
 	}
 	return nil, nil
-}
-
-// vhdChecksum is the one's complement of the sum of all bytes but the checksum
-// field at at (VHD specification 1.0).
-func vhdChecksum(p []byte, at int) uint32 {
-	var sum uint32
-	for i, b := range p {
-		if i < at || i >= at+4 {
-			sum += uint32(b)
-		}
-	}
-	return ^sum
 }
 
 func (img *image) readBAT(header, length int64) error {
@@ -107,15 +97,12 @@ func (img *image) readBAT(header, length int64) error {
 	if _, err := img.file.ReadAt(head, header); err != nil {
 		return err
 	}
-	if !bytes.HasPrefix(head, []byte("cxsparse")) || binary.BigEndian.Uint32(head[36:]) != vhdChecksum(head, 36) {
-		return errors.New("VHD header damaged")
+	h, err := vhd.DecodeHeader(head)
+	if err != nil {
+		return err
 	}
-	table := int64(binary.BigEndian.Uint64(head[16:]))
-	entries := int64(binary.BigEndian.Uint32(head[28:]))
-	img.vhdBlock = int64(binary.BigEndian.Uint32(head[32:]))
-	if img.vhdBlock < 4096 || img.vhdBlock&(img.vhdBlock-1) != 0 {
-		return fmt.Errorf("VHD block size %d", img.vhdBlock)
-	}
+	table, entries := int64(h.TableOffset), int64(h.Entries)
+	img.vhdBlock = int64(h.BlockSize)
 	if table < 0 || entries > (length-table)/4 || img.size < 0 || img.size > entries*img.vhdBlock {
 		return errors.New("VHD BAT outside the file or too short for the disk")
 	}

@@ -1,6 +1,7 @@
 package sr
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,13 +11,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
+	"xenkeep/vhd"
 )
 
-// UUID is a VHD footer's unique id.
-type UUID = uuid.UUID
-
-func newUUID() UUID { return uuid.New() }
+// newUUID draws a VHD's unique id. The system's randomness does not fail.
+func newUUID() vhd.UUID {
+	id, _ := vhd.NewUUID(rand.Reader)
+	return id
+}
 
 // layer stands for one VHD file (or raw file, or logical volume) of the SR.
 type layer struct {
@@ -27,10 +29,10 @@ type layer struct {
 	// Guarded by sr.mu: the file's name on the SR, the UUID in its footer, its
 	// virtual size, and the file below it.
 	name   string
-	footer UUID
+	footer vhd.UUID
 	size   int64
 	parent *layer
-	// garbage fills what nobody wrote, instead of zeros.
+	// garbage fills what nobody wrote, instead of zeros, where there is no image.
 	garbage bool
 	// image holds data below what was written; nil for most layers.
 	image *image
@@ -61,6 +63,13 @@ func (l *layer) allocated() int64 { return l.blocks.Load() }
 // hasBlock tells whether the layer's own file has the block in its BAT.
 func (l *layer) hasBlock(block int64) bool {
 	return l.own.some.has(block) || l.image != nil && l.image.have.some.has(block)
+}
+
+// modified is the time of the last write to the layer's file.
+func (l *layer) modified() time.Time {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.mtime
 }
 
 // use pins the layer: GC leaves it alone and its data outlive its volume.
@@ -160,7 +169,7 @@ func (l *layer) readBlock(dst []byte, block, at int64, skip *layer) error {
 	}
 	for lo, hi := need.next(0); lo < pagesPerBlock; lo, hi = need.next(hi) {
 		from, to := clip(lo, hi, at, len(dst))
-		if bottom.garbage {
+		if bottom.garbage && bottom.image == nil {
 			fillGarbage(dst[from:to], bottom.footer, start+at+int64(from))
 		} else {
 			clear(dst[from:to])
@@ -306,7 +315,7 @@ func (l *layer) absorb(from *layer) error {
 
 // fillGarbage writes the bytes that unwritten space at byte off of a disk holds:
 // the same at every read, another for every disk, never zero for long.
-func fillGarbage(dst []byte, disk UUID, off int64) {
+func fillGarbage(dst []byte, disk vhd.UUID, off int64) {
 	seed := binary.LittleEndian.Uint64(disk[:8])
 	word := func(i int64) uint64 {
 		x := seed + uint64(i)*0x9e3779b97f4a7c15

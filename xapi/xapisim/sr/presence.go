@@ -153,6 +153,16 @@ func (b *bitset) union(o bitset) {
 	}
 }
 
+// cut removes all members from n on.
+func (b *bitset) cut(n int64) {
+	if n/64 >= int64(len(*b)) {
+		return
+	}
+	*b = (*b)[:n/64+1]
+	(*b)[n/64] &= 1<<(n%64) - 1
+}
+
+// count is the number of members.
 func (b bitset) count() int64 {
 	n := 0
 	for _, w := range b {

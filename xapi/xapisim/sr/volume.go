@@ -155,32 +155,30 @@ func (v *Volume) fork(newUUID, baseUUID string, snapshot bool) (fork, base *Volu
 	case s.volumes[newUUID] != nil || s.volumes[baseUUID] != nil || newUUID == baseUUID:
 		return nil, nil, fmt.Errorf("snapshot %s: name in use", v.uuid)
 	}
-	thin := &Volume{sr: s, uuid: newUUID}
 	old, size := v.top, v.top.size
-	reuse := old.parent != nil && old.allocated() == 0
-
-	before := v.utilisation()
-	var after int64
-	if reuse {
-		thin.top = s.newLayer(newUUID, size, old.parent)
-		after = before + thin.utilisation()
+	fork = &Volume{sr: s, uuid: newUUID}
+	if old.parent != nil && old.allocated() == 0 {
+		fork.top = s.newLayer(newUUID, size, old.parent)
+		if s.free() < fork.utilisation() {
+			return nil, nil, errNoSpace()
+		}
 	} else {
+		fork.top = s.newLayer(newUUID, size, old)
 		base = &Volume{sr: s, uuid: baseUUID, hidden: true, top: old}
-		thin.top = s.newLayer(newUUID, size, old)
 		leaf := &Volume{sr: s, top: s.newLayer(v.uuid, size, old), inflated: s.LVM() && v.attached}
-		after = base.utilisation() + thin.utilisation() + leaf.utilisation()
-		if s.free() < after-before {
+		after := base.utilisation() + fork.utilisation() + leaf.utilisation()
+		if s.free() < after-v.utilisation() {
 			return nil, nil, errNoSpace()
 		}
 		old.name = baseUUID
 		v.top, v.inflated = leaf.top, leaf.inflated
 		s.volumes[baseUUID] = base
 	}
-	s.volumes[newUUID] = thin
+	s.volumes[newUUID] = fork
 	if snapshot {
-		v.snapshotCBT(thin)
+		v.snapshotCBT(fork)
 	}
-	return thin, base, nil
+	return fork, base, nil
 }
 
 // Resize grows the volume to at least size bytes, rounded as in Create.

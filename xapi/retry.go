@@ -1,0 +1,108 @@
+package xapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+// Waits after lost connections: a toolstack restart takes a minute or two.
+const (
+	networkAttempts = 10
+	networkDelay    = time.Second
+	networkMaxDelay = 15 * time.Second
+)
+
+// longestWait bounds what a run waits before one repetition. Codes whose waits
+// are hours (an upgrade, a chain to be coalesced) are left to the next run.
+const longestWait = 5 * time.Minute
+
+// Retry runs op until it succeeds, fails in a way that the code table calls
+// hopeless, or its tries are used up; lost connections count as worth a retry.
+// It is for operations that may be repeated: op must be idempotent, or known
+// to have done nothing when it fails. The waits are those of the table.
+func (c *Client) Retry(ctx context.Context, op func(ctx context.Context) error) error {
+	return retry(ctx, c.cfg.pace(), op)
+}
+
+func retry(ctx context.Context, pace func(time.Duration) time.Duration, op func(ctx context.Context) error) error {
+	for tried := 0; ; tried++ {
+		err := op(ctx)
+		if f, ok := err.(final); ok {
+			return f.error
+		}
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		info := policy(err)
+		if info.Class != RetryYes || tried >= info.Attempts || info.Delay > longestWait {
+			return err
+		}
+		delay := info.Delay
+		for range tried {
+			if delay *= 2; delay >= info.MaxDelay {
+				delay = info.MaxDelay
+				break
+			}
+		}
+		if !sleep(ctx, pace(delay)) {
+			return err
+		}
+	}
+}
+
+// final is an error that retry passes on as it is.
+type final struct{ error }
+
+// policy is where it is decided whether an error is worth another try.
+func policy(err error) CodeInfo {
+	var e *Error
+	if errors.As(err, &e) {
+		info, _ := Lookup(e.Code)
+		return info
+	}
+	var h *HTTPError
+	switch {
+	case errors.As(err, &h):
+		if h.Status == http.StatusRequestTimeout || h.Status >= 500 {
+			return CodeInfo{Class: RetryYes, Attempts: 1, Delay: soon, MaxDelay: soon}
+		}
+	case lostConnection(err):
+		return CodeInfo{Class: RetryYes, Attempts: networkAttempts, Delay: networkDelay, MaxDelay: networkMaxDelay}
+	}
+	return CodeInfo{Class: RetryNo}
+}
+
+// lostConnection tells whether err is a failure of the network rather than an
+// answer: no host there, or a connection that broke.
+func lostConnection(err error) bool {
+	var untrusted *UntrustedHostError
+	if errors.As(err, &untrusted) || errors.Is(err, context.Canceled) {
+		return false
+	}
+	var op *net.OpError
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		(errors.As(err, &op) && (op.Op == "dial" || op.Op == "read" || op.Op == "write"))
+}
+
+// sleep waits for d and tells whether ctx lived through it.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// detach is the context for what must be done although ctx may have ended.
+func detach(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), limit)
+}

@@ -1,0 +1,240 @@
+package xapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+)
+
+// Limits of the wire: hosts take requests of at most 300 KiB (xen-api
+// ocaml/xapi-consts/constants.ml); we take answers of at most 512 MiB.
+const (
+	maxRequest  = 300 << 10
+	maxResponse = 512 << 20
+)
+
+// Call makes one call with the client's session as its first parameter and
+// decodes the answer into result, unless that is nil. A session that the pool
+// has forgotten is renewed once, a change of master followed. Calls that
+// change nothing, or whose repetition changes nothing more (see repeatable),
+// are repeated after lost connections; others are made once.
+func (c *Client) Call(ctx context.Context, method string, result any, args ...any) error {
+	if !repeatable(method) {
+		return c.callOnce(ctx, method, result, args)
+	}
+	broken := 0
+	return retry(ctx, c.cfg.pace(), func(ctx context.Context) error {
+		session, _ := c.current()
+		err := c.callOnce(ctx, method, result, args)
+		var e *Error
+		switch {
+		case errors.As(err, &e) && e.Code != HostStillBooting:
+			return final{err} // the caller decides about what the pool answers
+		case lostConnection(err):
+			if broken++; broken >= 2 { // the master may have moved
+				if lerr := c.logInAgain(ctx, session, ""); IsCode(lerr, SessionAuthenticationFailed) || errors.Is(lerr, ErrOtherPool) {
+					return final{lerr}
+				}
+			}
+		}
+		return err
+	})
+}
+
+func (c *Client) callOnce(ctx context.Context, method string, result any, args []any) error {
+	for again := false; ; again = true {
+		session, endpoint := c.current()
+		if session == "" {
+			return errors.New(method + ": session: closed")
+		}
+		err := c.rpc(ctx, endpoint, method, result, append([]any{session}, args...)...)
+		var e *Error
+		if !errors.As(err, &e) || again {
+			return redact(err, session)
+		}
+		switch e.Code {
+		case HostIsSlave: // refused before anything was done
+			var master string
+			if len(e.Params) > 0 {
+				master = e.Params[0]
+			}
+			if lerr := c.logInAgain(ctx, session, master); lerr != nil {
+				return lerr
+			}
+		case SessionInvalid:
+			if lerr := c.logInAgain(ctx, session, ""); lerr != nil {
+				return fmt.Errorf("%s: %w", method, lerr)
+			}
+			if !repeatable(method) {
+				return redact(err, session)
+			}
+		default:
+			return redact(err, session)
+		}
+	}
+}
+
+// repeatable is the one table of calls that may be made twice: reading, setting
+// a field to a value, and bringing something to a state where it may be
+// already. The rest (create, snapshot, clone, every Async call, ...) would do
+// its work twice.
+func repeatable(method string) bool {
+	class, name, ok := strings.Cut(method, ".")
+	if !ok || class == "Async" || class == "session" {
+		return false
+	}
+	for _, prefix := range []string{"get_", "set_", "remove_", "list"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	switch name {
+	case "destroy", "cancel", "from", "inject", "plug", "unplug", "scan", "update", "enable_cbt", "disable_cbt", "data_destroy":
+		return true
+	}
+	return false
+}
+
+// readOnly tells getters, which no server-side queue holds up, from the rest.
+func readOnly(method string) bool {
+	_, name, _ := strings.Cut(method, ".")
+	return strings.HasPrefix(name, "get_") && name != "get_nbd_info"
+}
+
+type request struct {
+	Version string `json:"jsonrpc"`
+	Method  string `json:"method"`
+	Params  []any  `json:"params"`
+	ID      int    `json:"id"`
+}
+
+// rpc makes one call at endpoint, as it is.
+func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, params ...any) error {
+	if readOnly(method) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, getterTimeout)
+		defer cancel()
+	}
+	body, err := json.Marshal(request{"2.0", method, params, 1})
+	if err != nil {
+		return fmt.Errorf("%s: %w", method, err)
+	}
+	if len(body) > maxRequest {
+		return fmt.Errorf("%s: request of %d bytes exceeds the %d that hosts take", method, len(body), maxRequest)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.scheme+"://"+endpoint+"/jsonrpc", bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("%s: %w", method, err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", c.cfg.UserAgent)
+	client := c.fresh
+	if repeatable(method) {
+		client = c.kept
+		req.Header["Idempotency-Key"] = nil // lets net/http itself repeat on a stale connection; not sent
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("%s: %w", method, err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: read answer: %w", method, err)
+	case len(data) > maxResponse:
+		return fmt.Errorf("%s: answer exceeds %d bytes", method, maxResponse)
+	case resp.StatusCode != http.StatusOK:
+		h := &HTTPError{Host: endpoint, Method: http.MethodPost, Path: "/jsonrpc", Status: resp.StatusCode, Text: pageText(data)}
+		return fmt.Errorf("%s: %w", method, h)
+	case strings.HasPrefix(resp.Header.Get("Content-Type"), "text/xml"):
+		return fmt.Errorf("%s: %w", method, ErrNoJSONRPC)
+	}
+	raw, err := decodeAnswer(data)
+	if err != nil {
+		var e *Error
+		if errors.As(err, &e) {
+			e.Method = method
+			return e
+		}
+		return fmt.Errorf("%s: %w", method, err)
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(raw, result); err != nil {
+		return fmt.Errorf("%s: decode answer: %w", method, err)
+	}
+	return nil
+}
+
+// decodeAnswer takes an answer apart. API failures come as {code, message,
+// data}, or as the array [CODE, p1, ...] from hosts before 7.3 and from those
+// that fail before they know which version was asked for; both become *Error.
+func decodeAnswer(data []byte) (json.RawMessage, error) {
+	var answer struct {
+		Result json.RawMessage `json:"result"`
+		Error  json.RawMessage `json:"error"`
+	}
+	if err := json.Unmarshal(data, &answer); err != nil {
+		return nil, fmt.Errorf("answer is not JSON-RPC: %w", err)
+	}
+	if len(answer.Error) == 0 || string(answer.Error) == "null" {
+		if answer.Result == nil {
+			return nil, errors.New("answer holds neither result nor error")
+		}
+		return answer.Result, nil
+	}
+	var list []json.RawMessage
+	if answer.Error[0] == '[' {
+		if err := json.Unmarshal(answer.Error, &list); err != nil || len(list) == 0 {
+			return nil, errors.New("answer holds an error of unknown form")
+		}
+		return nil, &Error{Code: Code(text(list[0])), Params: texts(list[1:])}
+	}
+	var object struct {
+		Message string          `json:"message"`
+		Data    json.RawMessage `json:"data"`
+	}
+	if err := json.Unmarshal(answer.Error, &object); err != nil || object.Message == "" {
+		return nil, errors.New("answer holds an error of unknown form")
+	}
+	if json.Unmarshal(object.Data, &list) != nil && len(object.Data) > 0 {
+		list = []json.RawMessage{object.Data}
+	}
+	return nil, &Error{Code: Code(object.Message), Params: texts(list)}
+}
+
+func texts(list []json.RawMessage) []string {
+	out := make([]string, len(list))
+	for i, raw := range list {
+		out[i] = text(raw)
+	}
+	return out
+}
+
+// text is a JSON string's content, or any other value as it stands.
+func text(raw json.RawMessage) string {
+	var s string
+	if json.Unmarshal(raw, &s) == nil {
+		return s
+	}
+	return string(raw)
+}
+
+// redact takes the session out of a pool error's parameters: whoever knows it
+// has all rights of its user.
+func redact(err error, session Ref) error {
+	var e *Error
+	if session != "" && errors.As(err, &e) {
+		for i, p := range e.Params {
+			e.Params[i] = strings.ReplaceAll(p, string(session), "(session)")
+		}
+	}
+	return err
+}

@@ -1,0 +1,203 @@
+package xapi
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Polling of tasks: quickly at first, because many calls take no time.
+const (
+	pollFirst = 25 * time.Millisecond
+	pollMax   = 2 * time.Second
+	// cancelGrace is how long a cancelled task is waited for: long operations
+	// look for the wish to cancel about every 10 s, others at once.
+	cancelGrace = 5 * time.Second
+)
+
+// CreateTask makes a task for an HTTP transfer to report to.
+func (c *Client) CreateTask(ctx context.Context, label, description string) (Ref, error) {
+	var ref Ref
+	err := c.Call(ctx, "task.create", &ref, label, description)
+	return ref, err
+}
+
+// Task reads a task's record.
+func (c *Client) Task(ctx context.Context, ref Ref) (Task, error) {
+	return record[Task](ctx, c, "task", ref)
+}
+
+// Tasks reads the records of all tasks.
+func (c *Client) Tasks(ctx context.Context) ([]Task, error) {
+	return records[Task](ctx, c, "task")
+}
+
+// CancelTask tells the pool to stop a task. Operations notice when they come
+// to it, if at all.
+func (c *Client) CancelTask(ctx context.Context, task Ref) error {
+	return gone(c.Call(ctx, "task.cancel", nil, task))
+}
+
+// DestroyTask removes a task's record, also one that nothing will ever
+// complete: the pool only marks pending tasks, so it is given a status first.
+// A task that is gone is no error.
+func (c *Client) DestroyTask(ctx context.Context, task Ref) error {
+	t, err := c.Task(ctx, task)
+	if err != nil {
+		return gone(err)
+	}
+	if t.Status == "pending" || t.Status == "cancelling" {
+		// Unknown before 7.2; there the pool drops the task after a day.
+		_ = c.Call(ctx, "task.set_status", nil, task, "cancelled")
+	}
+	return gone(c.Call(ctx, "task.destroy", nil, task))
+}
+
+// gone takes an object that no longer exists for a success of its removal.
+func gone(err error) error {
+	if IsCode(err, HandleInvalid) {
+		return nil
+	}
+	return err
+}
+
+// WaitTask waits until the task is over and returns its result: the values of
+// a set, one value, or none. Failures are *Error; ErrTaskLost says that the
+// pool does not know the task any more. The task's record stays. WaitTask does
+// not cancel the task when ctx ends: see Async.
+func (c *Client) WaitTask(ctx context.Context, task Ref) ([]string, error) {
+	delay := pollFirst
+	for {
+		t, err := c.Task(ctx, task)
+		if IsCode(err, HandleInvalid) {
+			return nil, fmt.Errorf("task %s: %w", task, ErrTaskLost)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if t.Status != "pending" && t.Status != "cancelling" {
+			return t.outcome()
+		}
+		if !sleep(ctx, delay) {
+			return nil, context.Cause(ctx)
+		}
+		delay = min(2*delay, pollMax)
+	}
+}
+
+func (t *Task) outcome() ([]string, error) {
+	switch {
+	case t.Status == "success":
+		return ParseTaskResult(t.Result)
+	case len(t.ErrorInfo) > 0:
+		return nil, &Error{Code: Code(t.ErrorInfo[0]), Params: t.ErrorInfo[1:]}
+	case t.Status == "cancelled":
+		return nil, &Error{Code: TaskCancelled, Params: []string{string(t.Ref)}}
+	}
+	return nil, fmt.Errorf("task %s: status %.40q without a reason", t.Ref, t.Status)
+}
+
+// ParseTaskResult reads the result field of a task: an XML-RPC value element
+// as text, "<value>OpaqueRef:...</value>" or an array of such, empty for void;
+// very old hosts give a bare reference.
+func ParseTaskResult(s string) ([]string, error) {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return nil, nil
+	}
+	if s[0] != '<' {
+		return []string{s}, nil
+	}
+	d := xml.NewDecoder(strings.NewReader(s))
+	var values []string
+	var content strings.Builder
+	leaf := false // within a value that has shown no value within it
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			if len(values) == 1 && values[0] == "" {
+				return nil, nil
+			}
+			return values, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("task result: %w", err)
+		}
+		switch e := token.(type) {
+		case xml.StartElement:
+			switch e.Name.Local {
+			case "value":
+				leaf = true
+			case "array", "struct":
+				leaf = false
+			}
+			content.Reset()
+		case xml.CharData:
+			content.Write(e)
+		case xml.EndElement:
+			if e.Name.Local == "value" && leaf {
+				values = append(values, content.String())
+				leaf = false
+			}
+		}
+	}
+}
+
+// Async makes a call in its asynchronous form and waits for its end. Where the
+// pool can stop it, the end of ctx cancels the operation on the pool too; an
+// operation that still came to its end returns its result beside the error, so
+// that what it made can be removed.
+func (c *Client) Async(ctx context.Context, method string, args ...any) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var task Ref
+	// The answer comes at once, and without it the task could not be stopped.
+	start, cancel := detach(ctx, getterTimeout)
+	err := c.Call(start, "Async."+method, &task, args...)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	values, err := c.WaitTask(ctx, task)
+	tidy, cancel := detach(ctx, cleanupTimeout)
+	defer cancel()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+		values = c.stopTask(tidy, task)
+	} else {
+		_ = c.DestroyTask(tidy, task)
+	}
+	var e *Error
+	if errors.As(err, &e) && e.Method == "" {
+		e.Method = method
+	}
+	return values, err
+}
+
+// stopTask cancels a task, waits a little for its end, and removes it. It
+// returns the result of a task that succeeded all the same.
+func (c *Client) stopTask(ctx context.Context, task Ref) []string {
+	_ = c.CancelTask(ctx, task)
+	grace, cancel := context.WithTimeout(ctx, cancelGrace)
+	values, _ := c.WaitTask(grace, task)
+	cancel()
+	_ = c.DestroyTask(ctx, task)
+	return values
+}
+
+// asyncRef is Async for calls that return one reference.
+func (c *Client) asyncRef(ctx context.Context, method string, args ...any) (Ref, error) {
+	values, err := c.Async(ctx, method, args...)
+	switch {
+	case len(values) > 0:
+		return Ref(values[0]), err
+	case err == nil:
+		return "", fmt.Errorf("%s: task ended without a result", method)
+	}
+	return "", err
+}

@@ -1,0 +1,166 @@
+package xapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+)
+
+// SnapshotVM takes a crash-consistent snapshot of a VM's disks and returns the
+// snapshot's VM record. Disks in ignore are left out, which hosts before
+// 21.4.0 cannot: ErrIgnoreVDIs. A reference returned beside an error is a
+// snapshot that was made although ctx had ended, for the caller to remove.
+func (c *Client) SnapshotVM(ctx context.Context, vm Ref, name string, ignore ...Ref) (Ref, error) {
+	if len(ignore) > 0 {
+		ref, err := c.asyncRef(ctx, "VM.snapshot", vm, name, ignore)
+		if IsCode(err, ParameterCountMismatch) {
+			return "", errors.Join(ErrIgnoreVDIs, err)
+		}
+		return ref, err
+	}
+	ref, err := c.asyncRef(ctx, "VM.snapshot", vm, name)
+	if IsCode(err, ParameterCountMismatch) {
+		return c.asyncRef(ctx, "VM.snapshot", vm, name, []Ref{})
+	}
+	return ref, err
+}
+
+// CreateVM makes a VM from a record; see VMFields for the fields that a stored
+// record brings along.
+func (c *Client) CreateVM(ctx context.Context, fields map[string]any) (Ref, error) {
+	return c.asyncRef(ctx, "VM.create", fields)
+}
+
+// CloneVM makes a fast copy of a halted VM, a snapshot or a template.
+func (c *Client) CloneVM(ctx context.Context, vm Ref, name string) (Ref, error) {
+	return c.asyncRef(ctx, "VM.clone", vm, name)
+}
+
+// DestroyVM removes the record of a VM or a VM snapshot. Its disks stay. A
+// record that is gone is no error.
+func (c *Client) DestroyVM(ctx context.Context, vm Ref) error {
+	return gone(c.Retry(ctx, func(ctx context.Context) error {
+		_, err := c.Async(ctx, "VM.destroy", vm)
+		return err
+	}))
+}
+
+// vmCreateFields are the fields that VM.create takes (those that can be set at
+// creation in xen-api ocaml/idl/datamodel_vm.ml), as far as all versions from
+// 7.x on know them.
+var vmCreateFields = []string{
+	"name_label", "name_description", "user_version", "is_a_template", "affinity",
+	"memory_target", "memory_static_max", "memory_dynamic_max", "memory_dynamic_min", "memory_static_min",
+	"VCPUs_params", "VCPUs_max", "VCPUs_at_startup",
+	"actions_after_softreboot", "actions_after_shutdown", "actions_after_reboot", "actions_after_crash",
+	"PV_bootloader", "PV_kernel", "PV_ramdisk", "PV_args", "PV_bootloader_args", "PV_legacy_args",
+	"HVM_boot_policy", "HVM_boot_params", "HVM_shadow_multiplier", "platform", "PCI_bus", "other_config",
+	"recommendations", "xenstore_data", "ha_always_run", "ha_restart_priority", "tags", "blocked_operations",
+	"start_delay", "shutdown_delay", "order", "version", "generation_id", "hardware_platform_version",
+	"has_vendor_device", "domain_type", "NVRAM", "bios_strings",
+}
+
+// VMFields picks from a VM's record what VM.create takes. References are left
+// out: they mean nothing on another pool, or later.
+func VMFields(vm *VM) (map[string]any, error) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(vm.Raw, &all); err != nil {
+		return nil, err
+	}
+	fields := make(map[string]any)
+	for _, name := range vmCreateFields {
+		if raw, ok := all[name]; ok {
+			fields[name] = raw
+		}
+	}
+	fields["affinity"] = NullRef
+	fields["is_a_template"] = false
+	return fields, nil
+}
+
+// CreateVBD connects a disk with a VM. Only the fields that say something are
+// taken from v: VM, VDI, UserDevice, Bootable, Mode, Type, Empty, Unpluggable,
+// OtherConfig and the quality of service.
+func (c *Client) CreateVBD(ctx context.Context, v VBD) (Ref, error) {
+	return c.asyncRef(ctx, "VBD.create", map[string]any{
+		"VM": v.VM, "VDI": orNull(v.VDI), "userdevice": v.UserDevice, "bootable": v.Bootable,
+		"mode": v.Mode, "type": v.Type, "empty": v.Empty, "unpluggable": v.Unpluggable,
+		"other_config":       notNil(v.OtherConfig),
+		"qos_algorithm_type": v.QoSAlgorithmType, "qos_algorithm_params": notNil(v.QoSParams),
+	})
+}
+
+// UnplugVBD detaches a disk from a running VM.
+func (c *Client) UnplugVBD(ctx context.Context, vbd Ref) error {
+	err := c.Call(ctx, "VBD.unplug", nil, vbd)
+	if IsCode(err, "DEVICE_ALREADY_DETACHED") {
+		return nil
+	}
+	return gone(err)
+}
+
+// DestroyVBD removes the connection of a disk with a VM, not the disk.
+func (c *Client) DestroyVBD(ctx context.Context, vbd Ref) error {
+	return gone(c.Call(ctx, "VBD.destroy", nil, vbd))
+}
+
+// CreateVIF connects a VM with a network; an empty MAC lets the pool choose.
+func (c *Client) CreateVIF(ctx context.Context, v VIF) (Ref, error) {
+	mtu := v.MTU
+	if mtu == 0 {
+		mtu = 1500
+	}
+	fields := map[string]any{
+		"device": v.Device, "network": v.Network, "VM": v.VM, "MAC": v.MAC, "MTU": mtu,
+		"other_config":       notNil(v.OtherConfig),
+		"qos_algorithm_type": v.QoSAlgorithmType, "qos_algorithm_params": notNil(v.QoSParams),
+	}
+	if v.LockingMode != "" {
+		fields["locking_mode"] = v.LockingMode
+		fields["ipv4_allowed"], fields["ipv6_allowed"] = noNils(v.IPv4Allowed), noNils(v.IPv6Allowed)
+	}
+	return c.asyncRef(ctx, "VIF.create", fields)
+}
+
+// SetOtherConfig sets one key of an object's other_config; class is "VM",
+// "VDI", "task" and so on.
+func (c *Client) SetOtherConfig(ctx context.Context, class string, ref Ref, key, value string) error {
+	// Adding a key that exists is an error, removing one that does not is not.
+	if err := c.RemoveOtherConfig(ctx, class, ref, key); err != nil {
+		return err
+	}
+	err := c.Call(ctx, class+".add_to_other_config", nil, ref, key, value)
+	if IsCode(err, MapDuplicateKey) { // somebody was quicker
+		if err = c.RemoveOtherConfig(ctx, class, ref, key); err == nil {
+			err = c.Call(ctx, class+".add_to_other_config", nil, ref, key, value)
+		}
+	}
+	return err
+}
+
+// RemoveOtherConfig removes one key of an object's other_config.
+func (c *Client) RemoveOtherConfig(ctx context.Context, class string, ref Ref, key string) error {
+	return c.Call(ctx, class+".remove_from_other_config", nil, ref, key)
+}
+
+func orNull(r Ref) Ref {
+	if r == "" {
+		return NullRef
+	}
+	return r
+}
+
+// Hosts refuse null where they expect a map or a set.
+func notNil(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}
+
+func noNils(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}

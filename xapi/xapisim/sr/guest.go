@@ -1,0 +1,98 @@
+package sr
+
+import (
+	"bytes"
+	"fmt"
+)
+
+// WriteImage is a guest at work: the volume becomes equal to the raw or VHD
+// file at path, and only the 4 KiB pages that differ are written, so that VHD
+// blocks are allocated and CBT bits set just there. It returns how many bytes
+// were written. The file's size, rounded as the SR does, must be the volume's.
+func (v *Volume) WriteImage(path string) (int64, error) {
+	img, err := openImage(path)
+	if err != nil {
+		return 0, fmt.Errorf("write image: %w", err)
+	}
+	defer img.file.Close()
+	size := v.Size()
+	if want, err := v.sr.roundSize(img.size, v.raw); err != nil || want != size {
+		return 0, fmt.Errorf("write image: %s holds %d bytes, the disk %d", path, img.size, size)
+	}
+	var written int64
+	old, buf := make([]byte, blockSize), make([]byte, blockSize)
+	for b := range (size + blockSize - 1) / blockSize {
+		n, err := v.writeImageBlock(img, b, old, buf)
+		written += n
+		if err != nil {
+			return written, fmt.Errorf("write image: block %d: %w", b, err)
+		}
+	}
+	return written, nil
+}
+
+// writeImageBlock makes one block equal to the image's.
+func (v *Volume) writeImageBlock(img *image, block int64, old, buf []byte) (written int64, err error) {
+	v.sr.mu.RLock()
+	defer v.sr.mu.RUnlock()
+	if v.top == nil {
+		return 0, ErrGone
+	}
+	have := img.have.get(block)
+	if have.empty() && !v.top.holds(block) {
+		return 0, nil // a hole on both sides
+	}
+	start := block * blockSize
+	n := int(min(blockSize, v.top.size-start))
+	old, buf = old[:n], buf[:n]
+	if err := v.top.readBlock(old, block, 0, nil); err != nil {
+		return 0, err
+	}
+	need := allPages
+	if err := readPages(img, &need, have, buf, start, 0); err != nil {
+		return 0, err
+	}
+	for lo, hi := need.next(0); lo < pagesPerBlock; lo, hi = need.next(hi) {
+		if from, to := clip(lo, hi, 0, n); from < to {
+			clear(buf[from:to])
+		}
+	}
+	if bytes.Equal(old, buf) {
+		return 0, nil
+	}
+	differs := func(at int) bool {
+		end := min(at+pageSize, n)
+		return !bytes.Equal(old[at:end], buf[at:end])
+	}
+	for at := 0; at < n; {
+		if !differs(at) {
+			at += pageSize
+			continue
+		}
+		end := at + pageSize
+		for end < n && differs(end) {
+			end += pageSize
+		}
+		end = min(end, n)
+		if _, err := v.writeAt(buf[at:end], start+int64(at)); err != nil {
+			return written, err
+		}
+		written += int64(end - at)
+		at = end
+	}
+	return written, nil
+}
+
+// holds tells whether any layer of the chain holds data of the block, or
+// garbage stands there.
+func (l *layer) holds(block int64) bool {
+	for ; l != nil; l = l.parent {
+		l.mu.RLock()
+		held := l.garbage || l.hasBlock(block)
+		l.mu.RUnlock()
+		if held {
+			return true
+		}
+	}
+	return false
+}
