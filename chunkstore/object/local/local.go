@@ -1,0 +1,448 @@
+// Package local keeps objects as files below one folder: a disk, or an NFS or
+// SMB mount. It needs no hard links, no locks and no memory maps of the file
+// system.
+//
+// An object is written to a temporary file in its own folder, synced, renamed,
+// and the folder synced. Temporary files begin with a dot, which no object name
+// does; what a dead writer left behind is never listed, and List removes it
+// when it is a day old.
+//
+// Nothing is ever created where there is no repository: a folder without its
+// packs and slots, such as the empty mount point of a lost mount, is
+// object.ErrNoRepository to every operation.
+package local
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"xenkeep/chunkstore/object"
+)
+
+const (
+	tempPrefix = ".tmp-"
+	tempAge    = 24 * time.Hour // after which a temporary file belongs to no live writer
+
+	// writePiece is how much is written between two looks at the context.
+	writePiece = 8 << 20
+
+	// networkListDelay covers the attribute and directory caches of NFS (acdirmax,
+	// 60 s in nfs(5)) and SMB clients on both sides.
+	networkListDelay = 120 * time.Second
+)
+
+// Store is a repository's folder.
+type Store struct {
+	root    string
+	network bool // a mount whose server other machines write to, or may be
+}
+
+var _ object.Store = (*Store)(nil)
+
+// Create makes the folders of a repository in dir and opens it. The last
+// element of dir is made if need be, its parent never is. A dir that holds any
+// file, or folders other than a repository's, is object.ErrExists.
+func Create(dir string) (*Store, error) {
+	root, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, &object.Error{Op: "create", Name: dir, Class: err}
+	}
+	s := &Store{root: root}
+	if err := os.Mkdir(root, 0o777); errors.Is(err, fs.ErrNotExist) {
+		return nil, &object.Error{Op: "create", Name: root, Class: object.ErrNoRepository,
+			Cause: fmt.Errorf("folder %s does not exist", filepath.Dir(root))}
+	} else if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, s.fail("create", root, err)
+	}
+	if err := mustBeVacant(root); err != nil {
+		return nil, s.fail("create", root, err)
+	}
+	// "packs" and "slots" are what Open looks for: slots comes last, so that a
+	// half-made repository is none.
+	folders := []string{"index", "snapshots", "notes", "claims", "packs"}
+	for i := range 256 {
+		folders = append(folders, fmt.Sprintf("packs/%02x", i))
+	}
+	folders = append(folders, "slots", "slots/a", "slots/b")
+	for _, f := range folders {
+		if err := os.Mkdir(filepath.Join(root, f), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, s.fail("create", root, err)
+		}
+	}
+	for _, f := range []string{"packs", "slots", ".", ".."} {
+		if err := syncFolder(filepath.Join(root, f)); err != nil && f != ".." {
+			return nil, s.fail("create", root, err)
+		}
+	}
+	return Open(root)
+}
+
+// Open opens the repository in dir, which must hold a repository's folders;
+// whether it has a config is not looked at. Nothing is created.
+func Open(dir string) (*Store, error) {
+	root, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, &object.Error{Op: "open", Name: dir, Class: err}
+	}
+	s := &Store{root: root}
+	if err := s.present(); err != nil {
+		return nil, s.fail("open", root, err)
+	}
+	s.network, err = onNetwork(root)
+	if err != nil {
+		return nil, s.fail("open", root, err)
+	}
+	return s, nil
+}
+
+// mustBeVacant tells whether a repository may be made in root: it may hold the
+// empty folders that an interrupted Create left, and a file system's lost+found.
+func mustBeVacant(root string) error {
+	errFound := &object.Error{Op: "create", Name: root, Class: object.ErrExists}
+	top, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	for _, e := range top {
+		switch e.Name() {
+		case "lost+found":
+			continue
+		case "index", "snapshots", "notes", "claims", "packs", "slots":
+		default:
+			return errFound
+		}
+		err := filepath.WalkDir(filepath.Join(root, e.Name()), func(_ string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				return errFound
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// present is nil where root holds a repository.
+func (s *Store) present() error {
+	for _, folder := range []string{"packs", "slots"} {
+		info, err := os.Stat(filepath.Join(s.root, folder))
+		switch {
+		case err == nil && info.IsDir():
+		case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+			return object.ErrNoRepository
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// Put implements object.Store.
+func (s *Store) Put(ctx context.Context, name string, data []byte) error {
+	if err := check(ctx, "put", name); err != nil {
+		return err
+	}
+	if !strings.Contains(name, "/") {
+		// The root itself is there even when its mount is lost.
+		if err := s.present(); err != nil {
+			return s.fail("put", name, err)
+		}
+	}
+	final := s.path(name)
+	temp, err := s.writeTemp(ctx, name, data)
+	if err != nil {
+		return s.fail("put", name, err)
+	}
+	if err := os.Rename(temp, final); err != nil {
+		os.Remove(temp)
+		return s.fail("put", name, err)
+	}
+	if err := syncFolder(filepath.Dir(final)); err != nil {
+		return s.fail("put", name, err)
+	}
+	return nil
+}
+
+// writeTemp writes data to a new file beside name, syncs it and gives its path.
+func (s *Store) writeTemp(ctx context.Context, name string, data []byte) (temp string, err error) {
+	var random [12]byte
+	rand.Read(random[:])
+	temp = filepath.Join(filepath.Dir(s.path(name)), tempPrefix+hex.EncodeToString(random[:]))
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	f, err := os.OpenFile(temp, flags, 0o666)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := s.makeFolders(name); err != nil {
+			return "", err
+		}
+		f, err = os.OpenFile(temp, flags, 0o666)
+	}
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(temp)
+		}
+	}()
+	for len(data) > 0 {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		n, err := f.Write(data[:min(len(data), writePiece)])
+		if err != nil {
+			return "", err
+		}
+		data = data[n:]
+	}
+	if err := f.Sync(); err != nil {
+		return "", err
+	}
+	// A network file system may report a full quota only here.
+	return temp, f.Close()
+}
+
+// makeFolders makes the folders that name lies in, below a root that is there.
+func (s *Store) makeFolders(name string) error {
+	if err := s.present(); err != nil {
+		return err
+	}
+	for i := range len(name) {
+		if name[i] != '/' {
+			continue
+		}
+		folder := s.path(name[:i])
+		if err := os.Mkdir(folder, 0o777); errors.Is(err, fs.ErrExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		if err := syncFolder(filepath.Dir(folder)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Get implements object.Store.
+func (s *Store) Get(ctx context.Context, name string, offset, length int64) ([]byte, error) {
+	if err := object.CheckRange("get", name, offset, length); err != nil {
+		return nil, err
+	}
+	f, size, err := s.open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	from, n, err := object.Span("get", name, size, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	p := make([]byte, n)
+	return p, s.readAt(f, name, from, p)
+}
+
+// GetInto implements object.Store.
+func (s *Store) GetInto(ctx context.Context, name string, offset int64, p []byte) error {
+	if err := object.CheckRange("get", name, offset, int64(len(p))); err != nil {
+		return err
+	}
+	f, size, err := s.open(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, _, err := object.Span("get", name, size, offset, int64(len(p))); err != nil {
+		return err
+	}
+	return s.readAt(f, name, offset, p)
+}
+
+func (s *Store) open(ctx context.Context, name string) (*os.File, int64, error) {
+	if err := check(ctx, "get", name); err != nil {
+		return nil, 0, err
+	}
+	f, err := os.Open(s.path(name))
+	if err != nil {
+		return nil, 0, s.fail("get", name, err)
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, s.fail("get", name, err)
+	}
+	return f, info.Size(), nil
+}
+
+func (s *Store) readAt(f *os.File, name string, offset int64, p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	if _, err := f.ReadAt(p, offset); err != nil {
+		if errors.Is(err, io.EOF) { // truncated since it was opened
+			return &object.Error{Op: "get", Name: name, Class: object.ErrShort}
+		}
+		return s.fail("get", name, err)
+	}
+	return nil
+}
+
+// Stat implements object.Store.
+func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
+	if err := check(ctx, "stat", name); err != nil {
+		return object.Info{}, err
+	}
+	info, err := os.Stat(s.path(name))
+	if err == nil && !info.Mode().IsRegular() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return object.Info{}, s.fail("stat", name, err)
+	}
+	return object.Info{Name: name, Size: info.Size(), Modified: info.ModTime()}, nil
+}
+
+// Delete implements object.Store. The folder is synced, so that after a power
+// loss no later deletion has happened without this one.
+func (s *Store) Delete(ctx context.Context, name string) error {
+	if err := check(ctx, "delete", name); err != nil {
+		return err
+	}
+	err := os.Remove(s.path(name))
+	if err == nil {
+		err = syncFolder(filepath.Dir(s.path(name)))
+	}
+	if err != nil {
+		err = s.fail("delete", name, err)
+		if errors.Is(err, object.ErrNotFound) {
+			return nil
+		}
+	}
+	return err
+}
+
+// Traits implements object.Store.
+func (s *Store) Traits() object.Traits {
+	if s.network {
+		return object.Traits{ListDelay: networkListDelay, Parallel: 4}
+	}
+	return object.Traits{Parallel: 2}
+}
+
+// Location implements object.Store.
+func (s *Store) Location() string { return s.root }
+
+// Close implements object.Store.
+func (s *Store) Close() error { return nil }
+
+func (s *Store) path(name string) string {
+	return s.root + string(filepath.Separator) + filepath.FromSlash(name)
+}
+
+func check(ctx context.Context, op, name string) error {
+	if err := ctx.Err(); err != nil {
+		return &object.Error{Op: op, Name: name, Class: err}
+	}
+	return object.CheckName(op, name)
+}
+
+// fail gives err its class. What is not found is looked at twice, as it may be
+// the whole repository that has gone.
+func (s *Store) fail(op, name string, err error) error {
+	var ours *object.Error
+	if errors.As(err, &ours) {
+		return err
+	}
+	e := &object.Error{Op: op, Name: name, Cause: cause(err)}
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded),
+		errors.Is(err, object.ErrNoRepository):
+		e.Class, e.Cause = err, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		e.Class, e.Cause = object.ErrNotFound, nil
+		switch gone := s.present(); {
+		case errors.Is(gone, object.ErrNoRepository):
+			e.Class, e.Cause = gone, fmt.Errorf("folder %s holds none", s.root)
+		case gone != nil:
+			return s.fail(op, name, gone)
+		}
+	default:
+		e.Class = classOf(err, s.network)
+		if e.Class == nil {
+			e.Class, e.Cause = e.Cause, nil
+		}
+	}
+	return e
+}
+
+// cause strips the path that the os package put before an error; the object's
+// name is there already.
+func cause(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &link):
+		return link.Err
+	}
+	return err
+}
+
+// classOf is the sentinel for a system call's error, or nil.
+func classOf(err error, network bool) error {
+	var no syscall.Errno
+	if !errors.As(err, &no) {
+		return nil
+	}
+	switch no {
+	case syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG:
+		return object.ErrNoSpace
+	case syscall.EACCES, syscall.EPERM, syscall.EROFS:
+		return object.ErrPermission
+	case syscall.ESTALE, syscall.ETIMEDOUT, syscall.EAGAIN, syscall.EINTR, syscall.EBUSY,
+		syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN,
+		syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.ECONNABORTED, syscall.ENOTCONN,
+		syscall.EMFILE, syscall.ENFILE:
+		return object.ErrUnavailable
+	case syscall.EIO:
+		// A disk's bad sector stays bad; a mount's server may come back.
+		if network {
+			return object.ErrUnavailable
+		}
+	}
+	return nil
+}
+
+// syncFolder makes a rename or removal in a folder durable. File systems that
+// cannot sync a folder (some FUSE and SMB ones) answer EINVAL or the like and
+// are taken to order such changes themselves.
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	d.Close()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.ENOSYS) {
+		return nil
+	}
+	return err
+}
+
+func isTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }
