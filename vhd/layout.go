@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"path"
 	"unicode/utf16"
 )
 
@@ -95,7 +96,7 @@ func (l Layout) Check() error {
 		if l.Parent.Path == "" {
 			return errors.New("vhd: layout: parent without a path")
 		}
-		if _, err := encodeName(l.Parent.Path); err != nil {
+		if _, err := encodeName(l.parentName()); err != nil {
 			return err
 		}
 	}
@@ -169,6 +170,15 @@ func (l Layout) BlockHead(block int64) []byte {
 // Tail returns what follows the last block: the footer.
 func (l Layout) Tail() []byte { return l.footer().Encode() }
 
+// parentName is what the header calls the parent: vhd-util check wants the
+// bare name of the file there, XenServer sends its path.
+func (l Layout) parentName() string {
+	if l.Profile == ForFile {
+		return path.Base(l.Parent.Path)
+	}
+	return l.Parent.Path
+}
+
 func (l Layout) present(block int64) bool {
 	return l.Fixed || l.Present == nil || l.Present(block)
 }
@@ -226,7 +236,7 @@ func (l Layout) header() (Header, []byte) {
 	}
 	if p := l.Parent; p != nil {
 		h.ParentID, h.ParentTime = p.ID, p.Time
-		h.Name, _ = encodeName(p.Path) // Check has seen to its length
+		h.Name, _ = encodeName(l.parentName()) // Check has seen to its length
 		if l.Profile == ForFile {
 			locators = fileLocators(&h, p.Path)
 		} else {
@@ -244,12 +254,12 @@ func (l Layout) header() (Header, []byte) {
 
 // fileLocators gives h the parent's path in the three forms that blktap writes
 // (vhd/lib/libvhd.c, vhd_parent_locator_write_at), and returns their data.
-func fileLocators(h *Header, path string) []byte {
-	if path[0] != '/' && path[0] != '.' {
-		path = "./" + path
+func fileLocators(h *Header, name string) []byte {
+	if name[0] != '/' && name[0] != '.' {
+		name = "./" + name
 	}
 	var wide []byte
-	for _, c := range utf16.Encode([]rune(path)) {
+	for _, c := range utf16.Encode([]rune(name)) {
 		if c == '/' {
 			c = '\\'
 		}
@@ -260,7 +270,7 @@ func fileLocators(h *Header, path string) []byte {
 		code string
 		data []byte
 	}{
-		{"MacX", []byte("file://" + path)},
+		{"MacX", []byte("file://" + name)},
 		{"W2ku", wide},
 		{"W2ru", wide},
 	} {

@@ -146,6 +146,9 @@ func (w *Writer) putZeros(n int64) error {
 }
 
 func (w *Writer) put(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
 	n, err := w.w.Write(p)
 	w.written += int64(n)
 	if err == nil && n < len(p) {
