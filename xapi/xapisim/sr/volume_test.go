@@ -1,0 +1,690 @@
+package sr
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"xenkeep/vhd"
+)
+
+func fault(err error) int {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Fault
+	}
+	return 0
+}
+
+func TestSizes(t *testing.T) {
+	const gib = 1 << 30
+	raw := map[string]string{"type": "raw"}
+	for _, x := range []struct {
+		kind       string
+		cfg        map[string]string
+		size, want int64
+		fault      int
+	}{
+		{"ext", nil, 0, 2 * mib, 0},
+		{"ext", nil, 1, 2 * mib, 0},
+		{"nfs", nil, 2*mib + 1, 4 * mib, 0},
+		{"smb", nil, MaxVHDSize, MaxVHDSize, 0},
+		{"ext", nil, MaxVHDSize + 1, 0, FaultVDISize},
+		{"ext", nil, -1, 0, FaultVDISize},
+		{"lvm", nil, 5 * mib, 6 * mib, 0},
+		{"lvm", raw, 5 * mib, 8 * mib, 0},
+		{"lvmoiscsi", raw, 1, 4 * mib, 0},
+		{"lvmohba", raw, MaxVHDSize + 1, 0, FaultVDISize},
+		{"ext", raw, 1234567, 1234567, 0},
+		{"ext", raw, 3 << 40, 3 << 40, 0},
+		{"iso", nil, gib, 0, FaultUnimplemented},
+	} {
+		s := newSR(t, Config{Type: x.kind})
+		v, err := s.Create("v", x.size, x.cfg)
+		if fault(err) != x.fault || (err != nil) != (x.fault != 0) {
+			t.Errorf("%s %v %d: %v, want fault %d", x.kind, x.cfg, x.size, err, x.fault)
+			continue
+		}
+		if err == nil && v.Size() != x.want {
+			t.Errorf("%s %v %d: size %d, want %d", x.kind, x.cfg, x.size, v.Size(), x.want)
+		}
+	}
+	if _, err := New(Config{Type: "zfs", Dir: t.TempDir()}); err == nil {
+		t.Error("an unknown type was taken")
+	}
+}
+
+func TestResize(t *testing.T) {
+	s := newSR(t, Config{Type: "ext"})
+	v := create(t, s, "v", 4*mib, nil)
+	write(t, v, []byte("end"), 4*mib-3)
+	if err := v.Resize(2 * mib); fault(err) != FaultVDISize {
+		t.Errorf("shrink: %v", err)
+	}
+	if err := v.Resize(MaxVHDSize + 1); fault(err) != FaultVDISize {
+		t.Errorf("grow too far: %v", err)
+	}
+	if err := v.Resize(5 * mib); err != nil || v.Size() != 6*mib {
+		t.Fatalf("grow: %v, size %d", err, v.Size())
+	}
+	write(t, v, []byte("new"), 6*mib-3)
+	b := content(t, v)
+	if string(b[4*mib-3:4*mib]) != "end" || string(b[6*mib-3:]) != "new" {
+		t.Error("content lost")
+	}
+}
+
+func TestThickNeedsRoom(t *testing.T) {
+	s := newSR(t, Config{Type: "lvm", PhysicalSize: 1 << 30})
+	if _, err := s.Create("big", 2<<30, nil); fault(err) != FaultNoSpace {
+		t.Errorf("create on a full repository: %v", err)
+	}
+	v := create(t, s, "v", 600*mib, nil)
+	if u := v.PhysicalUtilisation(); u < 600*mib {
+		t.Errorf("a thick volume takes %d", u)
+	}
+	if _, err := s.Create("w", 600*mib, nil); fault(err) != FaultNoSpace {
+		t.Errorf("second volume: %v", err)
+	}
+	if err := v.SetAttached(true); err != nil {
+		t.Fatal(err)
+	}
+	write(t, v, make([]byte, 500*mib), 0) // the base copy keeps its data
+	if _, _, err := v.Snapshot("s", "b"); fault(err) != FaultNoSpace {
+		t.Errorf("snapshot without room for a full leaf: %v", err)
+	}
+	if err := v.SetAttached(false); err != nil {
+		t.Fatal(err)
+	}
+	snap, _, err := v.Snapshot("s", "b")
+	if err != nil {
+		t.Fatalf("snapshot of a detached volume needs little: %v", err)
+	}
+	if u := snap.PhysicalUtilisation(); u > 16*mib {
+		t.Errorf("the snapshot takes %d", u)
+	}
+	if err := v.SetAttached(true); fault(err) != FaultNoSpace {
+		t.Errorf("attach without room: %v", err)
+	}
+}
+
+func TestThinFillsUp(t *testing.T) {
+	s := newSR(t, Config{Type: "ext", PhysicalSize: 16 * mib})
+	v := create(t, s, "v", 100*mib, nil)
+	buf := make([]byte, blockSize)
+	var err error
+	n := 0
+	for ; n < 20 && err == nil; n++ {
+		_, err = v.WriteAt(buf, int64(n)*blockSize)
+	}
+	if n != 8 { // seven blocks fit beside the metadata
+		t.Errorf("write %d ended: %v", n, err)
+	}
+	if st := s.Stat(); st.VirtualAllocation != 100*mib || st.Free() > blockSize+512 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestRawOnLVM(t *testing.T) {
+	s := newSR(t, Config{Type: "lvm"})
+	v := create(t, s, "v", 8*mib, map[string]string{"type": "raw"})
+	a, b := content(t, v), make([]byte, 1000)
+	for off := 0; off < 2*mib; off += pageSize {
+		if bytes.Equal(a[off:off+pageSize], zeros[:pageSize]) {
+			t.Fatalf("page at %d of a new raw volume is zero", off)
+		}
+	}
+	if _, err := v.ReadAt(b, 12345); err != nil || !bytes.Equal(b, a[12345:13345]) {
+		t.Error("garbage changes from read to read")
+	}
+	write(t, v, []byte("abc"), 5000)
+	copy(a[5000:], "abc")
+	if !bytes.Equal(content(t, v), a) {
+		t.Error("a small write disturbed its page")
+	}
+	if _, _, err := v.Snapshot("s", "b"); fault(err) != FaultUnimplemented {
+		t.Errorf("snapshot: %v", err)
+	}
+	if err := v.EnableCBT(); fault(err) != FaultCBTRaw {
+		t.Errorf("cbt: %v", err)
+	}
+	if _, err := v.Export("vhd", v); !errors.Is(err, ErrNotVHD) {
+		t.Errorf("difference: %v", err)
+	}
+	if got := export(t, v, "raw", nil); !bytes.Equal(got, a) {
+		t.Error("raw export differs")
+	}
+}
+
+func TestChainDepth(t *testing.T) {
+	s := newSR(t, Config{Type: "ext"})
+	v := create(t, s, "v", 4*mib, nil)
+	for i := 1; i < maxChain; i++ {
+		write(t, v, []byte{byte(i)}, int64(i))
+		if _, _, err := v.Snapshot(fmt.Sprintf("s%d", i), fmt.Sprintf("b%d", i)); err != nil {
+			t.Fatalf("snapshot %d: %v", i, err)
+		}
+	}
+	write(t, v, []byte{99}, 99)
+	if _, _, err := v.Snapshot("s", "b"); fault(err) != FaultChainTooLong {
+		t.Errorf("snapshot of a chain of %d files: %v", maxChain, err)
+	}
+	// Without the snapshots the chain collapses.
+	want := content(t, v)
+	for i := 1; i < maxChain; i++ {
+		if err := s.Volume(fmt.Sprintf("s%d", i)).Destroy(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone, err := s.GC()
+	if err != nil || len(gone) != maxChain-1 {
+		t.Fatalf("GC removed %d base copies: %v", len(gone), err)
+	}
+	if v.Parent() != nil || !bytes.Equal(content(t, v), want) {
+		t.Error("the coalesced disk differs")
+	}
+	if _, _, err := v.Snapshot("s", "b"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSnapshotOfAnUnwrittenLeaf(t *testing.T) {
+	s := newSR(t, Config{Type: "ext"})
+	v := create(t, s, "v", 4*mib, nil)
+	write(t, v, []byte("x"), 0)
+	_, base, err := v.Snapshot("s1", "b1")
+	if err != nil || base == nil || !base.Hidden() {
+		t.Fatalf("first snapshot: base %v, %v", base, err)
+	}
+	s2, none, err := v.Snapshot("s2", "b2")
+	if err != nil || none != nil {
+		t.Fatalf("second snapshot without a write between: base %v, %v", none, err)
+	}
+	if s2.Parent() != base || v.Parent() != base {
+		t.Error("the second snapshot is no sibling")
+	}
+	if _, err := base.WriteAt([]byte("y"), 0); err == nil {
+		t.Error("a base copy took a write")
+	}
+	if err := base.Destroy(); err == nil {
+		t.Error("a base copy with children was destroyed")
+	}
+}
+
+func TestExportHangs(t *testing.T) {
+	s := newSR(t, Config{Type: "ext"})
+	v := create(t, s, "v", 5*mib, map[string]string{"type": "raw"})
+	write(t, v, []byte("x"), 0)
+	if got := export(t, v, "vhd", nil); len(got) != 2048+512+(512+blockSize)+512 {
+		t.Errorf("with the last block absent: %d bytes", len(got))
+	} else if foot, err := vhd.DecodeFooter(got[:512]); err != nil || foot.CurrentSize != 6*mib {
+		t.Errorf("current size %d, %v", foot.CurrentSize, err)
+	}
+	write(t, v, []byte("y"), 5*mib-1)
+	e, err := v.Export("vhd", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	var b bytes.Buffer
+	n, err := e.WriteTo(&b)
+	if !errors.Is(err, ErrHangs) || n != 2048+512+2*512+blockSize+1*mib {
+		t.Errorf("with the last block present: %d bytes, %v", n, err)
+	}
+	if b.Bytes()[n-1] != 'y' {
+		t.Error("the data do not end at the device's end")
+	}
+	if got := export(t, v, "raw", nil); len(got) != 5*mib {
+		t.Errorf("raw: %d bytes", len(got))
+	}
+}
+
+type brokenWriter struct{ left int }
+
+var errBroken = errors.New("client gone")
+
+func (w *brokenWriter) Write(p []byte) (int, error) {
+	if n := min(w.left, len(p)); n < len(p) {
+		w.left = 0
+		return n, errBroken
+	}
+	w.left -= len(p)
+	return len(p), nil
+}
+
+func TestExportToABrokenWriter(t *testing.T) {
+	s := newSR(t, Config{Type: "ext"})
+	v := create(t, s, "v", 8*mib, nil)
+	write(t, v, make([]byte, 8*mib), 0)
+	for _, format := range []string{"vhd", "raw"} {
+		e, err := v.Export(format, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := e.WriteTo(&brokenWriter{left: 3 * mib}); err != errBroken || n != 3*mib {
+			t.Errorf("%s: %d, %v", format, n, err)
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if v.top.inUse() {
+		t.Error("the layers are still pinned")
+	}
+}
+
+func TestExportOutlivesItsVolume(t *testing.T) {
+	s := newSR(t, Config{Type: "ext"})
+	v := create(t, s, "v", 8*mib, nil)
+	write(t, v, bytes.Repeat([]byte("data"), mib), 2*mib)
+	snap, _, err := v.Snapshot("s", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := content(t, snap)
+	e, err := snap.Export("raw", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, v, bytes.Repeat([]byte("else"), mib), 2*mib)
+	if err := snap.Destroy(); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := s.GC(); err != nil || len(gone) != 0 {
+		t.Fatalf("GC under an export: %v, %v", gone, err)
+	}
+	var b bytes.Buffer
+	if _, err := e.WriteTo(&b); err != nil || !bytes.Equal(b.Bytes(), want) {
+		t.Errorf("export of a destroyed snapshot: %v, equal %v", err, bytes.Equal(b.Bytes(), want))
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := s.GC(); err != nil || len(gone) != 1 {
+		t.Errorf("GC after the export: %v, %v", gone, err)
+	}
+	if files, _ := os.ReadDir(s.cfg.Dir); len(files) != 1 {
+		t.Errorf("%d files are left, want the live disk's", len(files))
+	}
+}
+
+func TestAddImage(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	data := make([]byte, 9*mib+512)
+	for _, off := range []int{0, 4 * mib, 9*mib + 100} {
+		for i := range data[off:min(off+5000, len(data))] {
+			data[off+i] = byte(rnd.Uint32())
+		}
+	}
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, off := range []int{0, 4 * mib, 9 * mib} {
+		if _, err := f.WriteAt(data[off:min(off+8192, len(data))], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := os.ReadFile(path)
+	if err != nil || !bytes.Equal(before, data) {
+		t.Fatal("the test's file is not what it should be")
+	}
+	s := newSR(t, Config{Type: "ext"})
+	v, err := s.AddImage("v", path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 10*mib)
+	copy(want, data)
+	if v.Size() != 10*mib || !bytes.Equal(content(t, v), want) {
+		t.Fatalf("size %d, or content differs", v.Size())
+	}
+	e, err := v.Export("vhd", nil)
+	if err != nil || e.Blocks() != 3 {
+		t.Errorf("%d blocks are allocated, %v", e.Blocks(), err)
+	}
+	e.Close()
+	write(t, v, []byte("guest"), 4*mib+10)
+	copy(want[4*mib+10:], "guest")
+	snap, base, err := v.Snapshot("s", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, v, []byte("again"), 1*mib)
+	if !bytes.Equal(content(t, snap), want) {
+		t.Error("the snapshot differs")
+	}
+	e, err = v.Export("vhd", snap)
+	if err != nil || e.Blocks() != 1 {
+		t.Errorf("the difference has %d blocks, %v", e.Blocks(), err)
+	}
+	e.Close()
+	copy(want[1*mib:], "again")
+	if err := snap.Destroy(); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := s.GC(); err != nil || len(gone) != 1 || gone[0] != base.UUID() {
+		t.Errorf("GC: %v, %v", gone, err)
+	}
+	if !bytes.Equal(content(t, v), want) {
+		t.Error("content after coalescing into the image's layer")
+	}
+	if after, _ := os.ReadFile(path); !bytes.Equal(after, data) {
+		t.Error("the image was written")
+	}
+	odd, err := s.AddImage("odd", path, map[string]string{"type": "raw"})
+	if err != nil || odd.Size() != 9*mib+512 || !bytes.Equal(content(t, odd), data) {
+		t.Errorf("as a raw file: size %d, %v", odd.Size(), err)
+	}
+	iso, err := newSR(t, Config{Type: "iso"}).AddImage("iso", path, nil)
+	if err != nil || iso.Size() != 9*mib+512 || !iso.Raw() {
+		t.Errorf("as an ISO: %v", err)
+	}
+}
+
+func TestAddImageOfManyTiB(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "huge.raw")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(2000 << 30); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("far"), 1999<<30); err != nil {
+		t.Fatal(err)
+	}
+	s := newSR(t, Config{Type: "ext"})
+	v, err := s.AddImage("v", path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, v, []byte("out"), 1000<<30)
+	got := export(t, v, "vhd", nil)
+	if n := 1024000; len(got) != 2048+4*n+2*(512+blockSize)+512 {
+		t.Errorf("stream of %d bytes", len(got))
+	}
+	if n, err := v.WriteImage(path); err != nil || n != pageSize {
+		t.Errorf("back to the image: %d bytes, %v", n, err)
+	}
+}
+
+func TestWriteImage(t *testing.T) {
+	dir := t.TempDir()
+	rnd := rand.New(rand.NewPCG(3, 4))
+	day1 := make([]byte, 8*mib)
+	for i := range day1[:3*mib] {
+		day1[i] = byte(rnd.Uint32())
+	}
+	day2 := bytes.Clone(day1)
+	day2[5] ^= 1                          // page 0
+	clear(day2[mib : mib+3*pageSize])     // three pages become zero
+	copy(day2[7*mib+2*pageSize-1:], "ab") // pages 1 and 2 of the last MiB
+	p1, p2 := filepath.Join(dir, "1"), filepath.Join(dir, "2")
+	for p, b := range map[string][]byte{p1: day1, p2: day2} {
+		if err := os.WriteFile(p, b, 0o400); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := newSR(t, Config{Type: "ext"})
+	v, err := s.AddImage("v", p1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.EnableCBT(); err != nil {
+		t.Fatal(err)
+	}
+	snap, _, err := v.Snapshot("s", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := v.WriteImage(p1); n != 0 || err != nil {
+		t.Errorf("writing the same: %d bytes, %v", n, err)
+	}
+	if n, err := v.WriteImage(p2); n != 6*pageSize || err != nil {
+		t.Errorf("%d bytes written, want 6 pages; %v", n, err)
+	}
+	if !bytes.Equal(content(t, v), day2) || !bytes.Equal(content(t, snap), day1) {
+		t.Error("content differs")
+	}
+	bitmap, err := s.ChangedBlocks(snap, v)
+	if want := []byte{0x80, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0}; err != nil || !bytes.Equal(bitmap, want) {
+		t.Errorf("changed granules %x, %v", bitmap, err)
+	}
+	e, err := v.Export("vhd", snap)
+	if err != nil || e.Blocks() != 2 {
+		t.Errorf("%d blocks differ, %v", e.Blocks(), err)
+	}
+	e.Close()
+	if err := os.WriteFile(filepath.Join(dir, "3"), day1[:mib], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.WriteImage(filepath.Join(dir, "3")); err == nil {
+		t.Error("an image of another size was written")
+	}
+}
+
+// Snapshots, exports, garbage collection and writes at once: every snapshot
+// must be one instant of a disk whose pages the writer numbers in order.
+func TestConcurrency(t *testing.T) {
+	s := newSR(t, Config{Type: "ext"})
+	const pagesWritten = 64
+	v := create(t, s, "v", 4*mib, nil)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		page := make([]byte, pageSize)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for j := range page {
+				page[j] = byte(i / pagesWritten)
+			}
+			if _, err := v.WriteAt(page, int64(i%pagesWritten)*pageSize); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for i := range 40 {
+		snap, _, err := v.Snapshot(fmt.Sprintf("s%d", i), fmt.Sprintf("b%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := snap.Export("raw", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		wg.Go(func() { _, err = s.GC() })
+		if _, err := e.WriteTo(&b); err != nil {
+			t.Fatal(err)
+		}
+		e.Close()
+		drops := 0
+		for p := 1; p < pagesWritten; p++ {
+			cur, last := b.Bytes()[p*pageSize], b.Bytes()[(p-1)*pageSize]
+			if b.Bytes()[p*pageSize+pageSize-1] != cur {
+				t.Fatalf("snapshot %d holds half a write", i)
+			}
+			if cur != last {
+				drops++
+			}
+		}
+		if drops > 1 {
+			t.Fatalf("snapshot %d mixes %d instants", i, drops)
+		}
+		if err := snap.Destroy(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+}
+
+// Random guest writes, snapshots, clones, deletions and collections against
+// plain byte slices; full and differencing exports are applied as a backup
+// tool would.
+func TestModel(t *testing.T) {
+	seed := rand.Uint64()
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	defer func() {
+		if t.Failed() {
+			t.Logf("seed %d", seed)
+		}
+	}()
+	for _, kind := range []string{"ext", "lvm"} {
+		s := newSR(t, Config{Type: kind})
+		model := map[string][]byte{}
+		image := make([]byte, 6*mib)
+		for i := range image[2*mib+777 : 5*mib] {
+			image[2*mib+777+i] = byte(rnd.Uint32())
+		}
+		path := filepath.Join(t.TempDir(), "image")
+		if err := os.WriteFile(path, image, 0o400); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.AddImage("0", path, nil); err != nil {
+			t.Fatal(err)
+		}
+		model["0"] = bytes.Clone(image)
+		names := []string{"0"}
+		for step := 1; step <= 300 && !t.Failed(); step++ {
+			name := names[rnd.IntN(len(names))]
+			v, want := s.Volume(name), model[name]
+			switch op := rnd.IntN(12); {
+			case op < 6:
+				off := rnd.IntN(len(want))
+				n := min(1+rnd.IntN(1<<rnd.IntN(20)), len(want)-off)
+				if rnd.IntN(2) == 0 {
+					off, n = off&^511, (n+511)&^511
+				}
+				p := make([]byte, min(n, len(want)-off))
+				if rnd.IntN(4) > 0 {
+					for i := range p {
+						p[i] = byte(rnd.Uint32())
+					}
+				}
+				write(t, v, p, int64(off))
+				copy(want[off:], p)
+			case op < 9:
+				fork := v.Snapshot
+				if rnd.IntN(3) == 0 {
+					fork = v.Clone
+				}
+				id := fmt.Sprint(step)
+				if _, _, err := fork(id, "base"+id); fault(err) == FaultChainTooLong {
+					continue
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				model[id] = bytes.Clone(want)
+				names = append(names, id)
+			case op == 9 && len(names) > 3:
+				if err := v.Destroy(); err != nil {
+					t.Fatal(err)
+				}
+				delete(model, name)
+				for i, n := range names {
+					if n == name {
+						names = append(names[:i], names[i+1:]...)
+						break
+					}
+				}
+			case op == 10:
+				if _, err := s.GC(); err != nil {
+					t.Fatal(err)
+				}
+			case op == 11 && len(want) < 12*mib:
+				if err := v.Resize(int64(len(want)) + 1); err != nil {
+					t.Fatal(err)
+				}
+				model[name] = append(want, make([]byte, 2*mib)...)
+			}
+			if step%10 == 0 {
+				checkModel(t, s, model, names, rnd)
+			}
+		}
+		for _, n := range names {
+			if err := s.Volume(n).Destroy(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.GC(); err != nil {
+			t.Fatal(err)
+		}
+		if st := s.Stat(); st.Utilisation != 0 || st.VirtualAllocation != 0 {
+			t.Errorf("an empty repository holds %+v", st)
+		}
+		if files, _ := os.ReadDir(s.cfg.Dir); len(files) != 0 {
+			t.Errorf("%d files are left", len(files))
+		}
+	}
+}
+
+func checkModel(t *testing.T, s *SR, model map[string][]byte, names []string, rnd *rand.Rand) {
+	t.Helper()
+	for name, want := range model {
+		if !bytes.Equal(content(t, s.Volume(name)), want) {
+			t.Fatalf("volume %s differs", name)
+		}
+	}
+	to, from := names[rnd.IntN(len(names))], names[rnd.IntN(len(names))]
+	target := newSR(t, Config{Type: "ext"})
+	copied := create(t, target, "copy", int64(max(len(model[to]), len(model[from]))), nil)
+	full := export(t, s.Volume(from), "vhd", nil)
+	if err := copied.ImportVHD(bytes.NewReader(full), int64(len(full))); err != nil {
+		t.Fatal(err)
+	}
+	delta := export(t, s.Volume(to), "vhd", s.Volume(from))
+	if err := copied.ImportVHD(bytes.NewReader(delta), int64(len(delta))); err != nil {
+		t.Fatal(err)
+	}
+	got := content(t, copied)[:len(model[to])]
+	if !bytes.Equal(got, model[to]) {
+		t.Fatalf("full of %s and difference to %s do not make %s", from, to, to)
+	}
+	if raw := export(t, s.Volume(to), "raw", nil); !bytes.Equal(raw, model[to]) {
+		t.Fatalf("raw export of %s differs", to)
+	}
+}
+
+// BenchmarkExport measures a full export of a file that is in the page cache.
+func BenchmarkExport(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "image")
+	const size = 512 * mib
+	data := make([]byte, size)
+	fillGarbage(data, newUUID(), 0)
+	if err := os.WriteFile(path, data, 0o400); err != nil {
+		b.Fatal(err)
+	}
+	s := newSR(b, Config{Type: "ext"})
+	v, err := s.AddImage("v", path, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(size)
+	b.ReportAllocs()
+	for b.Loop() {
+		e, err := v.Export("vhd", nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := e.WriteTo(struct{ io.Writer }{io.Discard}); err != nil {
+			b.Fatal(err)
+		}
+		e.Close()
+	}
+}
