@@ -193,7 +193,7 @@ func (s *SR) stat() Stat {
 	st := Stat{PhysicalSize: s.cfg.PhysicalSize}
 	for _, v := range s.volumes {
 		st.Utilisation += v.utilisation()
-		if !v.hidden {
+		if !v.hidden && v.top != nil {
 			st.VirtualAllocation += v.top.size
 		}
 	}

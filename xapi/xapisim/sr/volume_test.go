@@ -81,21 +81,21 @@ func TestResize(t *testing.T) {
 }
 
 func TestThickNeedsRoom(t *testing.T) {
-	s := newSR(t, Config{Type: "lvm", PhysicalSize: 1 << 30})
-	if _, err := s.Create("big", 2<<30, nil); fault(err) != FaultNoSpace {
+	s := newSR(t, Config{Type: "lvm", PhysicalSize: 100 * mib})
+	if _, err := s.Create("big", 200*mib, nil); fault(err) != FaultNoSpace {
 		t.Errorf("create on a full repository: %v", err)
 	}
-	v := create(t, s, "v", 600*mib, nil)
-	if u := v.PhysicalUtilisation(); u < 600*mib {
+	v := create(t, s, "v", 60*mib, nil)
+	if u := v.PhysicalUtilisation(); u < 60*mib {
 		t.Errorf("a thick volume takes %d", u)
 	}
-	if _, err := s.Create("w", 600*mib, nil); fault(err) != FaultNoSpace {
+	if _, err := s.Create("w", 60*mib, nil); fault(err) != FaultNoSpace {
 		t.Errorf("second volume: %v", err)
 	}
 	if err := v.SetAttached(true); err != nil {
 		t.Fatal(err)
 	}
-	write(t, v, make([]byte, 500*mib), 0) // the base copy keeps its data
+	write(t, v, make([]byte, 50*mib), 0) // the base copy keeps its data
 	if _, _, err := v.Snapshot("s", "b"); fault(err) != FaultNoSpace {
 		t.Errorf("snapshot without room for a full leaf: %v", err)
 	}
@@ -508,7 +508,11 @@ func TestConcurrency(t *testing.T) {
 			t.Fatal(err)
 		}
 		var b bytes.Buffer
-		wg.Go(func() { _, err = s.GC() })
+		wg.Go(func() {
+			if _, err := s.GC(); err != nil {
+				t.Error(err)
+			}
+		})
 		if _, err := e.WriteTo(&b); err != nil {
 			t.Fatal(err)
 		}
@@ -528,6 +532,12 @@ func TestConcurrency(t *testing.T) {
 		}
 		if err := snap.Destroy(); err != nil {
 			t.Fatal(err)
+		}
+		if i%8 == 7 {
+			// No export is in its way now.
+			if _, err := s.GC(); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	close(stop)
@@ -613,7 +623,7 @@ func TestModel(t *testing.T) {
 				}
 				model[name] = append(want, make([]byte, 2*mib)...)
 			}
-			if step%10 == 0 {
+			if step%25 == 0 {
 				checkModel(t, s, model, names, rnd)
 			}
 		}
