@@ -100,8 +100,10 @@ func (m *Image) checkPlaces(end int64) error {
 	places := make([]place, 0, m.present+3)
 	places = append(places,
 		place{0, footerSize},
-		place{int64(m.footer.DataOffset), int64(m.footer.DataOffset) + headerSize},
-		place{int64(m.header.TableOffset), int64(m.header.TableOffset) + m.batSize()})
+		place{int64(m.footer.DataOffset), int64(m.footer.DataOffset) + headerSize})
+	if at := int64(m.header.TableOffset); m.batSize() > 0 {
+		places = append(places, place{at, at + m.batSize()})
+	}
 	for i, s := range m.bat {
 		if s == Absent {
 			continue

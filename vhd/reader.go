@@ -82,7 +82,8 @@ func readHead(s *stream, opts Options) (*Image, error) {
 	if err := m.readBAT(s); err != nil {
 		return nil, err
 	}
-	end, err := m.checkOrder(s.pos)
+	// A BAT of no entries has its place, too.
+	end, err := m.checkOrder(max(s.pos, int64(h.TableOffset)))
 	if err != nil {
 		return nil, err
 	}
