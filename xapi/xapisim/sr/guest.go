@@ -96,3 +96,37 @@ func (l *layer) holds(block int64) bool {
 	}
 	return false
 }
+
+// CopyFrom writes src's content to the beginning of v, which must not be
+// smaller. Blocks of zeros are left out where v was made of zeros, so on such
+// volumes v should be new (xen-api, sparse_dd).
+func (v *Volume) CopyFrom(src *Volume) error {
+	size := src.Size()
+	if v.Size() < size {
+		return fmt.Errorf("copy %s to %s: too small", src.uuid, v.uuid)
+	}
+	thin := !v.raw || !v.sr.LVM()
+	buf := make([]byte, blockSize)
+	for b := range (size + blockSize - 1) / blockSize {
+		if thin && !src.holds(b) {
+			continue
+		}
+		part := buf[:min(blockSize, size-b*blockSize)]
+		if _, err := src.ReadAt(part, b*blockSize); err != nil {
+			return fmt.Errorf("copy %s to %s: %w", src.uuid, v.uuid, err)
+		}
+		if thin && bytes.Equal(part, zeros[:len(part)]) {
+			continue
+		}
+		if _, err := v.WriteAt(part, b*blockSize); err != nil {
+			return fmt.Errorf("copy %s to %s: %w", src.uuid, v.uuid, err)
+		}
+	}
+	return nil
+}
+
+func (v *Volume) holds(block int64) bool {
+	v.sr.mu.RLock()
+	defer v.sr.mu.RUnlock()
+	return v.top != nil && v.top.holds(block)
+}

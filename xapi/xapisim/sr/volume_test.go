@@ -698,3 +698,22 @@ func BenchmarkExport(b *testing.B) {
 		e.Close()
 	}
 }
+
+func TestCopyFrom(t *testing.T) {
+	src := create(t, newSR(t, Config{Type: "ext"}), "src", 8*mib, nil)
+	write(t, src, []byte("data"), 3*mib)
+	write(t, src, make([]byte, 4096), 7*mib)
+	thin := create(t, newSR(t, Config{Type: "nfs"}), "thin", 8*mib, nil)
+	raw := create(t, newSR(t, Config{Type: "lvm"}), "raw", 8*mib, map[string]string{"type": "raw"})
+	for _, v := range []*Volume{thin, raw} {
+		if err := v.CopyFrom(src); err != nil || !bytes.Equal(content(t, v), content(t, src)) {
+			t.Errorf("%s: %v", v.UUID(), err)
+		}
+	}
+	if n := thin.top.allocated(); n != 1 {
+		t.Errorf("%d blocks allocated", n)
+	}
+	if err := create(t, thin.sr, "small", 4*mib, nil).CopyFrom(src); err == nil {
+		t.Error("copied into a smaller volume")
+	}
+}
