@@ -119,6 +119,8 @@ var codes = []CodeInfo{
 	{"VDI_TOO_SMALL", RetryNo, 0, 0, 0, "the target disk is too small", "Choose a target of at least the source's size."},
 	{"VDI_NOT_SPARSE", RetryNo, 0, 0, 0, "the target disk cannot take a delta", "Choose a target on a thin SR."},
 	{"VDI_IS_ENCRYPTED", RetryNo, 0, 0, 0, "the disk is encrypted", "It cannot be migrated."},
+	{"DEVICE_ALREADY_EXISTS", RetryNo, 0, 0, 0, "the VM already has a device in this place", "Choose another device number."},
+	{"DEVICE_ALREADY_DETACHED", RetryNo, 0, 0, 0, "the disk is not attached", "Nothing is to be done."},
 	{"VDI_HAS_RRDS", RetryNo, 0, 0, 0, "the disk holds the pool's statistics", "Leave it alone."},
 	{"VDI_IS_A_PHYSICAL_DEVICE", RetryNo, 0, 0, 0, "the disk is a physical device", "Leave it alone."},
 

@@ -1,0 +1,287 @@
+package xapi
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxHead is what hosts take as the head of a request before they answer
+	// 431 (xen-api ocaml/xapi/xapi_globs.ml).
+	maxHead = 1024
+	// maxPage bounds what is read of an HTML error page, or of an answer
+	// embedded in a stream.
+	maxPage      = 64 << 10
+	maxRedirects = 5
+	streamBuffer = 256 << 10
+)
+
+// stream is the connection of one bulk request. It carries out deadlines and
+// cancellation, which the request's body meets as errors.
+type stream struct {
+	conn   net.Conn
+	in     *bufio.Reader
+	stall  time.Duration
+	reason atomic.Pointer[error] // why the connection was cut by us
+	unhook func() bool
+
+	armedRead, armedWrite time.Time
+}
+
+// errEndedEarly: the host answered before it had read the body.
+var errEndedEarly = errors.New("host ended the request early")
+
+func (c *Client) connect(ctx context.Context, addr string, stall time.Duration) (*stream, error) {
+	conn, err := c.dial(ctx, addr)
+	var untrusted *UntrustedHostError
+	if errors.As(err, &untrusted) && c.trust.pinned() {
+		// The host may have a certificate newer than our login.
+		certs, cerr := c.Certificates(ctx)
+		if cerr != nil {
+			return nil, err
+		}
+		for _, cert := range certs {
+			c.trust.learn(cert)
+		}
+		conn, err = c.dial(ctx, addr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	s := &stream{conn: conn, stall: stall}
+	s.in = bufio.NewReaderSize(s, streamBuffer)
+	s.unhook = context.AfterFunc(ctx, func() { s.cut(context.Cause(ctx)) })
+	return s, nil
+}
+
+// cut breaks the connection off, for the reason given; blocked reads and
+// writes return it.
+func (s *stream) cut(reason error) {
+	s.reason.CompareAndSwap(nil, &reason)
+	if t, ok := s.conn.(*tls.Conn); ok {
+		_ = t.NetConn().Close() // without the farewell, which could block
+		return
+	}
+	_ = s.conn.Close()
+}
+
+// interrupt makes writes fail, now and later, while reads go on.
+func (s *stream) interrupt(reason error) {
+	s.reason.CompareAndSwap(nil, &reason)
+	_ = s.conn.SetWriteDeadline(time.Unix(1, 0))
+}
+
+func (s *stream) close() {
+	s.unhook()
+	_ = s.conn.Close()
+}
+
+// Read reads from the connection; standing still for too long is ErrStalled. A
+// peer that closes the connection without the farewell of TLS ends the data
+// all the same: what tells complete data from cut ones is their format and the
+// task.
+func (s *stream) Read(p []byte) (int, error) {
+	if now := time.Now(); now.Sub(s.armedRead) > s.stall/16 {
+		s.armedRead = now
+		if err := s.conn.SetReadDeadline(now.Add(s.stall)); err != nil {
+			return 0, s.explain(err)
+		}
+	}
+	n, err := s.conn.Read(p)
+	if err != nil {
+		if err == io.ErrUnexpectedEOF && s.reason.Load() == nil {
+			err = io.EOF
+		}
+		err = s.explain(err)
+	}
+	return n, err
+}
+
+// Write writes to the connection, under the same time limit.
+func (s *stream) Write(p []byte) (int, error) {
+	// Pieces, so that a slow but moving connection is not taken for a stall.
+	const piece = 1 << 20
+	done := 0
+	for done < len(p) {
+		if reason := s.reason.Load(); reason != nil {
+			return done, *reason
+		}
+		if now := time.Now(); now.Sub(s.armedWrite) > s.stall/16 {
+			s.armedWrite = now
+			if err := s.conn.SetWriteDeadline(now.Add(s.stall)); err != nil {
+				return done, s.explain(err)
+			}
+			if reason := s.reason.Load(); reason != nil { // interrupted meanwhile
+				_ = s.conn.SetWriteDeadline(time.Unix(1, 0))
+			}
+		}
+		n, err := s.conn.Write(p[done:min(len(p), done+piece)])
+		done += n
+		if err != nil {
+			return done, s.explain(err)
+		}
+	}
+	return done, nil
+}
+
+func (s *stream) explain(err error) error {
+	if err == io.EOF {
+		return err
+	}
+	if reason := s.reason.Load(); reason != nil {
+		return *reason
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return ErrStalled
+	}
+	return err
+}
+
+// bulk is a GET or PUT of bulk data. Query holds all but the session.
+type bulk struct {
+	method, path string
+	query        [][2]string
+	length       int64 // of a PUT's body; -1 leaves the length out
+	stall        time.Duration
+}
+
+// open sends the head of a bulk request to addr, follows redirects (which the
+// hosts answer before they touch the body or the task), and returns the first
+// other answer, its body not read. Sessions that the host refuses are renewed
+// once.
+func (c *Client) open(ctx context.Context, addr string, req bulk) (*stream, *http.Response, string, error) {
+	renewed := false
+	for hops := 0; ; hops++ {
+		session, _ := c.current()
+		s, resp, err := c.send(ctx, addr, session, req)
+		if err != nil {
+			return nil, nil, addr, err
+		}
+		switch resp.StatusCode {
+		case http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+			s.close()
+			next, err := c.redirect(resp.Header.Get("Location"))
+			if err != nil || hops >= maxRedirects {
+				return nil, nil, addr, &HTTPError{Host: addr, Method: req.method, Path: req.path, Status: resp.StatusCode, Text: "redirects lead nowhere"}
+			}
+			addr = next
+		case http.StatusUnauthorized:
+			if renewed {
+				return s, resp, addr, nil
+			}
+			s.close()
+			renewed = true
+			if err := c.logInAgain(ctx, session, ""); err != nil {
+				return nil, nil, addr, err
+			}
+		default:
+			return s, resp, addr, nil
+		}
+	}
+}
+
+// redirect is the address in a Location, which holds the bare address of a
+// host, and whose scheme is always https. We stay with ours.
+func (c *Client) redirect(location string) (string, error) {
+	u, err := url.Parse(location)
+	if err != nil || u.Hostname() == "" {
+		return "", errors.New("no host in the redirect")
+	}
+	port := u.Port()
+	if port == "" {
+		port = c.port
+	}
+	return net.JoinHostPort(u.Hostname(), port), nil
+}
+
+func (c *Client) send(ctx context.Context, addr string, session Ref, req bulk) (*stream, *http.Response, error) {
+	var head strings.Builder
+	head.WriteString(req.method + " " + req.path + "?session_id=" + url.QueryEscape(string(session)))
+	for _, kv := range req.query {
+		head.WriteString("&" + kv[0] + "=" + url.QueryEscape(kv[1]))
+	}
+	head.WriteString(" HTTP/1.1\r\nHost: " + addr + "\r\nUser-Agent: " + strings.Map(printable, c.cfg.UserAgent) + "\r\n")
+	if req.method == http.MethodPut && req.length >= 0 {
+		head.WriteString("Content-Length: " + strconv.FormatInt(req.length, 10) + "\r\n")
+	}
+	head.WriteString("\r\n")
+	if head.Len() > maxHead {
+		return nil, nil, fmt.Errorf("%s %s: %w", req.method, req.path, ErrHeadTooLong)
+	}
+	s, err := c.connect(ctx, addr, req.stall)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err = io.WriteString(s, head.String()); err == nil {
+		var resp *http.Response
+		if resp, err = http.ReadResponse(s.in, &http.Request{Method: req.method}); err == nil {
+			return s, resp, nil
+		}
+	}
+	s.close()
+	return nil, nil, fmt.Errorf("%s %s on %s: %w", req.method, req.path, addr, s.explain(err))
+}
+
+// refusal makes an error of an answer other than 200, and of the task's error
+// where it has one: some refusals never touch the task.
+func (c *Client) refusal(ctx context.Context, s *stream, resp *http.Response, addr string, req bulk, task Ref) error {
+	page, _ := io.ReadAll(io.LimitReader(resp.Body, maxPage))
+	s.close()
+	e := &HTTPError{Host: addr, Method: req.method, Path: req.path, Status: resp.StatusCode, Text: pageText(page)}
+	session, _ := c.current()
+	e.Text = strings.ReplaceAll(e.Text, string(session), "(session)")
+	if verr := c.verdict(ctx, task, 2*time.Second); verr != nil {
+		var pe *Error
+		if errors.As(verr, &pe) {
+			e.Cause = pe
+		}
+	}
+	if pe := ParseErrorPage(page); e.Cause == nil && pe != nil {
+		e.Cause = redact(pe, session)
+	}
+	return e
+}
+
+// verdict waits for the end of a transfer's task, for as long as limit says,
+// and returns how it ended.
+func (c *Client) verdict(ctx context.Context, task Ref, limit time.Duration) error {
+	wait, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err := c.WaitTask(wait, task)
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return ErrNoVerdict
+	}
+	return err
+}
+
+// address is where a host is to be asked: what the caller says, or a host that
+// reaches the disk, which spares the redirect.
+func (c *Client) address(ctx context.Context, host string, vdi Ref) (string, error) {
+	if host != "" {
+		return c.hostPort(host), nil
+	}
+	var sr Ref
+	if err := c.Call(ctx, "VDI.get_SR", &sr, vdi); err != nil {
+		return "", err
+	}
+	hosts, err := c.HostsFor(ctx, sr)
+	if err != nil {
+		return "", err
+	}
+	if hosts[0].Address == "" {
+		return c.Master(), nil
+	}
+	return c.hostPort(hosts[0].Address), nil
+}
