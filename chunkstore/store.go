@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/index"
@@ -53,7 +54,9 @@ type Store struct {
 
 	mu      sync.Mutex
 	adopted map[pack.ID]bool // packs that no index object covers, taken in all the same
-	bad     map[chunk.ID]bool
+
+	bad    atomic.Pointer[map[chunk.ID]bool]
+	avoids atomic.Bool
 }
 
 // Options are what a Store stands on; all are needed.
@@ -94,24 +97,30 @@ func (s *Store) NewChunker() (chunk.Chunker, error) { return chunk.NewChunker(s.
 // NewHasher returns a hasher of this repository's IDs.
 func (s *Store) NewHasher() *chunk.Hasher { return s.hasher.Clone() }
 
-// Distrust makes Has deny these IDs: they are known to be damaged, and what
-// they named is stored again when it is met.
-func (s *Store) Distrust(ids []chunk.ID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	bad := make(map[chunk.ID]bool, len(s.bad)+len(ids))
-	for id := range s.bad {
-		bad[id] = true
+// Avoid makes Has deny what lies in these packs, which are condemned or
+// damaged, and these IDs, which are known to be damaged: what they named is
+// stored again when it is met. It replaces what was avoided before.
+func (s *Store) Avoid(packs []pack.ID, ids []chunk.ID) {
+	hide := make([][32]byte, len(packs))
+	for i, id := range packs {
+		hide[i] = id
 	}
+	s.index.HidePacks(hide)
+	bad := make(map[chunk.ID]bool, len(ids))
 	for _, id := range ids {
 		bad[id] = true
 	}
-	s.bad = bad
+	s.bad.Store(&bad)
+	s.avoids.Store(len(packs)+len(ids) > 0)
 }
+
+// Trusted tells whether a blob that a readable tree names may be leant on. It
+// is Has, but answers at once where nothing is to be avoided.
+func (s *Store) Trusted(id chunk.ID) bool { return !s.avoids.Load() || s.Has(id) }
 
 // locate finds the place to write no second copy beside.
 func (s *Store) locate(id chunk.ID) (index.Location, bool) {
-	if len(s.bad) > 0 && s.bad[id] {
+	if bad := s.bad.Load(); bad != nil && (*bad)[id] {
 		return index.Location{}, false
 	}
 	return s.index.Lookup(index.PrefixOf(id))
@@ -126,8 +135,8 @@ func (s *Store) Has(id chunk.ID) bool {
 
 // IndexProblem is an index object that cannot be used.
 type IndexProblem struct {
-	Name string
-	Err  error
+	Object string // its name in storage
+	Err    error
 }
 
 // LoadIndex takes in the index objects that are new in the repository and
@@ -165,7 +174,7 @@ func (s *Store) LoadIndex(ctx context.Context) ([]IndexProblem, error) {
 				if ctxErr := gctx.Err(); ctxErr != nil {
 					return ctxErr
 				}
-				problems = append(problems, IndexProblem{Name: name, Err: err})
+				problems = append(problems, IndexProblem{Object: name, Err: err})
 				return nil
 			}
 			sources = append(sources, index.Source{Name: name, Packs: o.Packs})

@@ -51,7 +51,12 @@ type WriteStats struct {
 type Writer struct {
 	s    *Store
 	opts WriterOptions
-	go_  func(func() error) // starts a goroutine that Write waits for
+
+	// start runs a function in a goroutine that Write waits for, under the
+	// context of the whole run. What a Put has begun ends with the run alone,
+	// not with the disk that asked: another disk may lean on the same blob.
+	start   func(func(ctx context.Context) error)
+	stopped <-chan struct{} // closed when the run is over
 
 	open    [2]openPack // data, tree
 	buffers chan []byte
@@ -100,7 +105,8 @@ func (s *Store) Write(ctx context.Context, o WriterOptions, fn func(ctx context.
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	w := &Writer{
-		s: s, opts: o, go_: g.Go, indexed: o.Now(),
+		s: s, opts: o, indexed: o.Now(), stopped: ctx.Done(),
+		start:   func(f func(ctx context.Context) error) { g.Go(func() error { return f(ctx) }) },
 		buffers: make(chan []byte, o.Uploads+2),
 		used:    make(map[pack.ID]struct{}), made: make(map[pack.ID]struct{}),
 	}
@@ -146,8 +152,9 @@ func (k *Worker) Done() {
 func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
 
 // Put stores p unless its ID is stored already, and returns how many bytes it
-// took: 0 when it was known. p is not kept. id must be Sum(kind, p).
-func (k *Worker) Put(ctx context.Context, kind chunk.Kind, id chunk.ID, p []byte) (stored int, err error) {
+// took: 0 when it was known. p is not kept. id must be Sum(kind, p). It waits
+// while the storage is slow; an error means that the whole run has failed.
+func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (stored int, err error) {
 	if at, ok := k.w.s.locate(id); ok {
 		if at.Pack != k.last {
 			k.last = at.Pack
@@ -162,7 +169,7 @@ func (k *Worker) Put(ctx context.Context, kind chunk.Kind, id chunk.ID, p []byte
 	if enc == seal.Zstd && cap(body) > cap(k.buf) {
 		k.buf = body
 	}
-	f, slot, err := k.w.reserve(ctx, kind, id, enc, len(p), len(body))
+	f, slot, err := k.w.reserve(kind, id, enc, len(p), len(body))
 	if err != nil {
 		return 0, err
 	}
@@ -172,14 +179,14 @@ func (k *Worker) Put(ctx context.Context, kind chunk.Kind, id chunk.ID, p []byte
 
 // reserve finds room in the open pack of the right kind; a full one is sent
 // off first. It waits while all pack buffers are on their way.
-func (w *Writer) reserve(ctx context.Context, kind chunk.Kind, id chunk.ID, e seal.Encoding, plain, n int) (*filling, pack.Slot, error) {
+func (w *Writer) reserve(kind chunk.Kind, id chunk.ID, e seal.Encoding, plain, n int) (*filling, pack.Slot, error) {
 	pk := pack.KindOf(kind)
 	o := &w.open[pk-1]
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for {
 		if o.filling == nil {
-			f, err := w.begin(ctx, pk)
+			f, err := w.begin(pk)
 			if err != nil {
 				return nil, pack.Slot{}, err
 			}
@@ -194,18 +201,18 @@ func (w *Writer) reserve(ctx context.Context, kind chunk.Kind, id chunk.ID, e se
 		if o.b.Count() == 0 {
 			return nil, pack.Slot{}, fmt.Errorf("%v of %d bytes does not fit a pack", kind, n)
 		}
-		w.send(ctx, o.filling)
+		w.send(o.filling)
 		o.filling = nil
 	}
 }
 
 // begin waits for a buffer and begins a pack in it.
-func (w *Writer) begin(ctx context.Context, k pack.Kind) (*filling, error) {
+func (w *Writer) begin(k pack.Kind) (*filling, error) {
 	var buf []byte
 	select {
 	case buf = <-w.buffers:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	case <-w.stopped:
+		return nil, w.failure()
 	}
 	if buf == nil {
 		buf = make([]byte, 0, pack.TargetSize+packRoom)
@@ -222,9 +229,9 @@ func (w *Writer) begin(ctx context.Context, k pack.Kind) (*filling, error) {
 
 // send puts a pack on its way, in a goroutine of its own; how many there are
 // is bounded by the buffers.
-func (w *Writer) send(ctx context.Context, f *filling) {
+func (w *Writer) send(f *filling) {
 	w.inFlight.Add(1)
-	w.go_(func() error {
+	w.start(func(ctx context.Context) error {
 		defer w.inFlight.Done()
 		err := w.upload(ctx, f)
 		if err != nil {
@@ -238,6 +245,16 @@ func (w *Writer) send(ctx context.Context, f *filling) {
 		w.buffers <- f.buf
 		return w.indexIfDue(ctx)
 	})
+}
+
+// failure is why the run is over.
+func (w *Writer) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return w.err
+	}
+	return context.Canceled
 }
 
 func (w *Writer) upload(ctx context.Context, f *filling) error {
@@ -321,7 +338,7 @@ func (w *Writer) Flush(ctx context.Context) error {
 		o := &w.open[i]
 		o.mu.Lock()
 		if o.filling != nil {
-			w.send(ctx, o.filling)
+			w.send(o.filling)
 			o.filling = nil
 		}
 		o.mu.Unlock()

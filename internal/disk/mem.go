@@ -64,6 +64,9 @@ func (m *Mem) ReadAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
+// Holds tells whether block i was ever written to; others are zero.
+func (m *Mem) Holds(i int64) bool { return m.blocks[i] != nil }
+
 // Source returns a complete Source of the disk as it is: every block written
 // to so far, in order.
 func (m *Mem) Source() Source {

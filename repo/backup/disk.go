@@ -1,0 +1,519 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// DiskOptions describe one disk.
+type DiskOptions struct {
+	// Size is the disk's size in bytes. What the source gives beyond must be
+	// zero, and is dropped.
+	Size int64
+	// Base is the root of this disk's last backup; zero where there is none.
+	// It may always be named: known chunks are then found sooner.
+	Base chunk.ID
+	// Delta tells that what the source does not give is as in Base. Without
+	// it, that is zero.
+	Delta bool
+	// Progress, where set, is called with the bytes of each extent read; from
+	// one goroutine.
+	Progress func(n int64)
+}
+
+// DiskResult is a disk in the repository.
+type DiskResult struct {
+	Root   chunk.ID
+	Counts repo.DiskRead
+}
+
+// Disk reads a source to its end and stores what is new of it. The root
+// depends on size and content alone.
+func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskResult, error) {
+	d := &diskRun{run: run, src: src, o: o, building: make(map[int]*node)}
+	if o.Size < 0 {
+		return DiskResult{}, fmt.Errorf("disk of %d bytes", o.Size)
+	}
+	if err := d.openBase(ctx); err != nil {
+		return DiskResult{}, err
+	}
+	d.nodes = make([]chunk.ID, repo.Nodes(o.Size))
+	if o.Delta {
+		copy(d.nodes, d.base.Nodes)
+		if err := d.grow(ctx); err != nil {
+			return DiskResult{}, err
+		}
+	}
+	work := make(chan block)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(work)
+		return d.read(gctx, work)
+	})
+	for range run.opts.Workers {
+		g.Go(func() error {
+			w, err := d.newBlockWorker()
+			if err != nil {
+				return err
+			}
+			defer w.k.Done()
+			return d.work(gctx, work, w)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return DiskResult{}, err
+	}
+	return d.finish()
+}
+
+// diskRun is one disk on its way. It holds at most the run's block buffers and
+// the lists of a few GiB of the base.
+type diskRun struct {
+	run  *Run
+	src  disk.Source
+	o    DiskOptions
+	base *repo.RootNode // nil without one
+
+	mu       sync.Mutex
+	nodes    []chunk.ID // of the new root, filled as nodes are finished
+	building map[int]*node
+	old      [4]*oldNode // recently used nodes of the base
+	counts   repo.DiskRead
+}
+
+// block is one block as read: data has its whole length.
+type block struct {
+	index int64
+	data  []byte
+	node  *node
+}
+
+// node is a GiB that is being built.
+type node struct {
+	index  int
+	lists  repo.NodeIDs
+	open   int  // blocks being worked on
+	closed bool // no more blocks come
+}
+
+func (d *diskRun) openBase(ctx context.Context) error {
+	if d.o.Base.IsZero() {
+		if d.o.Delta {
+			return errors.New("a delta without a base")
+		}
+		return nil
+	}
+	p, err := d.run.r.Store().Load(ctx, chunk.Root, d.o.Base)
+	if err == nil {
+		d.base, err = repo.DecodeRoot(p)
+	}
+	if err == nil && d.o.Delta && d.base.Size > d.o.Size {
+		err = fmt.Errorf("the base is larger: %d bytes, not %d", d.base.Size, d.o.Size)
+	}
+	if err != nil && !d.o.Delta && ctx.Err() == nil {
+		d.base = nil // only a help, and done without
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("base: %w", err)
+	}
+	return nil
+}
+
+// read reads the source and hands blocks to the workers. Whole blocks pass as
+// they are; parts are put together first.
+func (d *diskRun) read(ctx context.Context, work chan<- block) error {
+	var cur block // being put together; data nil where there is none
+	defer func() {
+		if cur.data != nil {
+			d.run.giveBack(cur.data)
+		}
+	}()
+	emit := func() error {
+		if cur.data == nil {
+			return nil
+		}
+		select {
+		case work <- cur:
+			cur = block{}
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	last := int64(0)
+	for {
+		buf, err := d.run.buffer(ctx)
+		if err != nil {
+			return err
+		}
+		e, err := d.src.Next(ctx, buf)
+		if err == nil {
+			err = checkExtent(e, last)
+		}
+		if err == nil {
+			last = e.End()
+			d.counts.Read += e.Length
+			if d.o.Progress != nil {
+				d.o.Progress(e.Length)
+			}
+			e, err = clip(e, buf, d.o.Size)
+		}
+		index := e.Offset / disk.BlockSize
+		if err == nil && cur.data != nil && cur.index != index {
+			err = emit()
+		}
+		switch {
+		case err == nil && e.Length == 0: // all behind the end
+			d.run.giveBack(buf)
+		case err == nil && cur.data == nil && int(e.Length) == repo.BlockLength(d.o.Size, index):
+			cur = block{index: index, data: buf[:e.Length]}
+			if cur.node, err = d.enter(ctx, index); err == nil {
+				err = emit()
+			}
+			if err != nil {
+				return err
+			}
+		case err == nil:
+			if cur.data == nil {
+				cur, err = d.begin(ctx, index)
+			}
+			if err == nil {
+				copy(cur.data[e.Offset%disk.BlockSize:], buf[:e.Length])
+			}
+			d.run.giveBack(buf)
+			if err != nil {
+				return err
+			}
+		default:
+			d.run.giveBack(buf)
+			if err != io.EOF {
+				return err
+			}
+			if err := emit(); err != nil {
+				return err
+			}
+			return d.closeNodes(len(d.nodes))
+		}
+	}
+}
+
+func checkExtent(e disk.Extent, last int64) error {
+	if e.Offset < last || e.Length <= 0 || e.Offset/disk.BlockSize != (e.End()-1)/disk.BlockSize {
+		return fmt.Errorf("source gives extent %d+%d behind %d", e.Offset, e.Length, last)
+	}
+	return nil
+}
+
+// clip drops what an extent has behind the disk's end, which must be zero.
+func clip(e disk.Extent, data []byte, size int64) (disk.Extent, error) {
+	if e.End() <= size {
+		return e, nil
+	}
+	keep := max(0, size-e.Offset)
+	if i := firstNonZero(data[keep:e.Length]); i >= 0 {
+		return e, fmt.Errorf("data behind the disk's end: offset %d of a disk of %d bytes: %w", e.Offset+keep+int64(i), size, seal.ErrCorrupt)
+	}
+	e.Length = keep
+	return e, nil
+}
+
+// begin takes a buffer for a block that will be put together.
+func (d *diskRun) begin(ctx context.Context, index int64) (block, error) {
+	n, err := d.enter(ctx, index)
+	if err != nil {
+		return block{}, err
+	}
+	whole, err := d.run.buffer(ctx)
+	if err != nil {
+		return block{}, err
+	}
+	b := block{index: index, data: whole[:repo.BlockLength(d.o.Size, index)], node: n}
+	return b, d.fill(ctx, b)
+}
+
+// fill prepares a block of which only parts will be read: zeros, or what the
+// base has there.
+func (d *diskRun) fill(ctx context.Context, b block) error {
+	clear(b.data)
+	if !d.o.Delta {
+		return nil
+	}
+	pieces, err := d.oldPieces(ctx, b.index)
+	if err != nil {
+		return err
+	}
+	var ids []chunk.ID
+	var at []int
+	for _, p := range pieces {
+		if !p.IsGap() {
+			ids, at = append(ids, p.ID), append(at, p.Offset)
+		}
+	}
+	return d.run.r.Store().Fetch(ctx, chunk.Data, ids, func(i int, p []byte) error {
+		copy(b.data[at[i]:], p)
+		return nil
+	})
+}
+
+// enter notes that a block is on its way and ends the nodes before it.
+func (d *diskRun) enter(ctx context.Context, index int64) (*node, error) {
+	n := int(index / repo.NodeBlocks)
+	if err := d.closeNodes(n); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	cur := d.building[n]
+	d.mu.Unlock()
+	if cur == nil {
+		cur = &node{index: n}
+		if d.o.Delta {
+			old, err := d.oldNode(ctx, n)
+			if err != nil {
+				return nil, err
+			}
+			cur.lists = old.ids
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.building[n] = cur
+	cur.open++
+	return cur, nil
+}
+
+// closeNodes ends the nodes below limit: no more of their blocks come.
+func (d *diskRun) closeNodes(limit int) error {
+	d.mu.Lock()
+	var ready []*node
+	for i, n := range d.building {
+		if i < limit && !n.closed {
+			n.closed = true
+			if n.open == 0 {
+				ready = append(ready, n)
+				delete(d.building, i)
+			}
+		}
+	}
+	d.mu.Unlock()
+	if len(ready) == 0 {
+		return nil
+	}
+	k, err := d.run.w.NewWorker()
+	if err != nil {
+		return err
+	}
+	defer k.Done()
+	for _, n := range ready {
+		if err := d.putNode(k, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leave notes a block's list and ends its node where it was the last.
+func (d *diskRun) leave(k *chunkstore.Worker, b block, list chunk.ID) error {
+	d.mu.Lock()
+	b.node.lists[b.index%repo.NodeBlocks] = list
+	b.node.open--
+	ready := b.node.closed && b.node.open == 0
+	if ready {
+		delete(d.building, b.node.index)
+	}
+	d.mu.Unlock()
+	if !ready {
+		return nil
+	}
+	return d.putNode(k, b.node)
+}
+
+func (d *diskRun) putNode(k *chunkstore.Worker, n *node) error {
+	var id chunk.ID
+	if !n.lists.IsZero() {
+		p := repo.AppendNode(nil, &n.lists)
+		id = k.Sum(chunk.Node, p)
+		stored, err := d.putUnless(k, chunk.Node, id, p, d.baseNode(n.index))
+		if err != nil {
+			return err
+		}
+		d.mu.Lock()
+		d.counts.Stored += int64(stored)
+		d.mu.Unlock()
+	}
+	d.mu.Lock()
+	d.nodes[n.index] = id
+	d.mu.Unlock()
+	return nil
+}
+
+// putUnless stores a tree blob unless it is the one the base has there.
+func (d *diskRun) putUnless(k *chunkstore.Worker, kind chunk.Kind, id chunk.ID, p []byte, old chunk.ID) (int, error) {
+	if id == old && d.run.r.Store().Has(id) {
+		return 0, nil
+	}
+	return k.Put(kind, id, p)
+}
+
+func (d *diskRun) baseNode(i int) chunk.ID {
+	if d.base == nil || i >= len(d.base.Nodes) {
+		return chunk.ID{}
+	}
+	return d.base.Nodes[i]
+}
+
+// finish writes the root.
+func (d *diskRun) finish() (DiskResult, error) {
+	k, err := d.run.w.NewWorker()
+	if err != nil {
+		return DiskResult{}, err
+	}
+	defer k.Done()
+	p := repo.AppendRoot(nil, &repo.RootNode{Size: d.o.Size, Nodes: d.nodes})
+	id := k.Sum(chunk.Root, p)
+	stored, err := d.putUnless(k, chunk.Root, id, p, d.o.Base)
+	if err != nil {
+		return DiskResult{}, err
+	}
+	d.counts.Stored += int64(stored)
+	return DiskResult{Root: id, Counts: d.counts}, nil
+}
+
+func (d *diskRun) work(ctx context.Context, work <-chan block, w *blockWorker) error {
+	for b := range work {
+		list, err := w.block(ctx, b)
+		d.run.giveBack(b.data)
+		if err != nil {
+			return err
+		}
+		if err := d.leave(w.k, b, list); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.counts.Changed += w.counts.Changed
+	d.counts.New += w.counts.New
+	d.counts.Stored += w.counts.Stored
+	return nil
+}
+
+// blockWorker cuts, names and stores blocks, one after another.
+type blockWorker struct {
+	d      *diskRun
+	k      *chunkstore.Worker
+	cut    chunk.Chunker
+	ends   []int
+	pieces []repo.Piece
+	list   []byte
+	counts repo.DiskRead
+}
+
+func (d *diskRun) newBlockWorker() (*blockWorker, error) {
+	cut, err := d.run.r.Store().NewChunker()
+	if err != nil {
+		return nil, err
+	}
+	k, err := d.run.w.NewWorker()
+	return &blockWorker{d: d, k: k, cut: cut}, err
+}
+
+// block stores what is new of a block and returns the ID of its list, zero for
+// a block of zeros.
+func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
+	pieces := w.pieces[:0]
+	var old []repo.Piece
+	looked := false
+	next := 0 // of old
+	for at := 0; at < len(b.data); {
+		end := at
+		for end < len(b.data) && zeroPage(b.data, end) {
+			end = min(end+disk.PageSize, len(b.data))
+		}
+		if end > at {
+			pieces = append(pieces, repo.Piece{Offset: at, Length: end - at})
+			at = end
+			continue
+		}
+		for end < len(b.data) && !zeroPage(b.data, end) {
+			end = min(end+disk.PageSize, len(b.data))
+		}
+		if !looked {
+			looked = true
+			var err error
+			if old, err = w.d.oldPieces(ctx, b.index); err != nil {
+				return chunk.ID{}, err
+			}
+		}
+		w.ends = w.cut.Ends(w.ends[:0], b.data[at:end])
+		run := at
+		for _, e := range w.ends {
+			p := b.data[at : run+e]
+			id := w.k.Sum(chunk.Data, p)
+			for next < len(old) && old[next].Offset < at {
+				next++
+			}
+			if next >= len(old) || old[next].Offset != at || old[next].ID != id || !w.d.run.r.Store().Trusted(id) {
+				if err := w.put(id, p, old); err != nil {
+					return chunk.ID{}, err
+				}
+				w.counts.Changed += int64(len(p))
+			}
+			pieces = append(pieces, repo.Piece{ID: id, Offset: at, Length: len(p)})
+			at = run + e
+		}
+	}
+	w.pieces = pieces
+	if len(pieces) == 0 || (len(pieces) == 1 && pieces[0].IsGap()) {
+		return chunk.ID{}, nil
+	}
+	w.list = repo.AppendList(w.list[:0], pieces)
+	id := w.k.Sum(chunk.List, w.list)
+	stored, err := w.d.putUnless(w.k, chunk.List, id, w.list, w.d.oldList(b.index))
+	w.counts.Stored += int64(stored)
+	return id, err
+}
+
+func (w *blockWorker) put(id chunk.ID, p []byte, old []repo.Piece) error {
+	for i := range old {
+		if old[i].ID == id && w.d.run.r.Store().Trusted(id) {
+			return nil // moved within its block: the base holds it
+		}
+	}
+	stored, err := w.k.Put(chunk.Data, id, p)
+	if stored > 0 {
+		w.counts.New += int64(len(p))
+		w.counts.Stored += int64(stored)
+	}
+	return err
+}
+
+var zeros [disk.PageSize]byte
+
+// zeroPage tells whether the page that begins at is zero; the last may be short.
+func zeroPage(data []byte, at int) bool {
+	p := data[at:min(at+disk.PageSize, len(data))]
+	return bytes.Equal(p, zeros[:len(p)])
+}
+
+// firstNonZero is the index of the first byte that is not zero, or -1.
+func firstNonZero(p []byte) int {
+	for i, b := range p {
+		if b != 0 {
+			return i
+		}
+	}
+	return -1
+}

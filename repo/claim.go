@@ -1,0 +1,233 @@
+package repo
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+)
+
+// Pruning never blocks a backup and there are no locks. What a live run needs
+// is told by its claim (roots it builds on) and its reference list (packs it
+// uses and did not make), written before it publishes; what a pruner means to
+// delete is told by condemned lists. docs/format.md has the protocol.
+
+const (
+	claimPrefix     = "claims/"
+	referencePrefix = "references/"
+	condemnedPrefix = "condemned/"
+	damagePrefix    = "damage/"
+	notePrefix      = "notes/"
+)
+
+// Claim is what a live run publishes at its start, under claims/RUN-SHA256.
+type Claim struct {
+	Run     string    `json:"run"` // hex
+	Job     string    `json:"job,omitempty"`
+	Machine string    `json:"machine"`
+	Process string    `json:"process,omitempty"` // boot ID, PID and start time: names a process for ever
+	Started time.Time `json:"started"`
+	Roots   []HexID   `json:"roots"` // roots of snapshots it builds on
+
+	name string
+}
+
+// Reference is the list of packs that a run uses and did not make.
+type Reference struct {
+	Run   string   `json:"run"`
+	Packs []string `json:"packs"` // hex
+}
+
+// Condemned is a list of packs that a pruner means to delete in a later pass.
+// This version writes none but obeys those of others.
+type Condemned struct {
+	Time  time.Time `json:"time"`
+	Packs []string  `json:"packs"` // hex
+}
+
+// Damage is a published list of what is known to be bad: every backup treats
+// these chunks as absent and reads these blocks again.
+type Damage struct {
+	Time   time.Time     `json:"time"`
+	IDs    []HexID       `json:"ids,omitempty"`
+	Packs  []string      `json:"packs,omitempty"` // hex
+	Blocks []DamagedDisk `json:"blocks,omitempty"`
+}
+
+// DamagedDisk names blocks of one disk of one snapshot.
+type DamagedDisk struct {
+	Snapshot string     `json:"snapshot"`
+	Device   string     `json:"device"`
+	VDI      string     `json:"vdi,omitempty"`
+	Ranges   [][2]int64 `json:"ranges"` // first block, number of blocks
+}
+
+// Note is something said later about a snapshot. Notes are only ever added.
+type Note struct {
+	Snapshot string    `json:"snapshot"` // its whole ID
+	Kind     string    `json:"kind"`     // "protect", "unprotect", "verified", "drill", "damaged", "forget"
+	Time     time.Time `json:"time"`
+	Text     string    `json:"text,omitempty"`
+}
+
+// PutClaim publishes a claim and remembers its name for DropClaim.
+func (r *Repository) PutClaim(ctx context.Context, c *Claim) error {
+	name, _, err := r.putObject(ctx, claimPrefix+c.Run+"-", seal.KindClaim, c)
+	c.name = name
+	return err
+}
+
+// DropClaim ends a claim, and takes away the reference lists of its run.
+func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
+	var names []string
+	err := r.objects.List(ctx, referencePrefix+c.Run+"-", func(i object.Info) error {
+		names = append(names, i.Name)
+		return nil
+	})
+	for _, name := range append(names, c.name) {
+		if name != "" {
+			err = errors.Join(err, r.objects.Delete(ctx, name))
+		}
+	}
+	return err
+}
+
+// Claims reads the claims of all runs, live or dead. Claims that cannot be read
+// are returned as problems.
+func (r *Repository) Claims(ctx context.Context) ([]*Claim, []Problem, error) {
+	claims, bad, err := readAll(ctx, r, claimPrefix, seal.KindClaim, func(c *Claim, name string) { c.name = name })
+	return claims, bad, err
+}
+
+// PutReference publishes the packs that a run uses and did not make.
+func (r *Repository) PutReference(ctx context.Context, run string, packs []pack.ID) error {
+	ref := Reference{Run: run, Packs: make([]string, 0, len(packs))}
+	for _, id := range packs {
+		ref.Packs = append(ref.Packs, id.String())
+	}
+	slices.Sort(ref.Packs)
+	_, _, err := r.putObject(ctx, referencePrefix+run+"-", seal.KindReference, ref)
+	return err
+}
+
+// CondemnedPacks reads all condemned lists. One that cannot be read is an
+// error: what it names is not known.
+func (r *Repository) CondemnedPacks(ctx context.Context) ([]pack.ID, error) {
+	lists, bad, err := readAll(ctx, r, condemnedPrefix, seal.KindCondemned, func(*Condemned, string) {})
+	if err != nil {
+		return nil, err
+	}
+	if len(bad) > 0 {
+		return nil, bad[0].Err
+	}
+	var packs []pack.ID
+	for _, l := range lists {
+		ids, err := parsePacks(l.Packs)
+		if err != nil {
+			return nil, err
+		}
+		packs = append(packs, ids...)
+	}
+	return packs, nil
+}
+
+// PutDamage publishes a damage list.
+func (r *Repository) PutDamage(ctx context.Context, d *Damage) error {
+	_, _, err := r.putObject(ctx, damagePrefix, seal.KindDamage, d)
+	return err
+}
+
+// ReadDamage reads all damage lists; those that cannot be read are problems.
+func (r *Repository) ReadDamage(ctx context.Context) ([]*Damage, []Problem, error) {
+	return readAll(ctx, r, damagePrefix, seal.KindDamage, func(*Damage, string) {})
+}
+
+// PutNote adds a note.
+func (r *Repository) PutNote(ctx context.Context, n *Note) error {
+	_, _, err := r.putObject(ctx, notePrefix, seal.KindNote, n)
+	return err
+}
+
+// Notes reads all notes, oldest first; those that cannot be read are problems.
+func (r *Repository) Notes(ctx context.Context) ([]*Note, []Problem, error) {
+	notes, bad, err := readAll(ctx, r, notePrefix, seal.KindNote, func(*Note, string) {})
+	slices.SortStableFunc(notes, func(a, b *Note) int { return a.Time.Compare(b.Time) })
+	return notes, bad, err
+}
+
+// AvoidBad hides what a backup must not lean on: packs that are condemned or
+// damaged, and chunks that are. Every backup calls it before it looks anything
+// up.
+func (r *Repository) AvoidBad(ctx context.Context) error {
+	hide, err := r.CondemnedPacks(ctx)
+	if err != nil {
+		return err
+	}
+	lists, bad, err := r.ReadDamage(ctx)
+	if err != nil {
+		return err
+	}
+	r.problems = append(r.problems, bad...)
+	var ids []chunk.ID
+	for _, d := range lists {
+		packs, err := parsePacks(d.Packs)
+		if err != nil {
+			return err
+		}
+		hide = append(hide, packs...)
+		for _, id := range d.IDs {
+			ids = append(ids, chunk.ID(id))
+		}
+	}
+	r.store.Avoid(hide, ids)
+	return nil
+}
+
+func parsePacks(names []string) ([]pack.ID, error) {
+	ids := make([]pack.ID, len(names))
+	for i, s := range names {
+		if n, err := hex.Decode(ids[i][:], []byte(s)); len(s) != 64 || err != nil || n != 32 {
+			return nil, fmt.Errorf("pack name %q: %w", s, seal.ErrCorrupt)
+		}
+	}
+	return ids, nil
+}
+
+// readAll reads every small object under prefix.
+func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal.ObjectKind, each func(*T, string)) ([]*T, []Problem, error) {
+	var names []string
+	if err := r.objects.List(ctx, prefix, func(i object.Info) error {
+		names = append(names, i.Name)
+		return nil
+	}); err != nil {
+		return nil, nil, err
+	}
+	slices.Sort(names)
+	var out []*T
+	var bad []Problem
+	for _, name := range names {
+		v := new(T)
+		_, err := r.readObject(ctx, name, kind, v)
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil, ctx.Err()
+		case errors.Is(err, object.ErrNotFound): // gone meanwhile
+		case object.Retriable(err):
+			return nil, nil, err
+		case err != nil:
+			bad = append(bad, Problem{Object: strings.TrimSpace(name), Err: err})
+		default:
+			each(v, name)
+			out = append(out, v)
+		}
+	}
+	return out, bad, nil
+}

@@ -1,0 +1,381 @@
+// Package repo is a repository: config and keys, snapshots and their notes,
+// claims, and the Merkle tree of disks. It knows no hypervisor and no image
+// format. The engines that put disks in, get them out and prove them are the
+// packages below it: backup, restore, check.
+package repo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/index"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/chunkstore/slot"
+	"xenkeep/internal/disk"
+
+	"github.com/google/renameio/v2"
+)
+
+// Format is the repository format this version writes.
+const Format = 1
+
+// ErrFeature is returned where a repository uses a feature that this version
+// does not know and must, for what it was about to do.
+var ErrFeature = errors.New("the repository needs a newer version of xenkeep")
+
+// Features name what a version must understand to read, to write, and to prune
+// a repository. Unknown names are refused for that use.
+type Features struct {
+	Read  []string `json:"read"`
+	Write []string `json:"write"`
+	Prune []string `json:"prune"`
+}
+
+// Config is what a repository says of itself to anyone; it is signed. A copy
+// lies sealed in every key slot.
+type Config struct {
+	Format        int          `json:"format"`
+	Repository    string       `json:"repository"` // hex
+	Created       time.Time    `json:"created"`
+	BlockSize     int          `json:"block_size"` // bytes
+	Chunker       chunk.Params `json:"chunker"`
+	CertifyPublic []byte       `json:"certify_public"`
+	Features      Features     `json:"features"`
+}
+
+func (c *Config) check() error {
+	if c.Format > Format {
+		return fmt.Errorf("repository format %d: %w", c.Format, ErrFeature)
+	}
+	if len(c.Features.Read) > 0 {
+		return fmt.Errorf("feature %q: %w", c.Features.Read[0], ErrFeature)
+	}
+	if c.Format < 1 || c.BlockSize != disk.BlockSize {
+		return fmt.Errorf("config: format %d, block size %d: %w", c.Format, c.BlockSize, seal.ErrCorrupt)
+	}
+	return c.Chunker.Validate()
+}
+
+// CanWrite tells whether this version may add to the repository.
+func (c *Config) CanWrite() error {
+	if len(c.Features.Write) > 0 {
+		return fmt.Errorf("feature %q: %w", c.Features.Write[0], ErrFeature)
+	}
+	return nil
+}
+
+// Repository is an open repository. Its methods may be called at once.
+type Repository struct {
+	objects  object.Store
+	store    *chunkstore.Store
+	keys     *seal.Keys
+	config   Config
+	rawJSON  json.RawMessage
+	cacheDir string
+	problems []Problem
+}
+
+// Problem is something wrong that did not keep the repository from opening.
+type Problem struct {
+	Object string // its name in storage
+	Err    error
+}
+
+// Options tell how a repository is opened.
+type Options struct {
+	Secret slot.Secret
+	Page   []byte // a printed key page, in place of a secret and any slot
+	// Slot names the slot to open; empty is the one that opened last on this
+	// machine, then the others.
+	Slot string
+	// CacheDir holds a folder for each repository, with its index; empty
+	// keeps all in memory.
+	CacheDir string
+	Now      func() time.Time
+}
+
+func (o *Options) defaults() {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+}
+
+// Init makes a repository in an empty storage. The slots and the config are
+// written last, so that a repository that opens is whole.
+func Init(ctx context.Context, objects object.Store, o Options) (*Repository, error) {
+	o.defaults()
+	keys, err := seal.NewKeys()
+	if err != nil {
+		return nil, err
+	}
+	cfg := Config{
+		Format: Format, Repository: keys.Repo.String(), Created: o.Now().UTC().Truncate(time.Second),
+		BlockSize: disk.BlockSize, Chunker: chunk.DefaultParams(), CertifyPublic: keys.CertifyPublic,
+		Features: Features{Read: []string{}, Write: []string{}, Prune: []string{}},
+	}
+	raw, err := json.Marshal(cfg)
+	if err != nil {
+		return nil, err
+	}
+	data, id, err := slot.Seal(keys, raw, o.Secret, "first", o.Now())
+	if err != nil {
+		return nil, err
+	}
+	object, _, err := keys.SealObject(seal.KindConfig, raw, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{slotName("a", id), slotName("b", id)} {
+		if err := objects.Put(ctx, name, data); err != nil {
+			return nil, err
+		}
+	}
+	if err := objects.Put(ctx, configName, object); err != nil {
+		return nil, err
+	}
+	return open(ctx, objects, keys, raw, o)
+}
+
+const configName = "config"
+
+func slotName(copy, id string) string { return "slots/" + copy + "/" + id }
+
+// Open opens a repository. It is slot.ErrWrongSecret where no slot opens and
+// object.ErrNoRepository where there is none.
+func Open(ctx context.Context, objects object.Store, o Options) (*Repository, error) {
+	o.defaults()
+	if o.Page != nil {
+		keys, raw, err := slot.OpenPage(o.Page)
+		if err != nil {
+			return nil, err
+		}
+		return open(ctx, objects, keys, raw, o)
+	}
+	slots, err := readSlots(ctx, objects)
+	if err != nil {
+		return nil, err
+	}
+	if len(slots) == 0 {
+		if _, err := objects.Stat(ctx, configName); errors.Is(err, object.ErrNotFound) {
+			return nil, fmt.Errorf("%s: %w", objects.Location(), object.ErrNoRepository)
+		}
+		return nil, fmt.Errorf("%s: all key slots are lost: open with a printed key page: %w", objects.Location(), seal.ErrCorrupt)
+	}
+	first := o.Slot
+	if first == "" && o.CacheDir != "" {
+		remembered, _ := os.ReadFile(filepath.Join(o.CacheDir, slots[0].head.Repository, "slot"))
+		first = string(remembered)
+	}
+	slices.SortStableFunc(slots, func(a, b storedSlot) int {
+		return btoi(b.head.ID == first) - btoi(a.head.ID == first)
+	})
+	if o.Slot != "" {
+		if slots[0].head.ID != o.Slot {
+			return nil, fmt.Errorf("key slot %s: %w", o.Slot, object.ErrNotFound)
+		}
+		slots = slots[:1]
+	}
+	for _, s := range slots {
+		keys, raw, err := slot.Open(s.data, o.Secret)
+		if errors.Is(err, slot.ErrWrongSecret) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if o.CacheDir != "" && s.head.ID != first {
+			rememberSlot(o.CacheDir, s.head)
+		}
+		return open(ctx, objects, keys, raw, o)
+	}
+	return nil, slot.ErrWrongSecret
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// rememberSlot saves trying the others next time; that it fails harms nobody.
+func rememberSlot(cacheDir string, h slot.Head) {
+	dir := filepath.Join(cacheDir, h.Repository)
+	if os.MkdirAll(dir, 0o700) == nil {
+		_ = renameio.WriteFile(filepath.Join(dir, "slot"), []byte(h.ID), 0o600)
+	}
+}
+
+type storedSlot struct {
+	head slot.Head
+	data []byte
+}
+
+// readSlots reads every slot, from whichever of its two copies is sound.
+func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) {
+	var names []string
+	if err := objects.List(ctx, "slots/", func(i object.Info) error {
+		names = append(names, i.Name)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	seen := make(map[string]bool)
+	var slots []storedSlot
+	for _, name := range names {
+		id := name[strings.LastIndexByte(name, '/')+1:]
+		if seen[id] {
+			continue
+		}
+		data, err := objects.Get(ctx, name, 0, -1)
+		if errors.Is(err, object.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		h, err := slot.ReadHead(data)
+		if err != nil || h.ID != id {
+			continue // damaged; the other copy comes next, and check names it
+		}
+		seen[id] = true
+		slots = append(slots, storedSlot{head: h, data: data})
+	}
+	return slots, nil
+}
+
+func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.RawMessage, o Options) (*Repository, error) {
+	r := &Repository{objects: objects, keys: keys, rawJSON: raw}
+	if stored, err := readConfig(ctx, objects, keys); err == nil {
+		r.rawJSON = stored
+	} else {
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		if errors.Is(err, object.ErrNoRepository) || errors.Is(err, seal.ErrForeign) || object.Retriable(err) {
+			return nil, err
+		}
+		r.problems = append(r.problems, Problem{Object: configName, Err: err})
+	}
+	if err := json.Unmarshal(r.rawJSON, &r.config); err != nil {
+		return nil, fmt.Errorf("config: %v: %w", err, seal.ErrCorrupt)
+	}
+	if err := r.config.check(); err != nil {
+		return nil, err
+	}
+	dir := ""
+	if o.CacheDir != "" {
+		r.cacheDir = filepath.Join(o.CacheDir, keys.Repo.String())
+		dir = filepath.Join(r.cacheDir, "index")
+	}
+	x, err := index.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	r.store, err = chunkstore.New(chunkstore.Options{Objects: objects, Keys: keys, Params: r.config.Chunker, Index: x})
+	if err != nil {
+		return nil, errors.Join(err, x.Close())
+	}
+	return r, nil
+}
+
+func readConfig(ctx context.Context, objects object.Store, keys *seal.Keys) (json.RawMessage, error) {
+	data, err := objects.Get(ctx, configName, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	o, err := keys.OpenObject(seal.KindConfig, data)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if o.Cert.Role() != seal.Full {
+		return nil, fmt.Errorf("config: signed by a key that may only write: %w", seal.ErrCorrupt)
+	}
+	return o.Head, nil
+}
+
+// LoadIndex brings what is known of the repository's packs up to date. It must
+// be called once before blobs are read or written. Index objects that cannot
+// be used are added to Problems.
+func (r *Repository) LoadIndex(ctx context.Context) error {
+	problems, err := r.store.LoadIndex(ctx)
+	for _, p := range problems {
+		r.problems = append(r.problems, Problem(p))
+	}
+	return err
+}
+
+// Problems are what was found wrong and worked around so far.
+func (r *Repository) Problems() []Problem { return r.problems }
+
+// ID is the repository's random identity.
+func (r *Repository) ID() string { return r.config.Repository }
+
+// Config is the repository's config.
+func (r *Repository) Config() Config { return r.config }
+
+// Store gives the repository's blobs.
+func (r *Repository) Store() *chunkstore.Store { return r.store }
+
+// Objects is the storage below.
+func (r *Repository) Objects() object.Store { return r.objects }
+
+// Keys are the keys in use.
+func (r *Repository) Keys() *seal.Keys { return r.keys }
+
+// KeyPage writes the keys in use and the config as a page to be printed.
+func (r *Repository) KeyPage() ([]byte, error) { return slot.Page(r.keys, r.rawJSON) }
+
+// Close frees what the repository holds here, the storage included.
+func (r *Repository) Close() error {
+	return errors.Join(r.store.Index().Close(), r.objects.Close())
+}
+
+// putObject seals, names and stores a small object under prefix.
+func (r *Repository) putObject(ctx context.Context, prefix string, kind seal.ObjectKind, v any) (name string, size int, err error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return "", 0, err
+	}
+	data, name, err := r.keys.SealObject(kind, nil, body)
+	if err != nil {
+		return "", 0, err
+	}
+	name = prefix + name
+	return name, len(data), r.objects.Put(ctx, name, data)
+}
+
+// readObject reads a small object and decodes its JSON into v. It checks the
+// name where that is the content's hash.
+func (r *Repository) readObject(ctx context.Context, name string, kind seal.ObjectKind, v any) (*seal.Object, error) {
+	data, err := r.objects.Get(ctx, name, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	if !strings.HasSuffix(name, seal.Name(data)) {
+		return nil, fmt.Errorf("%s: content does not fit its name: %w", name, seal.ErrCorrupt)
+	}
+	return r.openObject(name, data, kind, v)
+}
+
+func (r *Repository) openObject(name string, data []byte, kind seal.ObjectKind, v any) (*seal.Object, error) {
+	o, err := r.keys.OpenObject(kind, data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if err := json.Unmarshal(o.Body, v); err != nil {
+		return nil, fmt.Errorf("%s: %v: %w", name, err, seal.ErrCorrupt)
+	}
+	return o, nil
+}

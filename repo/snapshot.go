@@ -1,0 +1,322 @@
+package repo
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sync/errgroup"
+)
+
+var (
+	// ErrNoSnapshot is returned where no snapshot is meant by a name.
+	ErrNoSnapshot = errors.New("no such snapshot")
+	// ErrAmbiguous is returned where a name means several.
+	ErrAmbiguous = errors.New("more than one is meant")
+)
+
+// Named says which machine, pool or VM: by UUID; the name is for people.
+type Named struct {
+	UUID string `json:"uuid,omitempty"`
+	Name string `json:"name,omitempty"`
+}
+
+// Snapshot is one restorable backup of a VM, or of an image.
+type Snapshot struct {
+	Format  int       `json:"format"`
+	Run     string    `json:"run"` // hex
+	Job     string    `json:"job,omitempty"`
+	Machine string    `json:"machine,omitempty"`
+	Origin  string    `json:"origin"` // "pool" or "image"
+	Pool    Named     `json:"pool"`
+	VM      Named     `json:"vm"`
+	Kind    string    `json:"kind,omitempty"` // of the VM snapshot: "regular" ...
+	Tags    []string  `json:"tags,omitempty"`
+	Data    time.Time `json:"data_time"` // the pool's snapshot time
+	Written time.Time `json:"written_time"`
+	// Complete tells that every selected disk is here.
+	Complete bool     `json:"complete"`
+	Disks    []Disk   `json:"disks"`
+	Missing  []Gap    `json:"missing,omitempty"` // disks left out or failed
+	Records  []Record `json:"records,omitempty"`
+	// Generation is the VM's generation_id; another one means that the VM
+	// was reverted, copied or imported.
+	Generation string `json:"generation_id,omitempty"`
+
+	id     string
+	writer seal.WriterID
+	size   int
+}
+
+// Disk is one disk of a snapshot and how it came here.
+type Disk struct {
+	Device      string   `json:"device"`               // "xvda"; for an image its name
+	UserDevice  string   `json:"userdevice,omitempty"` // "0"
+	VDI         string   `json:"vdi,omitempty"`        // UUID
+	VDISnapshot string   `json:"vdi_snapshot,omitempty"`
+	Name        string   `json:"name,omitempty"`
+	SR          string   `json:"sr,omitempty"` // UUID
+	Location    string   `json:"location,omitempty"`
+	Size        int64    `json:"size"`
+	Root        HexID    `json:"root"`
+	Method      string   `json:"method"` // "full", "vhd-delta" or "cbt"
+	Reason      string   `json:"reason"`
+	Counts      DiskRead `json:"counts"`
+}
+
+// DiskRead counts the bytes of a disk's backup.
+type DiskRead struct {
+	Read    int64 `json:"bytes_read"`    // given by the transport
+	Changed int64 `json:"bytes_changed"` // in chunks that the last snapshot has not at that place
+	New     int64 `json:"bytes_new"`     // in chunks that were in no pack
+	Stored  int64 `json:"bytes_stored"`  // what these and the tree took
+}
+
+// Gap is a disk that is not in a snapshot.
+type Gap struct {
+	Device string `json:"device"`
+	VDI    string `json:"vdi,omitempty"`
+	Reason string `json:"reason"`
+}
+
+// Record is a metadata blob of a snapshot: XAPI records or a metadata export.
+type Record struct {
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+	ID   HexID  `json:"id"`
+}
+
+// HexID is a chunk.ID that is written in hexadecimal.
+type HexID chunk.ID
+
+// MarshalText writes hexadecimal.
+func (h HexID) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(h[:])), nil }
+
+// UnmarshalText undoes MarshalText.
+func (h *HexID) UnmarshalText(p []byte) error {
+	if len(p) != 2*len(h) {
+		return fmt.Errorf("id of %d characters", len(p))
+	}
+	_, err := hex.Decode(h[:], p)
+	return err
+}
+
+// ID is the snapshot's identity: the SHA-256 that names its object, in hex.
+// Its beginning is enough where it is unique.
+func (s *Snapshot) ID() string { return s.id }
+
+// Short is the beginning of the ID, as shown to people.
+func (s *Snapshot) Short() string { return s.id[:min(8, len(s.id))] }
+
+// Writer is the key slot that wrote it.
+func (s *Snapshot) Writer() seal.WriterID { return s.writer }
+
+// StoredSize is the length of its object in bytes.
+func (s *Snapshot) StoredSize() int { return s.size }
+
+// Size is the logical size of its disks in bytes.
+func (s *Snapshot) Size() int64 {
+	var n int64
+	for _, d := range s.Disks {
+		n += d.Size
+	}
+	return n
+}
+
+// Disk finds a disk by device, userdevice, VDI UUID or name.
+func (s *Snapshot) Disk(name string) (*Disk, error) {
+	var found []*Disk
+	for i := range s.Disks {
+		if d := &s.Disks[i]; d.Device == name || d.UserDevice == name || d.VDI == name {
+			return d, nil
+		} else if d.Name == name {
+			found = append(found, d)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("disk %q of snapshot %s: %w", name, s.Short(), ErrNoSnapshot)
+	case 1:
+		return found[0], nil
+	}
+	return nil, fmt.Errorf("disk %q of snapshot %s: %w: name its device", name, s.Short(), ErrAmbiguous)
+}
+
+const snapshotPrefix = "snapshots/"
+
+// PutSnapshot publishes a snapshot: the last write of a backup. All that it
+// refers to must be in storage and in the index.
+func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
+	s.Format = Format
+	name, size, err := r.putObject(ctx, snapshotPrefix, seal.KindSnapshot, s)
+	if err != nil {
+		return err
+	}
+	s.id, s.size, s.writer = strings.TrimPrefix(name, snapshotPrefix), size, r.keys.Cert.Writer()
+	return nil
+}
+
+// Snapshots reads all snapshots, oldest data first. Those that cannot be read
+// are named in bad; they are never passed over in silence.
+func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Problem, err error) {
+	var names []string
+	if err := r.objects.List(ctx, snapshotPrefix, func(i object.Info) error {
+		names = append(names, i.Name)
+		return nil
+	}); err != nil {
+		return nil, nil, err
+	}
+	var mu sync.Mutex
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, r.objects.Traits().Parallel))
+	for _, name := range names {
+		g.Go(func() error {
+			s, err := r.readSnapshot(gctx, name)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case gctx.Err() != nil:
+				return gctx.Err()
+			case errors.Is(err, object.ErrNotFound): // deleted meanwhile
+			case object.Retriable(err):
+				return err
+			case err != nil:
+				bad = append(bad, Problem{Object: name, Err: err})
+			default:
+				all = append(all, s)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	slices.SortFunc(all, func(a, b *Snapshot) int {
+		return cmp.Or(a.Data.Compare(b.Data), a.Written.Compare(b.Written), strings.Compare(a.id, b.id))
+	})
+	slices.SortFunc(bad, func(a, b Problem) int { return strings.Compare(a.Object, b.Object) })
+	return all, bad, nil
+}
+
+// readSnapshot reads one snapshot, from the cache folder if it is there: a
+// name is the hash of the content, so a cached object cannot be stale.
+func (r *Repository) readSnapshot(ctx context.Context, name string) (*Snapshot, error) {
+	id := strings.TrimPrefix(name, snapshotPrefix)
+	var file string
+	if r.cacheDir != "" {
+		file = filepath.Join(r.cacheDir, "snapshots", id)
+		if data, err := os.ReadFile(file); err == nil && seal.Name(data) == id {
+			return r.decodeSnapshot(name, data)
+		}
+	}
+	data, err := r.objects.Get(ctx, name, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	if seal.Name(data) != id {
+		return nil, fmt.Errorf("%s: content does not fit its name: %w", name, seal.ErrCorrupt)
+	}
+	s, err := r.decodeSnapshot(name, data)
+	if err == nil && file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
+		_ = renameio.WriteFile(file, data, 0o600) // a cache: that it fails harms nobody
+	}
+	return s, err
+}
+
+func (r *Repository) decodeSnapshot(name string, data []byte) (*Snapshot, error) {
+	s := new(Snapshot)
+	o, err := r.openObject(name, data, seal.KindSnapshot, s)
+	if err != nil {
+		return nil, err
+	}
+	if s.Format > Format {
+		return nil, fmt.Errorf("%s: format %d: %w", name, s.Format, seal.ErrNewer)
+	}
+	s.id, s.size, s.writer = strings.TrimPrefix(name, snapshotPrefix), len(data), o.Cert.Writer()
+	return s, nil
+}
+
+// Latest returns the snapshot with the greatest data time among the complete
+// ones that match, or nil. all must be in the order Snapshots gives.
+func Latest(all []*Snapshot, match func(*Snapshot) bool) *Snapshot {
+	for _, s := range slices.Backward(all) {
+		if s.Complete && match(s) {
+			return s
+		}
+	}
+	return nil
+}
+
+// Resolve finds the snapshot that a user means: "latest", "latest:VM" (name or
+// UUID), an ID or a unique beginning of one.
+func Resolve(all []*Snapshot, spec string) (*Snapshot, error) {
+	if vm, ok := strings.CutPrefix(spec, "latest"); ok && (vm == "" || vm[0] == ':') {
+		vms := make(map[Named]bool)
+		s := Latest(all, func(s *Snapshot) bool {
+			if vm != "" && s.VM.UUID != vm[1:] && s.VM.Name != vm[1:] {
+				return false
+			}
+			vms[Named{UUID: s.Pool.UUID + "/" + s.VM.UUID}] = true
+			return true
+		})
+		if s == nil {
+			return nil, fmt.Errorf("%q: %w", spec, ErrNoSnapshot)
+		}
+		if vm != "" {
+			for _, o := range all {
+				if (o.VM.UUID == vm[1:] || o.VM.Name == vm[1:]) && (o.VM.UUID != s.VM.UUID || o.Pool.UUID != s.Pool.UUID) {
+					return nil, fmt.Errorf("%q: VMs %s and %s have this name: %w: use the UUID", spec, s.VM.UUID, o.VM.UUID, ErrAmbiguous)
+				}
+			}
+		}
+		return s, nil
+	}
+	if len(spec) < 4 {
+		return nil, fmt.Errorf("%q: %w: give at least four characters of an id", spec, ErrNoSnapshot)
+	}
+	var found *Snapshot
+	for _, s := range all {
+		if strings.HasPrefix(s.id, strings.ToLower(spec)) {
+			if found != nil {
+				return nil, fmt.Errorf("%q: %w", spec, ErrAmbiguous)
+			}
+			found = s
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("%q: %w", spec, ErrNoSnapshot)
+	}
+	return found, nil
+}
+
+// ReadRecord reads a metadata blob of a snapshot, by its name; nil where the
+// snapshot has none of that name.
+func (r *Repository) ReadRecord(ctx context.Context, s *Snapshot, name string) ([]byte, error) {
+	for _, rec := range s.Records {
+		if rec.Name == name {
+			p, err := r.store.Load(ctx, chunk.Record, chunk.ID(rec.ID))
+			return bytes.Clone(p), err
+		}
+	}
+	return nil, nil
+}
+
+// DeleteSnapshot makes the repository forget a snapshot; its data stays until
+// it is pruned.
+func (r *Repository) DeleteSnapshot(ctx context.Context, s *Snapshot) error {
+	return r.objects.Delete(ctx, snapshotPrefix+s.id)
+}

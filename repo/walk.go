@@ -1,0 +1,65 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"sync"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
+)
+
+// WalkDisk calls fn for every chunk of a disk with its offset on the disk,
+// block after block. The index must have been loaded.
+func WalkDisk(ctx context.Context, r *Repository, root chunk.ID, fn func(p Piece, at int64)) error {
+	p, err := r.store.Load(ctx, chunk.Root, root)
+	if err != nil {
+		return err
+	}
+	rn, err := DecodeRoot(p)
+	if err != nil {
+		return err
+	}
+	for i, id := range rn.Nodes {
+		if id.IsZero() {
+			continue
+		}
+		p, err := r.store.Load(ctx, chunk.Node, id)
+		if err != nil {
+			return err
+		}
+		node, err := DecodeNode(p)
+		if err != nil {
+			return err
+		}
+		var ids []chunk.ID
+		var at []int64
+		for j, list := range node {
+			if !list.IsZero() {
+				ids, at = append(ids, list), append(at, int64(i)*NodeBlocks+int64(j))
+			}
+		}
+		lists := make([][]byte, len(ids))
+		var mu sync.Mutex
+		if err := r.store.Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
+			mu.Lock()
+			defer mu.Unlock()
+			lists[i] = bytes.Clone(p)
+			return nil
+		}); err != nil {
+			return err
+		}
+		var pieces []Piece
+		for j, list := range lists {
+			if pieces, err = DecodeList(pieces[:0], list, BlockLength(rn.Size, at[j])); err != nil {
+				return err
+			}
+			for _, piece := range pieces {
+				if !piece.IsGap() {
+					fn(piece, at[j]*disk.BlockSize+int64(piece.Offset))
+				}
+			}
+		}
+	}
+	return nil
+}
