@@ -87,7 +87,7 @@ var (
 
 // Config describes an SR.
 type Config struct {
-	// Type is the driver: ext, nfs, smb, lvm, lvmoiscsi, lvmohba, iso, udev.
+	// Type is the driver: ext, nfs, smb, file, lvm, lvmoiscsi, lvmohba, iso, udev.
 	Type string
 	// UUID names the SR in the paths of its files, as parent locators show them.
 	UUID string
@@ -119,7 +119,7 @@ type SR struct {
 // New returns an empty SR.
 func New(cfg Config) (*SR, error) {
 	switch cfg.Type {
-	case "ext", "nfs", "smb", "lvm", "lvmoiscsi", "lvmohba", "iso", "udev":
+	case "ext", "nfs", "smb", "file", "lvm", "lvmoiscsi", "lvmohba", "iso", "udev":
 	default:
 		return nil, fmt.Errorf("new sr: unknown type %q", cfg.Type)
 	}
