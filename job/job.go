@@ -1,0 +1,212 @@
+// Package job is what one run of xenkeep does: it puts vhd on top of what xapi
+// exports and hands disks to repo, and the other way round. It decides (which
+// disks, which base, which transport), cleans up behind itself, and reports.
+// Each command of cmd/xenkeep is one call of this package.
+package job
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"xenkeep/chunkstore/seal"
+	"xenkeep/repo"
+	"xenkeep/repo/retention"
+	"xenkeep/xapi"
+)
+
+var (
+	// ErrActive is returned where another run of the same job is under way on
+	// this machine.
+	ErrActive = errors.New("another run of this job is active")
+	// ErrPartial is returned beside a summary where some VMs or disks failed
+	// and others are safe.
+	ErrPartial = errors.New("some VMs or disks failed")
+	// ErrFailed is returned beside a summary where nothing was saved.
+	ErrFailed = errors.New("nothing was saved")
+	// ErrExists is returned where a restore would overwrite something.
+	ErrExists = errors.New("there is something already")
+	// ErrUnsupported is returned for a disk or VM that cannot be snapshotted.
+	ErrUnsupported = errors.New("cannot be snapshotted")
+	// ErrSpace is returned where an SR has not the room a snapshot needs.
+	ErrSpace = errors.New("not enough free space on the SR")
+)
+
+// Progress is told of transfers as they go. Its methods may be called at once.
+type Progress interface {
+	// Begin announces a transfer of total bytes (0: unknown); the returned
+	// meter is told of bytes and of the end.
+	Begin(label string, total int64) Meter
+}
+
+// Meter follows one transfer.
+type Meter interface {
+	Add(n int64)
+	Done()
+}
+
+type noProgress struct{}
+
+func (noProgress) Begin(string, int64) Meter { return noProgress{} }
+func (noProgress) Add(int64)                 {}
+func (noProgress) Done()                     {}
+
+// Keep says whether a VDI snapshot stays on the pool as the next run's base.
+type Keep string
+
+const (
+	KeepAuto     Keep = "auto"     // on thin SRs
+	KeepSnapshot Keep = "snapshot" // on every SR
+	KeepNone     Keep = "none"
+)
+
+// Common are the options of every run that writes to the repository.
+type Common struct {
+	Job      string // "" is "default"
+	Machine  string // "" is the host's name
+	StateDir string // where the job's lock file lies; "" is the cache folder's place
+	Tags     []string
+	Level    seal.Level
+	Progress Progress
+	Log      *slog.Logger
+	Now      func() time.Time
+}
+
+func (c *Common) defaults() {
+	if c.Job == "" {
+		c.Job = "default"
+	}
+	if c.Machine == "" {
+		c.Machine = hostname()
+	}
+	if c.Progress == nil {
+		c.Progress = noProgress{}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+}
+
+// BackupOptions say what Backup saves.
+type BackupOptions struct {
+	Common
+	VMs  []string // names or UUIDs
+	Keep Keep
+	// SkipUnsupported leaves out disks that cannot be snapshotted, instead of
+	// failing their VM before anything is done; the snapshot says so.
+	SkipUnsupported bool
+	// Retention, where it keeps anything, is applied to the VMs that
+	// succeeded.
+	Retention retention.Policy
+}
+
+// ImageOptions say what BackupImage saves.
+type ImageOptions struct {
+	Common
+	File      string // raw or VHD
+	Name      string // "" is the file's name
+	Retention retention.Policy
+}
+
+// Summary is the outcome of a run; its JSON form is documented in
+// docs/reference.md.
+type Summary struct {
+	Type      string      `json:"type"`   // "summary"
+	Status    string      `json:"status"` // "ok", "partial" or "failed"
+	Job       string      `json:"job"`
+	Started   time.Time   `json:"started"`
+	Duration  float64     `json:"duration_s"`
+	Packs     int64       `json:"packs"`          // written
+	Stored    int64       `json:"bytes_uploaded"` // in these packs
+	Snapshots []VMSummary `json:"snapshots"`
+	Failed    []VMFailure `json:"failed,omitempty"`
+	Forgotten []string    `json:"forgotten,omitempty"` // snapshot ids
+	Warnings  []string    `json:"warnings,omitempty"`
+}
+
+// VMSummary is one snapshot that a run published.
+type VMSummary struct {
+	ID       string        `json:"id"`
+	VMUUID   string        `json:"vm_uuid"`
+	VMName   string        `json:"vm_name"`
+	Complete bool          `json:"complete"`
+	Disks    []DiskSummary `json:"disks"`
+	Missing  []repo.Gap    `json:"missing,omitempty"`
+}
+
+// DiskSummary is one disk of it.
+type DiskSummary struct {
+	VDI    string `json:"vdi"`
+	Device string `json:"device"`
+	Size   int64  `json:"size"`
+	Method string `json:"method"` // "full", "vhd-delta" or "cbt"
+	Reason string `json:"reason"`
+	repo.DiskRead
+}
+
+// VMFailure is a VM that could not be saved.
+type VMFailure struct {
+	VM    string `json:"vm"`
+	Error string `json:"error"`
+	Cure  string `json:"cure,omitempty"`
+
+	err error
+}
+
+// Err is the failure itself.
+func (f *VMFailure) Err() error { return f.err }
+
+// Target says where disks go on a pool.
+type Target struct {
+	SR string // name or UUID
+}
+
+// RestoreOptions are common to restores.
+type RestoreOptions struct {
+	Progress Progress
+	Log      *slog.Logger
+	// Force lets a file that exists be replaced, or a device be written.
+	Force bool
+}
+
+func (o *RestoreOptions) defaults() {
+	if o.Progress == nil {
+		o.Progress = noProgress{}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// VMRestore says how a VM comes back.
+type VMRestore struct {
+	Target
+	Name    string // "" is the name it had
+	KeepMAC bool
+}
+
+// Restored is what a restore made; its JSON form is documented in
+// docs/reference.md.
+type Restored struct {
+	Type     string         `json:"type"` // "restored"
+	Snapshot string         `json:"snapshot"`
+	VM       string         `json:"vm_uuid,omitempty"`
+	VMName   string         `json:"vm_name,omitempty"`
+	Disks    []RestoredDisk `json:"disks"`
+	Warnings []string       `json:"warnings,omitempty"`
+	Duration float64        `json:"duration_s"`
+}
+
+// RestoredDisk is one disk of it.
+type RestoredDisk struct {
+	Device  string `json:"device"`
+	VDI     string `json:"vdi,omitempty"`  // UUID of the new disk
+	File    string `json:"file,omitempty"` // where it was written
+	Size    int64  `json:"size"`
+	Written int64  `json:"bytes_written"`
+}
+
+var _ = xapi.NullRef // this package stands on xapi
