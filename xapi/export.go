@@ -85,7 +85,7 @@ func (c *Client) ExportVDI(ctx context.Context, opts ExportOptions) (*Export, er
 		err = c.refusal(ctx, s, resp, addr, req, task)
 	}
 	if err != nil {
-		c.abandon(ctx, task)
+		c.abandon(ctx, task, 0)
 		return nil, fmt.Errorf("export %s: %w", opts.VDI, err)
 	}
 	return &Export{
@@ -101,11 +101,12 @@ func (c *Client) stall(d time.Duration) time.Duration {
 	return c.cfg.StallTimeout
 }
 
-// abandon stops a transfer's task whatever became of ctx.
-func (c *Client) abandon(ctx context.Context, task Ref) {
+// abandon stops a transfer's task whatever became of ctx. Grace is for those
+// that may still be at work on the host.
+func (c *Client) abandon(ctx context.Context, task Ref, grace time.Duration) {
 	tidy, cancel := detach(ctx, cleanupTimeout)
 	defer cancel()
-	c.stopTask(tidy, task)
+	c.stopTask(tidy, task, grace)
 }
 
 // Host is the address, with port, of the host that sends.
@@ -171,7 +172,7 @@ func (e *Export) Finish(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	err := e.c.verdict(ctx, e.task, e.c.cfg.VerdictTimeout)
-	_ = e.end(ctx, err != nil)
+	e.end(ctx, 0)
 	var pe *Error
 	switch {
 	case errors.As(err, &pe):
@@ -190,25 +191,22 @@ func (e *Export) Close(ctx context.Context) error {
 	if e.over {
 		return nil
 	}
-	return e.end(ctx, true)
-}
-
-func (e *Export) end(ctx context.Context, stop bool) error {
-	e.over = true
 	if e.err == nil {
 		e.err = errors.New("export: closed")
 	}
-	if stop {
+	e.end(ctx, cancelGrace)
+	return nil
+}
+
+// end lets go of the connection and of the task, which may still be at work if
+// there is a grace.
+func (e *Export) end(ctx context.Context, grace time.Duration) {
+	e.over = true
+	if grace > 0 {
 		e.s.cut(e.err)
 	}
 	e.s.close()
-	tidy, cancel := detach(ctx, cleanupTimeout)
-	defer cancel()
-	if stop {
-		e.c.stopTask(tidy, e.task)
-		return nil
-	}
-	return e.c.DestroyTask(tidy, e.task)
+	e.c.abandon(ctx, e.task, grace)
 }
 
 // ExportMetadata writes the pool's own description of a VM, a tar archive as
@@ -225,13 +223,10 @@ func (c *Client) ExportMetadata(ctx context.Context, vm Ref, w io.Writer) error 
 		query: [][2]string{{"task_id", string(task)}, {"ref", string(vm)}, {"export_snapshots", "false"}},
 	}
 	err = c.exportMetadata(ctx, req, task, w)
+	c.abandon(ctx, task, 0)
 	if err != nil {
-		c.abandon(ctx, task)
 		return fmt.Errorf("export metadata of %s: %w", vm, err)
 	}
-	tidy, cancel := detach(ctx, cleanupTimeout)
-	defer cancel()
-	_ = c.DestroyTask(tidy, task)
 	return nil
 }
 

@@ -105,7 +105,7 @@ func selfSigned(t *testing.T) tls.Certificate {
 func (p *fakePool) config() xapi.Config {
 	cfg := xapi.Config{
 		URL: p.hosts[0].srv.URL, User: "root", Password: "right", Pace: 0.001,
-		StallTimeout: 5 * time.Second, VerdictTimeout: time.Second,
+		StallTimeout: 5 * time.Second, VerdictTimeout: 500 * time.Millisecond,
 	}
 	if der := p.hosts[0].der; der != nil {
 		cfg.Trust.Fingerprints = []string{xapi.Fingerprint(der)}

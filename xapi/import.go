@@ -49,17 +49,21 @@ func (c *Client) ImportVDI(ctx context.Context, opts ImportOptions, body func(w 
 	if err != nil {
 		return fmt.Errorf("import %s: %w", opts.VDI, err)
 	}
-	if err := c.importVDI(ctx, addr, task, opts, body); err != nil {
-		c.abandon(ctx, task)
+	atWork, err := c.importVDI(ctx, addr, task, opts, body)
+	var grace time.Duration
+	if atWork {
+		grace = cancelGrace
+	}
+	c.abandon(ctx, task, grace)
+	if err != nil {
 		return fmt.Errorf("import %s: %w", opts.VDI, err)
 	}
-	tidy, cancel := detach(ctx, cleanupTimeout)
-	defer cancel()
-	_ = c.DestroyTask(tidy, task)
 	return nil
 }
 
-func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts ImportOptions, body func(w io.Writer) error) error {
+// importVDI also tells whether the host may still be at work on the disk.
+
+func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts ImportOptions, body func(w io.Writer) error) (atWork bool, err error) {
 	req := bulk{
 		method: http.MethodPut, path: "/import_raw_vdi", length: opts.ContentLength, stall: c.stall(opts.StallTimeout),
 		query: [][2]string{{"task_id", string(task)}, {"vdi", string(opts.VDI)}, {"format", opts.Format}},
@@ -69,10 +73,10 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 	}
 	s, resp, addr, err := c.open(ctx, addr, req)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return c.refusal(ctx, s, resp, addr, req, task)
+		return false, c.refusal(ctx, s, resp, addr, req, task)
 	}
 	defer s.close()
 
@@ -107,7 +111,7 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 		sendErr = fmt.Errorf("body ended %d bytes before the length announced", w.left)
 	}
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return true, context.Cause(ctx)
 	}
 	reason := s.reason.Load()
 	early := reason != nil && errors.Is(*reason, errEndedEarly)
@@ -115,7 +119,7 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 		// A broken connection may be the host's doing, and its answer, if
 		// any, lies in the connection already. Else it is ours.
 		if !lostConnection(sendErr) {
-			return sendErr
+			return true, sendErr
 		}
 	}
 	wait := max(req.stall, c.cfg.VerdictTimeout) // the host may have much to flush
@@ -126,7 +130,7 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 	page := <-answer
 	timer.Stop()
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return true, context.Cause(ctx)
 	}
 	limit := c.cfg.VerdictTimeout
 	if sendErr != nil {
@@ -136,18 +140,18 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 	var pe *Error
 	switch {
 	case errors.As(verr, &pe):
-		return verr
+		return false, verr
 	case verr == nil:
-		return sendErr
+		return false, sendErr
 	}
 	session, _ := c.current()
 	if pe := ParseErrorPage(page); pe != nil {
-		return redact(pe, session)
+		return false, redact(pe, session)
 	}
 	if sendErr != nil {
-		return sendErr
+		return false, sendErr
 	}
-	return verr
+	return false, verr
 }
 
 // bodyWriter keeps a body to the length announced: a byte more would be taken

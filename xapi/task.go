@@ -15,7 +15,8 @@ const (
 	pollFirst = 25 * time.Millisecond
 	pollMax   = 2 * time.Second
 	// cancelGrace is how long a cancelled task is waited for: long operations
-	// look for the wish to cancel about every 10 s, others at once.
+	// look for the wish to cancel about every 10 s, others at once, and the
+	// host notices a closed connection by itself.
 	cancelGrace = 5 * time.Second
 )
 
@@ -168,7 +169,7 @@ func (c *Client) Async(ctx context.Context, method string, args ...any) ([]strin
 	defer cancel()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
-		values = c.stopTask(tidy, task)
+		values = c.stopTask(tidy, task, cancelGrace)
 	} else {
 		_ = c.DestroyTask(tidy, task)
 	}
@@ -179,13 +180,16 @@ func (c *Client) Async(ctx context.Context, method string, args ...any) ([]strin
 	return values, err
 }
 
-// stopTask cancels a task, waits a little for its end, and removes it. It
-// returns the result of a task that succeeded all the same.
-func (c *Client) stopTask(ctx context.Context, task Ref) []string {
+// stopTask cancels a task, waits for its end as long as grace says, and removes
+// it. It returns the result of a task that succeeded all the same.
+func (c *Client) stopTask(ctx context.Context, task Ref, grace time.Duration) []string {
 	_ = c.CancelTask(ctx, task)
-	grace, cancel := context.WithTimeout(ctx, cancelGrace)
-	values, _ := c.WaitTask(grace, task)
-	cancel()
+	var values []string
+	if grace > 0 {
+		wait, cancel := context.WithTimeout(ctx, grace)
+		values, _ = c.WaitTask(wait, task)
+		cancel()
+	}
 	_ = c.DestroyTask(ctx, task)
 	return values
 }

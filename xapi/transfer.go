@@ -25,6 +25,9 @@ const (
 	// embedded in a stream.
 	maxPage      = 64 << 10
 	maxRedirects = 5
+	// refusalWait is how long a task is given to tell why a request was
+	// refused; some never do.
+	refusalWait  = time.Second
 	streamBuffer = 256 << 10
 )
 
@@ -242,7 +245,7 @@ func (c *Client) refusal(ctx context.Context, s *stream, resp *http.Response, ad
 	e := &HTTPError{Host: addr, Method: req.method, Path: req.path, Status: resp.StatusCode, Text: pageText(page)}
 	session, _ := c.current()
 	e.Text = strings.ReplaceAll(e.Text, string(session), "(session)")
-	if verr := c.verdict(ctx, task, 2*time.Second); verr != nil {
+	if verr := c.verdict(ctx, task, refusalWait); verr != nil {
 		var pe *Error
 		if errors.As(verr, &pe) {
 			e.Cause = pe
