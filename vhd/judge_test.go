@@ -141,8 +141,7 @@ func TestFilesForPeople(t *testing.T) {
 	}
 }
 
-// TestDeltaForPeople: libvhdi finds the parent of a differencing file and,
-// through both, the disk.
+// TestDeltaForPeople: libvhdi reads who the parent of a differencing file is.
 func TestDeltaForPeople(t *testing.T) {
 	judge(t, "vhdiinfo")
 	dir := t.TempDir()

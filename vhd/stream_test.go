@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -208,6 +209,24 @@ func TestErrorStays(t *testing.T) {
 	_, first := r.Next(context.Background(), buf)
 	if _, second := r.Next(context.Background(), buf); first == nil || first != second {
 		t.Errorf("%v, then %v", first, second)
+	}
+}
+
+// TestRemember: whatever the pieces, the last 16 KiB are there.
+func TestRemember(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for range 50 {
+		var all []byte
+		s := newStream(nil)
+		for range 40 {
+			p := noise(rnd.Uint64(), rnd.Int64N(1<<(1+rnd.IntN(17))))
+			all = append(all, p...)
+			s.remember(p)
+			want := all[max(0, len(all)-tailSize):]
+			if got := s.tail; len(got) > 2*tailSize || !bytes.HasSuffix(got, want) {
+				t.Fatalf("after %d bytes, %d are kept, and not the last", len(all), len(got))
+			}
+		}
 	}
 }
 
