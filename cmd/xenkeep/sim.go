@@ -1,0 +1,154 @@
+package main
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"xenkeep/xapi/xapisim"
+)
+
+type simOptions struct {
+	listen  string
+	state   string
+	vms     []string
+	noTLS   bool
+	srType  string
+	raw     bool
+	running bool
+	hosts   int
+}
+
+// newSimCommand serves a simulated pool, for trying things out and for tests.
+func newSimCommand() *cobra.Command {
+	var o simOptions
+	cmd := &cobra.Command{
+		Use:   "sim",
+		Short: "Serve a simulated XenServer pool",
+		Long: `Serve a simulated XenServer pool on loopback until interrupted.
+
+Each VM has disks that begin as raw or VHD files, which are never written; what
+guests and restores write goes to the state folder, for as long as the pool runs.
+One line of JSON on stdout tells URL, user, password, certificate fingerprint,
+VMs and SRs as soon as the pool answers.`,
+		Example: `  xenkeep sim --state /tmp/pool --vm web=root.img,data.vhd
+  xenkeep sim write --url https://127.0.0.1:4443 --vdi UUID --image day2.img`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runSim(cmd, o) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.listen, "listen", "127.0.0.1:0", "the master's `address`; members take the same port at the addresses behind it")
+	f.StringVar(&o.state, "state", "", "`folder` for what is written to disks (a temporary one)")
+	f.StringArrayVar(&o.vms, "vm", nil, "a VM, as `NAME=DISK[,DISK...]`; may be repeated")
+	f.BoolVar(&o.noTLS, "no-tls", false, "serve plain HTTP")
+	f.StringVar(&o.srType, "sr-type", "ext", "the `driver` of the SR that the VMs' disks are on: ext, nfs, smb, lvm, lvmoiscsi, lvmohba")
+	f.BoolVar(&o.raw, "raw", false, "make the VMs' disks without VHD")
+	f.BoolVar(&o.running, "running", true, "start the VMs")
+	f.IntVar(&o.hosts, "hosts", 2, "how many `hosts` the pool has, the master included")
+	cmd.AddCommand(newSimWriteCommand())
+	return cmd
+}
+
+func runSim(cmd *cobra.Command, o simOptions) error {
+	cfg, err := o.config()
+	if err != nil {
+		return err
+	}
+	pool, err := xapisim.New(cfg)
+	if err != nil {
+		return fmt.Errorf("start the simulated pool: %w", err)
+	}
+	if err := json.NewEncoder(cmd.OutOrStdout()).Encode(pool.Ready()); err != nil {
+		return errors.Join(err, pool.Close())
+	}
+	<-cmd.Context().Done()
+	return pool.Close()
+}
+
+// config gives the VMs the first SR of the wanted type, making one if there is
+// none.
+func (o simOptions) config() (xapisim.Config, error) {
+	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, SRs: xapisim.DefaultSRs()}
+	if o.hosts < 1 {
+		return cfg, fmt.Errorf("--hosts %d: a pool has at least one", o.hosts)
+	}
+	name := ""
+	for _, s := range cfg.SRs {
+		if s.Type == o.srType && name == "" {
+			name = s.Name
+		}
+	}
+	if name == "" {
+		name = "Storage of the VMs"
+		cfg.SRs = append(cfg.SRs, xapisim.SRConfig{Name: name, Type: o.srType, Shared: true})
+	}
+	for _, v := range o.vms {
+		vm, disks, ok := strings.Cut(v, "=")
+		if !ok || vm == "" || disks == "" {
+			return cfg, fmt.Errorf("--vm %s: want NAME=DISK[,DISK...]", v)
+		}
+		cfg.VMs = append(cfg.VMs, xapisim.VMConfig{
+			Name: vm, Disks: strings.Split(disks, ","), SR: name, Halted: !o.running, RawDisks: o.raw,
+		})
+	}
+	return cfg, nil
+}
+
+func newSimWriteCommand() *cobra.Command {
+	var pool, vdi, image string
+	cmd := &cobra.Command{
+		Use:   "write",
+		Short: "Let a guest of the simulated pool write to its disk",
+		Long: `Let a guest write: its live disk becomes equal to the file, and only the 4 KiB
+pages that differ are written. Prints how many bytes that were.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path, err := filepath.Abs(image) // the pool's process opens it
+			if err != nil {
+				return err
+			}
+			return runSimWrite(cmd, pool, vdi, path)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&pool, "url", "", "the simulated pool's `URL`")
+	f.StringVar(&vdi, "vdi", "", "the disk's `UUID`")
+	f.StringVar(&image, "image", "", "raw or VHD `file` with the disk's new content")
+	for _, name := range []string{"url", "vdi", "image"} {
+		cmd.MarkFlagRequired(name)
+	}
+	return cmd
+}
+
+func runSimWrite(cmd *cobra.Command, pool, vdi, image string) error {
+	q := url.Values{"vdi": {vdi}, "image": {image}}
+	req, err := http.NewRequestWithContext(cmd.Context(), http.MethodPost, strings.TrimSuffix(pool, "/")+"/xapisim/write?"+q.Encode(), nil)
+	if err != nil {
+		return fmt.Errorf("sim write: %w", err)
+	}
+	// The pool is simulated, on loopback, and nothing secret is sent.
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	defer client.CloseIdleConnections()
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("sim write: %w", err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+	if err != nil {
+		return fmt.Errorf("sim write: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("sim write: %s: %s", resp.Status, strings.TrimSpace(string(body)))
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSpace(string(body)))
+	return nil
+}
