@@ -1,0 +1,284 @@
+package index
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+)
+
+// The cache folder holds
+//
+//	manifest   which segments count, and which of their sources do not
+//	lock       held (flock) while the manifest is read to be changed
+//	seg-*      segments
+//	tmp-*      segments being written
+//
+// The manifest is replaced by a rename. A segment is named in it only once it
+// is whole and synced, and removed only once it no longer is; a process that
+// still has it mapped keeps its map.
+const (
+	manifestName  = "manifest"
+	lockName      = "lock"
+	segmentPrefix = "seg-"
+	tempPrefix    = "tmp-"
+	tempAge       = 24 * time.Hour // then its writer is dead
+
+	manifestHead = "xenkeep index 1 " // then BLAKE3 of what follows, in hex, and a newline
+)
+
+// manifest is the JSON behind the manifest's first line.
+type manifest struct {
+	Segments []manifestSegment `json:"segments"`
+}
+
+type manifestSegment struct {
+	Name    string   `json:"name"`
+	Size    int64    `json:"size"`
+	Dropped []string `json:"dropped,omitempty"`
+}
+
+// folder is the cache folder; the zero value keeps segments in memory.
+type folder struct{ path string }
+
+func (f folder) memory() bool { return f.path == "" }
+
+// lock waits until no other process or Index changes the manifest.
+func (f folder) lock() (unlock func(), err error) {
+	if f.memory() {
+		return func() {}, nil
+	}
+	if err := os.MkdirAll(f.path, 0o700); err != nil {
+		return nil, err
+	}
+	l, err := os.OpenFile(filepath.Join(f.path, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(l.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return func() { l.Close() }, nil
+		}
+		if err != unix.EINTR {
+			l.Close()
+			return nil, fmt.Errorf("lock %s: %w", l.Name(), err)
+		}
+	}
+}
+
+// readManifest gives the manifest and its checksum. None is an empty one; a
+// damaged one is errSegment.
+func (f folder) readManifest() (m manifest, stamp [sumSize]byte, err error) {
+	p, err := os.ReadFile(filepath.Join(f.path, manifestName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, stamp, nil
+	}
+	if err != nil {
+		return m, stamp, err
+	}
+	head, body, _ := strings.Cut(string(p), "\n")
+	stamp = blake3.Sum256([]byte(body))
+	if head != manifestHead+hex.EncodeToString(stamp[:]) || json.Unmarshal([]byte(body), &m) != nil {
+		return manifest{}, stamp, fmt.Errorf("manifest: %w", errSegment)
+	}
+	for _, s := range m.Segments {
+		if filepath.Base(s.Name) != s.Name || !strings.HasPrefix(s.Name, segmentPrefix) {
+			return manifest{}, stamp, fmt.Errorf("manifest: %w", errSegment)
+		}
+	}
+	return m, stamp, nil
+}
+
+// writeManifest replaces the manifest; the lock must be held.
+func (f folder) writeManifest(m manifest) (stamp [sumSize]byte, err error) {
+	body, err := json.Marshal(m)
+	if err != nil {
+		return stamp, err
+	}
+	stamp = blake3.Sum256(body)
+	if f.memory() {
+		return stamp, nil
+	}
+	t, err := f.create()
+	if err != nil {
+		return stamp, err
+	}
+	defer t.discard()
+	head := manifestHead + hex.EncodeToString(stamp[:]) + "\n"
+	if _, err := t.file.Write(append([]byte(head), body...)); err != nil {
+		return stamp, err
+	}
+	if err := t.file.Sync(); err != nil {
+		return stamp, err
+	}
+	if err := os.Rename(t.file.Name(), filepath.Join(f.path, manifestName)); err != nil {
+		return stamp, err
+	}
+	t.kept = true
+	return stamp, f.sync()
+}
+
+// open opens a segment of the manifest. One that is missing, or not of the size
+// it should have, is errSegment; so no map reaches beyond its file.
+func (f folder) open(name string, size int64) (*segment, error) {
+	file, err := os.Open(filepath.Join(f.path, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", name, errSegment)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() != size || size < headerSize || int64(int(size)) != size {
+		return nil, fmt.Errorf("%s: %w", name, errSegment)
+	}
+	data, err := unix.Mmap(int(file.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %s: %w", name, err)
+	}
+	s, err := parseSegment(name, data)
+	if err != nil {
+		_ = unix.Munmap(data)
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	// Lookups take no lock, so only the collector knows when the last is done.
+	runtime.AddCleanup(s, func(data []byte) { _ = unix.Munmap(data) }, data)
+	return s, nil
+}
+
+// clean removes segments that do not count and what dead writers left; the lock
+// must be held. What it cannot remove does no harm.
+func (f folder) clean(m manifest) {
+	counts := make(map[string]bool)
+	for _, s := range m.Segments {
+		counts[s.Name] = true
+	}
+	entries, _ := os.ReadDir(f.path)
+	for _, e := range entries {
+		stale := strings.HasPrefix(e.Name(), segmentPrefix) && !counts[e.Name()]
+		if strings.HasPrefix(e.Name(), tempPrefix) {
+			info, err := e.Info()
+			stale = err == nil && time.Since(info.ModTime()) > tempAge
+		}
+		if stale {
+			os.Remove(filepath.Join(f.path, e.Name()))
+		}
+	}
+}
+
+// target is a file being written, or the same in memory.
+type target struct {
+	folder folder
+	file   *os.File
+	bytes  []byte
+	kept   bool
+}
+
+func (f folder) create() (*target, error) {
+	if f.memory() {
+		return &target{}, nil
+	}
+	file, err := os.OpenFile(filepath.Join(f.path, tempPrefix+random()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &target{folder: f, file: file}, nil
+}
+
+func random() string {
+	var p [12]byte
+	rand.Read(p[:])
+	return hex.EncodeToString(p[:])
+}
+
+// WriteAt implements io.WriterAt.
+func (t *target) WriteAt(p []byte, off int64) (int, error) {
+	if t.file != nil {
+		return t.file.WriteAt(p, off)
+	}
+	if end := int(off) + len(p); end > len(t.bytes) {
+		if end > cap(t.bytes) {
+			grown := make([]byte, end, max(end, 2*cap(t.bytes)))
+			copy(grown, t.bytes)
+			t.bytes = grown
+		}
+		t.bytes = t.bytes[:end]
+	}
+	return copy(t.bytes[off:], p), nil
+}
+
+// segment syncs and opens what was written. It has a temporary name still,
+// which a rename by adopt ends.
+func (t *target) segment(size int64) (*segment, error) {
+	if t.folder.memory() {
+		return parseSegment(segmentPrefix+random(), t.bytes[:size:size])
+	}
+	if err := t.file.Sync(); err != nil {
+		return nil, err
+	}
+	s, err := t.folder.open(filepath.Base(t.file.Name()), size)
+	if err == nil {
+		t.kept = true
+	}
+	return s, err
+}
+
+// adopt gives a new segment its name; the lock must be held until the manifest
+// has it, as a segment that the manifest lacks is garbage to everyone.
+func (f folder) adopt(s *segment) error {
+	if !strings.HasPrefix(s.name, tempPrefix) {
+		return nil
+	}
+	name := segmentPrefix + random()
+	if err := os.Rename(filepath.Join(f.path, s.name), filepath.Join(f.path, name)); err != nil {
+		return err
+	}
+	s.name = name
+	return nil
+}
+
+// sync makes renames durable.
+func (f folder) sync() error {
+	d, err := os.Open(f.path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// discard closes the file, and removes it unless it is in use.
+func (t *target) discard() {
+	if t.file == nil {
+		return
+	}
+	t.file.Close()
+	if !t.kept {
+		os.Remove(t.file.Name())
+	}
+}
+
+// remove removes a new segment that comes to nothing.
+func (f folder) remove(s *segment) {
+	if !f.memory() {
+		os.Remove(filepath.Join(f.path, s.name))
+	}
+}
+
+var _ io.WriterAt = (*target)(nil)

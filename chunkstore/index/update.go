@@ -1,0 +1,320 @@
+package index
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Add takes in one index object; it is Update without removals.
+func (x *Index) Add(source string, packs []PackEntries) error {
+	return x.Update(nil, []Source{{Name: source, Packs: packs}})
+}
+
+// Update forgets the index objects named in remove and takes in those of add,
+// in one durable step. A pack that no source covers any more leaves the index.
+// A name in add that is in already is passed over, unless remove has it too;
+// one in remove that is not in is passed over. Packs are taken to be immutable,
+// as their names are hashes of their content. Entries of add are held in memory
+// until they are written, so many index objects come in several calls.
+//
+// A cache that is found damaged on the way is emptied before add is taken in:
+// Sources then lacks the rest, which is to be taken in again.
+func (x *Index) Update(remove []string, add []Source) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.closed {
+		return errClosed
+	}
+	if err := x.change(func() error { return x.apply(remove, add) }); err != nil {
+		return fmt.Errorf("update index: %w", err)
+	}
+	for {
+		merged, err := x.mergeOnce()
+		if err != nil {
+			return fmt.Errorf("merge index: %w", err)
+		}
+		if !merged {
+			return nil
+		}
+	}
+}
+
+// change does do with the lock held and the newest manifest's view in place.
+func (x *Index) change(do func() error) error {
+	unlock, err := x.folder.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := x.refresh(); err != nil {
+		return err
+	}
+	return do()
+}
+
+// refresh takes over what other processes did; the lock must be held. Damage
+// empties the cache.
+func (x *Index) refresh() error {
+	if x.folder.memory() {
+		return nil
+	}
+	old := x.view.Load()
+	m, stamp, err := x.folder.readManifest()
+	if errors.Is(err, errSegment) {
+		return x.reset()
+	}
+	if err != nil || stamp == old.stamp {
+		return err
+	}
+	known := make(map[string]*segment)
+	for _, s := range old.segments {
+		known[s.name] = s.segment
+	}
+	parts := make([]*part, 0, len(m.Segments))
+	for _, entry := range m.Segments {
+		s := known[entry.Name]
+		if s == nil {
+			if s, err = x.folder.open(entry.Name, entry.Size); errors.Is(err, errSegment) {
+				return x.reset()
+			} else if err != nil {
+				return err
+			}
+		}
+		p := &part{segment: s, dropped: make(map[string]struct{})}
+		for _, name := range entry.Dropped {
+			p.dropped[name] = struct{}{}
+		}
+		parts = append(parts, p)
+	}
+	x.view.Store(newView(parts, x.hidden, stamp))
+	return nil
+}
+
+// reset empties the cache; the lock must be held.
+func (x *Index) reset() error {
+	return x.publish(nil)
+}
+
+// publish makes parts the index; the lock must be held.
+func (x *Index) publish(parts []*part) error {
+	for _, p := range parts {
+		if err := x.folder.adopt(p.segment); err != nil {
+			return err
+		}
+	}
+	m := manifestOf(parts)
+	stamp, err := x.folder.writeManifest(m)
+	if err != nil {
+		return err
+	}
+	if !x.folder.memory() {
+		x.folder.clean(m)
+	}
+	x.view.Store(newView(parts, x.hidden, stamp))
+	return nil
+}
+
+// apply changes the view; the lock must be held.
+func (x *Index) apply(remove []string, add []Source) error {
+	v := x.view.Load()
+	parts := v.copyParts()
+	changed := false
+	in := make(map[string]bool, len(v.sources))
+	for name := range v.sources {
+		in[name] = true
+	}
+	for _, name := range remove {
+		if !in[name] {
+			continue
+		}
+		in[name] = false
+		changed = true
+		for _, s := range parts {
+			if slices.ContainsFunc(s.sources, func(src segmentSource) bool { return src.name == name }) {
+				if s.dropped == nil {
+					s.dropped = make(map[string]struct{})
+				}
+				s.dropped[name] = struct{}{}
+			}
+		}
+	}
+	var fresh []Source
+	for _, s := range add {
+		if !in[s.Name] {
+			in[s.Name] = true
+			fresh = append(fresh, s)
+		}
+	}
+	if len(fresh) == 0 {
+		if !changed {
+			return nil
+		}
+		return x.publish(parts)
+	}
+	s, err := x.write(v, fresh)
+	if err != nil {
+		return err
+	}
+	if err := x.publish(append(parts, &part{segment: s})); err != nil {
+		x.folder.remove(s)
+		return err
+	}
+	return nil
+}
+
+// write makes a segment of sources. Entries that another segment has already
+// are left out, whether their pack counts or not: the pack will.
+func (x *Index) write(v *view, sources []Source) (*segment, error) {
+	ids := make([][32]byte, 0, 64)
+	sizes := make(map[[32]byte]int64)
+	for _, s := range sources {
+		for _, p := range s.Packs {
+			if _, ok := sizes[p.Pack]; !ok {
+				ids = append(ids, p.Pack)
+			}
+			sizes[p.Pack] = max(sizes[p.Pack], p.Size)
+		}
+	}
+	slices.SortFunc(ids, func(a, b [32]byte) int { return bytes.Compare(a[:], b[:]) })
+	numbers := make(map[[32]byte]uint32, len(ids))
+	for i, id := range ids {
+		numbers[id] = uint32(i)
+	}
+
+	var rows []row
+	type known struct {
+		*segment
+		pack uint32
+	}
+	for _, s := range sources {
+		for _, p := range s.Packs {
+			var elsewhere []known
+			for _, seg := range v.segments {
+				if n, ok := seg.packNumber(&p.Pack); ok {
+					if _, entries := seg.packInfo(int(n)); entries > 0 {
+						elsewhere = append(elsewhere, known{seg.segment, n})
+					}
+				}
+			}
+			rows = slices.Grow(rows, len(p.Entries))
+			for _, e := range p.Entries {
+				hi, lo := split(e.Prefix)
+				if !slices.ContainsFunc(elsewhere, func(k known) bool {
+					return k.holds(hi, lo, k.pack, e.Offset, e.Length)
+				}) {
+					rows = append(rows, row{hi, lo, numbers[p.Pack], e.Offset, e.Length})
+				}
+			}
+		}
+	}
+	slices.SortFunc(rows, func(a, b row) int { return a.compare(&b) })
+	rows = slices.Compact(rows)
+
+	budget := int64(filterMemory)
+	for _, s := range v.segments {
+		budget -= int64(len(s.filter))
+	}
+	t, err := x.folder.create()
+	if err != nil {
+		return nil, err
+	}
+	defer t.discard()
+	b, err := newBuilder(t, uint64(len(rows)), len(ids), budget)
+	if err != nil {
+		return nil, err
+	}
+	for i := range rows {
+		r := &rows[i]
+		if err := b.entry(r.hi, r.lo, r.pack, r.offset, r.length); err != nil {
+			return nil, err
+		}
+	}
+	for i := range ids {
+		if err := b.pack(ids[i][:], sizes[ids[i]]); err != nil {
+			return nil, err
+		}
+	}
+	var covers []uint32
+	for _, s := range sources {
+		covers = covers[:0]
+		for _, p := range s.Packs {
+			covers = append(covers, numbers[p.Pack])
+		}
+		if err := b.source(s.Name, covers); err != nil {
+			return nil, err
+		}
+	}
+	size, err := b.finish()
+	if err != nil {
+		return nil, err
+	}
+	return t.segment(size)
+}
+
+// mergeOnce does one merge, if one is due. The work is done without the lock,
+// so that other processes go on; what they changed meanwhile is looked at
+// before the result takes its place.
+func (x *Index) mergeOnce() (merged bool, err error) {
+	v := x.view.Load()
+	chosen := v.choose()
+	if len(chosen) == 0 {
+		return false, nil
+	}
+	s, gone, err := v.merge(x.folder, chosen)
+	if errors.Is(err, errSegment) {
+		return true, x.change(x.reset)
+	}
+	if err != nil {
+		return false, err
+	}
+	err = x.change(func() error {
+		merged, err = x.replace(chosen, s, gone)
+		return err
+	})
+	if err != nil {
+		x.folder.remove(s)
+	}
+	return merged, err
+}
+
+// replace puts s in the place of the parts it was merged from, unless another
+// process has merged them too or needs what was left out; the lock must be held.
+func (x *Index) replace(chosen []*part, s *segment, gone [][32]byte) (bool, error) {
+	now := x.view.Load()
+	dropped := make(map[string]struct{}) // since the merge began
+	var parts []*part
+	found := 0
+	for _, p := range now.copyParts() {
+		i := slices.IndexFunc(chosen, func(c *part) bool { return c.name == p.name })
+		if i < 0 {
+			parts = append(parts, p)
+			continue
+		}
+		found++
+		for name := range p.dropped {
+			if _, before := chosen[i].dropped[name]; !before {
+				dropped[name] = struct{}{}
+			}
+		}
+	}
+	lost := found < len(chosen)
+	for i := range gone {
+		for _, p := range now.segments {
+			if n, ok := p.packNumber(&gone[i]); ok && p.live.has(n) {
+				lost = true
+			}
+		}
+	}
+	if lost {
+		x.folder.remove(s)
+		return false, nil
+	}
+	if s.n > 0 || len(s.sources) > 0 {
+		parts = append(parts, &part{segment: s, dropped: dropped})
+	} else {
+		x.folder.remove(s)
+	}
+	return true, x.publish(parts)
+}
