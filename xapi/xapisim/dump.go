@@ -1,0 +1,48 @@
+package xapisim
+
+// volatile are fields that differ between two looks at a pool where nothing
+// happened that a user would care about.
+var volatile = map[string]map[string]bool{
+	"":    {"allowed_operations": true, "current_operations": true, "last_updated": true},
+	"VDI": {"physical_utilisation": true},
+	"SR":  {"physical_utilisation": true, "virtual_allocation": true, "VDIs": true},
+}
+
+// Dump returns all records by class and reference, for a comparison of the
+// pool before something with the pool after it. It leaves out sessions, tasks,
+// messages and base copies (which go when the garbage is collected), the
+// parent in a disk's sm_config, and fields that change by themselves. A VM's
+// parent is as the server keeps it.
+func (p *Pool) Dump() map[string]map[string]map[string]any {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := map[string]map[string]map[string]any{}
+	for _, c := range p.db.sch.order {
+		switch c.name {
+		case "session", "task", "message", "event":
+			continue
+		}
+		objs := map[string]map[string]any{}
+		for ref, o := range p.db.tables[c.name].objs {
+			if c.name == "VDI" && !o.bool("managed") {
+				continue
+			}
+			f := map[string]any{}
+			for i, fd := range c.fields {
+				if volatile[""][fd.name] || volatile[c.name][fd.name] {
+					continue
+				}
+				v := o.vals[i]
+				if c.name == "VDI" && fd.name == "sm_config" {
+					v = withoutKey(o.mapv("sm_config"), "vhd-parent")
+				}
+				f[fd.name] = v
+			}
+			objs[ref] = f
+		}
+		if len(objs) > 0 {
+			out[c.name] = objs
+		}
+	}
+	return out
+}

@@ -1,0 +1,107 @@
+package xapisim
+
+import (
+	"strings"
+	"time"
+)
+
+// Fault is one scripted mishap. On names the call ("VM.snapshot", also behind
+// Async.) or the HTTP path ("/export_raw_vdi") it happens to; "*" is any call.
+// It happens at the Nth match from now (0 and 1: the next) and Times times (0:
+// once, negative: always).
+type Fault struct {
+	On    string
+	Nth   int
+	Times int
+
+	// Code makes a call fail, before it does anything or, with After, when it
+	// is done. On a bulk path the transfer fails with it: at byte CutAt with
+	// Embedded, else before the first byte.
+	Code   string
+	Params []string
+	After  bool
+	// Reset cuts the connection so that the peer sees a reset.
+	Reset bool
+	// Delay is how long the operation holds its object, unscaled.
+	Delay time.Duration
+	// DropSession ends the caller's session first.
+	DropSession bool
+
+	// Status answers an HTTP request with an error page of that status.
+	Status int
+	// Cut stops a stream after CutAt bytes of body: with the server's error
+	// page behind them when Embedded, else bare. Stall hangs there until the
+	// client goes away.
+	Cut      bool
+	CutAt    int64
+	Embedded bool
+	Stall    bool
+}
+
+// Fault scripts a mishap.
+func (p *Pool) Fault(f Fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f.Times == 0 {
+		f.Times = 1
+	}
+	if f.Nth == 0 {
+		f.Nth = 1
+	}
+	p.faults = append(p.faults, &f)
+}
+
+// ClearFaults forgets what was scripted and did not happen yet.
+func (p *Pool) ClearFaults() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = nil
+}
+
+// takeFault returns the fault due for this call or path. Pool.mu is held.
+func (p *Pool) takeFault(name string) *Fault {
+	var due *Fault
+	keep := p.faults[:0]
+	for _, f := range p.faults {
+		match := f.On == name || f.On == "*" && !strings.HasPrefix(name, "/")
+		if !match {
+			keep = append(keep, f)
+			continue
+		}
+		if f.Nth > 1 || due != nil {
+			if f.Nth > 1 {
+				f.Nth--
+			}
+			keep = append(keep, f)
+			continue
+		}
+		due = f
+		if f.Times > 0 {
+			f.Times--
+		}
+		if f.Times != 0 {
+			keep = append(keep, f)
+		}
+	}
+	p.faults = keep
+	return due
+}
+
+// takeHTTPFault returns a fault that answers a path with an error page.
+func (p *Pool) takeHTTPFault(r *httpRequest) *Fault {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range p.faults {
+		if f.Status != 0 && strings.HasPrefix(f.On, "/") && strings.HasPrefix(r.path, f.On) {
+			return p.takeFault(f.On)
+		}
+	}
+	return nil
+}
+
+// takeStreamFault returns the fault due for a transfer.
+func (p *Pool) takeStreamFault(path string) *Fault {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.takeFault(path)
+}

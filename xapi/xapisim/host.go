@@ -1,0 +1,133 @@
+package xapisim
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"fmt"
+	"math/big"
+	"net"
+	"strings"
+	"time"
+)
+
+// host is one server of the pool.
+type host struct {
+	ref         string
+	dom0        string // reference of its control domain
+	address     string
+	master      bool
+	ln          net.Listener
+	tls         *tls.Config
+	cert        []byte // DER
+	fingerprint string
+}
+
+// makeCertificate makes the host's self-signed certificate.
+func (h *host) makeCertificate(serve bool) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		return err
+	}
+	tpl := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: h.address},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().AddDate(10, 0, 0),
+		KeyUsage:     x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		IPAddresses:  []net.IP{net.ParseIP(h.address)},
+		IsCA:         true, BasicConstraintsValid: true,
+	}
+	if h.cert, err = x509.CreateCertificate(rand.Reader, tpl, tpl, &key.PublicKey, key); err != nil {
+		return err
+	}
+	sum := sha256.Sum256(h.cert)
+	h.fingerprint = hex.EncodeToString(sum[:])
+	if serve {
+		h.tls = &tls.Config{
+			Certificates: []tls.Certificate{{Certificate: [][]byte{h.cert}, PrivateKey: key}},
+			MinVersion:   tls.VersionTLS12,
+			// Streams are long: no need to start with small records.
+			DynamicRecordSizingDisabled: true,
+		}
+	}
+	return nil
+}
+
+// Certificate is the DER of host i's certificate.
+func (p *Pool) Certificate(i int) []byte { return p.hosts[i].cert }
+
+// colonHex is how the server writes fingerprints.
+func colonHex(b []byte) string {
+	parts := make([]string, len(b))
+	for i, x := range b {
+		parts[i] = fmt.Sprintf("%02X", x)
+	}
+	return strings.Join(parts, ":")
+}
+
+var softwareVersion = map[string]any{
+	"product_version": "8.4.0", "product_version_text": "8", "product_version_text_short": "8", "platform_name": "XCP",
+	"platform_version": "3.4.0", "product_brand": "XenServer", "xapi": "26.1", "build_number": "simulated",
+	"git_id": "e2ee48d6", "hostname": "localhost", "date": "20260821T00:00:00Z", "xapi_build": "26.1.0", "xen": "4.17",
+	"linux": "4.19.0+1", "network_backend": "openvswitch", "db_schema": "5.909",
+}
+
+// addHost adds the records of host i.
+func (p *Pool) addHost(i int, h *host, mgmt *object) {
+	name := fmt.Sprintf("host%d", i+1)
+	metrics := p.db.create("host_metrics", map[string]any{
+		"memory_total": int64(64 << 30), "memory_free": int64(48 << 30), "live": true, "last_updated": dateOf(time.Now()),
+	})
+	o := p.db.create("host", map[string]any{
+		"name_label": name, "name_description": "Default install", "hostname": name, "address": h.address, "enabled": true,
+		"API_version_major": int64(2), "API_version_minor": int64(23), "API_version_vendor": "XenSource",
+		"software_version": softwareVersion, "metrics": metrics.ref, "sched_policy": "credit", "edition": "enterprise-per-socket",
+		"capabilities":             strs("xen-3.0-x86_64", "hvm-3.0-x86_32", "hvm-3.0-x86_64"),
+		"supported_bootloaders":    strs("pygrub", "eliloader"),
+		"cpu_info":                 map[string]any{"cpu_count": "4", "socket_count": "1", "vendor": "simulated"},
+		"allowed_operations":       strs("vm_migrate", "provision", "vm_resume", "evacuate", "vm_start"),
+		"tls_verification_enabled": true, "suspend_image_sr": nullRef, "crash_dump_sr": nullRef,
+	})
+	h.ref = o.ref
+	for n := range 4 {
+		p.db.create("host_cpu", map[string]any{"host": o.ref, "number": int64(n), "vendor": "simulated"})
+	}
+	p.db.create("PIF", map[string]any{
+		"device": "eth0", "network": mgmt.ref, "host": o.ref, "MAC": newMAC(), "MTU": int64(1500), "VLAN": int64(-1),
+		"physical": true, "currently_attached": true, "management": true, "IP": h.address, "netmask": "255.0.0.0",
+		"ip_configuration_mode": "Static", "metrics": p.db.create("PIF_metrics", map[string]any{"carrier": true}).ref, "managed": true,
+	})
+	s1 := sha1.Sum(h.cert)
+	s256 := sha256.Sum256(h.cert)
+	p.db.create("Certificate", map[string]any{
+		"name": "", "type": "host", "host": o.ref, "not_before": dateOf(time.Now().Add(-time.Hour)),
+		"not_after": dateOf(time.Now().AddDate(10, 0, 0)), "fingerprint": colonHex(s256[:]),
+		"fingerprint_sha256": colonHex(s256[:]), "fingerprint_sha1": colonHex(s1[:]),
+	})
+	dom0 := p.newVM(map[string]any{
+		"name_label": "Control domain on host: " + name, "is_control_domain": true, "domain_type": "pv",
+		"memory_static_max": int64(4 << 30), "memory_static_min": int64(4 << 30), "memory_dynamic_max": int64(4 << 30),
+		"memory_dynamic_min": int64(4 << 30), "VCPUs_max": int64(4), "VCPUs_at_startup": int64(4),
+	})
+	p.db.put(dom0, "power_state", "Running")
+	p.db.put(dom0, "domid", int64(0))
+	p.db.put(dom0, "resident_on", o.ref)
+	h.dom0 = dom0.ref
+	for _, proto := range []string{"rfb", "vt100"} {
+		c := p.db.create("console", map[string]any{"protocol": proto, "VM": dom0.ref})
+		p.db.put(c, "location", "https://"+h.address+"/console?ref="+c.ref)
+	}
+	p.db.put(o, "control_domain", dom0.ref)
+}

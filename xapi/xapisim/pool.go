@@ -1,0 +1,540 @@
+package xapisim
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"xenkeep/xapi/xapisim/sr"
+)
+
+// Config describes a pool. The zero value is a usable one: a master and a
+// member with TLS on loopback, four SRs, no VMs.
+type Config struct {
+	// State is a folder for the disks' data; if empty, a temporary one that
+	// Close removes.
+	State string
+	// Listen is the master's address (127.0.0.1:0). The members listen on the
+	// same port at the following loopback addresses, because the addresses in
+	// a pool's records carry no port.
+	Listen string
+	// Hosts is how many hosts there are (2). The first is the master.
+	Hosts int
+	NoTLS bool
+	// User and Password (root, a random one).
+	User, Password string
+	// SRs are the storage repositories; nil means DefaultSRs, an empty slice
+	// none.
+	SRs []SRConfig
+	VMs []VMConfig
+
+	// Scale multiplies every time the server lets pass by itself: waits for
+	// other operations, time-outs, the pause after a wrong password (1).
+	Scale float64
+	// LoginDelay is the pause after a wrong password (2 s).
+	LoginDelay time.Duration
+	// GCDelay is how long after a deletion an SR's garbage is collected (5 s).
+	GCDelay time.Duration
+	// Linger is how long dom0's VBD stays after a transfer ended (0: it is
+	// gone before the task completes).
+	Linger time.Duration
+	// CancelDelay is how long a transfer goes on after task.cancel (10 s).
+	CancelDelay time.Duration
+	// Unlicensed switches the licensed features off.
+	Unlicensed bool
+	// NBDHybrid makes full exports as hosts with NBD attachments do.
+	NBDHybrid bool
+	// RedirectPort puts the port into redirects, for clients that would go to
+	// port 443 otherwise, as they should with a real pool.
+	RedirectPort bool
+}
+
+// SRConfig describes a storage repository. A shared one is plugged at every
+// host, a local one at Host only.
+type SRConfig struct {
+	Name   string
+	Type   string // ext, nfs, smb, file, lvm, lvmoiscsi, lvmohba, iso
+	Shared bool
+	Host   int
+	Size   int64 // physical, in bytes (8 TiB)
+}
+
+// VMConfig describes a VM. Its disks are raw or VHD files that are never
+// written, on the SR of that name (the first one).
+type VMConfig struct {
+	Name   string
+	Disks  []string
+	SR     string
+	Halted bool
+	// RawDisks makes volumes without VHD (on LVM, sm_config type=raw).
+	RawDisks bool
+}
+
+const defaultSRSize = 8 << 40
+
+// DefaultSRs are thin and thick, shared and local ones.
+func DefaultSRs() []SRConfig {
+	return []SRConfig{
+		{Name: "NFS virtual disk storage", Type: "nfs", Shared: true},
+		{Name: "Local storage", Type: "ext"},
+		{Name: "iSCSI virtual disk storage", Type: "lvmoiscsi", Shared: true},
+		{Name: "Local storage on member", Type: "lvm", Host: 1},
+	}
+}
+
+// Pool is a running simulated pool.
+type Pool struct {
+	cfg      Config
+	dir      string
+	tempDir  bool
+	ctx      context.Context
+	stop     context.CancelFunc
+	work     sync.WaitGroup
+	hosts    []*host
+	port     string
+	ready    Ready
+	licensed bool
+
+	mu      sync.Mutex // guards all below
+	db      *database
+	calls   map[string]handler
+	stores  map[string]*storage // by SR reference
+	origin  map[string]string   // UUID of the VM that a snapshot was taken of
+	faults  []*Fault
+	waiting int
+	domid   int64
+	bridges int
+	refSeq  int // counts the Ref:N of metadata exports, never reset
+}
+
+// Ready is what a started pool tells its user.
+type Ready struct {
+	URL         string    `json:"url"`
+	User        string    `json:"user"`
+	Password    string    `json:"password"`
+	Fingerprint string    `json:"fingerprint"`
+	VMs         []ReadyVM `json:"vms"`
+	SRs         []ReadySR `json:"srs"`
+}
+
+// ReadyVM is a VM of the configuration.
+type ReadyVM struct {
+	UUID  string      `json:"uuid"`
+	Name  string      `json:"name"`
+	Disks []ReadyDisk `json:"disks"`
+}
+
+// ReadyDisk is a disk of a VM; Size is in bytes.
+type ReadyDisk struct {
+	VDI    string `json:"vdi"`
+	Device string `json:"device"`
+	Size   int64  `json:"size"`
+}
+
+// ReadySR is a storage repository.
+type ReadySR struct {
+	UUID string `json:"uuid"`
+	Name string `json:"name"`
+	Type string `json:"type"`
+}
+
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// New starts a pool.
+func New(cfg Config) (_ *Pool, err error) {
+	if cfg.Listen == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	if cfg.Hosts == 0 {
+		cfg.Hosts = 2
+	}
+	if cfg.User == "" {
+		cfg.User = "root"
+	}
+	if cfg.Password == "" {
+		cfg.Password = newUUID()
+	}
+	if cfg.SRs == nil {
+		cfg.SRs = DefaultSRs()
+	}
+	if cfg.Scale == 0 {
+		cfg.Scale = 1
+	}
+	if cfg.LoginDelay == 0 {
+		cfg.LoginDelay = 2 * time.Second
+	}
+	if cfg.GCDelay == 0 {
+		cfg.GCDelay = 5 * time.Second
+	}
+	if cfg.CancelDelay == 0 {
+		cfg.CancelDelay = 10 * time.Second
+	}
+	sch, err := loadSchema()
+	if err != nil {
+		return nil, err
+	}
+	p := &Pool{
+		cfg: cfg, dir: cfg.State, db: newDatabase(sch), calls: map[string]handler{}, licensed: !cfg.Unlicensed,
+		stores: map[string]*storage{}, origin: map[string]string{},
+	}
+	if p.dir == "" {
+		if p.dir, err = os.MkdirTemp("", "xapisim-"); err != nil {
+			return nil, err
+		}
+		p.tempDir = true
+	} else if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return nil, err
+	}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	for _, group := range []map[string]handler{
+		p.sessionCalls(), p.taskCalls(), p.eventCalls(), p.vmCalls(), p.vdiCalls(), p.vmssCalls(), p.infraCalls(),
+	} {
+		for k, h := range group {
+			p.calls[k] = h
+		}
+	}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	if err := p.listen(); err != nil {
+		return nil, err
+	}
+	if err := p.furnish(); err != nil {
+		return nil, err
+	}
+	for _, h := range p.hosts {
+		p.work.Add(1)
+		go func() {
+			defer p.work.Done()
+			h.serve(p.ctx, p, h.ln)
+		}()
+	}
+	p.work.Add(1)
+	go func() {
+		defer p.work.Done()
+		p.housekeeping(p.ctx)
+	}()
+	return p, nil
+}
+
+// listen opens every host's address on one port.
+func (p *Pool) listen() error {
+	first, port, err := net.SplitHostPort(p.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen %s: %w", p.cfg.Listen, err)
+	}
+	ip := net.ParseIP(first)
+	if ip == nil {
+		return fmt.Errorf("listen %s: not an IP address", p.cfg.Listen)
+	}
+	for try := 0; ; try++ {
+		err := p.listenOn(ip, port)
+		if err == nil {
+			return nil
+		}
+		for _, h := range p.hosts {
+			h.ln.Close()
+		}
+		p.hosts = nil
+		if port != "0" || try == 20 {
+			return err
+		}
+	}
+}
+
+func (p *Pool) listenOn(ip net.IP, port string) error {
+	for i := range p.cfg.Hosts {
+		addr := append(net.IP(nil), ip...)
+		addr[len(addr)-1] += byte(i)
+		ln, err := net.Listen("tcp", net.JoinHostPort(addr.String(), port))
+		if err != nil {
+			return err
+		}
+		_, port, _ = net.SplitHostPort(ln.Addr().String())
+		h := &host{address: addr.String(), master: i == 0, ln: ln}
+		p.hosts = append(p.hosts, h)
+		if err := h.makeCertificate(!p.cfg.NoTLS); err != nil {
+			return err
+		}
+	}
+	p.port = port
+	return nil
+}
+
+// scaled applies Config.Scale.
+func (p *Pool) scaled(d time.Duration) time.Duration { return time.Duration(float64(d) * p.cfg.Scale) }
+
+func (p *Pool) masterAddress() string { return p.hosts[0].address }
+
+// URL is the master's.
+func (p *Pool) URL() string { return p.HostURL(0) }
+
+// HostURL is that of host i.
+func (p *Pool) HostURL(i int) string {
+	scheme := "https://"
+	if p.cfg.NoTLS {
+		scheme = "http://"
+	}
+	return scheme + net.JoinHostPort(p.hosts[i].address, p.port)
+}
+
+// User and Password open sessions.
+func (p *Pool) User() string     { return p.cfg.User }
+func (p *Pool) Password() string { return p.cfg.Password }
+
+// Fingerprint is the SHA-256 of the master's certificate, in lower-case hex.
+func (p *Pool) Fingerprint() string { return p.hosts[0].fingerprint }
+
+// Fingerprints are those of all hosts.
+func (p *Pool) Fingerprints() []string {
+	var out []string
+	for _, h := range p.hosts {
+		out = append(out, h.fingerprint)
+	}
+	return out
+}
+
+// Ready describes the pool as it was when it started.
+func (p *Pool) Ready() Ready { return p.ready }
+
+// Close stops the pool and removes its disks' data.
+func (p *Pool) Close() error {
+	p.stop()
+	for _, h := range p.hosts {
+		h.ln.Close()
+	}
+	p.work.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for _, st := range p.stores {
+		if st.gcTimer != nil {
+			st.gcTimer.Stop()
+		}
+		errs = append(errs, st.sr.Close())
+	}
+	if p.tempDir {
+		errs = append(errs, os.RemoveAll(p.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// Restart does what a restart of the master's xapi does to clients: sessions
+// and tasks are lost, and VBDs that dom0 held are gone.
+func (p *Pool) Restart() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, cls := range []string{"session", "task"} {
+		for _, o := range p.db.all(cls) {
+			p.db.destroy(o)
+		}
+	}
+	for _, cls := range []string{"VM", "VDI"} {
+		for _, o := range p.db.all(cls) {
+			if len(o.mapv("current_operations")) > 0 {
+				p.db.put(o, "current_operations", map[string]any{})
+			}
+		}
+	}
+	for _, h := range p.hosts {
+		if dom0 := p.db.find("VM", h.dom0); dom0 != nil {
+			for _, vbd := range p.db.refs("VBD", dom0.set("VBDs")) {
+				p.db.destroy(vbd)
+			}
+		}
+	}
+}
+
+// DropSessions ends every session.
+func (p *Pool) DropSessions() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.db.all("session") {
+		p.db.destroy(s)
+	}
+}
+
+// GuestWrite makes the live disk equal to the file, as a guest that writes the
+// 4 KiB pages in which they differ. It returns how many bytes it wrote.
+func (p *Pool) GuestWrite(vdiUUID, imageFile string) (int64, error) {
+	v, err := p.liveVolume(vdiUUID)
+	if err != nil {
+		return 0, err
+	}
+	n, err := v.WriteImage(imageFile)
+	p.sync(vdiUUID)
+	return n, err
+}
+
+// Volume gives tests the data behind a VDI.
+func (p *Pool) Volume(vdiUUID string) (*sr.Volume, error) { return p.liveVolume(vdiUUID) }
+
+func (p *Pool) liveVolume(vdiUUID string) (*sr.Volume, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	vdi := p.db.byUUID("VDI", vdiUUID)
+	if vdi == nil {
+		return nil, fail("UUID_INVALID", "VDI", vdiUUID)
+	}
+	return p.volume(vdi)
+}
+
+func (p *Pool) sync(vdiUUID string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if vdi := p.db.byUUID("VDI", vdiUUID); vdi != nil {
+		p.syncVDI(vdi)
+		if s := p.db.find("SR", vdi.str("SR")); s != nil {
+			p.syncSR(s)
+		}
+	}
+}
+
+// furnish fills the database.
+func (p *Pool) furnish() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.addDrivers()
+	mgmt := p.db.create("network", map[string]any{
+		"name_label": "Pool-wide network associated with eth0", "bridge": "xenbr0", "MTU": int64(1500), "managed": true,
+	})
+	p.db.create("network", map[string]any{
+		"name_label": "Host internal management network", "bridge": "xenapi", "MTU": int64(1500), "managed": true,
+		"other_config": map[string]any{"is_guest_installer_network": "true", "is_host_internal_management_network": "true"},
+	})
+	for i, h := range p.hosts {
+		p.addHost(i, h, mgmt)
+	}
+	p.db.create("pool", map[string]any{
+		"master": p.hosts[0].ref, "default_SR": nullRef,
+		"other_config": map[string]any{"memory-ratio-hvm": "0.25", "memory-ratio-pv": "0.25"},
+	})
+	p.db.create("secret", map[string]any{"value": newUUID()})
+	p.db.create("user", map[string]any{"short_name": p.cfg.User, "fullname": "superuser"})
+	for i, s := range p.cfg.SRs {
+		if err := p.addConfiguredSR(i, s); err != nil {
+			return err
+		}
+	}
+	for _, v := range p.cfg.VMs {
+		if err := p.addConfiguredVM(v, mgmt); err != nil {
+			return fmt.Errorf("vm %s: %w", v.Name, err)
+		}
+	}
+	p.ready.URL, p.ready.User, p.ready.Password, p.ready.Fingerprint = p.URL(), p.cfg.User, p.cfg.Password, p.Fingerprint()
+	return nil
+}
+
+func (p *Pool) addConfiguredSR(i int, s SRConfig) error {
+	if s.Size == 0 {
+		s.Size = defaultSRSize
+	}
+	content := "user"
+	if s.Type == "iso" {
+		content = "iso"
+	}
+	if p.driverOf(s.Type) == nil {
+		return fmt.Errorf("sr %s: unknown type %q", s.Name, s.Type)
+	}
+	o, err := p.addSR(map[string]any{"name_label": s.Name, "type": s.Type, "content_type": content, "shared": s.Shared}, s.Size)
+	if err != nil {
+		return err
+	}
+	for j, h := range p.hosts {
+		if s.Shared || j == min(s.Host, len(p.hosts)-1) {
+			p.addPBD(p.db.find("host", h.ref), o, map[string]any{"device": "/dev/sim" + strconv.Itoa(i)}, true)
+		}
+	}
+	if pool := p.db.all("pool")[0]; pool.str("default_SR") == nullRef && content == "user" {
+		p.db.put(pool, "default_SR", o.ref)
+	}
+	p.ready.SRs = append(p.ready.SRs, ReadySR{o.uuid(), s.Name, s.Type})
+	return nil
+}
+
+func (p *Pool) addConfiguredVM(v VMConfig, net *object) error {
+	var srObj *object
+	for _, s := range p.db.all("SR") { // newest first, so the first one wins
+		if v.SR == "" || s.str("name_label") == v.SR {
+			srObj = s
+		}
+	}
+	if srObj == nil {
+		return fmt.Errorf("no SR named %q", v.SR)
+	}
+	mem := int64(2 << 30)
+	vm := p.newVM(map[string]any{
+		"name_label": v.Name, "user_version": int64(1), "memory_static_max": mem, "memory_dynamic_max": mem,
+		"memory_dynamic_min": mem, "memory_static_min": mem / 2, "memory_target": mem, "VCPUs_max": int64(2),
+		"VCPUs_at_startup": int64(2), "actions_after_shutdown": "destroy", "actions_after_reboot": "restart",
+		"actions_after_crash": "restart", "HVM_boot_policy": "BIOS order", "HVM_boot_params": map[string]any{"order": "cdn"},
+		"platform":    map[string]any{"nx": "true", "acpi": "1", "apic": "true", "pae": "true", "viridian": "true", "timeoffset": "0"},
+		"domain_type": "hvm", "hardware_platform_version": int64(2), "generation_id": newGenerationID(),
+	})
+	info := ReadyVM{UUID: vm.uuid(), Name: v.Name, Disks: []ReadyDisk{}}
+	for i, path := range v.Disks {
+		uuid, sm := newUUID(), map[string]any{}
+		if v.RawDisks {
+			sm["type"] = "raw"
+		}
+		vol, err := p.stores[srObj.ref].sr.AddImage(uuid, path, smConfig(sm))
+		if err != nil {
+			return err
+		}
+		vdi := p.db.create("VDI", map[string]any{
+			"uuid": uuid, "location": uuid, "managed": true, "name_label": fmt.Sprintf("%s disk %d", v.Name, i),
+			"name_description": filepath.Base(path), "SR": srObj.ref, "type": "user", "virtual_size": vol.Size(), "sm_config": sm,
+			"snapshot_time": epoch,
+		})
+		p.syncVDI(vdi)
+		pos := i
+		if i >= 3 { // 3 is the CD drive's
+			pos++
+		}
+		dev := strconv.Itoa(pos)
+		p.newVBD(map[string]any{
+			"VM": vm.ref, "VDI": vdi.ref, "userdevice": dev, "device": deviceName(dev), "bootable": i == 0, "mode": "RW",
+			"type": "Disk", "unpluggable": true, "empty": false, "other_config": map[string]any{"owner": ""},
+		})
+		info.Disks = append(info.Disks, ReadyDisk{uuid, deviceName(dev), vol.Size()})
+	}
+	p.newVBD(map[string]any{
+		"VM": vm.ref, "VDI": nullRef, "userdevice": "3", "mode": "RO", "type": "CD", "unpluggable": true, "empty": true,
+	})
+	p.newVIF(map[string]any{
+		"VM": vm.ref, "network": net.ref, "device": "0", "MAC": newMAC(), "MAC_autogenerated": true, "MTU": int64(1500),
+	})
+	p.syncSR(srObj)
+	if !v.Halted {
+		if err := p.startVM(vm, p.hostForVM(srObj.ref), false); err != nil {
+			return err
+		}
+	}
+	p.ready.VMs = append(p.ready.VMs, info)
+	return nil
+}
+
+// hostForVM prefers the master.
+func (p *Pool) hostForVM(srRef string) *host {
+	for _, h := range p.hosts {
+		if p.sees(h, srRef) {
+			return h
+		}
+	}
+	return p.hosts[0]
+}

@@ -1,0 +1,51 @@
+package xapisim
+
+import (
+	"time"
+)
+
+// session resolves a session reference.
+func (p *Pool) session(ref string) (*object, error) {
+	s := p.db.find("session", ref)
+	if s == nil {
+		return nil, fail("SESSION_INVALID", ref)
+	}
+	if t, err := time.Parse(dateForm, s.str("last_active")); err == nil && time.Since(t) > 10*time.Minute {
+		p.db.put(s, "last_active", dateOf(time.Now()))
+	}
+	return s, nil
+}
+
+// login opens a session.
+func (p *Pool) login(user, password, originator string) (*object, error) {
+	if user != p.cfg.User || password != p.cfg.Password {
+		return nil, fail("SESSION_AUTHENTICATION_FAILED", user, "Authentication failure")
+	}
+	now := dateOf(time.Now())
+	return p.db.create("session", map[string]any{
+		"this_host": p.hosts[0].ref, "this_user": nullRef, "last_active": now, "validation_time": now,
+		"is_local_superuser": true, "auth_user_name": user, "originator": originator,
+		"subject": nullRef, "parent": nullRef,
+	}), nil
+}
+
+func (p *Pool) sessionCalls() map[string]handler {
+	return map[string]handler{
+		"session.login_with_password": func(c *call) (any, error) {
+			s, err := p.login(c.str(0), c.str(1), c.str(3))
+			if err != nil {
+				c.wait(p.scaled(p.cfg.LoginDelay))
+				return nil, err
+			}
+			return s.ref, nil
+		},
+		"session.logout": func(c *call) (any, error) {
+			p.db.destroy(c.session)
+			return void, nil
+		},
+		"session.local_logout": func(c *call) (any, error) {
+			p.db.destroy(c.session)
+			return void, nil
+		},
+	}
+}

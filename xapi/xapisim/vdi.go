@@ -1,0 +1,662 @@
+package xapisim
+
+import (
+	"encoding/base64"
+	"errors"
+	"strconv"
+	"time"
+
+	"xenkeep/xapi/xapisim/sr"
+)
+
+// storage is the SR behind an SR record.
+type storage struct {
+	sr      *sr.SR
+	gcTimer *time.Timer
+}
+
+var vdiOperations = []string{"copy", "generate_config", "clone", "forget", "resize", "snapshot", "destroy"}
+
+const cbtMetadata = "CBT metadata" // what the server calls such a disk in errors
+
+// whileAttached are operations that an attached disk allows.
+var whileAttached = map[string]bool{
+	"snapshot": true, "clone": true, "enable_cbt": true, "disable_cbt": true, "data_destroy": true, "mirror": true,
+	"generate_config": true, "list_changed_blocks": true,
+}
+
+var needsFeature = map[string]string{
+	"snapshot": "VDI_SNAPSHOT", "clone": "VDI_CLONE", "resize": "VDI_RESIZE", "destroy": "VDI_DELETE",
+	"enable_cbt": "VDI_CONFIG_CBT", "disable_cbt": "VDI_CONFIG_CBT", "data_destroy": "VDI_CONFIG_CBT",
+	"list_changed_blocks": "VDI_CONFIG_CBT", "set_on_boot": "VDI_RESET_ON_BOOT",
+}
+
+// checkVDI applies the server's checks in their order (xen-api
+// ocaml/xapi/xapi_vdi.ml, check_operation_error).
+func (p *Pool) checkVDI(vdi *object, op string) error {
+	attached, readWrite := p.attachments(vdi)
+	switch {
+	case attached && op == "copy" && readWrite, attached && op != "copy" && !whileAttached[op]:
+		return fail("VDI_IN_USE", vdi.ref, op)
+	}
+	srObj := p.db.find("SR", vdi.str("SR"))
+	if srObj == nil {
+		return fail("HANDLE_INVALID", "SR", vdi.str("SR"))
+	}
+	if f := needsFeature[op]; f != "" && !p.hasFeature(srObj, f) {
+		return fail("SR_OPERATION_NOT_SUPPORTED", srObj.ref)
+	}
+	switch op {
+	case "clone", "copy", "snapshot", "resize", "enable_cbt", "disable_cbt":
+		if vdi.str("type") == "cbt_metadata" {
+			return fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
+		}
+	}
+	switch op {
+	case "set_on_boot", "mirror":
+		if vdi.bool("cbt_enabled") {
+			return fail("VDI_CBT_ENABLED", vdi.ref)
+		}
+	case "enable_cbt", "disable_cbt":
+		if vdi.bool("is_a_snapshot") {
+			return fail("OPERATION_NOT_ALLOWED", "VDI is a snapshot: "+vdi.ref)
+		}
+		if t := vdi.str("type"); t != "user" && t != "system" {
+			return fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, t)
+		}
+		if vdi.str("on_boot") == "reset" {
+			return fail("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION")
+		}
+	case "data_destroy":
+		if !vdi.bool("is_a_snapshot") {
+			return fail("OPERATION_NOT_ALLOWED", "VDI is not a snapshot: "+vdi.ref)
+		}
+		if !vdi.bool("cbt_enabled") {
+			return fail("VDI_NO_CBT_METADATA", vdi.ref)
+		}
+	case "snapshot":
+		if vdi.bool("sharable") {
+			return fail("VDI_IS_SHARABLE", vdi.ref)
+		}
+		for _, v := range vdi.mapv("current_operations") {
+			if v == "copy" {
+				return fail("OPERATION_NOT_ALLOWED", "Snapshot operation not allowed during copy.")
+			}
+		}
+	}
+	if (op == "snapshot" || op == "copy") && vdi.str("on_boot") == "reset" {
+		return fail("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION")
+	}
+	return nil
+}
+
+// attachments tells whether the disk is attached anywhere, and read-write.
+func (p *Pool) attachments(vdi *object) (attached, readWrite bool) {
+	for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) {
+		if vbd.bool("currently_attached") {
+			attached = true
+			readWrite = readWrite || vbd.str("mode") == "RW"
+		}
+	}
+	return attached, readWrite
+}
+
+// managed refuses base copies.
+func managed(vdi *object) error {
+	if !vdi.bool("managed") {
+		return fail("VDI_NOT_MANAGED", vdi.ref)
+	}
+	return nil
+}
+
+// store returns the storage behind a record; without a plugged PBD there is
+// none to be had.
+func (p *Pool) store(srRef string) (*storage, error) {
+	s := p.db.find("SR", srRef)
+	if s == nil {
+		return nil, fail("HANDLE_INVALID", "SR", srRef)
+	}
+	for _, pbd := range p.db.refs("PBD", s.set("PBDs")) {
+		if pbd.bool("currently_attached") {
+			return p.stores[srRef], nil
+		}
+	}
+	return nil, fail("SR_HAS_NO_PBDS", srRef)
+}
+
+// volume returns the data behind a VDI.
+func (p *Pool) volume(vdi *object) (*sr.Volume, error) {
+	st, err := p.store(vdi.str("SR"))
+	if err != nil {
+		return nil, err
+	}
+	if v := st.sr.Volume(vdi.str("location")); v != nil {
+		return v, nil
+	}
+	return nil, fail("VDI_MISSING", vdi.str("SR"), vdi.ref)
+}
+
+// srError makes the API error of a storage fault (xen-api
+// ocaml/xapi/sm_exec.ml).
+func srError(err error, srRef string) error {
+	var f *sr.Error
+	switch {
+	case errors.As(err, &f):
+		switch f.Fault {
+		case sr.FaultUnimplemented:
+			return fail("UNIMPLEMENTED_IN_SM_BACKEND", srRef)
+		case 39:
+			return fail("SR_NOT_EMPTY")
+		case 24:
+			return fail("VDI_IN_USE")
+		case 16:
+			return fail("SR_DEVICE_IN_USE")
+		}
+		return fail("SR_BACKEND_FAILURE_"+strconv.Itoa(f.Fault), "", f.Text, "")
+	case errors.Is(err, sr.ErrNotVHD):
+		return failure(err.Error())
+	}
+	return fail("VDI_IO_ERROR", "Device I/O errors")
+}
+
+// syncVDI takes over what the storage says about a disk.
+func (p *Pool) syncVDI(vdi *object) {
+	st := p.stores[vdi.str("SR")]
+	if st == nil {
+		return
+	}
+	v := st.sr.Volume(vdi.str("location"))
+	if v == nil {
+		return
+	}
+	put := func(name string, val any) {
+		if vdi.get(name) != val {
+			p.db.put(vdi, name, val)
+		}
+	}
+	if n := v.Size(); n > 0 {
+		put("virtual_size", n)
+	}
+	put("physical_utilisation", v.PhysicalUtilisation())
+	put("cbt_enabled", v.CBTEnabled())
+	parent, sm := "", vdi.mapv("sm_config")
+	if b := v.Parent(); b != nil {
+		parent = b.UUID()
+	}
+	if old, _ := sm["vhd-parent"].(string); old != parent && vdi.str("type") != "cbt_metadata" {
+		if parent == "" {
+			p.db.put(vdi, "sm_config", withoutKey(sm, "vhd-parent"))
+		} else {
+			p.db.put(vdi, "sm_config", with(sm, "vhd-parent", parent))
+		}
+	}
+}
+
+func (p *Pool) syncSR(srObj *object) {
+	st := p.stores[srObj.ref]
+	if st == nil {
+		return
+	}
+	stat := st.sr.Stat()
+	for k, v := range map[string]int64{"physical_size": stat.PhysicalSize, "physical_utilisation": stat.Utilisation, "virtual_allocation": stat.VirtualAllocation} {
+		if srObj.int(k) != v {
+			p.db.put(srObj, k, v)
+		}
+	}
+}
+
+func smConfig(v any) map[string]string {
+	out := map[string]string{}
+	m, _ := v.(map[string]any)
+	for k, e := range m {
+		out[k], _ = e.(string)
+	}
+	return out
+}
+
+// createVDI makes volume and record.
+func (p *Pool) createVDI(f map[string]any) (*object, error) {
+	srRef := f["SR"].(string)
+	st, err := p.store(srRef)
+	if err != nil {
+		return nil, err
+	}
+	uuid := newUUID()
+	if _, err := st.sr.Create(uuid, f["virtual_size"].(int64), smConfig(f["sm_config"])); err != nil {
+		return nil, srError(err, srRef)
+	}
+	f["uuid"], f["location"], f["managed"] = uuid, uuid, true
+	f["snapshot_time"] = epoch
+	vdi := p.db.create("VDI", f)
+	p.syncVDI(vdi)
+	p.syncSR(p.db.find("SR", srRef))
+	return vdi, nil
+}
+
+// snapshotVDI makes a disk snapshot, and the record of the base copy below it.
+func (p *Pool) snapshotVDI(c *call, vdi *object) (*object, error) { return p.fork(c, vdi, true) }
+
+// cloneVDI makes a writable clone.
+func (p *Pool) cloneVDI(c *call, vdi *object) (*object, error) { return p.fork(c, vdi, false) }
+
+func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
+	op := "clone"
+	if snapshot {
+		op = "snapshot"
+	}
+	if err := managed(vdi); err != nil {
+		return nil, err
+	}
+	if err := p.checkVDI(vdi, op); err != nil {
+		return nil, err
+	}
+	end, err := c.begin(vdi, op)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	v, err := p.volume(vdi)
+	if err != nil {
+		return nil, err
+	}
+	uuid, baseUUID := newUUID(), newUUID()
+	do := v.Clone
+	if snapshot {
+		do = v.Snapshot
+	}
+	_, base, err := do(uuid, baseUUID)
+	if err != nil {
+		return nil, srError(err, vdi.str("SR"))
+	}
+	now := dateOf(time.Now())
+	if base != nil {
+		b := p.db.create("VDI", map[string]any{
+			"uuid": baseUUID, "name_label": "base copy", "SR": vdi.str("SR"), "type": vdi.str("type"),
+			"read_only": true, "managed": false, "location": baseUUID, "snapshot_time": now,
+			"sm_config": vdi.mapv("sm_config"),
+		})
+		p.syncVDI(b)
+	}
+	f := map[string]any{
+		"uuid": uuid, "location": uuid, "managed": true, "snapshot_time": now, "SR": vdi.str("SR"),
+		"is_a_snapshot": snapshot, "sm_config": withoutKey(vdi.mapv("sm_config"), "vhd-parent"),
+	}
+	if snapshot {
+		f["snapshot_of"] = vdi.ref
+	}
+	for _, k := range []string{"name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "on_boot", "allow_caching", "tags"} {
+		f[k] = vdi.get(k)
+	}
+	out := p.db.create("VDI", f)
+	p.syncVDI(out)
+	p.syncVDI(vdi)
+	p.syncSR(p.db.find("SR", vdi.str("SR")))
+	return out, nil
+}
+
+// destroyVDI removes data and record.
+func (p *Pool) destroyVDI(vdi *object) error {
+	srRef := vdi.str("SR")
+	v, err := p.volume(vdi)
+	if err != nil {
+		return err
+	}
+	if err := v.Destroy(); err != nil {
+		return srError(err, srRef)
+	}
+	for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) { // of VMs at rest
+		if vbd.str("type") == "CD" {
+			p.db.put(vbd, "VDI", nullRef)
+			p.db.put(vbd, "empty", true)
+			continue
+		}
+		p.db.destroy(vbd)
+	}
+	p.db.destroy(vdi)
+	p.syncSR(p.db.find("SR", srRef))
+	p.gcLater(srRef)
+	return nil
+}
+
+// gcLater lets the SR's garbage collector run some time after a deletion.
+func (p *Pool) gcLater(srRef string) {
+	st := p.stores[srRef]
+	if st == nil || st.gcTimer != nil {
+		return
+	}
+	st.gcTimer = time.AfterFunc(p.scaled(p.cfg.GCDelay), func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		st.gcTimer = nil
+		if p.ctx.Err() == nil {
+			p.gc(srRef)
+		}
+	})
+}
+
+// gc collects an SR's garbage and drops the records of base copies gone.
+func (p *Pool) gc(srRef string) {
+	st := p.stores[srRef]
+	gone, err := st.sr.GC()
+	if err != nil {
+		return
+	}
+	for _, uuid := range gone {
+		if o := p.db.byUUID("VDI", uuid); o != nil {
+			p.db.destroy(o)
+		}
+	}
+	if srObj := p.db.find("SR", srRef); srObj != nil {
+		for _, vdi := range p.db.refs("VDI", srObj.set("VDIs")) {
+			p.syncVDI(vdi)
+		}
+		p.syncSR(srObj)
+	}
+}
+
+// GC runs the garbage collector of every SR now.
+func (p *Pool) GC() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ref := range p.stores {
+		p.gc(ref)
+	}
+}
+
+func (p *Pool) vdiCalls() map[string]handler {
+	// on resolves the disk, applies managed and checkVDI, and marks.
+	on := func(op string, work func(*call, *object, *sr.Volume) (any, error)) handler {
+		return func(c *call) (any, error) {
+			vdi, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			if err := managed(vdi); err != nil {
+				return nil, err
+			}
+			if err := p.checkVDI(vdi, op); err != nil {
+				return nil, err
+			}
+			v, err := p.volume(vdi)
+			if err != nil {
+				return nil, err
+			}
+			end, err := c.begin(vdi, op)
+			if err != nil {
+				return nil, err
+			}
+			defer end()
+			if err := p.checkVDI(vdi, op); err != nil {
+				return nil, err
+			}
+			return work(c, vdi, v)
+		}
+	}
+	forkCall := func(do func(*call, *object) (*object, error)) handler {
+		return func(c *call) (any, error) {
+			vdi, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			o, err := do(c, vdi)
+			if err != nil {
+				return nil, err
+			}
+			return o.ref, nil
+		}
+	}
+	set := func(name string) handler {
+		return func(c *call) (any, error) {
+			vdi, err := c.object(0)
+			if err == nil {
+				p.db.put(vdi, name, c.args[1])
+			}
+			return void, err
+		}
+	}
+	return map[string]handler{
+		"VDI.create": func(c *call) (any, error) {
+			f, err := c.construct(0)
+			if err != nil {
+				return nil, err
+			}
+			if f["type"] == "cbt_metadata" {
+				return nil, fail("VDI_INCOMPATIBLE_TYPE", "", cbtMetadata)
+			}
+			vdi, err := p.createVDI(f)
+			if err != nil {
+				return nil, err
+			}
+			return vdi.ref, nil
+		},
+		"VDI.snapshot": forkCall(p.snapshotVDI),
+		"VDI.clone":    forkCall(p.cloneVDI),
+		"VDI.destroy": on("destroy", func(c *call, vdi *object, _ *sr.Volume) (any, error) {
+			return void, p.destroyVDI(vdi)
+		}),
+		"VDI.resize": on("resize", func(c *call, vdi *object, v *sr.Volume) (any, error) {
+			if err := v.Resize(c.args[1].(int64)); err != nil {
+				return nil, srError(err, vdi.str("SR"))
+			}
+			p.syncVDI(vdi)
+			return void, nil
+		}),
+		"VDI.copy":      p.copyCall,
+		"VDI.introduce": p.introduceVDI,
+		"VDI.forget": func(c *call) (any, error) {
+			vdi, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			if err := p.checkVDI(vdi, "forget"); err != nil {
+				return nil, err
+			}
+			p.db.destroy(vdi)
+			return void, nil
+		},
+		"VDI.update": func(c *call) (any, error) {
+			vdi, err := c.object(0)
+			if err == nil {
+				p.syncVDI(vdi)
+			}
+			return void, err
+		},
+		"VDI.set_on_boot": on("set_on_boot", func(c *call, vdi *object, _ *sr.Volume) (any, error) {
+			p.db.put(vdi, "on_boot", c.args[1])
+			return void, nil
+		}),
+		"VDI.set_name_label": set("name_label"), "VDI.set_name_description": set("name_description"),
+		"VDI.set_read_only": set("read_only"), "VDI.set_sharable": set("sharable"), "VDI.set_allow_caching": set("allow_caching"),
+		"VDI.enable_cbt": on("enable_cbt", func(c *call, vdi *object, v *sr.Volume) (any, error) {
+			if !p.licensed {
+				return nil, fail("LICENCE_RESTRICTION", "CBT")
+			}
+			if err := v.EnableCBT(); err != nil {
+				return nil, srError(err, vdi.str("SR"))
+			}
+			p.syncVDI(vdi)
+			return void, nil
+		}),
+		"VDI.disable_cbt": on("disable_cbt", func(c *call, vdi *object, v *sr.Volume) (any, error) {
+			v.DisableCBT()
+			p.syncVDI(vdi)
+			return void, nil
+		}),
+		"VDI.data_destroy":        p.dataDestroy,
+		"VDI.list_changed_blocks": p.listChangedBlocks,
+		"VDI.get_nbd_info": func(c *call) (any, error) {
+			vdi, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			if vdi.str("type") == "cbt_metadata" {
+				return nil, fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
+			}
+			return []any{}, nil // no network of the pool has a purpose for NBD
+		},
+	}
+}
+
+func (p *Pool) dataDestroy(c *call) (any, error) {
+	vdi, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if vdi.str("type") == "cbt_metadata" {
+		return void, nil
+	}
+	if err := p.checkVDI(vdi, "data_destroy"); err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(p.scaled(4 * time.Second)); len(p.db.refs("VBD", vdi.set("VBDs"))) > 0; {
+		if time.Now().After(deadline) {
+			return nil, fail("VDI_IN_USE", vdi.ref, "data_destroy")
+		}
+		c.wait(p.scaled(time.Second/4) + time.Millisecond)
+		if p.db.find("VDI", vdi.ref) == nil {
+			return nil, fail("HANDLE_INVALID", "VDI", vdi.ref)
+		}
+	}
+	v, err := p.volume(vdi)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.DataDestroy(); err != nil {
+		return nil, srError(err, vdi.str("SR"))
+	}
+	p.db.put(vdi, "type", "cbt_metadata")
+	p.db.put(vdi, "other_config", with(vdi.mapv("other_config"), "content_id", "/No content: this is a cbt_metadata VDI/"))
+	p.db.put(vdi, "physical_utilisation", v.PhysicalUtilisation())
+	p.gcLater(vdi.str("SR"))
+	return void, nil
+}
+
+func (p *Pool) listChangedBlocks(c *call) (any, error) {
+	from, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	to, err := c.object(1)
+	if err != nil {
+		return nil, err
+	}
+	for _, vbd := range p.db.refs("VBD", to.set("VBDs")) {
+		vm := p.db.find("VM", vbd.str("VM"))
+		if vbd.bool("currently_attached") && (vm == nil || !vm.bool("is_a_snapshot")) {
+			return nil, fail("VDI_IN_USE", to.ref, "list_changed_blocks")
+		}
+	}
+	if err := p.checkVDI(to, "list_changed_blocks"); err != nil {
+		return nil, err
+	}
+	vf, err := p.volume(from)
+	if err != nil {
+		return nil, err
+	}
+	vt, err := p.volume(to)
+	if err != nil {
+		return nil, err
+	}
+	bitmap, err := p.stores[to.str("SR")].sr.ChangedBlocks(vf, vt)
+	if err != nil {
+		return nil, srError(err, to.str("SR"))
+	}
+	return base64.StdEncoding.EncodeToString(bitmap), nil
+}
+
+// introduceVDI makes a record for a volume that has none.
+func (p *Pool) introduceVDI(c *call) (any, error) {
+	f := map[string]any{}
+	for i, prm := range c.method.params {
+		f[prm.name] = c.args[i]
+	}
+	st, err := p.store(f["SR"].(string))
+	if err != nil {
+		return nil, err
+	}
+	location := f["location"].(string)
+	v := st.sr.Volume(location)
+	if v == nil {
+		return nil, fail("SR_BACKEND_FAILURE_46", "", "The VDI is not available [opterr=VDI not found]", "")
+	}
+	for _, vdi := range p.db.all("VDI") {
+		if vdi.str("SR") == f["SR"] && vdi.str("location") == location {
+			return nil, fail("LOCATION_NOT_UNIQUE", f["SR"].(string), location)
+		}
+	}
+	if f["uuid"] == "" {
+		f["uuid"] = location
+	}
+	vdi := p.db.create("VDI", f)
+	p.syncVDI(vdi)
+	return vdi.ref, nil
+}
+
+// copyCall is VDI.copy.
+func (p *Pool) copyCall(c *call) (any, error) {
+	vdi, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	into := c.str(3)
+	if into == nullRef || into == "" {
+		if _, err := c.object(1); err != nil {
+			return nil, err
+		}
+	}
+	if err := managed(vdi); err != nil {
+		return nil, err
+	}
+	if err := p.checkVDI(vdi, "copy"); err != nil {
+		return nil, err
+	}
+	var dst *object
+	if into != nullRef && into != "" {
+		if dst, err = c.object(3); err != nil {
+			return nil, err
+		}
+		switch {
+		case dst.bool("read_only"):
+			return nil, fail("VDI_READONLY", dst.ref)
+		case dst.int("virtual_size") < vdi.int("virtual_size"):
+			return nil, fail("VDI_TOO_SMALL", dst.ref, strconv.FormatInt(vdi.int("virtual_size"), 10))
+		}
+	}
+	return p.copyVDI(c, vdi, c.str(1), dst)
+}
+
+// copyVDI copies all data of a disk into dst, or a new disk on the SR.
+func (p *Pool) copyVDI(c *call, vdi *object, srRef string, dst *object) (any, error) {
+	end, err := c.begin(vdi, "copy")
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	src, err := p.volume(vdi)
+	if err != nil {
+		return nil, err
+	}
+	fresh := dst == nil
+	if fresh {
+		f := map[string]any{"SR": srRef, "virtual_size": vdi.int("virtual_size"), "sm_config": map[string]any{}}
+		for _, k := range []string{"name_label", "name_description", "type", "sharable", "read_only", "other_config", "xenstore_data", "tags"} {
+			f[k] = vdi.get(k)
+		}
+		if dst, err = p.createVDI(f); err != nil {
+			return nil, err
+		}
+	}
+	to, err := p.volume(dst)
+	if err != nil {
+		return nil, err
+	}
+	err = c.unlocked(func() error { return to.CopyFrom(src) })
+	if err != nil {
+		if fresh && p.db.find("VDI", dst.ref) != nil {
+			p.destroyVDI(dst)
+		}
+		return nil, srError(err, dst.str("SR"))
+	}
+	p.syncVDI(dst)
+	return dst.ref, nil
+}

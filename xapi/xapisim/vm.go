@@ -1,0 +1,569 @@
+package xapisim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+)
+
+// newMAC makes a random, locally administered MAC address.
+func newMAC() string {
+	b := [6]byte{}
+	for i := range b {
+		b[i] = byte(rand.Uint32())
+	}
+	b[0] = b[0]&^1 | 2
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3], b[4], b[5])
+}
+
+func newGenerationID() string {
+	return fmt.Sprintf("%d:%d", rand.Int64(), rand.Int64())
+}
+
+// newVM adds a halted VM with its metrics.
+func (p *Pool) newVM(f map[string]any) *object {
+	oc, _ := f["other_config"].(map[string]any)
+	if _, ok := oc["mac_seed"]; !ok {
+		f["other_config"] = with(oc, "mac_seed", newUUID())
+	}
+	f["metrics"] = p.db.create("VM_metrics", map[string]any{
+		"VCPUs_utilisation": map[string]any{"0": float64(0)}, "start_time": epoch, "install_time": epoch, "last_updated": epoch,
+		"current_domain_type": "unspecified",
+	}).ref
+	f["domid"], f["memory_overhead"] = int64(-1), int64(12<<20)
+	f["power_state"] = "Halted"
+	if _, ok := f["secureboot_certificates_state"]; !ok {
+		f["secureboot_certificates_state"] = "ok"
+	}
+	return p.db.create("VM", f)
+}
+
+// vmDisk is a disk to attach to a new VM record.
+func (p *Pool) newVBD(f map[string]any) *object {
+	f["metrics"] = p.db.create("VBD_metrics", nil).ref
+	return p.db.create("VBD", f)
+}
+
+func (p *Pool) newVIF(f map[string]any) *object {
+	f["metrics"] = p.db.create("VIF_metrics", nil).ref
+	return p.db.create("VIF", f)
+}
+
+// oldestFirst lists the objects a relation names in the order of their making.
+func (p *Pool) oldestFirst(cls string, set []any) []*object {
+	objs := p.db.refs(cls, set)
+	for i, j := 0, len(objs)-1; i < j; i, j = i+1, j-1 {
+		objs[i], objs[j] = objs[j], objs[i]
+	}
+	return objs
+}
+
+// destroyVM removes a VM's record and those of its devices. Disks stay, and
+// so do its snapshots, whose snapshot_of dangles.
+func (p *Pool) destroyVM(vm *object) {
+	for _, kid := range p.db.refs("VM", vm.set("children")) {
+		p.db.put(kid, "parent", vm.str("parent"))
+	}
+	for _, o := range p.db.refs("VBD", vm.set("VBDs")) {
+		p.destroyWith("VBD_metrics", o)
+	}
+	for _, o := range p.db.refs("VIF", vm.set("VIFs")) {
+		p.destroyWith("VIF_metrics", o)
+	}
+	for _, o := range p.db.refs("console", vm.set("consoles")) {
+		p.db.destroy(o)
+	}
+	if gm := p.db.find("VM_guest_metrics", vm.str("guest_metrics")); gm != nil {
+		p.db.destroy(gm)
+	}
+	p.destroyWith("VM_metrics", vm)
+}
+
+func (p *Pool) destroyWith(metrics string, o *object) {
+	if m := p.db.find(metrics, o.str("metrics")); m != nil {
+		p.db.destroy(m)
+	}
+	p.db.destroy(o)
+}
+
+// vmCall resolves the VM, checks, waits and marks.
+func (p *Pool) vmCall(op string, work func(*call, *object) (any, error)) handler {
+	return func(c *call) (any, error) {
+		vm, err := c.object(0)
+		if err != nil {
+			return nil, err
+		}
+		end, err := c.beginVM(vm, op)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+		return work(c, vm)
+	}
+}
+
+func (p *Pool) vmCalls() map[string]handler {
+	state := func(op, to string) handler {
+		return p.vmCall(op, func(c *call, vm *object) (any, error) {
+			p.db.put(vm, "power_state", to)
+			return void, nil
+		})
+	}
+	return map[string]handler{
+		"VM.create": func(c *call) (any, error) {
+			f, err := c.construct(0)
+			if err != nil {
+				return nil, err
+			}
+			f["hardware_platform_version"], f["has_vendor_device"] = int64(2), f["has_vendor_device"]
+			return p.newVM(f).ref, nil
+		},
+		"VM.destroy": p.vmCall("destroy", func(c *call, vm *object) (any, error) {
+			if vm.bool("is_default_template") {
+				return nil, fail("VM_CANNOT_DELETE_DEFAULT_TEMPLATE", vm.ref)
+			}
+			p.destroyVM(vm)
+			return void, nil
+		}),
+		"VM.snapshot": p.vmCall("snapshot", func(c *call, vm *object) (any, error) {
+			return p.snapshotVM(c, vm, c.str(1), c.args[2].([]any))
+		}),
+		"VM.snapshot_with_quiesce": func(c *call) (any, error) { return nil, fail("MESSAGE_REMOVED") },
+		"VM.checkpoint": p.vmCall("checkpoint", func(c *call, vm *object) (any, error) {
+			return nil, fail("NOT_IMPLEMENTED", "VM.checkpoint")
+		}),
+		"VM.revert": p.revertCall,
+		"VM.clone": p.vmCall("clone", func(c *call, vm *object) (any, error) {
+			return p.cloneVM(c, vm, c.str(1), p.cloneVDI)
+		}),
+		"VM.copy": p.vmCall("copy", func(c *call, vm *object) (any, error) {
+			to := c.str(2)
+			if s := p.db.find("SR", to); s != nil && s.str("content_type") == "iso" {
+				return nil, fail("OPERATION_NOT_ALLOWED", "Cannot copy to an ISO SR")
+			}
+			return p.cloneVM(c, vm, c.str(1), func(c *call, vdi *object) (*object, error) {
+				srRef := to
+				if srRef == nullRef || srRef == "" {
+					srRef = vdi.str("SR")
+				}
+				ref, err := p.copyVDI(c, vdi, srRef, nil)
+				if err != nil {
+					return nil, err
+				}
+				return p.db.find("VDI", ref.(string)), nil
+			})
+		}),
+		"VM.provision": p.vmCall("provision", func(c *call, vm *object) (any, error) {
+			p.db.put(vm, "is_a_template", false)
+			p.db.put(vm, "is_default_template", false)
+			return void, nil
+		}),
+		"VM.start": p.vmCall("start", func(c *call, vm *object) (any, error) {
+			return void, p.startVM(vm, p.hosts[0], c.args[1].(bool))
+		}),
+		"VM.start_on": func(c *call) (any, error) {
+			vm, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			ho, err := c.object(1)
+			if err != nil {
+				return nil, err
+			}
+			end, err := c.beginVM(vm, "start_on")
+			if err != nil {
+				return nil, err
+			}
+			defer end()
+			for _, h := range p.hosts {
+				if h.ref == ho.ref {
+					return void, p.startVM(vm, h, c.args[2].(bool))
+				}
+			}
+			return nil, fail("HOST_OFFLINE", ho.ref)
+		},
+		"VM.pause":          state("pause", "Paused"),
+		"VM.unpause":        state("unpause", "Running"),
+		"VM.clean_shutdown": p.vmCall("clean_shutdown", func(c *call, vm *object) (any, error) { p.haltVM(vm); return void, nil }),
+		"VM.hard_shutdown": p.vmCall("hard_shutdown", func(c *call, vm *object) (any, error) {
+			p.haltVM(vm)
+			p.dropSuspendImage(vm)
+			return void, nil
+		}),
+		"VM.hard_reboot":  state("hard_reboot", "Running"),
+		"VM.clean_reboot": state("clean_reboot", "Running"),
+		"VM.suspend":      p.vmCall("suspend", func(c *call, vm *object) (any, error) { return void, p.suspendVM(vm) }),
+		"VM.resume": p.vmCall("resume", func(c *call, vm *object) (any, error) {
+			return void, p.resumeVM(vm, c.args[1].(bool))
+		}),
+		"VM.set_is_a_template": func(c *call) (any, error) {
+			vm, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			if c.args[1].(bool) && !vm.bool("is_a_template") {
+				if s := vm.str("snapshot_schedule"); p.db.find("VMSS", s) != nil {
+					return nil, fail("VM_ASSIGNED_TO_SNAPSHOT_SCHEDULE", vm.ref, s)
+				}
+				if err := p.checkVM(vm, "make_into_template"); err != nil {
+					return nil, err
+				}
+			}
+			p.db.put(vm, "is_a_template", c.args[1])
+			if !c.args[1].(bool) {
+				p.db.put(vm, "is_default_template", false)
+			}
+			return void, nil
+		},
+		"VM.set_snapshot_schedule": p.setSnapshotSchedule,
+		"VM.set_ha_always_run": func(c *call) (any, error) {
+			vm, err := c.object(0)
+			if err == nil {
+				p.db.put(vm, "ha_always_run", c.args[1])
+			}
+			return void, err
+		},
+		"VM.set_memory_limits": func(c *call) (any, error) {
+			vm, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			for i, k := range []string{"memory_static_min", "memory_static_max", "memory_dynamic_min", "memory_dynamic_max"} {
+				p.db.put(vm, k, c.args[i+1])
+			}
+			return void, nil
+		},
+		"VBD.create": p.createVBD,
+		"VBD.destroy": func(c *call) (any, error) {
+			vbd, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			if vbd.bool("currently_attached") {
+				return nil, fail("OPERATION_NOT_ALLOWED", fmt.Sprintf("VBD '%s' still attached to '%s'", vbd.uuid(), vbd.str("VM")))
+			}
+			p.destroyWith("VBD_metrics", vbd)
+			return void, nil
+		},
+		"VBD.plug":         p.plug("VBD", true),
+		"VBD.unplug":       p.plug("VBD", false),
+		"VBD.unplug_force": p.plug("VBD", false),
+		"VBD.eject": func(c *call) (any, error) {
+			vbd, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			if vbd.str("type") != "CD" {
+				return nil, fail("VBD_NOT_REMOVABLE_MEDIA", vbd.ref)
+			}
+			if vbd.bool("empty") {
+				return nil, fail("VBD_IS_EMPTY", vbd.ref)
+			}
+			p.db.put(vbd, "VDI", nullRef)
+			p.db.put(vbd, "empty", true)
+			return void, nil
+		},
+		"VBD.insert": func(c *call) (any, error) {
+			vbd, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			vdi, err := c.object(1)
+			if err != nil {
+				return nil, err
+			}
+			if vbd.str("type") != "CD" {
+				return nil, fail("VBD_NOT_REMOVABLE_MEDIA", vbd.ref)
+			}
+			if !vbd.bool("empty") {
+				return nil, fail("VBD_NOT_EMPTY", vbd.ref)
+			}
+			p.db.put(vbd, "VDI", vdi.ref)
+			p.db.put(vbd, "empty", false)
+			return void, nil
+		},
+		"VIF.create": p.createVIF,
+		"VIF.destroy": func(c *call) (any, error) {
+			vif, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			if vif.bool("currently_attached") {
+				return nil, fail("OPERATION_NOT_ALLOWED", "VIF currently attached to a running VM")
+			}
+			p.destroyWith("VIF_metrics", vif)
+			return void, nil
+		},
+		"VIF.plug":         p.plug("VIF", true),
+		"VIF.unplug":       p.plug("VIF", false),
+		"VIF.unplug_force": p.plug("VIF", false),
+	}
+}
+
+// plug attaches or detaches a device of a running VM.
+func (p *Pool) plug(cls string, attach bool) handler {
+	return func(c *call) (any, error) {
+		o, err := c.object(0)
+		if err != nil {
+			return nil, err
+		}
+		vm, err := p.lookup("VM", o.str("VM"))
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case vm.str("power_state") != "Running":
+			return nil, fail("VM_BAD_POWER_STATE", vm.ref, "running", strings.ToLower(vm.str("power_state")))
+		case attach && o.bool("currently_attached"):
+			return nil, fail("DEVICE_ALREADY_ATTACHED", o.ref)
+		case !attach && !o.bool("currently_attached"):
+			return nil, fail("DEVICE_ALREADY_DETACHED", o.ref)
+		}
+		if cls == "VBD" {
+			if attach {
+				return void, p.attachVBD(o)
+			}
+			p.detachVBD(o)
+			return void, nil
+		}
+		p.db.put(o, "currently_attached", attach)
+		return void, nil
+	}
+}
+
+// attachVBD attaches a disk, unless another attachment forbids it.
+func (p *Pool) attachVBD(vbd *object) error {
+	if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil {
+		if vdi.str("type") == "cbt_metadata" {
+			return fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
+		}
+		attached, rw := p.attachments(vdi)
+		if attached && !vdi.bool("sharable") && (rw || vbd.str("mode") == "RW") {
+			return fail("VDI_IN_USE", vdi.ref, "attach")
+		}
+		v, err := p.volume(vdi)
+		if err != nil {
+			return err
+		}
+		if vbd.str("mode") == "RW" {
+			if err := v.SetAttached(true); err != nil {
+				return srError(err, vdi.str("SR"))
+			}
+			p.syncVDI(vdi)
+		}
+	}
+	p.db.put(vbd, "currently_attached", true)
+	if vbd.str("device") == "" {
+		p.db.put(vbd, "device", deviceName(vbd.str("userdevice")))
+	}
+	return nil
+}
+
+func (p *Pool) detachVBD(vbd *object) {
+	p.db.put(vbd, "currently_attached", false)
+	if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil && vbd.str("mode") == "RW" {
+		if v, err := p.volume(vdi); err == nil {
+			v.SetAttached(false)
+			p.syncVDI(vdi)
+		}
+	}
+}
+
+// deviceName is what a guest calls the disk at a position.
+func deviceName(userdevice string) string {
+	n, err := strconv.Atoi(userdevice)
+	if err != nil || n < 0 || n > 255 {
+		return userdevice
+	}
+	name := "xvd"
+	if n >= 26 {
+		name += string(rune('a' + n/26 - 1))
+	}
+	return name + string(rune('a'+n%26))
+}
+
+func (p *Pool) startVM(vm *object, h *host, paused bool) error {
+	var done []*object
+	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+		if vbd.bool("empty") {
+			continue
+		}
+		if err := p.attachVBD(vbd); err != nil {
+			for _, d := range done {
+				p.detachVBD(d)
+			}
+			return err
+		}
+		done = append(done, vbd)
+	}
+	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
+		p.db.put(vif, "currently_attached", true)
+	}
+	p.domid++
+	p.db.put(vm, "domid", p.domid)
+	p.db.put(vm, "resident_on", h.ref)
+	p.db.put(vm, "platform", with(vm.mapv("platform"), "device-model", "qemu-upstream-compat"))
+	if p.db.find("VM_guest_metrics", vm.str("guest_metrics")) == nil {
+		p.db.put(vm, "guest_metrics", p.db.create("VM_guest_metrics", map[string]any{"last_updated": epoch}).ref)
+	}
+	state := "Running"
+	if paused {
+		state = "Paused"
+	}
+	p.db.put(vm, "power_state", state)
+	if vm.str("generation_id") == "0:0" {
+		p.db.put(vm, "generation_id", newGenerationID())
+	}
+	return nil
+}
+
+// suspendVM writes the memory image to a disk beside the VM's first one.
+func (p *Pool) suspendVM(vm *object) error {
+	srRef := vm.str("suspend_SR")
+	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+		if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil && p.db.find("SR", srRef) == nil {
+			srRef = vdi.str("SR")
+		}
+	}
+	if p.db.find("SR", srRef) == nil {
+		return fail("VM_NO_SUSPEND_SR", vm.ref)
+	}
+	image, err := p.createVDI(map[string]any{
+		"name_label": "Suspend image", "SR": srRef, "virtual_size": vm.int("memory_static_max"), "type": "suspend",
+		"sm_config": map[string]any{}, "other_config": map[string]any{},
+	})
+	if err != nil {
+		return err
+	}
+	p.haltVM(vm)
+	p.db.put(vm, "suspend_VDI", image.ref)
+	p.db.put(vm, "power_state", "Suspended")
+	return nil
+}
+
+func (p *Pool) resumeVM(vm *object, paused bool) error {
+	if err := p.startVM(vm, p.hosts[0], paused); err != nil {
+		return err
+	}
+	p.dropSuspendImage(vm)
+	return nil
+}
+
+func (p *Pool) dropSuspendImage(vm *object) {
+	if image := p.db.find("VDI", vm.str("suspend_VDI")); image != nil {
+		p.destroyVDI(image)
+	}
+	p.db.put(vm, "suspend_VDI", nullRef)
+}
+
+func (p *Pool) haltVM(vm *object) {
+	for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
+		if vbd.bool("currently_attached") {
+			p.detachVBD(vbd)
+		}
+	}
+	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
+		p.db.put(vif, "currently_attached", false)
+	}
+	if gm := p.db.find("VM_guest_metrics", vm.str("guest_metrics")); gm != nil {
+		p.db.destroy(gm)
+		p.db.put(vm, "guest_metrics", nullRef)
+	}
+	p.db.put(vm, "power_state", "Halted")
+	p.db.put(vm, "domid", int64(-1))
+	p.db.put(vm, "resident_on", nullRef)
+}
+
+func (p *Pool) createVBD(c *call) (any, error) {
+	f, err := c.construct(0)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := p.lookup("VM", f["VM"].(string))
+	if err != nil {
+		return nil, err
+	}
+	if f["empty"].(bool) {
+		if f["type"] != "CD" {
+			return nil, fail("OPERATION_NOT_ALLOWED", "Only CD VBDs can be empty")
+		}
+		f["VDI"] = nullRef
+	} else {
+		vdi, err := p.lookup("VDI", f["VDI"].(string))
+		if err != nil {
+			return nil, err
+		}
+		if vdi.str("type") == "cbt_metadata" {
+			return nil, fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
+		}
+		if vdi.bool("read_only") && f["mode"] == "RW" {
+			return nil, fail("VDI_READONLY", vdi.ref)
+		}
+	}
+	taken := map[string]bool{}
+	for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
+		taken[vbd.str("userdevice")] = true
+	}
+	dev := f["userdevice"].(string)
+	if dev == "autodetect" {
+		for n := 0; dev == "autodetect" || taken[dev]; n++ {
+			dev = strconv.Itoa(n)
+		}
+		f["userdevice"] = dev
+	}
+	if n, err := strconv.Atoi(dev); (err != nil || n < 0 || n > 254) && !strings.HasPrefix(dev, "xvd") && !strings.HasPrefix(dev, "hd") {
+		return nil, fail("INVALID_DEVICE", dev)
+	}
+	if taken[dev] {
+		return nil, fail("DEVICE_ALREADY_EXISTS", dev)
+	}
+	f["currently_attached"] = false
+	return p.newVBD(f).ref, nil
+}
+
+func (p *Pool) createVIF(c *call) (any, error) {
+	f, err := c.construct(0)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := p.lookup("VM", f["VM"].(string))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := p.lookup("network", f["network"].(string)); err != nil {
+		return nil, err
+	}
+	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
+		if vif.str("device") == f["device"] {
+			return nil, fail("DEVICE_ALREADY_EXISTS", f["device"].(string))
+		}
+	}
+	if n, err := strconv.Atoi(f["device"].(string)); err != nil || n < 0 {
+		return nil, fail("INVALID_DEVICE", f["device"].(string))
+	}
+	mac := f["MAC"].(string)
+	if mac == "" {
+		mac = newMAC()
+		f["MAC_autogenerated"] = true
+	} else if !validMAC(mac) {
+		return nil, fail("MAC_INVALID", mac)
+	}
+	f["MAC"] = strings.ToLower(mac)
+	f["currently_attached"] = false
+	return p.newVIF(f).ref, nil
+}
+
+func validMAC(s string) bool {
+	parts := strings.Split(s, ":")
+	if len(parts) != 6 {
+		return false
+	}
+	for i, b := range parts {
+		n, err := strconv.ParseUint(b, 16, 8)
+		if err != nil || len(b) != 2 || i == 0 && n&1 != 0 {
+			return false
+		}
+	}
+	return true
+}
