@@ -12,7 +12,6 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
 	"xenkeep/repo/retention"
-	"xenkeep/xapi"
 )
 
 var (
@@ -208,5 +207,3 @@ type RestoredDisk struct {
 	Size    int64  `json:"size"`
 	Written int64  `json:"bytes_written"`
 }
-
-var _ = xapi.NullRef // this package stands on xapi

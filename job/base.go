@@ -1,0 +1,145 @@
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+)
+
+// Marks in other_config of what xenkeep makes on a pool.
+const (
+	markRepository = "xenkeep:repository"
+	markRun        = "xenkeep:run"
+	markMachine    = "xenkeep:machine"
+	markJob        = "xenkeep:job"
+	markRole       = "xenkeep:role"
+)
+
+// Values of markRole.
+const (
+	roleSnapshot = "snapshot" // of a backup under way
+	roleBase     = "base"     // the VDI snapshot that the next backup builds on
+	roleRestore  = "restore"  // a disk or VM that is being restored
+)
+
+func marks(repository, run string, c *Common, role string) map[string]string {
+	return map[string]string{
+		markRepository: repository, markRun: run, markMachine: c.Machine, markJob: c.Job, markRole: role,
+	}
+}
+
+func setMarks(ctx context.Context, pool *xapi.Client, class string, ref xapi.Ref, m map[string]string) error {
+	for _, k := range []string{markRepository, markRun, markMachine, markJob, markRole} {
+		if v, ok := m[k]; ok {
+			if err := pool.SetOtherConfig(ctx, class, ref, k, v); err != nil {
+				return fmt.Errorf("mark %s %s: %w", class, ref, err)
+			}
+		}
+	}
+	return nil
+}
+
+// isBase tells whether a VDI snapshot is one that this repository's backups
+// keep as a base.
+func isBase(v *xapi.VDI, repository string) bool {
+	return v.IsASnapshot && v.OtherConfig[markRepository] == repository && v.OtherConfig[markRole] == roleBase
+}
+
+// base is what a disk's backup can build on.
+type base struct {
+	root   chunk.ID // zero where there is none
+	vdi    xapi.Ref // VDI snapshot whose delta can be exported; null where there is none
+	reason string   // why there is no delta, or what the delta is to
+}
+
+// findBase looks for the last backup of a disk, and whether what has changed
+// since can be had from the pool. last is the VM's latest complete snapshot.
+func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *diskPlan, damaged map[string]bool) (base, error) {
+	if last == nil {
+		return base{reason: "first backup of this VM"}, nil
+	}
+	var old *repo.Disk
+	for i := range last.Disks {
+		if last.Disks[i].VDI == d.vdi.UUID {
+			old = &last.Disks[i]
+		}
+	}
+	if old == nil {
+		return base{reason: "first backup of this disk"}, nil
+	}
+	b := base{root: chunk.ID(old.Root)}
+	full := func(format string, args ...any) (base, error) {
+		b.reason = fmt.Sprintf(format, args...)
+		return b, nil
+	}
+	switch {
+	case damaged[last.ID()]:
+		b.root = chunk.ID{}
+		return full("snapshot %s is damaged", last.Short())
+	case old.VDISnapshot == "":
+		return full("snapshot %s kept no base on the pool", last.Short())
+	case old.Size > int64(d.vdi.VirtualSize):
+		b.root = chunk.ID{}
+		return full("the disk has shrunk")
+	case old.SR != d.sr.UUID || old.Location != d.vdi.Location:
+		return full("the disk has moved since snapshot %s", last.Short())
+	case last.Generation != vm.GenerationID:
+		return full("the VM was reverted, copied or imported since snapshot %s (its generation id changed)", last.Short())
+	case !vhdBacked(d.sr, d.vdi):
+		return full("its SR keeps no VHDs")
+	}
+	ref, err := pool.VDIByUUID(ctx, old.VDISnapshot)
+	if errors.Is(err, xapi.ErrNotFound) {
+		return full("the base of snapshot %s is no longer on the pool", last.Short())
+	}
+	if err != nil {
+		return b, err
+	}
+	v, err := pool.VDI(ctx, ref)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return full("the base of snapshot %s is no longer on the pool", last.Short())
+	}
+	if err != nil {
+		return b, err
+	}
+	switch {
+	case !isBase(&v, repository) || v.SnapshotOf != d.vdi.Ref:
+		return full("VDI snapshot %s is no base of this disk in this repository", v.UUID)
+	case v.Type == "cbt_metadata" || v.Missing || !v.Managed:
+		return full("the base of snapshot %s has lost its data", last.Short())
+	case int64(v.VirtualSize) != old.Size:
+		return full("the base of snapshot %s has another size", last.Short())
+	}
+	b.vdi = ref
+	return full("changes since snapshot %s", last.Short())
+}
+
+// dropOldBases removes the bases of a disk in this repository, all but one.
+func dropOldBases(ctx context.Context, pool *xapi.Client, repository string, disk xapi.Ref, keep xapi.Ref) error {
+	v, err := pool.VDI(ctx, disk)
+	if err != nil {
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			return nil
+		}
+		return err
+	}
+	var errs []error
+	for _, ref := range v.Snapshots {
+		if ref == keep {
+			continue
+		}
+		s, err := pool.VDI(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err == nil && isBase(&s, repository) {
+			err = pool.DestroyVDI(ctx, ref)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,71 @@
+package job
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+)
+
+// BackupImage saves one image file as a disk, without a pool. Images of one
+// name are one "VM": the last one is the base of the next.
+func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summary, error) {
+	o.defaults()
+	release, err := lockJob(o.StateDir, r.ID(), o.Job)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	started := o.Now()
+	img, err := openImage(o.File)
+	if err != nil {
+		return nil, err
+	}
+	defer img.Close()
+	name := o.Name
+	if name == "" {
+		name = filepath.Base(o.File)
+	}
+	all, _, err := r.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &repo.Snapshot{
+		Origin: "image", VM: repo.Named{Name: name, UUID: "image:" + name}, Tags: o.Tags,
+		Data: started.UTC(), Complete: true,
+	}
+	var base chunk.ID
+	var roots []chunk.ID
+	if last := repo.Latest(all, func(x *repo.Snapshot) bool { return sameVM(x, s) }); last != nil && len(last.Disks) == 1 {
+		base = chunk.ID(last.Disks[0].Root)
+		roots = append(roots, base)
+	}
+	sum := &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: started.UTC(), Snapshots: []VMSummary{}}
+	err = withRun(ctx, r, &o.Common, roots, func(ctx context.Context, run *backup.Run) error {
+		m := o.Progress.Begin(name, img.Allocated)
+		defer m.Done()
+		d, err := run.Disk(ctx, img, backup.DiskOptions{Size: img.Size(), Base: base, Progress: metered(m)})
+		if err != nil {
+			return fmt.Errorf("%s: %w", o.File, err)
+		}
+		s.Disks = []repo.Disk{{
+			Device: name, Size: img.Size(), Root: repo.HexID(d.Root), Method: "full",
+			Reason: "image file", Counts: d.Counts,
+		}}
+		run.Add(s)
+		err = run.Flush(ctx)
+		st := run.Stats()
+		sum.Packs, sum.Stored = st.Packs, st.Stored
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	sum.Snapshots = append(sum.Snapshots, summarise(s))
+	sum.Forgotten, err = forget(ctx, r, &o.Common, o.Retention, []*repo.Snapshot{s})
+	sum.Duration = o.Now().Sub(started).Seconds()
+	return sum, err
+}

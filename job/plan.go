@@ -1,0 +1,256 @@
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"xenkeep/repo"
+	"xenkeep/xapi"
+
+	"github.com/dustin/go-humanize"
+)
+
+// vmPlan is what is known of a VM before anything is done to it.
+type vmPlan struct {
+	vm    xapi.VM
+	disks []*diskPlan // those to be saved, by userdevice
+	left  []*diskPlan // those left out, with their reason
+	info  vmInfo
+}
+
+// diskPlan is one disk of it.
+type diskPlan struct {
+	vbd    xapi.VBD
+	vdi    xapi.VDI
+	sr     xapi.SR
+	reason string // why it cannot be saved; empty for those that can
+	cure   string
+}
+
+// device is how people name the disk: before a VM's first boot the pool knows
+// no device, and its place says which it will be.
+func (d *diskPlan) device() string { return deviceOf(d.vbd) }
+
+func deviceOf(b xapi.VBD) string {
+	if b.Device != "" {
+		return b.Device
+	}
+	var n int
+	if _, err := fmt.Sscanf(b.UserDevice, "%d", &n); err == nil && n >= 0 && n < 26 {
+		return "xvd" + string(rune('a'+n))
+	}
+	return b.UserDevice
+}
+
+// vmInfo are the records that a backup stores beside the disks.
+type vmInfo struct {
+	VM           rawRecord            `json:"vm"`
+	VBDs         map[string]rawRecord `json:"vbds"`
+	VDIs         map[string]rawRecord `json:"vdis"`
+	VIFs         map[string]rawRecord `json:"vifs"`
+	Networks     map[string]rawRecord `json:"networks"`
+	SRs          map[string]rawRecord `json:"srs"`
+	GuestMetrics rawRecord            `json:"guest_metrics,omitempty"`
+	Pool         rawRecord            `json:"pool"`
+}
+
+// planVM reads all that is to be known of a VM and refuses what cannot be
+// snapshotted, before anything is done.
+func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool) (*vmPlan, error) {
+	vm, err := pool.FindVM(ctx, nameOrUUID)
+	if err != nil {
+		return nil, err
+	}
+	p := &vmPlan{vm: vm, info: vmInfo{
+		VM: rawRecord(vm.Raw), VBDs: map[string]rawRecord{}, VDIs: map[string]rawRecord{},
+		VIFs: map[string]rawRecord{}, Networks: map[string]rawRecord{}, SRs: map[string]rawRecord{},
+	}}
+	if v, blocked := vm.BlockedOperations["snapshot"]; blocked {
+		return nil, &unsupported{what: "VM " + vm.NameLabel, why: "snapshots of it are blocked on the pool (" + v + ")",
+			cure: "remove \"snapshot\" from the VM's blocked_operations"}
+	}
+	if len(vm.VUSBs) > 0 {
+		return nil, &unsupported{what: "VM " + vm.NameLabel, why: "it has a USB device attached, and the pool refuses to snapshot such a VM",
+			cure: "detach the VUSB"}
+	}
+	for _, ref := range vm.VBDs {
+		vbd, err := pool.VBD(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		p.info.VBDs[string(ref)] = rawRecord(vbd.Raw)
+		if vbd.Type != "Disk" || vbd.Empty || vbd.VDI.IsNull() {
+			continue
+		}
+		d := &diskPlan{vbd: vbd}
+		if d.vdi, err = pool.VDI(ctx, vbd.VDI); err != nil {
+			return nil, err
+		}
+		if d.sr, err = pool.SR(ctx, d.vdi.SR); err != nil {
+			return nil, err
+		}
+		p.info.VDIs[string(vbd.VDI)] = rawRecord(d.vdi.Raw)
+		p.info.SRs[string(d.vdi.SR)] = rawRecord(d.sr.Raw)
+		if d.reason, d.cure = unsnapshottable(d); d.reason == "" {
+			p.disks = append(p.disks, d)
+			continue
+		}
+		if !skip {
+			return nil, &unsupported{what: fmt.Sprintf("VM %s: disk %s (%s)", vm.NameLabel, d.device(), d.vdi.NameLabel), why: d.reason,
+				cure: d.cure + ", or leave it out with --skip-unsupported"}
+		}
+		p.left = append(p.left, d)
+	}
+	if len(p.disks) == 0 {
+		return nil, &unsupported{what: "VM " + vm.NameLabel, why: "it has no disk that can be saved", cure: "leave the VM out"}
+	}
+	sort.Slice(p.disks, func(i, j int) bool { return lessDevice(p.disks[i].vbd.UserDevice, p.disks[j].vbd.UserDevice) })
+	return p, p.readRest(ctx, pool)
+}
+
+func lessDevice(a, b string) bool {
+	if len(a) != len(b) {
+		return len(a) < len(b)
+	}
+	return a < b
+}
+
+// readRest reads the records that are only stored.
+func (p *vmPlan) readRest(ctx context.Context, pool *xapi.Client) error {
+	rec, err := pool.Pool(ctx)
+	if err != nil {
+		return err
+	}
+	p.info.Pool = rawRecord(rec.Raw)
+	for _, ref := range p.vm.VIFs {
+		vif, err := pool.VIF(ctx, ref)
+		if err != nil {
+			return err
+		}
+		net, err := pool.Network(ctx, vif.Network)
+		if err != nil {
+			return err
+		}
+		p.info.VIFs[string(ref)] = rawRecord(vif.Raw)
+		p.info.Networks[string(vif.Network)] = rawRecord(net.Raw)
+	}
+	if !p.vm.GuestMetrics.IsNull() {
+		m, err := pool.VMGuestMetrics(ctx, p.vm.GuestMetrics)
+		if err != nil && !xapi.IsCode(err, xapi.HandleInvalid) {
+			return err
+		}
+		p.info.GuestMetrics = rawRecord(m.Raw)
+	}
+	return nil
+}
+
+// unsupported is a VM or disk that cannot be snapshotted.
+type unsupported struct{ what, why, cure string }
+
+func (u *unsupported) Error() string { return u.what + ": " + ErrUnsupported.Error() + ": " + u.why }
+func (u *unsupported) Unwrap() error { return ErrUnsupported }
+func (u *unsupported) Cure() string  { return u.cure }
+
+// unsnapshottable says why a disk cannot be snapshotted, and the cure.
+func unsnapshottable(d *diskPlan) (why, cure string) {
+	switch {
+	case d.vdi.Missing:
+		return "its data are missing from the SR", "rescan the SR"
+	case d.vdi.Sharable:
+		return "it is shared between VMs, and shared disks cannot be snapshotted", "back it up from inside a guest"
+	case d.vdi.OnBoot == "reset":
+		return "it is reset at each boot, and such disks cannot be snapshotted", "set its on-boot to persist"
+	case thick(d.sr) && isRaw(d.vdi):
+		return "it is a raw LVM volume, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
+	case d.sr.Type == "udev" || d.sr.Type == "iso":
+		return "it lies on an SR of type " + d.sr.Type + ", which has no snapshots", "copy it to another SR"
+	}
+	return "", ""
+}
+
+// thick tells whether an SR gives each disk its full size at once.
+func thick(sr xapi.SR) bool {
+	switch sr.Type {
+	case "lvm", "lvmoiscsi", "lvmohba":
+		return true
+	}
+	return false
+}
+
+// isRaw tells whether a disk is kept without an image format around it.
+func isRaw(v xapi.VDI) bool {
+	return v.SMConfig["type"] == "raw" || v.SMConfig["vdi_type"] == "aio" || v.SMConfig["vdi_type"] == "raw"
+}
+
+// vhdBacked tells whether a disk is a VHD on its SR, so that it reads as zeros
+// where nothing was written, and deltas of it can be exported.
+func vhdBacked(sr xapi.SR, v xapi.VDI) bool {
+	switch sr.Type {
+	case "ext", "nfs", "smb", "file", "lvm", "lvmoiscsi", "lvmohba":
+	default:
+		return false
+	}
+	format := v.SMConfig["image-format"]
+	return !isRaw(v) && (format == "" || format == "vhd")
+}
+
+// thinNeed is what a snapshot of a disk on a thin SR needs at once, in bytes:
+// two empty leaves with their tables.
+const thinNeed = 16 << 20
+
+// checkSpace refuses plans whose snapshots their SRs have no room for.
+func checkSpace(p *vmPlan) error {
+	need := make(map[xapi.Ref]int64)
+	srs := make(map[xapi.Ref]xapi.SR)
+	for _, d := range p.disks {
+		srs[d.sr.Ref] = d.sr
+		if thick(d.sr) && d.vbd.CurrentlyAttached {
+			need[d.sr.Ref] += int64(d.vdi.VirtualSize)
+		} else {
+			need[d.sr.Ref] += thinNeed
+		}
+	}
+	for ref, n := range need {
+		sr := srs[ref]
+		if sr.PhysicalSize <= 0 { // drivers that do not tell
+			continue
+		}
+		if free := int64(sr.PhysicalSize - sr.PhysicalUtilisation); free < n {
+			return fmt.Errorf("VM %s: SR %s: a snapshot needs %s, %s are free: %w", p.vm.NameLabel, sr.NameLabel,
+				humanize.IBytes(uint64(n)), humanize.IBytes(uint64(max(free, 0))), ErrSpace)
+		}
+	}
+	return nil
+}
+
+// gaps are the disks left out, as the snapshot tells of them.
+func (p *vmPlan) gaps() []repo.Gap {
+	var gaps []repo.Gap
+	for _, d := range p.left {
+		gaps = append(gaps, repo.Gap{Device: d.device(), VDI: d.vdi.UUID, Reason: d.reason})
+	}
+	return gaps
+}
+
+// CureOf finds what a user can do about an error, or "".
+func CureOf(err error) string {
+	var c interface{ Cure() string }
+	if errors.As(err, &c) {
+		return c.Cure()
+	}
+	switch {
+	case errors.Is(err, ErrSpace):
+		return "free space on the SR, or move disks off it"
+	case errors.Is(err, ErrActive):
+		return "wait for it to end"
+	}
+	return ""
+}
+
+func has(list []string, s string) bool { return slices.Contains(list, s) }
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

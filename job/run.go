@@ -1,0 +1,165 @@
+package job
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/repo/retention"
+)
+
+func hostname() string {
+	h, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return h
+}
+
+// lockJob takes the right to run a job of a repository on this machine. The
+// kernel gives it back when the process ends, however it ends. It coordinates
+// nothing between machines: the repository needs no lock.
+func lockJob(dir, repository, job string) (release func(), err error) {
+	if dir == "" {
+		dir = filepath.Join(os.TempDir(), fmt.Sprintf("xenkeep-%d", os.Getuid()))
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256([]byte(job))
+	name := filepath.Join(dir, repository+"-"+hex.EncodeToString(sum[:6])+".lock")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = fmt.Errorf("job %q: %w", job, ErrActive)
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// processName names this process so that no other will ever have the name:
+// boot, PID and start time.
+func processName() string {
+	return processNameOf(os.Getpid())
+}
+
+func processNameOf(pid int) string {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	// The second field, the command in parentheses, may hold anything.
+	rest := stat[bytes.LastIndexByte(stat, ')')+1:]
+	fields := strings.Fields(string(rest))
+	if len(fields) < 20 {
+		return ""
+	}
+	return fmt.Sprintf("%s %d %s", strings.TrimSpace(string(boot)), pid, fields[19])
+}
+
+// dead tells whether a claim's process is known to be gone: only its own
+// machine can tell.
+func dead(c *repo.Claim, machine string) bool {
+	var boot, start string
+	var pid int
+	if c.Machine != machine || c.Process == "" {
+		return false
+	}
+	if n, _ := fmt.Sscanf(c.Process, "%s %d %s", &boot, &pid, &start); n != 3 {
+		return false
+	}
+	return processNameOf(pid) != c.Process
+}
+
+// withRun opens a run on r: it finds out whether a killed run left something
+// behind, takes its work in, and drops its claim.
+func withRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.ID, fn func(ctx context.Context, run *backup.Run) error) error {
+	claims, _, err := r.Claims(ctx)
+	if err != nil {
+		return err
+	}
+	err = backup.Do(ctx, r, backup.Options{
+		Job: c.Job, Machine: c.Machine, Process: processName(), Roots: roots,
+		AdoptOrphans: len(claims) > 0, Level: c.Level, Now: c.Now,
+	}, func(ctx context.Context, run *backup.Run) error {
+		for _, claim := range claims {
+			if dead(claim, c.Machine) {
+				if err := r.DropClaim(ctx, claim); err != nil {
+					c.Log.Warn("claim of a dead run stays", "run", claim.Run, "error", err)
+				}
+			}
+		}
+		return fn(ctx, run)
+	})
+	if errors.Is(err, backup.ErrClaimLeft) {
+		c.Log.Warn("claim left behind: the next run drops it", "error", err)
+		return nil
+	}
+	return err
+}
+
+// forget applies a policy to the VMs of the snapshots just published.
+func forget(ctx context.Context, r *repo.Repository, c *Common, p retention.Policy, done []*repo.Snapshot) ([]string, error) {
+	if p.IsZero() || len(done) == 0 {
+		return nil, nil
+	}
+	all, _, err := r.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var gone []string
+	for _, s := range done {
+		var same []*repo.Snapshot
+		for _, o := range all {
+			if sameVM(o, s) && o.Job == s.Job {
+				same = append(same, o)
+			}
+		}
+		for _, d := range p.Apply(same, c.Now()) {
+			if d.Keep {
+				continue
+			}
+			if err := r.DeleteSnapshot(ctx, d.Snapshot); err != nil {
+				return gone, err
+			}
+			gone = append(gone, d.Snapshot.ID())
+		}
+	}
+	return gone, nil
+}
+
+// sameVM tells whether two snapshots are of one VM; names do not count.
+func sameVM(a, b *repo.Snapshot) bool {
+	return a.Origin == b.Origin && a.Pool.UUID == b.Pool.UUID && a.VM.UUID == b.VM.UUID
+}
+
+func summarise(s *repo.Snapshot) VMSummary {
+	v := VMSummary{ID: s.ID(), VMUUID: s.VM.UUID, VMName: s.VM.Name, Complete: s.Complete, Missing: s.Missing, Disks: []DiskSummary{}}
+	for _, d := range s.Disks {
+		v.Disks = append(v.Disks, DiskSummary{
+			VDI: d.VDI, Device: d.Device, Size: d.Size, Method: d.Method, Reason: d.Reason, DiskRead: d.Counts,
+		})
+	}
+	return v
+}
+
+// metered is a progress callback of a meter.
+func metered(m Meter) func(int64) { return func(n int64) { m.Add(n) } }

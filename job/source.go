@@ -1,0 +1,192 @@
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"xenkeep/internal/disk"
+	"xenkeep/vhd"
+	"xenkeep/xapi"
+
+	"golang.org/x/sys/unix"
+)
+
+// exported is a disk on its way out of a pool: it ends only with the pool's
+// own verdict that the export went well.
+type exported struct {
+	disk.Source
+	e *xapi.Export
+}
+
+func (x *exported) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
+	e, err := x.Source.Next(ctx, buf)
+	if err == io.EOF {
+		if err := x.e.Finish(ctx); err != nil {
+			return disk.Extent{}, err
+		}
+		return e, io.EOF
+	}
+	return e, poolError(err)
+}
+
+// poolError turns a failure that a host reported inside a stream into the
+// pool's error it carries.
+func poolError(err error) error {
+	var embedded *vhd.EmbeddedError
+	if errors.As(err, &embedded) && embedded.Code != "" {
+		return &xapi.Error{Code: xapi.Code(embedded.Code), Params: embedded.Params, Method: "export"}
+	}
+	return err
+}
+
+// rawStream reads a disk's bytes as they come, all of them.
+type rawStream struct {
+	r    io.Reader
+	size int64
+	at   int64
+	err  error
+}
+
+func (s *rawStream) Size() int64 { return s.size }
+
+func (s *rawStream) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
+	if s.err == nil {
+		s.err = ctx.Err()
+	}
+	if s.err != nil {
+		return disk.Extent{}, s.err
+	}
+	n := min(disk.BlockSize, s.size-s.at)
+	if n == 0 {
+		var one [1]byte
+		if k, err := io.ReadFull(s.r, one[:]); k > 0 {
+			s.err = fmt.Errorf("stream goes on behind the disk's %d bytes: %w", s.size, vhd.ErrCorrupt)
+		} else {
+			s.err = err
+		}
+		return disk.Extent{}, s.err
+	}
+	if k, err := io.ReadFull(s.r, buf[:n]); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("stream ends after %d of %d bytes: %w", s.at+int64(k), s.size, vhd.ErrTruncated)
+		}
+		s.err = err
+		return disk.Extent{}, err
+	}
+	e := disk.Extent{Offset: s.at, Length: n}
+	s.at += n
+	return e, nil
+}
+
+// ErrForeignImage is returned for image files in a format that is not read.
+var ErrForeignImage = errors.New("not a raw or VHD image")
+
+// imageFile is an image file or device open for reading.
+type imageFile struct {
+	disk.Source
+	f *os.File
+	// Allocated is about how many bytes will be read.
+	Allocated int64
+}
+
+func (i *imageFile) Close() error { return i.f.Close() }
+
+// openImage opens a raw file, a block device, or a VHD.
+func openImage(name string) (*imageFile, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	i, err := newImage(f)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), f.Close())
+	}
+	return i, nil
+}
+
+func newImage(f *os.File) (*imageFile, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if st.IsDir() {
+		return nil, errors.New("is a folder, not a disk image")
+	}
+	size, err := f.Seek(0, io.SeekEnd) // a device's size too
+	if err != nil {
+		return nil, err
+	}
+	head := make([]byte, 8)
+	if _, err := f.ReadAt(head, 0); err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case string(head[:4]) == "QFI\xfb":
+		return nil, fmt.Errorf("a qcow2 image: convert it first (qemu-img convert -O raw): %w", ErrForeignImage)
+	case string(head) == "vhdxfile":
+		return nil, fmt.Errorf("a VHDX image: convert it first (qemu-img convert -O raw): %w", ErrForeignImage)
+	}
+	file, err := vhd.OpenFile(f, size, vhd.Options{})
+	switch {
+	case err == nil && file.IsDelta():
+		return nil, fmt.Errorf("a differencing VHD: it is only whole together with its parent %q", file.Header().ParentName())
+	case err == nil:
+		return &imageFile{Source: file.Reader(), f: f, Allocated: file.Allocated()}, nil
+	case string(head) == "conectix" || !errors.Is(err, vhd.ErrNotVHD):
+		return nil, err
+	}
+	s := &rawFile{f: f, size: size, sparse: st.Mode().IsRegular()}
+	allocated := size
+	var sys unix.Stat_t
+	if s.sparse && unix.Fstat(int(f.Fd()), &sys) == nil {
+		allocated = min(size, sys.Blocks*512)
+	}
+	return &imageFile{Source: s, f: f, Allocated: allocated}, nil
+}
+
+// rawFile reads a raw image, passing over the holes that the file system knows.
+type rawFile struct {
+	f      *os.File
+	size   int64
+	at     int64 // next block's offset
+	data   int64 // end of the stretch of data that at lies in
+	sparse bool
+}
+
+func (s *rawFile) Size() int64 { return s.size }
+
+func (s *rawFile) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
+	if err := ctx.Err(); err != nil {
+		return disk.Extent{}, err
+	}
+	if s.sparse && s.at < s.size && s.at >= s.data {
+		start, err := unix.Seek(int(s.f.Fd()), s.at, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO): // a hole to the end
+			s.at = s.size
+		case err != nil: // the file system does not tell
+			s.sparse = false
+		default:
+			s.at = max(s.at, start-start%disk.BlockSize)
+			if s.data, err = unix.Seek(int(s.f.Fd()), start, unix.SEEK_HOLE); err != nil {
+				s.sparse = false
+			}
+		}
+	}
+	n := min(disk.BlockSize, s.size-s.at)
+	if n <= 0 {
+		return disk.Extent{}, io.EOF
+	}
+	if _, err := s.f.ReadAt(buf[:n], s.at); err != nil {
+		if err == io.EOF {
+			err = fmt.Errorf("%s shrank while it was read: %w", s.f.Name(), io.ErrUnexpectedEOF)
+		}
+		return disk.Extent{}, err
+	}
+	e := disk.Extent{Offset: s.at, Length: n}
+	s.at += n
+	return e, nil
+}
