@@ -29,7 +29,7 @@ func (r *replay) before(name, form string) (tok string) {
 		r.t.Fatalf("%s: VM %s has no disk", name, vm)
 		return ""
 	}
-	if strings.HasPrefix(name, "232-") || strings.HasPrefix(name, "241-") && false {
+	if strings.HasPrefix(name, "232-") {
 		return now()
 	}
 	switch {
@@ -76,6 +76,8 @@ func (r *replay) before(name, form string) (tok string) {
 	case "096":
 		r.bind("0ab0b136-9910-ebf6-c009-c50275d1f15d", diskOf(r.do("VM.snapshot", vm1, "cbt1").(string)))
 		r.bind("e48797c5-14e8-9e60-30c1-61f30b27c304", diskOf(r.do("VM.snapshot", vm1, "cbt2").(string)))
+	case "132":
+		r.do("VM.set_name_label", vm1, "vm1")
 	case "267":
 		p.mu.Lock()
 		r.bind("3b27e4d1-75d3-2159-6270-8a442d56f8bf", p.db.all("PBD")[0].ref)

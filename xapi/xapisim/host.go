@@ -123,6 +123,9 @@ func (p *Pool) addHost(i int, h *host, mgmt *object) {
 	})
 	p.db.put(dom0, "power_state", "Running")
 	p.db.put(dom0, "domid", int64(0))
+	p.db.put(dom0, "affinity", o.ref)
+	p.db.put(dom0, "memory_target", int64(4<<30))
+	p.db.put(dom0, "memory_overhead", int64(36<<20))
 	p.db.put(dom0, "resident_on", o.ref)
 	h.dom0 = dom0.ref
 	for _, proto := range []string{"rfb", "vt100"} {

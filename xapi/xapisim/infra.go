@@ -185,6 +185,11 @@ func (p *Pool) infraCalls() map[string]handler {
 				return nil, err
 			}
 			p.gc(o.ref)
+			for _, vdi := range p.db.refs("VDI", o.set("VDIs")) {
+				if !vdi.bool("managed") && !vdi.bool("read_only") { // what only a scan notices
+					p.db.put(vdi, "read_only", true)
+				}
+			}
 			return void, nil
 		},
 		"SR.update": func(c *call) (any, error) {

@@ -27,10 +27,10 @@ const void = ""
 
 // dispatch runs a request that came in at host h and returns its result.
 func (p *Pool) dispatch(ctx context.Context, h *host, req *request) (any, *Error) {
-	name, async := req.method, false
+	name, async := req.method, ""
 	for _, prefix := range []string{"Async.", "InternalAsync."} {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {
-			name, async = rest, true
+			name, async = rest, prefix
 			break
 		}
 	}
@@ -46,7 +46,7 @@ func (p *Pool) dispatch(ctx context.Context, h *host, req *request) (any, *Error
 	if m == nil {
 		return nil, fail("MESSAGE_METHOD_UNKNOWN", req.method)
 	}
-	if async && !m.async() {
+	if async != "" && !m.async() {
 		return nil, fail("Fault", "No async mode for this operation (rpc: "+m.name+")")
 	}
 	args, err := m.arguments(req)
@@ -66,8 +66,8 @@ func (p *Pool) dispatch(ctx context.Context, h *host, req *request) (any, *Error
 	} else if !h.master && m.name == "session.login_with_password" {
 		return nil, fail("HOST_IS_SLAVE", p.masterAddress())
 	}
-	if async {
-		return p.startAsync(c)
+	if async != "" {
+		return p.startAsync(c, async+m.name)
 	}
 	res, err := p.run(c)
 	if err != nil {

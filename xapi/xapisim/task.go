@@ -47,8 +47,8 @@ func (p *Pool) complete(ref, result string, e *Error) {
 }
 
 // startAsync runs the call behind a task and returns the task.
-func (p *Pool) startAsync(c *call) (any, *Error) {
-	t := p.newTask("Async."+c.method.name, "")
+func (p *Pool) startAsync(c *call, label string) (any, *Error) {
+	t := p.newTask(label, "")
 	c.task = t.ref
 	c.ctx = p.ctx
 	p.work.Add(1)

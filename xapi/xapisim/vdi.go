@@ -1,7 +1,6 @@
 package xapisim
 
 import (
-	"encoding/base64"
 	"errors"
 	"strconv"
 	"time"
@@ -272,7 +271,7 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 	if base != nil {
 		b := p.db.create("VDI", map[string]any{
 			"uuid": baseUUID, "name_label": "base copy", "SR": vdi.str("SR"), "type": vdi.str("type"),
-			"read_only": true, "managed": false, "location": baseUUID, "snapshot_time": now,
+			"managed": false, "location": baseUUID, "snapshot_time": now,
 			"sm_config": vdi.mapv("sm_config"),
 		})
 		p.syncVDI(b)
@@ -467,21 +466,8 @@ func (p *Pool) vdiCalls() map[string]handler {
 		}),
 		"VDI.set_name_label": set("name_label"), "VDI.set_name_description": set("name_description"),
 		"VDI.set_read_only": set("read_only"), "VDI.set_sharable": set("sharable"), "VDI.set_allow_caching": set("allow_caching"),
-		"VDI.enable_cbt": on("enable_cbt", func(c *call, vdi *object, v *sr.Volume) (any, error) {
-			if !p.licensed {
-				return nil, fail("LICENCE_RESTRICTION", "CBT")
-			}
-			if err := v.EnableCBT(); err != nil {
-				return nil, srError(err, vdi.str("SR"))
-			}
-			p.syncVDI(vdi)
-			return void, nil
-		}),
-		"VDI.disable_cbt": on("disable_cbt", func(c *call, vdi *object, v *sr.Volume) (any, error) {
-			v.DisableCBT()
-			p.syncVDI(vdi)
-			return void, nil
-		}),
+		"VDI.enable_cbt":          on("enable_cbt", p.enableCBT),
+		"VDI.disable_cbt":         on("disable_cbt", p.disableCBT),
 		"VDI.data_destroy":        p.dataDestroy,
 		"VDI.list_changed_blocks": p.listChangedBlocks,
 		"VDI.get_nbd_info": func(c *call) (any, error) {
@@ -495,73 +481,6 @@ func (p *Pool) vdiCalls() map[string]handler {
 			return []any{}, nil // no network of the pool has a purpose for NBD
 		},
 	}
-}
-
-func (p *Pool) dataDestroy(c *call) (any, error) {
-	vdi, err := c.object(0)
-	if err != nil {
-		return nil, err
-	}
-	if vdi.str("type") == "cbt_metadata" {
-		return void, nil
-	}
-	if err := p.checkVDI(vdi, "data_destroy"); err != nil {
-		return nil, err
-	}
-	for deadline := time.Now().Add(p.scaled(4 * time.Second)); len(p.db.refs("VBD", vdi.set("VBDs"))) > 0; {
-		if time.Now().After(deadline) {
-			return nil, fail("VDI_IN_USE", vdi.ref, "data_destroy")
-		}
-		c.wait(p.scaled(time.Second/4) + time.Millisecond)
-		if p.db.find("VDI", vdi.ref) == nil {
-			return nil, fail("HANDLE_INVALID", "VDI", vdi.ref)
-		}
-	}
-	v, err := p.volume(vdi)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.DataDestroy(); err != nil {
-		return nil, srError(err, vdi.str("SR"))
-	}
-	p.db.put(vdi, "type", "cbt_metadata")
-	p.db.put(vdi, "other_config", with(vdi.mapv("other_config"), "content_id", "/No content: this is a cbt_metadata VDI/"))
-	p.db.put(vdi, "physical_utilisation", v.PhysicalUtilisation())
-	p.gcLater(vdi.str("SR"))
-	return void, nil
-}
-
-func (p *Pool) listChangedBlocks(c *call) (any, error) {
-	from, err := c.object(0)
-	if err != nil {
-		return nil, err
-	}
-	to, err := c.object(1)
-	if err != nil {
-		return nil, err
-	}
-	for _, vbd := range p.db.refs("VBD", to.set("VBDs")) {
-		vm := p.db.find("VM", vbd.str("VM"))
-		if vbd.bool("currently_attached") && (vm == nil || !vm.bool("is_a_snapshot")) {
-			return nil, fail("VDI_IN_USE", to.ref, "list_changed_blocks")
-		}
-	}
-	if err := p.checkVDI(to, "list_changed_blocks"); err != nil {
-		return nil, err
-	}
-	vf, err := p.volume(from)
-	if err != nil {
-		return nil, err
-	}
-	vt, err := p.volume(to)
-	if err != nil {
-		return nil, err
-	}
-	bitmap, err := p.stores[to.str("SR")].sr.ChangedBlocks(vf, vt)
-	if err != nil {
-		return nil, srError(err, to.str("SR"))
-	}
-	return base64.StdEncoding.EncodeToString(bitmap), nil
 }
 
 // introduceVDI makes a record for a volume that has none.

@@ -18,7 +18,7 @@ type devices struct {
 // left out with their VBD. When one disk fails, those made before are removed.
 func (p *Pool) copyDevices(c *call, vm *object, ignore []any, disk func(*call, *object) (*object, error)) (*devices, error) {
 	d := &devices{}
-	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+	for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
 		f := map[string]any{}
 		for _, k := range []string{"VDI", "userdevice", "bootable", "mode", "type", "unpluggable", "empty", "other_config", "qos_algorithm_type", "qos_algorithm_params"} {
 			f[k] = vbd.get(k)
@@ -43,7 +43,7 @@ func (p *Pool) copyDevices(c *call, vm *object, ignore []any, disk func(*call, *
 		}
 		d.vbds = append(d.vbds, f)
 	}
-	for _, vif := range p.oldestFirst("VIF", vm.set("VIFs")) {
+	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
 		f := map[string]any{}
 		for _, k := range []string{"device", "network", "MAC", "MTU", "other_config", "qos_algorithm_type", "qos_algorithm_params", "locking_mode", "ipv4_allowed", "ipv6_allowed"} {
 			f[k] = vif.get(k)
