@@ -160,12 +160,35 @@ func (s *Store) LoadIndex(ctx context.Context) ([]IndexProblem, error) {
 			gone = append(gone, name)
 		}
 	}
-	var mu sync.Mutex
+	// In batches, so that a fresh machine does not hold a whole index in
+	// memory; what is gone goes with the last one, when all that replaced it
+	// is in.
 	var problems []IndexProblem
-	sources := make([]index.Source, 0, len(missing))
+	for {
+		n := min(len(missing), indexBatch)
+		sources, bad, err := s.readIndexObjects(ctx, missing[:n])
+		if err != nil {
+			return nil, err
+		}
+		problems = append(problems, bad...)
+		if missing = missing[n:]; len(missing) == 0 {
+			return problems, s.index.Update(gone, sources)
+		}
+		if err := s.index.Update(nil, sources); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// indexBatch is how many index objects are held in memory at once; one covers
+// up to indexBytes of packs.
+const indexBatch = 32
+
+func (s *Store) readIndexObjects(ctx context.Context, names []string) (sources []index.Source, problems []IndexProblem, err error) {
+	var mu sync.Mutex
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, s.objects.Traits().Parallel))
-	for _, name := range missing {
+	for _, name := range names {
 		g.Go(func() error {
 			o, err := s.readIndexObject(gctx, name)
 			mu.Lock()
@@ -181,10 +204,7 @@ func (s *Store) LoadIndex(ctx context.Context) ([]IndexProblem, error) {
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return problems, s.index.Update(gone, sources)
+	return sources, problems, g.Wait()
 }
 
 func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject, error) {
@@ -272,11 +292,10 @@ func (s *Store) adoptForReading(ctx context.Context) (bool, error) {
 	for id := range orphans {
 		s.adopted[id] = true
 	}
-	return len(taken) > 0, s.index.Update(nil, []index.Source{{Name: adoptedSource, Packs: taken}})
+	// The name is one that no index object has, so that LoadIndex forgets it.
+	name := fmt.Sprintf("index/adopted-%d", len(s.adopted))
+	return len(taken) > 0, s.index.Update(nil, []index.Source{{Name: name, Packs: taken}})
 }
-
-// adoptedSource is a name no index object has, so that LoadIndex forgets it.
-const adoptedSource = "index/adopted"
 
 func packEntries(id pack.ID, size int64, entries []pack.Entry) index.PackEntries {
 	p := index.PackEntries{Pack: id, Size: size, Entries: make([]index.Entry, len(entries))}
