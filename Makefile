@@ -1,0 +1,64 @@
+# Few words: build test race lint fuzz bench demo ci clean.
+# What a word needs beyond Go it installs itself (Debian packages when root, Go
+# tools into bin/), or says in one line what is missing.
+
+BIN         := $(CURDIR)/bin
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+VERSITYGW   := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+JUDGES      := qemu-utils libvhdi-utils libnbd-bin e2fsprogs
+PEERS       := restic borgbackup e2fsprogs
+FUZZTIME    ?= 4s
+# Packages whose goroutines share memory: the race detector pays there.
+RACE        := ./chunkstore/... ./repo/... ./job ./nbd ./xapi/...
+
+.PHONY: build test race lint fuzz bench demo ci clean
+.SILENT:
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/xenkeep ./cmd/xenkeep
+
+test: $(BIN)/versitygw
+	scripts/need $(JUDGES)
+	go test ./...
+
+race: $(BIN)/versitygw
+	scripts/need $(JUDGES)
+	go test -race -short $(RACE)
+
+lint: $(BIN)/staticcheck
+	test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt would change these files" >&2; exit 1; }
+	go vet ./...
+	$(BIN)/staticcheck ./...
+	go mod tidy -diff
+	go test ./internal/lint
+
+fuzz:
+	scripts/fuzz $(FUZZTIME)
+
+bench: build
+	scripts/need $(PEERS)
+	go run ./bench
+
+demo: build
+	scripts/need e2fsprogs
+	go run ./bench/demo -binary $(BIN)/xenkeep
+
+# Nothing may be skipped here; the last lines are go test's own.
+ci: lint build
+	scripts/need $(JUDGES)
+	$(MAKE) race
+	$(MAKE) fuzz
+	scripts/test-all
+
+clean:
+	rm -rf $(BIN)
+	go clean -testcache
+
+# Go tools are built outside the module, so that their dependencies are not
+# ours.
+$(BIN)/staticcheck:
+	cd / && GOFLAGS=-mod=mod GOBIN=$(BIN) go install $(STATICCHECK)
+
+$(BIN)/versitygw:
+	cd / && GOFLAGS=-mod=mod GOBIN=$(BIN) go install $(VERSITYGW)

@@ -1,0 +1,138 @@
+// Package lint holds the rules of this repository that a machine can keep.
+package lint
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "xenkeep"
+
+// allowed says which packages of ours a package may import; a name ending in
+// "/..." stands for the folder and all below it. A package that is not listed
+// is an error, so that a new one gets its place in docs/architecture.md.
+var allowed = []struct {
+	pkg string
+	may string
+}{
+	{"internal/disk", ""},
+	{"internal/lint", ""},
+	{"nbd", "internal/disk"},
+	{"vhd", "internal/disk"},
+	{"xapi", "internal/disk"},
+	{"xapi/xapisim/...", "xapi/xapisim/... vhd nbd internal/disk"},
+	{"chunkstore/chunk", ""},
+	{"chunkstore/seal", "chunkstore/chunk"},
+	{"chunkstore/pack", "chunkstore/chunk chunkstore/seal"},
+	{"chunkstore/slot", "chunkstore/seal"},
+	{"chunkstore/index", ""},
+	{"chunkstore/object/...", "chunkstore/object/..."},
+	{"chunkstore", "chunkstore/..."},
+	{"repo", "chunkstore/... internal/disk"},
+	{"repo/backup", "repo chunkstore/... internal/disk"},
+	{"repo/restore", "repo chunkstore/... internal/disk"},
+	{"repo/check", "repo chunkstore/... internal/disk"},
+	{"repo/retention", "repo"},
+	{"job", "repo/... chunkstore/... xapi vhd nbd internal/disk"},
+	{"cmd/xenkeep", "job repo/... chunkstore/... xapi/... vhd nbd internal/disk"},
+	{"bench/...", "..."},
+}
+
+func matches(pattern, pkg string) bool {
+	if pattern == "..." {
+		return true
+	}
+	if base, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return pkg == base || strings.HasPrefix(pkg, base+"/")
+	}
+	return pkg == pattern
+}
+
+// TestImportArrows keeps the direction of docs/architecture.md. Tests of a
+// package may import what they need.
+func TestImportArrows(t *testing.T) {
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	n := 0
+	for {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		n++
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		var may []string
+		found := false
+		for _, a := range allowed {
+			if matches(a.pkg, name) {
+				found, may = true, strings.Fields(a.may)
+				break
+			}
+		}
+		if !found {
+			t.Errorf("package %s has no place in the list of arrows", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			ours, ok := strings.CutPrefix(imp, module+"/")
+			if !ok {
+				continue
+			}
+			fine := false
+			for _, m := range may {
+				fine = fine || matches(m, ours)
+			}
+			if !fine {
+				t.Errorf("%s must not import %s", name, ours)
+			}
+		}
+	}
+	if n < 10 {
+		t.Fatalf("only %d packages seen", n)
+	}
+}
+
+// TestDependenciesHaveReasons demands that docs/architecture.md names each
+// direct dependency.
+func TestDependenciesHaveReasons(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	scan := bufio.NewScanner(f)
+	n := 0
+	for scan.Scan() {
+		fields := strings.Fields(strings.TrimPrefix(scan.Text(), "require "))
+		if len(fields) < 2 || !strings.Contains(fields[0], ".") || strings.Contains(scan.Text(), "// indirect") {
+			continue
+		}
+		n++
+		if !strings.Contains(string(doc), fields[0]) {
+			t.Errorf("docs/architecture.md gives no reason for %s", fields[0])
+		}
+	}
+	if n < 5 {
+		t.Fatalf("only %d dependencies seen", n)
+	}
+}
