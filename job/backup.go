@@ -381,7 +381,7 @@ func (v *vmBackup) transfer(ctx context.Context, d *diskPlan, snap xapi.VDI, bas
 		_ = e.Close(clean) // a finished export has nothing left to close; a broken one has its error already
 	}()
 	var src disk.Source
-	total := int64(snap.PhysicalUtilisation)
+	var total int64
 	if opts.Format == xapi.FormatRaw {
 		src, total = &rawStream{r: e, size: size}, size
 	} else {

@@ -35,7 +35,6 @@ type world struct {
 	objects object.Store
 	repo    *repo.Repository
 	dir     string
-	images  map[string]string // VM disk number -> image file
 }
 
 const mib = 1 << 20

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sort"
 	"strings"
 
@@ -250,7 +249,5 @@ func CureOf(err error) string {
 	}
 	return ""
 }
-
-func has(list []string, s string) bool { return slices.Contains(list, s) }
 
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

@@ -92,8 +92,6 @@ type NodeIDs [NodeBlocks]chunk.ID
 // IsZero tells whether the node covers zeros alone.
 func (n *NodeIDs) IsZero() bool { return *n == NodeIDs{} }
 
-const nodeMap = NodeBlocks / 8
-
 // AppendNode appends the encoding of a node: a bitmap of 64 bytes, bit i of it
 // (lowest bit first) telling whether block i has a list, then the IDs of those.
 func AppendNode(dst []byte, n *NodeIDs) []byte { return appendSparse(dst, n[:]) }

@@ -12,9 +12,7 @@ import (
 type model struct {
 	packs   []PackEntries         // of the repository, immutable
 	sources map[string][]int      // packs each covers
-	parts   map[string][2]Prefix  // the range of prefixes each holds
 	hidden  map[int]bool          // packs
-	gone    map[string]struct{}   // names once used
 	places  map[Prefix][]Location // of all packs
 }
 

@@ -102,7 +102,6 @@ func (s *Server) start(t testing.TB, path, dir string) error {
 		<-ended
 	})
 	if err := s.answers(ended); err != nil {
-		stop = func() {}
 		return fmt.Errorf("%s: %w\n%s", program, err, output.String())
 	}
 	t.Cleanup(stop)
