@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"xenkeep/chunkstore/seal"
+	"xenkeep/job"
+	"xenkeep/repo"
+	"xenkeep/repo/retention"
+	"xenkeep/xapi"
+)
+
+type backupOptions struct {
+	repository      repositoryFlags
+	pool            poolFlags
+	output          outputFlags
+	progress        progressFlags
+	retention       retentionFlags
+	image, name     string
+	job             string
+	tags            list
+	keepBase        choice
+	compression     choice
+	skipUnsupported bool
+}
+
+func newBackupCommand() *cobra.Command {
+	o := backupOptions{
+		keepBase:    choice{text: string(job.KeepAuto), of: []string{string(job.KeepAuto), string(job.KeepSnapshot), string(job.KeepNone)}},
+		compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}},
+	}
+	cmd := &cobra.Command{
+		Use:   "backup [VM... | --image FILE]",
+		Short: "Back up VMs of a pool, or an image file",
+		Long: `Back up VMs, each with all its disks, in one VM snapshot: the first time in full,
+later what has changed. VM is a name or a UUID. With --image one raw or VHD file is
+backed up as a disk, without a pool.
+
+--keep-... say which snapshots of the VMs that succeeded remain in the repository,
+counting for each VM and job; a number of "all" keeps every hour, day and so on. With
+none of them all remain. The newest complete snapshot always remains.`,
+		Example: "  xenkeep backup web db --keep-daily 7 --keep-weekly 5\n  xenkeep backup --image disk.vhd --name old-server",
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case o.image == "" && len(args) == 0:
+				return usagef("which VMs? name them, or an image file with --image")
+			case o.image != "" && len(args) > 0:
+				return usagef("--image backs up a file: name no VMs beside it")
+			case o.image == "" && o.name != "":
+				return usagef("--name goes with --image: a VM has its name")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runBackup(cmd, &o, args) },
+	}
+	o.repository.add(cmd)
+	o.pool.add(cmd)
+	o.output.add(cmd)
+	o.progress.add(cmd)
+	s := cmd.Flags()
+	s.StringVar(&o.image, "image", "", "back up this raw or VHD `file`")
+	s.StringVar(&o.name, "name", "", "`name` of the image in the repository (the file's)")
+	s.StringVar(&o.job, "job", "default", "`name` of the job that this run is of")
+	s.Var(&o.tags, "tag", "`tag` for the snapshots; may be repeated")
+	s.Var(&o.keepBase, "keep-base", "whether VDI snapshots stay on the pool as the next run's base: `auto` (on thin SRs), snapshot (on all), none")
+	s.Var(&o.compression, "compression", "`level`: fastest, default, better, best")
+	s.BoolVar(&o.skipUnsupported, "skip-unsupported", false, "leave out disks that cannot be snapshotted, instead of failing their VM")
+	o.retention.add(s)
+	return cmd
+}
+
+func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
+	sum, err := backup(cmd.Context(), cmd.ErrOrStderr(), o, vms)
+	if sum == nil && !errors.Is(err, errUsage) {
+		// It failed before there was anything to tell: say so in the form
+		// that readers of --json wait for.
+		sum = &job.Summary{Type: "summary", Status: "failed", Job: o.job, Started: time.Now().UTC(), Snapshots: []job.VMSummary{}}
+		for _, vm := range vms {
+			sum.Failed = append(sum.Failed, job.VMFailure{VM: vm, Error: sentence(err), Cure: hint(err)})
+		}
+		if o.output.json {
+			return errors.Join(err, writeLine(cmd.OutOrStdout(), sum))
+		}
+		return err
+	}
+	if sum == nil {
+		return err
+	}
+	if o.output.json {
+		if werr := writeLine(cmd.OutOrStdout(), sum); werr != nil {
+			return errors.Join(err, werr)
+		}
+	} else if werr := printSummary(cmd.OutOrStdout(), sum, o.progress.quiet); werr != nil {
+		return errors.Join(err, werr)
+	}
+	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) {
+		for i := range sum.Failed {
+			tell(cmd.ErrOrStderr(), oneLine(sum.Failed[i].Error), failureHint(&sum.Failed[i]))
+		}
+		return reported{err}
+	}
+	return err
+}
+
+func failureHint(f *job.VMFailure) string {
+	if f.Cure != "" || f.Err() == nil {
+		return f.Cure
+	}
+	return hint(f.Err())
+}
+
+func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []string) (*job.Summary, error) {
+	level, err := seal.ParseLevel(o.compression.text)
+	if err != nil {
+		return nil, err
+	}
+	policy := o.retention.policy
+	if err := policy.Validate(); err != nil {
+		return nil, usagef("%w", err)
+	}
+	if err := o.repository.check(); err != nil {
+		return nil, err
+	}
+	var pool *xapi.Client
+	if o.image == "" {
+		if err := o.pool.check(); err != nil {
+			return nil, err
+		}
+	}
+	r, err := o.repository.open(ctx, stderr)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	tellProblems(stderr, r.Problems())
+	if o.image == "" {
+		if pool, err = o.pool.dial(ctx, stderr); err != nil {
+			return nil, err
+		}
+		defer pool.Close(ctx)
+	}
+	show := o.progress.start(stderr, o.output.json)
+	defer show.Close()
+	common := job.Common{
+		Job: o.job, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
+		Progress: show, Log: warnings(show),
+	}
+	if o.image != "" {
+		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Retention: policy})
+	}
+	return job.Backup(ctx, r, pool, job.BackupOptions{
+		Common: common, VMs: vms, Keep: job.Keep(o.keepBase.text), SkipUnsupported: o.skipUnsupported, Retention: policy,
+	})
+}
+
+func printSummary(w io.Writer, sum *job.Summary, quiet bool) error {
+	if quiet {
+		return nil
+	}
+	if len(sum.Snapshots) > 0 {
+		t := newTable(w, "SNAPSHOT", "VM", "DISK", "SIZE", "METHOD", "READ", "CHANGED", "NEW", "STORED", "REASON")
+		for _, s := range sum.Snapshots {
+			for _, d := range s.Disks {
+				t.row(s.ID[:min(8, len(s.ID))], s.VMName, d.Device, size(d.Size), d.Method, size(d.Read), size(d.Changed),
+					size(d.New), size(d.Stored), d.Reason)
+			}
+			for _, m := range s.Missing {
+				t.row(s.ID[:min(8, len(s.ID))], s.VMName, m.Device, "", "left out", "", "", "", "", m.Reason)
+			}
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+	forgotten := ""
+	if n := len(sum.Forgotten); n > 0 {
+		forgotten = ", " + plural(n, "old snapshot") + " forgotten"
+	}
+	failed := ""
+	if n := len(sum.Failed); n > 0 {
+		failed = ", " + plural(n, "VM") + " failed"
+	}
+	_, err := fmt.Fprintf(w, "%s: %s%s in %s, %s uploaded in %s%s\n", sum.Status, plural(len(sum.Snapshots), "snapshot"), failed,
+		seconds(sum.Duration), size(sum.Stored), plural(int(sum.Packs), "pack"), forgotten)
+	return err
+}
+
+// retentionFlags say which snapshots remain.
+type retentionFlags struct{ policy retention.Policy }
+
+func (f *retentionFlags) add(s *pflag.FlagSet) {
+	p := &f.policy
+	for _, r := range []struct {
+		n          *int
+		name, text string
+	}{
+		{&p.Last, "last", "the `number` of newest snapshots that remain"},
+		{&p.Hourly, "hourly", "the `number` of hours whose newest snapshot remains"},
+		{&p.Daily, "daily", "the `number` of days whose newest snapshot remains"},
+		{&p.Weekly, "weekly", "the `number` of weeks whose newest snapshot remains"},
+		{&p.Monthly, "monthly", "the `number` of months whose newest snapshot remains"},
+		{&p.Yearly, "yearly", "the `number` of years whose newest snapshot remains"},
+	} {
+		s.Var((*count)(r.n), "keep-"+r.name, r.text)
+	}
+	s.Var((*period)(&p.Within), "keep-within", "snapshots no older than `period` before the newest remain: 1y6m, 30d, 36h")
+}
+
+// count is a number, or "all".
+type count int
+
+func (c *count) Type() string { return "number" }
+
+func (c *count) String() string {
+	switch *c {
+	case 0:
+		return ""
+	case retention.All:
+		return "all"
+	}
+	return strconv.Itoa(int(*c))
+}
+
+func (c *count) Set(text string) error {
+	if text == "all" || text == "unlimited" {
+		*c = retention.All
+		return nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		return errors.New(`want a number or "all"`)
+	}
+	*c = count(n)
+	return nil
+}
+
+type period retention.Period
+
+func (p *period) Type() string   { return "period" }
+func (p *period) String() string { return retention.Period(*p).String() }
+
+func (p *period) Set(text string) error {
+	v, err := retention.ParsePeriod(text)
+	*p = period(v)
+	return err
+}
+
+// choice is one of a few words.
+type choice struct {
+	text string
+	of   []string
+}
+
+func (c *choice) Type() string   { return "word" }
+func (c *choice) String() string { return c.text }
+
+func (c *choice) Set(text string) error {
+	for _, w := range c.of {
+		if text == w {
+			c.text = text
+			return nil
+		}
+	}
+	return fmt.Errorf("want one of %v", c.of)
+}
+
+// gaps joins what is not in a snapshot, for people.
+func gaps(missing []repo.Gap) string {
+	text := ""
+	for i, g := range missing {
+		if i > 0 {
+			text += "; "
+		}
+		text += g.Device + ": " + g.Reason
+	}
+	return text
+}

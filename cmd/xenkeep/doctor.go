@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"xenkeep/chunkstore/object/all"
+	"xenkeep/job"
+)
+
+type doctorOptions struct {
+	repository repositoryFlags
+	pool       poolFlags
+	output     outputFlags
+}
+
+// doctorLine is one thing that doctor looked at.
+type doctorLine struct {
+	Type string `json:"type"` // "finding"
+	job.Finding
+}
+
+// doctorSummary ends doctor's list.
+type doctorSummary struct {
+	Type   string `json:"type"`   // "summary"
+	Status string `json:"status"` // "ok", "warn" or "fail", the worst of the findings
+	OK     int    `json:"ok"`
+	Warn   int    `json:"warn"`
+	Fail   int    `json:"fail"`
+}
+
+func newDoctorCommand() *cobra.Command {
+	var o doctorOptions
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Look over pool and repository before the first backup",
+		Long: `Look over all that a backup needs: login, versions, roles, each SR's driver and what
+it supports, NBD networks, certificates, that the repository opens with this password
+and can be written. Of pool and repository the one that is not given is left out. The
+exit code is 1 when a backup would fail.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd, &o) },
+	}
+	o.repository.add(cmd)
+	o.pool.add(cmd)
+	o.output.add(cmd)
+	return cmd
+}
+
+func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
+	if o.repository.location == "" && o.pool.url == "" {
+		return usagef("nothing to look over: give --pool, --repository or both")
+	}
+	findings, err := o.examine(cmd.Context(), cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	sum := doctorSummary{Type: "summary", Status: job.OK}
+	var errs []error
+	for _, f := range findings {
+		switch f.Level {
+		case job.OK:
+			sum.OK++
+		case job.Warn:
+			sum.Warn++
+		default:
+			sum.Fail++
+		}
+		if o.output.json {
+			errs = append(errs, writeLine(cmd.OutOrStdout(), doctorLine{"finding", f}))
+		} else {
+			errs = append(errs, printFinding(cmd.OutOrStdout(), f))
+		}
+	}
+	switch {
+	case sum.Fail > 0:
+		sum.Status = job.Fail
+		errs = append(errs, reported{errors.New("a backup would fail")})
+	case sum.Warn > 0:
+		sum.Status = job.Warn
+	}
+	if o.output.json {
+		errs = append(errs, writeLine(cmd.OutOrStdout(), sum))
+	}
+	return errors.Join(errs...)
+}
+
+func printFinding(w io.Writer, f job.Finding) error {
+	level := map[string]string{job.OK: "ok  ", job.Warn: "warn", job.Fail: "FAIL"}[f.Level]
+	_, err := fmt.Fprintf(w, "%s  %s: %s\n", level, printable(f.What), oneLine(f.Text))
+	if err == nil && f.Cure != "" {
+		_, err = fmt.Fprintf(w, "      %s\n", oneLine(f.Cure))
+	}
+	return err
+}
+
+// examine turns what fails into findings, so that all is looked at.
+func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]job.Finding, error) {
+	var findings []job.Finding
+	fail := func(what string, err error) {
+		findings = append(findings, job.Finding{Level: job.Fail, What: what, Text: sentence(err), Cure: hint(err)})
+	}
+	if o.repository.location != "" {
+		f, what, err := o.examineRepository(ctx, stderr)
+		findings = append(findings, f...)
+		if err != nil {
+			fail(what, err)
+		}
+	}
+	if o.pool.url != "" && ctx.Err() == nil {
+		f, what, err := o.examinePool(ctx, stderr)
+		findings = append(findings, f...)
+		if err != nil {
+			fail(what, err)
+		}
+	}
+	return findings, ctx.Err()
+}
+
+func (o *doctorOptions) examineRepository(ctx context.Context, stderr io.Writer) ([]job.Finding, string, error) {
+	objects, err := all.Open(ctx, o.repository.location, retryPolicy(stderr))
+	if err != nil {
+		return nil, "storage", err
+	}
+	f := []job.Finding{{Level: job.OK, What: "storage", Text: objects.Location() + " answers"}}
+	r, err := o.repository.unlock(ctx, objects, stderr)
+	if err != nil {
+		return f, "password", err
+	}
+	defer r.Close()
+	f = append(f, job.Finding{Level: job.OK, What: "password", Text: "opens the repository"})
+	more, err := job.DoctorRepository(ctx, r)
+	return append(f, more...), "repository", err
+}
+
+func (o *doctorOptions) examinePool(ctx context.Context, stderr io.Writer) ([]job.Finding, string, error) {
+	pool, err := o.pool.dial(ctx, stderr)
+	if err != nil {
+		return nil, "login", err
+	}
+	defer pool.Close(ctx)
+	f, err := job.DoctorPool(ctx, pool)
+	return f, "pool", err
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/chunkstore/slot"
+	"xenkeep/job"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+)
+
+// The voice: one line that begins with "xenkeep:", lower case, the object
+// before the cause; where there is a cure, it is a second line of its own.
+
+// reported is an error that was told already.
+type reported struct{ error }
+
+func (e reported) Unwrap() error { return e.error }
+
+func complain(w io.Writer, err error) {
+	var told reported
+	if errors.As(err, &told) {
+		return
+	}
+	tell(w, sentence(err), hint(err))
+}
+
+func tell(w io.Writer, text, cure string) {
+	fmt.Fprintf(w, "xenkeep: %s\n", text)
+	if cure != "" {
+		fmt.Fprintf(w, "  %s\n", oneLine(cure))
+	}
+}
+
+// sentence is an error as one line.
+func sentence(err error) string {
+	var untrusted *xapi.UntrustedHostError
+	switch {
+	case errors.As(err, &untrusted):
+		return fmt.Sprintf("pool host %s: nothing vouches for its certificate, which has the fingerprint %s", untrusted.Host, untrusted.Fingerprint)
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timed out: " + oneLine(err.Error())
+	}
+	return oneLine(err.Error())
+}
+
+// oneLine joins what errors.Join put on lines, and keeps control characters of
+// foreign names away from the terminal.
+func oneLine(s string) string {
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return printable(s)
+}
+
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || (r >= 0x7f && r < 0xa0) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// hint is what can be done about an error; empty where that is plain.
+func hint(err error) string {
+	var untrusted *xapi.UntrustedHostError
+	var pool *xapi.Error
+	switch {
+	case errors.As(err, &untrusted):
+		return "compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then add --pool-fingerprint " + untrusted.Fingerprint
+	case errors.As(err, &pool):
+		return pool.Cure()
+	case errors.Is(err, object.ErrNoRepository):
+		return "is the path right, and is what should be mounted there? xenkeep init makes a new repository"
+	case errors.Is(err, object.ErrExists):
+		return "a new repository needs an empty folder, or a prefix without objects"
+	case errors.Is(err, object.ErrNoSpace):
+		return "make room, or raise the quota; what was uploaded counts next time"
+	case errors.Is(err, slot.ErrWrongSecret):
+		return "a printed key page opens the repository too: XENKEEP_KEY_FILE=page"
+	case errors.Is(err, job.ErrUnsupported):
+		return "--skip-unsupported leaves out disks that cannot be snapshotted"
+	case errors.Is(err, job.ErrActive):
+		return "wait for it to end, or give this run another --job"
+	case errors.Is(err, repo.ErrNoSnapshot), errors.Is(err, repo.ErrAmbiguous):
+		return "xenkeep snapshots lists what there is"
+	case errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
+		return "xenkeep check --read-data tells what is damaged and what is sound"
+	}
+	return ""
+}

@@ -1,0 +1,126 @@
+// Command xenkeep backs up the virtual machines of a XenServer or XCP-ng pool
+// into a deduplicating, encrypted repository, and restores them. Each command
+// is a file of this package: flags in, one call of package job or repo, the
+// result out as text or JSON. Nothing is decided here.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/chunkstore/slot"
+	"xenkeep/job"
+)
+
+// Exit codes; docs/reference.md has the same table.
+const (
+	exitOK           = 0
+	exitFailed       = 1
+	exitUsage        = 2
+	exitPartial      = 3
+	exitDamage       = 4
+	exitNoRepository = 10
+	exitActive       = 11
+	exitWrongSecret  = 12
+	exitInterrupted  = 130
+)
+
+var exitMeanings = map[int]string{
+	exitOK:           "ok",
+	exitFailed:       "failed",
+	exitUsage:        "wrong usage",
+	exitPartial:      "some VMs or disks failed",
+	exitDamage:       "damage found",
+	exitNoRepository: "no repository there",
+	exitActive:       "another run of this job is active",
+	exitWrongSecret:  "wrong password or key",
+	exitInterrupted:  "interrupted",
+}
+
+var (
+	errInterrupted = errors.New("interrupted")
+	// errUsage marks what was called in a wrong way.
+	errUsage = errors.New("wrong usage")
+	// errDamage marks results that tell of damage.
+	errDamage = errors.New("damage found")
+)
+
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errInterrupted):
+		return exitInterrupted
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case errors.Is(err, job.ErrPartial):
+		return exitPartial
+	case errors.Is(err, object.ErrNoRepository):
+		return exitNoRepository
+	case errors.Is(err, job.ErrActive):
+		return exitActive
+	case errors.Is(err, slot.ErrWrongSecret):
+		return exitWrongSecret
+	case errors.Is(err, errDamage), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
+		return exitDamage
+	}
+	return exitFailed
+}
+
+// memoryLimit keeps a run under 512 MiB: the garbage collector works harder
+// from here on. Its own variables, where set, come first.
+const memoryLimit = 400 << 20
+
+func main() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(75)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel(errInterrupted)
+		<-signals
+		os.Exit(exitInterrupted)
+	}()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run runs one command line and returns its exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	began := false
+	root := newRootCommand()
+	prepare(root, &began)
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil && !began && !errors.Is(err, errUsage) {
+		// What cobra refuses, it refuses before the command begins.
+		err = usagef("%w", err)
+	}
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		// What failed, failed because of that.
+		err = errInterrupted
+	}
+	if err != nil {
+		complain(stderr, err)
+		if errors.Is(err, errUsage) {
+			fmt.Fprintf(stderr, "see %s --help\n", cmd.CommandPath())
+		}
+	}
+	return exitCode(err)
+}

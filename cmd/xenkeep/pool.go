@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"xenkeep/xapi"
+)
+
+// poolFlags say which pool, as whom, and how its hosts are known.
+type poolFlags struct {
+	url, user, passwordFile string
+	fingerprints            list
+	caFile                  string
+	insecure                bool
+}
+
+func (f *poolFlags) add(cmd *cobra.Command) {
+	s := cmd.Flags()
+	s.StringVar(&f.url, "pool", "", "`URL` of any host of the pool")
+	s.StringVar(&f.user, "pool-user", "root", "`name` to log in with")
+	s.StringVar(&f.passwordFile, "pool-password-file", "", "`file` whose content is the pool's password")
+	s.Var(&f.fingerprints, "pool-fingerprint", "SHA-256 `fingerprint` of a host's certificate; may be repeated")
+	s.StringVar(&f.caFile, "pool-ca-file", "", "`file` of CA certificates (PEM) that vouch for the hosts")
+	s.BoolVar(&f.insecure, "pool-insecure", false, "trust any host: whoever is between can read and change all")
+}
+
+func (f *poolFlags) check() error {
+	if f.url == "" {
+		return usagef("which pool? give --pool or set XENKEEP_POOL")
+	}
+	return nil
+}
+
+// dial logs in.
+func (f *poolFlags) dial(ctx context.Context, stderr io.Writer) (*xapi.Client, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	password, err := f.password(ctx, stderr)
+	if err != nil {
+		return nil, err
+	}
+	return xapi.Dial(ctx, xapi.Config{
+		URL: f.url, User: f.user, Password: string(password), UserAgent: "xenkeep/" + version(),
+		Trust: xapi.Trust{Fingerprints: f.fingerprints, CAFile: f.caFile, Insecure: f.insecure},
+	})
+}
+
+func (f *poolFlags) password(ctx context.Context, stderr io.Writer) ([]byte, error) {
+	if f.passwordFile != "" {
+		return readPasswordFile(f.passwordFile)
+	}
+	if p := os.Getenv("XENKEEP_POOL_PASSWORD"); p != "" {
+		return []byte(p), nil
+	}
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return nil, usagef("no password of the pool: give --pool-password-file, or set XENKEEP_POOL_PASSWORD_FILE or XENKEEP_POOL_PASSWORD")
+	}
+	return ask(ctx, stderr, "password of "+f.user+" on "+f.url+": ")
+}

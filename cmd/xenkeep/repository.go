@@ -1,0 +1,135 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/object/all"
+	"xenkeep/chunkstore/object/retry"
+	"xenkeep/repo"
+)
+
+// repositoryFlags say which repository, and how it opens.
+type repositoryFlags struct {
+	location string
+	secret   secretFlagsValues
+	cacheDir string
+}
+
+func (f *repositoryFlags) add(cmd *cobra.Command) {
+	s := cmd.Flags()
+	s.StringVarP(&f.location, "repository", "r", "", "`location` of the repository: a folder, or s3:https://host/bucket/prefix")
+	s.StringVar(&f.cacheDir, "cache-dir", "", "`folder` for what is kept on this machine (the user's cache folder)")
+	f.secret.add(cmd)
+}
+
+func (f *repositoryFlags) check() error {
+	if f.location == "" {
+		return usagef("which repository? give --repository or set XENKEEP_REPOSITORY")
+	}
+	return nil
+}
+
+// cache is the folder for what is kept on this machine.
+func (f *repositoryFlags) cache() string {
+	if f.cacheDir != "" {
+		return f.cacheDir
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil { // no HOME, as in some services
+		return filepath.Join(os.TempDir(), fmt.Sprintf("xenkeep-%d", os.Getuid()))
+	}
+	return filepath.Join(dir, "xenkeep")
+}
+
+func retryPolicy(stderr io.Writer) retry.Policy {
+	return retry.Policy{Notify: func(err error, attempt int, wait time.Duration) {
+		if attempt > 1 { // a first failure is no news
+			tell(stderr, fmt.Sprintf("storage: try again in %v: %s", wait.Round(100*time.Millisecond), oneLine(err.Error())), "")
+		}
+	}}
+}
+
+// create makes a new repository.
+func (f *repositoryFlags) create(ctx context.Context, stderr io.Writer) (*repo.Repository, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	key, err := f.secret.read(ctx, stderr, true)
+	if err != nil {
+		return nil, err
+	}
+	objects, err := all.Create(ctx, f.location, retryPolicy(stderr))
+	if err != nil {
+		return nil, err
+	}
+	r, err := repo.Init(ctx, objects, repo.Options{Secret: key.secret, CacheDir: f.cache()})
+	if err != nil {
+		return nil, errors.Join(err, objects.Close())
+	}
+	return r, nil
+}
+
+// openBare opens the repository without its index: enough for snapshots and
+// keys.
+func (f *repositoryFlags) openBare(ctx context.Context, stderr io.Writer) (*repo.Repository, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	objects, err := all.Open(ctx, f.location, retryPolicy(stderr))
+	if err != nil {
+		return nil, err
+	}
+	return f.unlock(ctx, objects, stderr)
+}
+
+func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stderr io.Writer) (*repo.Repository, error) {
+	key, err := f.secret.read(ctx, stderr, false)
+	if err != nil {
+		return nil, errors.Join(err, objects.Close())
+	}
+	r, err := repo.Open(ctx, objects, repo.Options{Secret: key.secret, Page: key.page, CacheDir: f.cache()})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("repository %s: %w", objects.Location(), err), objects.Close())
+	}
+	return r, nil
+}
+
+// open opens the repository with its index.
+func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*repo.Repository, error) {
+	r, err := f.openBare(ctx, stderr)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.LoadIndex(ctx); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+// tellProblems says what was wrong and worked around.
+func tellProblems(stderr io.Writer, problems []repo.Problem) {
+	for _, p := range problems {
+		tell(stderr, "damage: "+cmp.Or(oneLine(p.Err.Error()), p.Object), "")
+	}
+}
+
+// resolve finds the snapshot that the user means. Snapshots that cannot be
+// read are told of, since one of them may be what was meant.
+func resolve(ctx context.Context, r *repo.Repository, spec string, stderr io.Writer) (*repo.Snapshot, error) {
+	snapshots, bad, err := r.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tellProblems(stderr, bad)
+	return repo.Resolve(snapshots, spec)
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "xenkeep",
+		Short: "Back up and restore the VMs of a XenServer or XCP-ng pool",
+		Long: `xenkeep backs up the virtual machines of a XenServer or XCP-ng pool into a
+deduplicating, encrypted repository: a folder, or a bucket of S3.
+
+  xenkeep init --repository /srv/backup
+  xenkeep backup --repository /srv/backup --pool https://HOST web db
+  xenkeep restore --repository /srv/backup latest:web --to web.raw`,
+		Args:                       cobra.ArbitraryArgs,
+		SuggestionsMinimumDistance: 2,
+		RunE:                       needsCommand,
+	}
+	root.AddCommand(
+		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(),
+		newCheckCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
+	)
+	return root
+}
+
+// needsCommand is what a command does that only has others below it.
+func needsCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usagef("which command?")
+	}
+	hint := ""
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf("; did you mean %q?", strings.Join(near, `" or "`))
+	}
+	return usagef("no command %q%s", args[0], hint)
+}
+
+// usagef is an error of the one who typed the command.
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() []error { return []error{e.error, errUsage} }
+
+// variable is an environment variable: what its flag says if the flag is not
+// given. Secrets have no flag, since anyone on the machine can read those.
+type variable struct {
+	name, flag string
+}
+
+var variables = []variable{
+	{"XENKEEP_REPOSITORY", "repository"},
+	{"XENKEEP_PASSWORD_FILE", "password-file"},
+	{"XENKEEP_PASSWORD_COMMAND", "password-command"},
+	{"XENKEEP_PASSWORD", ""},
+	{"XENKEEP_KEY_FILE", "key-file"},
+	{"XENKEEP_CACHE_DIR", "cache-dir"},
+	{"XENKEEP_POOL", "pool"},
+	{"XENKEEP_POOL_USER", "pool-user"},
+	{"XENKEEP_POOL_PASSWORD_FILE", "pool-password-file"},
+	{"XENKEEP_POOL_PASSWORD", ""},
+	{"XENKEEP_POOL_FINGERPRINT", "pool-fingerprint"},
+	{"XENKEEP_POOL_CA_FILE", "pool-ca-file"},
+}
+
+// prepare makes all commands below root obey the environment and leave errors
+// to run, which began tells whether one of them was reached.
+func prepare(root *cobra.Command, began *bool) {
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.InitDefaultCompletionCmd()
+	walk(root, func(cmd *cobra.Command) {
+		inner := cmd.RunE
+		if inner == nil {
+			return
+		}
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := fromEnvironment(cmd.Flags()); err != nil {
+				return err
+			}
+			*began = true
+			return inner(cmd, args)
+		}
+	})
+}
+
+func walk(cmd *cobra.Command, fn func(*cobra.Command)) {
+	fn(cmd)
+	for _, c := range cmd.Commands() {
+		walk(c, fn)
+	}
+}
+
+// secretFlags are one choice: a flag of them puts aside the variables of the
+// others.
+var secretFlags = []string{"key-file", "password-file", "password-command"}
+
+func fromEnvironment(flags *pflag.FlagSet) error {
+	chosen := false
+	for _, name := range secretFlags {
+		chosen = chosen || flags.Changed(name)
+	}
+	for _, v := range variables {
+		text := os.Getenv(v.name)
+		f := flags.Lookup(v.flag)
+		if f == nil || f.Changed || text == "" || (chosen && isSecretFlag(v.flag)) {
+			continue
+		}
+		if err := f.Value.Set(text); err != nil {
+			return usagef("%s: %w", v.name, err)
+		}
+	}
+	return nil
+}
+
+func isSecretFlag(name string) bool {
+	for _, s := range secretFlags {
+		if s == name {
+			return true
+		}
+	}
+	return false
+}
+
+// list is a flag of several values, apart by commas or white space.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+func (l *list) Type() string   { return "list" }
+
+func (l *list) Set(text string) error {
+	*l = append(*l, strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })...)
+	return nil
+}

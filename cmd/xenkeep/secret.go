@@ -1,0 +1,161 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"xenkeep/chunkstore/slot"
+)
+
+// secretFlagsValues say where the repository's password or key comes from.
+type secretFlagsValues struct {
+	passwordFile, passwordCommand, keyFile string
+}
+
+func (f *secretFlagsValues) add(cmd *cobra.Command) {
+	s := cmd.Flags()
+	s.StringVar(&f.passwordFile, "password-file", "", "`file` whose content is the repository's password")
+	s.StringVar(&f.passwordCommand, "password-command", "", "`command` of the shell that prints the repository's password")
+	s.StringVar(&f.keyFile, "key-file", "", "key `file` of 32 bytes, or a printed key page, in place of a password")
+	cmd.MarkFlagsMutuallyExclusive(secretFlags...)
+}
+
+// key opens a repository: one of the two is set.
+type key struct {
+	secret slot.Secret
+	page   []byte
+}
+
+// maxSecret bounds what is read of a file that should hold a password or key.
+const maxSecret = 64 << 10
+
+// read gets the password or key: from what was named, else from the terminal,
+// which is asked twice where the password is a new one.
+func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bool) (key, error) {
+	switch {
+	case f.keyFile != "":
+		return f.readKeyFile(isNew)
+	case f.passwordFile != "":
+		p, err := readPasswordFile(f.passwordFile)
+		return key{secret: slot.Secret{Password: p}}, err
+	case f.passwordCommand != "":
+		p, err := passwordOf(ctx, f.passwordCommand, stderr)
+		return key{secret: slot.Secret{Password: p}}, err
+	}
+	if p := os.Getenv("XENKEEP_PASSWORD"); p != "" {
+		return key{secret: slot.Secret{Password: []byte(p)}}, nil
+	}
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return key{}, usagef("no password: give --password-file, --password-command or --key-file, or set XENKEEP_PASSWORD_FILE, XENKEEP_PASSWORD_COMMAND, XENKEEP_KEY_FILE or XENKEEP_PASSWORD")
+	}
+	p, err := ask(ctx, stderr, "password of the repository: ")
+	if err == nil && isNew {
+		var again []byte
+		if again, err = ask(ctx, stderr, "the same again: "); err == nil && !bytes.Equal(p, again) {
+			err = errors.New("the two passwords differ")
+		}
+	}
+	return key{secret: slot.Secret{Password: p}}, err
+}
+
+func (f *secretFlagsValues) readKeyFile(isNew bool) (key, error) {
+	data, err := readSmall(f.keyFile)
+	if err != nil {
+		return key{}, fmt.Errorf("key file: %w", err)
+	}
+	if slot.IsPage(data) {
+		if isNew {
+			return key{}, usagef("key file %s: a key page opens the repository it is of, not a new one", f.keyFile)
+		}
+		if _, _, err := slot.OpenPage(data); err != nil {
+			// Typed wrong, like a password: no damage to the repository.
+			return key{}, fmt.Errorf("%s: %v: %w", f.keyFile, err, slot.ErrWrongSecret)
+		}
+		return key{page: data}, nil
+	}
+	k, err := slot.ParseKeyFile(data)
+	if err != nil {
+		return key{}, fmt.Errorf("key file %s: %w", f.keyFile, err)
+	}
+	return key{secret: slot.Secret{KeyFile: k}}, nil
+}
+
+func readSmall(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err == nil && len(data) > maxSecret {
+		err = fmt.Errorf("%s: too long for a password or key", name)
+	}
+	return data, err
+}
+
+// readPasswordFile takes the whole file but for the ends of its last lines.
+func readPasswordFile(name string) ([]byte, error) {
+	data, err := readSmall(name)
+	if err != nil {
+		return nil, fmt.Errorf("password file: %w", err)
+	}
+	if data = bytes.TrimRight(data, "\r\n"); len(data) == 0 {
+		return nil, fmt.Errorf("password file %s: empty", name)
+	}
+	return data, nil
+}
+
+func passwordOf(ctx context.Context, command string, stderr io.Writer) ([]byte, error) {
+	c := exec.CommandContext(ctx, "sh", "-c", command)
+	c.Stderr = stderr
+	c.Stdin = os.Stdin
+	out, err := c.Output()
+	if err != nil {
+		return nil, fmt.Errorf("password command: %w", err)
+	}
+	if out = bytes.TrimRight(out, "\r\n"); len(out) == 0 {
+		return nil, errors.New("password command: printed nothing")
+	}
+	return out, nil
+}
+
+// ask reads a line from the terminal without showing it. When ctx ends it
+// leaves the terminal as it was.
+func ask(ctx context.Context, stderr io.Writer, prompt string) ([]byte, error) {
+	fd := int(os.Stdin.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	fmt.Fprint(stderr, prompt)
+	defer fmt.Fprintln(stderr)
+	type line struct {
+		text []byte
+		err  error
+	}
+	got := make(chan line, 1)
+	go func() {
+		text, err := term.ReadPassword(fd)
+		got <- line{text, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, errors.Join(context.Cause(ctx), term.Restore(fd, before))
+	case l := <-got:
+		if l.err != nil {
+			return nil, fmt.Errorf("password: %w", l.err)
+		}
+		if len(l.text) == 0 {
+			return nil, errors.New("password: empty")
+		}
+		return l.text, nil
+	}
+}

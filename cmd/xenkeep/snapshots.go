@@ -1,0 +1,186 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"xenkeep/repo"
+)
+
+type snapshotsOptions struct {
+	repository repositoryFlags
+	output     outputFlags
+}
+
+// snapshotLine is a snapshot as snapshots prints it with --json.
+type snapshotLine struct {
+	Type       string     `json:"type"` // "snapshot"
+	ID         string     `json:"id"`
+	Data       time.Time  `json:"data_time"`
+	Written    time.Time  `json:"written_time"`
+	Origin     string     `json:"origin"`
+	PoolUUID   string     `json:"pool_uuid,omitempty"`
+	PoolName   string     `json:"pool_name,omitempty"`
+	VMUUID     string     `json:"vm_uuid"`
+	VMName     string     `json:"vm_name"`
+	Kind       string     `json:"kind,omitempty"`
+	Job        string     `json:"job,omitempty"`
+	Machine    string     `json:"machine,omitempty"`
+	Run        string     `json:"run"`
+	Writer     string     `json:"writer"`
+	Tags       []string   `json:"tags,omitempty"`
+	Complete   bool       `json:"complete"`
+	Size       int64      `json:"size"`
+	New        int64      `json:"bytes_new"`
+	Stored     int64      `json:"bytes_stored"`
+	Disks      []diskLine `json:"disks"`
+	Missing    []repo.Gap `json:"missing,omitempty"`
+	Generation string     `json:"generation_id,omitempty"`
+
+	// Of show alone: records.json, and what is stored.
+	Records json.RawMessage `json:"records,omitempty"`
+	Kept    []recordSize    `json:"records_stored,omitempty"`
+}
+
+// diskLine is a disk of a snapshot.
+type diskLine struct {
+	Device     string `json:"device"`
+	UserDevice string `json:"userdevice,omitempty"`
+	VDI        string `json:"vdi,omitempty"`
+	Name       string `json:"name,omitempty"`
+	SR         string `json:"sr,omitempty"`
+	Size       int64  `json:"size"`
+	Root       string `json:"root"`
+	Method     string `json:"method"`
+	Reason     string `json:"reason"`
+	repo.DiskRead
+}
+
+// badLine is a snapshot that cannot be read.
+type badLine struct {
+	Type   string `json:"type"` // "bad_snapshot"
+	Object string `json:"object"`
+	Error  string `json:"error"`
+}
+
+// snapshotsSummary ends the list.
+type snapshotsSummary struct {
+	Type      string `json:"type"` // "summary"
+	Snapshots int    `json:"snapshots"`
+	Bad       int    `json:"bad"`
+}
+
+func newSnapshotsCommand() *cobra.Command {
+	var o snapshotsOptions
+	cmd := &cobra.Command{
+		Use:   "snapshots [VM]",
+		Short: "List the snapshots in the repository",
+		Long: `List the snapshots in the repository, oldest first, or those of one VM, by name or
+UUID. NEW is what no earlier snapshot had, before compression.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runSnapshots(cmd, &o, strings.Join(args, ""))
+		},
+	}
+	o.repository.add(cmd)
+	o.output.add(cmd)
+	return cmd
+}
+
+func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
+	r, err := o.repository.openBare(cmd.Context(), cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	snapshots, bad, err := r.Snapshots(cmd.Context())
+	if err != nil {
+		return err
+	}
+	var some []*repo.Snapshot
+	for _, s := range snapshots {
+		if vm == "" || s.VM.UUID == vm || s.VM.Name == vm {
+			some = append(some, s)
+		}
+	}
+	if o.output.json {
+		err = writeSnapshots(cmd.OutOrStdout(), some, bad)
+	} else {
+		tellProblems(cmd.ErrOrStderr(), bad)
+		err = printSnapshots(cmd.OutOrStdout(), some)
+	}
+	switch {
+	case err != nil:
+		return err
+	case len(bad) > 0:
+		return fmt.Errorf("%s cannot be read: %w", plural(len(bad), "snapshot"), errDamage)
+	case vm != "" && len(some) == 0:
+		return fmt.Errorf("VM %q: %w", vm, repo.ErrNoSnapshot)
+	}
+	return nil
+}
+
+func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {
+	if len(snapshots) == 0 {
+		return nil
+	}
+	t := newTable(w, "ID", "DATA TIME", "VM", "DISKS", "SIZE", "NEW", "COMPLETE")
+	for _, s := range snapshots {
+		var fresh int64
+		devices := make([]string, len(s.Disks))
+		for i, d := range s.Disks {
+			fresh += d.Counts.New
+			devices[i] = d.Device
+		}
+		complete := yes(s.Complete)
+		if len(s.Missing) > 0 {
+			complete += " (without " + gaps(s.Missing) + ")"
+		}
+		t.row(s.Short(), clock(s.Data), vmName(s), strings.Join(devices, " "), size(s.Size()), size(fresh), complete)
+	}
+	return t.flush()
+}
+
+func vmName(s *repo.Snapshot) string {
+	if s.VM.Name != "" {
+		return s.VM.Name
+	}
+	return s.VM.UUID
+}
+
+func writeSnapshots(w io.Writer, snapshots []*repo.Snapshot, bad []repo.Problem) error {
+	var errs []error
+	for _, s := range snapshots {
+		errs = append(errs, writeLine(w, lineOf(s)))
+	}
+	for _, p := range bad {
+		errs = append(errs, writeLine(w, badLine{Type: "bad_snapshot", Object: p.Object, Error: oneLine(p.Err.Error())}))
+	}
+	errs = append(errs, writeLine(w, snapshotsSummary{Type: "summary", Snapshots: len(snapshots), Bad: len(bad)}))
+	return errors.Join(errs...)
+}
+
+func lineOf(s *repo.Snapshot) snapshotLine {
+	l := snapshotLine{
+		Type: "snapshot", ID: s.ID(), Data: s.Data, Written: s.Written, Origin: s.Origin,
+		PoolUUID: s.Pool.UUID, PoolName: s.Pool.Name, VMUUID: s.VM.UUID, VMName: s.VM.Name,
+		Kind: s.Kind, Job: s.Job, Machine: s.Machine, Run: s.Run, Writer: s.Writer().String(), Tags: s.Tags,
+		Complete: s.Complete, Size: s.Size(), Missing: s.Missing, Generation: s.Generation, Disks: []diskLine{},
+	}
+	for _, d := range s.Disks {
+		root, _ := d.Root.MarshalText() // cannot fail
+		l.New += d.Counts.New
+		l.Stored += d.Counts.Stored
+		l.Disks = append(l.Disks, diskLine{
+			Device: d.Device, UserDevice: d.UserDevice, VDI: d.VDI, Name: d.Name, SR: d.SR, Size: d.Size,
+			Root: string(root), Method: d.Method, Reason: d.Reason, DiskRead: d.Counts,
+		})
+	}
+	return l
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"xenkeep/repo"
+)
+
+// release is set by the linker: -X main.release=v1.2.3.
+var release string
+
+// version is the release, or what the build knows of its sources.
+func version() string {
+	if release != "" {
+		return release
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && (v == "" || v == "(devel)") {
+			v = s.Value[:min(12, len(s.Value))]
+		}
+	}
+	if v == "" || v == "(devel)" {
+		return "development"
+	}
+	return v
+}
+
+// versionLine is what version prints with --json.
+type versionLine struct {
+	Type    string `json:"type"` // "version"
+	Version string `json:"version"`
+	Format  int    `json:"format"` // of repositories
+	Go      string `json:"go"`
+	System  string `json:"system"`
+}
+
+func newVersionCommand() *cobra.Command {
+	var o outputFlags
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Show the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := versionLine{"version", version(), repo.Format, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+			if o.json {
+				return writeLine(cmd.OutOrStdout(), v)
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "xenkeep %s, repository format %d, %s, %s\n", v.Version, v.Format, v.Go, v.System)
+			return err
+		},
+	}
+	o.add(cmd)
+	return cmd
+}
