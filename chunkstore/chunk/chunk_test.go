@@ -70,6 +70,30 @@ func TestCutIsLocal(t *testing.T) {
 	}
 }
 
+// First finds the cuts that Ends finds, with as little of the run as it takes,
+// and never another.
+func TestFirst(t *testing.T) {
+	c, _ := NewChunker(DefaultParams(), testKey(7))
+	run := seeded(5, 400<<10)
+	at := 0
+	for _, e := range c.Ends(nil, run) {
+		for n := 1; ; n += 997 {
+			n = min(n, len(run)-at)
+			got := c.First(run[at:at+n], at+n == len(run))
+			if got != 0 && got != e-at {
+				t.Fatalf("from %d, %d bytes: cut at %d, want %d", at, n, got, e-at)
+			}
+			if got == 0 && n > e-at {
+				t.Fatalf("from %d: the cut at %d is not seen in %d bytes", at, e-at, n)
+			}
+			if got != 0 {
+				break
+			}
+		}
+		at = e
+	}
+}
+
 func TestCutSizes(t *testing.T) {
 	p := DefaultParams()
 	c, _ := NewChunker(p, testKey(7))

@@ -46,6 +46,13 @@ type Chunker interface {
 	// Ends appends to dst the end offset of each chunk of run, in order; the
 	// last one is len(run). The end of a chunk depends on its own bytes alone.
 	Ends(dst []int, run []byte) []int
+	// First returns the end of the first chunk of a run that begins with p
+	// and goes on behind it unless last is set; 0 where p is too short to
+	// tell. It looks at no more than Max bytes, and a cut at i depends on the
+	// bytes up to and including i.
+	First(p []byte, last bool) int
+	// Max is the longest that a chunk can be, in bytes.
+	Max() int
 }
 
 // NewChunker returns a chunker under the repository's 32-byte cut key.
@@ -62,13 +69,27 @@ func NewChunker(p Params, key []byte) (Chunker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fastCDC{c: c, min: p.Min}, nil
+	return &fastCDC{c: c, min: p.Min, max: p.Max}, nil
 }
 
 type fastCDC struct {
 	c   *chunkers.Chunker
 	r   bytes.Reader
 	min int
+	max int
+}
+
+func (f *fastCDC) Max() int { return f.max }
+
+func (f *fastCDC) First(p []byte, last bool) int {
+	p = p[:min(len(p), f.max)]
+	f.r.Reset(p)
+	f.c.Reset(&f.r)
+	chunk, _ := f.c.Next() // a bytes.Reader cannot fail
+	if n := len(chunk); n < len(p) || last || n == f.max {
+		return n
+	}
+	return 0
 }
 
 func (f *fastCDC) Ends(dst []int, run []byte) []int {

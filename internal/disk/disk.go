@@ -48,6 +48,14 @@ type Source interface {
 	Next(ctx context.Context, buf []byte) (Extent, error)
 }
 
+// Reader is a disk that can be read anywhere, by several goroutines at once.
+type Reader interface {
+	// Size is the disk's size in bytes.
+	Size() int64
+	// ReadAt fills p from byte offset off, or fails.
+	ReadAt(ctx context.Context, p []byte, off int64) error
+}
+
 // Sink is one disk being written, by one goroutine, front to back.
 type Sink interface {
 	// WriteAt writes p at byte offset off. Offsets ascend, ranges do not

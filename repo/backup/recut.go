@@ -1,0 +1,174 @@
+package backup
+
+import (
+	"context"
+	"slices"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+)
+
+// recutter cuts a block again of which only parts may have changed. It reads
+// those parts, and around them only what it takes to come back to the cuts
+// that were there. Its pieces are those that a full read would give:
+//
+//   - Whether a page is zero is known without reading where nothing changed: it
+//     is if it lies in a gap of the old pieces. So the runs are known once the
+//     changed parts are read.
+//   - Where a chunk ends depends on its own bytes and the one behind. So an old
+//     chunk stands where cutting arrives at its beginning and neither its bytes
+//     nor the one behind have changed.
+type recutter struct {
+	cut   chunk.Chunker
+	buf   []byte // the block, as far as it is known
+	known []bool // by page
+	zero  []bool // by page; settled for all pages by runs
+	read  int64  // bytes asked of the reader
+}
+
+// fetch reads part of the block into p.
+type fetch func(ctx context.Context, p []byte, off int) error
+
+// step is how much more is read at a time to find a cut, in bytes.
+const step = 16 << 10
+
+// pieces returns the new pieces of a block of length bytes. old are those of
+// the base; dirty are the ranges that may differ from it, in the block,
+// ascending, in whole pages (or to the end of the block). sum stores a chunk
+// that is not one of the old, and names it.
+func (c *recutter) pieces(ctx context.Context, length int, old []repo.Piece, dirty []disk.Extent, get fetch, sum func(p []byte) (chunk.ID, error)) ([]repo.Piece, error) {
+	pages := (length + disk.PageSize - 1) / disk.PageSize
+	if cap(c.buf) < length {
+		c.buf = make([]byte, disk.BlockSize)
+	}
+	c.buf = c.buf[:length]
+	c.known = append(c.known[:0], make([]bool, pages)...)
+	c.zero = append(c.zero[:0], make([]bool, pages)...)
+	c.read = 0
+	c.oldZeros(old, pages)
+	for _, d := range dirty {
+		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
+			c.known[i] = false
+		}
+		if err := c.ensure(ctx, int(d.Offset), int(d.End()), get); err != nil {
+			return nil, err
+		}
+		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
+			c.zero[i] = zeroPage(c.buf, i*disk.PageSize)
+		}
+	}
+	var out []repo.Piece
+	for at := 0; at < length; {
+		end := at
+		zero := c.zero[at/disk.PageSize]
+		for end < length && c.zero[end/disk.PageSize] == zero {
+			end = min(end+disk.PageSize, length)
+		}
+		if zero {
+			out = append(out, repo.Piece{Offset: at, Length: end - at})
+		} else {
+			var err error
+			if out, err = c.run(ctx, out, at, end, old, dirty, get, sum); err != nil {
+				return nil, err
+			}
+		}
+		at = end
+	}
+	return out, nil
+}
+
+// oldZeros notes what the old pieces tell of pages: gaps are known, and zero.
+func (c *recutter) oldZeros(old []repo.Piece, pages int) {
+	mark := func(from, to int) {
+		clear(c.buf[from:to])
+		for i := from / disk.PageSize; i*disk.PageSize < to; i++ {
+			c.known[i], c.zero[i] = true, true
+		}
+	}
+	if len(old) == 0 {
+		mark(0, len(c.buf))
+	}
+	for _, p := range old {
+		if p.IsGap() {
+			mark(p.Offset, p.Offset+p.Length)
+		}
+	}
+}
+
+// ensure makes the bytes [from, to) known, in whole pages.
+func (c *recutter) ensure(ctx context.Context, from, to int, get fetch) error {
+	for i := from / disk.PageSize; i*disk.PageSize < to; {
+		if c.known[i] {
+			i++
+			continue
+		}
+		j := i
+		for j*disk.PageSize < to && !c.known[j] {
+			c.known[j] = true
+			j++
+		}
+		p := c.buf[i*disk.PageSize : min(j*disk.PageSize, len(c.buf))]
+		if err := get(ctx, p, i*disk.PageSize); err != nil {
+			return err
+		}
+		c.read += int64(len(p))
+		i = j
+	}
+	return nil
+}
+
+// run cuts the run [at, end).
+func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, old []repo.Piece, dirty []disk.Extent, get fetch, sum func(p []byte) (chunk.ID, error)) ([]repo.Piece, error) {
+	for at < end {
+		if p, ok := standing(at, end, old, dirty); ok {
+			out = append(out, p)
+			at += p.Length
+			continue
+		}
+		limit := min(end, at+c.cut.Max())
+		to := min(limit, max(at+step, lastDirty(at, limit, dirty)))
+		for {
+			if err := c.ensure(ctx, at, to, get); err != nil {
+				return nil, err
+			}
+			if n := c.cut.First(c.buf[at:to], to == end); n > 0 {
+				id, err := sum(c.buf[at : at+n])
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, repo.Piece{ID: id, Offset: at, Length: n})
+				at += n
+				break
+			}
+			to = min(limit, to+step)
+		}
+	}
+	return out, nil
+}
+
+// standing returns the old chunk that begins at offset at, if neither its bytes
+// nor the one behind have changed.
+func standing(at, end int, old []repo.Piece, dirty []disk.Extent) (repo.Piece, bool) {
+	i, ok := slices.BinarySearchFunc(old, at, func(p repo.Piece, at int) int { return p.Offset - at })
+	if !ok || old[i].IsGap() || old[i].Offset+old[i].Length > end {
+		return repo.Piece{}, false
+	}
+	last := int64(at + old[i].Length) // the byte behind
+	for _, d := range dirty {
+		if d.Offset <= last && d.End() > int64(at) {
+			return repo.Piece{}, false
+		}
+	}
+	return old[i], true
+}
+
+// lastDirty is the end of the last dirty byte in [from, to), or from.
+func lastDirty(from, to int, dirty []disk.Extent) int {
+	for _, d := range slices.Backward(dirty) {
+		if int(d.Offset) < to && int(d.End()) > from {
+			return min(int(d.End()), to)
+		}
+	}
+	return from
+}

@@ -1,0 +1,160 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+)
+
+// fullCut is what a full read of a block gives.
+func fullCut(cut chunk.Chunker, h *chunk.Hasher, data []byte) []repo.Piece {
+	var out []repo.Piece
+	for at := 0; at < len(data); {
+		end := at
+		zero := zeroPage(data, at)
+		for end < len(data) && zeroPage(data, end) == zero {
+			end = min(end+disk.PageSize, len(data))
+		}
+		if zero {
+			out = append(out, repo.Piece{Offset: at, Length: end - at})
+			at = end
+			continue
+		}
+		run := at
+		for _, e := range cut.Ends(nil, data[at:end]) {
+			out = append(out, repo.Piece{ID: h.Sum(chunk.Data, data[at:run+e]), Offset: at, Length: run + e - at})
+			at = run + e
+		}
+	}
+	return out
+}
+
+func cases(t *testing.T, n int) int {
+	if s := os.Getenv("XENKEEP_CASES"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if testing.Short() {
+		return n / 50
+	}
+	return n
+}
+
+// Cutting again around what changed gives the pieces of a full read, whatever
+// changed: pages that come and go as zeros, block edges, odd lengths, changes
+// that only touch what they are said to. 10^5 cases.
+func TestRecutEqualsFullRead(t *testing.T) {
+	cut, err := chunk.NewChunker(chunk.DefaultParams(), bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, _ := chunk.NewHasher(bytes.Repeat([]byte{7}, 32))
+	noise := make([]byte, 8<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
+	n := cases(t, 100_000)
+	var rc recutter
+	rc.cut = cut
+	for i := range n {
+		r := rand.New(rand.NewPCG(uint64(i), 9))
+		// Small blocks make most cases cheap and their edges frequent.
+		length := []int{1 + r.IntN(300<<10), 64<<10 + r.IntN(512<<10), disk.BlockSize}[min(r.IntN(40), 2)%3]
+		if i%40 != 0 && length == disk.BlockSize {
+			length = 128<<10 + r.IntN(384<<10)
+		}
+		data := bytes.Clone(noise[r.IntN(4<<20):][:length])
+		for range r.IntN(6) { // zero stretches
+			from := r.IntN(length) / disk.PageSize * disk.PageSize
+			clear(data[from:min(length, from+disk.PageSize*(1+r.IntN(20)))])
+		}
+		old := fullCut(cut, h, data)
+		if len(old) == 1 && old[0].IsGap() {
+			old = nil
+		}
+		var dirty []disk.Extent
+		const granule = 64 << 10
+		for g := 0; g < length; g += granule {
+			if r.IntN(6) != 0 {
+				continue
+			}
+			e := disk.Extent{Offset: int64(g), Length: int64(min(granule, length-g))}
+			if k := len(dirty); k > 0 && dirty[k-1].End() == e.Offset {
+				dirty[k-1].Length += e.Length
+			} else {
+				dirty = append(dirty, e)
+			}
+			for range r.IntN(4) { // a granule may be dirty and unchanged
+				from := g + r.IntN(int(e.Length))
+				to := min(from+1+r.IntN(20000), g+int(e.Length))
+				switch r.IntN(4) {
+				case 0:
+					clear(data[from/disk.PageSize*disk.PageSize : to])
+				case 1:
+					data[from] ^= 1
+				case 2:
+					data[g] ^= 0x55 // the byte behind a chunk that ends here
+				default:
+					copy(data[from:to], noise[r.IntN(4<<20):])
+				}
+			}
+		}
+		want := fullCut(cut, h, data)
+		got, err := rc.pieces(t.Context(), length, old, dirty,
+			func(_ context.Context, p []byte, off int) error { copy(p, data[off:]); return nil },
+			func(p []byte) (chunk.ID, error) { return h.Sum(chunk.Data, p), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(repo.AppendList(nil, got), repo.AppendList(nil, want)) {
+			t.Fatalf("case %d: %d bytes, dirty %v: cut again otherwise than in full", i, length, dirty)
+		}
+	}
+}
+
+// An isolated granule costs less than four times its size, neighbours little
+// more than themselves.
+func TestRecutReadsLittle(t *testing.T) {
+	cut, err := chunk.NewChunker(chunk.DefaultParams(), bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, _ := chunk.NewHasher(bytes.Repeat([]byte{7}, 32))
+	data := make([]byte, disk.BlockSize)
+	_, _ = rand.NewChaCha8([32]byte{2}).Read(data)
+	old := fullCut(cut, h, data)
+	r := rand.New(rand.NewPCG(1, 1))
+	for _, c := range []struct {
+		granules int
+		most     float64
+	}{{1, 4}, {4, 2}, {16, 1.3}} {
+		var read, asked int64
+		for range 200 {
+			e := disk.Extent{Offset: int64(r.IntN(32-c.granules)) << 16, Length: int64(c.granules) << 16}
+			next := bytes.Clone(data)
+			for range 5 {
+				next[e.Offset+r.Int64N(e.Length)] ^= 1
+			}
+			rc := recutter{cut: cut}
+			if _, err := rc.pieces(t.Context(), len(next), old, []disk.Extent{e},
+				func(_ context.Context, p []byte, off int) error { copy(p, next[off:]); return nil },
+				func(p []byte) (chunk.ID, error) { return h.Sum(chunk.Data, p), nil }); err != nil {
+				t.Fatal(err)
+			}
+			read, asked = read+rc.read, asked+e.Length
+		}
+		if got := float64(read) / float64(asked); got > c.most {
+			t.Errorf("%d granules together: %.2f times their size is read, want at most %.1f", c.granules, got, c.most)
+		} else {
+			t.Logf("%d granules together: %.2f times their size is read", c.granules, got)
+		}
+	}
+}
