@@ -14,18 +14,34 @@ import (
 // of contents of a full data pack usually fits.
 const tailGuess = 96 << 10
 
-// directories caches what packs say of themselves. A directory of a full pack
-// takes about 100 KB, so max bounds the memory.
+// What directories may hold: entries, of 80 bytes each, and packs in any case.
+const (
+	maxDirEntries = 600_000
+	minDirs       = 8
+)
+
+// directories caches what packs say of themselves, as many as memory bears: a
+// pack has from a thousand entries to 32768.
 type directories struct {
-	mu   sync.Mutex
-	max  int
-	byID map[pack.ID]*list.Element
-	lru  list.List
+	mu      sync.Mutex
+	entries int
+	byID    map[pack.ID]*list.Element
+	lru     list.List
+}
+
+// shrink forgets the directories used longest ago; mu must be held.
+func (c *directories) shrink() {
+	for c.entries > maxDirEntries && c.lru.Len() > minDirs {
+		old := c.lru.Remove(c.lru.Back()).(*cachedDirectory)
+		delete(c.byID, old.id)
+		c.entries -= old.n
+	}
 }
 
 type cachedDirectory struct {
 	id   pack.ID
 	done chan struct{} // closed once d or err is set
+	n    int           // entries counted
 	d    *pack.Directory
 	err  error
 }
@@ -43,23 +59,23 @@ func (s *Store) directory(ctx context.Context, id pack.ID) (*pack.Directory, err
 		if !ok {
 			d := &cachedDirectory{id: id, done: make(chan struct{})}
 			c.byID[id] = c.lru.PushFront(d)
-			for c.lru.Len() > c.max {
-				old := c.lru.Remove(c.lru.Back()).(*cachedDirectory)
-				delete(c.byID, old.id)
-			}
 			c.mu.Unlock()
 			d.d, d.err = s.ReadDirectory(ctx, id, -1)
 			if d.err == nil {
 				d.err = d.d.Unlock()
 			}
-			if d.err != nil { // do not keep it
-				c.mu.Lock()
-				if e, ok := c.byID[id]; ok && e.Value == d {
+			c.mu.Lock()
+			if e, ok := c.byID[id]; ok && e.Value == d {
+				if d.err != nil { // do not keep it
 					c.lru.Remove(e)
 					delete(c.byID, id)
+				} else {
+					d.n = len(d.d.Entries)
+					c.entries += d.n
+					c.shrink()
 				}
-				c.mu.Unlock()
 			}
+			c.mu.Unlock()
 			close(d.done)
 			return d.d, d.err
 		}

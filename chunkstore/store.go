@@ -9,6 +9,8 @@ package chunkstore
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -52,11 +54,26 @@ type Store struct {
 	index   *index.Index
 	dirs    directories
 
-	mu      sync.Mutex
-	adopted map[pack.ID]bool // packs that no index object covers, taken in all the same
+	adopting sync.Mutex // one at a time looks for packs that no index object covers
 
-	bad    atomic.Pointer[map[chunk.ID]bool]
-	avoids atomic.Bool
+	mu       sync.Mutex
+	adopted  map[pack.ID]int64 // size of packs that no index object covers, taken in all the same
+	unusable map[pack.ID]bool  // those that do not open
+
+	avoid atomic.Pointer[avoided] // nil where nothing is to be avoided
+}
+
+// avoided is what Has denies.
+type avoided struct {
+	packs map[pack.ID]bool
+	blobs map[chunk.ID]map[pack.ID]bool // a zero pack ID stands for every pack
+}
+
+// BadBlob is a blob known to be damaged in one pack, or wherever it lies where
+// Pack is zero.
+type BadBlob struct {
+	ID   chunk.ID
+	Pack pack.ID
 }
 
 // Options are what a Store stands on; all are needed.
@@ -77,8 +94,8 @@ func New(o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{objects: o.Objects, keys: o.Keys, params: o.Params, hasher: h, index: o.Index}
-	s.adopted = make(map[pack.ID]bool)
-	s.dirs.max = 256
+	s.adopted = make(map[pack.ID]int64)
+	s.unusable = make(map[pack.ID]bool)
 	return s, nil
 }
 
@@ -98,32 +115,56 @@ func (s *Store) NewChunker() (chunk.Chunker, error) { return chunk.NewChunker(s.
 func (s *Store) NewHasher() *chunk.Hasher { return s.hasher.Clone() }
 
 // Avoid makes Has deny what lies in these packs, which are condemned or
-// damaged, and these IDs, which are known to be damaged: what they named is
+// damaged, and these blobs, which are known to be damaged: what they hold is
 // stored again when it is met. It replaces what was avoided before.
-func (s *Store) Avoid(packs []pack.ID, ids []chunk.ID) {
+func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob) {
 	hide := make([][32]byte, len(packs))
+	a := &avoided{packs: make(map[pack.ID]bool, len(packs)), blobs: make(map[chunk.ID]map[pack.ID]bool)}
 	for i, id := range packs {
 		hide[i] = id
+		a.packs[id] = true
+	}
+	for _, b := range blobs {
+		if a.blobs[b.ID] == nil {
+			a.blobs[b.ID] = make(map[pack.ID]bool)
+		}
+		a.blobs[b.ID][b.Pack] = true
 	}
 	s.index.HidePacks(hide)
-	bad := make(map[chunk.ID]bool, len(ids))
-	for _, id := range ids {
-		bad[id] = true
+	if len(packs)+len(blobs) == 0 {
+		a = nil
 	}
-	s.bad.Store(&bad)
-	s.avoids.Store(len(packs)+len(ids) > 0)
+	s.avoid.Store(a)
 }
+
+// Avoids tells whether anything is avoided.
+func (s *Store) Avoids() bool { return s.avoid.Load() != nil }
 
 // Trusted tells whether a blob that a readable tree names may be leant on. It
 // is Has, but answers at once where nothing is to be avoided.
-func (s *Store) Trusted(id chunk.ID) bool { return !s.avoids.Load() || s.Has(id) }
+func (s *Store) Trusted(id chunk.ID) bool { return s.avoid.Load() == nil || s.Has(id) }
 
 // locate finds the place to write no second copy beside.
 func (s *Store) locate(id chunk.ID) (index.Location, bool) {
-	if bad := s.bad.Load(); bad != nil && (*bad)[id] {
-		return index.Location{}, false
+	if a := s.avoid.Load(); a != nil {
+		if in := a.blobs[id]; in != nil {
+			return s.locateSound(id, a, in)
+		}
 	}
 	return s.index.Lookup(index.PrefixOf(id))
+}
+
+// locateSound finds a place other than those in packs where id is damaged.
+func (s *Store) locateSound(id chunk.ID, a *avoided, in map[pack.ID]bool) (index.Location, bool) {
+	if in[pack.ID{}] {
+		return index.Location{}, false
+	}
+	for _, at := range s.index.Locate(index.PrefixOf(id), nil) {
+		if !in[at.Pack] && !a.packs[at.Pack] {
+			return at, true
+		}
+	}
+	return index.Location{}, false
 }
 
 // Has tells whether id is stored in a pack that is neither condemned nor
@@ -139,50 +180,97 @@ type IndexProblem struct {
 	Err    error
 }
 
+// loadBytes bounds the index objects that LoadIndex holds at once, by their
+// size in storage, which is about that of their entries in memory.
+const loadBytes = 64 << 20
+
 // LoadIndex takes in the index objects that are new in the repository and
 // forgets those that are gone. Objects that cannot be read are returned, not
 // fatal: what they covered counts as absent until it is found in its packs.
 func (s *Store) LoadIndex(ctx context.Context) ([]IndexProblem, error) {
-	present := make(map[string]bool)
-	var missing []string
-	if err := s.objects.List(ctx, "index/", func(i object.Info) error {
-		present[i.Name] = true
-		if !s.index.HasSource(i.Name) {
-			missing = append(missing, i.Name)
-		}
-		return nil
-	}); err != nil {
-		return nil, err
-	}
-	var gone []string
-	for _, name := range s.index.Sources() {
-		if !present[name] {
-			gone = append(gone, name)
-		}
-	}
-	// In batches, so that a fresh machine does not hold a whole index in
-	// memory; what is gone goes with the last one, when all that replaced it
-	// is in.
-	var problems []IndexProblem
-	for {
-		n := min(len(missing), indexBatch)
-		sources, bad, err := s.readIndexObjects(ctx, missing[:n])
-		if err != nil {
-			return nil, err
-		}
-		problems = append(problems, bad...)
-		if missing = missing[n:]; len(missing) == 0 {
-			return problems, s.index.Update(gone, sources)
-		}
-		if err := s.index.Update(nil, sources); err != nil {
-			return nil, err
+	// An object that was listed and is gone when it is read was replaced
+	// meanwhile: only another list tells by what. One that stays so is lost.
+	for try := 0; ; try++ {
+		problems, replaced, err := s.loadIndex(ctx)
+		if err != nil || !replaced || try == 2 {
+			return problems, err
 		}
 	}
 }
 
-// indexBatch is how many index objects are held in memory at once; one covers
-// up to indexBytes of packs.
-const indexBatch = 32
+func (s *Store) loadIndex(ctx context.Context) (problems []IndexProblem, replaced bool, err error) {
+	// Known before the list: what is put between the two is not gone.
+	known := s.index.Sources()
+	present := make(map[string]bool)
+	var missing []object.Info
+	if err := s.objects.List(ctx, "index/", func(i object.Info) error {
+		present[i.Name] = true
+		if !s.index.HasSource(i.Name) {
+			missing = append(missing, i)
+		}
+		return nil
+	}); err != nil {
+		return nil, false, err
+	}
+	for len(missing) > 0 {
+		var size int64
+		n := 0
+		for n < len(missing) && (n == 0 || size+missing[n].Size <= loadBytes) {
+			size += missing[n].Size
+			n++
+		}
+		bad, err := s.takeIn(ctx, missing[:n])
+		if err != nil {
+			return nil, false, err
+		}
+		problems = append(problems, bad...)
+		missing = missing[n:]
+	}
+	for _, p := range problems {
+		replaced = replaced || errors.Is(p.Err, object.ErrNotFound)
+	}
+	var gone []string
+	for _, name := range known {
+		if !present[name] {
+			gone = append(gone, name)
+		}
+	}
+	if len(gone) == 0 {
+		return problems, replaced, nil
+	}
+	return problems, replaced, s.index.Update(gone, nil)
+}
+
+// takeIn reads index objects at once and adds them to the index.
+func (s *Store) takeIn(ctx context.Context, objects []object.Info) ([]IndexProblem, error) {
+	var mu sync.Mutex
+	var problems []IndexProblem
+	sources := make([]index.Source, 0, len(objects))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, s.objects.Traits().Parallel))
+	for _, i := range objects {
+		g.Go(func() error {
+			o, err := s.readIndexObject(gctx, i.Name)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				sources = append(sources, index.Source{Name: i.Name, Packs: o.Packs})
+			case gctx.Err() != nil:
+				return gctx.Err()
+			case object.Retriable(err):
+				return err
+			default:
+				problems = append(problems, IndexProblem{Object: i.Name, Err: err})
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return problems, s.index.Update(nil, sources)
+}
 
 func (s *Store) readIndexObjects(ctx context.Context, names []string) (sources []index.Source, problems []IndexProblem, err error) {
 	var mu sync.Mutex
@@ -229,6 +317,11 @@ func (s *Store) Orphans(ctx context.Context) (map[pack.ID]int64, error) {
 	for p := range s.index.Packs() {
 		known[p.ID] = true
 	}
+	s.mu.Lock()
+	for id := range s.adopted {
+		delete(known, id)
+	}
+	s.mu.Unlock()
 	orphans := make(map[pack.ID]int64)
 	err := s.objects.List(ctx, "packs/", func(i object.Info) error {
 		if id, ok := pack.ParseObjectName(i.Name); ok && !known[id] {
@@ -237,6 +330,21 @@ func (s *Store) Orphans(ctx context.Context) (map[pack.ID]int64, error) {
 		return nil
 	})
 	return orphans, err
+}
+
+// adoptBatch is how many packs are taken in at once: about a million blobs.
+const adoptBatch = 1024
+
+// batches cuts a set of packs into sets of at most adoptBatch.
+func batches(packs map[pack.ID]int64) []map[pack.ID]int64 {
+	var out []map[pack.ID]int64
+	for id, size := range packs {
+		if n := len(out); n == 0 || len(out[n-1]) == adoptBatch {
+			out = append(out, make(map[pack.ID]int64))
+		}
+		out[len(out)-1][id] = size
+	}
+	return out
 }
 
 // Adopt reads the tables of contents of packs that no index object covers and
@@ -269,32 +377,80 @@ func (s *Store) Adopt(ctx context.Context, orphans map[pack.ID]int64) (taken []i
 	return taken, unread, nil
 }
 
-// adoptForReading makes the blobs of uncovered packs readable in this process
-// alone; it reports whether there was anything new. It is the way out when an
-// index object is lost.
-func (s *Store) adoptForReading(ctx context.Context) (bool, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// AdoptForReading makes the blobs of packs that no index object covers readable
+// in this process; it reports whether there was anything new. It is the way out
+// when an index object is lost. A Writer that leans on such packs covers them.
+func (s *Store) AdoptForReading(ctx context.Context) (bool, error) {
+	s.adopting.Lock()
+	defer s.adopting.Unlock()
 	orphans, err := s.Orphans(ctx)
 	if err != nil {
 		return false, err
 	}
+	s.mu.Lock()
 	for id := range s.adopted {
 		delete(orphans, id)
 	}
-	if len(orphans) == 0 {
-		return false, nil
+	for id := range s.unusable {
+		delete(orphans, id)
 	}
-	taken, _, err := s.Adopt(ctx, orphans)
-	if err != nil {
-		return false, err
+	s.mu.Unlock()
+	found := false
+	for _, batch := range batches(orphans) {
+		taken, unread, err := s.Adopt(ctx, batch)
+		if err != nil {
+			return found, err
+		}
+		s.mu.Lock()
+		for id := range unread {
+			s.unusable[id] = true
+		}
+		s.mu.Unlock()
+		if len(taken) == 0 {
+			continue
+		}
+		found = true
+		// A name that no index object has, so that the next LoadIndex of any
+		// process forgets it.
+		var name [8]byte
+		_, _ = rand.Read(name[:])
+		if err := s.index.Update(nil, []index.Source{{Name: "index/adopted-" + hex.EncodeToString(name[:]), Packs: taken}}); err != nil {
+			return found, err
+		}
+		s.mu.Lock()
+		for _, p := range taken {
+			s.adopted[p.Pack] = p.Size
+		}
+		s.mu.Unlock()
 	}
-	for id := range orphans {
-		s.adopted[id] = true
+	return found, nil
+}
+
+// Adopted tells whether a pack is known only because it was found in storage:
+// no index object covers it.
+func (s *Store) Adopted(id pack.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.adopted[id]
+	return ok
+}
+
+// dropAvoided takes the packs to be avoided out of a set.
+func (s *Store) dropAvoided(packs map[pack.ID]int64) {
+	if a := s.avoid.Load(); a != nil {
+		for id := range a.packs {
+			delete(packs, id)
+		}
 	}
-	// The name is one that no index object has, so that LoadIndex forgets it.
-	name := fmt.Sprintf("index/adopted-%d", len(s.adopted))
-	return len(taken) > 0, s.index.Update(nil, []index.Source{{Name: name, Packs: taken}})
+}
+
+// takeAdopted gives the adopted packs and forgets that they were.
+func (s *Store) takeAdopted() map[pack.ID]int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken := s.adopted
+	s.adopted = make(map[pack.ID]int64)
+	return taken
 }
 
 func packEntries(id pack.ID, size int64, entries []pack.Entry) index.PackEntries {

@@ -21,7 +21,7 @@ const (
 	minPack      = 4 << 20
 	packFraction = 48
 	// packRoom is what a pack's buffer has beyond TargetSize, for the table.
-	packRoom = 1 << 20
+	packRoom = 3 << 20
 	// A run's index is put after this much stored data or time, whichever
 	// comes first.
 	indexBytes  = 1 << 30
@@ -60,6 +60,11 @@ type Writer struct {
 
 	open    [2]openPack // data, tree
 	buffers chan []byte
+
+	// Put holds it for reading: a Flush must not end the open packs between a
+	// Put's claim of an ID and its place in a pack, else another disk's
+	// snapshot could be published that leans on a chunk still in memory.
+	flush sync.RWMutex
 
 	pending shards // IDs in packs that the index does not hold yet
 
@@ -155,6 +160,8 @@ func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(k
 // took: 0 when it was known. p is not kept. id must be Sum(kind, p). It waits
 // while the storage is slow; an error means that the whole run has failed.
 func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (stored int, err error) {
+	k.w.flush.RLock()
+	defer k.w.flush.RUnlock()
 	if at, ok := k.w.s.locate(id); ok {
 		if at.Pack != k.last {
 			k.last = at.Pack
@@ -308,6 +315,12 @@ func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error 
 		err = w.s.index.Add(name, o.Packs)
 	}
 	if err != nil {
+		w.mu.Lock()
+		for _, p := range done { // for Salvage
+			w.done = append(w.done, p)
+			w.doneSize += p.entries.Size
+		}
+		w.mu.Unlock()
 		return err
 	}
 	for _, p := range done {
@@ -318,22 +331,58 @@ func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error 
 
 // AdoptOrphans takes packs that a killed run left without an index into this
 // run's index, so that nothing they hold is uploaded again. It returns how many
-// there were; packs that cannot be read are passed over, they harm nobody.
+// there were; packs that cannot be read are passed over, they harm nobody, and
+// so are those to be avoided: a pruner may be about to delete them.
 func (w *Writer) AdoptOrphans(ctx context.Context) (int, error) {
 	orphans, err := w.s.Orphans(ctx)
-	if err != nil || len(orphans) == 0 {
-		return 0, err
-	}
-	taken, _, err := w.s.Adopt(ctx, orphans)
 	if err != nil {
 		return 0, err
 	}
-	return len(taken), w.putIndex(ctx, taken)
+	w.s.takeAdopted() // they are among the orphans
+	w.s.dropAvoided(orphans)
+	n := 0
+	for _, batch := range batches(orphans) {
+		taken, _, err := w.s.Adopt(ctx, batch)
+		if err == nil {
+			err = w.putIndex(ctx, taken)
+		}
+		if err != nil {
+			return n, err
+		}
+		n += len(taken)
+	}
+	return n, nil
 }
 
+// coverAdopted makes packs that were found without an index object, and that
+// this run may lean on, part of the index again.
+func (w *Writer) coverAdopted(ctx context.Context) error {
+	adopted := w.s.takeAdopted()
+	w.s.dropAvoided(adopted)
+	for _, batch := range batches(adopted) {
+		taken, _, err := w.s.Adopt(ctx, batch)
+		if err != nil {
+			return err
+		}
+		if err := w.putIndex(ctx, taken); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Salvage puts the index of what a failed or cancelled run has uploaded, so
+// that the next run uploads none of it again. Write must have returned.
+func (w *Writer) Salvage(ctx context.Context) error { return w.putIndex(ctx, nil) }
+
 // Flush ends the open packs and returns when all packs are in storage and in
-// the index. No Put may run meanwhile.
+// the index. Puts that come meanwhile wait.
 func (w *Writer) Flush(ctx context.Context) error {
+	w.flush.Lock()
+	defer w.flush.Unlock()
+	if err := w.coverAdopted(ctx); err != nil {
+		return err
+	}
 	for i := range w.open {
 		o := &w.open[i]
 		o.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
@@ -57,9 +58,16 @@ type Condemned struct {
 // these chunks as absent and reads these blocks again.
 type Damage struct {
 	Time   time.Time     `json:"time"`
-	IDs    []HexID       `json:"ids,omitempty"`
+	Chunks []BadChunk    `json:"chunks,omitempty"`
 	Packs  []string      `json:"packs,omitempty"` // hex
 	Blocks []DamagedDisk `json:"blocks,omitempty"`
+}
+
+// BadChunk is a chunk that is damaged in one pack; a copy that a later backup
+// stored elsewhere is sound. Without a pack it is bad wherever it lies.
+type BadChunk struct {
+	ID   HexID  `json:"id"`
+	Pack string `json:"pack,omitempty"` // hex
 }
 
 // DamagedDisk names blocks of one disk of one snapshot.
@@ -81,7 +89,7 @@ type Note struct {
 // PutClaim publishes a claim and remembers its name for DropClaim.
 func (r *Repository) PutClaim(ctx context.Context, c *Claim) error {
 	name, _, err := r.putObject(ctx, claimPrefix+c.Run+"-", seal.KindClaim, c)
-	c.name = name
+	c.name = name // after an error too: it may be there
 	return err
 }
 
@@ -175,19 +183,27 @@ func (r *Repository) AvoidBad(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.problems = append(r.problems, bad...)
-	var ids []chunk.ID
+	r.addProblems(bad...)
+	var blobs []chunkstore.BadBlob
 	for _, d := range lists {
 		packs, err := parsePacks(d.Packs)
 		if err != nil {
 			return err
 		}
 		hide = append(hide, packs...)
-		for _, id := range d.IDs {
-			ids = append(ids, chunk.ID(id))
+		for _, c := range d.Chunks {
+			b := chunkstore.BadBlob{ID: chunk.ID(c.ID)}
+			if c.Pack != "" {
+				in, err := parsePacks([]string{c.Pack})
+				if err != nil {
+					return err
+				}
+				b.Pack = in[0]
+			}
+			blobs = append(blobs, b)
 		}
 	}
-	r.store.Avoid(hide, ids)
+	r.store.Avoid(hide, blobs)
 	return nil
 }
 

@@ -5,6 +5,7 @@
 package repo
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"xenkeep/chunkstore"
@@ -82,6 +84,8 @@ type Repository struct {
 	config   Config
 	rawJSON  json.RawMessage
 	cacheDir string
+
+	mu       sync.Mutex
 	problems []Problem
 }
 
@@ -135,13 +139,20 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range []string{slotName("a", id), slotName("b", id)} {
-		if err := objects.Put(ctx, name, data); err != nil {
+	for _, p := range []struct {
+		name string
+		data []byte
+	}{{slotName("a", id), data}, {slotName("b", id), data}, {configName, object}} {
+		if err := objects.Put(ctx, p.name, p.data); err != nil {
+			// Of a repository that was never there nothing shall stay: its
+			// slots would stand in the way of the next try.
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
+			for _, name := range []string{configName, slotName("b", id), slotName("a", id)} {
+				_ = objects.Delete(clean, name) // the first error says it all
+			}
 			return nil, err
 		}
-	}
-	if err := objects.Put(ctx, configName, object); err != nil {
-		return nil, err
 	}
 	return open(ctx, objects, keys, raw, o)
 }
@@ -183,22 +194,26 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 		if slots[0].head.ID != o.Slot {
 			return nil, fmt.Errorf("key slot %s: %w", o.Slot, object.ErrNotFound)
 		}
-		slots = slots[:1]
+		slots = slices.DeleteFunc(slots, func(s storedSlot) bool { return s.head.ID != o.Slot })
 	}
+	wrong := slot.ErrWrongSecret
 	for _, s := range slots {
 		keys, raw, err := slot.Open(s.data, o.Secret)
 		if errors.Is(err, slot.ErrWrongSecret) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			// Damaged, or of a kind that this version does not know: that
+			// keeps no other slot from opening.
+			wrong = fmt.Errorf("key slot %s: %w", s.head.ID, err)
+			continue
 		}
 		if o.CacheDir != "" && s.head.ID != first {
 			rememberSlot(o.CacheDir, s.head)
 		}
 		return open(ctx, objects, keys, raw, o)
 	}
-	return nil, slot.ErrWrongSecret
+	return nil, wrong
 }
 
 func btoi(b bool) int {
@@ -221,7 +236,8 @@ type storedSlot struct {
 	data []byte
 }
 
-// readSlots reads every slot, from whichever of its two copies is sound.
+// readSlots reads every slot. Where its two copies differ both are given: which
+// of them is sound shows only when one opens.
 func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) {
 	var names []string
 	if err := objects.List(ctx, "slots/", func(i object.Info) error {
@@ -231,13 +247,10 @@ func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) 
 		return nil, err
 	}
 	slices.Sort(names)
-	seen := make(map[string]bool)
+	seen := make(map[string][]byte)
 	var slots []storedSlot
 	for _, name := range names {
 		id := name[strings.LastIndexByte(name, '/')+1:]
-		if seen[id] {
-			continue
-		}
 		data, err := objects.Get(ctx, name, 0, -1)
 		if errors.Is(err, object.ErrNotFound) {
 			continue
@@ -246,10 +259,10 @@ func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) 
 			return nil, err
 		}
 		h, err := slot.ReadHead(data)
-		if err != nil || h.ID != id {
-			continue // damaged; the other copy comes next, and check names it
+		if err != nil || h.ID != id || bytes.Equal(seen[id], data) {
+			continue // damaged, which check names, or the same again
 		}
-		seen[id] = true
+		seen[id] = data
 		slots = append(slots, storedSlot{head: h, data: data})
 	}
 	return slots, nil
@@ -263,10 +276,12 @@ func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.R
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		if errors.Is(err, object.ErrNoRepository) || errors.Is(err, seal.ErrForeign) || object.Retriable(err) {
+		// A config that is newer than the copy in the slot may name features
+		// which this version must not pass over.
+		if errors.Is(err, object.ErrNoRepository) || errors.Is(err, seal.ErrForeign) || errors.Is(err, seal.ErrNewer) || object.Retriable(err) {
 			return nil, err
 		}
-		r.problems = append(r.problems, Problem{Object: configName, Err: err})
+		r.addProblems(Problem{Object: configName, Err: err})
 	}
 	if err := json.Unmarshal(r.rawJSON, &r.config); err != nil {
 		return nil, fmt.Errorf("config: %v: %w", err, seal.ErrCorrupt)
@@ -306,18 +321,33 @@ func readConfig(ctx context.Context, objects object.Store, keys *seal.Keys) (jso
 }
 
 // LoadIndex brings what is known of the repository's packs up to date. It must
-// be called once before blobs are read or written. Index objects that cannot
-// be used are added to Problems.
+// be called before blobs are read or written, and may be again. Index objects
+// that cannot be used are added to Problems.
 func (r *Repository) LoadIndex(ctx context.Context) error {
 	problems, err := r.store.LoadIndex(ctx)
 	for _, p := range problems {
-		r.problems = append(r.problems, Problem(p))
+		r.addProblems(Problem(p))
 	}
 	return err
 }
 
 // Problems are what was found wrong and worked around so far.
-func (r *Repository) Problems() []Problem { return r.problems }
+func (r *Repository) Problems() []Problem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.problems)
+}
+
+// addProblems notes problems, each object's once.
+func (r *Repository) addProblems(problems ...Problem) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range problems {
+		if !slices.ContainsFunc(r.problems, func(q Problem) bool { return q.Object == p.Object }) {
+			r.problems = append(r.problems, p)
+		}
+	}
+}
 
 // ID is the repository's random identity.
 func (r *Repository) ID() string { return r.config.Repository }

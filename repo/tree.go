@@ -151,8 +151,8 @@ type RootNode struct {
 	Nodes []chunk.ID // one for each GiB begun; zero for zeros
 }
 
-// maxSize bounds what a root may claim, in bytes: 64 TiB.
-const maxSize = 64 << 40
+// MaxSize is the largest disk, in bytes: 64 TiB. It bounds what a root may claim.
+const MaxSize = 64 << 40
 
 // rootVersion leads a root, so that other shapes of tree can follow.
 const rootVersion = 1
@@ -178,7 +178,7 @@ func DecodeRoot(p []byte) (*RootNode, error) {
 		return nil, fmt.Errorf("root of version %d: %w", p[0], seal.ErrNewer)
 	}
 	size := binary.BigEndian.Uint64(p[1:])
-	if size > maxSize {
+	if size > MaxSize {
 		return nil, fmt.Errorf("root: size %d: %w", size, seal.ErrCorrupt)
 	}
 	r := &RootNode{Size: int64(size)}

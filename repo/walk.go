@@ -12,6 +12,13 @@ import (
 // WalkDisk calls fn for every chunk of a disk with its offset on the disk,
 // block after block. The index must have been loaded.
 func WalkDisk(ctx context.Context, r *Repository, root chunk.ID, fn func(p Piece, at int64)) error {
+	return WalkTree(ctx, r, root, func(chunk.ID) {}, fn)
+}
+
+// WalkTree is WalkDisk that calls tree too, for the root, each node and each
+// block list.
+func WalkTree(ctx context.Context, r *Repository, root chunk.ID, tree func(id chunk.ID), fn func(p Piece, at int64)) error {
+	tree(root)
 	p, err := r.store.Load(ctx, chunk.Root, root)
 	if err != nil {
 		return err
@@ -24,6 +31,7 @@ func WalkDisk(ctx context.Context, r *Repository, root chunk.ID, fn func(p Piece
 		if id.IsZero() {
 			continue
 		}
+		tree(id)
 		p, err := r.store.Load(ctx, chunk.Node, id)
 		if err != nil {
 			return err
@@ -36,6 +44,7 @@ func WalkDisk(ctx context.Context, r *Repository, root chunk.ID, fn func(p Piece
 		var at []int64
 		for j, list := range node {
 			if !list.IsZero() {
+				tree(list)
 				ids, at = append(ids, list), append(at, int64(i)*NodeBlocks+int64(j))
 			}
 		}

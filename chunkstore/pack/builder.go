@@ -231,7 +231,9 @@ func decodeTable(t []byte, offset, end int64) ([]Entry, error) {
 		if e.Stored < seal.Overhead || !e.Kind.Valid() {
 			return nil, fmt.Errorf("table of contents: entry %d: %w", i, seal.ErrCorrupt)
 		}
-		offset += int64(e.Stored)
+		if offset += int64(e.Stored); offset > 1<<32-1 {
+			return nil, fmt.Errorf("table of contents: entry %d: %w", i, seal.ErrCorrupt)
+		}
 	}
 	if end >= 0 && offset != end {
 		return nil, fmt.Errorf("table of contents: blobs end at %d, not %d: %w", offset, end, seal.ErrCorrupt)

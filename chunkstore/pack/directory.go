@@ -25,7 +25,8 @@ func ParseTrailer(p []byte, size int64) (Trailer, error) {
 		return Trailer{}, fmt.Errorf("trailer: %w", seal.ErrCorrupt)
 	}
 	t := Trailer{Table: int64(binary.BigEndian.Uint32(p)), Header: int64(binary.BigEndian.Uint32(p[4:]))}
-	if t.Header < headerFixed || t.Header+t.Table+TrailerSize > size || t.Table < seal.Overhead+5 {
+	if t.Header < headerFixed || t.Header > maxHeader || t.Table < seal.Overhead+5 || t.Table > maxTable ||
+		t.Header+t.Table+TrailerSize > size {
 		return Trailer{}, fmt.Errorf("trailer: %w", seal.ErrCorrupt)
 	}
 	return t, nil

@@ -62,8 +62,13 @@ const (
 
 	// TargetSize is how large packs get, in bytes, but for the table.
 	TargetSize = 32 << 20
-	// maxEntries bounds the table of one pack.
+	// maxEntries bounds the table of one pack that is written.
 	maxEntries = 1 << 15
+
+	// What readers believe of a trailer before they have proved it: these
+	// lengths size allocations.
+	maxHeader = headerFixed + maxParts*(2+1<<16)
+	maxTable  = 64 << 20
 )
 
 // Kind says which blobs a pack holds. Its values are part of the format.

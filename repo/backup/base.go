@@ -108,7 +108,7 @@ func (d *diskRun) oldPieces(ctx context.Context, block int64) ([]repo.Piece, err
 	}
 	pieces, err := repo.DecodeList(nil, list, repo.BlockLength(d.base.Size, block))
 	if err != nil {
-		return nil, fmt.Errorf("base: %w", err)
+		return nil, d.unlessHelp(ctx, err)
 	}
 	return pieces, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"xenkeep/chunkstore"
@@ -43,8 +44,14 @@ type DiskResult struct {
 // depends on size and content alone.
 func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskResult, error) {
 	d := &diskRun{run: run, src: src, o: o, building: make(map[int]*node)}
-	if o.Size < 0 {
+	if o.Size < 0 || o.Size > repo.MaxSize {
 		return DiskResult{}, fmt.Errorf("disk of %d bytes", o.Size)
+	}
+	select {
+	case run.disks <- struct{}{}:
+		defer func() { <-run.disks }()
+	case <-ctx.Done():
+		return DiskResult{}, context.Cause(ctx)
 	}
 	if err := d.openBase(ctx); err != nil {
 		return DiskResult{}, err
@@ -115,6 +122,10 @@ func (d *diskRun) openBase(ctx context.Context) error {
 		}
 		return nil
 	}
+	if !slices.Contains(d.run.opts.Roots, d.o.Base) {
+		// Nothing would keep a pruner from it.
+		return errors.New("the base is not among the roots that the run claims")
+	}
 	p, err := d.run.r.Store().Load(ctx, chunk.Root, d.o.Base)
 	if err == nil {
 		d.base, err = repo.DecodeRoot(p)
@@ -126,8 +137,35 @@ func (d *diskRun) openBase(ctx context.Context) error {
 		d.base = nil // only a help, and done without
 		return nil
 	}
+	if err == nil && d.o.Delta {
+		err = d.run.Inheritable(ctx, d.o.Base)
+	}
 	if err != nil {
 		return fmt.Errorf("base: %w", err)
+	}
+	return nil
+}
+
+// ErrBadBase is returned for a delta whose base holds what is known to be
+// damaged or about to be deleted: the disk must be read in full.
+var ErrBadBase = errors.New("the last backup has parts that must be stored again")
+
+// Inheritable tells whether a delta may be built on a root: nothing below it
+// is damaged or condemned as far as is known. Else it is ErrBadBase. Where
+// nothing at all is known to be bad, it answers at once.
+func (run *Run) Inheritable(ctx context.Context, root chunk.ID) error {
+	s := run.r.Store()
+	if !s.Avoids() {
+		return nil
+	}
+	bad := false
+	if err := repo.WalkTree(ctx, run.r, root, func(id chunk.ID) { bad = bad || !s.Has(id) }, func(p repo.Piece, _ int64) {
+		bad = bad || !s.Has(p.ID)
+	}); err != nil {
+		return err
+	}
+	if bad {
+		return ErrBadBase
 	}
 	return nil
 }
@@ -256,13 +294,16 @@ func (d *diskRun) fill(ctx context.Context, b block) error {
 		return err
 	}
 	var ids []chunk.ID
-	var at []int
+	var at, long []int
 	for _, p := range pieces {
 		if !p.IsGap() {
-			ids, at = append(ids, p.ID), append(at, p.Offset)
+			ids, at, long = append(ids, p.ID), append(at, p.Offset), append(long, p.Length)
 		}
 	}
 	return d.run.r.Store().Fetch(ctx, chunk.Data, ids, func(i int, p []byte) error {
+		if len(p) != long[i] {
+			return fmt.Errorf("base: chunk %s: %d bytes where its block list says %d: %w", ids[i].String()[:8], len(p), long[i], seal.ErrCorrupt)
+		}
 		copy(b.data[at[i]:], p)
 		return nil
 	})

@@ -56,6 +56,9 @@ type Run struct {
 	opts   Options
 	id     string
 	blocks chan []byte // buffers of one block, for all disks of the run
+	// disks admits as many disks as can hold two buffers each: one that has
+	// one and waits for the other must not wait for ever.
+	disks chan struct{}
 
 	mu      sync.Mutex
 	queued  []*repo.Snapshot
@@ -84,14 +87,20 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 	for range cap(run.blocks) {
 		run.blocks <- nil
 	}
+	run.disks = make(chan struct{}, cap(run.blocks)/2)
 	claim := &repo.Claim{Run: run.id, Job: o.Job, Machine: o.Machine, Process: o.Process, Started: o.Now().UTC()}
 	for _, root := range o.Roots {
 		claim.Roots = append(claim.Roots, repo.HexID(root))
 	}
-	if err := r.PutClaim(ctx, claim); err != nil {
-		return err
+	err := r.PutClaim(ctx, claim)
+	if err == nil {
+		err = r.AvoidBad(ctx)
 	}
-	err := r.AvoidBad(ctx)
+	if err == nil {
+		// Again, and after the condemned lists: packs that were deleted
+		// before the claim was there must not be leant on.
+		err = r.LoadIndex(ctx)
+	}
 	if err == nil {
 		err = r.Store().Write(ctx, chunkstore.WriterOptions{Run: runID, Level: o.Level, Uploads: o.Uploads, Now: o.Now},
 			func(ctx context.Context, w *chunkstore.Writer) error {
@@ -111,6 +120,13 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
+	if err != nil && run.w != nil {
+		if serr := run.w.Salvage(clean); serr != nil {
+			// What was uploaded has no index yet: the claim stays, as that of
+			// a killed run, and tells the next run to look for it.
+			return err
+		}
+	}
 	if derr := r.DropClaim(clean, claim); derr != nil && err == nil {
 		// The snapshots are published; a claim left behind only delays pruning.
 		return fmt.Errorf("%w: %w", ErrClaimLeft, derr)

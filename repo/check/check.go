@@ -4,6 +4,7 @@
 package check
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +21,6 @@ import (
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // Options tell how deep a check goes.
@@ -67,11 +66,11 @@ type Report struct {
 
 // Run checks r, which must be open with its index loaded.
 func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
-	c := &checker{r: r, o: o, packs: make(map[pack.ID]int64), nodes: make(map[nodeKey]string)}
+	c := &checker{r: r, o: o, packs: make(map[pack.ID]int64), nodes: make(map[nodeKey]string), lean: make(map[pack.ID]bool)}
 	for _, p := range r.Problems() {
 		c.add(p.Object, "", p.Err, cureOf(p.Object))
 	}
-	for _, step := range []func(context.Context) error{c.slots, c.listPacks, c.index, c.small, c.snapshots, c.data} {
+	for _, step := range []func(context.Context) error{c.slots, c.listPacks, c.index, c.small, c.stored, c.snapshots, c.data} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -86,6 +85,8 @@ func cureOf(name string) string {
 		return "keys hold a copy, so the repository still opens"
 	case strings.HasPrefix(name, "index/"):
 		return "what it covered is found again in the packs themselves"
+	case strings.HasPrefix(name, "snapshots/"):
+		return "this backup is lost unless another copy of the object exists"
 	}
 	return ""
 }
@@ -100,6 +101,7 @@ type checker struct {
 	// nodes are those walked, with what was wrong below them, so that shared
 	// subtrees are walked once.
 	nodes map[nodeKey]string
+	lean  map[pack.ID]bool // packs that snapshots need and no index object covers
 }
 
 // nodeKey is a node; where it is a disk's last one, what its lists must cover
@@ -118,6 +120,7 @@ func (c *checker) add(object, where string, err error, cure string) {
 // slots reads both copies of each key slot.
 func (c *checker) slots(ctx context.Context) error {
 	copies := make(map[string]int)
+	content := make(map[string][]byte)
 	var names []string
 	if err := c.r.Objects().List(ctx, "slots/", func(i object.Info) error {
 		names = append(names, i.Name)
@@ -143,6 +146,10 @@ func (c *checker) slots(ctx context.Context) error {
 			continue
 		}
 		copies[id]++
+		if other := content[id]; other != nil && !bytes.Equal(other, data) {
+			c.add("slots/a/"+id, "", fmt.Errorf("the two copies of this key slot differ: %w", seal.ErrCorrupt), "make a new slot; the one that opens is sound")
+		}
+		content[id] = data
 	}
 	for id, n := range copies {
 		if n < 2 {
@@ -184,8 +191,56 @@ func (c *checker) index(ctx context.Context) error {
 		}
 	}
 	for id := range c.packs {
-		if !known[id] {
+		if !known[id] || c.r.Store().Adopted(id) {
 			c.rep.Orphans++
+		}
+	}
+	if c.rep.Orphans == 0 {
+		return nil
+	}
+	// A killed run's packs harm nobody. Those of a lost index object do: what
+	// snapshots need of them is named.
+	_, err := c.r.Store().AdoptForReading(ctx)
+	return err
+}
+
+// stored reads the snapshots where they lie, and with ReadData the index
+// objects: what was opened so far may have come from the cache here.
+func (c *checker) stored(ctx context.Context) error {
+	prefixes := []string{"snapshots/", "references/", "retired/"}
+	if c.o.ReadData {
+		prefixes = append(prefixes, "index/")
+	}
+	var names []string
+	for _, prefix := range prefixes {
+		if err := c.r.Objects().List(ctx, prefix, func(i object.Info) error {
+			names = append(names, i.Name)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	known := make(map[string]bool)
+	for _, p := range c.r.Problems() {
+		known[p.Object] = true
+	}
+	kinds := map[string]seal.ObjectKind{
+		"snapshots": seal.KindSnapshot, "references": seal.KindReference, "retired": seal.KindRetired, "index": seal.KindIndex,
+	}
+	for _, name := range names {
+		data, err := c.r.Objects().Get(ctx, name, 0, -1)
+		if err == nil && !strings.HasSuffix(name, seal.Name(data)) {
+			err = fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+		}
+		if err == nil {
+			_, err = c.r.Keys().OpenObject(kinds[name[:strings.IndexByte(name, '/')]], data)
+		}
+		switch {
+		case err == nil || known[name] || errors.Is(err, object.ErrNotFound): // gone meanwhile
+		case ctx.Err() != nil || object.Retriable(err):
+			return err
+		default:
+			c.add(name, "", err, cureOf(name))
 		}
 	}
 	return nil
@@ -227,7 +282,9 @@ func (c *checker) snapshots(ctx context.Context) error {
 		return err
 	}
 	for _, p := range bad {
-		c.add(p.Object, "", p.Err, "this backup is lost unless another copy of the object exists")
+		if !slices.ContainsFunc(c.rep.Findings, func(f Finding) bool { return f.Object == p.Object }) {
+			c.add(p.Object, "", p.Err, cureOf(p.Object))
+		}
 	}
 	c.rep.Snapshots = len(all)
 	for _, s := range all {
@@ -242,6 +299,9 @@ func (c *checker) snapshots(ctx context.Context) error {
 			}
 		}
 	}
+	if n := len(c.lean); n > 0 {
+		c.add("index/", "", fmt.Errorf("no index object covers %d packs that snapshots need", n), "all can be read; the next backup puts the index right")
+	}
 	return nil
 }
 
@@ -254,12 +314,20 @@ func vmName(s *repo.Snapshot) string {
 
 // have tells whether a blob is in a pack that is there.
 func (c *checker) have(id chunk.ID) bool {
+	var uncovered *pack.ID
 	for _, at := range c.r.Store().Index().Locate(index.PrefixOf(id), nil) {
 		if size, ok := c.packs[at.Pack]; ok && int64(at.Offset)+int64(at.Length) <= size {
-			return true
+			in := pack.ID(at.Pack)
+			if c.rep.Orphans == 0 || !c.r.Store().Adopted(in) {
+				return true
+			}
+			uncovered = &in
 		}
 	}
-	return false
+	if uncovered != nil {
+		c.lean[*uncovered] = true
+	}
+	return uncovered != nil
 }
 
 func (c *checker) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk) error {
@@ -356,8 +424,10 @@ func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size in
 			}
 		}
 	}
+	seen := make([]bool, len(ids))
 	err := c.r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
 		one(at[i], p)
+		seen[i] = true
 		return nil
 	})
 	if err == nil || ctx.Err() != nil {
@@ -368,6 +438,9 @@ func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size in
 	}
 	// One by one, to name each that is bad.
 	for i, id := range ids {
+		if seen[i] {
+			continue
+		}
 		p, err := c.r.Store().Load(ctx, chunk.List, id)
 		if err != nil {
 			complain(err, at[i]*disk.BlockSize, (at[i]+1)*disk.BlockSize)
@@ -375,117 +448,4 @@ func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size in
 		}
 		one(at[i], p)
 	}
-}
-
-// data reads every pack.
-func (c *checker) data(ctx context.Context) error {
-	if !c.o.ReadData {
-		return nil
-	}
-	bad := make(map[chunk.ID]string)
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(3) // packs in memory at once: 32 MiB each
-	for id, size := range c.packs {
-		g.Go(func() error {
-			data, err := c.r.Objects().Get(gctx, id.ObjectName(), 0, -1)
-			if err == nil {
-				err = c.pack(id, data, bad)
-			}
-			switch {
-			case gctx.Err() != nil:
-				return gctx.Err()
-			case errors.Is(err, seal.ErrNoDataKey) || object.Retriable(err):
-				return err
-			case err != nil:
-				c.add(id.ObjectName(), "", err, "")
-			}
-			c.mu.Lock()
-			c.rep.Read += size
-			c.mu.Unlock()
-			if c.o.Progress != nil {
-				c.o.Progress(size)
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	if len(bad) == 0 {
-		return nil
-	}
-	return c.affected(ctx, bad)
-}
-
-// pack proves one pack and notes the blobs of it that are damaged.
-func (c *checker) pack(id pack.ID, data []byte, bad map[chunk.ID]string) error {
-	if got := seal.Name(data); got == id.String() {
-		// Every byte is what was written; what was written must open.
-		d, err := pack.Parse(c.r.Keys(), data)
-		if err != nil {
-			return err
-		}
-		return c.open(id, d, data, bad)
-	}
-	err := fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
-	if d, perr := pack.Parse(c.r.Keys(), data); perr == nil {
-		if oerr := c.open(id, d, data, bad); oerr != nil {
-			return oerr
-		}
-		return err
-	}
-	// The directory is gone: all that the index says lies here is bad.
-	return fmt.Errorf("%w, and its directory does not open", err)
-}
-
-func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, bad map[chunk.ID]string) error {
-	if err := d.Unlock(); err != nil {
-		return err
-	}
-	h := c.r.Store().NewHasher()
-	var plain []byte
-	var first error
-	n := 0
-	for _, e := range d.Entries {
-		p, err := d.Open(plain, e, data[e.Offset:e.Offset+e.Stored])
-		if err == nil && h.Sum(e.Kind, p) != e.ID {
-			err = fmt.Errorf("%v %s: content does not fit its ID: %w", e.Kind, e.ID.String()[:8], seal.ErrCorrupt)
-		}
-		if err != nil {
-			c.mu.Lock()
-			bad[e.ID] = id.ObjectName()
-			c.mu.Unlock()
-			if n++; first == nil {
-				first = err
-			}
-			continue
-		}
-		plain = p
-	}
-	if first != nil && n > 1 {
-		return fmt.Errorf("%w (and %d more blobs)", first, n-1)
-	}
-	return first
-}
-
-// affected names the disks and ranges that damaged chunks belong to.
-func (c *checker) affected(ctx context.Context, bad map[chunk.ID]string) error {
-	all, _, err := c.r.Snapshots(ctx)
-	if err != nil {
-		return err
-	}
-	for _, s := range all {
-		for i := range s.Disks {
-			d := &s.Disks[i]
-			if err := repo.WalkDisk(ctx, c.r, chunk.ID(d.Root), func(p repo.Piece, at int64) {
-				if where, is := bad[p.ID]; is {
-					c.add("snapshots/"+s.ID(), fmt.Sprintf("%s %s, bytes %d to %d", vmName(s), d.Device, at, at+int64(p.Length)),
-						fmt.Errorf("chunk %s is damaged in %s", p.ID.String()[:8], where), "")
-				}
-			}); err != nil && ctx.Err() != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

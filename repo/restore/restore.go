@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
@@ -224,7 +226,8 @@ func (m *Image) fill(ctx context.Context, b *batch, first int64, lists []chunk.I
 		copy(to[i], p)
 		return nil
 	})
-	if err != nil && ctx.Err() == nil && errors.Is(err, seal.ErrCorrupt) {
+	lost := errors.Is(err, seal.ErrCorrupt) || errors.Is(err, chunkstore.ErrMissing) || errors.Is(err, object.ErrNotFound)
+	if ctx.Err() == nil && lost {
 		return fmt.Errorf("disk bytes %d to %d: %w", b.blocks[0].index*disk.BlockSize,
 			b.blocks[b.n-1].index*disk.BlockSize+int64(len(b.blocks[b.n-1].data)), err)
 	}

@@ -1,0 +1,181 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/index"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/repo"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// damaged is what reading the packs found bad.
+type damaged struct {
+	packs map[pack.ID]bool // of which nothing can be read
+	blobs map[badBlob]bool
+}
+
+type badBlob struct {
+	pack pack.ID
+	id   chunk.ID
+}
+
+// data reads every pack.
+func (c *checker) data(ctx context.Context) error {
+	if !c.o.ReadData {
+		return nil
+	}
+	bad := &damaged{packs: make(map[pack.ID]bool), blobs: make(map[badBlob]bool)}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(3) // packs in memory at once: 32 MiB each
+	for id, size := range c.packs {
+		g.Go(func() error {
+			data, err := c.r.Objects().Get(gctx, id.ObjectName(), 0, -1)
+			if err == nil {
+				err = c.pack(id, data, bad)
+			}
+			switch {
+			case gctx.Err() != nil:
+				return gctx.Err()
+			case errors.Is(err, seal.ErrNoDataKey) || object.Retriable(err):
+				return err
+			case err != nil:
+				c.add(id.ObjectName(), "", err, "")
+			}
+			c.mu.Lock()
+			c.rep.Read += size
+			c.mu.Unlock()
+			if c.o.Progress != nil {
+				c.o.Progress(size)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if len(bad.packs)+len(bad.blobs) == 0 {
+		return nil
+	}
+	return c.affected(ctx, bad)
+}
+
+// pack proves one pack and notes the blobs of it that are damaged.
+func (c *checker) pack(id pack.ID, data []byte, bad *damaged) error {
+	if got := seal.Name(data); got == id.String() {
+		// Every byte is what was written; what was written must open.
+		d, err := pack.Parse(c.r.Keys(), data)
+		if err != nil {
+			c.mu.Lock()
+			bad.packs[id] = true
+			c.mu.Unlock()
+			return err
+		}
+		return c.open(id, d, data, bad)
+	}
+	err := fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+	if d, perr := pack.Parse(c.r.Keys(), data); perr == nil {
+		if oerr := c.open(id, d, data, bad); oerr != nil {
+			return oerr
+		}
+		return err
+	}
+	// The directory is gone, and with it all that lies here.
+	c.mu.Lock()
+	bad.packs[id] = true
+	c.mu.Unlock()
+	return fmt.Errorf("%w, and its directory does not open", err)
+}
+
+func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, bad *damaged) error {
+	if err := d.Unlock(); err != nil {
+		return err
+	}
+	h := c.r.Store().NewHasher()
+	var plain []byte
+	var first error
+	n := 0
+	for _, e := range d.Entries {
+		p, err := d.Open(plain, e, data[e.Offset:e.Offset+e.Stored])
+		if err == nil && h.Sum(e.Kind, p) != e.ID {
+			err = fmt.Errorf("%v %s: content does not fit its ID: %w", e.Kind, e.ID.String()[:8], seal.ErrCorrupt)
+		}
+		if err != nil {
+			c.mu.Lock()
+			bad.blobs[badBlob{id, e.ID}] = true
+			c.mu.Unlock()
+			if n++; first == nil {
+				first = err
+			}
+			continue
+		}
+		plain = p
+	}
+	if first != nil && n > 1 {
+		return fmt.Errorf("%w (and %d more blobs)", first, n-1)
+	}
+	return first
+}
+
+// affected names the disks and ranges that damaged chunks belong to: those of
+// which no pack holds a sound copy.
+func (c *checker) affected(ctx context.Context, bad *damaged) error {
+	lost := func(id chunk.ID) (in pack.ID, lost bool) {
+		for _, at := range c.r.Store().Index().Locate(index.PrefixOf(id), nil) {
+			_, there := c.packs[at.Pack]
+			if there && !bad.packs[at.Pack] && !bad.blobs[badBlob{at.Pack, id}] {
+				return in, false
+			}
+			if there {
+				in, lost = at.Pack, true
+			}
+		}
+		return in, lost
+	}
+	all, _, err := c.r.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		for _, rec := range s.Records {
+			if in, is := lost(chunk.ID(rec.ID)); is {
+				c.add("snapshots/"+s.ID(), vmName(s), fmt.Errorf("record %s is damaged in %s", rec.Name, in.ObjectName()), "")
+			}
+		}
+		for i := range s.Disks {
+			d := &s.Disks[i]
+			// Chunks that lie side by side on the disk are one finding.
+			var from, to int64
+			var in pack.ID
+			tell := func() {
+				if to > from {
+					c.add("snapshots/"+s.ID(), fmt.Sprintf("%s %s, bytes %d to %d", vmName(s), d.Device, from, to),
+						fmt.Errorf("damaged in %s: %w", in.ObjectName(), seal.ErrCorrupt), "")
+				}
+				from, to = 0, 0
+			}
+			err := repo.WalkDisk(ctx, c.r, chunk.ID(d.Root), func(p repo.Piece, at int64) {
+				where, is := lost(p.ID)
+				if !is {
+					return
+				}
+				if at != to || where != in {
+					tell()
+					from, in = at, where
+				}
+				to = at + int64(p.Length)
+			})
+			tell()
+			if err != nil && ctx.Err() != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
