@@ -98,7 +98,9 @@ type apiError struct {
 func (e *apiError) Error() string { return e.Message + " " + strings.Join(e.Data, " ") }
 
 // call makes a call with the session in front, except for those without.
-func (c *client) call(method string, args ...any) (any, error) { return c.callAt(c.base, method, args...) }
+func (c *client) call(method string, args ...any) (any, error) {
+	return c.callAt(c.base, method, args...)
+}
 
 func (c *client) callAt(base, method string, args ...any) (any, error) {
 	if method != "session.login_with_password" {
@@ -329,4 +331,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
+}
+
+// insecure is a client for benchmarks.
+func insecure() *http.Client {
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ReadBufferSize: 1 << 20}}
 }
