@@ -46,7 +46,7 @@ func (f *poolFlags) dial(ctx context.Context, stderr io.Writer) (*xapi.Client, e
 		return nil, err
 	}
 	return xapi.Dial(ctx, xapi.Config{
-		URL: f.url, User: f.user, Password: string(password), UserAgent: "xenkeep/" + version(),
+		URL: f.url, User: f.user, Password: string(password), UserAgent: "xenkeep/" + versionText(),
 		Trust: xapi.Trust{Fingerprints: f.fingerprints, CAFile: f.caFile, Insecure: f.insecure},
 	})
 }

@@ -15,6 +15,8 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/all"
 	"xenkeep/chunkstore/object/retry"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/chunkstore/slot"
 	"xenkeep/repo"
 )
 
@@ -98,10 +100,13 @@ func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stde
 		return nil, errors.Join(err, objects.Close())
 	}
 	r, err := repo.Open(ctx, objects, repo.Options{Secret: key.secret, Page: key.page, CacheDir: f.cache()})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("repository %s: %w", objects.Location(), err), objects.Close())
+	switch {
+	case err == nil:
+		return r, nil
+	case key.page != nil && errors.Is(err, seal.ErrForeign):
+		err = fmt.Errorf("%s: of another repository: %w", f.secret.keyFile, slot.ErrWrongSecret)
 	}
-	return r, nil
+	return nil, errors.Join(fmt.Errorf("repository %s: %w", objects.Location(), err), objects.Close())
 }
 
 // open opens the repository with its index.

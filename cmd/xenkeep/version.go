@@ -10,13 +10,13 @@ import (
 	"xenkeep/repo"
 )
 
-// release is set by the linker: -X main.release=v1.2.3.
-var release string
+// version is set by the linker: -X main.version=v1.2.3.
+var version string
 
-// version is the release, or what the build knows of its sources.
-func version() string {
-	if release != "" {
-		return release
+// versionText is the version, or what the build knows of its sources.
+func versionText() string {
+	if version != "" {
+		return version
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -50,7 +50,7 @@ func newVersionCommand() *cobra.Command {
 		Short: "Show the version",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := versionLine{"version", version(), repo.Format, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+			v := versionLine{"version", versionText(), repo.Format, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
 			if o.json {
 				return writeLine(cmd.OutOrStdout(), v)
 			}
