@@ -1,0 +1,278 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"xenkeep/job"
+	"xenkeep/xapi/xapisim"
+)
+
+// docs/reference.md is read as a tree of headings. Below them, rows of tables
+// whose first cell is code name flags, variables, fields; "Flags:" lines name
+// groups of flags.
+type section struct {
+	path []string // headings above, and its own
+	rows map[string]string
+	more []string // groups of flags
+}
+
+var (
+	heading = regexp.MustCompile(`^(#+) +(.*)$`)
+	row     = regexp.MustCompile("^\\| *`?([^|`]+?)`?(?:,[^|]*)? *\\| *(.*?) *\\|")
+	group   = regexp.MustCompile(`\[([^\]]+)\]\(#([a-z-]+)\)`)
+)
+
+func readReference(t *testing.T) []section {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/reference.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []section
+	var path []string
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimRight(line, "\n")
+		if m := heading.FindStringSubmatch(line); m != nil {
+			path = append(slices.Clip(path[:min(len(path), len(m[1])-1)]), strings.ReplaceAll(m[2], "`", ""))
+			all = append(all, section{path: path, rows: map[string]string{}})
+			continue
+		}
+		if len(all) == 0 {
+			continue
+		}
+		s := &all[len(all)-1]
+		if m := row.FindStringSubmatch(line); m != nil && !strings.HasPrefix(m[1], "---") {
+			if _, twice := s.rows[m[1]]; twice {
+				t.Errorf("%v: %s stands there twice", s.path, m[1])
+			}
+			s.rows[m[1]] = m[2]
+		}
+		if strings.HasPrefix(line, "Flags: ") {
+			for _, g := range group.FindAllStringSubmatch(line, -1) {
+				s.more = append(s.more, g[1])
+			}
+		}
+	}
+	return all
+}
+
+// under gives the sections right below the heading h.
+func under(all []section, h string) map[string]section {
+	found := make(map[string]section)
+	for _, s := range all {
+		if len(s.path) == 3 && s.path[1] == h {
+			found[s.path[2]] = s
+		}
+	}
+	return found
+}
+
+func only(t *testing.T, all []section, h string) map[string]string {
+	t.Helper()
+	for _, s := range all {
+		if len(s.path) == 2 && s.path[1] == h {
+			return s.rows
+		}
+	}
+	t.Fatalf("no section %q", h)
+	return nil
+}
+
+func flagName(cell string) string {
+	name, _, _ := strings.Cut(cell, " ")
+	return name
+}
+
+func compare(t *testing.T, what string, documented, real []string) {
+	t.Helper()
+	for _, d := range documented {
+		if !slices.Contains(real, d) {
+			t.Errorf("%s: docs/reference.md has %s, the program not", what, d)
+		}
+	}
+	for _, r := range real {
+		if !slices.Contains(documented, r) {
+			t.Errorf("%s: docs/reference.md lacks %s", what, r)
+		}
+	}
+}
+
+func commands() *cobra.Command {
+	var began bool
+	root := newRootCommand()
+	prepare(root, &began)
+	return root
+}
+
+// Every command and flag stands on the page, and nothing else does.
+func TestReferenceCommands(t *testing.T) {
+	all := readReference(t)
+	groups, sections := under(all, "Flag groups"), under(all, "Commands")
+	var documented, real []string
+	for name := range sections {
+		documented = append(documented, name)
+	}
+	walk(commands(), func(cmd *cobra.Command) {
+		if !cmd.HasParent() || cmd.Name() == "help" || cmd.HasSubCommands() && cmd.Name() != "sim" {
+			return
+		}
+		name := cmd.CommandPath()
+		real = append(real, name)
+		s := sections[name]
+		var want, got []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Name != "help" {
+				want = append(want, "--"+f.Name)
+			}
+		})
+		for cell := range s.rows {
+			if strings.HasPrefix(cell, "--") {
+				got = append(got, flagName(cell))
+			}
+		}
+		for _, g := range s.more {
+			for cell := range groups[g].rows {
+				if strings.HasPrefix(cell, "--") {
+					got = append(got, flagName(cell))
+				}
+			}
+		}
+		compare(t, name, got, want)
+	})
+	compare(t, "commands", documented, real)
+}
+
+func TestReferenceEnvironment(t *testing.T) {
+	rows := only(t, readReference(t), "Environment")
+	var documented, real []string
+	for name, flag := range rows {
+		if strings.HasPrefix(name, "XENKEEP_") {
+			documented = append(documented, name+" "+strings.Trim(flag, "`"))
+		}
+	}
+	for _, v := range variables {
+		flag := ""
+		if v.flag != "" {
+			flag = "--" + v.flag
+		}
+		real = append(real, strings.TrimSpace(v.name)+" "+flag)
+	}
+	compare(t, "variables", documented, real)
+	// A variable without its flag would do nothing.
+	flags := make(map[string]bool)
+	walk(commands(), func(cmd *cobra.Command) {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags[f.Name] = true })
+	})
+	for _, v := range variables {
+		if v.flag != "" && !flags[v.flag] {
+			t.Errorf("%s: no command has --%s", v.name, v.flag)
+		}
+	}
+}
+
+func TestReferenceExitCodes(t *testing.T) {
+	var documented, real []string
+	for code, meaning := range only(t, readReference(t), "Exit codes") {
+		if code != "code" {
+			documented = append(documented, code+" "+meaning)
+		}
+	}
+	for code, meaning := range exitMeanings {
+		real = append(real, fmt.Sprintf("%d %s", code, meaning))
+	}
+	compare(t, "exit codes", documented, real)
+}
+
+// lineTypes are the lines that commands print with --json.
+var lineTypes = map[string]any{
+	"xenkeep init: repository":        initLine{},
+	"xenkeep backup: summary":         job.Summary{},
+	"xenkeep snapshots: snapshot":     snapshotLine{},
+	"xenkeep snapshots: bad_snapshot": badLine{},
+	"xenkeep snapshots: summary":      snapshotsSummary{},
+	"xenkeep restore: restored":       job.Restored{},
+	"xenkeep check: finding":          findingLine{},
+	"xenkeep check: summary":          checkSummary{},
+	"xenkeep doctor: finding":         doctorLine{},
+	"xenkeep doctor: summary":         doctorSummary{},
+	"xenkeep stats: stats":            statsLine{},
+	"xenkeep version: version":        versionLine{},
+	"xenkeep sim":                     xapisim.Ready{},
+}
+
+func TestReferenceJSON(t *testing.T) {
+	sections := under(readReference(t), "JSON")
+	var names, documented []string
+	for name := range sections {
+		documented = append(documented, name)
+	}
+	for name, v := range lineTypes {
+		names = append(names, name)
+		var want, got []string
+		fields(reflect.TypeOf(v), "", func(path string) { want = append(want, path) })
+		for path := range sections[name].rows {
+			if path != "field" {
+				got = append(got, path)
+			}
+		}
+		compare(t, name, got, want)
+	}
+	compare(t, "lines", documented, names)
+}
+
+// fields calls fn for each field of the JSON form of t: "snapshots[].id". What
+// is nearer hides what is embedded deeper, as in encoding/json.
+func fields(t reflect.Type, prefix string, fn func(string)) {
+	seen := make(map[string]bool)
+	level := []reflect.Type{t}
+	for len(level) > 0 {
+		var deeper []reflect.Type
+		for _, t := range level {
+			for i := range t.NumField() {
+				f := t.Field(i)
+				if f.Anonymous {
+					deeper = append(deeper, f.Type)
+					continue
+				}
+				name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+				if !f.IsExported() || name == "" || seen[name] {
+					continue
+				}
+				seen[name] = true
+				inner, path := f.Type, prefix+name
+				for inner.Kind() == reflect.Slice && inner.Elem().Kind() != reflect.Uint8 {
+					inner, path = inner.Elem(), path+"[]"
+				}
+				if inner.Kind() == reflect.Struct && inner.String() != "time.Time" {
+					fields(inner, path+".", fn)
+				} else {
+					fn(path)
+				}
+			}
+		}
+		level = deeper
+	}
+}
+
+// What is documented of exit codes is what errors get.
+func TestExitCodes(t *testing.T) {
+	for code := range exitMeanings {
+		if code != exitOK && exitMeanings[code] == "" {
+			t.Errorf("exit code %d means nothing", code)
+		}
+	}
+	for _, c := range exitCases {
+		if got := exitCode(c.err); got != c.want {
+			t.Errorf("%v: exit code %d, want %d", c.err, got, c.want)
+		}
+	}
+}
