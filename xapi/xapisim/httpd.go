@@ -155,7 +155,7 @@ type conn struct {
 }
 
 // serve answers connections until the listener closes.
-func (h *host) serve(ctx context.Context, p *Pool, ln net.Listener) {
+func (h *host) serve(p *Pool, ln net.Listener) {
 	slots := make(chan struct{}, maxConnections)
 	for {
 		nc, err := ln.Accept()
@@ -172,7 +172,9 @@ func (h *host) serve(ctx context.Context, p *Pool, ln net.Listener) {
 		go func() {
 			defer p.work.Done()
 			defer func() { <-slots }()
-			ctx, cancel := context.WithCancel(ctx)
+			p.mu.Lock()
+			ctx, cancel := context.WithCancel(p.boot)
+			p.mu.Unlock()
 			defer cancel()
 			stop := context.AfterFunc(ctx, func() { nc.Close() })
 			defer stop()

@@ -94,7 +94,7 @@ type Pool struct {
 	cfg      Config
 	dir      string
 	tempDir  bool
-	ctx      context.Context
+	ctx      context.Context // the life of the pool
 	stop     context.CancelFunc
 	work     sync.WaitGroup
 	hosts    []*host
@@ -102,7 +102,9 @@ type Pool struct {
 	ready    Ready
 	licensed bool
 
-	mu      sync.Mutex // guards all below
+	mu      sync.Mutex      // guards all below
+	boot    context.Context // ends at a restart
+	crash   context.CancelFunc
 	db      *database
 	calls   map[string]handler
 	stores  map[string]*storage // by SR reference
@@ -199,6 +201,7 @@ func New(cfg Config) (_ *Pool, err error) {
 		return nil, err
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.boot, p.crash = context.WithCancel(p.ctx)
 	for _, group := range []map[string]handler{
 		p.sessionCalls(), p.taskCalls(), p.eventCalls(), p.vmCalls(), p.vdiCalls(), p.vmssCalls(), p.infraCalls(),
 	} {
@@ -221,7 +224,7 @@ func New(cfg Config) (_ *Pool, err error) {
 		p.work.Add(1)
 		go func() {
 			defer p.work.Done()
-			h.serve(p.ctx, p, h.ln)
+			h.serve(p, h.ln)
 		}()
 	}
 	p.work.Add(1)
@@ -314,7 +317,9 @@ func (p *Pool) Ready() Ready { return p.ready }
 
 // Close stops the pool and removes its disks' data.
 func (p *Pool) Close() error {
+	p.mu.Lock()
 	p.stop()
+	p.mu.Unlock()
 	for _, h := range p.hosts {
 		h.ln.Close()
 	}
@@ -334,11 +339,13 @@ func (p *Pool) Close() error {
 	return errors.Join(errs...)
 }
 
-// Restart does what a restart of the master's xapi does to clients: sessions
+// Restart does what a restart of xapi does to clients: connections, sessions
 // and tasks are lost, and VBDs that dom0 held are gone.
 func (p *Pool) Restart() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.crash()
+	p.boot, p.crash = context.WithCancel(p.ctx)
 	for _, cls := range []string{"session", "task"} {
 		for _, o := range p.db.all(cls) {
 			p.db.destroy(o)

@@ -222,6 +222,7 @@ func TestRestartLosesTasksAndSessions(t *testing.T) {
 	task := c.must("task.create", "t", "").(string)
 	old := c.session
 	c.p.Restart()
+	c.hc.CloseIdleConnections()
 	c.refused([]string{"SESSION_INVALID", old}, "VM.get_all")
 	c.session = c.must("session.login_with_password", c.p.User(), c.p.Password()).(string)
 	c.refused([]string{"HANDLE_INVALID", "task", task}, "task.get_record", task)
@@ -236,15 +237,25 @@ func TestServerWaits(t *testing.T) {
 	c.p.Fault(Fault{On: "VM.snapshot", Delay: 5 * time.Second})
 	task := c.must("Async.VM.snapshot", vm, "slow").(string)
 	eventually(t, "the slow snapshot begins", func() bool { return len(c.record("VM", vm)["current_operations"].(map[string]any)) > 0 })
-	_, err := c.call("VM.snapshot", vm, "second")
-	e, ok := err.(*apiError)
-	if !ok || e.Message != "OTHER_OPERATION_IN_PROGRESS" {
-		// snapshot and checkpoint may run together, and so may two snapshots
-		if err != nil {
-			t.Fatalf("second snapshot: %v", err)
-		}
-	}
+	c.must("VM.snapshot", vm, "second") // two snapshots may run together
 	c.refused([]string{"OTHER_OPERATION_IN_PROGRESS", "VM", vm, "snapshot", task}, "VM.hard_shutdown", vm)
+}
+
+func TestRestartCutsTransfers(t *testing.T) {
+	c := start(t, nil)
+	snap := c.snapshotDisk(0)
+	c.p.Fault(Fault{On: "/export_raw_vdi", Cut: true, CutAt: mib, Stall: true})
+	resp := c.get(c.url("/export_raw_vdi", "vdi", snap))
+	if _, err := io.ReadFull(resp.Body, make([]byte, mib)); err != nil {
+		t.Fatal(err)
+	}
+	c.p.Restart()
+	if b, _ := io.ReadAll(resp.Body); len(b) >= 7*mib { // Go's TLS takes a bare end between two records for a good one
+		t.Errorf("the transfer went on for %d bytes", len(b))
+	}
+	c.hc.CloseIdleConnections()
+	c.session = c.must("session.login_with_password", c.p.User(), c.p.Password()).(string)
+	c.must("VDI.destroy", snap)
 }
 
 func TestServerWaitsThenGoesOn(t *testing.T) {

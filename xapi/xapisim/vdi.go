@@ -328,15 +328,23 @@ func (p *Pool) gcLater(srRef string) {
 		defer p.mu.Unlock()
 		st.gcTimer = nil
 		if p.ctx.Err() == nil {
+			p.work.Add(1)
+			defer p.work.Done()
 			p.gc(srRef)
 		}
 	})
 }
 
-// gc collects an SR's garbage and drops the records of base copies gone.
+// gc collects an SR's garbage and drops the records of base copies gone. It
+// lets Pool.mu go meanwhile, because data may be moved.
 func (p *Pool) gc(srRef string) {
 	st := p.stores[srRef]
+	if st == nil {
+		return
+	}
+	p.mu.Unlock()
 	gone, err := st.sr.GC()
+	p.mu.Lock()
 	if err != nil {
 		return
 	}
@@ -357,7 +365,7 @@ func (p *Pool) gc(srRef string) {
 func (p *Pool) GC() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for ref := range p.stores {
+	for _, ref := range sortedKeys(p.stores) {
 		p.gc(ref)
 	}
 }
@@ -466,6 +474,9 @@ func (p *Pool) vdiCalls() map[string]handler {
 		}),
 		"VDI.set_name_label": set("name_label"), "VDI.set_name_description": set("name_description"),
 		"VDI.set_read_only": set("read_only"), "VDI.set_sharable": set("sharable"), "VDI.set_allow_caching": set("allow_caching"),
+		"VDI.pool_migrate": on("mirror", func(*call, *object, *sr.Volume) (any, error) {
+			return nil, fail("NOT_IMPLEMENTED", "VDI.pool_migrate")
+		}),
 		"VDI.enable_cbt":          on("enable_cbt", p.enableCBT),
 		"VDI.disable_cbt":         on("disable_cbt", p.disableCBT),
 		"VDI.data_destroy":        p.dataDestroy,

@@ -429,6 +429,23 @@ func TestChangedBlocks(t *testing.T) {
 	c.refused(unrelated, "VDI.list_changed_blocks", last, c.snapshotDisk(0))
 }
 
+func TestIdenticalRewritesCount(t *testing.T) {
+	c := start(t, nil)
+	c.must("VDI.enable_cbt", c.disk(0))
+	base := c.snapshotDisk(0)
+	v, err := c.p.Volume(c.uuid("VDI", c.disk(0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.WriteAt(pattern(1, 4096), 0); err != nil { // what is there already
+		t.Fatal(err)
+	}
+	got, err := base64.StdEncoding.DecodeString(c.must("VDI.list_changed_blocks", base, c.snapshotDisk(0)).(string))
+	if err != nil || got[0] != 0x80 || !bytes.Equal(got[1:], make([]byte, 15)) {
+		t.Errorf("%x, %v", got, err)
+	}
+}
+
 func TestDataDestroyWaitsForVBDs(t *testing.T) {
 	c := start(t, nil)
 	c.must("VDI.enable_cbt", c.disk(0))
@@ -450,6 +467,7 @@ func TestWhatTurnsCBTOff(t *testing.T) {
 	if got := c.record("VDI", c.must("VDI.copy", c.disks(snap)["0"], c.sr("ext"), nullRef, nullRef))["cbt_enabled"]; got != false {
 		t.Error("a copy has CBT")
 	}
+	c.refused([]string{"VDI_CBT_ENABLED", c.disk(0)}, "VDI.pool_migrate", c.disk(0), c.sr("ext"), map[string]string{})
 	c.must("VM.hard_shutdown", c.vm()) // so that nothing but CBT stands against it
 	c.refused([]string{"VDI_CBT_ENABLED", c.disk(0)}, "VDI.set_on_boot", c.disk(0), "reset")
 	c.must("VM.revert", snap)
