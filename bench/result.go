@@ -169,6 +169,9 @@ func (r *results) write(w io.Writer) {
 
 // grown tells by how much the operation made the repository larger.
 func (r *results) grown(x *result) string {
+	if x.Scenario == "memory" {
+		return "" // each operation has a repository of its own
+	}
 	before := int64(0)
 	for _, y := range r.all {
 		if y == x {

@@ -105,7 +105,7 @@ func (b *builder) make(ctx context.Context, name string) (Image, error) {
 	g := &guest{
 		seed: 1, name: "vm-" + name, files: b.files, limit: s.Real, words: vocabulary(7),
 		real: windowOf(0.1, s.Real, b.total),
-		db:   s.DB, log: s.Log, archive: s.Archive, dump: s.Dump, noise: s.Noise,
+		db:   s.DB, log: s.Log, archive: s.Archive, dump: s.Dump, noise: s.Noise, rows: s.Rows, members: s.Members,
 	}
 	l := layout{size: s.Thin, start: alignedStart, gpt: true, uuid: fmt.Sprintf("5eed0000-0000-4000-8000-%012x", len(name)*256+int(name[0]))}
 	days := 2

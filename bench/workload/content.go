@@ -21,16 +21,13 @@ func seeded(seed uint64, purpose string) *rand.Rand {
 	return rand.New(rand.NewChaCha8(key))
 }
 
-// writeNoise writes n bytes that do not compress.
-func writeNoise(w io.Writer, seed uint64, n int64) error {
+// WriteNoise writes n bytes that do not compress.
+func WriteNoise(w io.Writer, seed uint64, n int64) error {
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[:], seed)
 	_, err := io.CopyN(w, rand.NewChaCha8(key), n)
 	return err
 }
-
-// WriteNoise is n bytes, of a seed, that do not compress.
-func WriteNoise(w io.Writer, seed uint64, n int64) error { return writeNoise(w, seed, n) }
 
 var syllables = []string{
 	"an", "ber", "co", "da", "el", "fo", "gi", "hu", "in", "ja", "ka", "lo", "mi", "no", "or", "pe",
@@ -84,6 +81,11 @@ func fillPage(p []byte, r *rand.Rand, words []string, number, lsn uint64) {
 	binary.BigEndian.PutUint32(p, crc32.ChecksumIEEE(p[4:]))
 }
 
+// WriteDatabase writes the pages of a database of size bytes.
+func WriteDatabase(w io.Writer, seed uint64, size int64) error {
+	return writeDatabase(w, seed, size, vocabulary(7))
+}
+
 func writeDatabase(w io.Writer, seed uint64, size int64, words []string) error {
 	r, p := seeded(seed, "database"), make([]byte, dbPage)
 	for n := range size / dbPage {
@@ -95,21 +97,22 @@ func writeDatabase(w io.Writer, seed uint64, size int64, words []string) error {
 	return nil
 }
 
+// TouchDatabase is a day's work on the database at the beginning of a file.
+func TouchDatabase(path string, seed uint64, size int64) error {
+	return touchDatabase(path, seed, size, vocabulary(7))
+}
+
 // touchDatabase writes a fiftieth of a database's pages in place: most of them
 // near each other, as recently used rows are, the rest anywhere; one in three
 // only 8 KiB long.
-func touchDatabase(path string, seed uint64, words []string) error {
+func touchDatabase(path string, seed uint64, size int64, words []string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
 	r, p := seeded(seed, "database, day two"), make([]byte, dbPage)
-	pages := info.Size() / dbPage
+	pages := size / dbPage
 	for range max(pages/50, 1) {
 		n := r.Int64N(pages)
 		if r.IntN(5) > 0 {
@@ -187,7 +190,8 @@ func writeArchive(w io.Writer, seed uint64, files []realFile, win window, size i
 		return t.WriteHeader(&tar.Header{Name: name, Size: size, Mode: 0o644, ModTime: epoch, Format: tar.FormatPAX})
 	}
 	var n int64
-	next := r.Int64N(size / int64(extra+1))
+	gap := size / int64(extra+1)
+	next := r.Int64N(gap)
 	for i, f := range files {
 		if !win.has(f.mark) || f.size > 8*mib || n+f.size > size {
 			continue
@@ -213,7 +217,7 @@ func writeArchive(w io.Writer, seed uint64, files []realFile, win window, size i
 				return err
 			}
 			extra--
-			next = n + size/50
+			next += gap
 		}
 	}
 	if err := t.Close(); err != nil {

@@ -75,7 +75,7 @@ func MakeExt4(ctx context.Context, path string, offset, length int64, uuid, fold
 
 // run runs a program of the system; what it said is in the error.
 func run(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, sbin(name), args...)
+	cmd := exec.CommandContext(ctx, Program(name), args...)
 	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME="+strconv.FormatInt(epoch.Unix(), 10), "LC_ALL=C")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -84,8 +84,8 @@ func run(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// sbin finds a program also where the shells of users do not look.
-func sbin(name string) string {
+// Program finds a program also where the shells of users do not look.
+func Program(name string) string {
 	if path, err := exec.LookPath(name); err == nil {
 		return path
 	}

@@ -20,6 +20,7 @@ type guest struct {
 	words []string
 
 	db, log, archive, dump, noise int64
+	rows, members                 int // more in dump and archive on day two
 	// fill, then leave so many bytes free, having used them all.
 	fill  bool
 	leave int64
@@ -67,7 +68,7 @@ func (g *guest) dayOne(ctx context.Context, root string) error {
 	if err := write("var/backups/orders.sql", g.dump, func(w io.Writer) error { return writeDump(w, g.seed, g.dump, 0, g.words) }); err != nil {
 		return err
 	}
-	if err := write("srv/media/0.bin", g.noise, func(w io.Writer) error { return writeNoise(w, g.seed<<20, g.noise) }); err != nil {
+	if err := write("srv/media/0.bin", g.noise, func(w io.Writer) error { return WriteNoise(w, g.seed<<20, g.noise) }); err != nil {
 		return err
 	}
 	if g.fill {
@@ -107,7 +108,7 @@ func (g *guest) fillUp(ctx context.Context, root string) error {
 			break
 		}
 		name := g.path(root, fmt.Sprintf("srv/media/%d.bin", i))
-		if err := writeFile(name, epoch, func(w io.Writer) error { return writeNoise(w, g.seed<<20+i, n) }); err != nil {
+		if err := writeFile(name, epoch, func(w io.Writer) error { return WriteNoise(w, g.seed<<20+i, n) }); err != nil {
 			return err
 		}
 		made, size = append(made, name), size+n
@@ -133,7 +134,7 @@ func (g *guest) fillUp(ctx context.Context, root string) error {
 // files touched.
 func (g *guest) dayTwo(ctx context.Context, root string) error {
 	if g.db > 0 {
-		if err := touchDatabase(g.path(root, "var/lib/db/orders.ibd"), g.seed, g.words); err != nil {
+		if err := touchDatabase(g.path(root, "var/lib/db/orders.ibd"), g.seed, g.db, g.words); err != nil {
 			return err
 		}
 	}
@@ -156,15 +157,15 @@ func (g *guest) dayTwo(ctx context.Context, root string) error {
 		}
 		return os.Rename(name+".new", name)
 	}
-	if err := renew("var/backups/site.tar", g.archive, func(w io.Writer) error { return g.writeArchive(w, 20) }); err != nil {
+	if err := renew("var/backups/site.tar", g.archive, func(w io.Writer) error { return g.writeArchive(w, g.members) }); err != nil {
 		return err
 	}
-	if err := renew("var/backups/orders.sql", g.dump, func(w io.Writer) error { return writeDump(w, g.seed, g.dump, 150, g.words) }); err != nil {
+	if err := renew("var/backups/orders.sql", g.dump, func(w io.Writer) error { return writeDump(w, g.seed, g.dump, g.rows, g.words) }); err != nil {
 		return err
 	}
 	if g.noise > 0 {
 		if err := writeFile(g.path(root, "srv/media/new.bin"), later, func(w io.Writer) error {
-			return writeNoise(w, g.seed<<20+1<<19, g.noise/32)
+			return WriteNoise(w, g.seed<<20+1<<19, g.noise/32)
 		}); err != nil {
 			return err
 		}

@@ -23,6 +23,8 @@ type Scale struct {
 	FullReal, FullDB int64
 	// Pair is the size of the disks that hold nothing but one archive or dump.
 	Pair int64
+	// Rows and Members are how much is inserted in dump and archive on day two.
+	Rows, Members int
 }
 
 const mib = 1 << 20
@@ -31,15 +33,15 @@ const mib = 1 << 20
 var (
 	// Small is for trying things out.
 	Small = Scale{
-		Name: "small", Thin: 1 << 30, Full: 384 * mib,
+		Name: "small", Thin: 1 << 30, Full: 512 * mib,
 		Real: 96 * mib, DB: 24 * mib, Log: 8 * mib, Archive: 24 * mib, Dump: 16 * mib, Noise: 12 * mib,
-		FullReal: 160 * mib, FullDB: 48 * mib, Pair: 160 * mib,
+		FullReal: 160 * mib, FullDB: 48 * mib, Pair: 160 * mib, Rows: 20, Members: 3,
 	}
 	// Large is what the targets are measured with.
 	Large = Scale{
 		Name: "full", Thin: 10 << 30, Full: 8 << 30,
 		Real: 1100 * mib, DB: 256 * mib, Log: 64 * mib, Archive: 192 * mib, Dump: 120 * mib, Noise: 128 * mib,
-		FullReal: 4 << 30, FullDB: 1 << 30, Pair: 768 * mib,
+		FullReal: 4 << 30, FullDB: 1 << 30, Pair: 768 * mib, Rows: 150, Members: 20,
 	}
 )
 

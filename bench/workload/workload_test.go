@@ -14,7 +14,7 @@ import (
 var tiny = Scale{
 	Name: "tiny", Thin: 128 * mib, Full: 96 * mib,
 	Real: 8 * mib, DB: 4 * mib, Log: mib, Archive: 4 * mib, Dump: 2 * mib, Noise: 2 * mib,
-	FullReal: 16 * mib, FullDB: 4 * mib, Pair: 48 * mib,
+	FullReal: 16 * mib, FullDB: 4 * mib, Pair: 48 * mib, Rows: 5, Members: 2,
 }
 
 // needMount skips where a disk cannot be mounted.
@@ -54,11 +54,11 @@ func TestImagesAreSoundFileSystems(t *testing.T) {
 			if path == "" {
 				continue
 			}
-			out, err := exec.Command(sbin("e2fsck"), "-fn", fmt.Sprintf("%s?offset=%d", path, start*sector)).CombinedOutput()
+			out, err := exec.Command(Program("e2fsck"), "-fn", fmt.Sprintf("%s?offset=%d", path, start*sector)).CombinedOutput()
 			if err != nil {
 				t.Errorf("e2fsck %s: %v\n%s", path, err, out)
 			}
-			if out, err = exec.Command(sbin("blkid"), "-p", "-o", "value", "-s", "PTTYPE", path).Output(); err != nil || strings.TrimSpace(string(out)) != kind {
+			if out, err = exec.Command(Program("blkid"), "-p", "-o", "value", "-s", "PTTYPE", path).Output(); err != nil || strings.TrimSpace(string(out)) != kind {
 				t.Errorf("blkid %s: partition table %q (%v), want %s", path, out, err, kind)
 			}
 			if info, err := os.Stat(path); err != nil || info.Size() != img.Size {
@@ -124,7 +124,7 @@ func TestContentFollowsFromSeeds(t *testing.T) {
 		{"log", "63a72f8d60b0933c", func(b *bytes.Buffer) error { return writeLog(b, 1, epoch, mib, words) }},
 		{"dump", "220a01570006d889", func(b *bytes.Buffer) error { return writeDump(b, 1, mib, 0, words) }},
 		{"dump with rows", "b2f38c0417ff4f9b", func(b *bytes.Buffer) error { return writeDump(b, 1, mib, 15, words) }},
-		{"noise", "8f12def7f340d155", func(b *bytes.Buffer) error { return writeNoise(b, 1, mib) }},
+		{"noise", "8f12def7f340d155", func(b *bytes.Buffer) error { return WriteNoise(b, 1, mib) }},
 	} {
 		var b bytes.Buffer
 		if err := c.fill(&b); err != nil {
