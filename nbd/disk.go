@@ -1,0 +1,561 @@
+package nbd
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Endpoint is one address that serves the disk: one record of
+// VDI.get_nbd_info.
+type Endpoint struct {
+	Address       string // host:port
+	Network       string // default "tcp"
+	ExportName    string // a secret, as in Options
+	PinnedCertPEM []byte
+	TLS           *tls.Config
+	ServerName    string
+	// Host says which endpoints are the same machine and share its limit;
+	// default is the address without the port.
+	Host string
+}
+
+func (e *Endpoint) host() string {
+	if e.Host != "" {
+		return e.Host
+	}
+	if host, _, err := net.SplitHostPort(e.Address); err == nil {
+		return host
+	}
+	return e.Address
+}
+
+// DiskOptions say where a disk is and how hard to try.
+type DiskOptions struct {
+	Endpoints   []Endpoint
+	Connections int // at most this many, 4 if zero
+	Depth       int // requests under way per connection, as in Options
+	Stall       time.Duration
+	// Limiter is shared by the disks of a process; nil for one of the disk's
+	// own.
+	Limiter *Limiter
+	// Attempts is how often one read is tried before its error is returned, 6
+	// if zero. Pause is the wait before the second attempt, 100 ms if zero; it
+	// doubles up to MaxPause, 5 s if zero.
+	Attempts        int
+	Pause, MaxPause time.Duration
+	// Renew, if set, is asked for new endpoints when the server refuses the
+	// export: the session within the export name may have ended. An error
+	// ends the read that needed it.
+	Renew func(ctx context.Context) ([]Endpoint, error)
+	// Dial is as in Options.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// maxPiece is the longest read sent at once: the size of a block, so that the
+// connections get equal shares, and few bytes are read again after a loss.
+const maxPiece = 2 << 20
+
+// Disk reads one export over several connections. The first is made by Open,
+// the others when reads wait for those there are. All methods may be called
+// from any number of goroutines at once; reads overlap only if they are.
+type Disk struct {
+	opts  DiskOptions
+	info  Info
+	lanes []*lane
+
+	reconnects atomic.Int64
+
+	renewals atomic.Int64
+	renewing chan struct{} // held while Renew runs
+	closed   chan struct{}
+
+	mu        sync.Mutex
+	endpoints []Endpoint
+	basic     map[string]bool // addresses known for knowing only EXPORT_NAME
+	onHost    map[string]int  // this disk's connections by host
+}
+
+// lane is the place of one connection.
+type lane struct {
+	// turn is held while conn is being made; it is a channel so that waiting
+	// for it can end with a context.
+	turn chan struct{}
+	load atomic.Int32 // reads that chose this lane
+
+	mu      sync.Mutex
+	conn    *Conn
+	host    string // of conn
+	release func()
+	resting time.Time // no connection is tried before
+}
+
+// laneRest is how long an additional connection is not tried again after it
+// could not be had. Somebody else may use up the host's connections.
+const laneRest = 10 * time.Second
+
+// errNoLane says that an additional connection is not to be had just now.
+var errNoLane = errors.New("no further connection")
+
+// Open connects to the disk. It tries every endpoint, and waits for the
+// limiter if it must. ctx bounds Open only.
+func Open(ctx context.Context, o DiskOptions) (*Disk, error) {
+	if len(o.Endpoints) == 0 {
+		return nil, errors.New("open disk: no endpoints")
+	}
+	if o.Connections <= 0 {
+		o.Connections = 4
+	}
+	if o.Limiter == nil {
+		o.Limiter = NewLimiter(0)
+	}
+	if o.Attempts <= 0 {
+		o.Attempts = 6
+	}
+	if o.Pause <= 0 {
+		o.Pause = 100 * time.Millisecond
+	}
+	if o.MaxPause <= 0 {
+		o.MaxPause = 5 * time.Second
+	}
+	d := &Disk{
+		opts: o, endpoints: slices.Clone(o.Endpoints),
+		basic: make(map[string]bool), onHost: make(map[string]int),
+		closed: make(chan struct{}), renewing: make(chan struct{}, 1),
+	}
+	for range o.Connections {
+		d.lanes = append(d.lanes, &lane{turn: make(chan struct{}, 1)})
+	}
+	d.info.Size = -1
+	err := d.retry(ctx, func() error {
+		c, err := d.connect(ctx, d.lanes[0], true)
+		if err == nil {
+			d.info = c.Info()
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open disk: %w", err)
+	}
+	return d, nil
+}
+
+// Size is the disk's size in bytes.
+func (d *Disk) Size() int64 { return d.info.Size }
+
+// Info is what the first handshake told.
+func (d *Disk) Info() Info { return d.info }
+
+// Connections is how many connections are open now.
+func (d *Disk) Connections() int {
+	n := 0
+	for _, l := range d.lanes {
+		l.mu.Lock()
+		if l.conn != nil && l.conn.Err() == nil {
+			n++
+		}
+		l.mu.Unlock()
+	}
+	return n
+}
+
+// Reconnects is how many connections replaced a lost one.
+func (d *Disk) Reconnects() int64 { return d.reconnects.Load() }
+
+// Close ends all connections. Reads under way fail with ErrClosed.
+func (d *Disk) Close() error {
+	d.mu.Lock()
+	select {
+	case <-d.closed:
+		d.mu.Unlock()
+		return nil
+	default:
+	}
+	close(d.closed)
+	d.mu.Unlock()
+	for _, l := range d.lanes {
+		l.mu.Lock()
+		c, release := l.conn, l.release
+		l.conn, l.release = nil, nil
+		l.mu.Unlock()
+		if c != nil {
+			_ = c.Close()
+			release()
+		}
+	}
+	return nil
+}
+
+func (d *Disk) isClosed() bool {
+	select {
+	case <-d.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// ReadAt fills p from byte offset off, of any alignment, over whichever
+// connection is least busy. A read whose connection is lost is read again over
+// another. It ends with all of p read or with an error, io.EOF if p reaches
+// beyond the disk; after an error p's content is undefined.
+func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	want := len(p)
+	if off < 0 || off > d.info.Size {
+		return 0, fmt.Errorf("read at %d: beyond the disk's %d bytes", off, d.info.Size)
+	}
+	p = p[:min(int64(want), d.info.Size-off)]
+	for n := 0; n < len(p); {
+		m := min(len(p)-n, maxPiece-int((off+int64(n))%maxPiece))
+		if err := d.readPiece(ctx, p[n:n+m], off+int64(n)); err != nil {
+			return n, err
+		}
+		n += m
+	}
+	if len(p) < want {
+		return len(p), io.EOF
+	}
+	return want, nil
+}
+
+func (d *Disk) readPiece(ctx context.Context, p []byte, off int64) error {
+	return d.retry(ctx, func() error {
+		l, c, err := d.pick(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = c.ReadAt(ctx, p, off)
+		d.done(l)
+		return err
+	})
+}
+
+// Extents tells what is known of length bytes at off, like Conn.Extents.
+func (d *Disk) Extents(ctx context.Context, off, length int64) (ext []Extent, err error) {
+	if !d.info.Allocation {
+		return nil, ErrNoAllocation
+	}
+	err = d.retry(ctx, func() error {
+		l, c, err := d.pick(ctx)
+		if err != nil {
+			return err
+		}
+		ext, err = c.Extents(ctx, off, length)
+		d.done(l)
+		return err
+	})
+	return ext, err
+}
+
+// retry tries f until it succeeds, fails for good, or has been tried often
+// enough. This is the only place that decides so.
+func (d *Disk) retry(ctx context.Context, f func() error) error {
+	pause := d.opts.Pause
+	for attempt := 1; ; attempt++ {
+		renewals := d.renewals.Load()
+		err := f()
+		if err == nil || ctx.Err() != nil || attempt >= d.opts.Attempts || !d.passing(err) {
+			return err
+		}
+		if d.opts.Renew != nil && errors.Is(err, ErrRefused) && !errors.Is(err, ErrBusy) {
+			if rerr := d.renew(ctx, renewals); rerr != nil {
+				return fmt.Errorf("%w; new endpoints: %w", err, rerr)
+			}
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-d.closed:
+			t.Stop()
+			return ErrClosed
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("%w; last error: %w", ctx.Err(), err)
+		}
+		pause = min(pause*2, d.opts.MaxPause)
+	}
+}
+
+// dialErrors is what became of every endpoint tried.
+type dialErrors []error
+
+func (e dialErrors) Error() string   { return errors.Join(e...).Error() }
+func (e dialErrors) Unwrap() []error { return e }
+
+// passing tells whether another attempt may help.
+func (d *Disk) passing(err error) bool {
+	if d.isClosed() {
+		return false
+	}
+	var each dialErrors
+	if errors.As(err, &each) {
+		return slices.ContainsFunc(each, d.passing)
+	}
+	var re *RemoteError
+	if errors.As(err, &re) {
+		// The server's own word about the request, save that it is leaving.
+		return re.Errno == ESHUTDOWN
+	}
+	return !errors.Is(err, ErrTLS) && !errors.Is(err, ErrChanged) && !errors.Is(err, ErrNoAllocation)
+}
+
+// renew asks for new endpoints, once for all reads that saw the same ones.
+func (d *Disk) renew(ctx context.Context, seen int64) error {
+	select {
+	case d.renewing <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-d.renewing }()
+	if d.renewals.Load() != seen {
+		return nil
+	}
+	e, err := d.opts.Renew(ctx)
+	if err != nil {
+		return err
+	}
+	if len(e) == 0 {
+		return errors.New("none")
+	}
+	d.mu.Lock()
+	d.endpoints = slices.Clone(e)
+	d.mu.Unlock()
+	d.renewals.Add(1)
+	return nil
+}
+
+// pick chooses the connection for a read and counts the read as its load.
+func (d *Disk) pick(ctx context.Context) (*lane, *Conn, error) {
+	for {
+		if d.isClosed() {
+			return nil, nil, ErrClosed
+		}
+		// The least busy of those that are connected, and one that is not.
+		var best, empty *lane
+		now := time.Now()
+		for _, l := range d.lanes {
+			l.mu.Lock()
+			live := l.conn != nil && l.conn.Err() == nil
+			rests := now.Before(l.resting)
+			l.mu.Unlock()
+			switch {
+			case live && (best == nil || l.load.Load() < best.load.Load()):
+				best = l
+			case !live && !rests && empty == nil && len(l.turn) == 0:
+				empty = l
+			}
+		}
+		if best != nil && (empty == nil || best.load.Load() == 0) {
+			if c := best.take(); c != nil {
+				return best, c, nil
+			}
+			continue
+		}
+		l := empty
+		if l == nil {
+			l = d.lanes[0] // none is live, and all are being made or rest
+		}
+		_, err := d.connect(ctx, l, best == nil)
+		if err == nil {
+			if c := l.take(); c != nil {
+				return l, c, nil
+			}
+			continue
+		}
+		if best == nil || ctx.Err() != nil {
+			return nil, nil, err
+		}
+		if c := best.take(); c != nil {
+			return best, c, nil
+		}
+	}
+}
+
+// take counts a read on l and returns its connection if it lives.
+func (l *lane) take() *Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == nil || l.conn.Err() != nil {
+		return nil
+	}
+	l.load.Add(1)
+	return l.conn
+}
+
+// done ends a read's claim on l. A connection that is not the disk's only one
+// and has nothing to do goes when another disk waits for its host.
+func (d *Disk) done(l *lane) {
+	if l.load.Add(-1) > 0 {
+		return
+	}
+	l.mu.Lock()
+	host, c := l.host, l.conn
+	l.mu.Unlock()
+	if c == nil || !d.opts.Limiter.wanted(host) {
+		return
+	}
+	d.mu.Lock() // one at a time, so that one stays
+	var release func()
+	if d.Connections() > 1 {
+		l.mu.Lock()
+		if l.conn == c && l.load.Load() == 0 {
+			release = l.release
+			l.conn, l.release = nil, nil
+			l.resting = time.Now().Add(laneRest)
+		}
+		l.mu.Unlock()
+	}
+	d.mu.Unlock()
+	if release != nil {
+		_ = c.Close()
+		release()
+	}
+}
+
+// connect makes l's connection, or returns it if somebody else just has. If
+// the disk needs it, connect waits for the limiter; else it is an additional
+// one, which may fail.
+func (d *Disk) connect(ctx context.Context, l *lane, need bool) (*Conn, error) {
+	select {
+	case l.turn <- struct{}{}:
+	case <-d.closed:
+		return nil, ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-l.turn }()
+
+	l.mu.Lock()
+	old, release := l.conn, l.release
+	if old != nil && old.Err() == nil {
+		l.mu.Unlock()
+		return old, nil
+	}
+	l.conn, l.release = nil, nil
+	l.mu.Unlock()
+	if old != nil {
+		_ = old.Close() // waits for its end, so that the host sees it first
+		release()
+	}
+
+	c, host, release, err := d.dialAny(ctx, need)
+	if err == nil && d.info.Size >= 0 && c.Size() != d.info.Size {
+		err = fmt.Errorf("%w: %d bytes, was %d", ErrChanged, c.Size(), d.info.Size)
+		_ = c.Close()
+		release()
+	}
+	if err != nil {
+		if ctx.Err() == nil && !need {
+			l.mu.Lock()
+			l.resting = time.Now().Add(laneRest)
+			l.mu.Unlock()
+		}
+		return nil, err
+	}
+	if old != nil {
+		d.reconnects.Add(1)
+	}
+	d.mu.Lock()
+	closed := d.isClosed()
+	if !closed {
+		l.mu.Lock()
+		l.conn, l.host, l.release = c, host, release
+		l.mu.Unlock()
+	}
+	d.mu.Unlock()
+	if closed {
+		_ = c.Close()
+		release()
+		return nil, ErrClosed
+	}
+	return c, nil
+}
+
+// dialAny connects to the endpoint whose host serves this disk, and then this
+// process, least; if that fails, to the next.
+func (d *Disk) dialAny(ctx context.Context, need bool) (*Conn, string, func(), error) {
+	d.mu.Lock()
+	order := slices.Clone(d.endpoints)
+	mine := make(map[string]int)
+	for h, n := range d.onHost {
+		mine[h] = n
+	}
+	d.mu.Unlock()
+	limiter := d.opts.Limiter
+	slices.SortStableFunc(order, func(a, b Endpoint) int {
+		return cmp.Or(cmp.Compare(mine[a.host()], mine[b.host()]),
+			cmp.Compare(limiter.InUse(a.host()), limiter.InUse(b.host())))
+	})
+	var failed dialErrors
+	full := ""
+	for i := range order {
+		e := &order[i]
+		free, ok := limiter.TryAcquire(e.host())
+		if !ok {
+			if full == "" {
+				full = e.host()
+			}
+			continue
+		}
+		c, release, err := d.dial(ctx, e, free)
+		if err == nil {
+			return c, e.host(), release, nil
+		}
+		failed = append(failed, err)
+		if ctx.Err() != nil || d.isClosed() {
+			return nil, "", nil, failed
+		}
+	}
+	if full != "" && need {
+		free, err := limiter.Acquire(ctx, full)
+		if err != nil {
+			return nil, "", nil, append(failed, fmt.Errorf("wait for a connection to %s: %w", full, err))
+		}
+		for i := range order {
+			if order[i].host() == full {
+				c, release, err := d.dial(ctx, &order[i], free)
+				return c, full, release, err
+			}
+		}
+	}
+	if len(failed) == 0 {
+		return nil, "", nil, errNoLane
+	}
+	return nil, "", nil, failed
+}
+
+// dial connects to e with a place that the limiter gave, which it gives back
+// if it fails.
+func (d *Disk) dial(ctx context.Context, e *Endpoint, free func()) (*Conn, func(), error) {
+	d.mu.Lock()
+	basic := d.basic[e.Address]
+	d.mu.Unlock()
+	c, err := Dial(ctx, Options{
+		Address: e.Address, Network: e.Network, ExportName: e.ExportName,
+		TLS: e.TLS, PinnedCertPEM: e.PinnedCertPEM, ServerName: e.ServerName,
+		Basic: basic, Depth: d.opts.Depth, Stall: d.opts.Stall, Dial: d.opts.Dial,
+	})
+	if err != nil {
+		free()
+		return nil, nil, err
+	}
+	host := e.host()
+	d.mu.Lock()
+	d.basic[e.Address] = c.Info().Basic
+	d.onHost[host]++
+	d.mu.Unlock()
+	return c, func() {
+		d.mu.Lock()
+		d.onHost[host]--
+		d.mu.Unlock()
+		free()
+	}, nil
+}
