@@ -154,7 +154,11 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 			return nil, err
 		}
 	}
-	return open(ctx, objects, keys, raw, o)
+	r := &Repository{objects: objects, keys: keys, rawJSON: raw}
+	if err := r.begin(o); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 const configName = "config"
@@ -208,10 +212,15 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 			wrong = fmt.Errorf("key slot %s: %w", s.head.ID, err)
 			continue
 		}
-		if o.CacheDir != "" && s.head.ID != first {
+		r, err := open(ctx, objects, keys, raw, o)
+		if errors.Is(err, seal.ErrForeign) {
+			wrong = err // a slot left of a repository that was never finished
+			continue
+		}
+		if err == nil && o.CacheDir != "" && s.head.ID != first {
 			rememberSlot(o.CacheDir, s.head)
 		}
-		return open(ctx, objects, keys, raw, o)
+		return r, err
 	}
 	return nil, wrong
 }
@@ -283,26 +292,34 @@ func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.R
 		}
 		r.addProblems(Problem{Object: configName, Err: err})
 	}
+	if err := r.begin(o); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// begin makes ready what stands on the config and the keys.
+func (r *Repository) begin(o Options) error {
 	if err := json.Unmarshal(r.rawJSON, &r.config); err != nil {
-		return nil, fmt.Errorf("config: %v: %w", err, seal.ErrCorrupt)
+		return fmt.Errorf("config: %v: %w", err, seal.ErrCorrupt)
 	}
 	if err := r.config.check(); err != nil {
-		return nil, err
+		return err
 	}
 	dir := ""
 	if o.CacheDir != "" {
-		r.cacheDir = filepath.Join(o.CacheDir, keys.Repo.String())
+		r.cacheDir = filepath.Join(o.CacheDir, r.keys.Repo.String())
 		dir = filepath.Join(r.cacheDir, "index")
 	}
 	x, err := index.Open(dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	r.store, err = chunkstore.New(chunkstore.Options{Objects: objects, Keys: keys, Params: r.config.Chunker, Index: x})
+	r.store, err = chunkstore.New(chunkstore.Options{Objects: r.objects, Keys: r.keys, Params: r.config.Chunker, Index: x})
 	if err != nil {
-		return nil, errors.Join(err, x.Close())
+		return errors.Join(err, x.Close())
 	}
-	return r, nil
+	return nil
 }
 
 func readConfig(ctx context.Context, objects object.Store, keys *seal.Keys) (json.RawMessage, error) {

@@ -1,0 +1,145 @@
+package check_test
+
+import (
+	"fmt"
+	"testing"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/object/mem"
+	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+)
+
+// wherever are the ways a storage call goes wrong in a sweep.
+var wherever = map[string]objecttest.Fault{
+	"before its effect": {},
+	"after its effect":  {After: true},
+	"and all later":     {Stay: true},
+	"after, and all later": {
+		After: true, Stay: true,
+	},
+}
+
+// Whatever storage call of a backup fails, the repository stays clean, what was
+// published is whole, and a second try succeeds.
+func TestEveryCallFails(t *testing.T) {
+	day1 := disk.NewMem(4<<20 + 512)
+	scribble(t, day1, 1, 8)
+	day2 := disk.NewMem(day1.Size())
+	if err := copyDisk(t.Context(), day2, day1); err != nil {
+		t.Fatal(err)
+	}
+	scribble(t, day2, 2, 2)
+	for how, fault := range wherever {
+		for _, incremental := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, incremental %v", how, incremental), func(t *testing.T) {
+				t.Parallel()
+				struck := 0
+				for n := 0; ; n++ {
+					fault.N = n
+					if !failCall(t, fault, incremental, day1, day2) {
+						break
+					}
+					struck++
+				}
+				if struck < 12 {
+					t.Errorf("only %d calls failed: the sweep does not reach what it should", struck)
+				}
+			})
+		}
+	}
+}
+
+// failCall does one backup under a fault, and tells whether it struck.
+func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2 *disk.Mem) bool {
+	t.Helper()
+	inner := mem.New()
+	r := initRepo(t, inner)
+	now := day1
+	source := func() disk.Source { return day1.Source() }
+	o := backup.DiskOptions{Size: day1.Size()}
+	ro := backup.Options{AdoptOrphans: true}
+	known := make(map[repo.HexID]*disk.Mem)
+	if incremental {
+		s, err := diskBackup(t.Context(), r, day1.Source(), o, ro)
+		if err != nil {
+			t.Fatal(err)
+		}
+		known[s.Disks[0].Root] = day1
+		o.Base, o.Delta = chunk.ID(s.Disks[0].Root), true
+		ro.Roots = []chunk.ID{o.Base}
+		now = day2
+		source = func() disk.Source { return &deltaSource{m: day2, old: day1, split: true} }
+	}
+	faulty := objecttest.NewFaulty(inner)
+	inject := faulty.Inject(fault)
+	broken, err := repo.Open(t.Context(), faulty, repo.Options{Secret: secret})
+	if err == nil {
+		err = broken.LoadIndex(t.Context())
+	}
+	if err == nil {
+		_, err = diskBackup(t.Context(), broken, source(), o, ro)
+	}
+	fired := inject.Fired()
+	if !fired && err != nil {
+		t.Fatalf("call %d: %v without a fault", fault.N, err)
+	}
+	faulty.Heal()
+
+	after := openRepo(t, inner)
+	mustClean(t, after)
+	s, err := diskBackup(t.Context(), after, source(), o, ro)
+	if err != nil {
+		t.Fatalf("call %d: second try: %v", fault.N, err)
+	}
+	known[s.Disks[0].Root] = now
+	last := openRepo(t, inner)
+	mustClean(t, last)
+	all, bad, err := last.Snapshots(t.Context())
+	if err != nil || len(bad) > 0 {
+		t.Fatalf("call %d: %v %v", fault.N, bad, err)
+	}
+	for _, s := range all {
+		want := known[s.Disks[0].Root]
+		if want == nil {
+			t.Fatalf("call %d: a snapshot of another root was published", fault.N)
+		}
+		compare(t, last, chunk.ID(s.Disks[0].Root), want, false)
+	}
+	if t.Failed() {
+		t.Fatalf("at call %d", fault.N)
+	}
+	return fired
+}
+
+// Whatever call of an init fails, a second one makes a repository that opens.
+func TestEveryCallOfInitFails(t *testing.T) {
+	for how, fault := range wherever {
+		t.Run(how, func(t *testing.T) {
+			for fired := true; fired; fault.N++ {
+				inner := mem.New()
+				faulty := objecttest.NewFaulty(inner)
+				inject := faulty.Inject(fault)
+				_, err := repo.Init(t.Context(), faulty, repo.Options{Secret: secret})
+				if fired = inject.Fired(); !fired {
+					break
+				}
+				faulty.Heal()
+				if err == nil {
+					continue // it struck what init can do without
+				}
+				if !fault.Stay {
+					_ = inner.List(t.Context(), "", func(i object.Info) error {
+						t.Errorf("call %d: %s is left behind", fault.N, i.Name)
+						return nil
+					})
+				}
+				initRepo(t, inner)
+				openRepo(t, inner)
+			}
+		})
+	}
+}

@@ -1,0 +1,572 @@
+package check_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/object/local"
+	"xenkeep/chunkstore/object/mem"
+	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/chunkstore/slot"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/repo/check"
+	"xenkeep/repo/restore"
+)
+
+// noise is a disk of random bytes, every step-th block of it; the others are
+// holes.
+type noise struct {
+	size, step, next int64
+	part             int // bytes of a block that are not zero; 0 is all
+}
+
+func (s *noise) Size() int64 { return s.size }
+
+func (s *noise) Next(_ context.Context, buf []byte) (disk.Extent, error) {
+	if s.next >= disk.Blocks(s.size) {
+		return disk.Extent{}, io.EOF
+	}
+	e := disk.Extent{Offset: s.next * disk.BlockSize, Length: int64(repo.BlockLength(s.size, s.next))}
+	src := rand.NewChaCha8([32]byte{byte(s.next), byte(s.next >> 8), byte(s.next >> 16), byte(s.next >> 24)})
+	n := int(e.Length)
+	if s.part > 0 {
+		clear(buf[:n])
+		n = min(n, s.part)
+	}
+	_, _ = src.Read(buf[:n])
+	s.next += max(s.step, 1)
+	return e, nil
+}
+
+// doomed kills the process once half of the bytes were put.
+type doomed struct {
+	object.Store
+	half int64
+	put  atomic.Int64
+	die  func()
+}
+
+func (d *doomed) Put(ctx context.Context, name string, data []byte) error {
+	err := d.Store.Put(ctx, name, data)
+	if err == nil && d.put.Add(int64(len(data))) >= d.half {
+		d.die()
+	}
+	return err
+}
+
+const childDir, childSize = "XENKEEP_TEST_KILLED", "XENKEEP_TEST_KILLED_SIZE"
+
+// TestKilledChild is the process that TestInterrupted kills.
+func TestKilledChild(t *testing.T) {
+	dir := os.Getenv(childDir)
+	if dir == "" {
+		t.Skip("SKIP: runs as a child of TestInterrupted")
+	}
+	size, err := strconv.ParseInt(os.Getenv(childSize), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := local.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := openRepo(t, &doomed{Store: store, half: size / 2, die: func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }})
+	_, err = diskBackup(t.Context(), r, &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{})
+	t.Fatalf("not killed: %v", err)
+}
+
+// A backup that is killed or cancelled when half is uploaded loses no upload.
+func TestInterrupted(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: moves hundreds of megabytes")
+	}
+	size := int64(400 << 20)
+	if s, err := strconv.ParseInt(os.Getenv("XENKEEP_TEST_INTERRUPTED_MB"), 10, 64); err == nil {
+		size = s << 20
+	}
+	again := func(t *testing.T, store object.Store) {
+		t.Helper()
+		counted := objecttest.NewFaulty(store)
+		r := openRepo(t, counted)
+		counted.ResetCounts()
+		s, err := diskBackup(t.Context(), r, &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{AdoptOrphans: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		share := float64(counted.Bytes(objecttest.Put)) / float64(size)
+		t.Logf("the second run uploads %.1f %%", 100*share)
+		if share > 0.55 {
+			t.Errorf("the second run uploads %.1f %% of the disk", 100*share)
+		}
+		if claims, _, err := r.Claims(t.Context()); err != nil || len(claims) > 1 {
+			t.Errorf("%d claims: %v", len(claims), err)
+		}
+		im, err := restore.Open(t.Context(), r, chunk.ID(s.Disks[0].Root))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := im.Run(t.Context(), &noiseSink{t: t, size: size}, restore.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("killed", func(t *testing.T) {
+		dir := t.TempDir() + "/r"
+		store, err := local.Create(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		initRepo(t, store)
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledChild$")
+		cmd.Env = append(os.Environ(), childDir+"="+dir, childSize+"="+fmt.Sprint(size))
+		out, err := cmd.CombinedOutput()
+		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+			t.Fatalf("child ended with %v: %s", err, out)
+		}
+		again(t, store)
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		store := mem.New()
+		initRepo(t, store)
+		ctx, cancel := context.WithCancel(t.Context())
+		r := openRepo(t, &doomed{Store: store, half: size / 2, die: cancel})
+		_, err := diskBackup(ctx, r, &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{})
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("cancelled: %v", err)
+		}
+		// Nothing is left for a later run to look for.
+		orphans, err := openRepo(t, store).Store().Orphans(t.Context())
+		if err != nil || len(orphans) > 3 {
+			t.Errorf("%d packs without an index: %v", len(orphans), err)
+		}
+		again(t, store)
+	})
+}
+
+// noiseSink compares what it is given with a noise.
+type noiseSink struct {
+	t    *testing.T
+	size int64
+	buf  []byte
+}
+
+func (s *noiseSink) WriteAt(ctx context.Context, p []byte, off int64) error {
+	if s.buf == nil {
+		s.buf = make([]byte, disk.BlockSize)
+	}
+	src := &noise{size: s.size, next: off / disk.BlockSize}
+	if _, err := src.Next(ctx, s.buf); err != nil {
+		return err
+	}
+	at := off % disk.BlockSize
+	if !bytes.Equal(p, s.buf[at:at+int64(len(p))]) {
+		return fmt.Errorf("bytes at %d differ", off)
+	}
+	return nil
+}
+
+// A hundred VMs that changed little make few packs.
+func TestQuietVMs(t *testing.T) {
+	r := initRepo(t, mem.New())
+	disks := make([]*disk.Mem, 100)
+	roots := make([]chunk.ID, len(disks))
+	for i := range disks {
+		disks[i] = disk.NewMem(5 << 20)
+		scribble(t, disks[i], uint64(i), 2)
+	}
+	var snaps []*repo.Snapshot
+	for day := range 2 {
+		var claimed []chunk.ID
+		if day > 0 {
+			claimed = roots
+		}
+		snaps = nil
+		var packs int64
+		err := backup.Do(t.Context(), r, backup.Options{Roots: claimed}, func(ctx context.Context, run *backup.Run) error {
+			for i, m := range disks {
+				if day > 0 {
+					if err := m.WriteAt(ctx, fmt.Appendf(nil, "VM %d was here", i), 1<<20); err != nil {
+						return err
+					}
+				}
+				o := backup.DiskOptions{Size: m.Size()}
+				if day > 0 {
+					o.Base = roots[i]
+				}
+				d, err := run.Disk(ctx, m.Source(), o)
+				if err != nil {
+					return err
+				}
+				s := &repo.Snapshot{VM: repo.Named{UUID: fmt.Sprint(i)}, Data: time.Unix(int64(day), 0), Complete: true,
+					Disks: []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(d.Root)}}}
+				roots[i] = d.Root
+				snaps = append(snaps, s)
+				run.Add(s)
+				if run.Due() {
+					if err := run.Flush(ctx); err != nil {
+						return err
+					}
+				}
+			}
+			err := run.Flush(ctx)
+			packs = run.Stats().Packs
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if day > 0 && packs >= 10 {
+			t.Errorf("100 quiet VMs make %d packs", packs)
+		}
+	}
+	mustClean(t, openRepo(t, r.Objects()))
+	for i, s := range snaps {
+		compare(t, r, chunk.ID(s.Disks[0].Root), disks[i], false)
+	}
+}
+
+// Runs of several processes work in one repository at once.
+func TestRunsAtOnce(t *testing.T) {
+	store := mem.New()
+	initRepo(t, store)
+	shared := disk.NewMem(12 << 20)
+	scribble(t, shared, 99, 40)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		r := openRepo(t, store)
+		m := disk.NewMem(shared.Size())
+		if err := copyDisk(t.Context(), m, shared); err != nil {
+			t.Fatal(err)
+		}
+		scribble(t, m, uint64(i), 5)
+		src := m.Source
+		wg.Go(func() {
+			for range 3 {
+				s, err := diskBackup(t.Context(), r, src(), backup.DiskOptions{Size: m.Size()}, backup.Options{AdoptOrphans: i%2 == 0})
+				if err != nil {
+					t.Errorf("run: %v", err)
+					return
+				}
+				im, err := restore.Open(t.Context(), r, chunk.ID(s.Disks[0].Root))
+				if err != nil {
+					t.Errorf("open: %v", err)
+					return
+				}
+				if _, err := im.Run(t.Context(), disk.NewMem(m.Size()), restore.Options{}); err != nil {
+					t.Errorf("restore: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	r := openRepo(t, store)
+	mustClean(t, r)
+	if claims, _, err := r.Claims(t.Context()); err != nil || len(claims) != 0 {
+		t.Errorf("%d claims are left: %v", len(claims), err)
+	}
+}
+
+// A snapshot that is published while another disk of the run is being read
+// leans on nothing that is not in storage yet.
+func TestFlushBesideDisk(t *testing.T) {
+	store := mem.New()
+	r := initRepo(t, store)
+	m := disk.NewMem(16 << 20)
+	scribble(t, m, 5, 60)
+	const n = 12
+	err := backup.Do(t.Context(), r, backup.Options{Workers: 2}, func(ctx context.Context, run *backup.Run) error {
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer close(stop)
+		for range 2 {
+			wg.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if _, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()}); err != nil {
+						t.Errorf("beside: %v", err)
+						return
+					}
+				}
+			})
+		}
+		for i := range n {
+			d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
+			if err != nil {
+				return err
+			}
+			run.Add(&repo.Snapshot{VM: repo.Named{UUID: "vm"}, Data: time.Now(), Complete: true,
+				Disks: []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(d.Root)}}})
+			if err := run.Flush(ctx); err != nil {
+				return err
+			}
+			rep, err := check.Run(ctx, openRepo(t, store), check.Options{})
+			if err != nil {
+				return err
+			}
+			for _, f := range rep.Findings {
+				return fmt.Errorf("after flush %d: %v", i, f)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// putSmall stores a small object that this version only reads.
+func putSmall(t *testing.T, r *repo.Repository, prefix string, kind seal.ObjectKind, v any) {
+	t.Helper()
+	body, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, name, err := r.Keys().SealObject(kind, nil, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Objects().Put(t.Context(), prefix+name, data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What lies in condemned packs is stored again, and a delta on it is refused;
+// when the packs are gone nothing is missing.
+func TestCondemned(t *testing.T) {
+	store := mem.New()
+	r := initRepo(t, store)
+	m := disk.NewMem(9 << 20)
+	scribble(t, m, 3, 30)
+	old, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var packs []string
+	for p := range r.Store().Index().Packs() {
+		packs = append(packs, pack.ID(p.ID).String())
+	}
+	putSmall(t, r, "condemned/", seal.KindCondemned, repo.Condemned{Time: time.Now(), Packs: packs})
+
+	base := chunk.ID(old.Disks[0].Root)
+	_, err = diskBackup(t.Context(), openRepo(t, store), &deltaSource{m: m, old: m},
+		backup.DiskOptions{Size: m.Size(), Base: base, Delta: true}, backup.Options{Roots: []chunk.ID{base}})
+	if !errors.Is(err, backup.ErrBadBase) {
+		t.Fatalf("a delta on a condemned base: %v", err)
+	}
+	s, err := diskBackup(t.Context(), openRepo(t, store), m.Source(), backup.DiskOptions{Size: m.Size(), Base: base}, backup.Options{Roots: []chunk.ID{base}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Disks[0].Root != old.Disks[0].Root || s.Disks[0].Counts.Stored == 0 {
+		t.Fatalf("condemned data was not stored again: %+v", s.Disks[0].Counts)
+	}
+	// The pruner's later pass: index objects, then packs.
+	for _, name := range r.Store().Index().Sources() {
+		if err := store.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range packs {
+		if err := store.Delete(t.Context(), "packs/"+p[:2]+"/"+p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := openRepo(t, store)
+	mustClean(t, last)
+	compare(t, last, chunk.ID(s.Disks[0].Root), m, false)
+}
+
+// Published damage is made good by the next full read, once.
+func TestPublishedDamage(t *testing.T) {
+	store := mem.New()
+	r := initRepo(t, store)
+	m := disk.NewMem(4 << 20)
+	scribble(t, m, 3, 10)
+	o := backup.DiskOptions{Size: m.Size()}
+	old, err := diskBackup(t.Context(), r, m.Source(), o, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bad chunk.ID
+	if err := repo.WalkDisk(t.Context(), r, chunk.ID(old.Disks[0].Root), func(p repo.Piece, _ int64) { bad = p.ID }); err != nil {
+		t.Fatal(err)
+	}
+	at, ok := r.Store().Index().Lookup([16]byte(bad[:16]))
+	if !ok {
+		t.Fatal("the chunk is in no pack")
+	}
+	name := pack.ID(at.Pack).ObjectName()
+	data, err := store.Get(t.Context(), name, 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[at.Offset+10] ^= 1
+	if err := store.Put(t.Context(), name, data); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.PutDamage(t.Context(), &repo.Damage{Time: time.Now(), Chunks: []repo.BadChunk{{ID: repo.HexID(bad), Pack: pack.ID(at.Pack).String()}}}); err != nil {
+		t.Fatal(err)
+	}
+	o.Base = chunk.ID(old.Disks[0].Root)
+	ro := backup.Options{Roots: []chunk.ID{o.Base}}
+	for try := range 2 {
+		s, err := diskBackup(t.Context(), openRepo(t, store), m.Source(), o, ro)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := s.Disks[0].Counts; (c.New > 0) != (try == 0) {
+			t.Errorf("try %d stores %d new bytes", try, c.New)
+		}
+		compare(t, openRepo(t, store), chunk.ID(s.Disks[0].Root), m, false)
+	}
+	// The delta is allowed again: a sound copy is there.
+	if _, err := diskBackup(t.Context(), openRepo(t, store), &deltaSource{m: m, old: m},
+		backup.DiskOptions{Size: m.Size(), Base: o.Base, Delta: true}, ro); err != nil {
+		t.Error(err)
+	}
+}
+
+// A write-only key backs up and checks the structure, and opens no data.
+func TestWriteOnly(t *testing.T) {
+	store := mem.New()
+	r := initRepo(t, store)
+	keys, err := r.Keys().ForNewWriter(seal.WriteOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(r.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	weak := slot.Secret{KeyFile: bytes.Repeat([]byte{8}, 32)}
+	data, id, err := slot.Seal(keys, raw, weak, "weak", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"a", "b"} {
+		if err := store.Put(t.Context(), "slots/"+dir+"/"+id, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := repo.Open(t.Context(), store, repo.Options{Secret: weak})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.LoadIndex(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m := disk.NewMem(6 << 20)
+	scribble(t, m, 1, 20)
+	s, err := diskBackup(t.Context(), w, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := disk.NewMem(m.Size())
+	if err := copyDisk(t.Context(), next, m); err != nil {
+		t.Fatal(err)
+	}
+	scribble(t, next, 2, 1)
+	base := chunk.ID(s.Disks[0].Root)
+	s2, err := diskBackup(t.Context(), w, &deltaSource{m: next, old: m}, backup.DiskOptions{Size: m.Size(), Base: base, Delta: true}, backup.Options{Roots: []chunk.ID{base}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rep, err := check.Run(t.Context(), w, check.Options{})
+	if err != nil || len(rep.Findings) > 0 {
+		t.Fatalf("structure: %v %v", rep, err)
+	}
+	if _, err := check.Run(t.Context(), w, check.Options{ReadData: true}); !errors.Is(err, seal.ErrNoDataKey) {
+		t.Errorf("reading data: %v", err)
+	}
+	im, err := restore.Open(t.Context(), w, chunk.ID(s2.Disks[0].Root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.Run(t.Context(), disk.NewMem(m.Size()), restore.Options{}); !errors.Is(err, seal.ErrNoDataKey) {
+		t.Errorf("restore: %v", err)
+	}
+	if _, err := w.ReadRecord(t.Context(), s, "vm"); !errors.Is(err, seal.ErrNoDataKey) {
+		t.Errorf("record: %v", err)
+	}
+	full := openRepo(t, store)
+	compare(t, full, chunk.ID(s2.Disks[0].Root), next, false)
+	mustClean(t, full)
+}
+
+// Memory does not grow with the disk: 1 TiB, sparse, and half a gigabyte that
+// is all new.
+func TestMemoryIsBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: moves hundreds of megabytes")
+	}
+	for name, src := range map[string]noise{"sparse": {size: 1 << 40, step: 900, part: 100 << 10}, "new": {size: 400 << 20}} {
+		t.Run(name, func(t *testing.T) {
+			store, err := local.Create(t.TempDir() + "/r")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := initRepo(t, store)
+			var peak uint64
+			sample := func(int64) {
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				peak = max(peak, m.HeapInuse)
+			}
+			runtime.GC()
+			s, err := diskBackup(t.Context(), r, &src, backup.DiskOptions{Size: src.size, Progress: sample}, backup.Options{Workers: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("backup: %d MiB", peak>>20)
+			if peak > 350<<20 {
+				t.Errorf("a backup takes %d MiB", peak>>20)
+			}
+			runtime.GC()
+			peak = 0
+			im, err := restore.Open(t.Context(), r, chunk.ID(s.Disks[0].Root))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			if _, err := im.Run(t.Context(), nowhere{}, restore.Options{Progress: func(int64) {
+				if n++; n%64 == 0 && n < 1<<14 || n%(1<<15) == 0 {
+					sample(0)
+				}
+			}}); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("restore: %d MiB", peak>>20)
+			if peak > 250<<20 {
+				t.Errorf("a restore takes %d MiB", peak>>20)
+			}
+		})
+	}
+}
+
+type nowhere struct{}
+
+func (nowhere) WriteAt(context.Context, []byte, int64) error { return nil }
