@@ -185,7 +185,10 @@ func (p *Pool) plugDom0(h *host, vdi *object, mode string) (*object, error) {
 		return nil, fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
 	}
 	if attached, rw := p.attachments(vdi); attached && (rw || mode == "RW") && !vdi.bool("sharable") {
-		return nil, fail("VDI_IN_USE", vdi.ref, "attach")
+		return nil, fail("VDI_IN_USE", vdi.ref)
+	}
+	if mode == "RW" && vdi.bool("read_only") {
+		return nil, fail("VDI_READONLY", vdi.ref)
 	}
 	taken := map[string]bool{}
 	if dom0 := p.db.find("VM", h.dom0); dom0 != nil {

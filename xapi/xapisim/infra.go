@@ -22,7 +22,8 @@ var vhdFeatures = []string{
 	"ATOMIC_PAUSE", "VDI_ACTIVATE", "VDI_DEACTIVATE", "THIN_PROVISIONING",
 }
 
-func without1(set []string, v string) []string {
+// except returns set without v.
+func except(set []string, v string) []string {
 	var out []string
 	for _, s := range set {
 		if s != v {
@@ -37,9 +38,9 @@ var drivers = []driver{
 	{"nfs", "NFS VHD", append([]string{"VDI_RESET_ON_BOOT/2"}, vhdFeatures...)},
 	{"smb", "SMB VHD", vhdFeatures},
 	{"file", "Local Path VHD", vhdFeatures},
-	{"lvm", "Local VHD on LVM", without1(vhdFeatures, "THIN_PROVISIONING")},
-	{"lvmoiscsi", "LVHD over iSCSI", without1(vhdFeatures, "THIN_PROVISIONING")},
-	{"lvmohba", "LVHD over FC", without1(vhdFeatures, "THIN_PROVISIONING")},
+	{"lvm", "Local VHD on LVM", except(vhdFeatures, "THIN_PROVISIONING")},
+	{"lvmoiscsi", "LVHD over iSCSI", except(vhdFeatures, "THIN_PROVISIONING")},
+	{"lvmohba", "LVHD over FC", except(vhdFeatures, "THIN_PROVISIONING")},
 	{"iso", "ISO", []string{"SR_ATTACH", "SR_DETACH", "SR_SCAN", "VDI_ATTACH", "VDI_CREATE", "VDI_DELETE", "VDI_DETACH"}},
 	{"udev", "udev", []string{"SR_ATTACH", "SR_DETACH", "SR_SCAN", "SR_UPDATE", "VDI_INTRODUCE", "VDI_ATTACH", "VDI_DETACH", "VDI_UPDATE"}},
 	{"dummy", "dummy", []string{"SR_PROBE", "VDI_ACTIVATE", "VDI_ATTACH", "VDI_CLONE", "VDI_CREATE", "VDI_DEACTIVATE", "VDI_DELETE", "VDI_DETACH"}},
@@ -236,7 +237,7 @@ func (p *Pool) infraCalls() map[string]handler {
 				return nil, err
 			}
 			if o.bool("currently_attached") {
-				return nil, fail("PBD_STILL_PLUGGED", o.ref) // not in the transcripts; declared so
+				return nil, fail("OPERATION_NOT_ALLOWED", "PBD is currently attached")
 			}
 			p.db.destroy(o)
 			return void, nil

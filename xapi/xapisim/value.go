@@ -20,10 +20,9 @@ import (
 type date string
 
 const (
-	dateForm       = "20060102T15:04:05Z"
-	epoch    date  = "19700101T00:00:00Z"
-	nullRef        = "OpaqueRef:NULL"
-	maxWire  int64 = 1<<53 - 1
+	dateForm      = "20060102T15:04:05Z"
+	epoch    date = "19700101T00:00:00Z"
+	nullRef       = "OpaqueRef:NULL"
 )
 
 func dateOf(t time.Time) date { return date(t.UTC().Format(dateForm)) }

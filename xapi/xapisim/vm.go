@@ -39,7 +39,7 @@ func (p *Pool) newVM(f map[string]any) *object {
 	return p.db.create("VM", f)
 }
 
-// vmDisk is a disk to attach to a new VM record.
+// newVBD and newVIF add a device with its metrics.
 func (p *Pool) newVBD(f map[string]any) *object {
 	f["metrics"] = p.db.create("VBD_metrics", nil).ref
 	return p.db.create("VBD", f)
@@ -116,12 +116,12 @@ func (p *Pool) vmCalls() map[string]handler {
 			if err != nil {
 				return nil, err
 			}
-			f["hardware_platform_version"], f["has_vendor_device"] = int64(2), f["has_vendor_device"]
+			f["hardware_platform_version"] = int64(2)
 			return p.newVM(f).ref, nil
 		},
 		"VM.destroy": p.vmCall("destroy", func(c *call, vm *object) (any, error) {
 			if vm.bool("is_default_template") {
-				return nil, fail("VM_CANNOT_DELETE_DEFAULT_TEMPLATE", vm.ref)
+				return nil, fail("VM_CANNOT_DELETE_DEFAULT_TEMPLATE")
 			}
 			p.destroyVM(vm)
 			return void, nil
@@ -241,7 +241,11 @@ func (p *Pool) vmCalls() map[string]handler {
 				return nil, err
 			}
 			if vbd.bool("currently_attached") {
-				return nil, fail("OPERATION_NOT_ALLOWED", fmt.Sprintf("VBD '%s' still attached to '%s'", vbd.uuid(), vbd.str("VM")))
+				vm, err := p.lookup("VM", vbd.str("VM"))
+				if err != nil {
+					return nil, err
+				}
+				return nil, fail("OPERATION_NOT_ALLOWED", fmt.Sprintf("VBD '%s' still attached to '%s'", vbd.uuid(), vm.uuid()))
 			}
 			p.destroyWith("VBD_metrics", vbd)
 			return void, nil
@@ -289,7 +293,7 @@ func (p *Pool) vmCalls() map[string]handler {
 			if err != nil {
 				return nil, err
 			}
-			if vif.bool("currently_attached") {
+			if vm := p.db.find("VM", vif.str("VM")); vm != nil && vm.str("power_state") == "Running" && vif.bool("currently_attached") {
 				return nil, fail("OPERATION_NOT_ALLOWED", "VIF currently attached to a running VM")
 			}
 			p.destroyWith("VIF_metrics", vif)
@@ -340,7 +344,10 @@ func (p *Pool) attachVBD(vbd *object) error {
 		}
 		attached, rw := p.attachments(vdi)
 		if attached && !vdi.bool("sharable") && (rw || vbd.str("mode") == "RW") {
-			return fail("VDI_IN_USE", vdi.ref, "attach")
+			return fail("VDI_IN_USE", vdi.ref)
+		}
+		if vbd.str("mode") == "RW" && vdi.bool("read_only") {
+			return fail("VDI_READONLY", vdi.ref)
 		}
 		v, err := p.volume(vdi)
 		if err != nil {
