@@ -70,12 +70,11 @@ func printable(s string) string {
 // hint is what can be done about an error; empty where that is plain.
 func hint(err error) string {
 	var untrusted *xapi.UntrustedHostError
-	var pool *xapi.Error
 	switch {
 	case errors.As(err, &untrusted):
 		return "compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then add --pool-fingerprint " + untrusted.Fingerprint
-	case errors.As(err, &pool):
-		return pool.Cure()
+	case job.CureOf(err) != "":
+		return job.CureOf(err)
 	case errors.Is(err, object.ErrNoRepository):
 		return "is the path right, and is what should be mounted there? xenkeep init makes a new repository"
 	case errors.Is(err, object.ErrExists):

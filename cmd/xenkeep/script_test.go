@@ -23,6 +23,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"xenkeep/chunkstore/object/objecttest/s3server"
 	"xenkeep/xapi/xapisim"
 )
 
@@ -32,29 +33,49 @@ func TestMain(m *testing.M) {
 
 // The stories of testdata, one a file: what users type, and what comes out.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
-		Setup: func(e *testscript.Env) error {
-			e.Setenv("XENKEEP_CACHE_DIR", filepath.Join(e.WorkDir, "cache"))
-			e.Setenv("XENKEEP_REPOSITORY", filepath.Join(e.WorkDir, "repo"))
-			// A password takes 0.2 s to try, on purpose; stories about them
-			// put this aside.
-			e.Setenv("XENKEEP_KEY_FILE", filepath.Join(e.WorkDir, "key"))
-			e.Setenv("TZ", "UTC")
-			return os.WriteFile(filepath.Join(e.WorkDir, "key"), bytes.Repeat([]byte{7}, 32), 0o600)
-		},
-		Condition: func(cond string) (bool, error) {
-			if tool, ok := strings.CutPrefix(cond, "have:"); ok {
-				_, err := exec.LookPath(tool)
-				return err == nil, nil
-			}
-			return false, fmt.Errorf("unknown condition %q", cond)
-		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"exits": cmdExits, "interrupts": cmdInterrupts, "image": cmdImage, "same": cmdSame, "flip": cmdFlip,
-			"lines": cmdLines, "field": cmdField, "pool": cmdPool, "proxy": cmdProxy, "mode": cmdMode,
-		},
+	testscript.Run(t, stories(testscript.Params{Dir: "testdata"}, func(e *testscript.Env) {
+		e.Setenv("XENKEEP_REPOSITORY", filepath.Join(e.WorkDir, "repo"))
+	}))
+}
+
+// Those that do not reach into the repository's folder, through S3.
+func TestScriptsS3(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: the same stories again")
+	}
+	s3 := s3server.Start(t)
+	files := []string{"testdata/image.txtar", "testdata/list.txtar", "testdata/pool.txtar"}
+	// The server must outlive the stories, which are parallel tests.
+	t.Run("stories", func(t *testing.T) {
+		testscript.Run(t, stories(testscript.Params{Files: files}, func(e *testscript.Env) {
+			e.Vars = append(e.Vars, s3.Environ()...)
+			e.Setenv("XENKEEP_REPOSITORY", s3.Location(filepath.Base(e.WorkDir)))
+		}))
 	})
+}
+
+func stories(p testscript.Params, where func(*testscript.Env)) testscript.Params {
+	p.Setup = func(e *testscript.Env) error {
+		where(e)
+		e.Setenv("XENKEEP_CACHE_DIR", filepath.Join(e.WorkDir, "cache"))
+		// A password takes 0.2 s to try, on purpose; stories about them put
+		// this aside.
+		e.Setenv("XENKEEP_KEY_FILE", filepath.Join(e.WorkDir, "key"))
+		e.Setenv("TZ", "UTC")
+		return os.WriteFile(filepath.Join(e.WorkDir, "key"), bytes.Repeat([]byte{7}, 32), 0o600)
+	}
+	p.Condition = func(cond string) (bool, error) {
+		if tool, ok := strings.CutPrefix(cond, "have:"); ok {
+			_, err := exec.LookPath(tool)
+			return err == nil, nil
+		}
+		return false, fmt.Errorf("unknown condition %q", cond)
+	}
+	p.Cmds = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+		"exits": cmdExits, "interrupts": cmdInterrupts, "image": cmdImage, "same": cmdSame, "flip": cmdFlip, "await": cmdAwait,
+		"lines": cmdLines, "field": cmdField, "pool": cmdPool, "proxy": cmdProxy, "mode": cmdMode,
+	}
+	return p
 }
 
 // exits CODE COMMAND...: run a command that must end with this exit code.
@@ -199,6 +220,21 @@ func cmdFlip(ts *testscript.TestScript, neg bool, args []string) {
 	most[len(most)/2] ^= 0x10
 	ts.Check(os.Chmod(name, 0o600))
 	ts.Check(os.WriteFile(name, most, 0o600))
+}
+
+// await FILE: until FILE is there.
+func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: await FILE")
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("no %s", args[0])
+		}
+	}
 }
 
 // mode FILE OCTAL: a file has these permissions.
