@@ -144,8 +144,10 @@ func (w *Writer) NewWorker() (*Worker, error) {
 	}, nil
 }
 
-// Done hands in what the worker knows of packs it leant on.
+// Done ends the worker: it hands in what it knows of packs it leant on.
 func (k *Worker) Done() {
+	k.comp.Close()
+	k.comp = nil
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
 	for id := range k.used {

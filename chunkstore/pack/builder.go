@@ -144,6 +144,7 @@ func finish(keys *seal.Keys, buf []byte, header int, salt []byte, entries []Entr
 	if err != nil {
 		return ID{}, nil, nil, err
 	}
+	defer c.Close()
 	table := encodeTable(entries)
 	encoded, enc := c.Compress(nil, table)
 	plain := append([]byte{byte(enc)}, binary.BigEndian.AppendUint32(nil, uint32(len(table)))...)

@@ -46,21 +46,40 @@ func ParseLevel(s string) (Level, error) {
 
 // A Compressor compresses one piece after another. It is not safe for
 // concurrent use.
-type Compressor struct{ enc *zstd.Encoder }
+type Compressor struct {
+	enc   *zstd.Encoder
+	level Level
+}
 
-// NewCompressor returns a Compressor of the given level.
+// levels are the encoder's names for ours.
+var levels = [...]zstd.EncoderLevel{
+	LevelDefault: zstd.SpeedDefault, LevelFastest: zstd.SpeedFastest,
+	LevelBetter: zstd.SpeedBetterCompression, LevelBest: zstd.SpeedBestCompression,
+}
+
+// spare holds closed Compressors: one takes megabytes, and the tables of
+// contents and nodes of a large disk ask for thousands.
+var spare [len(levels)]sync.Pool
+
+// NewCompressor returns a Compressor of the given level; Close ends it.
 func NewCompressor(l Level) (*Compressor, error) {
-	level := map[Level]zstd.EncoderLevel{
-		LevelDefault: zstd.SpeedDefault, LevelFastest: zstd.SpeedFastest,
-		LevelBetter: zstd.SpeedBetterCompression, LevelBest: zstd.SpeedBestCompression,
-	}[l]
+	if l < 0 || int(l) >= len(levels) {
+		return nil, fmt.Errorf("compression level %d", l)
+	}
+	if c, ok := spare[l].Get().(*Compressor); ok {
+		return c, nil
+	}
+	level := levels[l]
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
 		zstd.WithEncoderCRC(false), zstd.WithWindowSize(128<<10), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, err
 	}
-	return &Compressor{enc: enc}, nil
+	return &Compressor{enc: enc, level: l}, nil
 }
+
+// Close makes c free for another to use.
+func (c *Compressor) Close() { spare[c.level].Put(c) }
 
 // Compress returns p compressed, in dst[:0] where it has room, or p itself
 // where that is not larger.

@@ -78,6 +78,7 @@ func (k *Keys) SealObject(kind ObjectKind, head, body []byte) (data []byte, name
 	if err != nil {
 		return nil, "", err
 	}
+	defer c.Close()
 	packed, enc := c.Compress(nil, body)
 	plain := append([]byte{byte(enc)}, binary.BigEndian.AppendUint32(nil, uint32(len(body)))...)
 	plain = append(plain, packed...)
