@@ -141,28 +141,35 @@ func run(ctx context.Context, args []string) (met bool, err error) {
 		return false, err
 	}
 	defer os.RemoveAll(b.dir)
-	for _, n := range names {
-		if n == "memory" {
-			err = b.memory(ctx)
-		} else {
-			err = b.scenario(ctx, newScenario(n, images), *rounds)
-		}
-		if err != nil {
-			return false, err
-		}
-	}
+	// What was measured is told also where something failed later.
+	err = b.measure(ctx, names, images, *rounds)
 	rep.Duration, rep.Results, rep.Targets = time.Since(rep.Started).Seconds(), b.results.all, b.results.targets()
 	rep.head(os.Stdout)
 	b.results.write(os.Stdout)
 	met = writeTargets(os.Stdout, rep.Targets)
 	if *jsonFile != "" {
-		data, err := json.MarshalIndent(rep, "", "  ")
-		if err != nil {
-			return met, err
+		data, jerr := json.MarshalIndent(rep, "", "  ")
+		if jerr == nil {
+			jerr = os.WriteFile(*jsonFile, append(data, '\n'), 0o644)
 		}
-		return met, os.WriteFile(*jsonFile, append(data, '\n'), 0o644)
+		err = errors.Join(err, jerr)
 	}
-	return met, nil
+	return met, err
+}
+
+func (b *bench) measure(ctx context.Context, names []string, images map[string]workload.Image, rounds int) error {
+	for _, n := range names {
+		var err error
+		if n == "memory" {
+			err = b.memory(ctx)
+		} else {
+			err = b.scenario(ctx, newScenario(n, images), rounds)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *bench) scenario(ctx context.Context, s scenario, rounds int) error {

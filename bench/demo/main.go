@@ -37,7 +37,7 @@ func main() {
 func run(ctx context.Context, args []string) (err error) {
 	f := flag.NewFlagSet("demo", flag.ContinueOnError)
 	binary := f.String("xenkeep", "bin/xenkeep", "the xenkeep `program`")
-	real := f.Int64("files", 300, "how many `MiB` of this machine's files the first disk holds")
+	real := f.Int64("files", 200, "how many `MiB` of this machine's files the first disk holds")
 	base := f.String("dir", os.TempDir(), "`folder` below which all is kept, and removed at the end")
 	if err := f.Parse(args); err != nil {
 		return err
