@@ -22,8 +22,7 @@ const (
 	maxHead = 1024      // bytes of a request's head (xen-api ocaml/xapi/xapi_globs.ml)
 	maxBody = 300 << 10 // bytes of an RPC body (xen-api ocaml/xapi-consts/constants.ml)
 
-	headReadTimeout  = 10 * time.Second // per read of the first head
-	headTotalTimeout = 60 * time.Second
+	handshakeTimeout = 60 * time.Second
 	maxConnections   = 800
 )
 
@@ -152,6 +151,21 @@ type conn struct {
 	host *host
 	pool *Pool
 	ctx  context.Context
+	// headEnd is when the first head must have come, while it is read.
+	headEnd time.Time
+}
+
+// headReader reads from a connection, with the time limits for a first head.
+type headReader struct{ c *conn }
+
+func (h headReader) Read(b []byte) (int, error) {
+	if end := h.c.headEnd; !end.IsZero() {
+		if d := time.Now().Add(h.c.pool.cfg.HeadTimeout); d.Before(end) {
+			end = d
+		}
+		h.c.SetReadDeadline(end)
+	}
+	return h.c.Conn.Read(b)
 }
 
 // serve answers connections until the listener closes.
@@ -182,7 +196,7 @@ func (h *host) serve(p *Pool, ln net.Listener) {
 			c := &conn{Conn: nc, host: h, pool: p, ctx: ctx}
 			if h.tls != nil {
 				tc := tls.Server(nc, h.tls)
-				hs, done := context.WithTimeout(ctx, headTotalTimeout)
+				hs, done := context.WithTimeout(ctx, handshakeTimeout)
 				err := tc.HandshakeContext(hs)
 				done()
 				if err != nil {
@@ -190,7 +204,7 @@ func (h *host) serve(p *Pool, ln net.Listener) {
 				}
 				c.Conn = tc
 			}
-			c.br = bufio.NewReaderSize(c.Conn, 64<<10)
+			c.br = bufio.NewReaderSize(headReader{c}, 64<<10)
 			for first := true; c.one(first); first = false {
 			}
 			c.Conn.Close()
@@ -212,10 +226,11 @@ func (c *conn) reset() {
 
 // one serves one request and tells whether the connection goes on.
 func (c *conn) one(first bool) bool {
-	if first {
-		c.SetReadDeadline(time.Now().Add(c.pool.scaled(headReadTimeout)))
+	if first { // each read has its time, and all of them six times as much
+		c.headEnd = time.Now().Add(6 * c.pool.cfg.HeadTimeout)
 	}
 	r, err := readHead(c.br)
+	c.headEnd = time.Time{}
 	var ne net.Error
 	switch {
 	case errors.Is(err, errHeadTooLong):

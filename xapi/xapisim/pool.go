@@ -40,6 +40,9 @@ type Config struct {
 	Scale float64
 	// LoginDelay is the pause after a wrong password (2 s).
 	LoginDelay time.Duration
+	// HeadTimeout is how long a read of a connection's first request head may
+	// take, unscaled (10 s).
+	HeadTimeout time.Duration
 	// GCDelay is how long after a deletion an SR's garbage is collected (5 s).
 	GCDelay time.Duration
 	// Linger is how long dom0's VBD stays after a transfer ended (0: it is
@@ -177,6 +180,9 @@ func New(cfg Config) (_ *Pool, err error) {
 	}
 	if cfg.LoginDelay == 0 {
 		cfg.LoginDelay = 2 * time.Second
+	}
+	if cfg.HeadTimeout == 0 {
+		cfg.HeadTimeout = 10 * time.Second
 	}
 	if cfg.GCDelay == 0 {
 		cfg.GCDelay = 5 * time.Second

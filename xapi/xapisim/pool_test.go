@@ -148,7 +148,8 @@ func TestHeadLimit(t *testing.T) {
 }
 
 func TestSlowHeadTimesOut(t *testing.T) {
-	c := start(t, nil) // 10 s are 100 ms
+	c := start(t, nil)
+	c.p.cfg.HeadTimeout = 50 * time.Millisecond
 	conn := c.dial(strings.TrimPrefix(c.base, "https://"))
 	defer conn.Close()
 	fmt.Fprint(conn, "GET / HTT")
