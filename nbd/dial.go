@@ -69,6 +69,9 @@ const (
 	defaultDepth = 16
 	maxDepth     = 1024
 	defaultStall = time.Minute
+	// connectLimit is how long a host may take to accept: there may be
+	// another one to ask.
+	connectLimit = 15 * time.Second
 )
 
 // errGone is the cause when the server hung up on an option that it may only
@@ -167,7 +170,7 @@ func dialOnce(ctx context.Context, o *Options, conf *tls.Config) (*Conn, error) 
 	}
 	dial := o.Dial
 	if dial == nil {
-		dial = (&net.Dialer{Timeout: stall}).DialContext
+		dial = (&net.Dialer{Timeout: min(stall, connectLimit)}).DialContext
 	}
 	nc, err := dial(ctx, network, o.Address)
 	if err != nil {
@@ -352,6 +355,9 @@ func (h *handshake) startTLS(ctx context.Context) error {
 		var ne net.Error
 		if errors.Is(err, ErrTLS) || errors.As(err, &ne) && ne.Timeout() {
 			return err
+		}
+		if hungUp(err) {
+			return fmt.Errorf("tls handshake: %w: %v", ErrLost, err)
 		}
 		return fmt.Errorf("%w: %w", ErrTLS, err)
 	}

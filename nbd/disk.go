@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -93,8 +92,7 @@ type lane struct {
 
 	mu      sync.Mutex
 	conn    *Conn
-	host    string // of conn
-	release func()
+	at      *place    // of conn
 	resting time.Time // no connection is tried before
 }
 
@@ -183,12 +181,12 @@ func (d *Disk) Close() error {
 	d.mu.Unlock()
 	for _, l := range d.lanes {
 		l.mu.Lock()
-		c, release := l.conn, l.release
-		l.conn, l.release = nil, nil
+		c, at := l.conn, l.at
+		l.conn, l.at = nil, nil
 		l.mu.Unlock()
 		if c != nil {
 			_ = c.Close()
-			release()
+			at.release()
 		}
 	}
 	return nil
@@ -397,165 +395,25 @@ func (d *Disk) done(l *lane) {
 		return
 	}
 	l.mu.Lock()
-	host, c := l.host, l.conn
+	c, at := l.conn, l.at
 	l.mu.Unlock()
-	if c == nil || !d.opts.Limiter.wanted(host) {
+	if c == nil || !d.opts.Limiter.wanted(at.endpoint.host()) {
 		return
 	}
 	d.mu.Lock() // one at a time, so that one stays
-	var release func()
+	leave := false
 	if d.Connections() > 1 {
 		l.mu.Lock()
 		if l.conn == c && l.load.Load() == 0 {
-			release = l.release
-			l.conn, l.release = nil, nil
+			leave = true
+			l.conn, l.at = nil, nil
 			l.resting = time.Now().Add(laneRest)
 		}
 		l.mu.Unlock()
 	}
 	d.mu.Unlock()
-	if release != nil {
+	if leave {
 		_ = c.Close()
-		release()
+		at.release()
 	}
-}
-
-// connect makes l's connection, or returns it if somebody else just has. If
-// the disk needs it, connect waits for the limiter; else it is an additional
-// one, which may fail.
-func (d *Disk) connect(ctx context.Context, l *lane, need bool) (*Conn, error) {
-	select {
-	case l.turn <- struct{}{}:
-	case <-d.closed:
-		return nil, ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	defer func() { <-l.turn }()
-
-	l.mu.Lock()
-	old, release := l.conn, l.release
-	if old != nil && old.Err() == nil {
-		l.mu.Unlock()
-		return old, nil
-	}
-	l.conn, l.release = nil, nil
-	l.mu.Unlock()
-	if old != nil {
-		_ = old.Close() // waits for its end, so that the host sees it first
-		release()
-	}
-
-	c, host, release, err := d.dialAny(ctx, need)
-	if err == nil && d.info.Size >= 0 && c.Size() != d.info.Size {
-		err = fmt.Errorf("%w: %d bytes, was %d", ErrChanged, c.Size(), d.info.Size)
-		_ = c.Close()
-		release()
-	}
-	if err != nil {
-		if ctx.Err() == nil && !need {
-			l.mu.Lock()
-			l.resting = time.Now().Add(laneRest)
-			l.mu.Unlock()
-		}
-		return nil, err
-	}
-	if old != nil {
-		d.reconnects.Add(1)
-	}
-	d.mu.Lock()
-	closed := d.isClosed()
-	if !closed {
-		l.mu.Lock()
-		l.conn, l.host, l.release = c, host, release
-		l.mu.Unlock()
-	}
-	d.mu.Unlock()
-	if closed {
-		_ = c.Close()
-		release()
-		return nil, ErrClosed
-	}
-	return c, nil
-}
-
-// dialAny connects to the endpoint whose host serves this disk, and then this
-// process, least; if that fails, to the next.
-func (d *Disk) dialAny(ctx context.Context, need bool) (*Conn, string, func(), error) {
-	d.mu.Lock()
-	order := slices.Clone(d.endpoints)
-	mine := make(map[string]int)
-	for h, n := range d.onHost {
-		mine[h] = n
-	}
-	d.mu.Unlock()
-	limiter := d.opts.Limiter
-	slices.SortStableFunc(order, func(a, b Endpoint) int {
-		return cmp.Or(cmp.Compare(mine[a.host()], mine[b.host()]),
-			cmp.Compare(limiter.InUse(a.host()), limiter.InUse(b.host())))
-	})
-	var failed dialErrors
-	full := ""
-	for i := range order {
-		e := &order[i]
-		free, ok := limiter.TryAcquire(e.host())
-		if !ok {
-			if full == "" {
-				full = e.host()
-			}
-			continue
-		}
-		c, release, err := d.dial(ctx, e, free)
-		if err == nil {
-			return c, e.host(), release, nil
-		}
-		failed = append(failed, err)
-		if ctx.Err() != nil || d.isClosed() {
-			return nil, "", nil, failed
-		}
-	}
-	if full != "" && need {
-		free, err := limiter.Acquire(ctx, full)
-		if err != nil {
-			return nil, "", nil, append(failed, fmt.Errorf("wait for a connection to %s: %w", full, err))
-		}
-		for i := range order {
-			if order[i].host() == full {
-				c, release, err := d.dial(ctx, &order[i], free)
-				return c, full, release, err
-			}
-		}
-	}
-	if len(failed) == 0 {
-		return nil, "", nil, errNoLane
-	}
-	return nil, "", nil, failed
-}
-
-// dial connects to e with a place that the limiter gave, which it gives back
-// if it fails.
-func (d *Disk) dial(ctx context.Context, e *Endpoint, free func()) (*Conn, func(), error) {
-	d.mu.Lock()
-	basic := d.basic[e.Address]
-	d.mu.Unlock()
-	c, err := Dial(ctx, Options{
-		Address: e.Address, Network: e.Network, ExportName: e.ExportName,
-		TLS: e.TLS, PinnedCertPEM: e.PinnedCertPEM, ServerName: e.ServerName,
-		Basic: basic, Depth: d.opts.Depth, Stall: d.opts.Stall, Dial: d.opts.Dial,
-	})
-	if err != nil {
-		free()
-		return nil, nil, err
-	}
-	host := e.host()
-	d.mu.Lock()
-	d.basic[e.Address] = c.Info().Basic
-	d.onHost[host]++
-	d.mu.Unlock()
-	return c, func() {
-		d.mu.Lock()
-		d.onHost[host]--
-		d.mu.Unlock()
-		free()
-	}, nil
 }

@@ -1,0 +1,183 @@
+package nbd
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+)
+
+// connect makes l's connection, or returns it if somebody else just has. If
+// the disk needs it, connect waits for the limiter; else it is an additional
+// one, which may fail.
+func (d *Disk) connect(ctx context.Context, l *lane, need bool) (*Conn, error) {
+	select {
+	case l.turn <- struct{}{}:
+	case <-d.closed:
+		return nil, ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-l.turn }()
+
+	l.mu.Lock()
+	old, oldAt := l.conn, l.at
+	if old != nil && old.Err() == nil {
+		l.mu.Unlock()
+		return old, nil
+	}
+	l.conn, l.at = nil, nil
+	l.mu.Unlock()
+	if old != nil {
+		_ = old.Close() // waits for its end, so that the host sees it first
+		oldAt.release()
+	}
+
+	c, at, err := d.dialAny(ctx, need)
+	if err == nil && d.info.Size >= 0 && c.Size() != d.info.Size {
+		err = fmt.Errorf("%w: %d bytes, was %d", ErrChanged, c.Size(), d.info.Size)
+		_ = c.Close()
+		at.release()
+	}
+	if err != nil {
+		if ctx.Err() == nil && !need {
+			l.mu.Lock()
+			l.resting = time.Now().Add(laneRest)
+			l.mu.Unlock()
+		}
+		return nil, err
+	}
+	if old != nil {
+		d.reconnects.Add(1)
+	}
+	d.mu.Lock()
+	closed := d.isClosed()
+	if !closed {
+		l.mu.Lock()
+		l.conn, l.at = c, at
+		l.mu.Unlock()
+	}
+	d.mu.Unlock()
+	if closed {
+		_ = c.Close()
+		at.release()
+		return nil, ErrClosed
+	}
+	return c, nil
+}
+
+// place is a connection's place at a host, taken before it is made, so that
+// connections made at the same moment see each other.
+type place struct {
+	endpoint Endpoint
+	release  func()
+}
+
+// nextPlace takes a place at the endpoint, among those not in tried, whose
+// host serves this disk, and then this process, least. Hosts that are full are
+// passed over and noted in full. It returns nil if there is none left.
+func (d *Disk) nextPlace(tried map[int]bool, full *[]Endpoint) *place {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for {
+		best := -1
+		for i := range d.endpoints {
+			if tried[i] {
+				continue
+			}
+			if best < 0 || d.lessBusy(&d.endpoints[i], &d.endpoints[best]) {
+				best = i
+			}
+		}
+		if best < 0 {
+			return nil
+		}
+		tried[best] = true
+		e := d.endpoints[best]
+		free, ok := d.opts.Limiter.TryAcquire(e.host())
+		if ok {
+			return d.take(e, free)
+		}
+		*full = append(*full, e)
+	}
+}
+
+func (d *Disk) lessBusy(a, b *Endpoint) bool {
+	x, y := a.host(), b.host()
+	return cmp.Or(cmp.Compare(d.onHost[x], d.onHost[y]),
+		cmp.Compare(d.opts.Limiter.InUse(x), d.opts.Limiter.InUse(y))) < 0
+}
+
+// take counts a place that the limiter gave; d.mu is held.
+func (d *Disk) take(e Endpoint, free func()) *place {
+	host := e.host()
+	d.onHost[host]++
+	return &place{endpoint: e, release: func() {
+		d.mu.Lock()
+		d.onHost[host]--
+		d.mu.Unlock()
+		free()
+	}}
+}
+
+// dialAny connects to one endpoint after the other until one lets it. If the
+// disk needs the connection, it waits for a host that is full.
+func (d *Disk) dialAny(ctx context.Context, need bool) (*Conn, *place, error) {
+	var failed dialErrors
+	var full []Endpoint
+	tried := make(map[int]bool)
+	for {
+		at := d.nextPlace(tried, &full)
+		if at == nil {
+			break
+		}
+		c, err := d.dial(ctx, at)
+		if err == nil {
+			return c, at, nil
+		}
+		failed = append(failed, err)
+		if ctx.Err() != nil || d.isClosed() {
+			return nil, nil, failed
+		}
+	}
+	if len(full) > 0 && need {
+		e := full[0]
+		free, err := d.opts.Limiter.Acquire(ctx, e.host())
+		if err != nil {
+			return nil, nil, append(failed, fmt.Errorf("wait for a connection to %s: %w", e.host(), err))
+		}
+		d.mu.Lock()
+		at := d.take(e, free)
+		d.mu.Unlock()
+		c, err := d.dial(ctx, at)
+		if err == nil {
+			return c, at, nil
+		}
+		failed = append(failed, err)
+	}
+	if len(failed) == 0 {
+		return nil, nil, errNoLane
+	}
+	return nil, nil, failed
+}
+
+// dial connects from a place, which it gives back if it fails.
+func (d *Disk) dial(ctx context.Context, at *place) (*Conn, error) {
+	e := &at.endpoint
+	d.mu.Lock()
+	basic := d.basic[e.Address]
+	d.mu.Unlock()
+	c, err := Dial(ctx, Options{
+		Address: e.Address, Network: e.Network, ExportName: e.ExportName,
+		TLS: e.TLS, PinnedCertPEM: e.PinnedCertPEM, ServerName: e.ServerName,
+		Basic: basic, Depth: d.opts.Depth, Stall: d.opts.Stall, Dial: d.opts.Dial,
+	})
+	if err != nil {
+		at.release()
+		return nil, err
+	}
+	d.mu.Lock()
+	d.basic[e.Address] = c.Info().Basic
+	d.mu.Unlock()
+	return c, nil
+}
