@@ -36,6 +36,9 @@ type Conn struct {
 	err     error // why the connection is over; stays
 }
 
+// receiveBuffer is small: it batches headers, while payloads pass it by.
+const receiveBuffer = 4096
+
 type callState uint8
 
 const (
@@ -82,8 +85,7 @@ func newConn(nc net.Conn, info Info, depth int, stall time.Duration) *Conn {
 		c.free <- &c.calls[i]
 	}
 	r := &receiver{c: c}
-	// Small: it batches headers, while payloads pass it by.
-	r.in = bufio.NewReaderSize(countingReader{nc, &c.received}, 4096)
+	r.in = bufio.NewReaderSize(countingReader{nc, &c.received}, receiveBuffer)
 	go r.run()
 	go c.watch()
 	return c
