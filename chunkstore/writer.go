@@ -195,7 +195,7 @@ func (w *Writer) reserve(kind chunk.Kind, id chunk.ID, e seal.Encoding, plain, n
 	defer o.mu.Unlock()
 	for {
 		if o.filling == nil {
-			f, err := w.begin(pk)
+			f, err := w.begin(pk, n)
 			if err != nil {
 				return nil, pack.Slot{}, err
 			}
@@ -207,7 +207,7 @@ func (w *Writer) reserve(kind chunk.Kind, id chunk.ID, e seal.Encoding, plain, n
 			o.blobs.Add(1)
 			return o.filling, slot, nil
 		}
-		if o.b.Count() == 0 {
+		if n > pack.TargetSize {
 			return nil, pack.Slot{}, fmt.Errorf("%v of %d bytes does not fit a pack", kind, n)
 		}
 		w.send(o.filling)
@@ -215,25 +215,31 @@ func (w *Writer) reserve(kind chunk.Kind, id chunk.ID, e seal.Encoding, plain, n
 	}
 }
 
-// begin waits for a buffer and begins a pack in it.
-func (w *Writer) begin(k pack.Kind) (*filling, error) {
+// begin waits for a buffer and begins a pack in it that takes a blob of n
+// encoded bytes at least.
+func (w *Writer) begin(k pack.Kind, n int) (*filling, error) {
 	var buf []byte
 	select {
 	case buf = <-w.buffers:
 	case <-w.stopped:
 		return nil, w.failure()
 	}
-	if buf == nil {
-		buf = make([]byte, 0, pack.TargetSize+packRoom)
+	w.mu.Lock()
+	target := int(min(max(w.stats.Stored/packFraction, minPack), pack.TargetSize))
+	w.mu.Unlock()
+	// A buffer grows with the packs, by doubling: small runs need little.
+	if need := max(target, min(n, pack.TargetSize)); cap(buf) < need+packRoom {
+		size := minPack
+		for size < need {
+			size *= 2
+		}
+		buf = make([]byte, 0, min(size, pack.TargetSize)+packRoom)
 	}
 	b, err := pack.NewBuilder(w.s.keys, k, buf)
 	if err != nil {
 		return nil, err
 	}
-	w.mu.Lock()
-	target := min(max(w.stats.Stored/packFraction, minPack), pack.TargetSize)
-	w.mu.Unlock()
-	return &filling{b: b, buf: buf, targets: int(target)}, nil
+	return &filling{b: b, buf: buf, targets: target}, nil
 }
 
 // send puts a pack on its way, in a goroutine of its own; how many there are
