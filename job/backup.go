@@ -199,6 +199,7 @@ type vmBackup struct {
 	plan *vmPlan
 	run  *backup.Run
 
+	asked  bool                  // for the VM snapshot, whatever came of it
 	record xapi.Ref              // the VM snapshot
 	snaps  map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
 	snap   *repo.Snapshot
@@ -237,8 +238,8 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 		ignore = append(ignore, d.vbd.VDI)
 	}
 	var err error
-	v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.vm.Ref, "xenkeep "+v.run.ID()[:8], ignore...)
-	if err != nil {
+	v.asked = true
+	if v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.vm.Ref, v.label(), ignore...); err != nil {
 		return err
 	}
 	m := marks(v.b.r.ID(), v.run.ID(), &v.b.o.Common, roleSnapshot)
@@ -259,7 +260,7 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 	}
 	v.snap = &repo.Snapshot{
 		Origin: "pool", Kind: "regular", Tags: v.b.o.Tags,
-		Pool: repo.Named{UUID: v.b.pool.PoolUUID()}, VM: repo.Named{UUID: v.plan.vm.UUID, Name: v.plan.vm.NameLabel},
+		Pool: repo.Named{UUID: v.b.pool.PoolUUID(), Name: v.plan.pool}, VM: repo.Named{UUID: v.plan.vm.UUID, Name: v.plan.vm.NameLabel},
 		Data: rec.SnapshotTime.Time, Generation: v.plan.vm.GenerationID, Missing: v.plan.gaps(),
 	}
 	return nil
@@ -436,25 +437,59 @@ func (v *vmBackup) settle(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// label names the VM snapshot, so that it is found even where the pool's answer
+// was lost.
+func (v *vmBackup) label() string { return "xenkeep " + v.run.ID()[:16] }
+
 // undo takes away all that an unpublished backup made on the pool.
 func (v *vmBackup) undo(ctx context.Context) {
-	if v.record.IsNull() {
+	if !v.asked {
 		return
+	}
+	if err := v.undoSnapshot(ctx); err != nil {
+		v.b.warn("VM %s: the VM snapshot %q stays behind on the pool: %v", v.plan.vm.NameLabel, v.label(), err)
+	}
+	v.asked = false
+}
+
+func (v *vmBackup) undoSnapshot(ctx context.Context) error {
+	if v.record.IsNull() {
+		var err error
+		if v.record, err = v.lostSnapshot(ctx); err != nil || v.record.IsNull() {
+			return err
+		}
 	}
 	snaps := v.snaps
 	if snaps == nil {
 		var err error
-		if snaps, err = v.diskSnapshots(ctx); err != nil && !xapi.IsCode(err, xapi.HandleInvalid) {
-			v.b.warn("VM %s: the VM snapshot %s stays behind: %v", v.plan.vm.NameLabel, v.record, err)
-			return
+		if snaps, err = v.diskSnapshots(ctx); err != nil {
+			return err
 		}
 	}
 	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
 	for _, s := range snaps {
 		errs = append(errs, v.b.pool.DestroyVDI(ctx, s.Ref))
 	}
-	if err := errors.Join(errs...); err != nil {
-		v.b.warn("VM %s: snapshots stay behind on the pool: %v", v.plan.vm.NameLabel, err)
+	return errors.Join(errs...)
+}
+
+// lostSnapshot finds the VM snapshot by its name; null where there is none.
+func (v *vmBackup) lostSnapshot(ctx context.Context) (xapi.Ref, error) {
+	vm, err := v.b.pool.VM(ctx, v.plan.vm.Ref)
+	if err != nil {
+		return xapi.NullRef, err
 	}
-	v.record = xapi.NullRef
+	for _, ref := range vm.Snapshots {
+		s, err := v.b.pool.VM(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return xapi.NullRef, err
+		}
+		if s.NameLabel == v.label() {
+			return ref, nil
+		}
+	}
+	return xapi.NullRef, nil
 }

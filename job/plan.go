@@ -16,6 +16,7 @@ import (
 // vmPlan is what is known of a VM before anything is done to it.
 type vmPlan struct {
 	vm    xapi.VM
+	pool  string      // its name
 	disks []*diskPlan // those to be saved, by userdevice
 	left  []*diskPlan // those left out, with their reason
 	info  vmInfo
@@ -124,7 +125,7 @@ func (p *vmPlan) readRest(ctx context.Context, pool *xapi.Client) error {
 	if err != nil {
 		return err
 	}
-	p.info.Pool = rawRecord(rec.Raw)
+	p.pool, p.info.Pool = rec.NameLabel, rawRecord(rec.Raw)
 	for _, ref := range p.vm.VIFs {
 		vif, err := pool.VIF(ctx, ref)
 		if err != nil {
