@@ -24,6 +24,10 @@ const (
 	// maxSpan is the most that one request reads, in bytes. A Fetch holds
 	// this much for each of its readers.
 	maxSpan = 4 << 20
+	// minSpan is what one request may read in any case: less is not worth its
+	// round trip. Between the two, spans are so small that all readers have
+	// work to the end.
+	minSpan = 1 << 20
 )
 
 // Fetch reads the blobs named by ids, all of one kind, and calls fn for each
@@ -126,6 +130,11 @@ func (s *Store) plan(ctx context.Context, k chunk.Kind, ids []chunk.ID) ([]span,
 		}
 		return cmp.Compare(a.at.Offset, b.at.Offset)
 	})
+	total := 0
+	for _, w := range found {
+		total += int(w.at.Length)
+	}
+	limit := int64(min(max(total/(4*runtime.GOMAXPROCS(0)), minSpan), maxSpan))
 	var spans []span
 	for start := 0; start < len(found); {
 		first := found[start].at
@@ -134,7 +143,7 @@ func (s *Store) plan(ctx context.Context, k chunk.Kind, ids []chunk.ID) ([]span,
 		for ; end < len(found); end++ {
 			w := found[end].at
 			stop := max(sp.offset+sp.length, int64(w.Offset)+int64(w.Length))
-			if w.Pack != first.Pack || int64(w.Offset) > sp.offset+sp.length+maxGap || stop-sp.offset > maxSpan {
+			if w.Pack != first.Pack || int64(w.Offset) > sp.offset+sp.length+maxGap || stop-sp.offset > limit {
 				break
 			}
 			sp.length = stop - sp.offset

@@ -101,7 +101,12 @@ var decoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 		zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
 })
 
-// Decompress appends the n plain bytes that body stands for to dst[:0].
+// slack is what the output's buffer has beyond the content: with it the decoder
+// copies whole words, and takes its fast path.
+const slack = 64
+
+// Decompress gives the n plain bytes that body stands for, in dst[:0] where it
+// has room for a little more than these.
 func Decompress(dst, body []byte, e Encoding, n int) ([]byte, error) {
 	switch e {
 	case Plain:
@@ -110,14 +115,14 @@ func Decompress(dst, body []byte, e Encoding, n int) ([]byte, error) {
 		}
 		return append(dst[:0], body...), nil
 	case Zstd:
-		if cap(dst) < n {
-			dst = make([]byte, 0, n)
+		if cap(dst) < n+slack {
+			dst = make([]byte, 0, n+slack)
 		}
 		dec, err := decoder()
 		if err != nil {
 			return nil, err
 		}
-		out, err := dec.DecodeAll(body, dst[:0:n])
+		out, err := dec.DecodeAll(body, dst[:0:n+slack])
 		if err != nil {
 			return nil, fmt.Errorf("decompress: %v: %w", err, ErrCorrupt)
 		}
