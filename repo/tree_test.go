@@ -2,6 +2,8 @@ package repo
 
 import (
 	"bytes"
+	"encoding/hex"
+	"strings"
 	"testing"
 
 	"xenkeep/chunkstore/chunk"
@@ -37,4 +39,30 @@ func FuzzRoot(f *testing.F) {
 			t.Fatal("what decodes does not encode to the same bytes")
 		}
 	})
+}
+
+// What lists, nodes and roots look like is pinned: it is the format.
+func TestTreeVectors(t *testing.T) {
+	id := func(b byte) (id chunk.ID) {
+		for i := range id {
+			id[i] = b
+		}
+		return id
+	}
+	eleven := strings.Repeat("11", 32)
+	twos := strings.Repeat("22", 32)
+	node := NodeIDs{0: id(0x11), 9: id(0x22)}
+	for name, c := range map[string]struct {
+		got  []byte
+		want string
+	}{
+		"list": {AppendList(nil, []Piece{{Length: 4096}, {ID: id(0x11), Offset: 4096, Length: 300}, {Offset: 4396, Length: 1}}), "8040" + "d904" + eleven + "02"},
+		"node": {AppendNode(nil, &node), "0102" + strings.Repeat("00", 62) + eleven + twos},
+		"root": {AppendRoot(nil, &RootNode{Size: 3<<30 + 1, Nodes: []chunk.ID{{}, id(0x22), {}, id(0x11)}}), "01" + "00000000c0000001" + "0a" + twos + eleven},
+		"none": {AppendRoot(nil, &RootNode{}), "01" + "0000000000000000"},
+	} {
+		if got := hex.EncodeToString(c.got); got != c.want {
+			t.Errorf("%s is %s, want %s", name, got, c.want)
+		}
+	}
 }
