@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -285,7 +286,14 @@ func (d *Disk) retry(ctx context.Context, f func() error) error {
 // dialErrors is what became of every endpoint tried.
 type dialErrors []error
 
-func (e dialErrors) Error() string   { return errors.Join(e...).Error() }
+func (e dialErrors) Error() string {
+	var all []string
+	for _, err := range e {
+		all = append(all, err.Error())
+	}
+	return strings.Join(all, "; ")
+}
+
 func (e dialErrors) Unwrap() []error { return e }
 
 // passing tells whether another attempt may help.
