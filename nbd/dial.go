@@ -176,6 +176,9 @@ func dialOnce(ctx context.Context, o *Options, conf *tls.Config) (*Conn, error) 
 	if err != nil {
 		return nil, err
 	}
+	// The socket's buffers are left as they are: setting their size would turn
+	// off the kernel's own tuning, which goes further than the limit for a
+	// fixed one on most systems.
 	_ = nc.SetDeadline(time.Now().Add(stall))
 	// Cancelling must end a handshake that waits for the server.
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
