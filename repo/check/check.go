@@ -21,6 +21,8 @@ import (
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Options tell how deep a check goes.
@@ -227,23 +229,28 @@ func (c *checker) stored(ctx context.Context) error {
 	kinds := map[string]seal.ObjectKind{
 		"snapshots": seal.KindSnapshot, "references": seal.KindReference, "retired": seal.KindRetired, "index": seal.KindIndex,
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, c.r.Objects().Traits().Parallel))
 	for _, name := range names {
-		data, err := c.r.Objects().Get(ctx, name, 0, -1)
-		if err == nil && !strings.HasSuffix(name, seal.Name(data)) {
-			err = fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
-		}
-		if err == nil {
-			_, err = c.r.Keys().OpenObject(kinds[name[:strings.IndexByte(name, '/')]], data)
-		}
-		switch {
-		case err == nil || known[name] || errors.Is(err, object.ErrNotFound): // gone meanwhile
-		case ctx.Err() != nil || object.Retriable(err):
-			return err
-		default:
-			c.add(name, "", err, cureOf(name))
-		}
+		g.Go(func() error {
+			data, err := c.r.Objects().Get(ctx, name, 0, -1)
+			if err == nil && !strings.HasSuffix(name, seal.Name(data)) {
+				err = fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+			}
+			if err == nil {
+				_, err = c.r.Keys().OpenObject(kinds[name[:strings.IndexByte(name, '/')]], data)
+			}
+			switch {
+			case err == nil || known[name] || errors.Is(err, object.ErrNotFound): // gone meanwhile
+			case ctx.Err() != nil || object.Retriable(err):
+				return err
+			default:
+				c.add(name, "", err, cureOf(name))
+			}
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // small opens claims, notes, damage and condemned lists.
