@@ -25,6 +25,8 @@ type simOptions struct {
 	raw     bool
 	running bool
 	hosts   int
+	cbt     bool
+	nbd     string
 }
 
 // newSimCommand serves a simulated pool, for trying things out and for tests.
@@ -38,7 +40,8 @@ func newSimCommand() *cobra.Command {
 Each VM has disks that begin as raw or VHD files, which are never written; what
 guests and restores write goes to the state folder, for as long as the pool runs.
 One line of JSON on stdout tells URL, user, password, certificate fingerprint,
-VMs and SRs as soon as the pool answers.`,
+VMs, SRs and NBD
+addresses as soon as the pool answers.`,
 		Example: `  xenkeep sim --state /tmp/pool --vm web=root.img,data.vhd
   xenkeep sim write --url https://127.0.0.1:4443 --vdi UUID --image day2.img`,
 		Args: cobra.NoArgs,
@@ -53,6 +56,8 @@ VMs and SRs as soon as the pool answers.`,
 	f.BoolVar(&o.raw, "raw", false, "make the VMs' disks without VHD")
 	f.BoolVar(&o.running, "running", true, "start the VMs")
 	f.IntVar(&o.hosts, "hosts", 2, "how many `hosts` the pool has, the master included")
+	f.BoolVar(&o.cbt, "cbt", false, "enable changed-block tracking on the VMs' disks")
+	f.StringVar(&o.nbd, "nbd", "off", "how the hosts serve disks over NBD: tls, plain or off (`mode`)")
 	cmd.AddCommand(newSimWriteCommand())
 	return cmd
 }
@@ -76,7 +81,7 @@ func runSim(cmd *cobra.Command, o simOptions) error {
 // config gives the VMs the first SR of the wanted type, making one if there is
 // none.
 func (o simOptions) config() (xapisim.Config, error) {
-	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, SRs: xapisim.DefaultSRs()}
+	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, CBT: o.cbt, NBD: xapisim.NBDMode(o.nbd), SRs: xapisim.DefaultSRs()}
 	if o.hosts < 1 {
 		return cfg, fmt.Errorf("--hosts %d: a pool has at least one", o.hosts)
 	}

@@ -70,7 +70,7 @@ func TestSim(t *testing.T) {
 	for _, tls := range []bool{true, false} {
 		args := []string{"--state", filepath.Join(dir, "state"), "--vm", "web=" + day1 + "," + day2, "--vm", "db=" + day2, "--sr-type", "lvmohba"}
 		if !tls {
-			args = append(args, "--no-tls", "--running=false", "--hosts", "1")
+			args = append(args, "--no-tls", "--running=false", "--hosts", "1", "--cbt", "--nbd", "plain")
 		}
 		ready := startSim(t, args...)
 		if strings.HasPrefix(ready.URL, "https://") != tls || ready.User == "" || ready.Password == "" || tls && ready.Fingerprint == "" {
@@ -78,6 +78,9 @@ func TestSim(t *testing.T) {
 		}
 		if len(ready.VMs) != 2 || ready.VMs[0].Name != "web" || len(ready.VMs[0].Disks) != 2 || ready.VMs[1].Disks[0].Size != 4<<20 || ready.VMs[0].Disks[0].Device != "xvda" {
 			t.Fatalf("VMs %+v", ready.VMs)
+		}
+		if want := map[bool]int{true: 0, false: 1}[tls]; len(ready.NBD) != want || want > 0 && ready.NBD[0].Port == 0 {
+			t.Errorf("NBD %+v", ready.NBD)
 		}
 		types := map[string]bool{}
 		for _, s := range ready.SRs {
@@ -114,6 +117,7 @@ func TestSimUsage(t *testing.T) {
 		{"--sr-type", "floppy"},
 		{"--hosts", "0"},
 		{"--listen", "nowhere"},
+		{"--nbd", "maybe"},
 		{"surplus"},
 	} {
 		cmd := newSimCommand()

@@ -1,6 +1,7 @@
 package xapisim
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -14,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,16 +23,24 @@ import (
 type host struct {
 	ref         string
 	dom0        string // reference of its control domain
+	name        string
 	address     string
 	master      bool
 	ln          net.Listener
+	nbd         net.Listener
+	nbdConns    atomic.Int64
 	tls         *tls.Config
+	secure      bool   // whether the HTTP side speaks TLS
 	cert        []byte // DER
 	fingerprint string
+
+	// life ends when the host crashes or xapi restarts. Guarded by Pool.mu.
+	life context.Context
+	kill context.CancelFunc
 }
 
 // makeCertificate makes the host's self-signed certificate.
-func (h *host) makeCertificate(serve bool) error {
+func (h *host) makeCertificate() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -47,6 +57,7 @@ func (h *host) makeCertificate(serve bool) error {
 		KeyUsage:     x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		IPAddresses:  []net.IP{net.ParseIP(h.address)},
+		DNSNames:     []string{h.name},
 		IsCA:         true, BasicConstraintsValid: true,
 	}
 	if h.cert, err = x509.CreateCertificate(rand.Reader, tpl, tpl, &key.PublicKey, key); err != nil {
@@ -54,13 +65,11 @@ func (h *host) makeCertificate(serve bool) error {
 	}
 	sum := sha256.Sum256(h.cert)
 	h.fingerprint = hex.EncodeToString(sum[:])
-	if serve {
-		h.tls = &tls.Config{
-			Certificates: []tls.Certificate{{Certificate: [][]byte{h.cert}, PrivateKey: key}},
-			MinVersion:   tls.VersionTLS12,
-			// Streams are long: no need to start with small records.
-			DynamicRecordSizingDisabled: true,
-		}
+	h.tls = &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{h.cert}, PrivateKey: key}},
+		MinVersion:   tls.VersionTLS12,
+		// Streams are long: no need to start with small records.
+		DynamicRecordSizingDisabled: true,
 	}
 	return nil
 }
@@ -84,9 +93,9 @@ var softwareVersion = map[string]any{
 	"linux": "4.19.0+1", "network_backend": "openvswitch", "db_schema": "5.909",
 }
 
-// addHost adds the records of host i.
-func (p *Pool) addHost(i int, h *host, mgmt *object) {
-	name := fmt.Sprintf("host%d", i+1)
+// addHost adds the records of a host.
+func (p *Pool) addHost(h *host, mgmt *object) {
+	name := h.name
 	metrics := p.db.create("host_metrics", map[string]any{
 		"memory_total": int64(64 << 30), "memory_free": int64(48 << 30), "live": true, "last_updated": dateOf(time.Now()),
 	})

@@ -187,14 +187,14 @@ func (h *host) serve(p *Pool, ln net.Listener) {
 			defer p.work.Done()
 			defer func() { <-slots }()
 			p.mu.Lock()
-			ctx, cancel := context.WithCancel(p.boot)
+			ctx, cancel := context.WithCancel(h.life)
 			p.mu.Unlock()
 			defer cancel()
 			stop := context.AfterFunc(ctx, func() { nc.Close() })
 			defer stop()
 			defer nc.Close()
 			c := &conn{Conn: nc, host: h, pool: p, ctx: ctx}
-			if h.tls != nil {
+			if h.secure {
 				tc := tls.Server(nc, h.tls)
 				hs, done := context.WithTimeout(ctx, handshakeTimeout)
 				err := tc.HandshakeContext(hs)

@@ -54,6 +54,12 @@ type Config struct {
 	Unlicensed bool
 	// NBDHybrid makes full exports as hosts with NBD attachments do.
 	NBDHybrid bool
+	// NBD is how the hosts serve disks over NBD, and NBDModern whether they
+	// know GO and structured replies, as newer releases may.
+	NBD       NBDMode
+	NBDModern bool
+	// CBT enables changed-block tracking on the disks of all VMs.
+	CBT bool
 	// RedirectPort puts the port into redirects, for clients that would go to
 	// port 443 otherwise, as they should with a real pool.
 	RedirectPort bool
@@ -105,9 +111,7 @@ type Pool struct {
 	ready    Ready
 	licensed bool
 
-	mu      sync.Mutex      // guards all below
-	boot    context.Context // ends at a restart
-	crash   context.CancelFunc
+	mu      sync.Mutex // guards all below
 	db      *database
 	calls   map[string]handler
 	stores  map[string]*storage // by SR reference
@@ -127,6 +131,8 @@ type Ready struct {
 	Fingerprint string    `json:"fingerprint"`
 	VMs         []ReadyVM `json:"vms"`
 	SRs         []ReadySR `json:"srs"`
+	// NBD is where the hosts serve disks; empty when that is off.
+	NBD []ReadyNBD `json:"nbd"`
 }
 
 // ReadyVM is a VM of the configuration.
@@ -207,9 +213,8 @@ func New(cfg Config) (_ *Pool, err error) {
 		return nil, err
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
-	p.boot, p.crash = context.WithCancel(p.ctx)
 	for _, group := range []map[string]handler{
-		p.sessionCalls(), p.taskCalls(), p.eventCalls(), p.vmCalls(), p.vdiCalls(), p.vmssCalls(), p.infraCalls(),
+		p.sessionCalls(), p.taskCalls(), p.eventCalls(), p.vmCalls(), p.vdiCalls(), p.vmssCalls(), p.infraCalls(), p.purposeCalls(),
 	} {
 		for k, h := range group {
 			p.calls[k] = h
@@ -227,10 +232,14 @@ func New(cfg Config) (_ *Pool, err error) {
 		return nil, err
 	}
 	for _, h := range p.hosts {
-		p.work.Add(1)
+		p.work.Add(2)
 		go func() {
 			defer p.work.Done()
 			h.serve(p, h.ln)
+		}()
+		go func() {
+			defer p.work.Done()
+			h.serveNBD(p)
 		}()
 	}
 	p.work.Add(1)
@@ -256,9 +265,7 @@ func (p *Pool) listen() error {
 		if err == nil {
 			return nil
 		}
-		for _, h := range p.hosts {
-			h.ln.Close()
-		}
+		p.closeListeners()
 		p.hosts = nil
 		if port != "0" || try == 20 {
 			return err
@@ -275,14 +282,27 @@ func (p *Pool) listenOn(ip net.IP, port string) error {
 			return err
 		}
 		_, port, _ = net.SplitHostPort(ln.Addr().String())
-		h := &host{address: addr.String(), master: i == 0, ln: ln}
+		h := &host{name: fmt.Sprintf("host%d", i+1), address: addr.String(), master: i == 0, secure: !p.cfg.NoTLS, ln: ln}
 		p.hosts = append(p.hosts, h)
-		if err := h.makeCertificate(!p.cfg.NoTLS); err != nil {
+		if h.nbd, err = net.Listen("tcp", net.JoinHostPort(h.address, "0")); err != nil {
 			return err
 		}
+		if err := h.makeCertificate(); err != nil {
+			return err
+		}
+		h.life, h.kill = context.WithCancel(p.ctx)
 	}
 	p.port = port
 	return nil
+}
+
+func (p *Pool) closeListeners() {
+	for _, h := range p.hosts {
+		h.ln.Close()
+		if h.nbd != nil {
+			h.nbd.Close()
+		}
+	}
 }
 
 // scaled applies Config.Scale.
@@ -326,9 +346,7 @@ func (p *Pool) Close() error {
 	p.mu.Lock()
 	p.stop()
 	p.mu.Unlock()
-	for _, h := range p.hosts {
-		h.ln.Close()
-	}
+	p.closeListeners()
 	p.work.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -350,8 +368,10 @@ func (p *Pool) Close() error {
 func (p *Pool) Restart() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.crash()
-	p.boot, p.crash = context.WithCancel(p.ctx)
+	for _, h := range p.hosts {
+		h.kill()
+		h.life, h.kill = context.WithCancel(p.ctx)
+	}
 	for _, cls := range []string{"session", "task"} {
 		for _, o := range p.db.all(cls) {
 			p.db.destroy(o)
@@ -422,6 +442,11 @@ func (p *Pool) sync(vdiUUID string) {
 func (p *Pool) furnish() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	purpose, err := p.cfg.NBD.purpose()
+	if err != nil {
+		return err
+	}
+	p.ready.NBD = []ReadyNBD{}
 	p.addDrivers()
 	mgmt := p.db.create("network", map[string]any{
 		"name_label": "Pool-wide network associated with eth0", "bridge": "xenbr0", "MTU": int64(1500), "managed": true,
@@ -430,8 +455,11 @@ func (p *Pool) furnish() error {
 		"name_label": "Host internal management network", "bridge": "xenapi", "MTU": int64(1500), "managed": true,
 		"other_config": map[string]any{"is_guest_installer_network": "true", "is_host_internal_management_network": "true"},
 	})
-	for i, h := range p.hosts {
-		p.addHost(i, h, mgmt)
+	for _, h := range p.hosts {
+		p.addHost(h, mgmt)
+		if purpose != "" {
+			p.ready.NBD = append(p.ready.NBD, ReadyNBD{h.address, h.nbdPort()})
+		}
 	}
 	p.db.create("pool", map[string]any{
 		"master": p.hosts[0].ref, "default_SR": nullRef,
@@ -439,6 +467,9 @@ func (p *Pool) furnish() error {
 	})
 	p.db.create("secret", map[string]any{"value": newUUID()})
 	p.db.create("user", map[string]any{"short_name": p.cfg.User, "fullname": "superuser"})
+	if purpose != "" {
+		p.db.put(mgmt, "purpose", strs(purpose))
+	}
 	for i, s := range p.cfg.SRs {
 		if err := p.addConfiguredSR(i, s); err != nil {
 			return err
@@ -514,6 +545,11 @@ func (p *Pool) addConfiguredVM(v VMConfig, net *object) error {
 			"name_description": filepath.Base(path), "SR": srObj.ref, "type": "user", "virtual_size": vol.Size(), "sm_config": sm,
 			"snapshot_time": epoch,
 		})
+		if p.cfg.CBT {
+			if err := vol.EnableCBT(); err != nil {
+				return err
+			}
+		}
 		p.syncVDI(vdi)
 		pos := i
 		if i >= 3 { // 3 is the CD drive's

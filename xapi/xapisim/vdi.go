@@ -481,16 +481,7 @@ func (p *Pool) vdiCalls() map[string]handler {
 		"VDI.disable_cbt":         on("disable_cbt", p.disableCBT),
 		"VDI.data_destroy":        p.dataDestroy,
 		"VDI.list_changed_blocks": p.listChangedBlocks,
-		"VDI.get_nbd_info": func(c *call) (any, error) {
-			vdi, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if vdi.str("type") == "cbt_metadata" {
-				return nil, fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
-			}
-			return []any{}, nil // no network of the pool has a purpose for NBD
-		},
+		"VDI.get_nbd_info":        p.nbdInfo,
 	}
 }
 
