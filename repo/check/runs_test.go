@@ -100,7 +100,7 @@ func TestInterrupted(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: moves hundreds of megabytes")
 	}
-	size := int64(400 << 20)
+	size := int64(300 << 20)
 	if s, err := strconv.ParseInt(os.Getenv("XENKEEP_TEST_INTERRUPTED_MB"), 10, 64); err == nil {
 		size = s << 20
 	}
@@ -521,7 +521,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: moves hundreds of megabytes")
 	}
-	for name, src := range map[string]noise{"sparse": {size: 1 << 40, step: 900, part: 100 << 10}, "new": {size: 400 << 20}} {
+	for name, src := range map[string]noise{"sparse": {size: 1 << 40, step: 900, part: 100 << 10}, "new": {size: 256 << 20}} {
 		t.Run(name, func(t *testing.T) {
 			store, err := local.Create(t.TempDir() + "/r")
 			if err != nil {
