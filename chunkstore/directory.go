@@ -14,34 +14,35 @@ import (
 // of contents of a full data pack usually fits.
 const tailGuess = 96 << 10
 
-// What directories may hold: entries, of 80 bytes each, and packs in any case.
+// What directories may hold: pieces, of about 50 bytes each with their share of
+// a blob, and packs in any case.
 const (
-	maxDirEntries = 600_000
-	minDirs       = 8
+	maxDirPieces = 1_000_000
+	minDirs      = 8
 )
 
 // directories caches what packs say of themselves, as many as memory bears: a
 // pack has from a thousand entries to 32768.
 type directories struct {
-	mu      sync.Mutex
-	entries int
-	byID    map[pack.ID]*list.Element
-	lru     list.List
+	mu     sync.Mutex
+	pieces int
+	byID   map[pack.ID]*list.Element
+	lru    list.List
 }
 
 // shrink forgets the directories used longest ago; mu must be held.
 func (c *directories) shrink() {
-	for c.entries > maxDirEntries && c.lru.Len() > minDirs {
+	for c.pieces > maxDirPieces && c.lru.Len() > minDirs {
 		old := c.lru.Remove(c.lru.Back()).(*cachedDirectory)
 		delete(c.byID, old.id)
-		c.entries -= old.n
+		c.pieces -= old.n
 	}
 }
 
 type cachedDirectory struct {
 	id   pack.ID
 	done chan struct{} // closed once d or err is set
-	n    int           // entries counted
+	n    int           // pieces counted
 	d    *pack.Directory
 	err  error
 }
@@ -70,8 +71,10 @@ func (s *Store) directory(ctx context.Context, id pack.ID) (*pack.Directory, err
 					c.lru.Remove(e)
 					delete(c.byID, id)
 				} else {
-					d.n = len(d.d.Entries)
-					c.entries += d.n
+					for i := range d.d.Blobs {
+						d.n += len(d.d.Blobs[i].Pieces)
+					}
+					c.pieces += d.n
 					c.shrink()
 				}
 			}

@@ -30,7 +30,7 @@ const (
 	minSpan = 1 << 20
 )
 
-// Fetch reads the blobs named by ids, all of one kind, and calls fn for each
+// Fetch reads the pieces named by ids, all of one kind, and calls fn for each
 // index of ids with its plain bytes, verified against the ID. Calls come from
 // several goroutines at once and in the order of storage; fn must not keep p.
 // Blobs that lie together are read together. The first error ends the Fetch.
@@ -78,7 +78,7 @@ func (s *Store) Fetch(ctx context.Context, k chunk.Kind, ids []chunk.ID, fn func
 	return g.Wait()
 }
 
-// Load reads one blob.
+// Load reads one piece.
 func (s *Store) Load(ctx context.Context, k chunk.Kind, id chunk.ID) ([]byte, error) {
 	var out []byte
 	err := s.Fetch(ctx, k, []chunk.ID{id}, func(_ int, p []byte) error {
@@ -163,7 +163,7 @@ type reader struct {
 	plain  []byte
 }
 
-var readers = sync.Pool{New: func() any { return &reader{plain: make([]byte, 0, 128<<10)} }}
+var readers = sync.Pool{New: func() any { return &reader{plain: make([]byte, 0, pack.GroupSize)} }}
 
 func (s *Store) newReader() *reader {
 	r := readers.Get().(*reader)
@@ -195,47 +195,65 @@ func (r *reader) span(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span
 		}
 		return r.elsewhere(ctx, k, ids, sp, 0, len(sp.blobs), fail(0, err), fn)
 	}
-	var plain []byte
-	var last index.Location
-	for i, w := range sp.blobs {
-		if i == 0 || w.at.Offset != last.Offset {
-			last = w.at
-			from := int64(w.at.Offset) - sp.offset
-			plain, err = r.open(d, k, ids[w.i], w.at, r.stored[from:from+int64(w.at.Length)])
-			if err != nil {
-				if err = r.elsewhere(ctx, k, ids, sp, i, i+1, fail(i, err), fn); err != nil {
+	for from := 0; from < len(sp.blobs); {
+		// All that is wanted of one blob; it is opened once.
+		at := sp.blobs[from].at
+		to := from + 1
+		for to < len(sp.blobs) && sp.blobs[to].at.Offset == at.Offset {
+			to++
+		}
+		start := int64(at.Offset) - sp.offset
+		b, plain, err := r.open(d, at, r.stored[start:start+int64(at.Length)])
+		for i := from; i < to; i++ {
+			w := sp.blobs[i]
+			var p []byte
+			perr := err
+			if perr == nil {
+				p, perr = r.piece(b, plain, k, ids[w.i])
+			}
+			if perr != nil {
+				if err := r.elsewhere(ctx, k, ids, sp, i, i+1, fail(i, perr), fn); err != nil {
 					return err
 				}
-				last.Offset = 0 // a header lies there: open again for the next index of this ID
 				continue
 			}
-		} else if ids[w.i] != ids[sp.blobs[i-1].i] {
-			return fail(i, fmt.Errorf("two IDs for one blob: %w", seal.ErrCorrupt))
+			if err := fn(w.i, p); err != nil {
+				return err
+			}
 		}
-		if err := fn(w.i, plain); err != nil {
-			return err
-		}
+		from = to
 	}
 	return nil
 }
 
-// open decrypts one blob and proves that it is what the ID names.
-func (r *reader) open(d *pack.Directory, k chunk.Kind, id chunk.ID, at index.Location, stored []byte) ([]byte, error) {
-	e, ok := d.Find(at.Offset)
-	if !ok || e.Stored != at.Length || e.ID != id || e.Kind != k {
-		return nil, fmt.Errorf("index and table of contents differ at %#x: %w", at.Offset, seal.ErrCorrupt)
+// open decrypts one blob. What it returns is valid until the next call.
+func (r *reader) open(d *pack.Directory, at index.Location, stored []byte) (*pack.Blob, []byte, error) {
+	b, ok := d.Find(at.Offset)
+	if !ok || b.Stored != at.Length {
+		return nil, nil, fmt.Errorf("index and table of contents differ at %#x: %w", at.Offset, seal.ErrCorrupt)
 	}
-	plain, err := d.Open(r.plain, e, stored)
+	plain, err := d.Open(r.plain, b, stored)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if cap(plain) > cap(r.plain) {
 		r.plain = plain
 	}
-	if r.hasher.Sum(k, plain) != id {
+	return b, plain, nil
+}
+
+// piece finds a piece in its blob's plain bytes and proves that it is what the
+// ID names.
+func (r *reader) piece(b *pack.Blob, plain []byte, k chunk.Kind, id chunk.ID) ([]byte, error) {
+	from, to, ok := b.Find(id)
+	if !ok || b.Kind != k {
+		return nil, fmt.Errorf("index and table of contents differ at %#x: %w", b.Offset, seal.ErrCorrupt)
+	}
+	p := plain[from:to]
+	if r.hasher.Sum(k, p) != id {
 		return nil, fmt.Errorf("content does not fit its ID: %w", seal.ErrCorrupt)
 	}
-	return plain, nil
+	return p, nil
 }
 
 // elsewhere reads blobs [from, to) of a span from other packs that hold them
@@ -256,11 +274,16 @@ func (r *reader) elsewhere(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp
 			if err := r.s.objects.GetInto(ctx, pack.ID(at.Pack).ObjectName(), int64(at.Offset), stored); err != nil {
 				continue
 			}
-			plain, err := r.open(d, k, id, at, stored)
+			other := reader{s: r.s, hasher: r.hasher} // r's buffer is in use
+			b, plain, err := other.open(d, at, stored)
 			if err != nil {
 				continue
 			}
-			if err := fn(w.i, plain); err != nil {
+			p, err := other.piece(b, plain, k, id)
+			if err != nil {
+				continue
+			}
+			if err := fn(w.i, p); err != nil {
 				return err
 			}
 			done = true

@@ -3,6 +3,7 @@ package chunkstore
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"xenkeep/chunkstore/index"
 	"xenkeep/chunkstore/seal"
@@ -23,10 +24,11 @@ type RunID [16]byte
 //	     …    32  for each: the SHA-256 that names it
 //
 // Its body, sealed, has for each pack of the head, in the same order: the
-// number of blobs (4), the offset of the first (4), then the first 16 bytes of
-// each ID, then the stored length of each (4). The blobs follow one another
-// without gaps; a merged index object that holds a part of a pack only lists
-// the others with sixteen zero bytes in place of the ID.
+// number of blobs (4) and of pieces (4), the offset of the first blob (4), then
+// the stored length of each blob (4), the number of its pieces (2), and the
+// first 16 bytes of the ID of each piece. The blobs follow one another without
+// gaps; a merged index object that holds a part of a pack only has sixteen zero
+// bytes in place of the other IDs.
 type IndexObject struct {
 	Run      RunID
 	Packs    []index.PackEntries
@@ -42,22 +44,9 @@ func SealIndexObject(keys *seal.Keys, o *IndexObject) ([]byte, string, error) {
 	for _, p := range o.Packs {
 		head = append(head, p.Pack[:]...)
 		head = binary.BigEndian.AppendUint64(head, uint64(p.Size))
-		body = binary.BigEndian.AppendUint32(body, uint32(len(p.Entries)))
-		var first uint32
-		if len(p.Entries) > 0 {
-			first = p.Entries[0].Offset
-		}
-		body = binary.BigEndian.AppendUint32(body, first)
-		for i := range p.Entries {
-			body = append(body, p.Entries[i].Prefix[:]...)
-		}
-		at := first
-		for i := range p.Entries {
-			if p.Entries[i].Offset != at {
-				return nil, "", fmt.Errorf("index of pack %x: a gap at %d", p.Pack[:4], at)
-			}
-			body = binary.BigEndian.AppendUint32(body, p.Entries[i].Length)
-			at += p.Entries[i].Length
+		var err error
+		if body, err = appendIndexPack(body, &p); err != nil {
+			return nil, "", err
 		}
 	}
 	head = binary.BigEndian.AppendUint32(head, uint32(len(o.Replaces)))
@@ -66,6 +55,37 @@ func SealIndexObject(keys *seal.Keys, o *IndexObject) ([]byte, string, error) {
 	}
 	data, name, err := keys.SealObject(seal.KindIndex, head, body)
 	return data, "index/" + name, err
+}
+
+// appendIndexPack appends the body's part on one pack.
+func appendIndexPack(body []byte, p *index.PackEntries) ([]byte, error) {
+	var lengths, counts []byte
+	blobs := 0
+	for i := 0; i < len(p.Entries); blobs++ {
+		e := p.Entries[i]
+		n := 1
+		for i+n < len(p.Entries) && p.Entries[i+n].Offset == e.Offset {
+			n++
+		}
+		if next := i + n; n > math.MaxUint16 || next < len(p.Entries) && p.Entries[next].Offset != e.Offset+e.Length {
+			return nil, fmt.Errorf("index of pack %x: a gap at %d", p.Pack[:4], e.Offset+e.Length)
+		}
+		lengths = binary.BigEndian.AppendUint32(lengths, e.Length)
+		counts = binary.BigEndian.AppendUint16(counts, uint16(n))
+		i += n
+	}
+	var first uint32
+	if len(p.Entries) > 0 {
+		first = p.Entries[0].Offset
+	}
+	body = binary.BigEndian.AppendUint32(body, uint32(blobs))
+	body = binary.BigEndian.AppendUint32(body, uint32(len(p.Entries)))
+	body = binary.BigEndian.AppendUint32(body, first)
+	body = append(append(body, lengths...), counts...)
+	for i := range p.Entries {
+		body = append(body, p.Entries[i].Prefix[:]...)
+	}
+	return body, nil
 }
 
 // OpenIndexObject verifies and decodes an index object.
@@ -115,25 +135,34 @@ func ReadIndexHead(head []byte) (*IndexObject, error) {
 func decodeIndexBody(o *IndexObject, body []byte) error {
 	bad := fmt.Errorf("body of an index object: %w", seal.ErrCorrupt)
 	for i := range o.Packs {
-		if len(body) < 8 {
+		if len(body) < 12 {
 			return bad
 		}
-		n, at := int64(binary.BigEndian.Uint32(body)), int64(binary.BigEndian.Uint32(body[4:]))
-		body = body[8:]
-		if n*20 > int64(len(body)) {
+		n, m := int64(binary.BigEndian.Uint32(body)), int64(binary.BigEndian.Uint32(body[4:]))
+		at := int64(binary.BigEndian.Uint32(body[8:]))
+		body = body[12:]
+		if n*6+m*16 > int64(len(body)) {
 			return bad
 		}
-		ids, lengths := body[:n*16], body[n*16:n*20]
-		body = body[n*20:]
-		entries := make([]index.Entry, 0, n)
+		lengths, counts, ids := body[:n*4], body[n*4:n*6], body[n*6:n*6+m*16]
+		body = body[n*6+m*16:]
+		entries := make([]index.Entry, 0, m)
 		for j := range n {
-			e := index.Entry{Prefix: index.Prefix(ids[j*16:]), Offset: uint32(at), Length: binary.BigEndian.Uint32(lengths[j*4:])}
-			if at += int64(e.Length); at > 1<<32-1 {
+			length := binary.BigEndian.Uint32(lengths[j*4:])
+			k := int(binary.BigEndian.Uint16(counts[j*2:]))
+			if k == 0 || k*16 > len(ids) || at+int64(length) > math.MaxUint32 {
 				return bad
 			}
-			if e.Prefix != (index.Prefix{}) {
-				entries = append(entries, e)
+			for range k {
+				e := index.Entry{Prefix: index.Prefix(ids), Offset: uint32(at), Length: length}
+				if ids = ids[16:]; e.Prefix != (index.Prefix{}) {
+					entries = append(entries, e)
+				}
 			}
+			at += int64(length)
+		}
+		if len(ids) != 0 {
+			return bad
 		}
 		o.Packs[i].Entries = entries
 	}

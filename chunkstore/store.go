@@ -367,7 +367,7 @@ func (s *Store) Adopt(ctx context.Context, orphans map[pack.ID]int64) (taken []i
 				unread[id] = err
 				return nil
 			}
-			taken = append(taken, packEntries(id, size, d.Entries))
+			taken = append(taken, packEntries(id, size, d.Blobs))
 			return nil
 		})
 	}
@@ -453,11 +453,13 @@ func (s *Store) takeAdopted() map[pack.ID]int64 {
 	return taken
 }
 
-func packEntries(id pack.ID, size int64, entries []pack.Entry) index.PackEntries {
-	p := index.PackEntries{Pack: id, Size: size, Entries: make([]index.Entry, len(entries))}
-	for i := range entries {
-		e := &entries[i]
-		p.Entries[i] = index.Entry{Prefix: index.PrefixOf(e.ID), Offset: e.Offset, Length: e.Stored}
+func packEntries(id pack.ID, size int64, blobs []pack.Blob) index.PackEntries {
+	p := index.PackEntries{Pack: id, Size: size}
+	for i := range blobs {
+		b := &blobs[i]
+		for _, piece := range b.Pieces {
+			p.Entries = append(p.Entries, index.Entry{Prefix: index.PrefixOf(piece.ID), Offset: b.Offset, Length: b.Stored})
+		}
 	}
 	return p
 }

@@ -127,7 +127,10 @@ type Worker struct {
 	w      *Writer
 	hasher *chunk.Hasher
 	comp   *seal.Compressor
-	buf    []byte
+	buf    []byte // compressed
+	plain  []byte // a group whose pieces lie apart
+	group  []Piece
+	one    [1]Piece
 	used   map[pack.ID]struct{}
 	last   pack.ID
 }
@@ -139,7 +142,7 @@ func (w *Writer) NewWorker() (*Worker, error) {
 		return nil, err
 	}
 	return &Worker{
-		w: w, hasher: w.s.hasher.Clone(), comp: c, buf: make([]byte, 0, 160<<10),
+		w: w, hasher: w.s.hasher.Clone(), comp: c, buf: make([]byte, 0, pack.GroupSize),
 		used: make(map[pack.ID]struct{}),
 	}, nil
 }
@@ -158,37 +161,111 @@ func (k *Worker) Done() {
 // Sum names p as data of kind kind.
 func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
 
-// Put stores p unless its ID is stored already, and returns how many bytes it
-// took: 0 when it was known. p is not kept. id must be Sum(kind, p). It waits
-// while the storage is slow; an error means that the whole run has failed.
-func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (stored int, err error) {
+// Piece is plain data to be stored under its ID, which is Worker.Sum of it.
+type Piece struct {
+	ID   chunk.ID
+	Data []byte
+}
+
+// PutResult counts what was not known before, in bytes.
+type PutResult struct {
+	New    int64 // plain
+	Stored int64 // as it lies in packs
+}
+
+// Put stores one piece unless its ID is stored already.
+func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (PutResult, error) {
+	k.one[0] = Piece{ID: id, Data: p}
+	return k.PutAll(kind, k.one[:])
+}
+
+// PutAll stores those of pieces whose IDs are not stored already. Data chunks
+// that are new together share blobs of up to pack.GroupSize: what lies together
+// on a disk is alike, so that it compresses better as one. Nothing of pieces is
+// kept. PutAll waits while the storage is slow; an error means that the whole
+// run has failed.
+func (k *Worker) PutAll(kind chunk.Kind, pieces []Piece) (PutResult, error) {
 	k.w.flush.RLock()
 	defer k.w.flush.RUnlock()
-	if at, ok := k.w.s.locate(id); ok {
-		if at.Pack != k.last {
-			k.last = at.Pack
-			k.used[at.Pack] = struct{}{}
+	var res PutResult
+	k.group = k.group[:0]
+	size := 0
+	for _, p := range pieces {
+		if at, ok := k.w.s.locate(p.ID); ok {
+			if at.Pack != k.last {
+				k.last = at.Pack
+				k.used[at.Pack] = struct{}{}
+			}
+			continue
 		}
-		return 0, nil
+		if !k.w.pending.add(p.ID) {
+			continue
+		}
+		if len(k.group) > 0 && (kind != chunk.Data || size+len(p.Data) > pack.GroupSize || len(k.group) == pack.MaxGroup) {
+			if err := k.putGroup(kind, &res); err != nil {
+				return res, err
+			}
+			size = 0
+		}
+		k.group = append(k.group, p)
+		size += len(p.Data)
 	}
-	if !k.w.pending.add(id) {
-		return 0, nil
+	return res, k.putGroup(kind, &res)
+}
+
+// putGroup stores the pieces of the group as one blob.
+func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
+	if len(k.group) == 0 {
+		return nil
 	}
-	body, enc := k.comp.Compress(k.buf, p)
+	plain := k.joined()
+	body, enc := k.comp.Compress(k.buf, plain)
 	if enc == seal.Zstd && cap(body) > cap(k.buf) {
 		k.buf = body
 	}
-	f, slot, err := k.w.reserve(kind, id, enc, len(p), len(body))
+	content := make([]pack.Piece, len(k.group))
+	for i, p := range k.group {
+		content[i] = pack.Piece{ID: p.ID, Length: uint32(len(p.Data))}
+	}
+	k.group = k.group[:0]
+	f, slot, err := k.w.reserve(kind, enc, content, len(body))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer f.blobs.Done()
-	return slot.Stored(), f.b.Fill(slot, body)
+	res.New += int64(len(plain))
+	res.Stored += int64(slot.Stored())
+	return f.b.Fill(slot, body)
 }
 
-// reserve finds room in the open pack of the right kind; a full one is sent
-// off first. It waits while all pack buffers are on their way.
-func (w *Writer) reserve(kind chunk.Kind, id chunk.ID, e seal.Encoding, plain, n int) (*filling, pack.Slot, error) {
+// joined gives the bytes of the group's pieces: as they lie where they follow
+// one another in memory, as chunks of one block mostly do, else a copy.
+func (k *Worker) joined() []byte {
+	first := k.group[0].Data
+	if len(k.group) == 1 {
+		return first
+	}
+	n := len(first)
+	together := true
+	for _, p := range k.group[1:] {
+		whole := first[:cap(first)]
+		together = together && n+len(p.Data) <= len(whole) && len(p.Data) > 0 && &whole[n] == &p.Data[0]
+		n += len(p.Data)
+	}
+	if together {
+		return first[:n:n]
+	}
+	k.plain = k.plain[:0]
+	for _, p := range k.group {
+		k.plain = append(k.plain, p.Data...)
+	}
+	return k.plain
+}
+
+// reserve finds room in the open pack of the right kind for a blob of n encoded
+// bytes; a full one is sent off first. It waits while all pack buffers are on
+// their way.
+func (w *Writer) reserve(kind chunk.Kind, e seal.Encoding, pieces []pack.Piece, n int) (*filling, pack.Slot, error) {
 	pk := pack.KindOf(kind)
 	o := &w.open[pk-1]
 	o.mu.Lock()
@@ -201,9 +278,11 @@ func (w *Writer) reserve(kind chunk.Kind, id chunk.ID, e seal.Encoding, plain, n
 			}
 			o.filling = f
 		}
-		slot, ok := o.b.Reserve(id, kind, e, plain, n, o.targets)
+		slot, ok := o.b.Reserve(kind, e, pieces, n, o.targets)
 		if ok {
-			o.ids = append(o.ids, id)
+			for _, p := range pieces {
+				o.ids = append(o.ids, p.ID)
+			}
 			o.blobs.Add(1)
 			return o.filling, slot, nil
 		}
@@ -274,7 +353,7 @@ func (w *Writer) failure() error {
 
 func (w *Writer) upload(ctx context.Context, f *filling) error {
 	f.blobs.Wait()
-	id, data, entries, err := f.b.Finish()
+	id, data, blobs, err := f.b.Finish()
 	if err != nil {
 		return err
 	}
@@ -283,7 +362,7 @@ func (w *Writer) upload(ctx context.Context, f *filling) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.done = append(w.done, finishedPack{entries: packEntries(id, int64(len(data)), entries), ids: f.ids})
+	w.done = append(w.done, finishedPack{entries: packEntries(id, int64(len(data)), blobs), ids: f.ids})
 	w.doneSize += int64(len(data))
 	w.stats.Packs++
 	w.stats.Stored += int64(len(data))

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/seal"
@@ -18,26 +19,27 @@ import (
 // else: a failed upload is repeated with the same bytes, never with another
 // pack under the same key.
 type Builder struct {
-	keys    *seal.Keys
-	kind    Kind
-	aead    cipher.AEAD
-	salt    []byte
-	buf     []byte
-	header  int
-	entries []Entry
+	keys   *seal.Keys
+	kind   Kind
+	aead   cipher.AEAD
+	salt   []byte
+	buf    []byte
+	header int
+	blobs  []Blob
+	pieces int
 }
 
 // Slot is the place of one blob in a Builder.
 type Slot struct {
-	entry Entry
+	blob  Blob
 	place []byte
 }
 
 // Stored is the blob's length in the pack.
-func (s Slot) Stored() int { return int(s.entry.Stored) }
+func (s Slot) Stored() int { return int(s.blob.Stored) }
 
 // Offset is where the blob lies in the pack.
-func (s Slot) Offset() uint32 { return s.entry.Offset }
+func (s Slot) Offset() uint32 { return s.blob.Offset }
 
 // NewBuilder begins a pack of the given kind in buf[:0]. The builder owns buf
 // until its caller is done with the bytes that Finish returns.
@@ -83,44 +85,43 @@ func NewBuilder(keys *seal.Keys, kind Kind, buf []byte) (*Builder, error) {
 func (b *Builder) Size() int { return len(b.buf) }
 
 // Count is how many blobs the pack has so far.
-func (b *Builder) Count() int { return len(b.entries) }
+func (b *Builder) Count() int { return len(b.blobs) }
 
-// Reserve takes room for a blob of n encoded bytes. It reports false when the
-// pack has no room for it under limit; a pack takes at least one blob. Reserve
-// calls must not run at once, nor with Finish.
-func (b *Builder) Reserve(id chunk.ID, k chunk.Kind, e seal.Encoding, plain, n, limit int) (Slot, bool) {
+// Reserve takes room for a blob of n encoded bytes that holds pieces, which it
+// keeps. It reports false when the pack has no room for it under limit; a pack
+// takes at least one blob. Reserve calls must not run at once, nor with Finish.
+func (b *Builder) Reserve(k chunk.Kind, e seal.Encoding, pieces []Piece, n, limit int) (Slot, bool) {
 	stored := n + seal.Overhead
-	if len(b.entries) > 0 && (len(b.buf)+stored > limit || len(b.entries) >= maxEntries) || cap(b.buf)-len(b.buf) < stored {
+	if len(b.blobs) > 0 && (len(b.buf)+stored > limit || b.pieces+len(pieces) > maxPieces) || cap(b.buf)-len(b.buf) < stored {
 		return Slot{}, false
-	}
-	entry := Entry{
-		ID: id, Kind: k, Encoding: e, Number: uint32(len(b.entries)),
-		Plain: uint32(plain), Stored: uint32(stored), Offset: uint32(len(b.buf)),
 	}
 	at := len(b.buf)
 	b.buf = b.buf[:at+stored]
-	b.entries = append(b.entries, entry)
-	return Slot{entry: entry, place: b.buf[at:at:len(b.buf)]}, true
+	b.blobs = append(b.blobs, Blob{
+		Kind: k, Encoding: e, Number: uint32(len(b.blobs)), Stored: uint32(stored), Offset: uint32(at), Pieces: pieces,
+	})
+	b.pieces += len(pieces)
+	return Slot{blob: b.blobs[len(b.blobs)-1], place: b.buf[at:at:len(b.buf)]}, true
 }
 
 // Fill seals the encoded bytes into their slot. Different slots may be filled
 // at once; all must be before Finish.
 func (b *Builder) Fill(s Slot, encoded []byte) error {
-	if len(encoded)+seal.Overhead != int(s.entry.Stored) {
+	if len(encoded)+seal.Overhead != int(s.blob.Stored) {
 		return errors.New("pack: slot of another length")
 	}
-	b.aead.Seal(s.place, seal.Nonce(s.entry.Number), encoded, seal.BlobAAD(s.entry.ID, s.entry.Kind, s.entry.Encoding, s.entry.Plain))
+	b.aead.Seal(s.place, seal.Nonce(s.blob.Number), encoded, s.blob.aad())
 	return nil
 }
 
 // Finish ends the pack and returns its name, bytes and contents. Before that
 // it reads the pack back as a reader would, all but the blobs.
-func (b *Builder) Finish() (ID, []byte, []Entry, error) {
-	for i := range b.entries {
-		e := &b.entries[i]
+func (b *Builder) Finish() (ID, []byte, []Blob, error) {
+	for i := range b.blobs {
+		e := &b.blobs[i]
 		e.Hash = blobHash(b.buf[e.Offset : e.Offset+e.Stored])
 	}
-	return finish(b.keys, b.buf, b.header, b.salt, b.entries)
+	return finish(b.keys, b.buf, b.header, b.salt, b.blobs)
 }
 
 func blobHash(stored []byte) (h [hashSize]byte) {
@@ -130,7 +131,7 @@ func blobHash(stored []byte) (h [hashSize]byte) {
 }
 
 // finish appends table and trailer to buf, which holds header and blobs.
-func finish(keys *seal.Keys, buf []byte, header int, salt []byte, entries []Entry) (ID, []byte, []Entry, error) {
+func finish(keys *seal.Keys, buf []byte, header int, salt []byte, blobs []Blob) (ID, []byte, []Blob, error) {
 	headerSum := sha256.Sum256(buf[:header])
 	key, err := keys.Derive(salt, "xenkeep pack contents")
 	if err != nil {
@@ -145,7 +146,7 @@ func finish(keys *seal.Keys, buf []byte, header int, salt []byte, entries []Entr
 		return ID{}, nil, nil, err
 	}
 	defer c.Close()
-	table := encodeTable(entries)
+	table := encodeTable(blobs)
 	encoded, enc := c.Compress(nil, table)
 	plain := append([]byte{byte(enc)}, binary.BigEndian.AppendUint32(nil, uint32(len(table)))...)
 	plain = append(plain, encoded...)
@@ -165,7 +166,7 @@ func finish(keys *seal.Keys, buf []byte, header int, salt []byte, entries []Entr
 	if err != nil {
 		return ID{}, nil, nil, fmt.Errorf("pack just built does not read back: %w", err)
 	}
-	return id, buf, d.Entries, nil
+	return id, buf, d.Blobs, nil
 }
 
 func packSigned(header, table [32]byte) []byte {
@@ -173,71 +174,90 @@ func packSigned(header, table [32]byte) []byte {
 	return append(m, table[:]...)
 }
 
-func encodeTable(entries []Entry) []byte {
-	t := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(entries)*entrySize), uint32(len(entries)))
-	for i := range entries {
-		t = append(t, entries[i].ID[:]...)
+func encodeTable(blobs []Blob) []byte {
+	pieces := 0
+	for i := range blobs {
+		pieces += len(blobs[i].Pieces)
 	}
-	for i := range entries {
-		t = append(t, byte(entries[i].Kind))
+	t := make([]byte, 0, 8+len(blobs)*blobSize+pieces*pieceSize)
+	t = binary.BigEndian.AppendUint32(t, uint32(len(blobs)))
+	t = binary.BigEndian.AppendUint32(t, uint32(pieces))
+	for i := range blobs {
+		t = append(t, byte(blobs[i].Kind))
 	}
-	for i := range entries {
-		t = append(t, byte(entries[i].Encoding))
+	for i := range blobs {
+		t = append(t, byte(blobs[i].Encoding))
 	}
-	for i := range entries {
-		t = append(t, entries[i].Part)
+	for i := range blobs {
+		t = append(t, blobs[i].Part)
 	}
-	for i := range entries {
-		t = binary.BigEndian.AppendUint32(t, entries[i].Number)
+	for i := range blobs {
+		t = binary.BigEndian.AppendUint32(t, blobs[i].Number)
 	}
-	for i := range entries {
-		t = binary.BigEndian.AppendUint32(t, entries[i].Plain)
+	for i := range blobs {
+		t = binary.BigEndian.AppendUint32(t, blobs[i].Stored)
 	}
-	for i := range entries {
-		t = binary.BigEndian.AppendUint32(t, entries[i].Stored)
+	for i := range blobs {
+		t = binary.BigEndian.AppendUint16(t, uint16(len(blobs[i].Pieces)))
 	}
-	for i := range entries {
-		t = append(t, entries[i].Hash[:]...)
+	for i := range blobs {
+		t = append(t, blobs[i].Hash[:]...)
+	}
+	for i := range blobs {
+		for _, p := range blobs[i].Pieces {
+			t = append(t, p.ID[:]...)
+		}
+	}
+	for i := range blobs {
+		for _, p := range blobs[i].Pieces {
+			t = binary.BigEndian.AppendUint32(t, p.Length)
+		}
 	}
 	return t
 }
 
-// decodeTable undoes encodeTable; offset is where the first blob lies and end
-// where the last one must end.
-func decodeTable(t []byte, offset, end int64) ([]Entry, error) {
-	if len(t) < 4 {
-		return nil, fmt.Errorf("table of contents: %w", seal.ErrCorrupt)
+// decodeTable undoes encodeTable; offset is where the first blob lies.
+func decodeTable(t []byte, offset int64) ([]Blob, error) {
+	bad := func(what string) error { return fmt.Errorf("table of contents: %s: %w", what, seal.ErrCorrupt) }
+	if len(t) < 8 {
+		return nil, bad("length")
 	}
-	n := int(binary.BigEndian.Uint32(t))
-	if t = t[4:]; n < 0 || int64(len(t)) != int64(n)*entrySize {
-		return nil, fmt.Errorf("table of contents: %w", seal.ErrCorrupt)
+	n, m := int64(binary.BigEndian.Uint32(t)), int64(binary.BigEndian.Uint32(t[4:]))
+	if t = t[8:]; int64(len(t)) != n*blobSize+m*pieceSize {
+		return nil, bad("length")
 	}
-	column := func(size int) []byte {
-		c := t[:n*size]
-		t = t[n*size:]
+	column := func(count, size int64) []byte {
+		c := t[:count*size]
+		t = t[count*size:]
 		return c
 	}
-	ids, kinds, encs, parts := column(32), column(1), column(1), column(1)
-	numbers, plains, storeds, hashes := column(4), column(4), column(4), column(hashSize)
-	entries := make([]Entry, n)
-	for i := range entries {
-		e := &entries[i]
-		copy(e.ID[:], ids[i*32:])
-		e.Kind, e.Encoding, e.Part = chunk.Kind(kinds[i]), seal.Encoding(encs[i]), parts[i]
-		e.Number = binary.BigEndian.Uint32(numbers[i*4:])
-		e.Plain = binary.BigEndian.Uint32(plains[i*4:])
-		e.Stored = binary.BigEndian.Uint32(storeds[i*4:])
-		copy(e.Hash[:], hashes[i*hashSize:])
-		e.Offset = uint32(offset)
-		if e.Stored < seal.Overhead || !e.Kind.Valid() {
-			return nil, fmt.Errorf("table of contents: entry %d: %w", i, seal.ErrCorrupt)
+	kinds, encs, parts := column(n, 1), column(n, 1), column(n, 1)
+	numbers, storeds, counts, hashes := column(n, 4), column(n, 4), column(n, 2), column(n, hashSize)
+	ids, lengths := column(m, 32), column(m, 4)
+	pieces := make([]Piece, m)
+	for i := range pieces {
+		copy(pieces[i].ID[:], ids[i*32:])
+		pieces[i].Length = binary.BigEndian.Uint32(lengths[i*4:])
+	}
+	blobs := make([]Blob, n)
+	for i := range blobs {
+		b := &blobs[i]
+		b.Kind, b.Encoding, b.Part = chunk.Kind(kinds[i]), seal.Encoding(encs[i]), parts[i]
+		b.Number, b.Stored = binary.BigEndian.Uint32(numbers[i*4:]), binary.BigEndian.Uint32(storeds[i*4:])
+		copy(b.Hash[:], hashes[i*hashSize:])
+		b.Offset = uint32(offset)
+		k := int(binary.BigEndian.Uint16(counts[i*2:]))
+		if k == 0 || k > len(pieces) {
+			return nil, bad(fmt.Sprintf("pieces of blob %d", i))
 		}
-		if offset += int64(e.Stored); offset > 1<<32-1 {
-			return nil, fmt.Errorf("table of contents: entry %d: %w", i, seal.ErrCorrupt)
+		b.Pieces, pieces = pieces[:k:k], pieces[k:]
+		offset += int64(b.Stored)
+		if b.Stored < seal.Overhead || !b.Kind.Valid() || offset > math.MaxUint32 || b.Plain() > math.MaxUint32 {
+			return nil, bad(fmt.Sprintf("blob %d", i))
 		}
 	}
-	if end >= 0 && offset != end {
-		return nil, fmt.Errorf("table of contents: blobs end at %d, not %d: %w", offset, end, seal.ErrCorrupt)
+	if len(pieces) != 0 {
+		return nil, bad("pieces without a blob")
 	}
-	return entries, nil
+	return blobs, nil
 }

@@ -34,9 +34,9 @@ func ParseTrailer(p []byte, size int64) (Trailer, error) {
 
 // Directory is what a pack says of itself: its writer, keys and contents.
 type Directory struct {
-	Kind    Kind
-	Cert    seal.Cert
-	Entries []Entry // in the order of the pack
+	Kind  Kind
+	Cert  seal.Cert
+	Blobs []Blob // in the order of the pack
 
 	keys  *seal.Keys
 	parts [][]byte
@@ -82,12 +82,12 @@ func OpenDirectory(keys *seal.Keys, header, end []byte) (*Directory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("table of contents: %w", err)
 	}
-	if d.Entries, err = decodeTable(t, int64(len(header)), -1); err != nil {
+	if d.Blobs, err = decodeTable(t, int64(len(header))); err != nil {
 		return nil, err
 	}
-	for i := range d.Entries {
-		if e := &d.Entries[i]; int(e.Part) >= len(d.parts) || KindOf(e.Kind) != d.Kind {
-			return nil, fmt.Errorf("table of contents: entry %d: %w", i, seal.ErrCorrupt)
+	for i := range d.Blobs {
+		if e := &d.Blobs[i]; int(e.Part) >= len(d.parts) || KindOf(e.Kind) != d.Kind {
+			return nil, fmt.Errorf("table of contents: blob %d: %w", i, seal.ErrCorrupt)
 		}
 	}
 	return d, nil
@@ -124,8 +124,8 @@ func (d *Directory) parseHeader(h []byte) error {
 // Covers tells whether the blobs fill a pack of size bytes whose trailer is t.
 func (d *Directory) Covers(t Trailer, size int64) error {
 	end := t.Header
-	if n := len(d.Entries); n > 0 {
-		end = int64(d.Entries[n-1].Offset) + int64(d.Entries[n-1].Stored)
+	if n := len(d.Blobs); n > 0 {
+		end = int64(d.Blobs[n-1].Offset) + int64(d.Blobs[n-1].Stored)
 	}
 	if end+t.Table+TrailerSize != size {
 		return fmt.Errorf("%d bytes where the table of contents says %d: %w", size, end+t.Table+TrailerSize, seal.ErrCorrupt)
@@ -159,41 +159,41 @@ func (d *Directory) Unlock() error {
 	return nil
 }
 
-// Find returns the entry of the blob at offset.
-func (d *Directory) Find(offset uint32) (Entry, bool) {
-	i := sort.Search(len(d.Entries), func(i int) bool { return d.Entries[i].Offset >= offset })
-	if i == len(d.Entries) || d.Entries[i].Offset != offset {
-		return Entry{}, false
+// Find returns the blob at offset.
+func (d *Directory) Find(offset uint32) (*Blob, bool) {
+	i := sort.Search(len(d.Blobs), func(i int) bool { return d.Blobs[i].Offset >= offset })
+	if i == len(d.Blobs) || d.Blobs[i].Offset != offset {
+		return nil, false
 	}
-	return d.Entries[i], true
+	return &d.Blobs[i], true
 }
 
 // Open decrypts and decompresses one blob into dst[:0], or a new slice where
-// dst has no room. The caller compares the content with the ID. sealed is
+// dst has no room. The caller compares the pieces with their IDs. sealed is
 // overwritten. Unlock must have been called.
-func (d *Directory) Open(dst []byte, e Entry, sealed []byte) ([]byte, error) {
+func (d *Directory) Open(dst []byte, b *Blob, sealed []byte) ([]byte, error) {
 	if d.aeads == nil {
 		return nil, errors.New("pack: directory is locked")
 	}
-	if len(sealed) != int(e.Stored) {
-		return nil, fmt.Errorf("%d bytes instead of %d: %w", len(sealed), e.Stored, seal.ErrCorrupt)
+	if len(sealed) != int(b.Stored) {
+		return nil, fmt.Errorf("%d bytes instead of %d: %w", len(sealed), b.Stored, seal.ErrCorrupt)
 	}
-	body, err := d.aeads[e.Part].Open(sealed[:0], seal.Nonce(e.Number), sealed, seal.BlobAAD(e.ID, e.Kind, e.Encoding, e.Plain))
+	body, err := d.aeads[b.Part].Open(sealed[:0], seal.Nonce(b.Number), sealed, b.aad())
 	if err != nil {
-		return nil, fmt.Errorf("%v %s does not decrypt: %w", e.Kind, short(e.ID), seal.ErrCorrupt)
+		return nil, fmt.Errorf("blob of %v %s does not decrypt: %w", b.Kind, short(b.Pieces[0].ID), seal.ErrCorrupt)
 	}
-	out, err := seal.Decompress(dst, body, e.Encoding, int(e.Plain))
+	out, err := seal.Decompress(dst, body, b.Encoding, int(b.Plain()))
 	if err != nil {
-		return nil, fmt.Errorf("%v %s: %w", e.Kind, short(e.ID), err)
+		return nil, fmt.Errorf("blob of %v %s: %w", b.Kind, short(b.Pieces[0].ID), err)
 	}
 	return out, nil
 }
 
 // CheckStored compares a blob as it is stored with the hash the table holds:
 // proof without opening it.
-func (e *Entry) CheckStored(sealed []byte) error {
-	if len(sealed) != int(e.Stored) || blobHash(sealed) != e.Hash {
-		return fmt.Errorf("%v %s as stored: %w", e.Kind, short(e.ID), seal.ErrCorrupt)
+func (b *Blob) CheckStored(sealed []byte) error {
+	if len(sealed) != int(b.Stored) || blobHash(sealed) != b.Hash {
+		return fmt.Errorf("blob of %v %s as stored: %w", b.Kind, short(b.Pieces[0].ID), seal.ErrCorrupt)
 	}
 	return nil
 }

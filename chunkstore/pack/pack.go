@@ -35,13 +35,18 @@
 // The table is AES-256-GCM (key HKDF(tree key, header's salt, "xenkeep pack
 // contents"), nonce zero, associated data SHA-256(header)) over one encoding
 // byte, the plain length (4 bytes) and the encoded table: the number of blobs
-// (4 bytes), then one column after another, each in the order of the blobs:
-// IDs (32), kinds (1), encodings (1), key parts (1), nonce numbers (4), plain
-// lengths (4), stored lengths (4), and the first 16 bytes of the unkeyed
-// BLAKE3 hash of the stored blob. The blobs lie without gaps.
+// and the number of pieces (4 bytes each), then one column after another. Of
+// the blobs, in their order: kinds (1), encodings (1), key parts (1), nonce
+// numbers (4), stored lengths (4), numbers of pieces (2), and the first 16
+// bytes of the unkeyed BLAKE3 hash of the stored blob. Of the pieces, blob
+// after blob: IDs (32), plain lengths (4). The blobs lie without gaps.
+//
+// A blob holds one piece or, of the chunks of a disk, several that were new
+// together: they are compressed as one, which is both smaller and faster.
 package pack
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 
@@ -56,14 +61,19 @@ const (
 	// TrailerSize is the length of a pack's trailer.
 	TrailerSize = 80
 	maxParts    = 64
-	entrySize   = 32 + 1 + 1 + 1 + 4 + 4 + 4 + hashSize
+	blobSize    = 1 + 1 + 1 + 4 + 4 + 2 + hashSize // in the table
+	pieceSize   = 32 + 4
 	hashSize    = 16
 	packMessage = "xenkeep pack 1"
 
 	// TargetSize is how large packs get, in bytes, but for the table.
 	TargetSize = 32 << 20
-	// maxEntries bounds the table of one pack that is written.
-	maxEntries = 1 << 15
+	// GroupSize is how many plain bytes of chunks share a blob at most, and
+	// MaxGroup how many chunks.
+	GroupSize = 512 << 10
+	MaxGroup  = 1 << 12
+	// maxPieces bounds the table of one pack that is written.
+	maxPieces = 1 << 15
 
 	// What readers believe of a trailer before they have proved it: these
 	// lengths size allocations.
@@ -120,17 +130,55 @@ func ParseObjectName(name string) (id ID, ok bool) {
 	return id, err == nil && n == len(id) && id.ObjectName() == name
 }
 
-// Entry is one blob of a pack.
-type Entry struct {
-	ID       chunk.ID
+// Piece is plain data that has an ID of its own.
+type Piece struct {
+	ID     chunk.ID
+	Length uint32 // bytes
+}
+
+// Blob is one sealed stretch of a pack.
+type Blob struct {
 	Kind     chunk.Kind
 	Encoding seal.Encoding
 	Part     uint8  // index of its key part
 	Number   uint32 // nonce number under that part
-	Plain    uint32 // length before compression
 	Stored   uint32 // length in the pack
 	Offset   uint32 // from the start of the pack
 	Hash     [hashSize]byte
+	Pieces   []Piece // in the order of its plain bytes
+}
+
+// Plain is the length of the blob's plain bytes.
+func (b *Blob) Plain() int64 {
+	var n int64
+	for _, p := range b.Pieces {
+		n += int64(p.Length)
+	}
+	return n
+}
+
+// Find returns where in the blob's plain bytes a piece lies.
+func (b *Blob) Find(id chunk.ID) (from, to int, ok bool) {
+	for _, p := range b.Pieces {
+		to = from + int(p.Length)
+		if p.ID == id {
+			return from, to, true
+		}
+		from = to
+	}
+	return 0, 0, false
+}
+
+// aad is the associated data that ties a blob to what it holds: kind, encoding,
+// and of each piece ID and length (big-endian).
+func (b *Blob) aad() []byte {
+	aad := make([]byte, 0, 2+len(b.Pieces)*pieceSize)
+	aad = append(aad, byte(b.Kind), byte(b.Encoding))
+	for _, p := range b.Pieces {
+		aad = append(aad, p.ID[:]...)
+		aad = binary.BigEndian.AppendUint32(aad, p.Length)
+	}
+	return aad
 }
 
 // Error says which pack and where in it something is wrong.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"xenkeep/chunkstore/chunk"
@@ -24,7 +25,7 @@ func testKeys(t testing.TB) (*seal.Keys, *chunk.Hasher) {
 	return keys, h
 }
 
-func build(t testing.TB, keys *seal.Keys, h *chunk.Hasher, k chunk.Kind, blobs [][]byte) (ID, []byte, []Entry) {
+func build(t testing.TB, keys *seal.Keys, h *chunk.Hasher, k chunk.Kind, blobs [][]byte) (ID, []byte, []Blob) {
 	t.Helper()
 	b, err := NewBuilder(keys, KindOf(k), make([]byte, 0, 4<<20))
 	if err != nil {
@@ -34,9 +35,20 @@ func build(t testing.TB, keys *seal.Keys, h *chunk.Hasher, k chunk.Kind, blobs [
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range blobs {
-		body, enc := c.Compress(nil, p)
-		s, ok := b.Reserve(h.Sum(k, p), k, enc, len(p), len(body), 3<<20)
+	// Pairs share a blob where the kind allows it.
+	per := 1
+	if k == chunk.Data {
+		per = 2
+	}
+	for group := range slices.Chunk(blobs, per) {
+		var pieces []Piece
+		var plain []byte
+		for _, p := range group {
+			pieces = append(pieces, Piece{ID: h.Sum(k, p), Length: uint32(len(p))})
+			plain = append(plain, p...)
+		}
+		body, enc := c.Compress(nil, plain)
+		s, ok := b.Reserve(k, enc, pieces, len(body), 3<<20)
 		if !ok {
 			t.Fatal("no room")
 		}
@@ -79,18 +91,58 @@ func TestRoundTrip(t *testing.T) {
 		if err := d.Unlock(); err != nil {
 			t.Fatal(err)
 		}
-		for i, e := range d.Entries {
-			stored := bytes.Clone(data[e.Offset : e.Offset+e.Stored])
-			if err := e.CheckStored(stored); err != nil {
+		n := 0
+		for i := range d.Blobs {
+			b := &d.Blobs[i]
+			stored := bytes.Clone(data[b.Offset : b.Offset+b.Stored])
+			if err := b.CheckStored(stored); err != nil {
 				t.Fatal(err)
 			}
-			p, err := d.Open(nil, e, stored)
-			if err != nil || !bytes.Equal(p, blobs[i]) {
+			p, err := d.Open(nil, b, stored)
+			if err != nil || int64(len(p)) != b.Plain() {
 				t.Fatalf("blob %d: %v", i, err)
 			}
-			if got, ok := d.Find(e.Offset); !ok || got != e {
+			if got, ok := d.Find(b.Offset); !ok || got != b {
 				t.Fatalf("blob %d is not found by its offset", i)
 			}
+			for _, piece := range b.Pieces {
+				from, to, ok := b.Find(piece.ID)
+				if !ok || !bytes.Equal(p[from:to], blobs[n]) {
+					t.Fatalf("piece %d is not what was put in", n)
+				}
+				n++
+			}
+		}
+		if n != len(blobs) {
+			t.Fatalf("%d pieces of %d", n, len(blobs))
+		}
+	}
+}
+
+// What a blob is said to hold is bound to its bytes: its kind, encoding, the
+// IDs, lengths and number of its pieces.
+func TestBlobIsBound(t *testing.T) {
+	keys, h := testKeys(t)
+	_, data, _ := build(t, keys, h, chunk.Data, [][]byte{{1, 2, 3}, {4, 5}})
+	d, err := Parse(keys, data)
+	if err != nil || d.Unlock() != nil || len(d.Blobs) != 1 {
+		t.Fatal(err, len(d.Blobs))
+	}
+	for name, change := range map[string]func(b *Blob){
+		"nothing":  func(*Blob) {},
+		"kind":     func(b *Blob) { b.Kind = chunk.Record },
+		"encoding": func(b *Blob) { b.Encoding = seal.Zstd },
+		"id":       func(b *Blob) { b.Pieces[1].ID[0]++ },
+		"length":   func(b *Blob) { b.Pieces[0].Length++; b.Pieces[1].Length-- },
+		"pieces":   func(b *Blob) { b.Pieces = []Piece{{ID: b.Pieces[0].ID, Length: 5}} },
+		"number":   func(b *Blob) { b.Number++ },
+	} {
+		b := d.Blobs[0]
+		b.Pieces = slices.Clone(b.Pieces)
+		change(&b)
+		_, err := d.Open(nil, &b, bytes.Clone(data[b.Offset:b.Offset+b.Stored]))
+		if (err == nil) != (name == "nothing") {
+			t.Errorf("%s changed: %v", name, err)
 		}
 	}
 }
@@ -104,7 +156,7 @@ func TestWriteOnly(t *testing.T) {
 	}
 	_, data, entries := build(t, weak, h, chunk.Data, someBlobs())
 	d, err := Parse(weak, data)
-	if err != nil || len(d.Entries) != len(entries) {
+	if err != nil || len(d.Blobs) != len(entries) {
 		t.Fatalf("table of contents: %v", err)
 	}
 	if err := d.Unlock(); !errors.Is(err, seal.ErrNoDataKey) {
@@ -122,7 +174,7 @@ func TestWriteOnly(t *testing.T) {
 // every one inside when the blob is.
 func TestDamage(t *testing.T) {
 	keys, h := testKeys(t)
-	_, data, entries := build(t, keys, h, chunk.Data, [][]byte{bytes.Repeat([]byte("x"), 3000), {1, 2, 3}})
+	_, data, entries := build(t, keys, h, chunk.Data, [][]byte{bytes.Repeat([]byte("x"), 3000), {1, 2, 3}, {4}})
 	first, last := int(entries[0].Offset), int(entries[1].Offset+entries[1].Stored)
 	for i := range data {
 		bad := bytes.Clone(data)
@@ -142,7 +194,8 @@ func TestDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 		bad1 := 0
-		for _, e := range d.Entries {
+		for i := range d.Blobs {
+			e := &d.Blobs[i]
 			if _, err := d.Open(nil, e, bytes.Clone(bad[e.Offset:e.Offset+e.Stored])); errors.Is(err, seal.ErrCorrupt) {
 				bad1++
 			}
@@ -188,10 +241,10 @@ func FuzzParse(f *testing.F) {
 }
 
 func FuzzTable(f *testing.F) {
-	f.Add(encodeTable([]Entry{{Kind: chunk.Data, Stored: 20, Plain: 4}}))
-	f.Add([]byte{0, 0, 0, 0})
+	f.Add(encodeTable([]Blob{{Kind: chunk.Data, Stored: 20, Pieces: []Piece{{Length: 4}}}}))
+	f.Add(make([]byte, 8))
 	f.Fuzz(func(t *testing.T, p []byte) {
-		e, err := decodeTable(p, 200, -1)
+		e, err := decodeTable(p, 200)
 		if err == nil && !bytes.Equal(encodeTable(e), p) {
 			t.Fatal("what decodes does not encode to the same bytes")
 		}

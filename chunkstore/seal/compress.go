@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sync"
 
-	"xenkeep/chunkstore/chunk"
-
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -61,6 +59,10 @@ var levels = [...]zstd.EncoderLevel{
 // contents and nodes of a large disk ask for thousands.
 var spare [len(levels)]sync.Pool
 
+// window is how far back a match may lie, in bytes: what is compressed as one
+// is rarely larger.
+const window = 512 << 10
+
 // NewCompressor returns a Compressor of the given level; Close ends it.
 func NewCompressor(l Level) (*Compressor, error) {
 	if l < 0 || int(l) >= len(levels) {
@@ -71,7 +73,7 @@ func NewCompressor(l Level) (*Compressor, error) {
 	}
 	level := levels[l]
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderCRC(false), zstd.WithWindowSize(128<<10), zstd.WithLowerEncoderMem(true))
+		zstd.WithEncoderCRC(false), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, err
 	}
@@ -136,15 +138,6 @@ func Decompress(dst, body []byte, e Encoding, n int) ([]byte, error) {
 
 // Overhead is what encryption adds to a blob's body, in bytes.
 const Overhead = 16
-
-// BlobAAD is the associated data that ties a sealed blob to its identity:
-// ID, kind, encoding, plain length (big-endian).
-func BlobAAD(id chunk.ID, k chunk.Kind, e Encoding, plain uint32) []byte {
-	aad := make([]byte, 0, 38)
-	aad = append(aad, id[:]...)
-	aad = append(aad, byte(k), byte(e))
-	return binary.BigEndian.AppendUint32(aad, plain)
-}
 
 // Nonce is the AES-GCM nonce of blob number n under its key part.
 func Nonce(n uint32) []byte {

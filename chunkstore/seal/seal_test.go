@@ -7,8 +7,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
-
-	"xenkeep/chunkstore/chunk"
 )
 
 func newKeys(t testing.TB) *Keys {
@@ -187,17 +185,7 @@ func TestCompress(t *testing.T) {
 	}
 }
 
-func TestBlobAAD(t *testing.T) {
-	id := chunk.ID{1, 2, 3}
-	base := BlobAAD(id, chunk.Data, Zstd, 100)
-	for i, other := range [][]byte{
-		BlobAAD(chunk.ID{1, 2, 4}, chunk.Data, Zstd, 100), BlobAAD(id, chunk.Record, Zstd, 100),
-		BlobAAD(id, chunk.Data, Plain, 100), BlobAAD(id, chunk.Data, Zstd, 101),
-	} {
-		if bytes.Equal(base, other) {
-			t.Errorf("identity %d is not bound", i)
-		}
-	}
+func TestNonce(t *testing.T) {
 	if bytes.Equal(Nonce(1), Nonce(2)) || len(Nonce(0)) != 12 {
 		t.Error("nonces")
 	}

@@ -386,12 +386,12 @@ func (d *diskRun) putNode(k *chunkstore.Worker, n *node) error {
 	if !n.lists.IsZero() {
 		p := repo.AppendNode(nil, &n.lists)
 		id = k.Sum(chunk.Node, p)
-		stored, err := d.putUnless(k, chunk.Node, id, p, d.baseNode(n.index))
+		res, err := d.putUnless(k, chunk.Node, id, p, d.baseNode(n.index))
 		if err != nil {
 			return err
 		}
 		d.mu.Lock()
-		d.counts.Stored += int64(stored)
+		d.counts.Stored += res.Stored
 		d.mu.Unlock()
 	}
 	d.mu.Lock()
@@ -401,9 +401,9 @@ func (d *diskRun) putNode(k *chunkstore.Worker, n *node) error {
 }
 
 // putUnless stores a tree blob unless it is the one the base has there.
-func (d *diskRun) putUnless(k *chunkstore.Worker, kind chunk.Kind, id chunk.ID, p []byte, old chunk.ID) (int, error) {
+func (d *diskRun) putUnless(k *chunkstore.Worker, kind chunk.Kind, id chunk.ID, p []byte, old chunk.ID) (chunkstore.PutResult, error) {
 	if id == old && d.run.r.Store().Has(id) {
-		return 0, nil
+		return chunkstore.PutResult{}, nil
 	}
 	return k.Put(kind, id, p)
 }
@@ -424,11 +424,11 @@ func (d *diskRun) finish() (DiskResult, error) {
 	defer k.Done()
 	p := repo.AppendRoot(nil, &repo.RootNode{Size: d.o.Size, Nodes: d.nodes})
 	id := k.Sum(chunk.Root, p)
-	stored, err := d.putUnless(k, chunk.Root, id, p, d.o.Base)
+	res, err := d.putUnless(k, chunk.Root, id, p, d.o.Base)
 	if err != nil {
 		return DiskResult{}, err
 	}
-	d.counts.Stored += int64(stored)
+	d.counts.Stored += res.Stored
 	return DiskResult{Root: id, Counts: d.counts}, nil
 }
 
@@ -458,6 +458,7 @@ type blockWorker struct {
 	cut    chunk.Chunker
 	ends   []int
 	pieces []repo.Piece
+	fresh  []chunkstore.Piece // of the block, perhaps new
 	list   []byte
 	counts repo.DiskRead
 }
@@ -475,6 +476,7 @@ func (d *diskRun) newBlockWorker() (*blockWorker, error) {
 // a block of zeros.
 func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 	pieces := w.pieces[:0]
+	w.fresh = w.fresh[:0]
 	var old []repo.Piece
 	looked := false
 	next := 0 // of old
@@ -507,8 +509,8 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 				next++
 			}
 			if next >= len(old) || old[next].Offset != at || old[next].ID != id || !w.d.run.r.Store().Trusted(id) {
-				if err := w.put(id, p, old); err != nil {
-					return chunk.ID{}, err
+				if !w.known(id, old) {
+					w.fresh = append(w.fresh, chunkstore.Piece{ID: id, Data: p})
 				}
 				w.counts.Changed += int64(len(p))
 			}
@@ -517,28 +519,31 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 		}
 	}
 	w.pieces = pieces
+	res, err := w.k.PutAll(chunk.Data, w.fresh)
+	if err != nil {
+		return chunk.ID{}, err
+	}
+	w.counts.New += res.New
+	w.counts.Stored += res.Stored
 	if len(pieces) == 0 || (len(pieces) == 1 && pieces[0].IsGap()) {
 		return chunk.ID{}, nil
 	}
 	w.list = repo.AppendList(w.list[:0], pieces)
 	id := w.k.Sum(chunk.List, w.list)
-	stored, err := w.d.putUnless(w.k, chunk.List, id, w.list, w.d.oldList(b.index))
-	w.counts.Stored += int64(stored)
+	res, err = w.d.putUnless(w.k, chunk.List, id, w.list, w.d.oldList(b.index))
+	w.counts.Stored += res.Stored
 	return id, err
 }
 
-func (w *blockWorker) put(id chunk.ID, p []byte, old []repo.Piece) error {
+// known tells whether a chunk only moved within its block, so that the base
+// holds it.
+func (w *blockWorker) known(id chunk.ID, old []repo.Piece) bool {
 	for i := range old {
-		if old[i].ID == id && w.d.run.r.Store().Trusted(id) {
-			return nil // moved within its block: the base holds it
+		if old[i].ID == id {
+			return w.d.run.r.Store().Trusted(id)
 		}
 	}
-	stored, err := w.k.Put(chunk.Data, id, p)
-	if stored > 0 {
-		w.counts.New += int64(len(p))
-		w.counts.Stored += int64(stored)
-	}
-	return err
+	return false
 }
 
 var zeros [disk.PageSize]byte

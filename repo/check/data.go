@@ -101,24 +101,35 @@ func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, bad *damaged)
 	var plain []byte
 	var first error
 	n := 0
-	for _, e := range d.Entries {
-		p, err := d.Open(plain, e, data[e.Offset:e.Offset+e.Stored])
-		if err == nil && h.Sum(e.Kind, p) != e.ID {
-			err = fmt.Errorf("%v %s: content does not fit its ID: %w", e.Kind, e.ID.String()[:8], seal.ErrCorrupt)
+	note := func(id2 chunk.ID, err error) {
+		c.mu.Lock()
+		bad.blobs[badBlob{id, id2}] = true
+		c.mu.Unlock()
+		if n++; first == nil {
+			first = err
 		}
-		if err != nil {
-			c.mu.Lock()
-			bad.blobs[badBlob{id, e.ID}] = true
-			c.mu.Unlock()
-			if n++; first == nil {
-				first = err
+	}
+	for i := range d.Blobs {
+		b := &d.Blobs[i]
+		p, err := d.Open(plain, b, data[b.Offset:b.Offset+b.Stored])
+		from := 0
+		for _, piece := range b.Pieces {
+			switch to := from + int(piece.Length); {
+			case err != nil:
+				note(piece.ID, err)
+			case h.Sum(b.Kind, p[from:to]) != piece.ID:
+				note(piece.ID, fmt.Errorf("%v %s: content does not fit its ID: %w", b.Kind, piece.ID.String()[:8], seal.ErrCorrupt))
+				from = to
+			default:
+				from = to
 			}
-			continue
 		}
-		plain = p
+		if err == nil {
+			plain = p
+		}
 	}
 	if first != nil && n > 1 {
-		return fmt.Errorf("%w (and %d more blobs)", first, n-1)
+		return fmt.Errorf("%w (and %d more pieces)", first, n-1)
 	}
 	return first
 }

@@ -426,7 +426,16 @@ func TestPublishedDamage(t *testing.T) {
 	if err := store.Put(t.Context(), name, data); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.PutDamage(t.Context(), &repo.Damage{Time: time.Now(), Chunks: []repo.BadChunk{{ID: repo.HexID(bad), Pack: pack.ID(at.Pack).String()}}}); err != nil {
+	// All chunks of the blob are gone with it.
+	damage := &repo.Damage{Time: time.Now()}
+	if err := repo.WalkDisk(t.Context(), r, chunk.ID(old.Disks[0].Root), func(p repo.Piece, _ int64) {
+		if place, _ := r.Store().Index().Lookup([16]byte(p.ID[:16])); place == at {
+			damage.Chunks = append(damage.Chunks, repo.BadChunk{ID: repo.HexID(p.ID), Pack: pack.ID(at.Pack).String()})
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.PutDamage(t.Context(), damage); err != nil {
 		t.Fatal(err)
 	}
 	o.Base = chunk.ID(old.Disks[0].Root)

@@ -161,14 +161,18 @@ func (r *reader) readIndex() {
 			id := hex.EncodeToString(head[20+40*i:][:32])
 			size := be.Uint64(head[20+40*i+32:])
 			must(len(r.file("packs/"+id[:2]+"/"+id)) == int(size), "pack %s: size", id)
-			n, at := int(be.Uint32(body)), be.Uint32(body[4:])
-			ids, lengths := body[8:8+16*n], body[8+16*n:8+20*n]
-			body = body[8+20*n:]
+			n, m, at := int(be.Uint32(body)), int(be.Uint32(body[4:])), be.Uint32(body[8:])
+			lengths, counts, ids := body[12:12+4*n], body[12+4*n:12+6*n], body[12+6*n:12+6*n+16*m]
+			body = body[12+6*n+16*m:]
 			for j := range n {
 				length := be.Uint32(lengths[4*j:])
-				r.at[string(ids[16*j:16*j+16])] = place{id, at, length}
+				for range be.Uint16(counts[2*j:]) {
+					r.at[string(ids[:16])] = place{id, at, length}
+					ids = ids[16:]
+				}
 				at += length
 			}
+			must(len(ids) == 0, "%s: IDs left", name)
 		}
 		must(len(body) == 0, "%s: bytes left", name)
 	}
@@ -198,42 +202,56 @@ func (r *reader) blob(kind byte, id []byte) []byte {
 
 	t := get(gcm(derive(r.k.TreeKey, b[121:153], "xenkeep pack contents")).Open(nil, make([]byte, 12), sealed, h[:]))
 	t = decode(t[0], t[5:], be.Uint32(t[1:]))
-	n := int(be.Uint32(t))
-	column := func(size int, p *[]byte) { *p, t = t[:size*n], t[size*n:] }
-	t = t[4:]
-	var ids, kinds, encodings, part, numbers, plains, storeds, hashes []byte
-	column(32, &ids)
-	column(1, &kinds)
-	column(1, &encodings)
-	column(1, &part)
-	column(4, &numbers)
-	column(4, &plains)
-	column(4, &storeds)
-	column(16, &hashes)
+	n, m := int(be.Uint32(t)), int(be.Uint32(t[4:]))
+	column := func(count, size int, p *[]byte) { *p, t = t[:size*count], t[size*count:] }
+	t = t[8:]
+	var kinds, encodings, part, numbers, storeds, counts, hashes, ids, plains []byte
+	column(n, 1, &kinds)
+	column(n, 1, &encodings)
+	column(n, 1, &part)
+	column(n, 4, &numbers)
+	column(n, 4, &storeds)
+	column(n, 2, &counts)
+	column(n, 16, &hashes)
+	column(m, 32, &ids)
+	column(m, 4, &plains)
 	must(len(t) == 0, "pack %s: table", p.pack)
 	at := uint32(len(header))
 	for i := range n {
 		stored := b[at : at+be.Uint32(storeds[4*i:])]
-		if at == p.offset {
-			must(bytes.Equal(ids[32*i:32*i+32], id) && kinds[i] == kind && len(stored) == int(p.length), "pack %s: entry %d", p.pack, i)
-			hash := blake3.Sum256(stored)
-			must(bytes.Equal(hash[:16], hashes[16*i:16*i+16]), "pack %s: hash %d", p.pack, i)
-			var key []byte
-			if b[6] == 1 {
-				key = get(hpke.Open(r.k.privateDataKey, hpke.HKDFSHA256(), hpke.AES256GCM(),
-					append([]byte("xenkeep data pack 1"), r.k.Repository...), parts[part[i]]))
-			} else {
-				key = derive(r.k.TreeKey, parts[part[i]], "xenkeep tree pack")
-			}
-			nonce := append(make([]byte, 8), numbers[4*i:4*i+4]...)
-			aad := append(append(bytes.Clone(id), kind, encodings[i]), plains[4*i:4*i+4]...)
-			plain := decode(encodings[i], get(gcm(key).Open(nil, nonce, stored, aad)), be.Uint32(plains[4*i:]))
-			mac := get(blake3.NewKeyed(derive(r.k.IDKey, nil, fmt.Sprintf("xenkeep id %d", kind))))
-			_, _ = mac.Write(plain)
-			must(bytes.Equal(mac.Sum(nil), id), "blob %x: ID", id)
-			return plain
+		pieces := int(be.Uint16(counts[2*i:]))
+		if at != p.offset {
+			at += uint32(len(stored))
+			ids, plains = ids[32*pieces:], plains[4*pieces:]
+			continue
 		}
-		at += uint32(len(stored))
+		must(kinds[i] == kind && len(stored) == int(p.length), "pack %s: blob %d", p.pack, i)
+		hash := blake3.Sum256(stored)
+		must(bytes.Equal(hash[:16], hashes[16*i:16*i+16]), "pack %s: hash %d", p.pack, i)
+		var key []byte
+		if b[6] == 1 {
+			key = get(hpke.Open(r.k.privateDataKey, hpke.HKDFSHA256(), hpke.AES256GCM(),
+				append([]byte("xenkeep data pack 1"), r.k.Repository...), parts[part[i]]))
+		} else {
+			key = derive(r.k.TreeKey, parts[part[i]], "xenkeep tree pack")
+		}
+		nonce := append(make([]byte, 8), numbers[4*i:4*i+4]...)
+		aad := []byte{kind, encodings[i]}
+		var whole, from, length uint32
+		found := false
+		for j := range pieces {
+			aad = append(append(aad, ids[32*j:32*j+32]...), plains[4*j:4*j+4]...)
+			if bytes.Equal(ids[32*j:32*j+32], id) {
+				from, length, found = whole, be.Uint32(plains[4*j:]), true
+			}
+			whole += be.Uint32(plains[4*j:])
+		}
+		must(found, "pack %s: blob %d does not hold %x", p.pack, i, id)
+		plain := decode(encodings[i], get(gcm(key).Open(nil, nonce, stored, aad)), whole)[from : from+length]
+		mac := get(blake3.NewKeyed(derive(r.k.IDKey, nil, fmt.Sprintf("xenkeep id %d", kind))))
+		_, _ = mac.Write(plain)
+		must(bytes.Equal(mac.Sum(nil), id), "piece %x: ID", id)
+		return plain
 	}
 	panic(fmt.Errorf("pack %s: no blob at %d", p.pack, p.offset))
 }
