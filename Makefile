@@ -38,11 +38,11 @@ fuzz:
 
 bench: build
 	scripts/need $(PEERS)
-	go run ./bench
+	go run ./bench -xenkeep $(BIN)/xenkeep -scale full -json bench.json
 
 demo: build
 	scripts/need e2fsprogs
-	go run ./bench/demo -binary $(BIN)/xenkeep
+	go run ./bench/demo -xenkeep $(BIN)/xenkeep
 
 # Nothing may be skipped here; the last lines are go test's own.
 ci: lint build
