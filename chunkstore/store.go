@@ -272,29 +272,6 @@ func (s *Store) takeIn(ctx context.Context, objects []object.Info) ([]IndexProbl
 	return problems, s.index.Update(nil, sources)
 }
 
-func (s *Store) readIndexObjects(ctx context.Context, names []string) (sources []index.Source, problems []IndexProblem, err error) {
-	var mu sync.Mutex
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(2, s.objects.Traits().Parallel))
-	for _, name := range names {
-		g.Go(func() error {
-			o, err := s.readIndexObject(gctx, name)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				if ctxErr := gctx.Err(); ctxErr != nil {
-					return ctxErr
-				}
-				problems = append(problems, IndexProblem{Object: name, Err: err})
-				return nil
-			}
-			sources = append(sources, index.Source{Name: name, Packs: o.Packs})
-			return nil
-		})
-	}
-	return sources, problems, g.Wait()
-}
-
 func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject, error) {
 	data, err := s.objects.Get(ctx, name, 0, -1)
 	if err != nil {

@@ -113,11 +113,11 @@ func FuzzClient(f *testing.F) {
 	head := append([]byte("NBDMAGICIHAVEOPT\x00\x01"), ack...)
 	head = appendOptionReply(head, optGo, repInfo, []byte{0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 3})
 	head = appendOptionReply(head, optGo, repAck, nil)
-	c := chunk{0, chunkHole, 1<<32 | 0, 12}
+	c := chunk{0, chunkHole, 1 << 32, 12}
 	b := make([]byte, structuredSize)
 	c.put(b)
 	hole := append(append(bytes.Clone(head), b...), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0)
-	c = chunk{chunkDone, chunkNone, 1<<32 | 0, 0}
+	c = chunk{chunkDone, chunkNone, 1 << 32, 0}
 	c.put(b)
 	f.Add(append(hole, b...))
 	f.Add(head)
