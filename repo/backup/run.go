@@ -200,7 +200,7 @@ func (run *Run) Flush(ctx context.Context) error {
 		return err
 	}
 	for _, s := range queued {
-		s.Written = run.opts.Now().UTC().Truncate(time.Second)
+		s.Written = run.opts.Now().UTC().Truncate(time.Millisecond) // tells apart what has the same data time
 		if err := run.r.PutSnapshot(ctx, s); err != nil {
 			return err
 		}
