@@ -2,6 +2,7 @@ package xapisim
 
 import (
 	"encoding/base64"
+	"fmt"
 	"time"
 
 	"xenkeep/xapi/xapisim/sr"
@@ -12,6 +13,9 @@ func (p *Pool) enableCBT(c *call, vdi *object, v *sr.Volume) (any, error) {
 	if !p.licensed {
 		return nil, fail("LICENCE_RESTRICTION", "CBT")
 	}
+	if !v.CBTEnabled() && p.takeSM("cbt_enable") {
+		return nil, fail("SR_BACKEND_FAILURE_457", "", "Failed to enable changed block tracking", "")
+	}
 	if err := v.EnableCBT(); err != nil {
 		return nil, srError(err, vdi.str("SR"))
 	}
@@ -20,9 +24,99 @@ func (p *Pool) enableCBT(c *call, vdi *object, v *sr.Volume) (any, error) {
 }
 
 func (p *Pool) disableCBT(c *call, vdi *object, v *sr.Volume) (any, error) {
+	if v.CBTEnabled() && p.takeSM("cbt_disable") {
+		return nil, fail("SR_BACKEND_FAILURE_458", "", "Failed to disable changed block tracking", "")
+	}
 	v.DisableCBT()
 	p.syncVDI(vdi)
 	return void, nil
+}
+
+// lostCBT says that the storage manager had to give up a disk's log
+// (sm, VDI.py, _disable_cbt_on_error).
+func (p *Pool) lostCBT(vdi *object, name, text string) {
+	p.db.create("message", map[string]any{
+		"name": name, "priority": int64(3), "cls": "VDI", "obj_uuid": vdi.uuid(), "timestamp": dateOf(time.Now()),
+		"body": fmt.Sprintf(text, vdi.uuid()),
+	})
+	p.syncVDI(vdi)
+}
+
+// CrashHost lets a host die and come back: its connections end, its VMs stop
+// without closing anything, and if it is the master, sessions and tasks are
+// lost. Changed-block logs of its VMs' disks stay open, for the next start to
+// find.
+func (p *Pool) CrashHost(i int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.hosts[i]
+	for _, vm := range p.db.all("VM") {
+		if vm.str("resident_on") != h.ref || vm.bool("is_control_domain") {
+			continue
+		}
+		for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
+			if !vbd.bool("currently_attached") {
+				continue
+			}
+			p.db.put(vbd, "currently_attached", false)
+			if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil && vbd.str("mode") == "RW" {
+				if v, err := p.volume(vdi); err == nil {
+					v.Crash()
+				}
+			}
+		}
+		p.haltVM(vm)
+	}
+	if h.master {
+		p.restart()
+		return
+	}
+	p.cutHost(h)
+}
+
+// revertVDI is VDI.revert, which only newer storage knows.
+func (p *Pool) revertVDI(c *call, snap *object) error {
+	if !p.cfg.StorageRevert {
+		return fail("UNIMPLEMENTED_IN_SM_BACKEND", snap.str("SR"))
+	}
+	if err := managed(snap); err != nil {
+		return err
+	}
+	vdi := p.db.find("VDI", snap.str("snapshot_of"))
+	if !snap.bool("is_a_snapshot") || vdi == nil {
+		return fail("OPERATION_NOT_ALLOWED", "VDI is not a snapshot: "+snap.ref)
+	}
+	if snap.str("type") == "cbt_metadata" {
+		return fail("VDI_INCOMPATIBLE_TYPE", snap.ref, cbtMetadata)
+	}
+	if attached, _ := p.attachments(vdi); attached {
+		return fail("VDI_IN_USE", vdi.ref, "revert")
+	}
+	end, err := c.begin(snap, "snapshot")
+	if err != nil {
+		return err
+	}
+	defer end()
+	from, err := p.volume(snap)
+	if err != nil {
+		return err
+	}
+	to, err := p.volume(vdi)
+	if err != nil {
+		return err
+	}
+	baseUUID := newUUID()
+	base, err := to.Revert(from, newUUID(), baseUUID)
+	if err != nil {
+		return srError(err, snap.str("SR"))
+	}
+	if base != nil {
+		p.baseCopy(snap, baseUUID)
+	}
+	p.syncVDI(vdi)
+	p.syncVDI(snap)
+	p.gcLater(snap.str("SR"))
+	return nil
 }
 
 // dataDestroy removes a disk snapshot's data and keeps its log.

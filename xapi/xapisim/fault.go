@@ -7,6 +7,9 @@ import (
 
 // Fault is one scripted mishap. On names the call ("VM.snapshot", also behind
 // Async.) or the HTTP path ("/export_raw_vdi") it happens to; "*" is any call.
+// Further names: "/nbd", an NBD connection when it opens its export, and the
+// storage manager's own steps: "sm.cbt_snapshot" and "sm.cbt_resize", at which
+// a changed-block log is lost, "sm.cbt_enable" and "sm.cbt_disable", which fail.
 // It happens at the Nth match from now (0 and 1: the next) and Times times (0:
 // once, negative: always).
 type Fault struct {
@@ -63,7 +66,7 @@ func (p *Pool) takeFault(name string) *Fault {
 	var due *Fault
 	keep := p.faults[:0]
 	for _, f := range p.faults {
-		match := f.On == name || f.On == "*" && !strings.HasPrefix(name, "/")
+		match := f.On == name || f.On == "*" && !strings.HasPrefix(name, "/") && !strings.HasPrefix(name, "sm.")
 		if !match {
 			keep = append(keep, f)
 			continue
@@ -98,6 +101,9 @@ func (p *Pool) takeHTTPFault(r *httpRequest) *Fault {
 	}
 	return nil
 }
+
+// takeSM tells whether a step of the storage manager fails. Pool.mu is held.
+func (p *Pool) takeSM(step string) bool { return p.takeFault("sm."+step) != nil }
 
 // takeStreamFault returns the fault due for a transfer.
 func (p *Pool) takeStreamFault(path string) *Fault {

@@ -60,6 +60,12 @@ type Config struct {
 	NBDModern bool
 	// CBT enables changed-block tracking on the disks of all VMs.
 	CBT bool
+	// Guests are scripts for the guests of VMs.
+	Guests []GuestScript
+	// StorageRevert gives the storage a revert of its own, which VM.revert then
+	// uses: disks keep their identity, and their changed-block logs say nothing
+	// of it.
+	StorageRevert bool
 	// RedirectPort puts the port into redirects, for clients that would go to
 	// port 443 otherwise, as they should with a real pool.
 	RedirectPort bool
@@ -82,6 +88,8 @@ type VMConfig struct {
 	Disks  []string
 	SR     string
 	Halted bool
+	// Drivers gives the VM a guest that has drivers as soon as it runs.
+	Drivers bool
 	// RawDisks makes volumes without VHD (on LVM, sm_config type=raw).
 	RawDisks bool
 }
@@ -120,6 +128,7 @@ type Pool struct {
 	waiting int
 	domid   int64
 	bridges int
+	guests  []GuestScript
 	refSeq  int // counts the Ref:N of metadata exports, never reset
 }
 
@@ -204,6 +213,17 @@ func New(cfg Config) (_ *Pool, err error) {
 		cfg: cfg, dir: cfg.State, db: newDatabase(sch), calls: map[string]handler{}, licensed: !cfg.Unlicensed,
 		stores: map[string]*storage{}, origin: map[string]string{},
 	}
+	for _, g := range cfg.Guests {
+		if err := g.check(); err != nil {
+			return nil, err
+		}
+	}
+	for _, v := range cfg.VMs {
+		if v.Drivers {
+			p.guests = append(p.guests, GuestScript{Name: v.Name})
+		}
+	}
+	p.guests = append(p.guests, cfg.Guests...)
 	if p.dir == "" {
 		if p.dir, err = os.MkdirTemp("", "xapisim-"); err != nil {
 			return nil, err
@@ -368,10 +388,21 @@ func (p *Pool) Close() error {
 func (p *Pool) Restart() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, h := range p.hosts {
-		h.kill()
-		h.life, h.kill = context.WithCancel(p.ctx)
+	p.restart()
+}
+
+// cutHost ends a host's connections and drops the VBDs of its control domain.
+func (p *Pool) cutHost(h *host) {
+	h.kill()
+	h.life, h.kill = context.WithCancel(p.ctx)
+	if dom0 := p.db.find("VM", h.dom0); dom0 != nil {
+		for _, vbd := range p.db.refs("VBD", dom0.set("VBDs")) {
+			p.db.destroy(vbd)
+		}
 	}
+}
+
+func (p *Pool) restart() {
 	for _, cls := range []string{"session", "task"} {
 		for _, o := range p.db.all(cls) {
 			p.db.destroy(o)
@@ -385,11 +416,7 @@ func (p *Pool) Restart() {
 		}
 	}
 	for _, h := range p.hosts {
-		if dom0 := p.db.find("VM", h.dom0); dom0 != nil {
-			for _, vbd := range p.db.refs("VBD", dom0.set("VBDs")) {
-				p.db.destroy(vbd)
-			}
-		}
+		p.cutHost(h)
 	}
 }
 

@@ -258,7 +258,7 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	uuid, baseUUID := newUUID(), newUUID()
+	uuid, baseUUID, tracked := newUUID(), newUUID(), v.CBTEnabled()
 	do := v.Clone
 	if snapshot {
 		do = v.Snapshot
@@ -267,15 +267,16 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 	if err != nil {
 		return nil, srError(err, vdi.str("SR"))
 	}
-	now := dateOf(time.Now())
 	if base != nil {
-		b := p.db.create("VDI", map[string]any{
-			"uuid": baseUUID, "name_label": "base copy", "SR": vdi.str("SR"), "type": vdi.str("type"),
-			"managed": false, "location": baseUUID, "snapshot_time": now,
-			"sm_config": vdi.mapv("sm_config"),
-		})
-		p.syncVDI(b)
+		p.baseCopy(vdi, baseUUID)
 	}
+	if snapshot && tracked && p.takeSM("cbt_snapshot") {
+		v.DisableCBT()
+	}
+	if tracked && !v.CBTEnabled() {
+		p.lostCBT(vdi, "VDI_CBT_SNAPSHOT_FAILED", "Creating CBT metadata log for disk %s failed.")
+	}
+	now := dateOf(time.Now())
 	f := map[string]any{
 		"uuid": uuid, "location": uuid, "managed": true, "snapshot_time": now, "SR": vdi.str("SR"),
 		"is_a_snapshot": snapshot, "sm_config": withoutKey(vdi.mapv("sm_config"), "vhd-parent"),
@@ -291,6 +292,14 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 	p.syncVDI(vdi)
 	p.syncSR(p.db.find("SR", vdi.str("SR")))
 	return out, nil
+}
+
+// baseCopy makes the record of the file that a disk and its snapshot share.
+func (p *Pool) baseCopy(vdi *object, uuid string) {
+	p.syncVDI(p.db.create("VDI", map[string]any{
+		"uuid": uuid, "name_label": "base copy", "SR": vdi.str("SR"), "type": vdi.str("type"),
+		"managed": false, "location": uuid, "snapshot_time": dateOf(time.Now()), "sm_config": vdi.mapv("sm_config"),
+	}))
 }
 
 // destroyVDI removes data and record.
@@ -445,9 +454,20 @@ func (p *Pool) vdiCalls() map[string]handler {
 			if err := v.Resize(c.args[1].(int64)); err != nil {
 				return nil, srError(err, vdi.str("SR"))
 			}
+			if v.CBTEnabled() && p.takeSM("cbt_resize") {
+				v.DisableCBT()
+				p.lostCBT(vdi, "VDI_CBT_RESIZE_FAILED", "Resizing CBT metadata for disk %s failed.")
+			}
 			p.syncVDI(vdi)
 			return void, nil
 		}),
+		"VDI.revert": func(c *call) (any, error) {
+			vdi, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			return void, p.revertVDI(c, vdi)
+		},
 		"VDI.copy":      p.copyCall,
 		"VDI.introduce": p.introduceVDI,
 		"VDI.forget": func(c *call) (any, error) {

@@ -127,11 +127,11 @@ func (p *Pool) vmCalls() map[string]handler {
 			return void, nil
 		}),
 		"VM.snapshot": p.vmCall("snapshot", func(c *call, vm *object) (any, error) {
-			return p.snapshotVM(c, vm, c.str(1), c.args[2].([]any))
+			return p.snapshotVM(c, vm, c.str(1), c.args[2].([]any), p.plainSnapshot(vm, "crash_consistent"))
 		}),
 		"VM.snapshot_with_quiesce": func(c *call) (any, error) { return nil, fail("MESSAGE_REMOVED") },
 		"VM.checkpoint": p.vmCall("checkpoint", func(c *call, vm *object) (any, error) {
-			return nil, fail("NOT_IMPLEMENTED", "VM.checkpoint")
+			return p.checkpointVM(c, vm, c.str(1))
 		}),
 		"VM.revert": p.revertCall,
 		"VM.clone": p.vmCall("clone", func(c *call, vm *object) (any, error) {
@@ -195,7 +195,7 @@ func (p *Pool) vmCalls() map[string]handler {
 		"VM.clean_reboot": state("clean_reboot", "Running"),
 		"VM.suspend":      p.vmCall("suspend", func(c *call, vm *object) (any, error) { return void, p.suspendVM(vm) }),
 		"VM.resume": p.vmCall("resume", func(c *call, vm *object) (any, error) {
-			return void, p.resumeVM(vm, c.args[1].(bool))
+			return void, p.resumeVM(vm, p.hosts[0], c.args[1].(bool))
 		}),
 		"VM.set_is_a_template": func(c *call) (any, error) {
 			vm, err := c.object(0)
@@ -354,8 +354,12 @@ func (p *Pool) attachVBD(vbd *object) error {
 			return err
 		}
 		if vbd.str("mode") == "RW" {
+			tracked := v.CBTEnabled()
 			if err := v.SetAttached(true); err != nil {
 				return srError(err, vdi.str("SR"))
+			}
+			if tracked && !v.CBTEnabled() {
+				p.lostCBT(vdi, "VDI_CBT_METADATA_INCONSISTENT", "Changed Block Tracking metadata is inconsistent for disk %s.")
 			}
 			p.syncVDI(vdi)
 		}
@@ -422,6 +426,9 @@ func (p *Pool) startVM(vm *object, h *host, paused bool) error {
 	if vm.str("generation_id") == "0:0" {
 		p.db.put(vm, "generation_id", newGenerationID())
 	}
+	if vm.str("suspend_VDI") == nullRef {
+		p.boot(vm)
+	}
 	return nil
 }
 
@@ -443,14 +450,17 @@ func (p *Pool) suspendVM(vm *object) error {
 	if err != nil {
 		return err
 	}
+	metrics := vm.str("guest_metrics") // they outlive the domain
+	p.db.put(vm, "guest_metrics", nullRef)
 	p.haltVM(vm)
+	p.db.put(vm, "guest_metrics", metrics)
 	p.db.put(vm, "suspend_VDI", image.ref)
 	p.db.put(vm, "power_state", "Suspended")
 	return nil
 }
 
-func (p *Pool) resumeVM(vm *object, paused bool) error {
-	if err := p.startVM(vm, p.hosts[0], paused); err != nil {
+func (p *Pool) resumeVM(vm *object, h *host, paused bool) error {
+	if err := p.startVM(vm, h, paused); err != nil {
 		return err
 	}
 	p.dropSuspendImage(vm)

@@ -18,6 +18,7 @@ type devices struct {
 // left out with their VBD. When one disk fails, those made before are removed.
 func (p *Pool) copyDevices(c *call, vm *object, ignore []any, disk func(*call, *object) (*object, error)) (*devices, error) {
 	d := &devices{}
+	before := p.db.gen
 	for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
 		f := map[string]any{}
 		for _, k := range []string{"VDI", "userdevice", "bootable", "mode", "type", "unpluggable", "empty", "other_config", "qos_algorithm_type", "qos_algorithm_params"} {
@@ -31,7 +32,7 @@ func (p *Pool) copyDevices(c *call, vm *object, ignore []any, disk func(*call, *
 			o, err := disk(c, vdi)
 			if err != nil {
 				for _, m := range d.made {
-					if p.db.find("VDI", m.ref) != nil {
+					if m.created > before && p.db.find("VDI", m.ref) != nil {
 						p.destroyVDI(m)
 					}
 				}
@@ -90,16 +91,28 @@ func copyFields(vm *object) map[string]any {
 // snapshotVM snapshots the disks one after the other, makes the record, and
 // puts it between the VM and its former parent (xen-api
 // ocaml/xapi/xapi_vm_clone.ml).
-func (p *Pool) snapshotVM(c *call, vm *object, name string, ignore []any) (any, error) {
+//
+// A checkpoint of a suspended VM also snapshots its suspend image, and is
+// suspended itself.
+func (p *Pool) snapshotVM(c *call, vm *object, name string, ignore []any, k snapshotKind) (any, error) {
 	d, err := p.copyDevices(c, vm, ignore, p.snapshotVDI)
 	if err != nil {
 		return nil, err
+	}
+	var image *object
+	if vdi := p.db.find("VDI", vm.str("suspend_VDI")); vdi != nil && k.checkpoint {
+		if image, err = p.snapshotVDI(c, vdi); err != nil {
+			for _, m := range d.made {
+				p.destroyVDI(m)
+			}
+			return nil, err
+		}
 	}
 	f := copyFields(vm)
 	f["name_label"] = name
 	f["is_a_snapshot"], f["is_a_template"] = true, true
 	f["snapshot_of"], f["snapshot_time"] = vm.ref, dateOf(time.Now())
-	f["snapshot_info"] = map[string]any{"power-state-at-snapshot": vm.str("power_state"), "disk-snapshot-type": "crash_consistent"}
+	f["snapshot_info"] = k.info
 	f["snapshot_metadata"] = metadataText(vm)
 	f["generation_id"] = newGenerationID()
 	f["parent"] = vm.str("parent")
@@ -114,6 +127,12 @@ func (p *Pool) snapshotVM(c *call, vm *object, name string, ignore []any) (any, 
 	}
 	snap := p.newVM(f)
 	p.attach(snap, d, false)
+	if k.checkpoint && vm.str("power_state") == "Suspended" {
+		p.db.put(snap, "power_state", "Suspended")
+	}
+	if image != nil {
+		p.db.put(snap, "suspend_VDI", image.ref)
+	}
 	p.db.put(vm, "parent", snap.ref)
 	p.origin[snap.ref] = vm.uuid()
 	p.db.create("message", map[string]any{
@@ -121,6 +140,61 @@ func (p *Pool) snapshotVM(c *call, vm *object, name string, ignore []any) (any, 
 		"body": fmt.Sprintf("VM '%s' (uuid: %s) snapshotted, snapshot name: %s", vm.str("name_label"), vm.uuid(), name),
 	})
 	return snap.ref, nil
+}
+
+// snapshotKind tells a snapshot from a checkpoint.
+type snapshotKind struct {
+	checkpoint bool
+	info       map[string]any // snapshot_info
+}
+
+func (p *Pool) plainSnapshot(vm *object, diskType string) snapshotKind {
+	return snapshotKind{info: map[string]any{"power-state-at-snapshot": vm.str("power_state"), "disk-snapshot-type": diskType}}
+}
+
+// checkpointVM suspends a running VM, takes the checkpoint, and resumes it,
+// also where that failed (xen-api ocaml/xapi/xapi_vm_snapshot.ml).
+func (p *Pool) checkpointVM(c *call, vm *object, name string) (any, error) {
+	if !p.licensed {
+		return nil, fail("LICENCE_RESTRICTION", "Checkpoint")
+	}
+	k := snapshotKind{checkpoint: true, info: map[string]any{}}
+	if vm.str("power_state") != "Running" {
+		return p.snapshotVM(c, vm, name, nil, k)
+	}
+	k.info = p.plainSnapshot(vm, "crash_consistent").info
+	for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
+		vdi := p.db.find("VDI", vbd.str("VDI"))
+		if vdi == nil || vbd.str("type") == "CD" {
+			continue
+		}
+		if s := p.db.find("SR", vdi.str("SR")); s != nil && !p.hasFeature(s, "VDI_SNAPSHOT") {
+			return nil, fail("SR_OPERATION_NOT_SUPPORTED", vm.ref)
+		}
+	}
+	home := p.hosts[0]
+	for _, h := range p.hosts {
+		if h.ref == vm.str("resident_on") {
+			home = h
+		}
+	}
+	if err := p.suspendVM(vm); err != nil {
+		return nil, err
+	}
+	ref, err := p.snapshotVM(c, vm, name, nil, k)
+	if rerr := p.resumeVM(vm, home, false); err == nil {
+		err = rerr
+	}
+	return ref, err
+}
+
+// quiescedSnapshot is VM.snapshot_with_quiesce, which went with version 8.1.
+func (p *Pool) quiescedSnapshot(c *call, vm *object, name string) (any, error) {
+	gm := p.db.find("VM_guest_metrics", vm.str("guest_metrics"))
+	if gm == nil || gm.mapv("other")["feature-quiesce"] != "1" {
+		return nil, fail("VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED", vm.ref)
+	}
+	return p.snapshotVM(c, vm, name, nil, p.plainSnapshot(vm, "quiesced"))
 }
 
 // metadataText is the server's own form of a VM's record: pairs of quoted
@@ -175,7 +249,8 @@ func (p *Pool) cloneVM(c *call, vm *object, name string, disk func(*call, *objec
 }
 
 // revertCall is VM.revert: disks that have a snapshot are destroyed first, then
-// those of the snapshot are cloned, so that the VM has new disks afterwards.
+// those of the snapshot are cloned, so that the VM has new disks afterwards;
+// unless the storage itself can revert them.
 func (p *Pool) revertCall(c *call) (any, error) {
 	snap, err := c.object(0)
 	if err != nil {
@@ -211,6 +286,7 @@ func (p *Pool) revertCall(c *call) (any, error) {
 	}
 	if vm.str("power_state") != "Halted" {
 		p.haltVM(vm)
+		p.dropSuspendImage(vm)
 	}
 	if err := p.revertDisks(c, vm, snap); err != nil {
 		e := asError(err)
@@ -229,6 +305,14 @@ func (p *Pool) revertCall(c *call) (any, error) {
 	p.db.put(vm, "ha_always_run", false)
 	p.db.put(vm, "parent", snap.ref)
 	p.db.put(vm, "generation_id", newGenerationID())
+	if image := p.db.find("VDI", snap.str("suspend_VDI")); image != nil {
+		n, err := p.cloneVDI(c, image)
+		if err != nil {
+			return nil, fail("VM_REVERT_FAILED", snap.ref, vm.ref)
+		}
+		p.db.put(vm, "suspend_VDI", n.ref)
+	}
+	p.db.put(vm, "power_state", snap.str("power_state"))
 	return void, nil
 }
 
@@ -253,13 +337,29 @@ func (p *Pool) revertDisks(c *call, vm, snap *object) error {
 	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
 		p.destroyWith("VIF_metrics", vif)
 	}
+	inPlace := map[string]bool{}
+	for _, vbd := range p.db.refs("VBD", snap.set("VBDs")) {
+		s := p.db.find("VDI", vbd.str("VDI"))
+		if p.cfg.StorageRevert && s != nil && p.db.find("VDI", s.str("snapshot_of")) != nil {
+			if err := p.revertVDI(c, s); err != nil {
+				return err
+			}
+			inPlace[s.str("snapshot_of")] = true
+		}
+	}
 	for _, o := range old {
+		if inPlace[o.ref] {
+			continue
+		}
 		if err := p.destroyVDI(o); err != nil {
 			return err
 		}
 	}
 	d, err := p.copyDevices(c, snap, nil, func(c *call, vdi *object) (*object, error) {
 		from := vdi.str("snapshot_of")
+		if inPlace[from] {
+			return p.db.find("VDI", from), nil
+		}
 		n, err := p.cloneVDI(c, vdi)
 		if err == nil {
 			for _, s := range siblings[from] {

@@ -17,6 +17,9 @@ type cbtLog struct {
 	// bitmap has the first granule in the most significant bit of byte 0, the
 	// order in which list_changed_blocks gives it.
 	bitmap []byte
+	// open is set while the volume is attached writable: a log found so at the
+	// next attachment was not closed, and cannot be trusted.
+	open bool
 
 	mu sync.Mutex // for marks by writers that share the SR's lock
 }
@@ -40,7 +43,7 @@ func (l *cbtLog) grow(size int64) {
 func (l *cbtLog) mark(off, n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for g := off / granule; g <= (off+n-1)/granule; g++ {
+	for g := off / granule; g <= (off+n-1)/granule && g/8 < int64(len(l.bitmap)); g++ {
 		l.bitmap[g/8] |= 0x80 >> (g % 8)
 	}
 }
@@ -67,15 +70,20 @@ func (v *Volume) EnableCBT() error {
 		return &Error{FaultCBTRaw, "VDI type does not support operation"}
 	}
 	v.cbt = newLog(v.uuid, v.top.size)
+	v.cbt.open = v.attached
 	s.logs[v.uuid] = v.cbt
 	return nil
 }
 
 // DisableCBT deletes the volume's own log. Its snapshots keep theirs.
 func (v *Volume) DisableCBT() {
+	v.sr.mu.Lock()
+	defer v.sr.mu.Unlock()
+	v.loseLog()
+}
+
+func (v *Volume) loseLog() {
 	s := v.sr
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if v.cbt == nil {
 		return
 	}
@@ -98,21 +106,49 @@ func (v *Volume) DataDestroy() error {
 }
 
 // snapshotCBT hands v's log over to its snapshot, and gives v a new one
-// behind it (sm, VDI.py, _cbt_snapshot).
+// behind it (sm, VDI.py, _cbt_snapshot). Where there is no room for that, v is
+// left without.
 func (v *Volume) snapshotCBT(snap *Volume) {
 	old := v.cbt
 	if old == nil {
 		return
 	}
 	s := v.sr
-	old.uuid = snap.uuid
+	open := old.open
+	old.uuid, old.open = snap.uuid, false
 	if p := s.logs[old.parent]; p != nil {
 		p.child = snap.uuid
 	}
 	snap.cbt, s.logs[snap.uuid] = old, old
+	delete(s.logs, v.uuid)
+	v.cbt, old.child = nil, ""
+	if s.free() < s.logSize(v.top.size) {
+		return
+	}
 	v.cbt = newLog(v.uuid, v.top.size)
+	v.cbt.open = open
 	s.logs[v.uuid] = v.cbt
 	v.cbt.parent, old.child = snap.uuid, v.uuid
+}
+
+// logSize is the room that a log needs: a logical volume, or a file with a
+// header (sm, cbtutil.py and LVHDSR.py).
+func (s *SR) logSize(size int64) int64 {
+	if s.LVM() {
+		return lvmExtent
+	}
+	return 4096 + int64(bitmapLen(size))
+}
+
+// DamageLog makes the volume's log that of a disk of size bytes, so that it
+// does not go together with others.
+func (v *Volume) DamageLog(size int64) {
+	v.sr.mu.Lock()
+	defer v.sr.mu.Unlock()
+	if v.cbt != nil {
+		v.cbt.bitmap, v.cbt.size = nil, 0
+		v.cbt.grow(size)
+	}
 }
 
 // dropLog removes a log from its chain. Its changes are added to its child's,

@@ -130,3 +130,38 @@ func (v *Volume) holds(block int64) bool {
 	defer v.sr.mu.RUnlock()
 	return v.top != nil && v.top.holds(block)
 }
+
+// EqualImage tells whether the volume holds what the raw or VHD file at path
+// holds, with zeros behind the file's end.
+func (v *Volume) EqualImage(path string) (bool, error) {
+	img, err := openImage(path)
+	if err != nil {
+		return false, fmt.Errorf("compare image: %w", err)
+	}
+	defer img.file.Close()
+	size := v.Size()
+	if img.size > size {
+		return false, nil
+	}
+	got, want := make([]byte, blockSize), make([]byte, blockSize)
+	for b := range (size + blockSize - 1) / blockSize {
+		have := img.have.get(b)
+		if have.empty() && !v.holds(b) {
+			continue
+		}
+		start := b * blockSize
+		n := int(min(blockSize, size-start))
+		if _, err := v.ReadAt(got[:n], start); err != nil {
+			return false, fmt.Errorf("compare image: %w", err)
+		}
+		clear(want)
+		need := allPages
+		if err := readPages(img, &need, have, want[:n], start, 0); err != nil {
+			return false, fmt.Errorf("compare image: %w", err)
+		}
+		if !bytes.Equal(got[:n], want[:n]) {
+			return false, nil
+		}
+	}
+	return true, nil
+}

@@ -112,7 +112,9 @@ func lvmFull(size int64) int64 {
 
 // SetAttached says whether the volume is attached writable to a running VM. A
 // thick volume takes its full size while it is; attaching one that was
-// deflated fails where there is no room.
+// deflated fails where there is no room. A changed-block log that was not
+// closed by a detachment is deleted when the volume is attached again (sm,
+// VDI.py, activate).
 func (v *Volume) SetAttached(attached bool) error {
 	s := v.sr
 	s.mu.Lock()
@@ -123,8 +125,52 @@ func (v *Volume) SetAttached(attached bool) error {
 		}
 		v.inflated = true
 	}
+	if v.cbt != nil {
+		if attached && !v.attached && v.cbt.open {
+			v.loseLog()
+		} else {
+			v.cbt.open = attached
+		}
+	}
 	v.attached = attached
 	return nil
+}
+
+// Crash ends an attachment as the death of the host does: nothing is closed.
+func (v *Volume) Crash() {
+	v.sr.mu.Lock()
+	defer v.sr.mu.Unlock()
+	v.attached = false
+}
+
+// Revert gives v the content and size of snap, which must be on the same SR,
+// under its own name: the storage's own way back. v's changed-block log goes
+// on as if nothing had happened. Where snap's file holds data, it becomes a
+// base copy named baseUUID, else base is nil.
+func (v *Volume) Revert(snap *Volume, tmpUUID, baseUUID string) (base *Volume, err error) {
+	if snap.sr != v.sr {
+		return nil, &Error{FaultUnimplemented, "The operation is not implemented"}
+	}
+	fork, base, err := snap.fork(tmpUUID, baseUUID, false)
+	if err != nil {
+		return nil, err
+	}
+	s := v.sr
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v.top == nil {
+		return base, fmt.Errorf("revert %s: %w", v.uuid, ErrGone)
+	}
+	old := v.top
+	v.top, fork.top = fork.top, nil
+	v.top.name = v.uuid
+	v.inflated = false
+	delete(s.volumes, tmpUUID)
+	if v.cbt != nil {
+		v.cbt.bitmap, v.cbt.size = v.cbt.bitmap[:min(len(v.cbt.bitmap), bitmapLen(v.top.size))], v.top.size
+		v.cbt.grow(v.top.size)
+	}
+	return base, old.discard()
 }
 
 // Snapshot makes a snapshot named snapUUID of v. As on a real SR the file of v
