@@ -210,7 +210,8 @@ func (k *Worker) PutAll(kind chunk.Kind, pieces []Piece) (PutResult, error) {
 		k.group = append(k.group, p)
 		size += len(p.Data)
 	}
-	return res, k.putGroup(kind, &res)
+	err := k.putGroup(kind, &res)
+	return res, err
 }
 
 // putGroup stores the pieces of the group as one blob.
@@ -230,6 +231,11 @@ func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
 	k.group = k.group[:0]
 	f, slot, err := k.w.reserve(kind, enc, content, len(body))
 	if err != nil {
+		ids := make([]chunk.ID, len(content))
+		for i, p := range content {
+			ids[i] = p.ID
+		}
+		k.w.pending.remove(ids) // nobody may lean on what was not stored
 		return err
 	}
 	defer f.blobs.Done()

@@ -61,6 +61,9 @@ func TestBlobSizes(t *testing.T) {
 		if _, err := k.Put(chunk.Record, k.Sum(chunk.Record, big), big); err == nil {
 			t.Error("a blob larger than a pack is taken")
 		}
+		if _, err := k.Put(chunk.Record, k.Sum(chunk.Record, big), big); err == nil {
+			t.Error("a blob that was refused counts as stored")
+		}
 		return w.Flush(ctx)
 	})
 	if err != nil {
