@@ -1,0 +1,253 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// ErrUnsaidChange is returned when a block that was called unchanged is not:
+// what told of the changes cannot be believed, and the base may be wrong.
+var ErrUnsaidChange = errors.New("a block that was called unchanged has changed")
+
+// ChangedOptions describe a disk of which it is known what may have changed.
+type ChangedOptions struct {
+	Size int64
+	// Base is the root of the disk's last backup; all that is not changed is
+	// as there.
+	Base chunk.ID
+	// Changed are the ranges that may differ from Base, ascending and apart.
+	// What lies behind the end of a smaller base counts as changed.
+	Changed []disk.Extent
+	// Verify tells which unchanged blocks are read all the same and compared;
+	// nil: none.
+	Verify func(block int64) bool
+	// Readers is how many blocks are worked on at once; each waits for the
+	// transport most of the time. 0 is 8.
+	Readers  int
+	Progress func(n int64) // bytes read; from several goroutines at once
+}
+
+// Changed stores a disk from its last backup and what has changed since,
+// reading little more than that: see recutter. The root is that of a full read.
+func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (DiskResult, error) {
+	d := &diskRun{run: run, o: DiskOptions{Size: o.Size, Base: o.Base, Delta: true}, building: make(map[int]*node)}
+	if o.Size < 0 || o.Size > repo.MaxSize {
+		return DiskResult{}, fmt.Errorf("disk of %d bytes", o.Size)
+	}
+	if o.Readers <= 0 {
+		o.Readers = 8
+	}
+	if err := d.openBase(ctx); err != nil {
+		return DiskResult{}, err
+	}
+	d.nodes = make([]chunk.ID, repo.Nodes(o.Size))
+	copy(d.nodes, d.base.Nodes)
+
+	blocks := newChangedBlocks(o, d.base.Size)
+	work := make(chan changedBlock)
+	var read atomic.Int64
+	get := func(ctx context.Context, p []byte, off int64) error {
+		if err := r.ReadAt(ctx, p, off); err != nil {
+			return err
+		}
+		read.Add(int64(len(p)))
+		if o.Progress != nil {
+			o.Progress(int64(len(p)))
+		}
+		return nil
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(work)
+		for {
+			b, ok := blocks.next()
+			if !ok {
+				return d.closeNodes(len(d.nodes))
+			}
+			var err error
+			if b.node, err = d.enter(gctx, b.index); err != nil {
+				return err
+			}
+			select {
+			case work <- b:
+			case <-gctx.Done():
+				return context.Cause(gctx)
+			}
+		}
+	})
+	for range o.Readers {
+		g.Go(func() error {
+			w, err := d.newBlockWorker()
+			if err != nil {
+				return err
+			}
+			defer w.k.Done()
+			rc := &recutter{cut: w.cut}
+			for b := range work {
+				list, err := w.changed(gctx, rc, b, get)
+				if err != nil {
+					return err
+				}
+				if err := d.leave(w.k, block{index: b.index, node: b.node}, list); err != nil {
+					return err
+				}
+			}
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.counts.Changed += w.counts.Changed
+			d.counts.New += w.counts.New
+			d.counts.Stored += w.counts.Stored
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return DiskResult{}, err
+	}
+	d.counts.Read = read.Load()
+	return d.finish()
+}
+
+// changedBlock is a block to be cut again, or with no dirty part one to be
+// compared.
+type changedBlock struct {
+	index int64
+	node  *node
+	dirty []disk.Extent // in the block, in whole pages
+}
+
+// changedBlocks gives the blocks that are to be worked on, ascending.
+type changedBlocks struct {
+	o     ChangedOptions
+	at    int64 // block
+	limit int64
+	base  int64 // size of the base
+}
+
+func newChangedBlocks(o ChangedOptions, base int64) *changedBlocks {
+	return &changedBlocks{o: o, limit: disk.Blocks(o.Size), base: base}
+}
+
+func (c *changedBlocks) next() (changedBlock, bool) {
+	for ; c.at < c.limit; c.at++ {
+		b := changedBlock{index: c.at, dirty: c.dirty()}
+		if len(b.dirty) > 0 || (c.o.Verify != nil && c.o.Verify(c.at)) {
+			c.at++
+			return b, true
+		}
+		// Jump to the next block that anything is said of.
+		if c.o.Verify == nil && (c.at+1)*disk.BlockSize <= c.base {
+			next := c.limit
+			if len(c.o.Changed) > 0 {
+				next = c.o.Changed[0].Offset / disk.BlockSize
+			}
+			if c.o.Size > c.base {
+				next = min(next, c.base/disk.BlockSize)
+			}
+			c.at = max(c.at, min(next, c.limit)-1)
+		}
+	}
+	return changedBlock{}, false
+}
+
+// dirty gives the changed parts of the block at hand, rounded to pages, and
+// drops the extents that end in or before it.
+func (c *changedBlocks) dirty() []disk.Extent {
+	start := c.at * disk.BlockSize
+	end := start + int64(repo.BlockLength(c.o.Size, c.at))
+	var out []disk.Extent
+	add := func(from, to int64) {
+		from = max(from, start) / disk.PageSize * disk.PageSize
+		to = min((to+disk.PageSize-1)/disk.PageSize*disk.PageSize, end)
+		if from >= to {
+			return
+		}
+		if n := len(out); n > 0 && out[n-1].Offset+start+out[n-1].Length >= from {
+			out[n-1].Length = max(out[n-1].Length, to-start-out[n-1].Offset)
+			return
+		}
+		out = append(out, disk.Extent{Offset: from - start, Length: to - from})
+	}
+	for len(c.o.Changed) > 0 && c.o.Changed[0].Offset < end {
+		add(c.o.Changed[0].Offset, c.o.Changed[0].End())
+		if c.o.Changed[0].End() > end {
+			break // it goes on in the next block
+		}
+		c.o.Changed = c.o.Changed[1:]
+	}
+	if c.o.Size > c.base && c.base < end {
+		// Grown: all behind the old end, and its block whole, as its last
+		// page and the run there end otherwise now.
+		return []disk.Extent{{Offset: 0, Length: end - start}}
+	}
+	return out
+}
+
+// changed cuts a block again, or compares it.
+func (w *blockWorker) changed(ctx context.Context, rc *recutter, b changedBlock, get func(ctx context.Context, p []byte, off int64) error) (chunk.ID, error) {
+	d := w.d
+	length := repo.BlockLength(d.o.Size, b.index)
+	start := b.index * disk.BlockSize
+	dirty := b.dirty
+	verify := len(dirty) == 0
+	if verify {
+		dirty = []disk.Extent{{Length: int64(length)}}
+	}
+	var old []repo.Piece
+	if start < d.base.Size && repo.BlockLength(d.base.Size, b.index) == length {
+		var err error
+		if old, err = d.oldPieces(ctx, b.index); err != nil {
+			return chunk.ID{}, err
+		}
+	}
+	w.fresh = w.fresh[:0]
+	pieces, err := rc.pieces(ctx, length, old, dirty,
+		func(ctx context.Context, p []byte, off int) error { return get(ctx, p, start+int64(off)) },
+		func(p []byte) (chunk.ID, error) {
+			id := w.k.Sum(chunk.Data, p)
+			if !w.known(id, old) {
+				// Stored below, while rc still holds the bytes.
+				w.fresh = append(w.fresh, chunkstore.Piece{ID: id, Data: p})
+			}
+			w.counts.Changed += int64(len(p))
+			return id, nil
+		})
+	if err != nil {
+		return chunk.ID{}, err
+	}
+	res, err := w.k.PutAll(chunk.Data, w.fresh)
+	if err != nil {
+		return chunk.ID{}, err
+	}
+	w.counts.New += res.New
+	w.counts.Stored += res.Stored
+	var id chunk.ID
+	if len(pieces) > 0 && !(len(pieces) == 1 && pieces[0].IsGap()) {
+		w.list = repo.AppendList(w.list[:0], pieces)
+		id = w.k.Sum(chunk.List, w.list)
+		if res, err = d.putUnless(w.k, chunk.List, id, w.list, d.oldList(b.index)); err != nil {
+			return chunk.ID{}, err
+		}
+		w.counts.Stored += res.Stored
+	}
+	if verify && id != d.oldList(b.index) {
+		return chunk.ID{}, fmt.Errorf("bytes %d to %d: %w", start, start+int64(length), ErrUnsaidChange)
+	}
+	return id, nil
+}
+
+// Sample picks one block in n, others for each seed, for ChangedOptions.Verify.
+func Sample(n, seed int64) func(block int64) bool {
+	return func(block int64) bool {
+		// A multiplicative hash spreads neighbours.
+		return uint64((block^seed)*0x9E3779B97F4A7C)>>8%uint64(max(n, 1)) == 0
+	}
+}

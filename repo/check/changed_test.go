@@ -1,0 +1,173 @@
+package check_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object/mem"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+)
+
+type memReader struct{ *disk.Mem }
+
+func (m memReader) ReadAt(_ context.Context, p []byte, off int64) error {
+	_, err := m.Mem.ReadAt(p, off)
+	return err
+}
+
+// granules are the 64 KiB ranges in which two disks differ, as changed-block
+// tracking tells of them, and some more that were written and are the same.
+func granules(old, now *disk.Mem, r *rand.Rand) []disk.Extent {
+	const size = 64 << 10
+	a, b := make([]byte, size), make([]byte, size)
+	var out []disk.Extent
+	for off := int64(0); off < now.Size(); off += size {
+		n := min(size, now.Size()-off)
+		_, _ = now.ReadAt(a[:n], off)
+		clear(b)
+		_, _ = old.ReadAt(b[:n], off)
+		if bytes.Equal(a[:n], b[:n]) && r.IntN(50) != 0 {
+			continue
+		}
+		if k := len(out); k > 0 && out[k-1].End() == off {
+			out[k-1].Length += n
+		} else {
+			out = append(out, disk.Extent{Offset: off, Length: n})
+		}
+	}
+	return out
+}
+
+func changedBackup(t *testing.T, r *repo.Repository, m *disk.Mem, o backup.ChangedOptions) (*repo.Snapshot, error) {
+	t.Helper()
+	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, Data: time.Now(), Complete: true}
+	err := backup.Do(t.Context(), r, backup.Options{Roots: []chunk.ID{o.Base}}, func(ctx context.Context, run *backup.Run) error {
+		d, err := run.Changed(ctx, memReader{m}, o)
+		if err != nil {
+			return err
+		}
+		s.Disks = []repo.Disk{{Device: "xvda", VDI: "vdi", Size: o.Size, Root: repo.HexID(d.Root), Method: "cbt", Counts: d.Counts}}
+		run.Add(s)
+		return run.Flush(ctx)
+	})
+	return s, err
+}
+
+// From what changed alone comes the root of a full read, for disks of odd sizes
+// that grow, with blocks of zeros that come and go.
+func TestChanged(t *testing.T) {
+	n := 60
+	if testing.Short() {
+		n = 10
+	}
+	for seed := range uint64(n) {
+		rnd := rand.New(rand.NewPCG(seed, 4))
+		size := 1 + rnd.Int64N(9<<20)
+		old := disk.NewMem(size)
+		scribble(t, old, seed, 10)
+		r := initRepo(t, mem.New())
+		base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: size}, backup.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rnd.IntN(3) == 0 {
+			size += rnd.Int64N(5 << 20)
+		}
+		m := disk.NewMem(size)
+		if err := copyDisk(t.Context(), m, old); err != nil {
+			t.Fatal(err)
+		}
+		scribble(t, m, seed+1000, rnd.IntN(4))
+		if rnd.IntN(3) == 0 && size > 3<<20 {
+			if err := m.WriteAt(t.Context(), make([]byte, 2<<20), 512*rnd.Int64N((size-2<<20)/512)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o := backup.ChangedOptions{Size: size, Base: chunk.ID(base.Disks[0].Root), Changed: granules(old, m, rnd)}
+		if rnd.IntN(2) == 0 {
+			o.Verify = backup.Sample(2, int64(seed))
+		}
+		s, err := changedBackup(t, r, m, o)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		full, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: size}, backup.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Disks[0].Root != full.Disks[0].Root {
+			t.Fatalf("seed %d: the root is not that of a full read", seed)
+		}
+		if full.Disks[0].Counts.New != 0 {
+			t.Fatalf("seed %d: the full read stores %d bytes more", seed, full.Disks[0].Counts.New)
+		}
+		compare(t, r, chunk.ID(s.Disks[0].Root), m, false)
+		mustClean(t, r)
+	}
+}
+
+// A change that was not told of is found where the sample falls, and nowhere is
+// it taken for a backup.
+func TestUnsaidChange(t *testing.T) {
+	old := disk.NewMem(8 << 20)
+	scribble(t, old, 1, 20)
+	r := initRepo(t, mem.New())
+	base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: old.Size()}, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := disk.NewMem(old.Size())
+	if err := copyDisk(t.Context(), m, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WriteAt(t.Context(), []byte("changed"), 5<<20); err != nil {
+		t.Fatal(err)
+	}
+	o := backup.ChangedOptions{Size: m.Size(), Base: chunk.ID(base.Disks[0].Root), Verify: backup.Sample(1, 0)}
+	if _, err := changedBackup(t, r, m, o); !errors.Is(err, backup.ErrUnsaidChange) {
+		t.Fatalf("an unsaid change: %v", err)
+	}
+	all, _, err := r.Snapshots(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Fatal(len(all), err)
+	}
+}
+
+// Of a large disk only what changed is read, and a sample costs its share.
+func TestChangedReadsLittle(t *testing.T) {
+	m := disk.NewMem(1 << 40)
+	for i := range int64(100) {
+		if err := m.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i + 1)}, 100_000), i*9_999_999_999); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := initRepo(t, mem.New())
+	base, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := []disk.Extent{{Offset: 9_999_999_999 / 65536 * 65536, Length: 65536}, {Offset: 1 << 39, Length: 65536}}
+	for _, e := range changed {
+		if err := m.WriteAt(t.Context(), []byte("new"), e.Offset+60_000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := changedBackup(t, r, m, backup.ChangedOptions{Size: m.Size(), Base: chunk.ID(base.Disks[0].Root), Changed: changed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Disks[0].Counts.Read; got > 4*2*65536 {
+		t.Errorf("%d bytes are read for two granules", got)
+	}
+	full, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	if err != nil || full.Disks[0].Root != s.Disks[0].Root {
+		t.Fatalf("the root is not that of a full read: %v", err)
+	}
+}
