@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -10,6 +12,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +30,9 @@ type simOptions struct {
 	hosts   int
 	cbt     bool
 	nbd     string
+	version string
+	drivers bool
+	guests  []string
 }
 
 // newSimCommand serves a simulated pool, for trying things out and for tests.
@@ -58,7 +64,10 @@ addresses as soon as the pool answers.`,
 	f.IntVar(&o.hosts, "hosts", 2, "how many `hosts` the pool has, the master included")
 	f.BoolVar(&o.cbt, "cbt", false, "enable changed-block tracking on the VMs' disks")
 	f.StringVar(&o.nbd, "nbd", "off", "how the hosts serve disks over NBD: tls, plain or off (`mode`)")
-	cmd.AddCommand(newSimWriteCommand())
+	f.StringVar(&o.version, "version", "current", "which `version` of XenServer the pool is like: 8.0, 8.2 or current")
+	f.BoolVar(&o.drivers, "drivers", false, "give the VMs guests with drivers")
+	f.StringArrayVar(&o.guests, "guest", nil, "a guest's `script`, as PATTERN=BEHAVIOUR[,DELAY[,IMAGE...]]; may be repeated")
+	cmd.AddCommand(newSimWriteCommand(), newSimFaultCommand())
 	return cmd
 }
 
@@ -81,7 +90,8 @@ func runSim(cmd *cobra.Command, o simOptions) error {
 // config gives the VMs the first SR of the wanted type, making one if there is
 // none.
 func (o simOptions) config() (xapisim.Config, error) {
-	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, CBT: o.cbt, NBD: xapisim.NBDMode(o.nbd), SRs: xapisim.DefaultSRs()}
+	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, CBT: o.cbt, NBD: xapisim.NBDMode(o.nbd),
+		Version: xapisim.Version(o.version), SRs: xapisim.DefaultSRs()}
 	if o.hosts < 1 {
 		return cfg, fmt.Errorf("--hosts %d: a pool has at least one", o.hosts)
 	}
@@ -101,10 +111,35 @@ func (o simOptions) config() (xapisim.Config, error) {
 			return cfg, fmt.Errorf("--vm %s: want NAME=DISK[,DISK...]", v)
 		}
 		cfg.VMs = append(cfg.VMs, xapisim.VMConfig{
-			Name: vm, Disks: strings.Split(disks, ","), SR: name, Halted: !o.running, RawDisks: o.raw,
+			Name: vm, Disks: strings.Split(disks, ","), SR: name, Halted: !o.running, RawDisks: o.raw, Drivers: o.drivers,
 		})
 	}
+	for _, g := range o.guests {
+		script, err := parseGuest(g)
+		if err != nil {
+			return cfg, err
+		}
+		cfg.Guests = append(cfg.Guests, script)
+	}
 	return cfg, nil
+}
+
+// parseGuest reads PATTERN=BEHAVIOUR[,DELAY[,IMAGE...]].
+func parseGuest(text string) (xapisim.GuestScript, error) {
+	name, rest, ok := strings.Cut(text, "=")
+	parts := strings.Split(rest, ",")
+	if !ok || name == "" || parts[0] == "" {
+		return xapisim.GuestScript{}, fmt.Errorf("--guest %s: want PATTERN=BEHAVIOUR[,DELAY[,IMAGE...]]", text)
+	}
+	g := xapisim.GuestScript{Name: name, Behaviour: xapisim.GuestBehaviour(parts[0])}
+	if len(parts) > 1 {
+		var err error
+		if g.Delay, err = time.ParseDuration(parts[1]); err != nil {
+			return g, fmt.Errorf("--guest %s: %w", text, err)
+		}
+		g.Disks = parts[2:]
+	}
+	return g, nil
 }
 
 func newSimWriteCommand() *cobra.Command {
@@ -134,26 +169,36 @@ pages that differ are written. Prints how many bytes that were.`,
 }
 
 func runSimWrite(cmd *cobra.Command, pool, vdi, image string) error {
-	q := url.Values{"vdi": {vdi}, "image": {image}}
-	req, err := http.NewRequestWithContext(cmd.Context(), http.MethodPost, strings.TrimSuffix(pool, "/")+"/xapisim/write?"+q.Encode(), nil)
+	body, err := askSim(cmd.Context(), pool, "write", url.Values{"vdi": {vdi}, "image": {image}}, nil)
 	if err != nil {
 		return fmt.Errorf("sim write: %w", err)
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSpace(string(body)))
+	return nil
+}
+
+// askSim posts to a path of a simulated pool that is for such commands, and
+// returns the answer.
+func askSim(ctx context.Context, pool, path string, q url.Values, content []byte) ([]byte, error) {
+	u := strings.TrimSuffix(pool, "/") + "/xapisim/" + path + "?" + q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, bytes.NewReader(content))
+	if err != nil {
+		return nil, err
 	}
 	// The pool is simulated, on loopback, and nothing secret is sent.
 	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	defer client.CloseIdleConnections()
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("sim write: %w", err)
+		return nil, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
 	if err != nil {
-		return fmt.Errorf("sim write: %w", err)
+		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("sim write: %s: %s", resp.Status, strings.TrimSpace(string(body)))
+		return nil, fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(body)))
 	}
-	fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSpace(string(body)))
-	return nil
+	return body, nil
 }

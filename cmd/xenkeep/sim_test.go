@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -118,6 +119,14 @@ func TestSimUsage(t *testing.T) {
 		{"--hosts", "0"},
 		{"--listen", "nowhere"},
 		{"--nbd", "maybe"},
+		{"--version", "5"},
+		{"--guest", "web"},
+		{"--guest", "web=boots,soon"},
+		{"--guest", "web=dances"},
+		{"fault", "--url", "http://127.0.0.1:1"},
+		{"fault", "--url", "http://127.0.0.1:1", "--on", "VM.snapshot"},
+		{"fault", "--url", "http://127.0.0.1:1", "--on", "VM.snapshot", "--do", "gc"},
+		{"fault", "--url", "http://127.0.0.1:1", "--do", "nothing"},
 		{"surplus"},
 	} {
 		cmd := newSimCommand()
@@ -130,5 +139,81 @@ func TestSimUsage(t *testing.T) {
 	}
 	if _, err := simWrite(t, "--url", "http://127.0.0.1:1"); err == nil {
 		t.Error("write without a disk: no error")
+	}
+}
+
+// TestSimFault scripts a mishap and lets others happen, from outside.
+func TestSimFault(t *testing.T) {
+	ready := startSim(t, "--no-tls", "--hosts", "2")
+	fault := func(args ...string) {
+		t.Helper()
+		cmd := newSimCommand()
+		cmd.SetArgs(append([]string{"fault", "--url", ready.URL}, args...))
+		cmd.SetErr(io.Discard)
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Fatalf("fault %v: %v", args, err)
+		}
+	}
+	session := ""
+	call := func(method string, params ...string) string {
+		t.Helper()
+		req, err := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.Post(ready.URL+"/jsonrpc", "application/json", bytes.NewReader(req))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var out struct {
+			Result any
+			Error  struct {
+				Message string
+				Data    []string
+			}
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
+			t.Fatal(err)
+		}
+		if out.Error.Message != "" {
+			return strings.Join(append([]string{out.Error.Message}, out.Error.Data...), " ")
+		}
+		s, _ := out.Result.(string)
+		return s
+	}
+	login := func() { session = call("session.login_with_password", ready.User, ready.Password) }
+	login()
+	fault("--on", "VM.get_all", "--nth", "2", "--code", "SOME_CODE", "--param", "a", "--param", "b")
+	for _, want := range []string{"", "SOME_CODE a b", ""} {
+		if got := call("VM.get_all", session); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	fault("--on", "VM.get_all", "--code", "SOME_CODE", "--times", "-1")
+	fault("--do", "clear")
+	for _, action := range [][]string{{"--do", "restart"}, {"--do", "crash"}, {"--do", "drop-sessions"}} {
+		if got := call("VM.get_all", session); got != "" {
+			t.Errorf("before %v: %q", action, got)
+		}
+		fault(action...)
+		http.DefaultClient.CloseIdleConnections()
+		if got := call("VM.get_all", session); got != "SESSION_INVALID "+session {
+			t.Errorf("after %v: %q", action, got)
+		}
+		login()
+	}
+	fault("--do", "crash", "--host", "1")
+	fault("--do", "gc")
+	fault("--do", "expire-tasks")
+	if got := call("VM.get_all", session); got != "" {
+		t.Errorf("after a member's crash: %q", got)
+	}
+	cmd := newSimCommand()
+	cmd.SetArgs([]string{"fault", "--url", ready.URL, "--do", "crash", "--host", "7"})
+	cmd.SetErr(io.Discard)
+	cmd.SetOut(io.Discard)
+	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "host 7") {
+		t.Errorf("crash of host 7: %v", err)
 	}
 }

@@ -274,7 +274,7 @@ func (c *conn) serveExportRaw(r *httpRequest) bool {
 	}
 	p.mu.Unlock()
 	kind := exportKinds[format]
-	if kind == "" {
+	if kind == "" || format == "qcow2" && p.cfg.Version.old() {
 		p.finish(t.task, "", fail("INTERNAL_ERROR", "Unknown format "+format))
 		c.write(notFound10)
 		return false
@@ -429,7 +429,7 @@ func (c *conn) serveImportRaw(r *httpRequest) bool {
 	case err != nil:
 	case encoded:
 		status, err = "404", fail("INTERNAL_ERROR", "Cannot handle encoding: "+encoding)
-	case exportKinds[format] == "":
+	case exportKinds[format] == "", format == "qcow2" && p.cfg.Version.old():
 		status, err = "404", fail("INTERNAL_ERROR", "Unknown format "+format)
 	case chunked && format != "raw":
 		status, err = "404", fail("INTERNAL_ERROR", "Cannot handle chunked VHD")
@@ -533,24 +533,4 @@ func (t *transfer) receive(vdi, srObj *object, format string, chunked bool) (res
 		return "", vbds, err
 	}
 	return "", vbds, srError(err, vdi.str("SR"))
-}
-
-// adminWrite is the path behind GuestWrite for other processes. It serves
-// loopback only.
-const adminWrite = "/xapisim/write"
-
-func (c *conn) serveAdminWrite(r *httpRequest) bool {
-	if a, ok := c.RemoteAddr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
-		c.page("403 Forbidden", "403 forbidden", "Access to the requested resource is forbidden.")
-		return false
-	}
-	n, err := c.pool.GuestWrite(r.query.Get("vdi"), r.query.Get("image"))
-	if err != nil {
-		body := err.Error() + "\n"
-		c.write(fmt.Sprintf("HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s", len(body), body))
-		return false
-	}
-	body := fmt.Sprintf(`{"bytes_written":%d}`, n)
-	c.write(fmt.Sprintf("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s", len(body), body))
-	return false
 }

@@ -104,6 +104,9 @@ func (p *Pool) eventsSince(sub *subscription, since uint64) []any {
 		return ordered{{"id", strconv.FormatUint(gen, 10)}, {"timestamp", "0.0"}, {"class", cls}, {"operation", op}, {"ref", ref}}
 	}
 	for _, c := range p.db.sch.order {
+		if c.hidden {
+			continue
+		}
 		if c.name == "session" || c.name == "user" || c.name == "secret" { // these make no events
 			continue
 		}
@@ -140,6 +143,9 @@ func (p *Pool) eventsSince(sub *subscription, since uint64) []any {
 func (p *Pool) refCounts() map[string]any {
 	out := map[string]any{}
 	for _, c := range p.db.sch.order {
+		if c.hidden {
+			continue
+		}
 		n := len(p.db.tables[c.name].objs)
 		if c.name == "message" {
 			n = 0

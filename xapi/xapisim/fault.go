@@ -13,32 +13,32 @@ import (
 // It happens at the Nth match from now (0 and 1: the next) and Times times (0:
 // once, negative: always).
 type Fault struct {
-	On    string
-	Nth   int
-	Times int
+	On    string `json:"on"`
+	Nth   int    `json:"nth,omitempty"`
+	Times int    `json:"times,omitempty"`
 
 	// Code makes a call fail, before it does anything or, with After, when it
 	// is done. On a bulk path the transfer fails with it: at byte CutAt with
 	// Embedded, else before the first byte.
-	Code   string
-	Params []string
-	After  bool
+	Code   string   `json:"code,omitempty"`
+	Params []string `json:"params,omitempty"`
+	After  bool     `json:"after,omitempty"`
 	// Reset cuts the connection so that the peer sees a reset.
-	Reset bool
+	Reset bool `json:"reset,omitempty"`
 	// Delay is how long the operation holds its object, unscaled.
-	Delay time.Duration
+	Delay time.Duration `json:"delay,omitempty"`
 	// DropSession ends the caller's session first.
-	DropSession bool
+	DropSession bool `json:"drop_session,omitempty"`
 
 	// Status answers an HTTP request with an error page of that status.
-	Status int
+	Status int `json:"status,omitempty"`
 	// Cut stops a stream after CutAt bytes of body: with the server's error
 	// page behind them when Embedded, else bare. Stall hangs there until the
 	// client goes away.
-	Cut      bool
-	CutAt    int64
-	Embedded bool
-	Stall    bool
+	Cut      bool  `json:"cut,omitempty"`
+	CutAt    int64 `json:"cut_at,omitempty"`
+	Embedded bool  `json:"embedded,omitempty"`
+	Stall    bool  `json:"stall,omitempty"`
 }
 
 // Fault scripts a mishap.

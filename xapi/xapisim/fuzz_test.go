@@ -51,7 +51,7 @@ func FuzzHead(f *testing.F) {
 	f.Add("GET /export_raw_vdi?a=b HTTP/1.1\r\nCookie: session_id=x; task_id=y\r\nContent-Length: 5\r\n\r\n")
 	f.Add("\r\n\r\nPUT / HTTP/1.0\n\n")
 	f.Fuzz(func(t *testing.T, s string) {
-		r, err := readHead(bufio.NewReader(strings.NewReader(s)))
+		r, err := readHead(bufio.NewReader(strings.NewReader(s)), true)
 		if err != nil {
 			return
 		}

@@ -107,6 +107,10 @@ func (c *call) construct(i int) (map[string]any, error) {
 			continue
 		}
 		raw, ok := in[f.name]
+		if f.hidden {
+			out[f.name] = f.def
+			continue
+		}
 		if !ok {
 			if f.mandatory {
 				return nil, fail("INTERNAL_ERROR", fmt.Sprintf("Server_helpers.Dispatcher_FieldNotFound(%q)", f.name))

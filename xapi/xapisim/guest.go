@@ -153,7 +153,7 @@ func (p *Pool) guestMetrics(vm *object) {
 		"os_version":         map[string]any{"name": "Simulated Linux 1", "distro": "simulated", "major": "1", "minor": "0", "uname": "6.1.0"},
 		"PV_drivers_version": map[string]any{"major": "8", "minor": "4", "micro": "0", "build": "1"}, "PV_drivers_up_to_date": true,
 		"networks":            map[string]any{"0/ip": "192.0.2.10", "0/ipv4/0": "192.0.2.10"},
-		"other":               map[string]any{"feature-suspend": "1", "feature-shutdown": "1", "platform-feature-multiprocessor-suspend": "1"},
+		"other":               map[string]any{"feature-suspend": "1", "feature-shutdown": "1", "platform-feature-multiprocessor-suspend": "1", "feature-quiesce": "1"},
 		"PV_drivers_detected": true, "live": true, "can_use_hotplug_vbd": "yes", "can_use_hotplug_vif": "yes", "last_updated": now,
 	} {
 		p.db.put(gm, k, v)

@@ -86,23 +86,17 @@ func colonHex(b []byte) string {
 	return strings.Join(parts, ":")
 }
 
-var softwareVersion = map[string]any{
-	"product_version": "8.4.0", "product_version_text": "8", "product_version_text_short": "8", "platform_name": "XCP",
-	"platform_version": "3.4.0", "product_brand": "XenServer", "xapi": "26.1", "build_number": "simulated",
-	"git_id": "e2ee48d6", "hostname": "localhost", "date": "20260821T00:00:00Z", "xapi_build": "26.1.0", "xen": "4.17",
-	"linux": "4.19.0+1", "network_backend": "openvswitch", "db_schema": "5.909",
-}
-
 // addHost adds the records of a host.
 func (p *Pool) addHost(h *host, mgmt *object) {
 	name := h.name
+	software, minor := p.cfg.Version.software()
 	metrics := p.db.create("host_metrics", map[string]any{
 		"memory_total": int64(64 << 30), "memory_free": int64(48 << 30), "live": true, "last_updated": dateOf(time.Now()),
 	})
 	o := p.db.create("host", map[string]any{
 		"name_label": name, "name_description": "Default install", "hostname": name, "address": h.address, "enabled": true,
-		"API_version_major": int64(2), "API_version_minor": int64(23), "API_version_vendor": "XenSource",
-		"software_version": softwareVersion, "metrics": metrics.ref, "sched_policy": "credit", "edition": "enterprise-per-socket",
+		"API_version_major": int64(2), "API_version_minor": minor, "API_version_vendor": "XenSource",
+		"software_version": software, "metrics": metrics.ref, "sched_policy": "credit", "edition": "enterprise-per-socket",
 		"capabilities":             strs("xen-3.0-x86_64", "hvm-3.0-x86_32", "hvm-3.0-x86_64"),
 		"supported_bootloaders":    strs("pygrub", "eliloader"),
 		"cpu_info":                 map[string]any{"cpu_count": "4", "socket_count": "1", "vendor": "simulated"},

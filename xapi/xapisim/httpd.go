@@ -39,13 +39,18 @@ type httpRequest struct {
 	contentLength                 int64 // -1 when absent
 }
 
-// readHead reads a request's head of at most maxHead bytes.
-func readHead(br *bufio.Reader) (*httpRequest, error) {
+// readHead reads a request's head of at most maxHead bytes, or of any size up
+// to what a server can bear.
+func readHead(br *bufio.Reader, limited bool) (*httpRequest, error) {
 	var head []byte
+	limit := maxHead
+	if !limited {
+		limit = 64 << 10
+	}
 	for {
 		line, err := br.ReadSlice('\n')
 		head = append(head, line...)
-		if len(head) > maxHead {
+		if len(head) > limit {
 			return nil, errHeadTooLong
 		}
 		if err != nil {
@@ -153,6 +158,7 @@ type conn struct {
 	ctx  context.Context
 	// headEnd is when the first head must have come, while it is read.
 	headEnd time.Time
+	spare   func() bool // keeps the connection when the host dies
 }
 
 // headReader reads from a connection, with the time limits for a first head.
@@ -193,7 +199,7 @@ func (h *host) serve(p *Pool, ln net.Listener) {
 			stop := context.AfterFunc(ctx, func() { nc.Close() })
 			defer stop()
 			defer nc.Close()
-			c := &conn{Conn: nc, host: h, pool: p, ctx: ctx}
+			c := &conn{Conn: nc, host: h, pool: p, ctx: ctx, spare: stop}
 			if h.secure {
 				tc := tls.Server(nc, h.tls)
 				hs, done := context.WithTimeout(ctx, handshakeTimeout)
@@ -226,10 +232,11 @@ func (c *conn) reset() {
 
 // one serves one request and tells whether the connection goes on.
 func (c *conn) one(first bool) bool {
-	if first { // each read has its time, and all of them six times as much
+	limited := !c.pool.cfg.Version.old() // since xapi 22.30
+	if first && limited {                // each read has its time, and all of them six times as much
 		c.headEnd = time.Now().Add(6 * c.pool.cfg.HeadTimeout)
 	}
-	r, err := readHead(c.br)
+	r, err := readHead(c.br, limited)
 	c.headEnd = time.Time{}
 	var ne net.Error
 	switch {
@@ -276,7 +283,9 @@ type route struct {
 }
 
 var routes = []route{
-	{"POST", adminWrite, (*conn).serveAdminWrite},
+	{"POST", adminWrite, serveAdminWrite},
+	{"POST", adminFault, serveAdminFault},
+	{"POST", adminDo, serveAdminDo},
 	{"POST", "/jsonrpc", (*conn).serveRPC},
 	{"POST", "/", (*conn).serveRPC},
 	{"GET", "/export_raw_vdi", (*conn).serveExportRaw},

@@ -137,10 +137,15 @@ func appendJSON(b []byte, v any) []byte {
 		return append(b, '}')
 	case *record:
 		b = append(b, '{')
+		first := true
 		for i, f := range v.class.fields {
-			if i > 0 {
+			if f.hidden {
+				continue
+			}
+			if !first {
 				b = append(b, ',')
 			}
+			first = false
 			b = append(appendJSONString(b, f.name), ':')
 			b = appendJSON(b, v.vals[i])
 		}

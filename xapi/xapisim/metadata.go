@@ -175,10 +175,14 @@ func (x *exported) archive() ([]byte, error) {
 			objects = append(objects, ordered{{"class", cls}, {"id", x.ids[o.ref]}, {"snapshot", r}})
 		}
 	}
+	software, _ := x.p.cfg.Version.software()
+	major, minor, _ := strings.Cut(software["xapi"].(string), ".")
+	xapiMajor, _ := strconv.ParseInt(major, 10, 64)
+	xapiMinor, _ := strconv.ParseInt(minor, 10, 64)
 	version := ordered{
-		{"hostname", "localhost"}, {"date", softwareVersion["date"]}, {"product_version", softwareVersion["product_version"]},
-		{"product_brand", softwareVersion["product_brand"]}, {"build_number", softwareVersion["build_number"]},
-		{"xapi_major", int64(26)}, {"xapi_minor", int64(1)}, {"export_vsn", int64(2)},
+		{"hostname", "localhost"}, {"date", software["date"]}, {"product_version", software["product_version"]},
+		{"product_brand", software["product_brand"]}, {"build_number", software["build_number"]},
+		{"xapi_major", xapiMajor}, {"xapi_minor", xapiMinor}, {"export_vsn", int64(2)},
 	}
 	ova := appendXML(nil, ordered{{"version", version}, {"objects", objects}})
 	var b bytes.Buffer

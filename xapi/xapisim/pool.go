@@ -54,6 +54,8 @@ type Config struct {
 	Unlicensed bool
 	// NBDHybrid makes full exports as hosts with NBD attachments do.
 	NBDHybrid bool
+	// Version is what the pool is like.
+	Version Version
 	// NBD is how the hosts serve disks over NBD, and NBDModern whether they
 	// know GO and structured replies, as newer releases may.
 	NBD       NBDMode
@@ -205,7 +207,7 @@ func New(cfg Config) (_ *Pool, err error) {
 	if cfg.CancelDelay == 0 {
 		cfg.CancelDelay = 10 * time.Second
 	}
-	sch, err := loadSchema()
+	sch, err := cfg.Version.schema()
 	if err != nil {
 		return nil, err
 	}

@@ -53,12 +53,14 @@ type field struct {
 	role      role
 	def       any // the datamodel's default
 	mandatory bool
+	hidden    bool // from clients of an older version
 	index     int
 }
 
 // class is one class of the data model. lower is its name in events.
 type class struct {
 	name, lower string
+	hidden      bool // from clients of an older version
 	fields      []*field
 	byName      map[string]*field
 	relations   map[int]*relation // by the index of a reference field

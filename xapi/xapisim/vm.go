@@ -127,9 +127,13 @@ func (p *Pool) vmCalls() map[string]handler {
 			return void, nil
 		}),
 		"VM.snapshot": p.vmCall("snapshot", func(c *call, vm *object) (any, error) {
-			return p.snapshotVM(c, vm, c.str(1), c.args[2].([]any), p.plainSnapshot(vm, "crash_consistent"))
+			var ignore []any
+			if len(c.args) > 2 {
+				ignore = c.args[2].([]any)
+			}
+			return p.snapshotVM(c, vm, c.str(1), ignore, p.plainSnapshot(vm, "crash_consistent"))
 		}),
-		"VM.snapshot_with_quiesce": func(c *call) (any, error) { return nil, fail("MESSAGE_REMOVED") },
+		"VM.snapshot_with_quiesce": p.quiesceCall(),
 		"VM.checkpoint": p.vmCall("checkpoint", func(c *call, vm *object) (any, error) {
 			return p.checkpointVM(c, vm, c.str(1))
 		}),

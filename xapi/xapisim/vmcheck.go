@@ -20,6 +20,7 @@ var (
 var vmRules = map[string]vmRule{
 	"snapshot":               {states: anyState},
 	"checkpoint":             {states: live},
+	"snapshot_with_quiesce":  {states: running},
 	"clone":                  {states: halted, template: true, snapshot: true},
 	"copy":                   {states: halted, template: true, snapshot: true},
 	"revert":                 {states: anyState, snapshot: true},
@@ -82,7 +83,7 @@ func (p *Pool) checkVM(vm *object, op string) error {
 			return fail("VM_LACKS_FEATURE", vm.ref)
 		}
 	}
-	if op == "snapshot" || op == "checkpoint" {
+	if op == "snapshot" || op == "checkpoint" || op == "snapshot_with_quiesce" {
 		for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
 			if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil && vdi.str("on_boot") == "reset" {
 				return fail("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION")
@@ -125,6 +126,9 @@ func (p *Pool) view(o *object) *record {
 	case "VM":
 		ops := []any{}
 		for _, op := range sortedKeys(vmRules) {
+			if op == "snapshot_with_quiesce" && p.cfg.Version != Version80 {
+				continue
+			}
 			if op == "destroy" && o.bool("is_default_template") {
 				continue
 			}

@@ -188,7 +188,16 @@ func (p *Pool) checkpointVM(c *call, vm *object, name string) (any, error) {
 	return ref, err
 }
 
-// quiescedSnapshot is VM.snapshot_with_quiesce, which went with version 8.1.
+// quiesceCall is VM.snapshot_with_quiesce, which went with version 8.1.
+func (p *Pool) quiesceCall() handler {
+	if p.cfg.Version != Version80 {
+		return func(*call) (any, error) { return nil, fail("MESSAGE_REMOVED") }
+	}
+	return p.vmCall("snapshot_with_quiesce", func(c *call, vm *object) (any, error) {
+		return p.quiescedSnapshot(c, vm, c.str(1))
+	})
+}
+
 func (p *Pool) quiescedSnapshot(c *call, vm *object, name string) (any, error) {
 	gm := p.db.find("VM_guest_metrics", vm.str("guest_metrics"))
 	if gm == nil || gm.mapv("other")["feature-quiesce"] != "1" {

@@ -289,6 +289,9 @@ func appendXML(b []byte, v any) []byte {
 	case *record:
 		b = append(b, "<struct>"...)
 		for i, f := range v.class.fields {
+			if f.hidden {
+				continue
+			}
 			b = appendMember(b, f.name, v.vals[i])
 		}
 		b = append(b, "</struct>"...)

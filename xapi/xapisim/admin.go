@@ -1,0 +1,114 @@
+package xapisim
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+)
+
+// The paths by which other processes do what Go callers do with a Pool. They
+// serve loopback only, and know no sessions.
+const (
+	adminWrite = "/xapisim/write" // GuestWrite
+	adminFault = "/xapisim/fault" // Fault, with a Fault as JSON
+	adminDo    = "/xapisim/do"    // an Action
+)
+
+// Action is a mishap of the whole pool, or an order to it.
+type Action string
+
+const (
+	ActionRestart      Action = "restart"       // Restart
+	ActionCrash        Action = "crash"         // CrashHost, of the host that is asked for
+	ActionDropSessions Action = "drop-sessions" // DropSessions
+	ActionExpireTasks  Action = "expire-tasks"  // ExpireTasks, the pending ones too
+	ActionGC           Action = "gc"            // GC
+	ActionClear        Action = "clear"         // ClearFaults
+)
+
+// Actions lists them all.
+var Actions = []Action{ActionRestart, ActionCrash, ActionDropSessions, ActionExpireTasks, ActionGC, ActionClear}
+
+// Do carries out an action; host counts from 0, the master, and matters for
+// ActionCrash only.
+func (p *Pool) Do(a Action, host int) error {
+	switch a {
+	case ActionRestart:
+		p.Restart()
+	case ActionCrash:
+		if host < 0 || host >= len(p.hosts) {
+			return fmt.Errorf("crash host %d: there are %d", host, len(p.hosts))
+		}
+		p.CrashHost(host)
+	case ActionDropSessions:
+		p.DropSessions()
+	case ActionExpireTasks:
+		p.ExpireTasks(true)
+	case ActionGC:
+		p.GC()
+	case ActionClear:
+		p.ClearFaults()
+	default:
+		return fmt.Errorf("unknown action %q", string(a))
+	}
+	return nil
+}
+
+// admin wraps the work of an admin path: its result is sent as JSON, its error
+// as text with status 400.
+func admin(work func(c *conn, r *httpRequest) (any, error)) func(*conn, *httpRequest) bool {
+	return func(c *conn, r *httpRequest) bool {
+		if a, ok := c.RemoteAddr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
+			c.page("403 Forbidden", "403 forbidden", "Access to the requested resource is forbidden.")
+			return false
+		}
+		res, err := work(c, r)
+		status, kind := "200 OK", "application/json"
+		var body []byte
+		if err == nil {
+			body, err = json.Marshal(res)
+		}
+		if err != nil {
+			status, kind, body = "400 Bad Request", "text/plain", []byte(err.Error()+"\n")
+		}
+		c.write(fmt.Sprintf("HTTP/1.1 %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s", status, kind, len(body), body))
+		return false
+	}
+}
+
+var (
+	serveAdminWrite = admin(func(c *conn, r *httpRequest) (any, error) {
+		n, err := c.pool.GuestWrite(r.query.Get("vdi"), r.query.Get("image"))
+		return map[string]int64{"bytes_written": n}, err
+	})
+	serveAdminFault = admin(func(c *conn, r *httpRequest) (any, error) {
+		if r.contentLength < 0 || r.contentLength > maxBody {
+			return nil, errors.New("a fault needs a body with a length")
+		}
+		var f Fault
+		d := json.NewDecoder(io.LimitReader(c.br, r.contentLength))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&f); err != nil {
+			return nil, err
+		}
+		if f.On == "" {
+			return nil, errors.New("a fault needs to know what it happens to")
+		}
+		c.pool.Fault(f)
+		return struct{}{}, nil
+	})
+	serveAdminDo = admin(func(c *conn, r *httpRequest) (any, error) {
+		host := 0
+		if v := r.query.Get("host"); v != "" {
+			var err error
+			if host, err = strconv.Atoi(v); err != nil {
+				return nil, err
+			}
+		}
+		c.spare() // whoever ends all connections gets an answer
+		return struct{}{}, c.pool.Do(Action(r.query.Get("action")), host)
+	})
+)
