@@ -26,6 +26,9 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 	if o.Keep == "" {
 		o.Keep = KeepAuto
 	}
+	if o.Transport == "" {
+		o.Transport = TransportAuto
+	}
 	release, err := lockJob(o.StateDir, r.ID(), o.Job)
 	if err != nil {
 		return nil, err
@@ -58,8 +61,10 @@ type poolBackup struct {
 	all     []*repo.Snapshot
 	damaged map[string]bool
 	sum     *Summary
-	waiting []*vmBackup // read, not published yet
-	done    []*repo.Snapshot
+
+	tracking *tracking
+	waiting  []*vmBackup // read, not published yet
+	done     []*repo.Snapshot
 }
 
 func (b *poolBackup) failure(class error) error {
@@ -89,6 +94,9 @@ func (b *poolBackup) run(ctx context.Context) error {
 		for _, d := range l.Blocks {
 			b.damaged[d.Snapshot] = true
 		}
+	}
+	if b.tracking, err = newTracking(ctx, b.pool, b.o.Transport); err != nil {
+		return err
 	}
 	var plans []*vmPlan
 	seen := make(map[string]bool)
@@ -237,6 +245,9 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 	for _, d := range v.plan.left {
 		ignore = append(ignore, d.vbd.VDI)
 	}
+	for _, d := range v.plan.disks {
+		d.untracked = v.b.tracking.arm(ctx, v.b.pool, d)
+	}
 	var err error
 	v.asked = true
 	if v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.vm.Ref, v.label(), ignore...); err != nil {
@@ -326,7 +337,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan) error {
 		return errors.New("the VM snapshot holds no snapshot of it")
 	}
 	last := v.b.last(v.plan)
-	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.vm, d, v.b.damaged)
+	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.vm, d, &snap, v.b.damaged)
 	if err != nil {
 		return err
 	}
@@ -335,22 +346,40 @@ func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan) error {
 		Name: d.vdi.NameLabel, SR: d.sr.UUID, Location: d.vdi.Location, Size: int64(snap.VirtualSize),
 		Method: "full", Reason: base.reason,
 	}
-	if !v.keeps(d) {
+	if v.keeps(d) == keptNothing {
 		rec.VDISnapshot = ""
 	}
+	// Each way may fail and leave the next, which trusts less.
 	var res backup.DiskResult
-	if !base.vdi.IsNull() {
-		rec.Method = "vhd-delta"
-		if res, err = v.transfer(ctx, d, snap, base, true); err != nil {
-			if ctx.Err() != nil {
-				return err
-			}
-			v.b.o.Log.Warn("delta failed, reading in full", "vm", v.plan.vm.NameLabel, "disk", d.device(), "error", err)
-			rec.Method, rec.Reason = "full", "the delta failed: "+oneLine(err)
+	done := false
+	try := func(method string, read func() (backup.DiskResult, error)) error {
+		if res, err = read(); err == nil {
+			done, rec.Method = true, method
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		if errors.Is(err, backup.ErrUnsaidChange) {
+			v.b.warn("VM %s: disk %s: changed-block tracking cannot be believed: %v; the disk is read in full", v.plan.vm.NameLabel, d.device(), err)
 			base.vdi = xapi.NullRef
 		}
+		v.b.o.Log.Info("reading otherwise", "vm", v.plan.vm.NameLabel, "disk", d.device(), "failed", method, "error", err)
+		rec.Reason = method + " failed: " + oneLine(err)
+		return nil
 	}
-	if base.vdi.IsNull() {
+	if !base.tracked.IsNull() {
+		if err := try("cbt", func() (backup.DiskResult, error) { return v.transferChanged(ctx, d, snap, base) }); err != nil {
+			return err
+		}
+	}
+	if !done && !base.vdi.IsNull() {
+		if err := try("vhd-delta", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }); err != nil {
+			return err
+		}
+	}
+	if !done {
+		rec.Method = "full"
 		if res, err = v.transfer(ctx, d, snap, base, false); err != nil {
 			return err
 		}
@@ -402,15 +431,29 @@ func (v *vmBackup) transfer(ctx context.Context, d *diskPlan, snap xapi.VDI, bas
 	})
 }
 
-// keeps tells whether a disk's VDI snapshot stays as the next run's base.
-func (v *vmBackup) keeps(d *diskPlan) bool {
-	switch v.b.o.Keep {
-	case KeepNone:
-		return false
-	case KeepSnapshot:
-		return vhdBacked(d.sr, d.vdi)
+// kept is what stays of a disk's VDI snapshot as the next run's base.
+type kept int
+
+const (
+	keptNothing kept = iota
+	keptChanges      // no data, only the list of changes since
+	keptData
+)
+
+// keeps tells what stays of a disk's VDI snapshot.
+func (v *vmBackup) keeps(d *diskPlan) kept {
+	tracked := d.untracked == "" && v.snaps[d.vdi.Ref].CBTEnabled
+	switch {
+	case v.b.o.Keep == KeepNone || !vhdBacked(d.sr, d.vdi):
+		return keptNothing
+	case v.b.o.Keep == KeepSnapshot:
+		return keptData
+	case tracked:
+		return keptChanges
+	case v.b.o.Keep == KeepAuto && !thick(d.sr):
+		return keptData
 	}
-	return vhdBacked(d.sr, d.vdi) && !thick(d.sr)
+	return keptNothing
 }
 
 // settle ends a published backup on the pool: the VM snapshot's record goes,
@@ -423,14 +466,17 @@ func (v *vmBackup) settle(ctx context.Context) error {
 			continue
 		}
 		keep := xapi.NullRef
-		if v.keeps(d) {
+		if k := v.keeps(d); k == keptNothing {
+			errs = append(errs, v.b.pool.DestroyVDI(ctx, snap.Ref))
+		} else {
 			if err := v.b.pool.SetOtherConfig(ctx, "VDI", snap.Ref, markRole, roleBase); err != nil {
 				errs = append(errs, err)
 				continue
 			}
 			keep = snap.Ref
-		} else {
-			errs = append(errs, v.b.pool.DestroyVDI(ctx, snap.Ref))
+			if k == keptChanges {
+				errs = append(errs, v.b.pool.DestroyData(ctx, snap.Ref))
+			}
 		}
 		errs = append(errs, dropOldBases(ctx, v.b.pool, v.b.r.ID(), d.vdi.Ref, keep))
 	}

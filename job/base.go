@@ -51,14 +51,17 @@ func isBase(v *xapi.VDI, repository string) bool {
 
 // base is what a disk's backup can build on.
 type base struct {
-	root   chunk.ID // zero where there is none
-	vdi    xapi.Ref // VDI snapshot whose delta can be exported; null where there is none
-	reason string   // why there is no delta, or what the delta is to
+	root chunk.ID // zero where there is none
+	vdi  xapi.Ref // VDI snapshot whose delta can be exported; null where there is none
+	// tracked is the VDI snapshot since which the pool has tracked changes;
+	// null where there is none.
+	tracked xapi.Ref
+	reason  string // why there is no delta, or what the delta is to
 }
 
 // findBase looks for the last backup of a disk, and whether what has changed
 // since can be had from the pool. last is the VM's latest complete snapshot.
-func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *diskPlan, damaged map[string]bool) (base, error) {
+func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *diskPlan, snap *xapi.VDI, damaged map[string]bool) (base, error) {
 	if last == nil {
 		return base{reason: "first backup of this VM"}, nil
 	}
@@ -109,12 +112,20 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 	switch {
 	case !isBase(&v, repository) || v.SnapshotOf != d.vdi.Ref:
 		return full("VDI snapshot %s is no base of this disk in this repository", v.UUID)
-	case v.Type == "cbt_metadata" || v.Missing || !v.Managed:
-		return full("the base of snapshot %s has lost its data", last.Short())
 	case int64(v.VirtualSize) != old.Size:
 		return full("the base of snapshot %s has another size", last.Short())
 	}
-	b.vdi = ref
+	if d.untracked == "" && v.CBTEnabled && snap.CBTEnabled && old.Size == int64(snap.VirtualSize) {
+		b.tracked = ref
+	}
+	switch {
+	case v.Type != "cbt_metadata" && !v.Missing && v.Managed:
+		b.vdi = ref
+	case b.tracked.IsNull() && d.untracked != "":
+		return full("the base of snapshot %s has only its list of changes: %s", last.Short(), d.untracked)
+	case b.tracked.IsNull():
+		return full("the base of snapshot %s has lost its data, and the list of changes with it", last.Short())
+	}
 	return full("changes since snapshot %s", last.Short())
 }
 

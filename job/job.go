@@ -50,12 +50,13 @@ func (noProgress) Begin(string, int64) Meter { return noProgress{} }
 func (noProgress) Add(int64)                 {}
 func (noProgress) Done()                     {}
 
-// Keep says whether a VDI snapshot stays on the pool as the next run's base.
+// Keep says what of a VDI snapshot stays on the pool as the next run's base.
 type Keep string
 
 const (
-	KeepAuto     Keep = "auto"     // on thin SRs
-	KeepSnapshot Keep = "snapshot" // on every SR
+	KeepAuto     Keep = "auto"     // its list of changes where tracked, else its data on thin SRs
+	KeepCBT      Keep = "cbt"      // its list of changes where tracked, else nothing
+	KeepSnapshot Keep = "snapshot" // its data, on every SR
 	KeepNone     Keep = "none"
 )
 
@@ -94,6 +95,12 @@ type BackupOptions struct {
 	Common
 	VMs  []string // names or UUIDs
 	Keep Keep
+	// Transport says how disks are read; "" is TransportAuto.
+	Transport      Transport
+	NBDConnections int // for each disk; 0 is 4
+	// VerifyCBT reads one in a hundred of the blocks that changed-block
+	// tracking calls unchanged, others each run, and compares them.
+	VerifyCBT bool
 	// SkipUnsupported leaves out disks that cannot be snapshotted, instead of
 	// failing their VM before anything is done; the snapshot says so.
 	SkipUnsupported bool

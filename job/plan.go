@@ -29,6 +29,8 @@ type diskPlan struct {
 	sr     xapi.SR
 	reason string // why it cannot be saved; empty for those that can
 	cure   string
+
+	untracked string // why its changes are not tracked; empty where they are
 }
 
 // device is how people name the disk: before a VM's first boot the pool knows

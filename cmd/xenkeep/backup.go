@@ -29,13 +29,17 @@ type backupOptions struct {
 	job             string
 	tags            list
 	keepBase        choice
+	transport       choice
+	nbdConnections  int
+	verifyCBT       bool
 	compression     choice
 	skipUnsupported bool
 }
 
 func newBackupCommand() *cobra.Command {
 	o := backupOptions{
-		keepBase:    choice{text: string(job.KeepAuto), of: []string{string(job.KeepAuto), string(job.KeepSnapshot), string(job.KeepNone)}},
+		keepBase:    choice{text: string(job.KeepAuto), of: []string{string(job.KeepAuto), string(job.KeepCBT), string(job.KeepSnapshot), string(job.KeepNone)}},
+		transport:   choice{text: string(job.TransportAuto), of: []string{string(job.TransportAuto), string(job.TransportNBD), string(job.TransportVHD)}},
 		compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}},
 	}
 	cmd := &cobra.Command{
@@ -71,7 +75,10 @@ none of them all remain. The newest complete snapshot always remains.`,
 	s.StringVar(&o.name, "name", "", "`name` of the image in the repository (the file's)")
 	s.StringVar(&o.job, "job", "default", "`name` of the job that this run is of")
 	s.Var(&o.tags, "tag", "`tag` for the snapshots; may be repeated")
-	s.Var(&o.keepBase, "keep-base", "whether VDI snapshots stay on the pool as the next run's base: `auto` (on thin SRs), snapshot (on all), none")
+	s.Var(&o.keepBase, "keep-base", "what of VDI snapshots stays on the pool as the next run's base: `auto` (the list of changes, else data on thin SRs), cbt (the list alone), snapshot (data), none")
+	s.Var(&o.transport, "transport", "how disks are read: `auto` (changed blocks over NBD, else VHD exports), nbd (unencrypted NBD too), vhd")
+	s.IntVar(&o.nbdConnections, "nbd-connections", 4, "at most `n` NBD connections for each disk")
+	s.BoolVar(&o.verifyCBT, "verify-cbt", true, "read 1 % of the blocks that the pool calls unchanged, and compare them")
 	s.Var(&o.compression, "compression", "`level`: fastest, default, better, best")
 	s.BoolVar(&o.skipUnsupported, "skip-unsupported", false, "leave out disks that cannot be snapshotted, instead of failing their VM")
 	o.retention.add(s)
@@ -158,7 +165,8 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Retention: policy})
 	}
 	return job.Backup(ctx, r, pool, job.BackupOptions{
-		Common: common, VMs: vms, Keep: job.Keep(o.keepBase.text), SkipUnsupported: o.skipUnsupported, Retention: policy,
+		Common: common, VMs: vms, Keep: job.Keep(o.keepBase.text), Transport: job.Transport(o.transport.text),
+		NBDConnections: o.nbdConnections, VerifyCBT: o.verifyCBT, SkipUnsupported: o.skipUnsupported, Retention: policy,
 	})
 }
 

@@ -1,0 +1,159 @@
+package job_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"xenkeep/job"
+	"xenkeep/xapi/xapisim"
+)
+
+// write makes the guest of disk 0 write, and returns the disk's new image.
+func (w *world) write(name, from string, seed uint64, n int) string {
+	w.t.Helper()
+	next := filepath.Join(w.dir, name)
+	copyFile(w.t, next, from)
+	f, err := os.OpenFile(next, os.O_RDWR, 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	scribble(w.t, f, st.Size(), seed, n)
+	if _, err := w.sim.GuestWrite(w.sim.Ready().VMs[0].Disks[0].VDI, next); err != nil {
+		w.t.Fatal(err)
+	}
+	return next
+}
+
+// With NBD and changed-block tracking only what has changed is read, the pool
+// keeps lists of changes and no data, and every day comes back as it was.
+func TestTrackedDays(t *testing.T) {
+	w := newWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
+	file := filepath.Join(w.dir, "web0.img")
+	o := w.options("web")
+	o.VerifyCBT = true
+	var ids, sums []string
+	for day := range 4 {
+		if day > 0 {
+			file = w.write(fmt.Sprintf("day%d.img", day), file, uint64(day+50), 2)
+		}
+		s := w.backup(o)
+		d := s.Snapshots[0].Disks[0]
+		want := "cbt"
+		if day == 0 {
+			want = "full"
+		}
+		if d.Method != want {
+			t.Errorf("day %d: %s (%s), want %s", day, d.Method, d.Reason, want)
+		}
+		if day > 0 && d.Read > 3*mib {
+			t.Errorf("day %d: %d bytes are read", day, d.Read)
+		}
+		ids, sums = append(ids, s.Snapshots[0].ID), append(sums, fileSum(t, file))
+		for ref, n := range w.bases() {
+			if n != 1 {
+				t.Errorf("day %d: %d bases of %s", day, n, ref)
+			}
+		}
+		vdis, err := w.pool.VDIs(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range vdis {
+			if v.OtherConfig["xenkeep:role"] == "base" && v.Type != "cbt_metadata" {
+				t.Errorf("day %d: base %s keeps its data", day, v.UUID)
+			}
+		}
+	}
+	for i, id := range ids {
+		if got := w.restoredTo(w.snapshot(id), "xvda"); got != sums[i] {
+			t.Errorf("day %d comes back otherwise", i)
+		}
+	}
+	w.clean()
+}
+
+// Where tracking cannot be used or trusted, the disk is read otherwise, with
+// the reason, and rightly.
+func TestUntracked(t *testing.T) {
+	for name, c := range map[string]struct {
+		cfg    xapisim.Config
+		before func(w *world)
+		want   string
+		reason string
+	}{
+		"no NBD":     {xapisim.Config{}, nil, "vhd-delta", ""},
+		"plain NBD":  {xapisim.Config{NBD: xapisim.NBDPlain}, nil, "vhd-delta", ""},
+		"no licence": {xapisim.Config{NBD: xapisim.NBDTLS, Unlicensed: true}, nil, "vhd-delta", ""},
+		"tracking switched off and on": {xapisim.Config{NBD: xapisim.NBDTLS}, func(w *world) {
+			for _, call := range []string{"VDI.disable_cbt", "VDI.enable_cbt"} {
+				ref, err := w.pool.VDIByUUID(w.t.Context(), w.sim.Ready().VMs[0].Disks[0].VDI)
+				if err == nil {
+					err = w.pool.Call(w.t.Context(), call, nil, ref)
+				}
+				if err != nil {
+					w.t.Fatal(err)
+				}
+			}
+		}, "full", "cbt failed"},
+		"a bitmap fails": {xapisim.Config{NBD: xapisim.NBDTLS}, func(w *world) {
+			w.sim.Fault(xapisim.Fault{On: "VDI.list_changed_blocks", Code: "SR_BACKEND_FAILURE_459", Params: []string{"", "x", ""}, Times: -1})
+		}, "full", "cbt failed"},
+		"the base is gone": {xapisim.Config{NBD: xapisim.NBDTLS}, func(w *world) {
+			vdis, err := w.pool.VDIs(w.t.Context())
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			for _, v := range vdis {
+				if v.OtherConfig["xenkeep:role"] == "base" {
+					if err := w.pool.DestroyVDI(w.t.Context(), v.Ref); err != nil {
+						w.t.Fatal(err)
+					}
+				}
+			}
+		}, "full", "no longer on the pool"},
+		"another generation": {xapisim.Config{NBD: xapisim.NBDTLS}, func(w *world) {
+			vm, err := w.pool.FindVM(w.t.Context(), "web")
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			snap, err := w.pool.SnapshotVM(w.t.Context(), vm.Ref, "mine")
+			if err == nil {
+				_, err = w.pool.Async(w.t.Context(), "VM.revert", snap)
+			}
+			if err != nil {
+				w.t.Fatal(err)
+			}
+		}, "full", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, c.cfg)
+			w.backup(w.options("web"))
+			file := w.write("day1.img", filepath.Join(w.dir, "web0.img"), 77, 2)
+			if c.before != nil {
+				c.before(w)
+			}
+			o := w.options("web")
+			s, err := job.Backup(t.Context(), w.repo, w.pool, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := s.Snapshots[0].Disks[0]
+			if d.Method != c.want || !strings.Contains(d.Reason, c.reason) {
+				t.Errorf("%s (%s), want %s", d.Method, d.Reason, c.want)
+			}
+			t.Log(d.Reason)
+			if got := w.restoredTo(w.snapshot(s.Snapshots[0].ID), "xvda"); got != fileSum(t, file) {
+				t.Error("the disk comes back otherwise")
+			}
+			w.clean()
+		})
+	}
+}
