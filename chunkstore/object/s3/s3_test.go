@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"xenkeep/chunkstore/object"
@@ -155,7 +156,8 @@ func TestCredentialsFromEnvironment(t *testing.T) {
 // TestFaultsOnTheWay puts a proxy between, which breaks one answer or request.
 func TestFaultsOnTheWay(t *testing.T) {
 	server := s3server.Start(t)
-	var fault func(w http.ResponseWriter, r *http.Request) bool
+	var fault atomic.Pointer[func(w http.ResponseWriter, r *http.Request) bool]
+	breakWith := func(f func(w http.ResponseWriter, r *http.Request) bool) { fault.Store(&f) }
 	target, err := url.Parse("http://" + server.Endpoint)
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +168,7 @@ func TestFaultsOnTheWay(t *testing.T) {
 		r.Out.Host = r.In.Host
 	}}
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if fault == nil || !fault(w, r) {
+		if f := fault.Load(); f == nil || *f == nil || !(*f)(w, r) {
 			through.ServeHTTP(w, r)
 		}
 	}))
@@ -210,7 +212,7 @@ func TestFaultsOnTheWay(t *testing.T) {
 		"no bucket":  {answer(404, "<Error><Code>NoSuchBucket</Code></Error>"), object.ErrNoRepository},
 		"reset":      {reset, object.ErrUnavailable},
 	} {
-		fault = tt.fault
+		breakWith(tt.fault)
 		_, getErr := s.Get(t.Context(), "config", 0, -1)
 		for verb, err := range map[string]error{
 			"get": getErr, "get into": s.GetInto(t.Context(), "config", 5, make([]byte, 7)),
@@ -224,21 +226,21 @@ func TestFaultsOnTheWay(t *testing.T) {
 		}
 	}
 	// A body cut short is the line's fault, not a short object.
-	fault = cut
+	breakWith(cut)
 	if _, err := s.Get(t.Context(), "config", 0, -1); !errors.Is(err, object.ErrUnavailable) || errors.Is(err, object.ErrShort) {
 		t.Errorf("cut body: %v", err)
 	}
 	// A server that ignores the range must not be believed.
-	fault = func(w http.ResponseWriter, r *http.Request) bool {
+	breakWith(func(w http.ResponseWriter, r *http.Request) bool {
 		r.Header.Del("Range")
 		return false
-	}
+	})
 	if p, err := s.Get(t.Context(), "config", 10, 20); err == nil {
 		t.Errorf("range ignored: got %d bytes", len(p))
 	}
 	// Cancelled in the middle of a body.
 	ctx, cancel := context.WithCancel(t.Context())
-	fault = func(w http.ResponseWriter, r *http.Request) bool {
+	breakWith(func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Content-Length", "100000")
 		w.Header().Set("Last-Modified", "Mon, 02 Jan 2006 15:04:05 GMT")
 		_, _ = w.Write(data[:10])
@@ -246,11 +248,11 @@ func TestFaultsOnTheWay(t *testing.T) {
 		cancel()
 		<-r.Context().Done()
 		return true
-	}
+	})
 	if _, err := s.Get(ctx, "config", 0, -1); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	fault = nil
+	breakWith(nil)
 	if got, err := s.Get(t.Context(), "config", 0, -1); err != nil || len(got) != len(data) {
 		t.Errorf("healed: %d bytes, %v", len(got), err)
 	}
