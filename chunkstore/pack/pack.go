@@ -70,7 +70,7 @@ const (
 	TargetSize = 32 << 20
 	// GroupSize is how many plain bytes of chunks share a blob at most, and
 	// MaxGroup how many chunks.
-	GroupSize = 512 << 10
+	GroupSize = 1 << 20
 	MaxGroup  = 1 << 12
 	// maxPieces bounds the table of one pack that is written.
 	maxPieces = 1 << 15

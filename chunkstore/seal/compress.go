@@ -61,7 +61,7 @@ var spare [len(levels)]sync.Pool
 
 // window is how far back a match may lie, in bytes: what is compressed as one
 // is rarely larger.
-const window = 512 << 10
+const window = 1 << 20
 
 // NewCompressor returns a Compressor of the given level; Close ends it.
 func NewCompressor(l Level) (*Compressor, error) {
