@@ -80,7 +80,7 @@ const childDir, childSize = "XENKEEP_TEST_KILLED", "XENKEEP_TEST_KILLED_SIZE"
 func TestKilledChild(t *testing.T) {
 	dir := os.Getenv(childDir)
 	if dir == "" {
-		t.Skip("SKIP: runs as a child of TestInterrupted")
+		return // no test of its own: TestInterrupted runs it as a child
 	}
 	size, err := strconv.ParseInt(os.Getenv(childSize), 10, 64)
 	if err != nil {
