@@ -238,7 +238,10 @@ func (w *blockWorker) changed(ctx context.Context, rc *recutter, b changedBlock,
 		}
 		w.counts.Stored += res.Stored
 	}
-	if verify && id != d.oldList(b.index) {
+	d.mu.Lock()
+	was := b.node.lists[b.index%repo.NodeBlocks] // the base's, until this block is done
+	d.mu.Unlock()
+	if verify && id != was {
 		return chunk.ID{}, fmt.Errorf("bytes %d to %d: %w", start, start+int64(length), ErrUnsaidChange)
 	}
 	return id, nil
