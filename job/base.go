@@ -10,39 +10,6 @@ import (
 	"xenkeep/xapi"
 )
 
-// Marks in other_config of what xenkeep makes on a pool.
-const (
-	markRepository = "xenkeep:repository"
-	markRun        = "xenkeep:run"
-	markMachine    = "xenkeep:machine"
-	markJob        = "xenkeep:job"
-	markRole       = "xenkeep:role"
-)
-
-// Values of markRole.
-const (
-	roleSnapshot = "snapshot" // of a backup under way
-	roleBase     = "base"     // the VDI snapshot that the next backup builds on
-	roleRestore  = "restore"  // a disk or VM that is being restored
-)
-
-func marks(repository, run string, c *Common, role string) map[string]string {
-	return map[string]string{
-		markRepository: repository, markRun: run, markMachine: c.Machine, markJob: c.Job, markRole: role,
-	}
-}
-
-func setMarks(ctx context.Context, pool *xapi.Client, class string, ref xapi.Ref, m map[string]string) error {
-	for _, k := range []string{markRepository, markRun, markMachine, markJob, markRole} {
-		if v, ok := m[k]; ok {
-			if err := pool.SetOtherConfig(ctx, class, ref, k, v); err != nil {
-				return fmt.Errorf("mark %s %s: %w", class, ref, err)
-			}
-		}
-	}
-	return nil
-}
-
 // isBase tells whether a VDI snapshot is one that this repository's backups
 // keep as a base.
 func isBase(v *xapi.VDI, repository string) bool {

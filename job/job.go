@@ -18,6 +18,9 @@ var (
 	// ErrActive is returned where another run of the same job is under way on
 	// this machine.
 	ErrActive = errors.New("another run of this job is active")
+	// ErrBusy is returned for a VM that another run into the same repository is
+	// backing up.
+	ErrBusy = errors.New("another run is backing it up")
 	// ErrPartial is returned beside a summary where some VMs or disks failed
 	// and others are safe.
 	ErrPartial = errors.New("some VMs or disks failed")
@@ -94,7 +97,11 @@ func (c *Common) defaults() {
 type BackupOptions struct {
 	Common
 	VMs  []string // names or UUIDs
+	All  bool     // every VM of the pool that has disks
 	Keep Keep
+	// So many VMs, and disks of each, are worked on at once; 0 is 2. An SR is
+	// given one snapshot operation at a time.
+	VMConcurrency, DiskConcurrency int
 	// Transport says how disks are read; "" is TransportAuto.
 	Transport      Transport
 	NBDConnections int // for each disk; 0 is 4

@@ -247,7 +247,7 @@ func CureOf(err error) string {
 	switch {
 	case errors.Is(err, ErrSpace):
 		return "free space on the SR, or move disks off it"
-	case errors.Is(err, ErrActive):
+	case errors.Is(err, ErrActive), errors.Is(err, ErrBusy):
 		return "wait for it to end"
 	}
 	return ""

@@ -24,7 +24,7 @@ func RestoreDisks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s 
 	o.defaults()
 	p := &poolRestore{r: r, pool: pool, s: s, o: o, started: time.Now()}
 	p.out = &Restored{Type: "restored", Snapshot: s.ID(), Disks: []RestoredDisk{}}
-	err := p.undoUnless(ctx, func() error {
+	err := p.run(ctx, func() error {
 		sr, err := pool.FindSR(ctx, t.SR)
 		if err != nil {
 			return err
@@ -47,8 +47,31 @@ type poolRestore struct {
 	o       RestoreOptions
 	started time.Time
 	out     *Restored
+	lease   *lease
+	whole   bool     // restored, but for the marks
 	vm      xapi.Ref // made, to be removed on failure
 	vdis    []xapi.Ref
+}
+
+// run tidies the pool, then runs fn with marks that are renewed meanwhile.
+func (p *poolRestore) run(ctx context.Context, fn func() error) error {
+	rep, err := Cleanup(ctx, p.r, p.pool, CleanupOptions{})
+	if err == nil {
+		err = rep.Err()
+	}
+	if err != nil && ctx.Err() == nil {
+		p.warn("what earlier runs left on the pool: %s", oneLine(err))
+	}
+	c := &Common{}
+	c.defaults()
+	if p.lease, err = newLease(ctx, p.pool, p.r.ID(), newRunID(), c); err != nil {
+		return err
+	}
+	stop := p.lease.start(ctx, renewEvery, func(err error) {
+		p.o.Log.Warn("marks on the pool were not renewed", "error", err)
+	})
+	defer stop()
+	return p.undoUnless(ctx, fn)
 }
 
 // undoUnless runs fn and, where it fails, takes away what was made.
@@ -58,8 +81,14 @@ func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 	if err == nil {
 		return nil
 	}
+	if p.whole {
+		// All is there; who undid it now would destroy what may be in use.
+		p.warn("marks of the restore stay on it until the next run: %s", oneLine(err))
+		return nil
+	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
+	p.lease.drop(append(slices.Clone(p.vdis), p.vm)...)
 	var errs []error
 	if !p.vm.IsNull() {
 		errs = append(errs, p.pool.DestroyVM(clean, p.vm))
@@ -83,13 +112,12 @@ func (p *poolRestore) disk(ctx context.Context, d *repo.Disk, sr xapi.SR) (xapi.
 	if name == "" {
 		name = p.s.VM.Name + " " + d.Device
 	}
-	c := &Common{}
-	c.defaults()
 	ref, err := p.pool.CreateVDI(ctx, xapi.VDIFields{
 		Name: name, Description: fmt.Sprintf("restored by xenkeep from snapshot %s", p.s.Short()), SR: sr.Ref, Size: im.Size(),
-		OtherConfig: marks(p.r.ID(), p.s.Run, c, roleRestore),
+		OtherConfig: p.lease.marks(roleRestore),
 	})
 	if !ref.IsNull() {
+		p.lease.keep("VDI", ref)
 		p.vdis = append(p.vdis, ref)
 	}
 	if err != nil {
@@ -156,16 +184,28 @@ func writeZeros(w io.Writer, n int64) error {
 	return nil
 }
 
-// release takes the marks of a restore under way off what is now whole.
+// release takes the marks of a restore under way off what is now whole. The
+// first mark set says so of all: a run that dies later leaves marks, and no
+// half restore.
 func (p *poolRestore) release(ctx context.Context) error {
-	for _, ref := range p.vdis {
-		for _, key := range []string{markRepository, markRun, markMachine, markJob, markRole} {
-			if err := p.pool.RemoveOtherConfig(ctx, "VDI", ref, key); err != nil {
-				return err
-			}
+	p.lease.drop(append(slices.Clone(p.vdis), p.vm)...)
+	class, first, rest := "VM", p.vm, p.vdis
+	if first.IsNull() {
+		if len(rest) == 0 {
+			return nil
+		}
+		class, first, rest = "VDI", rest[0], rest[1:]
+	}
+	if err := p.pool.SetOtherConfig(ctx, class, first, markDone, "yes"); err != nil {
+		return err
+	}
+	p.whole = true
+	for _, ref := range rest {
+		if err := unmark(ctx, p.pool, "VDI", ref); err != nil {
+			return err
 		}
 	}
-	return nil
+	return unmark(ctx, p.pool, class, first)
 }
 
 // RestoreVM makes a VM anew from a snapshot: its disks as new VDIs, its
@@ -175,7 +215,7 @@ func RestoreVM(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *re
 	o.defaults()
 	p := &poolRestore{r: r, pool: pool, s: s, o: o, started: time.Now()}
 	p.out = &Restored{Type: "restored", Snapshot: s.ID(), Disks: []RestoredDisk{}}
-	err := p.undoUnless(ctx, func() error { return p.restoreVM(ctx, v) })
+	err := p.run(ctx, func() error { return p.restoreVM(ctx, v) })
 	return p.out, err
 }
 
@@ -227,12 +267,14 @@ func (p *poolRestore) createVM(ctx context.Context, stored *storedVM, v VMRestor
 	if name == "" {
 		name = stored.vm.NameLabel
 	}
-	other := maps.Clone(stored.vm.OtherConfig)
+	other := make(map[string]string)
+	maps.Copy(other, stored.vm.OtherConfig)
 	maps.DeleteFunc(other, func(k, _ string) bool {
 		// MACs are derived from the seed; marks are of the VM that was.
 		return strings.HasPrefix(k, "xenkeep:") || (k == "mac_seed" && !v.KeepMAC)
 	})
 	fields["name_label"] = name
+	maps.Copy(other, p.lease.marks(roleRestore))
 	fields["other_config"] = other
 	fields["ha_always_run"] = false
 	fields["ha_restart_priority"] = ""
@@ -240,6 +282,9 @@ func (p *poolRestore) createVM(ctx context.Context, stored *storedVM, v VMRestor
 	delete(fields, "generation_id")
 	ref, err := p.pool.CreateVM(ctx, fields)
 	p.vm = ref
+	if !ref.IsNull() {
+		p.lease.keep("VM", ref)
+	}
 	if err != nil {
 		return fmt.Errorf("VM %s: %w", name, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -52,16 +53,14 @@ func lockJob(dir, repository, job string) (release func(), err error) {
 }
 
 // processName names this process so that no other will ever have the name:
-// boot, PID and start time.
+// boot, PID, start time, PID namespace, and the machine's ID ("-" where it has
+// none).
 func processName() string {
 	return processNameOf(os.Getpid())
 }
 
+// processNameOf is "" where there is no such process, or it has ended.
 func processNameOf(pid int) string {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return ""
@@ -69,25 +68,53 @@ func processNameOf(pid int) string {
 	// The second field, the command in parentheses, may hold anything.
 	rest := stat[bytes.LastIndexByte(stat, ')')+1:]
 	fields := strings.Fields(string(rest))
-	if len(fields) < 20 {
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
 		return ""
 	}
-	return fmt.Sprintf("%s %d %s", strings.TrimSpace(string(boot)), pid, fields[19])
+	boot, space, id := here()
+	if boot == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s %d %s %s %s", boot, pid, fields[19], space, id)
 }
 
-// dead tells whether a claim's process is known to be gone: only its own
-// machine can tell.
-func dead(c *repo.Claim, machine string) bool {
-	var boot, start string
-	var pid int
-	if c.Machine != machine || c.Process == "" {
-		return false
+// here names this boot, PID namespace and machine.
+func here() (boot, space, id string) {
+	p, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", "", ""
 	}
-	if n, _ := fmt.Sscanf(c.Process, "%s %d %s", &boot, &pid, &start); n != 3 {
-		return false
+	if space, err = os.Readlink("/proc/self/ns/pid"); err != nil || space == "" {
+		space = "-"
 	}
-	return processNameOf(pid) != c.Process
+	id = "-"
+	if m, err := os.ReadFile("/etc/machine-id"); err == nil && len(bytes.TrimSpace(m)) > 0 {
+		id = string(bytes.TrimSpace(m))
+	}
+	return strings.TrimSpace(string(p)), space, id
 }
+
+// processGone tells whether a process of a machine is known to have ended.
+// Only its own machine can tell, and only within the same container: two that
+// bear one name are not one machine.
+func processGone(name, process, machine string) bool {
+	f := strings.Fields(process)
+	if name != machine || len(f) != 5 {
+		return false
+	}
+	boot, space, id := here()
+	if boot == "" || f[4] != id {
+		return false
+	}
+	if f[0] != boot {
+		return id != "-" // this very machine, restarted
+	}
+	pid, err := strconv.Atoi(f[1])
+	return err == nil && f[3] == space && processNameOf(pid) != process
+}
+
+// dead tells whether a claim's process is known to be gone.
+func dead(c *repo.Claim, machine string) bool { return processGone(c.Machine, c.Process, machine) }
 
 // withRun opens a run on r: it finds out whether a killed run left something
 // behind, takes its work in, and drops its claim.

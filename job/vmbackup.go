@@ -1,0 +1,451 @@
+package job
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/vhd"
+	"xenkeep/xapi"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// vmBackup is one VM of a run.
+type vmBackup struct {
+	b    *poolBackup
+	plan *vmPlan
+	run  *backup.Run
+
+	asked  bool                  // for the VM snapshot, whatever came of it
+	record xapi.Ref              // the VM snapshot
+	snaps  map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
+	marked bool                  // all of them
+	snap   *repo.Snapshot
+}
+
+// read takes the VM snapshot and reads all its disks; afterwards the VM waits
+// for its snapshot to be published. On failure the pool is as it was.
+func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
+	if v.plan, err = planVM(ctx, v.b.pool, vm, v.b.o.SkipUnsupported); err != nil {
+		return err
+	}
+	if err := checkSpace(v.plan); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+			defer cancel()
+			v.undo(clean)
+		}
+	}()
+	if err := v.takeSnapshot(ctx); err != nil {
+		return err
+	}
+	if err := v.storeRecords(ctx); err != nil {
+		return err
+	}
+	v.snap.Disks = make([]repo.Disk, len(v.plan.disks))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(v.b.o.DiskConcurrency)
+	for i, d := range v.plan.disks {
+		g.Go(func() error {
+			if gctx.Err() != nil {
+				return nil // another failed
+			}
+			if err := v.readDisk(gctx, d, &v.snap.Disks[i]); err != nil {
+				return fmt.Errorf("disk %s: %w", d.device(), err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	v.snap.Complete = true
+	return nil
+}
+
+func (v *vmBackup) takeSnapshot(ctx context.Context) error {
+	var ignore, srs []xapi.Ref
+	for _, d := range v.plan.left {
+		ignore = append(ignore, d.vbd.VDI)
+	}
+	for _, d := range v.plan.disks {
+		srs = append(srs, d.sr.Ref)
+	}
+	if err := v.alone(ctx, time.Time{}); err != nil {
+		return err
+	}
+	leave, err := v.b.srs.enter(ctx, srs)
+	if err != nil {
+		return err
+	}
+	for _, d := range v.plan.disks {
+		d.untracked = v.b.tracking.arm(ctx, v.b.pool, d)
+	}
+	v.asked = true
+	v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.vm.Ref, v.label(), ignore...)
+	leave()
+	if err != nil {
+		return err
+	}
+	if err := v.b.lease.mark(ctx, "VM", v.record, roleSnapshot); err != nil {
+		return err
+	}
+	rec, err := v.b.pool.VM(ctx, v.record)
+	if err != nil {
+		return err
+	}
+	if v.snaps, err = v.diskSnapshots(ctx); err != nil {
+		return err
+	}
+	for _, s := range v.snaps {
+		if err := v.b.lease.mark(ctx, "VDI", s.Ref, roleSnapshot); err != nil {
+			return err
+		}
+	}
+	v.marked = true
+	v.snap = &repo.Snapshot{
+		Origin: "pool", Kind: "regular", Tags: v.b.o.Tags,
+		Pool: repo.Named{UUID: v.b.pool.PoolUUID(), Name: v.plan.pool}, VM: repo.Named{UUID: v.plan.vm.UUID, Name: v.plan.vm.NameLabel},
+		Data: rec.SnapshotTime.Time, Generation: v.plan.vm.GenerationID, Missing: v.plan.gaps(),
+	}
+	return v.alone(ctx, rec.SnapshotTime.Time)
+}
+
+// alone refuses a VM that a live run into this repository has a VM snapshot of.
+// It is asked before our VM snapshot is taken and after it, at the time taken:
+// of two that begin at once, the one whose VM snapshot is older goes on.
+func (v *vmBackup) alone(ctx context.Context, taken time.Time) error {
+	vm := v.plan.vm
+	if !taken.IsZero() {
+		var err error
+		if vm, err = v.b.pool.VM(ctx, vm.Ref); err != nil {
+			return err
+		}
+	}
+	j := &judge{r: v.b.r, machine: v.b.o.Machine, now: v.b.lease.now()}
+	for _, ref := range vm.Snapshots {
+		if ref == v.record || (!taken.IsZero() && slices.Contains(v.plan.vm.Snapshots, ref)) {
+			continue
+		}
+		s, err := v.b.pool.VM(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		m, ok := readSnapshot(&s)
+		if !ok || !m.of(v.b.r.ID()) || strings.HasPrefix(v.run.ID(), m.run) || (!taken.IsZero() && taken.Before(s.SnapshotTime.Time)) {
+			continue
+		}
+		gone, err := j.dead(ctx, &m)
+		if err != nil {
+			return err
+		}
+		if gone {
+			continue
+		}
+		who := ""
+		if m.machine != "" {
+			who = fmt.Sprintf(" of job %q on %s", m.job, m.machine)
+		}
+		return fmt.Errorf("%w: run %s%s", ErrBusy, shortRun(m.run), who)
+	}
+	return nil
+}
+
+// diskSnapshots finds the VDI snapshots of the VM snapshot, by the disk each
+// is of.
+func (v *vmBackup) diskSnapshots(ctx context.Context) (map[xapi.Ref]xapi.VDI, error) {
+	rec, err := v.b.pool.VM(ctx, v.record)
+	if err != nil {
+		return nil, err
+	}
+	snaps := make(map[xapi.Ref]xapi.VDI)
+	for _, ref := range rec.VBDs {
+		vbd, err := v.b.pool.VBD(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		if vbd.Type != "Disk" || vbd.VDI.IsNull() {
+			continue
+		}
+		vdi, err := v.b.pool.VDI(ctx, vbd.VDI)
+		if err != nil {
+			return nil, err
+		}
+		if vdi.IsASnapshot {
+			snaps[vdi.SnapshotOf] = vdi
+		}
+	}
+	return snaps, nil
+}
+
+func (v *vmBackup) storeRecords(ctx context.Context) error {
+	p, err := json.Marshal(v.plan.info)
+	if err != nil {
+		return err
+	}
+	rec, err := v.run.Record(ctx, RecordsName, p)
+	if err != nil {
+		return err
+	}
+	v.snap.Records = append(v.snap.Records, rec)
+	var xva bytes.Buffer
+	if err := v.b.pool.ExportMetadata(ctx, v.plan.vm.Ref, &xva); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		v.b.warn("VM %s: no metadata export: %v", v.plan.vm.NameLabel, err)
+		return nil
+	}
+	if rec, err = v.run.Record(ctx, MetadataName, xva.Bytes()); err != nil {
+		return err
+	}
+	v.snap.Records = append(v.snap.Records, rec)
+	return nil
+}
+
+// readDisk saves one disk, by the cheapest way that is sure; where that fails
+// the disk is read in full, once.
+func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk) error {
+	snap, ok := v.snaps[d.vdi.Ref]
+	if !ok {
+		return errors.New("the VM snapshot holds no snapshot of it")
+	}
+	last := v.b.last(v.plan.vm.UUID)
+	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.vm, d, &snap, v.b.damaged)
+	if err != nil {
+		return err
+	}
+	rec := repo.Disk{
+		Device: d.device(), UserDevice: d.vbd.UserDevice, VDI: d.vdi.UUID, VDISnapshot: snap.UUID,
+		Name: d.vdi.NameLabel, SR: d.sr.UUID, Location: d.vdi.Location, Size: int64(snap.VirtualSize),
+		Method: "full", Reason: base.reason,
+	}
+	if v.keeps(d) == keptNothing {
+		rec.VDISnapshot = ""
+	}
+	// Each way may fail and leave the next, which trusts less.
+	var res backup.DiskResult
+	done := false
+	try := func(method string, read func() (backup.DiskResult, error)) error {
+		if res, err = read(); err == nil {
+			done, rec.Method = true, method
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		if errors.Is(err, backup.ErrUnsaidChange) {
+			v.b.warn("VM %s: disk %s: changed-block tracking cannot be believed: %v; the disk is read in full", v.plan.vm.NameLabel, d.device(), err)
+			base.vdi = xapi.NullRef
+		}
+		v.b.o.Log.Info("reading otherwise", "vm", v.plan.vm.NameLabel, "disk", d.device(), "failed", method, "error", err)
+		rec.Reason = method + " failed: " + oneLine(err)
+		return nil
+	}
+	if !base.tracked.IsNull() {
+		if err := try("cbt", func() (backup.DiskResult, error) { return v.transferChanged(ctx, d, snap, base) }); err != nil {
+			return err
+		}
+	}
+	if !done && !base.vdi.IsNull() {
+		if err := try("vhd-delta", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }); err != nil {
+			return err
+		}
+	}
+	if !done {
+		rec.Method = "full"
+		if res, err = v.transfer(ctx, d, snap, base, false); err != nil {
+			return err
+		}
+	}
+	rec.Root, rec.Counts = repo.HexID(res.Root), res.Counts
+	*out = rec
+	return nil
+}
+
+// transfer moves one disk's data into the repository.
+func (v *vmBackup) transfer(ctx context.Context, d *diskPlan, snap xapi.VDI, base base, delta bool) (backup.DiskResult, error) {
+	size := int64(snap.VirtualSize)
+	opts := xapi.ExportOptions{VDI: snap.Ref, Format: xapi.FormatVHD}
+	// XenServer refuses VHDs beyond 2040 GiB, and its vhd-tool hangs on disks
+	// that end within a block.
+	raw := size > vhd.MaxSize || size%disk.BlockSize != 0
+	if delta {
+		opts.Base = base.vdi
+	} else if raw {
+		opts.Format = xapi.FormatRaw
+	}
+	e, err := v.b.pool.ExportVDI(ctx, opts)
+	if err != nil {
+		return backup.DiskResult{}, err
+	}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		_ = e.Close(clean) // a finished export has nothing left to close; a broken one has its error already
+	}()
+	var src disk.Source
+	var total int64
+	if opts.Format == xapi.FormatRaw {
+		src, total = &rawStream{r: e, size: size}, size
+	} else {
+		reader, err := vhd.NewReader(e, vhd.Options{Size: size})
+		if err != nil {
+			return backup.DiskResult{}, poolError(err)
+		}
+		if reader.IsDelta() != delta {
+			return backup.DiskResult{}, fmt.Errorf("the pool sent another kind of VHD than asked for: %w", vhd.ErrCorrupt)
+		}
+		src, total = reader, reader.Allocated()
+	}
+	m := v.b.o.Progress.Begin(v.plan.vm.NameLabel+" "+d.device(), total)
+	defer m.Done()
+	return v.run.Disk(ctx, &exported{Source: src, e: e}, backup.DiskOptions{
+		Size: size, Base: base.root, Delta: delta, Progress: metered(m),
+	})
+}
+
+// kept is what stays of a disk's VDI snapshot as the next run's base.
+type kept int
+
+const (
+	keptNothing kept = iota
+	keptChanges      // no data, only the list of changes since
+	keptData
+)
+
+// keeps tells what stays of a disk's VDI snapshot.
+func (v *vmBackup) keeps(d *diskPlan) kept {
+	tracked := d.untracked == "" && v.snaps[d.vdi.Ref].CBTEnabled
+	switch {
+	case v.b.o.Keep == KeepNone || !vhdBacked(d.sr, d.vdi):
+		return keptNothing
+	case v.b.o.Keep == KeepSnapshot:
+		return keptData
+	case tracked:
+		return keptChanges
+	case v.b.o.Keep == KeepAuto && !thick(d.sr):
+		return keptData
+	}
+	return keptNothing
+}
+
+// settle ends a published backup on the pool: the VM snapshot's record goes,
+// VDI snapshots stay as bases or go, and the bases before them go.
+func (v *vmBackup) settle(ctx context.Context) error {
+	v.unkeep()
+	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
+	for _, d := range v.plan.disks {
+		snap, ok := v.snaps[d.vdi.Ref]
+		if !ok {
+			continue
+		}
+		keep := xapi.NullRef
+		if k := v.keeps(d); k == keptNothing {
+			errs = append(errs, v.b.pool.DestroyVDI(ctx, snap.Ref))
+		} else {
+			if err := v.b.pool.SetOtherConfig(ctx, "VDI", snap.Ref, markRole, roleBase); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			keep = snap.Ref
+			if k == keptChanges {
+				errs = append(errs, v.b.pool.DestroyData(ctx, snap.Ref))
+			}
+		}
+		errs = append(errs, dropOldBases(ctx, v.b.pool, v.b.r.ID(), d.vdi.Ref, keep))
+	}
+	return errors.Join(errs...)
+}
+
+// unkeep ends the renewal of this VM's marks.
+func (v *vmBackup) unkeep() {
+	v.b.lease.drop(v.record)
+	for _, s := range v.snaps {
+		v.b.lease.drop(s.Ref)
+	}
+}
+
+// label names the VM snapshot, so that it is found even where the pool's answer
+// was lost.
+func (v *vmBackup) label() string { return snapshotName(v.b.r.ID(), v.run.ID()) }
+
+// undo takes away all that an unpublished backup made on the pool.
+func (v *vmBackup) undo(ctx context.Context) {
+	if !v.asked {
+		return
+	}
+	if err := v.undoSnapshot(ctx); err != nil {
+		v.b.warn("VM %s: the VM snapshot %q stays behind on the pool: %v", v.plan.vm.NameLabel, v.label(), err)
+	}
+	v.asked = false
+}
+
+func (v *vmBackup) undoSnapshot(ctx context.Context) error {
+	if v.record.IsNull() {
+		var err error
+		if v.record, err = v.lostSnapshot(ctx); err != nil || v.record.IsNull() {
+			return err
+		}
+	}
+	snaps := v.snaps
+	if snaps == nil {
+		var err error
+		if snaps, err = v.diskSnapshots(ctx); err != nil {
+			return err
+		}
+	}
+	if !v.marked {
+		// VDI snapshots without marks would be lost with the VM snapshot's
+		// record if this process ended now. It is no reason to keep them.
+		for _, s := range snaps {
+			_ = v.b.lease.mark(ctx, "VDI", s.Ref, roleSnapshot)
+		}
+	}
+	v.unkeep()
+	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
+	for _, s := range snaps {
+		errs = append(errs, v.b.pool.DestroyVDI(ctx, s.Ref))
+		v.b.lease.drop(s.Ref)
+	}
+	return errors.Join(errs...)
+}
+
+// lostSnapshot finds the VM snapshot by its name; null where there is none.
+func (v *vmBackup) lostSnapshot(ctx context.Context) (xapi.Ref, error) {
+	vm, err := v.b.pool.VM(ctx, v.plan.vm.Ref)
+	if err != nil {
+		return xapi.NullRef, err
+	}
+	for _, ref := range vm.Snapshots {
+		s, err := v.b.pool.VM(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return xapi.NullRef, err
+		}
+		if s.NameLabel == v.label() {
+			return ref, nil
+		}
+	}
+	return xapi.NullRef, nil
+}
