@@ -290,7 +290,11 @@ var routes = []route{
 	{"POST", "/", (*conn).serveRPC},
 	{"GET", "/export_raw_vdi", (*conn).serveExportRaw},
 	{"GET", "/export_metadata", (*conn).serveExportMetadata},
+	{"GET", "/export", (*conn).serveExportVM},
+	{"GET", "/pool/xmldbdump", (*conn).serveDatabase},
 	{"PUT", "/import_raw_vdi", (*conn).serveImportRaw},
+	{"PUT", "/import_metadata", (*conn).serveImportMetadata},
+	{"PUT", "/import", (*conn).serveImportVM},
 }
 
 const (

@@ -59,16 +59,9 @@ func (p *Pool) metadata(c *conn, r *httpRequest, task string) ([]byte, error) {
 			}
 		}
 	} else {
-		name := r.query.Get("ref")
-		if name == "" {
-			name = r.query.Get("uuid")
-		}
-		vm := p.db.find("VM", name)
-		if vm == nil && name != "" {
-			vm = p.db.byUUID("VM", name)
-		}
-		if vm == nil {
-			return nil, fail("INTERNAL_ERROR", missing("VM", name))
+		vm, err := p.vmParam(r)
+		if err != nil {
+			return nil, err
 		}
 		vms = append(vms, vm)
 	}
@@ -91,25 +84,7 @@ func (p *Pool) metadata(c *conn, r *httpRequest, task string) ([]byte, error) {
 	}
 	x := &exported{p: p, ids: map[string]string{}}
 	for _, vm := range vms {
-		x.add("VM", vm.ref)
-		x.add("VM_metrics", vm.str("metrics"))
-		x.add("VM_guest_metrics", vm.str("guest_metrics"))
-		x.add("host", vm.str("resident_on"))
-		if !skip["vbd"] {
-			for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
-				x.add("VBD", vbd.ref)
-				if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil {
-					x.add("VDI", vdi.ref)
-					x.add("SR", vdi.str("SR"))
-				}
-			}
-		}
-		if !skip["vif"] {
-			for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
-				x.add("VIF", vif.ref)
-				x.add("network", vif.str("network"))
-			}
-		}
+		x.addVM(vm, skip)
 	}
 	return x.archive()
 }
@@ -119,6 +94,9 @@ type exported struct {
 	p    *Pool
 	objs map[string][]*object
 	ids  map[string]string
+	// alone is set for an archive of one VM with its disks, and power where its
+	// power state is kept.
+	alone, power bool
 }
 
 func (x *exported) add(cls, ref string) {
@@ -157,7 +135,8 @@ func (x *exported) rewrite(v any) any {
 	return v
 }
 
-func (x *exported) archive() ([]byte, error) {
+// ova is the archive's description of all objects.
+func (x *exported) ova() []byte {
 	objects := []any{}
 	for _, cls := range []string{"host", "VM", "VM_metrics", "VM_guest_metrics", "VBD", "VIF", "network", "VDI", "SR"} {
 		for _, o := range x.objs[cls] {
@@ -168,6 +147,15 @@ func (x *exported) archive() ([]byte, error) {
 					r.vals[i] = []any{}
 				case f.name == "current_operations":
 					r.vals[i] = map[string]any{}
+				case x.alone:
+					v, ok := any(nil), false
+					if cls == "VM" {
+						v, ok = x.single(f.name)
+					}
+					if !ok {
+						v = x.known(r.vals[i])
+					}
+					r.vals[i] = x.rewrite(v)
 				default:
 					r.vals[i] = x.rewrite(r.vals[i])
 				}
@@ -184,7 +172,11 @@ func (x *exported) archive() ([]byte, error) {
 		{"product_brand", software["product_brand"]}, {"build_number", software["build_number"]},
 		{"xapi_major", xapiMajor}, {"xapi_minor", xapiMinor}, {"export_vsn", int64(2)},
 	}
-	ova := appendXML(nil, ordered{{"version", version}, {"objects", objects}})
+	return appendXML(nil, ordered{{"version", version}, {"objects", objects}})
+}
+
+func (x *exported) archive() ([]byte, error) {
+	ova := x.ova()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	if err := w.WriteHeader(&tar.Header{Name: "ova.xml", Mode: 0o400, Size: int64(len(ova)), ModTime: time.Now()}); err != nil {

@@ -54,6 +54,13 @@ type Config struct {
 	Unlicensed bool
 	// NBDHybrid makes full exports as hosts with NBD attachments do.
 	NBDHybrid bool
+	// XVAWithoutMap lets whole-VM exports look for zeros instead of reading the
+	// VHDs' maps, as older versions do, and XVAKeepAlive sends an empty entry
+	// after that many silent blocks, instead of after five seconds (scaled).
+	XVAWithoutMap bool
+	XVAKeepAlive  int
+	// RollingUpgrade is a pool in the middle of an upgrade.
+	RollingUpgrade bool
 	// Version is what the pool is like.
 	Version Version
 	// NBD is how the hosts serve disks over NBD, and NBDModern whether they

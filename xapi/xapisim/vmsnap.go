@@ -209,33 +209,35 @@ func (p *Pool) quiescedSnapshot(c *call, vm *object, name string) (any, error) {
 // metadataText is the server's own form of a VM's record: pairs of quoted
 // texts in brackets, nested values quoted once more.
 func metadataText(vm *object) string {
-	var text func(v any) string
-	quote := func(s string) string {
-		return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
-	}
-	text = func(v any) string {
-		switch v := v.(type) {
-		case []any:
-			parts := make([]string, len(v))
-			for i, e := range v {
-				parts[i] = quote(text(e))
-			}
-			return "(" + strings.Join(parts, " ") + ")"
-		case map[string]any:
-			var parts []string
-			for _, k := range sortedKeys(v) {
-				parts = append(parts, "("+quote(k)+" "+quote(text(v[k]))+")")
-			}
-			return "(" + strings.Join(parts, " ") + ")"
-		}
-		return fmt.Sprint(v)
-	}
-	rows := []string{"(" + quote("_ref") + " " + quote(vm.ref) + ")"}
+	rows := []string{"(" + ocamlQuote("_ref") + " " + ocamlQuote(vm.ref) + ")"}
 	for i, f := range vm.class.fields {
-		rows = append(rows, "("+quote(f.name)+" "+quote(text(vm.vals[i]))+")")
+		rows = append(rows, "("+ocamlQuote(f.name)+" "+ocamlQuote(ocamlText(vm.vals[i]))+")")
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(rows)))
 	return "(" + strings.Join(rows, " ") + ")"
+}
+
+func ocamlQuote(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+}
+
+// ocamlText is how the server's database writes a value.
+func ocamlText(v any) string {
+	switch v := v.(type) {
+	case []any:
+		parts := make([]string, len(v))
+		for i, e := range v {
+			parts[i] = ocamlQuote(ocamlText(e))
+		}
+		return "(" + strings.Join(parts, " ") + ")"
+	case map[string]any:
+		var parts []string
+		for _, k := range sortedKeys(v) {
+			parts = append(parts, "("+ocamlQuote(k)+" "+ocamlQuote(ocamlText(v[k]))+")")
+		}
+		return "(" + strings.Join(parts, " ") + ")"
+	}
+	return fmt.Sprint(v)
 }
 
 // cloneVM is VM.clone and VM.copy. A clone of a snapshot is a template.

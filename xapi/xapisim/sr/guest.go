@@ -165,3 +165,6 @@ func (v *Volume) EqualImage(path string) (bool, error) {
 	}
 	return true, nil
 }
+
+// Holds tells whether any file of the volume's chain has the block around off.
+func (v *Volume) Holds(off int64) bool { return v.holds(off / blockSize) }
