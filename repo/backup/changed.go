@@ -217,7 +217,9 @@ func (w *blockWorker) changed(ctx context.Context, rc *recutter, b changedBlock,
 				// Stored below, while rc still holds the bytes.
 				w.fresh = append(w.fresh, chunkstore.Piece{ID: id, Data: p})
 			}
-			w.counts.Changed += int64(len(p))
+			if !verify {
+				w.counts.Changed += int64(len(p))
+			}
 			return id, nil
 		})
 	if err != nil {

@@ -174,6 +174,9 @@ func TestChangedReadsLittle(t *testing.T) {
 	if s.Disks[0].Root != verified.Disks[0].Root {
 		t.Error("comparing changes the root")
 	}
+	if a, b := s.Disks[0].Counts.Changed, verified.Disks[0].Counts.Changed; a != b {
+		t.Errorf("%d bytes changed, %d where others are compared", a, b)
+	}
 	if got := s.Disks[0].Counts.Read; got > 4*2*65536 {
 		t.Errorf("%d bytes are read for two granules", got)
 	}
