@@ -34,6 +34,8 @@ type backupOptions struct {
 	verifyCBT       bool
 	compression     choice
 	skipUnsupported bool
+	all             bool
+	vms, disks      int
 }
 
 func newBackupCommand() *cobra.Command {
@@ -43,7 +45,7 @@ func newBackupCommand() *cobra.Command {
 		compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}},
 	}
 	cmd := &cobra.Command{
-		Use:   "backup [VM... | --image FILE]",
+		Use:   "backup [VM... | --all | --image FILE]",
 		Short: "Back up VMs of a pool, or an image file",
 		Long: `Back up VMs, each with all its disks, in one VM snapshot: the first time in full,
 later what has changed. VM is a name or a UUID. With --image one raw or VHD file is
@@ -55,8 +57,12 @@ none of them all remain. The newest complete snapshot always remains.`,
 		Example: "  xenkeep backup web db --keep-daily 7 --keep-weekly 5\n  xenkeep backup --image disk.vhd --name old-server",
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
-			case o.image == "" && len(args) == 0:
-				return usagef("which VMs? name them, or an image file with --image")
+			case o.image == "" && len(args) == 0 && !o.all:
+				return usagef("which VMs? name them, or all with --all, or an image file with --image")
+			case o.all && (o.image != "" || len(args) > 0):
+				return usagef("--all backs up every VM of the pool: name nothing beside it")
+			case o.vms < 1 || o.disks < 1:
+				return usagef("--vm-concurrency and --disk-concurrency are 1 at least")
 			case o.image != "" && len(args) > 0:
 				return usagef("--image backs up a file: name no VMs beside it")
 			case o.image == "" && o.name != "":
@@ -72,6 +78,9 @@ none of them all remain. The newest complete snapshot always remains.`,
 	o.progress.add(cmd)
 	s := cmd.Flags()
 	s.StringVar(&o.image, "image", "", "back up this raw or VHD `file`")
+	s.BoolVar(&o.all, "all", false, "back up every VM of the pool that has disks")
+	s.IntVar(&o.vms, "vm-concurrency", 2, "work on at most `n` VMs at once")
+	s.IntVar(&o.disks, "disk-concurrency", 2, "read at most `n` disks of a VM at once")
 	s.StringVar(&o.name, "name", "", "`name` of the image in the repository (the file's)")
 	s.StringVar(&o.job, "job", "default", "`name` of the job that this run is of")
 	s.Var(&o.tags, "tag", "`tag` for the snapshots; may be repeated")
@@ -165,7 +174,7 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Retention: policy})
 	}
 	return job.Backup(ctx, r, pool, job.BackupOptions{
-		Common: common, VMs: vms, Keep: job.Keep(o.keepBase.text), Transport: job.Transport(o.transport.text),
+		Common: common, VMs: vms, All: o.all, VMConcurrency: o.vms, DiskConcurrency: o.disks, Keep: job.Keep(o.keepBase.text), Transport: job.Transport(o.transport.text),
 		NBDConnections: o.nbdConnections, VerifyCBT: o.verifyCBT, SkipUnsupported: o.skipUnsupported, Retention: policy,
 	})
 }

@@ -203,6 +203,8 @@ var lineTypes = map[string]any{
 	"xenkeep check: finding":          findingLine{},
 	"xenkeep check: summary":          checkSummary{},
 	"xenkeep doctor: finding":         doctorLine{},
+	"xenkeep cleanup: leftover":       leftoverLine{},
+	"xenkeep cleanup: summary":        cleanupSummary{},
 	"xenkeep doctor: summary":         doctorSummary{},
 	"xenkeep stats: stats":            statsLine{},
 	"xenkeep version: version":        versionLine{},

@@ -25,7 +25,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 	}
 	root.AddCommand(
 		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(),
-		newCheckCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
+		newCheckCommand(), newCleanupCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
 	return root
 }
