@@ -77,3 +77,27 @@ func FuzzFilter(f *testing.F) {
 		}
 	})
 }
+
+// FuzzOVA feeds descriptions of archives to the parser, and what it takes to
+// the importer.
+func FuzzOVA(f *testing.F) {
+	f.Add([]byte(`<value><struct><member><name>version</name><value><struct/></value></member><member><name>objects</name><value><array><data/></array></value></member></struct></value>`))
+	f.Add([]byte(`<value><struct><member><name>version</name><value><struct><member><name>xapi_major</name><value>1</value></member></struct></value></member>` +
+		`<member><name>objects</name><value><array><data><value><struct><member><name>class</name><value>VM</value></member><member><name>id</name><value>Ref:1</value></member>` +
+		`<member><name>snapshot</name><value><struct><member><name>name_label</name><value>x</value></member></struct></value></member></struct></value></data></array></value></member></struct></value>`))
+	p, err := New(Config{State: f.TempDir(), Hosts: 1})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { p.Close() })
+	f.Fuzz(func(t *testing.T, text []byte) {
+		im := &importer{p: p, task: nullRef, sr: nil, restore: len(text)%2 == 0}
+		if im.open(text) != nil {
+			return
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		_ = im.run()
+		im.undo()
+	})
+}
