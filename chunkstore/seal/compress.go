@@ -46,6 +46,7 @@ func ParseLevel(s string) (Level, error) {
 // concurrent use.
 type Compressor struct {
 	enc   *zstd.Encoder
+	probe *zstd.Encoder // made when first needed
 	level Level
 }
 
@@ -84,9 +85,9 @@ func NewCompressor(l Level) (*Compressor, error) {
 func (c *Compressor) Close() { spare[c.level].Put(c) }
 
 // Compress returns p compressed, in dst[:0] where it has room, or p itself
-// where that is not larger.
+// where that is not larger, or where a look at it says that it will not be.
 func (c *Compressor) Compress(dst, p []byte) ([]byte, Encoding) {
-	if len(p) < 64 {
+	if len(p) < 64 || (looksRandom(p) && c.probeFails(dst, p)) {
 		return p, Plain
 	}
 	out := c.enc.EncodeAll(p, dst[:0])
@@ -94,6 +95,55 @@ func (c *Compressor) Compress(dst, p []byte) ([]byte, Encoding) {
 		return p, Plain
 	}
 	return out, Zstd
+}
+
+// Half of what lies on disks is compressed or encrypted already, and an encoder
+// takes almost as long to find that out as to compress. So larger pieces are
+// looked at first: slices at even distances, which must have as many different
+// bytes as random ones have, and then a stretch in the middle, compressed at
+// the lowest level. Both must say that nothing is to be gained.
+const (
+	lookSlices  = 32
+	lookSlice   = 256 // bytes
+	lookVaried  = 137 // different bytes of a slice; random ones have 162, give or take 5
+	lookMean    = 157 // the same over all slices; random ones are within 1 of 162
+	lookMinimum = 4 * lookSlices * lookSlice
+	probeSize   = 16 << 10
+)
+
+func looksRandom(p []byte) bool {
+	if len(p) < lookMinimum {
+		return false
+	}
+	gap := (len(p) - lookSlice) / (lookSlices - 1)
+	sum := 0
+	for i := range lookSlices {
+		var seen [256]uint8
+		n := 0
+		for _, b := range p[i*gap : i*gap+lookSlice] {
+			n += int(1 - seen[b])
+			seen[b] = 1
+		}
+		if n < lookVaried {
+			return false
+		}
+		sum += n
+	}
+	return sum >= lookMean*lookSlices
+}
+
+// probeFails tells whether a stretch of p does not get smaller by 1 %.
+func (c *Compressor) probeFails(dst, p []byte) bool {
+	if c.probe == nil {
+		probe, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+			zstd.WithEncoderCRC(false), zstd.WithWindowSize(probeSize), zstd.WithLowerEncoderMem(true))
+		if err != nil {
+			return false // then the whole is compressed
+		}
+		c.probe = probe
+	}
+	from := (len(p) - probeSize) / 2
+	return len(c.probe.EncodeAll(p[from:from+probeSize], dst[:0])) > probeSize*99/100
 }
 
 // decoder is shared: DecodeAll is safe for concurrent use. The output is

@@ -185,6 +185,56 @@ func TestCompress(t *testing.T) {
 	}
 }
 
+// What cannot be compressed is seen at a look; what can, even if it is a small
+// part of noise, is compressed.
+func TestCompressLooksFirst(t *testing.T) {
+	c, err := NewCompressor(LevelDefault)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	noise := make([]byte, 1<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
+	if _, e := c.Compress(nil, noise); e != Plain || !looksRandom(noise) {
+		t.Errorf("noise is compressed (random: %v)", looksRandom(noise))
+	}
+	part := bytes.Clone(noise)
+	copy(part[700_000:], bytes.Repeat([]byte("a line of text in the middle of noise\n"), 1000)) // 38 KB
+	twice := append(bytes.Clone(noise[:40_000]), noise[:40_000]...)
+	sparse := bytes.Clone(noise) // every fourth byte zero
+	for i := 0; i < len(sparse); i += 4 {
+		sparse[i] = 0
+	}
+	if looksRandom(sparse) {
+		t.Error("every fourth byte is zero, and it looks random")
+	}
+	for name, p := range map[string][]byte{"text in noise": part, "text": bytes.Repeat([]byte("text, "), 100_000)} {
+		out, e := c.Compress(nil, p)
+		if e != Zstd || len(out) >= len(p) {
+			t.Errorf("%s is not compressed", name)
+		}
+	}
+	// Noise that comes twice looks like noise; that costs space, not safety.
+	if _, e := c.Compress(nil, twice); e != Plain {
+		t.Log("noise that comes twice is compressed")
+	}
+}
+
+func BenchmarkCompressNoise(b *testing.B) {
+	noise := make([]byte, 1<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
+	c, err := NewCompressor(LevelDefault)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	dst := make([]byte, 0, 2<<20)
+	b.SetBytes(int64(len(noise)))
+	for b.Loop() {
+		c.Compress(dst, noise)
+	}
+}
+
 func TestNonce(t *testing.T) {
 	if bytes.Equal(Nonce(1), Nonce(2)) || len(Nonce(0)) != 12 {
 		t.Error("nonces")
