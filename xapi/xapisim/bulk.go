@@ -248,6 +248,11 @@ func (c *conn) serveExportRaw(r *httpRequest) bool {
 		c.write(unauthorised("get_export_raw_vdi"))
 		return false
 	}
+	if page := c.refuseRole(r, session, "get_export_raw_vdi"); page != "" {
+		p.mu.Unlock()
+		c.write(page)
+		return false
+	}
 	if temporary {
 		defer p.logoutLater(session)
 	}
@@ -385,6 +390,11 @@ func (c *conn) serveImportRaw(r *httpRequest) bool {
 	if session == nil {
 		p.mu.Unlock()
 		c.write(unauthorised("put_import_raw_vdi"))
+		return false
+	}
+	if page := c.refuseRole(r, session, "put_import_raw_vdi"); page != "" {
+		p.mu.Unlock()
+		c.write(page)
 		return false
 	}
 	if temporary {

@@ -29,6 +29,11 @@ func (c *conn) serveDatabase(r *httpRequest) bool {
 		c.write(unauthorised("get_pool_xml_db_sync"))
 		return false
 	}
+	if page := c.refuseRole(r, session, "get_pool_xml_db_sync"); page != "" {
+		p.mu.Unlock()
+		c.write(page)
+		return false
+	}
 	if temporary {
 		defer p.logoutLater(session)
 	}

@@ -98,15 +98,15 @@ func (p *Pool) srOperations(srObj *object) []any {
 }
 
 // addSR makes an SR with its storage.
-func (p *Pool) addSR(f map[string]any, size int64) (*object, error) {
+func (p *Pool) addSR(f map[string]any, size int64, qcow2 bool) (*object, error) {
 	uuid := newUUID()
-	st, err := sr.New(sr.Config{Type: f["type"].(string), UUID: uuid, Dir: filepath.Join(p.dir, "sr-"+uuid), PhysicalSize: size, NBDHybrid: p.cfg.NBDHybrid})
+	st, err := sr.New(sr.Config{Type: f["type"].(string), UUID: uuid, Dir: filepath.Join(p.dir, "sr-"+uuid), PhysicalSize: size, NBDHybrid: p.cfg.NBDHybrid, QCOW2: qcow2})
 	if err != nil {
 		return nil, err
 	}
 	f["uuid"] = uuid
 	o := p.db.create("SR", f)
-	p.stores[o.ref] = &storage{sr: st}
+	p.stores[o.ref] = &storage{sr: st, qcow2: qcow2}
 	p.syncSR(o)
 	return o, nil
 }
@@ -166,7 +166,7 @@ func (p *Pool) infraCalls() map[string]handler {
 			o, err := p.addSR(map[string]any{
 				"name_label": c.str(3), "name_description": c.str(4), "type": kind, "content_type": c.str(6),
 				"shared": shared, "sm_config": c.args[8],
-			}, size)
+			}, size, false)
 			if err != nil {
 				return nil, srError(err, nullRef)
 			}

@@ -27,6 +27,9 @@ func (c *conn) exportMetadata(r *httpRequest) string {
 	if session == nil {
 		return unauthorised("get_export_metadata")
 	}
+	if page := c.refuseRole(r, session, "get_export_metadata"); page != "" {
+		return page
+	}
 	if temporary {
 		defer p.db.destroy(session)
 	}

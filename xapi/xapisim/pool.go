@@ -30,6 +30,8 @@ type Config struct {
 	NoTLS bool
 	// User and Password (root, a random one).
 	User, Password string
+	// Users are further accounts, with roles.
+	Users []User
 	// SRs are the storage repositories; nil means DefaultSRs, an empty slice
 	// none.
 	SRs []SRConfig
@@ -88,6 +90,7 @@ type SRConfig struct {
 	Shared bool
 	Host   int
 	Size   int64 // physical, in bytes (8 TiB)
+	QCOW2  bool  // disks are qcow2 files, not VHDs
 }
 
 // VMConfig describes a VM. Its disks are raw or VHD files that are never
@@ -138,7 +141,8 @@ type Pool struct {
 	domid   int64
 	bridges int
 	guests  []GuestScript
-	refSeq  int // counts the Ref:N of metadata exports, never reset
+	roles   map[string]string // by session; root's have none
+	refSeq  int               // counts the Ref:N of metadata exports, never reset
 }
 
 // Ready is what a started pool tells its user.
@@ -220,7 +224,12 @@ func New(cfg Config) (_ *Pool, err error) {
 	}
 	p := &Pool{
 		cfg: cfg, dir: cfg.State, db: newDatabase(sch), calls: map[string]handler{}, licensed: !cfg.Unlicensed,
-		stores: map[string]*storage{}, origin: map[string]string{},
+		stores: map[string]*storage{}, origin: map[string]string{}, roles: map[string]string{},
+	}
+	for _, u := range cfg.Users {
+		if rank(u.Role) < 0 {
+			return nil, fmt.Errorf("user %s: unknown role %q", u.Name, u.Role)
+		}
 	}
 	for _, g := range cfg.Guests {
 		if err := g.check(); err != nil {
@@ -531,13 +540,17 @@ func (p *Pool) addConfiguredSR(i int, s SRConfig) error {
 	if p.driverOf(s.Type) == nil {
 		return fmt.Errorf("sr %s: unknown type %q", s.Name, s.Type)
 	}
-	o, err := p.addSR(map[string]any{"name_label": s.Name, "type": s.Type, "content_type": content, "shared": s.Shared}, s.Size)
+	o, err := p.addSR(map[string]any{"name_label": s.Name, "type": s.Type, "content_type": content, "shared": s.Shared}, s.Size, s.QCOW2)
 	if err != nil {
 		return err
 	}
+	config := map[string]any{"device": "/dev/sim" + strconv.Itoa(i)}
+	if s.QCOW2 {
+		config["preferred-image-formats"] = "qcow2"
+	}
 	for j, h := range p.hosts {
 		if s.Shared || j == min(s.Host, len(p.hosts)-1) {
-			p.addPBD(p.db.find("host", h.ref), o, map[string]any{"device": "/dev/sim" + strconv.Itoa(i)}, true)
+			p.addPBD(p.db.find("host", h.ref), o, config, true)
 		}
 	}
 	if pool := p.db.all("pool")[0]; pool.str("default_SR") == nullRef && content == "user" {
@@ -571,6 +584,8 @@ func (p *Pool) addConfiguredVM(v VMConfig, net *object) error {
 		uuid, sm := newUUID(), map[string]any{}
 		if v.RawDisks {
 			sm["type"] = "raw"
+		} else if p.stores[srObj.ref].qcow2 {
+			sm["image-format"] = "qcow2"
 		}
 		vol, err := p.stores[srObj.ref].sr.AddImage(uuid, path, smConfig(sm))
 		if err != nil {

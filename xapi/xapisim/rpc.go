@@ -63,6 +63,9 @@ func (p *Pool) dispatch(ctx context.Context, h *host, req *request) (any, *Error
 		if !h.master && !memberCalls[m.name] {
 			return nil, fail("HOST_IS_SLAVE", p.masterAddress())
 		}
+		if err := p.allow(c.session, m.name); err != nil {
+			return nil, asError(err)
+		}
 	} else if !h.master && m.name == "session.login_with_password" {
 		return nil, fail("HOST_IS_SLAVE", p.masterAddress())
 	}

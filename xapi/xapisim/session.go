@@ -18,15 +18,25 @@ func (p *Pool) session(ref string) (*object, error) {
 
 // login opens a session.
 func (p *Pool) login(user, password, originator string) (*object, error) {
-	if user != p.cfg.User || password != p.cfg.Password {
+	role, ok := "", user == p.cfg.User && password == p.cfg.Password
+	for _, u := range p.cfg.Users {
+		if user == u.Name && password == u.Password {
+			role, ok = u.Role, true
+		}
+	}
+	if !ok {
 		return nil, fail("SESSION_AUTHENTICATION_FAILED", user, "Authentication failure")
 	}
 	now := dateOf(time.Now())
-	return p.db.create("session", map[string]any{
+	s := p.db.create("session", map[string]any{
 		"this_host": p.hosts[0].ref, "this_user": nullRef, "last_active": now, "validation_time": now,
-		"is_local_superuser": true, "auth_user_name": user, "originator": originator,
+		"is_local_superuser": role == "", "auth_user_name": user, "originator": originator,
 		"subject": nullRef, "parent": nullRef,
-	}), nil
+	})
+	if role != "" {
+		p.roles[s.ref] = role
+	}
+	return s, nil
 }
 
 func (p *Pool) sessionCalls() map[string]handler {

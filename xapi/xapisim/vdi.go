@@ -11,6 +11,7 @@ import (
 // storage is the SR behind an SR record.
 type storage struct {
 	sr      *sr.SR
+	qcow2   bool
 	gcTimer *time.Timer
 }
 
@@ -225,6 +226,9 @@ func (p *Pool) createVDI(f map[string]any) (*object, error) {
 		return nil, srError(err, srRef)
 	}
 	f["uuid"], f["location"], f["managed"] = uuid, uuid, true
+	if sm := f["sm_config"].(map[string]any); st.qcow2 && sm["type"] != "raw" {
+		f["sm_config"] = with(sm, "image-format", "qcow2")
+	}
 	f["snapshot_time"] = epoch
 	vdi := p.db.create("VDI", f)
 	p.syncVDI(vdi)
@@ -279,7 +283,7 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 	now := dateOf(time.Now())
 	f := map[string]any{
 		"uuid": uuid, "location": uuid, "managed": true, "snapshot_time": now, "SR": vdi.str("SR"),
-		"is_a_snapshot": snapshot, "sm_config": withoutKey(vdi.mapv("sm_config"), "vhd-parent"),
+		"is_a_snapshot": snapshot, "sm_config": withoutKey(withoutKey(vdi.mapv("sm_config"), "vhd-parent"), "image-format"),
 	}
 	if snapshot {
 		f["snapshot_of"] = vdi.ref

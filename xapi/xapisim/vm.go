@@ -187,6 +187,22 @@ func (p *Pool) vmCalls() map[string]handler {
 			}
 			return nil, fail("HOST_OFFLINE", ho.ref)
 		},
+		"VM.pool_migrate": func(c *call) (any, error) {
+			vm, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			to, err := c.object(1)
+			if err != nil {
+				return nil, err
+			}
+			end, err := c.beginVM(vm, "pool_migrate")
+			if err != nil {
+				return nil, err
+			}
+			defer end()
+			return void, p.migrateVM(vm, to)
+		},
 		"VM.pause":          state("pause", "Paused"),
 		"VM.unpause":        state("unpause", "Running"),
 		"VM.clean_shutdown": p.vmCall("clean_shutdown", func(c *call, vm *object) (any, error) { p.haltVM(vm); return void, nil }),
@@ -433,6 +449,37 @@ func (p *Pool) startVM(vm *object, h *host, paused bool) error {
 	if vm.str("suspend_VDI") == nullRef {
 		p.boot(vm)
 	}
+	return nil
+}
+
+// migrateVM moves a running VM to another host, which must see its storage. The
+// disks are detached properly at the one and attached at the other.
+func (p *Pool) migrateVM(vm, to *object) error {
+	var home *host
+	for _, h := range p.hosts {
+		if h.ref == to.ref {
+			home = h
+		}
+	}
+	if home == nil {
+		return fail("HOST_OFFLINE", to.ref)
+	}
+	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+		if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil && !p.sees(home, vdi.str("SR")) {
+			return fail("VM_REQUIRES_SR", vm.ref, vdi.str("SR"))
+		}
+	}
+	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+		if vbd.bool("currently_attached") {
+			p.detachVBD(vbd)
+			if err := p.attachVBD(vbd); err != nil {
+				return err
+			}
+		}
+	}
+	p.domid++
+	p.db.put(vm, "domid", p.domid)
+	p.db.put(vm, "resident_on", to.ref)
 	return nil
 }
 

@@ -40,6 +40,7 @@ var vmRules = map[string]vmRule{
 	"hard_reboot":            {states: []string{"Paused", "Running"}},
 	"hard_shutdown":          {states: live, snapshot: true},
 	"make_into_template":     {states: halted},
+	"pool_migrate":           {states: running},
 	"migrate_send":           {states: halted, template: true},
 	"changing_dynamic_range": {states: []string{"Halted", "Running"}, template: true},
 	"changing_static_range":  {states: halted, template: true},

@@ -48,6 +48,11 @@ func (c *conn) serveExportVM(r *httpRequest) bool {
 		c.write(unauthorised("get_export"))
 		return false
 	}
+	if page := c.refuseRole(r, session, "get_export"); page != "" {
+		p.mu.Unlock()
+		c.write(page)
+		return false
+	}
 	if temporary {
 		defer p.logoutLater(session)
 	}

@@ -50,6 +50,11 @@ func (c *conn) serveImportVM(r *httpRequest) bool {
 		c.write(unauthorised("put_import"))
 		return false
 	}
+	if page := c.refuseRole(r, session, "put_import"); page != "" {
+		p.mu.Unlock()
+		c.write(page)
+		return false
+	}
 	if temporary {
 		defer p.logoutLater(session)
 	}
@@ -104,6 +109,11 @@ func (c *conn) serveImportMetadata(r *httpRequest) bool {
 	if session == nil {
 		p.mu.Unlock()
 		c.write(unauthorised("put_import_metadata"))
+		return false
+	}
+	if page := c.refuseRole(r, session, "put_import_metadata"); page != "" {
+		p.mu.Unlock()
+		c.write(page)
 		return false
 	}
 	if temporary {

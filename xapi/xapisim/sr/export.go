@@ -65,7 +65,7 @@ func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
 
 	nbd := s.cfg.NBDHybrid && base == nil
 	switch {
-	case base != nil && v.raw:
+	case base != nil && v.bare():
 		return nil, fmt.Errorf("export %s: %w", v.uuid, ErrNotVHD)
 	case format == "vhd" && e.size > MaxVHDSize:
 		return nil, fmt.Errorf("export %s: %w", v.uuid, ErrTooLarge)
@@ -76,7 +76,7 @@ func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
 	default:
 		e.difference(nil)
 	}
-	if v.raw && !nbd && format == "vhd" {
+	if v.bare() && !nbd && format == "vhd" {
 		if err := e.dropZeros(); err != nil {
 			return nil, err
 		}
@@ -91,7 +91,7 @@ func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
 		ID:      newUUID(),
 		Parent:  parent,
 	}
-	if v.raw || nbd {
+	if v.bare() || nbd {
 		// These modes know only the device and count its blocks.
 		e.layout.Size = roundUp(e.size, blockSize)
 	}
@@ -109,7 +109,7 @@ func (v *Volume) asParent() ([]*layer, *vhd.Parent, error) {
 	switch {
 	case v.top == nil:
 		return nil, nil, fmt.Errorf("%s: %w", v.uuid, ErrGone)
-	case v.raw:
+	case v.bare():
 		return nil, nil, fmt.Errorf("%s: %w", v.uuid, ErrNotVHD)
 	}
 	var chain []*layer

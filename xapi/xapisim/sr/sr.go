@@ -45,6 +45,10 @@ const (
 	// maxChain is the number of files in a chain from which no snapshot can
 	// be taken any more (vhdutil.py MAX_CHAIN_SIZE).
 	maxChain = 30
+	// maxQCOW2 is the largest virtual size of a qcow2 volume, 16381 GiB, and
+	// cluster the unit of its sizes (docs.xcp-ng.org, QCOW2 FAQ).
+	maxQCOW2 = 16381 << 30
+	cluster  = 64 << 10
 )
 
 // Fault numbers of the storage manager that this package gives
@@ -96,6 +100,9 @@ type Config struct {
 	Dir string
 	// PhysicalSize in bytes; 0 stands for 16 TiB.
 	PhysicalSize int64
+	// QCOW2 makes the SR keep its disks as qcow2 files instead of VHDs: they may
+	// be larger, and an export finds nothing but a device behind them.
+	QCOW2 bool
 	// NBDHybrid makes full exports as hosts do whose dom0 attaches disks
 	// through NBD.
 	NBDHybrid bool
@@ -264,6 +271,12 @@ func (s *SR) roundSize(size int64, raw bool) (int64, error) {
 			return 0, &Error{FaultVDISize, "VDI Invalid size"}
 		}
 		return size, nil
+	}
+	if s.cfg.QCOW2 && !raw {
+		if size < 0 || size > maxQCOW2 {
+			return 0, &Error{FaultVDISize, fmt.Sprintf("VDI Invalid size [opterr=VDI size must be between 1 MB and %d MB]", maxQCOW2/mib)}
+		}
+		return roundUp(max(size, mib), cluster), nil
 	}
 	if size < 0 || size > MaxVHDSize {
 		return 0, &Error{FaultVDISize, fmt.Sprintf("VDI Invalid size [opterr=VDI size must be between 1 MB and %d MB]", MaxVHDSize/mib)}

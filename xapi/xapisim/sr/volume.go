@@ -41,6 +41,9 @@ func (v *Volume) Size() int64 {
 // Raw tells whether there is no VHD behind the volume.
 func (v *Volume) Raw() bool { return v.raw }
 
+// bare tells whether an export finds no VHD behind the volume's device.
+func (v *Volume) bare() bool { return v.raw || v.sr.cfg.QCOW2 }
+
 // Hidden tells whether the volume is a base copy.
 func (v *Volume) Hidden() bool {
 	v.sr.mu.RLock()

@@ -1,0 +1,74 @@
+package xapisim
+
+import (
+	_ "embed"
+	"strings"
+	"sync"
+)
+
+// User is an account beside Config.User, which is root and may do everything.
+type User struct {
+	Name, Password string
+	Role           string // one of Roles
+}
+
+// Roles are those of the server; each may do all that the ones behind it may.
+var Roles = []string{"pool-admin", "pool-operator", "vm-power-admin", "vm-admin", "vm-operator", "read-only"}
+
+//go:embed roles.txt
+var rolesText string
+
+// leastRoles gives the place in Roles of the least role for a call. What is
+// not in it any role may do.
+var leastRoles = sync.OnceValue(func() map[string]int {
+	out := map[string]int{
+		"http/get_export": 3, "http/put_import": 3, "http/get_export_metadata": 3, "http/put_import_metadata": 3,
+		"http/get_export_raw_vdi": 3, "http/put_import_raw_vdi": 3, "http/get_pool_xml_db_sync": 0,
+	}
+	for _, l := range strings.Split(rolesText, "\n") {
+		f := strings.Fields(l)
+		if len(f) < 3 || f[0] == "#" {
+			continue
+		}
+		for _, name := range f[2:] {
+			out[f[0]+"."+name] = rank(f[1])
+		}
+	}
+	return out
+})
+
+// rank is a role's place in Roles; that of no role is before all of them.
+func rank(role string) int {
+	for i, r := range Roles {
+		if r == role {
+			return i
+		}
+	}
+	return -1
+}
+
+// allow refuses what a session's role may not do (xen-api ocaml/xapi/rbac.ml).
+// Pool.mu is held.
+func (p *Pool) allow(session *object, action string) error {
+	role, limited := p.roles[session.ref]
+	least, ok := leastRoles()[action]
+	if !limited || !ok || rank(role) <= least {
+		return nil
+	}
+	return fail("RBAC_PERMISSION_DENIED", strings.ToLower(action),
+		"No permission in user session. (Roles with this permission: "+strings.Join(Roles[:least+1], ", ")+")")
+}
+
+// refuseRole returns the page for a session whose role is too low for a bulk
+// request, and fails its task; it is empty where the role is high enough.
+// Pool.mu is held.
+func (c *conn) refuseRole(r *httpRequest, session *object, action string) string {
+	err := c.pool.allow(session, "http/"+action)
+	if err == nil {
+		return ""
+	}
+	if t := c.pool.db.find("task", r.credential("task_id")); t != nil {
+		c.pool.complete(t.ref, "", asError(err))
+	}
+	return pageText("403 Forbidden", "403 forbidden", "Access to the requested resource is forbidden.")
+}
