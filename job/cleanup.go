@@ -225,6 +225,20 @@ func (c *cleanup) decide(ctx context.Context) error {
 		}
 		done[n] = done[n] || c.found[i].mark.done
 	}
+	// It is dead as soon as one of them can tell: marks may be half set, or
+	// half taken off.
+	dead := make(map[runName]bool)
+	for i := range c.found {
+		l := &c.found[i]
+		n := runName{l.Repository, l.Run}
+		l.Seen, l.mark.seen = last[n], last[n]
+		if dead[n] || !l.mark.of(c.r.ID()) {
+			continue
+		}
+		if dead[n], err = j.dead(ctx, &l.mark); err != nil {
+			return err
+		}
+	}
 	published, err := c.published(ctx)
 	if err != nil {
 		return err
@@ -233,8 +247,6 @@ func (c *cleanup) decide(ctx context.Context) error {
 	for i := range c.found {
 		l := &c.found[i]
 		n := runName{l.Repository, l.Run}
-		l.mark.seen = last[n]
-		l.Seen = last[n]
 		l.Action = ActNone
 		if !l.mark.of(c.r.ID()) {
 			l.State = StateForeign
@@ -245,12 +257,8 @@ func (c *cleanup) decide(ctx context.Context) error {
 			}
 			continue
 		}
-		isDead, err := j.dead(ctx, &l.mark)
-		if err != nil {
-			return err
-		}
 		l.State = StateLive
-		if !isDead {
+		if bare := l.Role == "" && l.mark.process == "" && (l.mark.done || l.Run == ""); !dead[n] && !bare {
 			continue
 		}
 		l.State = StateDead

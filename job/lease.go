@@ -37,12 +37,11 @@ const (
 	roleRestore  = "restore"  // a disk or VM that is being restored
 )
 
-const (
-	// renewEvery is how often a run says on its objects that it is alive, and
-	// deadAfter how long after the last time it counts as dead.
-	renewEvery = 5 * time.Minute
-	deadAfter  = time.Hour
-)
+// deadAfter is how long after its last sign of life a run counts as dead.
+const deadAfter = time.Hour
+
+// renewEvery is how often a run says on its objects that it is alive.
+var renewEvery = 5 * time.Minute
 
 // poolTime is the pool's clock: that of its master.
 func poolTime(ctx context.Context, pool *xapi.Client) (time.Time, error) {

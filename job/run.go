@@ -152,6 +152,14 @@ func forget(ctx context.Context, r *repo.Repository, c *Common, p retention.Poli
 	if err != nil {
 		return nil, err
 	}
+	notes, bad, err := r.Notes(ctx)
+	if err == nil && len(bad) > 0 {
+		err = bad[0].Err // it may protect one
+	}
+	if err != nil {
+		return nil, err
+	}
+	protected := repo.Protected(notes)
 	var gone []string
 	for _, s := range done {
 		var same []*repo.Snapshot
@@ -161,7 +169,7 @@ func forget(ctx context.Context, r *repo.Repository, c *Common, p retention.Poli
 			}
 		}
 		for _, d := range p.Apply(same, c.Now()) {
-			if d.Keep {
+			if d.Keep || protected[d.Snapshot.ID()] {
 				continue
 			}
 			if err := r.DeleteSnapshot(ctx, d.Snapshot); err != nil {

@@ -1,0 +1,313 @@
+package job_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/object/mem"
+	"xenkeep/job"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+	"xenkeep/xapi/xapisim"
+)
+
+// mark puts marks on an object; "alive" is how long ago.
+func (w *world) mark(class string, ref xapi.Ref, repository, run, role, machine, process string, alive time.Duration) {
+	w.t.Helper()
+	rec, err := w.pool.Pool(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	now, err := w.pool.ServerTime(w.t.Context(), rec.Master)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for k, v := range map[string]string{
+		"repository": repository, "run": run, "role": role, "machine": machine, "process": process, "job": "j",
+		"alive": now.Add(-alive).UTC().Format(time.RFC3339),
+	} {
+		if err := w.pool.SetOtherConfig(w.t.Context(), class, ref, "xenkeep:"+k, v); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+func (w *world) vdi(name string, size int64) xapi.Ref {
+	w.t.Helper()
+	sr, err := w.pool.FindSR(w.t.Context(), w.sim.Ready().SRs[0].UUID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ref, err := w.pool.CreateVDI(w.t.Context(), xapi.VDIFields{Name: name, SR: sr.Ref, Size: size})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return ref
+}
+
+func (w *world) cleanup(o job.CleanupOptions) map[string]job.Leftover {
+	w.t.Helper()
+	rep, err := job.Cleanup(w.t.Context(), w.repo, w.pool, o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := rep.Err(); err != nil {
+		w.t.Error(err)
+	}
+	found := make(map[string]job.Leftover)
+	for _, l := range rep.Found {
+		found[l.Name] = l
+	}
+	return found
+}
+
+func (w *world) there(ref xapi.Ref) bool {
+	w.t.Helper()
+	_, err := w.pool.VDI(w.t.Context(), ref)
+	if err != nil && !xapi.IsCode(err, xapi.HandleInvalid) {
+		w.t.Fatal(err)
+	}
+	return err == nil
+}
+
+// Who is dead, and what goes.
+func TestCleanupJudges(t *testing.T) {
+	w := newWorld(t, xapisim.Config{})
+	mine, other := w.repo.ID(), strings.Repeat("ab", 16)
+	run := func(n int) string { return fmt.Sprintf("%032x", n) }
+	cases := []struct {
+		name, repository, role, machine string
+		alive                           time.Duration
+		foreign                         bool // removed with --foreign --older-than 24h
+		state, action                   string
+	}{
+		{"fresh elsewhere", mine, "restore", "elsewhere", 0, false, job.StateLive, job.ActNone},
+		{"paused elsewhere", mine, "restore", "elsewhere", 59 * time.Minute, false, job.StateLive, job.ActNone},
+		{"silent elsewhere", mine, "restore", "elsewhere", 61 * time.Minute, false, job.StateDead, job.ActRemove},
+		{"foreign and fresh", other, "restore", "elsewhere", 0, false, job.StateForeign, job.ActNone},
+		{"foreign and silent", other, "restore", "elsewhere", 23 * time.Hour, false, job.StateForeign, job.ActNone},
+		{"foreign and old", other, "restore", "elsewhere", 25 * time.Hour, true, job.StateForeign, job.ActNone},
+		{"copied with marks", mine, "snapshot", "elsewhere", 48 * time.Hour, false, "", ""},
+		{"base", mine, "base", "elsewhere", 48 * time.Hour, false, "", ""},
+	}
+	refs := make(map[string]xapi.Ref)
+	for i, c := range cases {
+		refs[c.name] = w.vdi(c.name, mib)
+		w.mark("VDI", refs[c.name], c.repository, run(i), c.role, c.machine, "boot 1 2 pid:[3] id", c.alive)
+	}
+	unmarked := w.vdi("of another tool", mib)
+	before := w.sim.Dump()
+	check := func(found map[string]job.Leftover) {
+		t.Helper()
+		for _, c := range cases {
+			l := found[c.name]
+			if l.State != c.state || l.Action != c.action {
+				t.Errorf("%s: %s, %s; want %s, %s", c.name, l.State, l.Action, c.state, c.action)
+			}
+		}
+	}
+	check(w.cleanup(job.CleanupOptions{DryRun: true}))
+	samePool(t, before, w.sim.Dump())
+	check(w.cleanup(job.CleanupOptions{}))
+	for _, c := range cases {
+		if w.there(refs[c.name]) == (c.action == job.ActRemove) {
+			t.Errorf("%s: there: %v", c.name, w.there(refs[c.name]))
+		}
+	}
+	w.cleanup(job.CleanupOptions{Foreign: true, OlderThan: 24 * time.Hour})
+	for _, c := range cases {
+		if w.there(refs[c.name]) == (c.action == job.ActRemove || c.foreign) {
+			t.Errorf("with foreign, %s: there: %v", c.name, w.there(refs[c.name]))
+		}
+	}
+	if !w.there(unmarked) {
+		t.Error("a disk without marks is gone")
+	}
+}
+
+// A VM snapshot that was not marked yet is known by its name, and its VDI
+// snapshots by it: if no claim is alive, and in the right repository.
+func TestCleanupByName(t *testing.T) {
+	w := newWorld(t, xapisim.Config{})
+	before := w.sim.Dump()
+	ctx := t.Context()
+	vm, err := w.pool.FindVM(ctx, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := strings.Repeat("cd", 16)
+	name := "xenkeep " + w.repo.ID()[:8] + " " + run[:16]
+	if _, err := w.pool.SnapshotVM(ctx, vm.Ref, name); err != nil {
+		t.Fatal(err)
+	}
+	claim := &repo.Claim{Run: run, Machine: "elsewhere", Started: time.Now()}
+	if err := w.repo.PutClaim(ctx, claim); err != nil {
+		t.Fatal(err)
+	}
+	if l := w.cleanup(job.CleanupOptions{})[name]; l.State != job.StateLive {
+		t.Errorf("with a claim: %+v", l)
+	}
+	// Nor does another backup of the VM begin.
+	if _, err := job.Backup(ctx, w.repo, w.pool, w.options("web")); !errors.Is(err, job.ErrBusy) {
+		t.Errorf("a second backup of the VM: %v", err)
+	}
+	foreign, err := repo.Init(ctx, mem.New(), repo.Options{Secret: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rep, err := job.Cleanup(ctx, foreign, w.pool, job.CleanupOptions{Foreign: true, OlderThan: 24 * time.Hour})
+	if err != nil || len(rep.Found) != 3 {
+		t.Fatal(err, rep)
+	}
+	for _, l := range rep.Found {
+		if l.State != job.StateForeign || l.Action != job.ActNone {
+			t.Errorf("seen from another repository: %+v", l)
+		}
+	}
+	if err := w.repo.DropClaim(ctx, claim); err != nil {
+		t.Fatal(err)
+	}
+	if found := w.cleanup(job.CleanupOptions{}); found[name].State != job.StateDead {
+		t.Errorf("without a claim: %+v", found)
+	}
+	w.sim.GC()
+	samePool(t, before, w.sim.Dump())
+}
+
+// A run that is under way says so, by the pool's clock, on all it has made.
+func TestLeaseIsRenewed(t *testing.T) {
+	w := newWorld(t, xapisim.Config{})
+	job.RenewEvery(t, 20*time.Millisecond)
+	w.sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Stall: true, Cut: true, CutAt: mib, Times: -1})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error)
+	go func() {
+		_, err := job.Backup(ctx, w.repo, w.pool, w.options("web"))
+		done <- err
+	}()
+	alive := func() map[xapi.Ref]string {
+		m := make(map[xapi.Ref]string)
+		vdis, err := w.pool.VDIs(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range vdis {
+			if v.OtherConfig["xenkeep:role"] == "snapshot" && v.OtherConfig["xenkeep:alive"] != "" {
+				m[v.Ref] = v.OtherConfig["xenkeep:alive"]
+			}
+		}
+		return m
+	}
+	wait := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(4 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal(what)
+			}
+		}
+	}
+	var first map[xapi.Ref]string
+	wait("two disks are never marked", func() bool { first = alive(); return len(first) == 2 })
+	wait("the marks are not renewed", func() bool {
+		now := alive()
+		for ref, at := range first {
+			if now[ref] <= at {
+				return false
+			}
+		}
+		return true
+	})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// Some VMs and disks at once: all right, each published once, and with one that
+// hangs the others end.
+func TestManyAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	cfg := xapisim.Config{}
+	sums := make(map[string][]string)
+	for i := range 4 {
+		c := xapisim.VMConfig{Name: fmt.Sprint("vm", i)}
+		for j := range 3 {
+			f := image(t, filepath.Join(dir, fmt.Sprintf("%d-%d.img", i, j)), 4*mib, uint64(10*i+j+1), 6)
+			c.Disks = append(c.Disks, f)
+			sums[c.Name] = append(sums[c.Name], fileSum(t, f))
+		}
+		cfg.VMs = append(cfg.VMs, c)
+	}
+	w := newWorld(t, cfg)
+	before := w.sim.Dump()
+	o := w.options()
+	o.All, o.VMConcurrency, o.DiskConcurrency = true, 3, 2
+	for range 2 {
+		s := w.backup(o)
+		if len(s.Snapshots) != 4 {
+			t.Fatalf("%d snapshots", len(s.Snapshots))
+		}
+		for _, v := range s.Snapshots {
+			for i, d := range w.snapshot(v.ID).Disks {
+				if d.Device != fmt.Sprintf("xvd%c", 'a'+i) || w.restoredTo(w.snapshot(v.ID), d.Device) != sums[v.VMName][i] {
+					t.Errorf("%s: disk %d (%s) comes back otherwise", v.VMName, i, d.Device)
+				}
+			}
+		}
+	}
+	w.clean()
+	w.sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Stall: true, Cut: true, CutAt: 100})
+	o.Keep = job.KeepNone
+	s, err := job.Backup(t.Context(), w.repo, w.pool, o)
+	if err != nil && (!errors.Is(err, job.ErrPartial) || len(s.Failed) != 1 || len(s.Snapshots) != 3) {
+		t.Errorf("with a disk that hangs: %v, %+v", err, s)
+	}
+	w.backup(o)
+	w.sim.GC()
+	samePool(t, before, w.sim.Dump())
+	w.clean()
+}
+
+// Of two runs of one repository that begin with one VM at once, at most one
+// has it, and the other says why not.
+func TestTwoRunsOneVM(t *testing.T) {
+	w := newWorld(t, xapisim.Config{})
+	before := w.sim.Dump()
+	type result struct {
+		s   *job.Summary
+		err error
+	}
+	done := make(chan result)
+	for i := range 2 {
+		r, err := repo.Open(t.Context(), w.objects, repo.Options{Secret: secret})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.LoadIndex(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		pool := w.dial()
+		o := w.options("web")
+		o.Job, o.Keep = fmt.Sprint("job", i), job.KeepNone
+		go func() {
+			s, err := job.Backup(t.Context(), r, pool, o)
+			done <- result{s, err}
+		}()
+	}
+	for range 2 {
+		if r := <-done; r.err != nil && !errors.Is(r.err, job.ErrBusy) {
+			t.Errorf("%v", r.err)
+		} else if r.err != nil && strings.Contains(r.s.Failed[0].Error, "\n") {
+			t.Errorf("more than a line: %q", r.s.Failed[0].Error)
+		}
+	}
+	w.sim.GC()
+	samePool(t, before, w.sim.Dump())
+	w.clean()
+}

@@ -1,0 +1,501 @@
+package job_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/object/local"
+	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/job"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+	"xenkeep/xapi/xapisim"
+)
+
+// The crash matrix: a child process makes a backup or a restore and is killed,
+// by SIGKILL, after each of its calls and in the midst of transfers. A sample
+// of it runs by default, all with XENKEEP_CRASH=all.
+
+const childEnv = "XENKEEP_CRASH_CHILD"
+
+// order is what a child process is to do.
+type order struct {
+	URL, User, Password string
+	Repository, State   string
+	Keep                job.Keep
+	Restore             string // snapshot; empty for a backup
+	SR                  string
+	Storage             int // the storage call before which it kills itself; -1 for none
+}
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(childEnv); text != "" {
+		calls, err := child(text)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(calls)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func child(text string) (calls int, err error) {
+	ctx := context.Background()
+	var o order
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		return 0, err
+	}
+	disk, err := local.Open(o.Repository)
+	if err != nil {
+		return 0, err
+	}
+	objects := objecttest.NewFaulty(disk)
+	r, err := repo.Open(ctx, objects, repo.Options{Secret: secret})
+	if err != nil {
+		return 0, err
+	}
+	if err := r.LoadIndex(ctx); err != nil {
+		return 0, err
+	}
+	if o.Storage >= 0 {
+		objects.Inject(objecttest.Fault{N: o.Storage, Do: func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }})
+	}
+	before := objects.Calls(objecttest.Any)
+	pool, err := xapi.Dial(ctx, xapi.Config{
+		URL: o.URL, User: o.User, Password: o.Password, Pace: 0.01, StallTimeout: 5 * time.Second, VerdictTimeout: 5 * time.Second,
+	})
+	if err != nil {
+		return 0, err
+	}
+	if o.Restore != "" {
+		all, _, err := r.Snapshots(ctx)
+		if err != nil {
+			return 0, err
+		}
+		s, err := repo.Resolve(all, o.Restore)
+		if err != nil {
+			return 0, err
+		}
+		_, err = job.RestoreVM(ctx, r, pool, s, job.VMRestore{Target: job.Target{SR: o.SR}, Name: "back"}, job.RestoreOptions{})
+		return objects.Calls(objecttest.Any) - before, err
+	}
+	_, err = job.Backup(ctx, r, pool, job.BackupOptions{Common: job.Common{StateDir: o.State, Job: "crash"}, VMs: []string{"web"}, Keep: o.Keep})
+	return objects.Calls(objecttest.Any) - before, err
+}
+
+// killer is a proxy before the pool that kills a process once so many answers
+// and MiB have passed: before it hands on what comes next.
+type killer struct {
+	t      *testing.T
+	l      net.Listener
+	target string
+
+	mu     sync.Mutex
+	at     int // event at which it kills; 0: never
+	events int
+	bytes  int
+	victim *os.Process
+}
+
+func newKiller(t *testing.T, to string) *killer {
+	t.Helper()
+	u, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &killer{t: t, l: l, target: u.Host}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go k.serve(c)
+		}
+	}()
+	return k
+}
+
+func (k *killer) serve(client net.Conn) {
+	defer client.Close()
+	server, err := net.Dial("tcp", k.target)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	var asked struct {
+		sync.Mutex
+		open bool
+	}
+	go func() {
+		defer server.Close()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := client.Read(buf)
+			p := buf[:n]
+			if bytes.HasPrefix(p, []byte("POST /")) || bytes.HasPrefix(p, []byte("GET /")) || bytes.HasPrefix(p, []byte("PUT /")) {
+				asked.Lock()
+				asked.open = true
+				asked.Unlock()
+			}
+			k.passed(n, false)
+			if n > 0 {
+				if _, err := server.Write(p); err != nil {
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := server.Read(buf)
+		if n > 0 {
+			asked.Lock()
+			answer := asked.open
+			asked.open = false
+			asked.Unlock()
+			k.passed(n, answer)
+			if _, err := client.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (k *killer) passed(n int, answer bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.bytes += n; k.bytes >= mib {
+		k.bytes = 0
+		k.events++
+	} else if !answer {
+		return
+	}
+	if answer {
+		k.events++
+	}
+	if k.at > 0 && k.events >= k.at && k.victim != nil {
+		_ = k.victim.Kill()
+		k.victim = nil
+	}
+}
+
+// run runs a child until its end, or until event at, and returns the events
+// and storage calls there were.
+func (k *killer) run(o order, at int) (events, calls int, killed bool) {
+	k.t.Helper()
+	o.URL = "http://" + k.l.Addr().String()
+	text, err := json.Marshal(o)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	k.mu.Lock()
+	if err := cmd.Start(); err != nil {
+		k.mu.Unlock()
+		k.t.Fatal(err)
+	}
+	k.at, k.events, k.bytes, k.victim = at, 0, 0, cmd.Process
+	k.mu.Unlock()
+	err = cmd.Wait()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.victim = nil
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		_, _ = fmt.Sscan(out.String(), &calls)
+	case errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL:
+		killed = true
+	default:
+		k.t.Fatalf("the child failed: %v %s", err, stderr.String())
+	}
+	return k.events, calls, killed
+}
+
+// sampled gives about n of the numbers from 1 to total, or all.
+func sampled(total, n int) []int {
+	step := max(total/n, 1)
+	if os.Getenv("XENKEEP_CRASH") == "all" {
+		step = 1
+	}
+	var at []int
+	for i := 1 + step/2; i <= total; i += step {
+		at = append(at, i)
+	}
+	return at
+}
+
+type crashWorld struct {
+	*world
+	k    *killer
+	file string
+	day  int
+}
+
+func newCrashWorld(t *testing.T) *crashWorld {
+	t.Helper()
+	file := image(t, filepath.Join(t.TempDir(), "a.img"), 6*mib, 1, 10)
+	w := &crashWorld{file: file, world: newWorld(t, xapisim.Config{NoTLS: true, Hosts: 1, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{file}}}})}
+	w.k = newKiller(t, w.sim.URL())
+	w.newRepository()
+	return w
+}
+
+func (w *crashWorld) newRepository() {
+	w.t.Helper()
+	w.day++
+	objects, err := local.Create(filepath.Join(w.dir, fmt.Sprint("repo", w.day)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.onStore(objects)
+}
+
+func (w *crashWorld) order(keep job.Keep) order {
+	return order{
+		User: w.sim.User(), Password: w.sim.Password(), Repository: filepath.Join(w.dir, fmt.Sprint("repo", w.day)), State: w.dir,
+		Keep: keep, Storage: -1,
+	}
+}
+
+// idle waits until the pool has ended what the killed process had begun.
+func (w *crashWorld) idle() {
+	w.t.Helper()
+	for range 500 {
+		tasks, err := w.pool.Tasks(w.t.Context())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		busy := false
+		for _, t := range tasks {
+			busy = busy || t.Status == "pending" && !strings.HasPrefix(t.NameLabel, "xenkeep")
+		}
+		if !busy {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	w.t.Fatal("the pool does not come to rest")
+}
+
+// again runs a backup in this process, which must succeed, and checks what it
+// saved.
+func (w *crashWorld) again(keep job.Keep) *job.Summary {
+	w.t.Helper()
+	w.idle()
+	w.reopen()
+	o := w.options("web")
+	o.Job, o.Keep = "crash", keep
+	s := w.backup(o)
+	if s.Status != "ok" {
+		w.t.Fatalf("%+v", s)
+	}
+	if got := w.restoredTo(w.snapshot(s.Snapshots[0].ID), "xvda"); got != fileSum(w.t, w.file) {
+		w.t.Error("the disk comes back otherwise")
+	}
+	w.clean()
+	w.noTasks()
+	return s
+}
+
+func (w *crashWorld) noTasks() {
+	w.t.Helper()
+	tasks, err := w.pool.Tasks(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, t := range tasks {
+		if strings.HasPrefix(t.NameLabel, "xenkeep") && t.Status == "pending" {
+			w.t.Errorf("the task %q (%s) stays", t.NameLabel, t.NameDescription)
+		}
+	}
+}
+
+// sweep kills a child at events of the pool, then at storage calls, and calls
+// after each time.
+func (w *crashWorld) sweep(n int, prepare func() order, after func()) {
+	w.t.Helper()
+	events, calls, _ := w.k.run(prepare(), 0)
+	after()
+	if w.t.Failed() {
+		w.t.Fatal("without a crash")
+	}
+	w.t.Logf("%d events of the pool, %d storage calls", events, calls)
+	for _, at := range sampled(events, n) {
+		_, _, killed := w.k.run(prepare(), at)
+		after()
+		if w.t.Failed() {
+			w.t.Fatalf("killed at event %d of %d: %v", at, events, killed)
+		}
+	}
+	for _, at := range sampled(calls, n/2) {
+		o := prepare()
+		o.Storage = at - 1
+		_, _, killed := w.k.run(o, 0)
+		after()
+		if w.t.Failed() {
+			w.t.Fatalf("killed before storage call %d of %d: %v", at, calls, killed)
+		}
+	}
+}
+
+func TestCrashFull(t *testing.T) {
+	w := newCrashWorld(t)
+	before := w.sim.Dump()
+	w.sweep(12, func() order {
+		w.newRepository()
+		return w.order(job.KeepAuto)
+	}, func() {
+		w.again(job.KeepNone)
+		w.sim.GC()
+		samePool(t, before, w.sim.Dump())
+	})
+}
+
+func TestCrashIncremental(t *testing.T) {
+	w := newCrashWorld(t)
+	w.again(job.KeepAuto)
+	first := w.file
+	day := 0
+	w.sweep(12, func() order {
+		day++
+		w.file = w.write(fmt.Sprintf("day%d.img", day), first, uint64(1000+day), 2)
+		return w.order(job.KeepAuto)
+	}, func() {
+		s := w.again(job.KeepAuto)
+		if d := s.Snapshots[0].Disks[0]; d.Method != "vhd-delta" {
+			t.Errorf("the next backup is %s: %s", d.Method, d.Reason)
+		}
+		for ref, n := range w.bases() {
+			if n != 1 {
+				t.Errorf("%d bases of %s", n, ref)
+			}
+		}
+		w.noSnapshots()
+	})
+}
+
+func (w *crashWorld) noSnapshots() {
+	w.t.Helper()
+	vms, err := w.pool.VMs(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, vm := range vms {
+		if vm.IsASnapshot {
+			w.t.Errorf("the VM snapshot %q stays", vm.NameLabel)
+		}
+	}
+}
+
+func TestCrashRestore(t *testing.T) {
+	w := newCrashWorld(t)
+	id := w.again(job.KeepNone).Snapshots[0].ID
+	w.sim.GC()
+	before := w.sim.Dump()
+	sr := w.sim.Ready().SRs[0].UUID
+	w.sweep(12, func() order {
+		o := w.order("")
+		o.Restore, o.SR = id, sr
+		return o
+	}, func() {
+		w.idle()
+		w.reopen()
+		out, err := job.RestoreVM(t.Context(), w.repo, w.pool, w.snapshot(id), job.VMRestore{Target: job.Target{SR: sr}, Name: "back"}, job.RestoreOptions{})
+		if err != nil || len(out.Warnings) > 0 {
+			t.Fatal(err, out.Warnings)
+		}
+		w.noTasks()
+		w.dropRestored(fileSum(t, w.file))
+		w.sim.GC()
+		samePool(t, before, w.sim.Dump())
+		w.clean()
+	})
+}
+
+// dropRestored removes the VMs called "back", of which there are one or two,
+// each whole.
+func (w *crashWorld) dropRestored(sum string) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	vms, err := w.pool.VMs(ctx)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	n := 0
+	for _, vm := range vms {
+		if vm.NameLabel != "back" {
+			continue
+		}
+		n++
+		for k := range vm.OtherConfig {
+			if strings.HasPrefix(k, "xenkeep:") {
+				w.t.Errorf("the VM bears the mark %s", k)
+			}
+		}
+		var vdis []xapi.VDI
+		for _, ref := range vm.VBDs {
+			b, err := w.pool.VBD(ctx, ref)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			if b.Type != "Disk" {
+				continue
+			}
+			v, err := w.pool.VDI(ctx, b.VDI)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			if len(v.OtherConfig) > 0 {
+				w.t.Errorf("the disk bears %v", v.OtherConfig)
+			}
+			if w.volumeSum(v.UUID, int64(v.VirtualSize)) != sum {
+				w.t.Error("the restored disk differs")
+			}
+			vdis = append(vdis, v)
+		}
+		if len(vdis) != 1 {
+			w.t.Errorf("the restored VM has %d disks", len(vdis))
+		}
+		err := w.pool.DestroyVM(ctx, vm.Ref)
+		for _, v := range vdis {
+			err = errors.Join(err, w.pool.DestroyVDI(ctx, v.Ref))
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if n != 1 && n != 2 {
+		w.t.Errorf("%d VMs came back", n)
+	}
+}
