@@ -1,6 +1,7 @@
 package xapisim
 
 import (
+	"archive/tar"
 	"errors"
 	"fmt"
 	"io"
@@ -325,7 +326,7 @@ func (t *transfer) export(vdi *object, format string) (vbds []*object, err error
 	if format == "vhd" && vdi.int("virtual_size") > maxVHD {
 		return nil, fail("VDI_TOO_LARGE", vdi.ref, fmt.Sprint(maxVHD))
 	}
-	if format == "tar" || format == "qcow2" {
+	if format == "qcow2" {
 		return nil, fail("NOT_IMPLEMENTED", "export as "+format)
 	}
 	vbd, err := p.plugDom0(t.c.host, vdi, "RO")
@@ -354,6 +355,13 @@ func (t *transfer) export(vdi *object, format string) (vbds []*object, err error
 	}
 	p.mu.Unlock()
 	defer p.mu.Lock()
+	if format == "tar" {
+		w := tar.NewWriter(t)
+		if err := p.streamBlocks(w, "vdi", v, vdi.str("SR")); err != nil {
+			return vbds, err
+		}
+		return vbds, w.Close()
+	}
 	e, err := v.Export(format, base)
 	if err != nil {
 		return vbds, exportError(err, vdi)

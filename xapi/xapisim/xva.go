@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"xenkeep/xapi/xapisim/sr"
 )
 
 const (
@@ -180,10 +182,7 @@ func (v Version) xvaChecksum(block []byte) (suffix, sum string) {
 	return ".xxhash", fmt.Sprintf("%016X", xxh64(block))
 }
 
-// exportDisk streams one disk (xen-api ocaml/xapi/stream_vdi.ml, send_one): its
-// first and last block always, those between where they are allocated, if the
-// server reads the VHD's map, or not all zero. Without a map a long silence is
-// broken by an empty entry, which takes a number and no place on the disk.
+// exportDisk attaches one disk and streams it.
 func (t *transfer) exportDisk(w *tar.Writer, prefix string, vdi *object) (err error) {
 	p := t.c.pool
 	p.mu.Lock()
@@ -198,6 +197,15 @@ func (t *transfer) exportDisk(w *tar.Writer, prefix string, vdi *object) (err er
 	if err != nil {
 		return err
 	}
+	return p.streamBlocks(w, prefix, v, vdi.str("SR"))
+}
+
+// streamBlocks writes a volume's blocks and their checksums, below a name
+// (xen-api ocaml/xapi/stream_vdi.ml, send_one): the first and last block always,
+// those between where they are allocated, if the server reads the VHD's map, or
+// not all zero. Without a map a long silence is broken by an empty entry, which
+// takes a number and no place on the disk.
+func (p *Pool) streamBlocks(w *tar.Writer, prefix string, v *sr.Volume, srRef string) error {
 	block := func(number int64, data []byte) error {
 		name := fmt.Sprintf("%s/%08d", prefix, number)
 		suffix, sum := p.cfg.Version.xvaChecksum(data)
@@ -225,7 +233,7 @@ func (t *transfer) exportDisk(w *tar.Writer, prefix string, vdi *object) (err er
 			continue
 		}
 		if _, err := v.ReadAt(buf[:n], off); err != nil {
-			return srError(err, vdi.str("SR"))
+			return srError(err, srRef)
 		}
 		off += n
 		if !mapped && !edge && zeroBlock(buf[:n]) {

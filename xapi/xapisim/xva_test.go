@@ -211,6 +211,24 @@ func TestXVAExport(t *testing.T) {
 	}
 }
 
+func TestExportTar(t *testing.T) {
+	c := start(t, sparse)
+	snap := c.must("VDI.snapshot", c.disk(2)).(string)
+	b, task := c.export(snap, "format", "tar")
+	c.status(task, "success")
+	// Behind a first entry the rules are those of whole VMs.
+	var with bytes.Buffer
+	w := tar.NewWriter(&with)
+	ova := "<value><struct/></value>"
+	w.WriteHeader(&tar.Header{Name: "ova.xml", Size: int64(len(ova))})
+	io.WriteString(w, ova)
+	w.Flush()
+	x := readXVA(t, io.MultiReader(&with, bytes.NewReader(b)))
+	if !bytes.Equal(x.disks["vdi"], sparseContent()) || len(x.entries) != 13 {
+		t.Errorf("%d entries, or another content", len(x.entries))
+	}
+}
+
 func TestXVACompression(t *testing.T) {
 	c := start(t, nil)
 	snap := c.must("VM.snapshot", c.vm(), "s").(string)

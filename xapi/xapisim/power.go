@@ -1,0 +1,130 @@
+package xapisim
+
+func (p *Pool) startVM(vm *object, h *host, paused bool) error {
+	var done []*object
+	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+		if vbd.bool("empty") {
+			continue
+		}
+		if err := p.attachVBD(vbd); err != nil {
+			for _, d := range done {
+				p.detachVBD(d)
+			}
+			return err
+		}
+		done = append(done, vbd)
+	}
+	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
+		p.db.put(vif, "currently_attached", true)
+	}
+	p.domid++
+	p.db.put(vm, "domid", p.domid)
+	p.db.put(vm, "resident_on", h.ref)
+	p.db.put(vm, "platform", with(vm.mapv("platform"), "device-model", "qemu-upstream-compat"))
+	if p.db.find("VM_guest_metrics", vm.str("guest_metrics")) == nil {
+		p.db.put(vm, "guest_metrics", p.db.create("VM_guest_metrics", map[string]any{"last_updated": epoch}).ref)
+	}
+	state := "Running"
+	if paused {
+		state = "Paused"
+	}
+	p.db.put(vm, "power_state", state)
+	if vm.str("generation_id") == "0:0" {
+		p.db.put(vm, "generation_id", newGenerationID())
+	}
+	if vm.str("suspend_VDI") == nullRef {
+		p.boot(vm)
+	}
+	return nil
+}
+
+// migrateVM moves a running VM to another host, which must see its storage. The
+// disks are detached properly at the one and attached at the other.
+func (p *Pool) migrateVM(vm, to *object) error {
+	var home *host
+	for _, h := range p.hosts {
+		if h.ref == to.ref {
+			home = h
+		}
+	}
+	if home == nil {
+		return fail("HOST_OFFLINE", to.ref)
+	}
+	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+		if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil && !p.sees(home, vdi.str("SR")) {
+			return fail("VM_REQUIRES_SR", vm.ref, vdi.str("SR"))
+		}
+	}
+	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+		if vbd.bool("currently_attached") {
+			p.detachVBD(vbd)
+			if err := p.attachVBD(vbd); err != nil {
+				return err
+			}
+		}
+	}
+	p.domid++
+	p.db.put(vm, "domid", p.domid)
+	p.db.put(vm, "resident_on", to.ref)
+	return nil
+}
+
+// suspendVM writes the memory image to a disk beside the VM's first one.
+func (p *Pool) suspendVM(vm *object) error {
+	srRef := vm.str("suspend_SR")
+	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
+		if vdi := p.db.find("VDI", vbd.str("VDI")); vdi != nil && p.db.find("SR", srRef) == nil {
+			srRef = vdi.str("SR")
+		}
+	}
+	if p.db.find("SR", srRef) == nil {
+		return fail("VM_NO_SUSPEND_SR", vm.ref)
+	}
+	image, err := p.createVDI(map[string]any{
+		"name_label": "Suspend image", "SR": srRef, "virtual_size": vm.int("memory_static_max"), "type": "suspend",
+		"sm_config": map[string]any{}, "other_config": map[string]any{},
+	})
+	if err != nil {
+		return err
+	}
+	metrics := vm.str("guest_metrics") // they outlive the domain
+	p.db.put(vm, "guest_metrics", nullRef)
+	p.haltVM(vm)
+	p.db.put(vm, "guest_metrics", metrics)
+	p.db.put(vm, "suspend_VDI", image.ref)
+	p.db.put(vm, "power_state", "Suspended")
+	return nil
+}
+
+func (p *Pool) resumeVM(vm *object, h *host, paused bool) error {
+	if err := p.startVM(vm, h, paused); err != nil {
+		return err
+	}
+	p.dropSuspendImage(vm)
+	return nil
+}
+
+func (p *Pool) dropSuspendImage(vm *object) {
+	if image := p.db.find("VDI", vm.str("suspend_VDI")); image != nil {
+		p.destroyVDI(image)
+	}
+	p.db.put(vm, "suspend_VDI", nullRef)
+}
+
+func (p *Pool) haltVM(vm *object) {
+	for _, vbd := range p.db.refs("VBD", vm.set("VBDs")) {
+		if vbd.bool("currently_attached") {
+			p.detachVBD(vbd)
+		}
+	}
+	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
+		p.db.put(vif, "currently_attached", false)
+	}
+	if gm := p.db.find("VM_guest_metrics", vm.str("guest_metrics")); gm != nil {
+		p.db.destroy(gm)
+		p.db.put(vm, "guest_metrics", nullRef)
+	}
+	p.db.put(vm, "power_state", "Halted")
+	p.db.put(vm, "domid", int64(-1))
+	p.db.put(vm, "resident_on", nullRef)
+}
