@@ -311,3 +311,40 @@ func TestTwoRunsOneVM(t *testing.T) {
 	samePool(t, before, w.sim.Dump())
 	w.clean()
 }
+
+// A run that died once its snapshot was published, and before it had settled
+// the pool, leaves what the next backup builds on.
+func TestCleanupKeepsBases(t *testing.T) {
+	w := newWorld(t, xapisim.Config{})
+	w.backup(w.options("web"))
+	vdis, err := w.pool.VDIs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range vdis {
+		if v.OtherConfig["xenkeep:role"] == "base" {
+			if err := w.pool.SetOtherConfig(t.Context(), "VDI", v.Ref, "xenkeep:role", "snapshot"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before := w.sim.Dump()
+	found := w.cleanup(job.CleanupOptions{DryRun: true})
+	if len(found) != 2 {
+		t.Errorf("%+v", found)
+	}
+	for _, l := range found {
+		if l.State != job.StateDead || l.Action != job.ActBase {
+			t.Errorf("%+v", l)
+		}
+	}
+	samePool(t, before, w.sim.Dump())
+	for _, d := range w.backup(w.options("web")).Snapshots[0].Disks {
+		if d.Method != "vhd-delta" {
+			t.Errorf("%s: %s", d.Method, d.Reason)
+		}
+	}
+	if n := len(w.bases()); n != 2 {
+		t.Errorf("%d bases", n)
+	}
+}

@@ -262,10 +262,10 @@ type crashWorld struct {
 	day  int
 }
 
-func newCrashWorld(t *testing.T) *crashWorld {
+func newCrashWorld(t *testing.T, nbd xapisim.NBDMode) *crashWorld {
 	t.Helper()
 	file := image(t, filepath.Join(t.TempDir(), "a.img"), 6*mib, 1, 10)
-	w := &crashWorld{file: file, world: newWorld(t, xapisim.Config{NoTLS: true, Hosts: 1, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{file}}}})}
+	w := &crashWorld{file: file, world: newWorld(t, xapisim.Config{NoTLS: true, Hosts: 1, NBD: nbd, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{file}}}})}
 	w.k = newKiller(t, w.sim.URL())
 	w.newRepository()
 	return w
@@ -370,7 +370,7 @@ func (w *crashWorld) sweep(n int, prepare func() order, after func()) {
 }
 
 func TestCrashFull(t *testing.T) {
-	w := newCrashWorld(t)
+	w := newCrashWorld(t, xapisim.NBDOff)
 	before := w.sim.Dump()
 	w.sweep(12, func() order {
 		w.newRepository()
@@ -382,8 +382,12 @@ func TestCrashFull(t *testing.T) {
 	})
 }
 
-func TestCrashIncremental(t *testing.T) {
-	w := newCrashWorld(t)
+func TestCrashIncremental(t *testing.T) { crashIncremental(t, xapisim.NBDOff, "vhd-delta") }
+
+func TestCrashTracked(t *testing.T) { crashIncremental(t, xapisim.NBDTLS, "cbt") }
+
+func crashIncremental(t *testing.T, nbd xapisim.NBDMode, method string) {
+	w := newCrashWorld(t, nbd)
 	w.again(job.KeepAuto)
 	first := w.file
 	day := 0
@@ -393,7 +397,7 @@ func TestCrashIncremental(t *testing.T) {
 		return w.order(job.KeepAuto)
 	}, func() {
 		s := w.again(job.KeepAuto)
-		if d := s.Snapshots[0].Disks[0]; d.Method != "vhd-delta" {
+		if d := s.Snapshots[0].Disks[0]; d.Method != method {
 			t.Errorf("the next backup is %s: %s", d.Method, d.Reason)
 		}
 		for ref, n := range w.bases() {
@@ -419,7 +423,7 @@ func (w *crashWorld) noSnapshots() {
 }
 
 func TestCrashRestore(t *testing.T) {
-	w := newCrashWorld(t)
+	w := newCrashWorld(t, xapisim.NBDOff)
 	id := w.again(job.KeepNone).Snapshots[0].ID
 	w.sim.GC()
 	before := w.sim.Dump()

@@ -72,11 +72,11 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 		VIFs: map[string]rawRecord{}, Networks: map[string]rawRecord{}, SRs: map[string]rawRecord{},
 	}}
 	if v, blocked := vm.BlockedOperations["snapshot"]; blocked {
-		return nil, &unsupported{what: "VM " + vm.NameLabel, why: "snapshots of it are blocked on the pool (" + v + ")",
+		return nil, &unsupported{why: "snapshots of it are blocked on the pool (" + v + ")",
 			cure: "remove \"snapshot\" from the VM's blocked_operations"}
 	}
 	if len(vm.VUSBs) > 0 {
-		return nil, &unsupported{what: "VM " + vm.NameLabel, why: "it has a USB device attached, and the pool refuses to snapshot such a VM",
+		return nil, &unsupported{why: "it has a USB device attached, and the pool refuses to snapshot such a VM",
 			cure: "detach the VUSB"}
 	}
 	for _, ref := range vm.VBDs {
@@ -102,13 +102,13 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 			continue
 		}
 		if !skip {
-			return nil, &unsupported{what: fmt.Sprintf("VM %s: disk %s (%s)", vm.NameLabel, d.device(), d.vdi.NameLabel), why: d.reason,
+			return nil, &unsupported{what: fmt.Sprintf("disk %s (%s): ", d.device(), d.vdi.NameLabel), why: d.reason,
 				cure: d.cure + ", or leave it out with --skip-unsupported"}
 		}
 		p.left = append(p.left, d)
 	}
 	if len(p.disks) == 0 {
-		return nil, &unsupported{what: "VM " + vm.NameLabel, why: "it has no disk that can be saved", cure: "leave the VM out"}
+		return nil, &unsupported{why: "it has no disk that can be saved", cure: "leave the VM out"}
 	}
 	sort.Slice(p.disks, func(i, j int) bool { return lessDevice(p.disks[i].vbd.UserDevice, p.disks[j].vbd.UserDevice) })
 	return p, p.readRest(ctx, pool)
@@ -150,10 +150,11 @@ func (p *vmPlan) readRest(ctx context.Context, pool *xapi.Client) error {
 	return nil
 }
 
-// unsupported is a VM or disk that cannot be snapshotted.
+// unsupported is a VM or, where what names it, a disk that cannot be
+// snapshotted.
 type unsupported struct{ what, why, cure string }
 
-func (u *unsupported) Error() string { return u.what + ": " + ErrUnsupported.Error() + ": " + u.why }
+func (u *unsupported) Error() string { return u.what + ErrUnsupported.Error() + ": " + u.why }
 func (u *unsupported) Unwrap() error { return ErrUnsupported }
 func (u *unsupported) Cure() string  { return u.cure }
 
@@ -222,7 +223,7 @@ func checkSpace(p *vmPlan) error {
 			continue
 		}
 		if free := int64(sr.PhysicalSize - sr.PhysicalUtilisation); free < n {
-			return fmt.Errorf("VM %s: SR %s: a snapshot needs %s, %s are free: %w", p.vm.NameLabel, sr.NameLabel,
+			return fmt.Errorf("SR %s: a snapshot needs %s, %s are free: %w", sr.NameLabel,
 				humanize.IBytes(uint64(n)), humanize.IBytes(uint64(max(free, 0))), ErrSpace)
 		}
 	}
