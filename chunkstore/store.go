@@ -140,6 +140,12 @@ func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob) {
 // Avoids tells whether anything is avoided.
 func (s *Store) Avoids() bool { return s.avoid.Load() != nil }
 
+// AvoidsPack tells whether a pack is to be avoided.
+func (s *Store) AvoidsPack(id pack.ID) bool {
+	a := s.avoid.Load()
+	return a != nil && a.packs[id]
+}
+
 // Trusted tells whether a blob that a readable tree names may be leant on. It
 // is Has, but answers at once where nothing is to be avoided.
 func (s *Store) Trusted(id chunk.ID) bool { return s.avoid.Load() == nil || s.Has(id) }

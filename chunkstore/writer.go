@@ -3,6 +3,8 @@ package chunkstore
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -531,6 +533,13 @@ func (w *Writer) Used() []pack.ID {
 		}
 	}
 	return out
+}
+
+// Made lists the packs that this run has put.
+func (w *Writer) Made() []pack.ID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Keys(w.made))
 }
 
 // shards is a set of IDs, split so that workers rarely wait for each other.

@@ -47,11 +47,17 @@ type Reference struct {
 	Packs []string `json:"packs"` // hex
 }
 
-// Condemned is a list of packs that a pruner means to delete in a later pass.
-// This version writes none but obeys those of others.
+// Condemned is a list of packs that a pruner means to delete in a later pass
+// or, with Deleted, that it is deleting: such a list stays until every run of
+// Waits is over.
 type Condemned struct {
-	Time  time.Time `json:"time"`
-	Packs []string  `json:"packs"` // hex
+	Time    time.Time `json:"time"`
+	Packs   []string  `json:"packs"` // hex
+	Deleted bool      `json:"deleted,omitempty"`
+	Waits   []string  `json:"waits,omitempty"` // runs, hex, that had claims at Time
+	Lists   []string  `json:"lists,omitempty"` // condemned lists, by object, that this one settles
+
+	name string
 }
 
 // Damage is a published list of what is known to be bad: every backup treats
@@ -129,12 +135,9 @@ func (r *Repository) PutReference(ctx context.Context, run string, packs []pack.
 // CondemnedPacks reads all condemned lists. One that cannot be read is an
 // error: what it names is not known.
 func (r *Repository) CondemnedPacks(ctx context.Context) ([]pack.ID, error) {
-	lists, bad, err := readAll(ctx, r, condemnedPrefix, seal.KindCondemned, func(*Condemned, string) {})
+	lists, err := r.Condemnations(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if len(bad) > 0 {
-		return nil, bad[0].Err
 	}
 	var packs []pack.ID
 	for _, l := range lists {

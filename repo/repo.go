@@ -76,6 +76,14 @@ func (c *Config) CanWrite() error {
 	return nil
 }
 
+// CanPrune tells whether this version may delete from the repository.
+func (c *Config) CanPrune() error {
+	if len(c.Features.Prune) > 0 {
+		return fmt.Errorf("feature %q: %w", c.Features.Prune[0], ErrFeature)
+	}
+	return nil
+}
+
 // Repository is an open repository. Its methods may be called at once.
 type Repository struct {
 	objects  object.Store
@@ -371,6 +379,9 @@ func (r *Repository) ID() string { return r.config.Repository }
 
 // Config is the repository's config.
 func (r *Repository) Config() Config { return r.config }
+
+// CanPrune tells whether this version may delete from the repository.
+func (r *Repository) CanPrune() error { return r.config.CanPrune() }
 
 // Store gives the repository's blobs.
 func (r *Repository) Store() *chunkstore.Store { return r.store }

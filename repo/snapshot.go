@@ -159,15 +159,13 @@ func (s *Snapshot) Disk(name string) (*Disk, error) {
 const snapshotPrefix = "snapshots/"
 
 // PutSnapshot publishes a snapshot: the last write of a backup. All that it
-// refers to must be in storage and in the index.
+// refers to must be in storage and in the index. After an error it may be there:
+// s has its ID then.
 func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
 	s.Format = Format
 	name, size, err := r.putObject(ctx, snapshotPrefix, seal.KindSnapshot, s)
-	if err != nil {
-		return err
-	}
 	s.id, s.size, s.writer = strings.TrimPrefix(name, snapshotPrefix), size, r.keys.Cert.Writer()
-	return nil
+	return err
 }
 
 // Snapshots reads all snapshots, oldest data first. Those that cannot be read

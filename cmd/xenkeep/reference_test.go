@@ -122,7 +122,7 @@ func TestReferenceCommands(t *testing.T) {
 		documented = append(documented, name)
 	}
 	walk(commands(), func(cmd *cobra.Command) {
-		if !cmd.HasParent() || cmd.Name() == "help" || cmd.HasSubCommands() && cmd.Name() != "sim" {
+		if !cmd.HasParent() || cmd.Name() == "help" || cmd.HasSubCommands() && cmd.Name() != "sim" && cmd.Name() != "snapshots" {
 			return
 		}
 		name := cmd.CommandPath()
@@ -199,6 +199,9 @@ var lineTypes = map[string]any{
 	"xenkeep snapshots: snapshot":     snapshotLine{},
 	"xenkeep snapshots: bad_snapshot": badLine{},
 	"xenkeep snapshots: summary":      snapshotsSummary{},
+	"xenkeep forget: decision":        decisionLine{},
+	"xenkeep forget: summary":         forgetSummary{},
+	"xenkeep prune: prune":            pruneLine{},
 	"xenkeep restore: restored":       job.Restored{},
 	"xenkeep check: finding":          findingLine{},
 	"xenkeep check: summary":          checkSummary{},

@@ -90,6 +90,56 @@ UUID. NEW is what no earlier snapshot had, before compression.`,
 	}
 	o.repository.add(cmd)
 	o.output.add(cmd)
+	cmd.AddCommand(
+		newNoteCommand("protect", "Keep a snapshot from being forgotten",
+			"Keep a snapshot from being forgotten, by policies and by name, until it is unprotected."),
+		newNoteCommand("unprotect", "Let a snapshot be forgotten again",
+			"Let a snapshot be forgotten again."),
+	)
+	return cmd
+}
+
+// newNoteCommand is a command that says something of snapshots.
+func newNoteCommand(kind, short, long string) *cobra.Command {
+	var repository repositoryFlags
+	cmd := &cobra.Command{
+		Use:   kind + " SNAPSHOT...",
+		Short: short,
+		Long:  long,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("which snapshots?")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			r, err := repository.openBare(ctx, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			all, bad, err := r.Snapshots(ctx)
+			if err != nil {
+				return err
+			}
+			tellProblems(cmd.ErrOrStderr(), bad)
+			for _, spec := range args {
+				s, err := repo.Resolve(all, spec)
+				if err != nil {
+					return err
+				}
+				if err := r.PutNote(ctx, &repo.Note{Snapshot: s.ID(), Kind: kind, Time: time.Now().UTC()}); err != nil {
+					return err
+				}
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%sed: snapshot %s of %s, %s\n", kind, s.Short(), printable(vmName(s)), clock(s.Data)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	repository.add(cmd)
 	return cmd
 }
 

@@ -38,6 +38,7 @@ var allowed = []struct {
 	{"repo/backup", "repo chunkstore/... internal/disk"},
 	{"repo/restore", "repo chunkstore/... internal/disk"},
 	{"repo/check", "repo chunkstore/... internal/disk"},
+	{"repo/prune", "repo chunkstore/..."},
 	{"repo/retention", "repo"},
 	{"repo/formattest", ""},
 	{"job", "repo/... chunkstore/... xapi vhd nbd internal/disk"},

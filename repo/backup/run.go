@@ -10,12 +10,15 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/index"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
@@ -63,7 +66,11 @@ type Run struct {
 	mu      sync.Mutex
 	queued  []*repo.Snapshot
 	flushed int64 // stored bytes at the last Flush
-	ref     int   // packs in the last reference list
+	used    map[pack.ID]bool
+	ref     int // packs in the last reference list
+
+	claim     *repo.Claim
+	keepClaim bool // snapshots of the run could neither be proved nor withdrawn
 }
 
 // Do runs fn within a run: claims, and ends the claim when fn has returned,
@@ -82,7 +89,7 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 	}
 	var runID chunkstore.RunID
 	_, _ = rand.Read(runID[:])
-	run := &Run{r: r, opts: o, id: hex.EncodeToString(runID[:])}
+	run := &Run{r: r, opts: o, id: hex.EncodeToString(runID[:]), used: make(map[pack.ID]bool)}
 	run.blocks = make(chan []byte, 4*o.Workers+8) // a disk holds two at least
 	for range cap(run.blocks) {
 		run.blocks <- nil
@@ -92,6 +99,7 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 	for _, root := range o.Roots {
 		claim.Roots = append(claim.Roots, repo.HexID(root))
 	}
+	run.claim = claim
 	err := r.PutClaim(ctx, claim)
 	if err == nil {
 		err = r.AvoidBad(ctx)
@@ -126,6 +134,9 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 			// a killed run, and tells the next run to look for it.
 			return err
 		}
+	}
+	if run.keepClaim {
+		return err
 	}
 	if derr := r.DropClaim(clean, claim); derr != nil && err == nil {
 		// The snapshots are published; a claim left behind only delays pruning.
@@ -189,43 +200,127 @@ func (run *Run) Flush(ctx context.Context) error {
 	if len(queued) == 0 {
 		return nil
 	}
-	used := run.w.Used()
-	if len(used) != run.ref {
-		if err := run.r.PutReference(ctx, run.id, used); err != nil {
-			return err
-		}
-		run.ref = len(used)
-	}
-	if err := run.stillThere(ctx, used); err != nil {
+	if err := run.mayPublish(ctx, queued); err != nil {
 		return err
 	}
-	for _, s := range queued {
+	for i, s := range queued {
 		s.Written = run.opts.Now().UTC().Truncate(time.Millisecond) // tells apart what has the same data time
 		if err := run.r.PutSnapshot(ctx, s); err != nil {
+			// It may be there all the same.
+			if look := run.mayPublish(ctx, queued[:i+1]); look != nil {
+				return run.withdraw(ctx, queued[:i+1], errors.Join(err, look))
+			}
 			return err
 		}
+	}
+	// A second look, before the claim ends: whoever was held up between the
+	// first one and here may have been given up meanwhile.
+	if err := run.mayPublish(ctx, queued); err != nil {
+		return run.withdraw(ctx, queued, err)
 	}
 	return nil
 }
 
-// stillThere refuses to publish what leans on a pack that was condemned since
-// the run began: the next run stores those chunks again.
-func (run *Run) stillThere(ctx context.Context, used []pack.ID) error {
-	condemned, err := run.r.CondemnedPacks(ctx)
-	if err != nil {
-		return err
-	}
-	if len(condemned) == 0 {
-		return nil
-	}
-	uses := make(map[pack.ID]bool, len(used))
-	for _, id := range used {
-		uses[id] = true
-	}
-	for _, id := range condemned {
-		if uses[id] {
-			return fmt.Errorf("pack %s was condemned: %w", id.Short(), ErrRetired)
+// withdraw takes snapshots back that may have lost what they refer to. Where
+// that fails the claim stays, and protects what is still there.
+func (run *Run) withdraw(ctx context.Context, published []*repo.Snapshot, cause error) error {
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	for _, s := range published {
+		if s.ID() == "" {
+			continue
 		}
+		if err := run.r.DeleteSnapshot(clean, s); err != nil {
+			run.keepClaim = true
+			return errors.Join(cause, err)
+		}
+	}
+	return cause
+}
+
+// mayPublish tells whether all that snapshots refer to will stay: the run was
+// not declared dead, what it leans on is in a reference list, and what was
+// condemned since it began holds nothing that lies there alone. Else it is
+// ErrRetired, and the next run stores again what is gone.
+func (run *Run) mayPublish(ctx context.Context, snapshots []*repo.Snapshot) error {
+	for _, id := range run.w.Used() {
+		run.used[id] = true
+	}
+	for range 4 {
+		if len(run.used) != run.ref {
+			if err := run.r.PutReference(ctx, run.id, slices.Collect(maps.Keys(run.used))); err != nil {
+				return err
+			}
+			run.ref = len(run.used)
+		}
+		if retired, err := run.r.IsRetired(ctx, run.claim); err != nil {
+			return err
+		} else if retired {
+			return ErrRetired
+		}
+		condemned, err := run.r.CondemnedPacks(ctx)
+		if err != nil {
+			return err
+		}
+		fresh := make(map[pack.ID]bool)
+		for _, id := range condemned {
+			if !run.r.Store().AvoidsPack(id) {
+				fresh[id] = true
+			}
+		}
+		if len(fresh) == 0 {
+			return nil
+		}
+		// A pruner came by. What it copied elsewhere is found there.
+		before := len(run.used)
+		if err := run.r.LoadIndex(ctx); err != nil {
+			return err
+		}
+		for _, s := range snapshots {
+			if err := run.moved(ctx, s, fresh); err != nil {
+				return err
+			}
+		}
+		if len(run.used) == before {
+			return nil
+		}
+	}
+	return fmt.Errorf("packs were condemned again and again: %w", ErrRetired)
+}
+
+// moved finds everything a snapshot refers to outside the condemned packs, and
+// adds where it is to what the run uses.
+func (run *Run) moved(ctx context.Context, s *repo.Snapshot, condemned map[pack.ID]bool) error {
+	x := run.r.Store().Index()
+	made := make(map[pack.ID]bool)
+	for _, id := range run.w.Made() {
+		made[id] = true
+	}
+	var places []index.Location
+	var lost *chunk.ID
+	find := func(id chunk.ID) {
+		places = x.Locate(index.PrefixOf(id), places[:0])
+		for _, at := range places {
+			in := pack.ID(at.Pack)
+			if !condemned[in] && !run.r.Store().AvoidsPack(in) {
+				if !made[in] {
+					run.used[in] = true
+				}
+				return
+			}
+		}
+		lost = &id
+	}
+	for _, rec := range s.Records {
+		find(chunk.ID(rec.ID))
+	}
+	for i := range s.Disks {
+		if err := repo.WalkTree(ctx, run.r, chunk.ID(s.Disks[i].Root), find, func(p repo.Piece, _ int64) { find(p.ID) }); err != nil {
+			return err
+		}
+	}
+	if lost != nil {
+		return fmt.Errorf("chunk %s lies in a condemned pack: %w", lost.String()[:8], ErrRetired)
 	}
 	return nil
 }

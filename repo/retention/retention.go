@@ -101,6 +101,16 @@ func (p Policy) Apply(all []*repo.Snapshot, now time.Time) []Decision {
 	return decisions
 }
 
+// Protect makes snapshots stay whose IDs are in protected, whatever was decided.
+func Protect(decisions []Decision, protected map[string]bool) {
+	for i := range decisions {
+		if d := &decisions[i]; protected[d.Snapshot.ID()] {
+			d.Keep = true
+			d.Reasons = append(d.Reasons, "protected")
+		}
+	}
+}
+
 // Group is what a policy counts for itself.
 type Group struct{ Origin, Pool, VM, Job string }
 

@@ -1,0 +1,97 @@
+package pack
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+
+	"xenkeep/chunkstore/seal"
+)
+
+// A Copier fills one pack with blobs of other packs, as they are sealed: each
+// keeps its key part, its number under that part and so its nonce. It needs no
+// key that opens data.
+type Copier struct {
+	keys   *seal.Keys
+	kind   Kind
+	buf    []byte // the blobs, from room on; the header goes right before them
+	room   int
+	parts  [][]byte
+	blobs  []Blob
+	pieces int
+}
+
+// NewCopier begins a pack of the given kind: of TargetSize at most, and of one
+// blob in any case.
+func NewCopier(keys *seal.Keys, kind Kind) *Copier {
+	return &Copier{keys: keys, kind: kind}
+}
+
+// Size is how many bytes of blobs the pack has so far.
+func (c *Copier) Size() int { return max(0, len(c.buf)-c.room) }
+
+// Count is how many blobs the pack has so far.
+func (c *Copier) Count() int { return len(c.blobs) }
+
+// Add copies a blob of the pack that d describes. It proves the stored bytes by
+// their hash. It reports false when the pack has no room for it.
+func (c *Copier) Add(d *Directory, b *Blob, stored []byte) (bool, error) {
+	if err := b.CheckStored(stored); err != nil {
+		return false, err
+	}
+	part := -1
+	for i, p := range c.parts {
+		if bytes.Equal(p, d.parts[b.Part]) {
+			part = i
+			break
+		}
+	}
+	if len(c.blobs) > 0 && (c.Size()+len(stored) > TargetSize || c.pieces+len(b.Pieces) > maxPieces ||
+		part < 0 && len(c.parts) == maxParts) {
+		return false, nil
+	}
+	if c.buf == nil {
+		c.room = headerFixed + maxParts*(2+len(d.parts[b.Part]))
+		c.buf = make([]byte, c.room, c.room+len(stored)+1<<20)
+	}
+	if part < 0 {
+		part = len(c.parts)
+		c.parts = append(c.parts, d.parts[b.Part])
+	}
+	copied := *b
+	copied.Part = uint8(part)
+	c.buf = append(c.buf, stored...)
+	c.blobs = append(c.blobs, copied)
+	c.pieces += len(b.Pieces)
+	return true, nil
+}
+
+// Finish ends the pack and returns its name, bytes and contents. Before that
+// it reads the pack back as a reader would, all but the blobs.
+func (c *Copier) Finish() (ID, []byte, []Blob, error) {
+	salt := make([]byte, 32)
+	_, _ = rand.Read(salt)
+	h := append([]byte(nil), magicHeader...)
+	h = binary.BigEndian.AppendUint16(h, seal.Version)
+	h = append(h, byte(c.kind), byte(len(c.parts)))
+	h = append(h, c.keys.Repo[:]...)
+	h = append(h, c.keys.Cert[:]...)
+	h = append(h, salt...)
+	for _, p := range c.parts {
+		h = binary.BigEndian.AppendUint16(h, uint16(len(p)))
+		h = append(h, p...)
+	}
+	// Parts of one kind are equally long; should one not be, the blobs move.
+	if len(h) > c.room {
+		c.buf = append(make([]byte, len(h), len(h)+len(c.buf)-c.room), c.buf[c.room:]...)
+		c.room = len(h)
+	}
+	whole := c.buf[c.room-len(h):]
+	copy(whole, h)
+	at := uint32(len(h))
+	for i := range c.blobs {
+		c.blobs[i].Offset = at
+		at += c.blobs[i].Stored
+	}
+	return finish(c.keys, whole, len(h), salt, c.blobs)
+}

@@ -1,0 +1,515 @@
+package prune
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"slices"
+	"time"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/repo"
+)
+
+// Result is what a pass did.
+type Result struct {
+	Deleted   Count `json:"deleted"`
+	Condemned Count `json:"condemned"`
+	Repacked  Count `json:"repacked"`
+	Written   int   `json:"packs_written"`
+	TakenBack int   `json:"packs_taken_back"` // needed after all, when it was looked a second time
+	Retired   int   `json:"claims_retired"`
+}
+
+// Execute does what the plan says. A plan is good for one call.
+func (p *Plan) Execute(ctx context.Context) (*Result, error) {
+	e := &execution{p: p, s: p.s, r: p.s.r, o: p.s.o}
+	var err error
+	if p.s.o.Exclusive {
+		err = e.exclusive(ctx)
+	} else {
+		err = e.beside(ctx)
+	}
+	if err != nil {
+		return &e.res, err
+	}
+	if err := e.coverLive(ctx); err != nil {
+		return &e.res, err
+	}
+	return &e.res, e.r.LoadIndex(ctx)
+}
+
+type execution struct {
+	p   *Plan
+	s   *survey
+	r   *repo.Repository
+	o   *Options
+	res Result
+}
+
+// fresh refuses to go on with what was read too long ago.
+func (e *execution) fresh() error {
+	if age := e.o.Now().Sub(e.s.at); age > freshness || age < -freshness {
+		return ErrStale
+	}
+	return nil
+}
+
+// beside is a pass while backups run.
+func (e *execution) beside(ctx context.Context) error {
+	if err := e.retire(ctx); err != nil {
+		return err
+	}
+	if err := e.deleteDue(ctx); err != nil {
+		return err
+	}
+	if err := e.tidyLists(ctx); err != nil {
+		return err
+	}
+	if err := e.repack(ctx, e.p.repack); err != nil {
+		return err
+	}
+	return e.condemn(ctx, append(slices.Clone(e.p.condemn), e.p.repack...))
+}
+
+// retire declares dead runs dead, and takes away what those left that were
+// declared dead long enough ago. A retirement stays until its claim is surely
+// gone for everyone.
+func (e *execution) retire(ctx context.Context) error {
+	if err := e.fresh(); err != nil {
+		return err
+	}
+	for _, c := range e.p.retire {
+		t := &repo.Retired{Run: c.Run, Time: e.o.Now().UTC(), Reason: "its claim is " + e.s.at.Sub(c.Started).Round(time.Hour).String() + " old"}
+		if err := e.r.PutRetired(ctx, t); err != nil {
+			return err
+		}
+		e.res.Retired++
+	}
+	for _, t := range e.s.retired {
+		switch {
+		case e.s.over[t.Run] && e.s.runs[t.Run]:
+			if err := e.r.DropRun(ctx, t.Run); err != nil {
+				return err
+			}
+		case e.s.at.Sub(t.Time) >= 2*e.s.wait() && !e.s.runs[t.Run]:
+			if err := e.r.Objects().Delete(ctx, t.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// deleteDue deletes condemned packs whose time is up and that still nothing
+// needs. A list that says so comes first; it stays until all runs that are
+// there now are over.
+func (e *execution) deleteDue(ctx context.Context) error {
+	settled := make(map[string]bool)
+	for _, l := range e.s.lists {
+		for _, name := range l.Lists {
+			settled[name] = true
+		}
+	}
+	end := &repo.Condemned{Time: e.o.Now().UTC(), Deleted: true}
+	for _, l := range e.s.lists {
+		if !l.Deleted && !settled[l.Name()] && e.s.at.Sub(l.Time) >= e.s.wait() {
+			end.Lists = append(end.Lists, l.Name())
+		}
+	}
+	for _, id := range e.p.remove {
+		if !e.s.deleted[id] {
+			end.Packs = append(end.Packs, id.String())
+		}
+	}
+	if len(end.Lists)+len(end.Packs) > 0 {
+		for run := range e.s.runs {
+			end.Waits = append(end.Waits, run)
+		}
+		slices.Sort(end.Waits)
+		if err := e.r.PutCondemned(ctx, end); err != nil {
+			return err
+		}
+	}
+	gone := make(map[pack.ID]bool)
+	for _, id := range e.p.remove {
+		gone[id] = true
+	}
+	// Packs that are deleted and that an index object names all the same:
+	// another pass wrote it from what it had read before.
+	for id := range e.s.deleted {
+		if e.s.packs[id] == nil {
+			gone[id] = true
+		}
+	}
+	return e.drop(ctx, gone)
+}
+
+// tidyLists takes away condemned lists that have served.
+func (e *execution) tidyLists(ctx context.Context) error {
+	if err := e.fresh(); err != nil {
+		return err
+	}
+	there := make(map[string]bool)
+	for _, l := range e.s.lists {
+		there[l.Name()] = true
+	}
+	indexed := make(map[pack.ID]bool)
+	for _, h := range e.s.heads {
+		for _, id := range h.Packs {
+			indexed[id] = true
+		}
+	}
+	for _, l := range e.s.lists {
+		if !l.Deleted || e.s.at.Sub(l.Time) < e.s.wait() {
+			continue
+		}
+		for _, name := range l.Lists {
+			if there[name] {
+				if err := e.r.Objects().Delete(ctx, name); err != nil {
+					return err
+				}
+			}
+		}
+		ids, err := l.PackIDs()
+		if err != nil {
+			return err
+		}
+		served := !slices.ContainsFunc(l.Lists, func(name string) bool { return there[name] }) &&
+			!slices.ContainsFunc(l.Waits, func(run string) bool { return e.s.runs[run] }) &&
+			!slices.ContainsFunc(ids, func(id pack.ID) bool { return e.s.packs[id] != nil || indexed[id] })
+		if served {
+			if err := e.r.Objects().Delete(ctx, l.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// repack copies what lives in packs into new ones.
+func (e *execution) repack(ctx context.Context, ids []pack.ID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	if err := e.fresh(); err != nil {
+		return err
+	}
+	var from []chunkstore.Keep
+	for _, id := range ids {
+		st := e.s.packs[id]
+		st.compact()
+		k := chunkstore.Keep{Pack: id, Size: st.size}
+		for _, b := range st.live {
+			k.Offsets = append(k.Offsets, uint32(b>>32))
+		}
+		from = append(from, k)
+	}
+	var run chunkstore.RunID
+	_, _ = rand.Read(run[:])
+	n, err := e.r.Store().Repack(ctx, run, from, e.o.Progress)
+	e.res.Written += n
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		e.res.Repacked.Packs++
+		e.res.Repacked.Bytes += e.s.packs[id].size
+		e.s.packs[id].live = nil // it lives elsewhere now
+	}
+	return nil
+}
+
+// condemn publishes what is to be deleted, then looks again: what a run has
+// begun to lean on meanwhile is taken back.
+func (e *execution) condemn(ctx context.Context, ids []pack.ID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	if err := e.fresh(); err != nil {
+		return err
+	}
+	list := &repo.Condemned{Time: e.o.Now().UTC()}
+	for _, id := range ids {
+		list.Packs = append(list.Packs, id.String())
+		e.s.condemned[id] = list.Time
+	}
+	if err := e.r.PutCondemned(ctx, list); err != nil {
+		return err
+	}
+	if err := e.s.look(ctx); err != nil {
+		// Nothing is deleted before a later pass has read it all.
+		return err
+	}
+	var still []pack.ID
+	for _, id := range ids {
+		if e.s.packs[id].dead() {
+			still = append(still, id)
+		}
+	}
+	if e.res.TakenBack = len(ids) - len(still); e.res.TakenBack > 0 {
+		less := &repo.Condemned{Time: e.o.Now().UTC()}
+		for _, id := range still {
+			less.Packs = append(less.Packs, id.String())
+		}
+		if len(still) > 0 {
+			if err := e.r.PutCondemned(ctx, less); err != nil {
+				return err
+			}
+		}
+		if err := e.r.Objects().Delete(ctx, list.Name()); err != nil {
+			return err
+		}
+	}
+	e.res.Condemned = e.s.count(still)
+	return nil
+}
+
+// drop deletes packs, from the index first. New index objects are in storage,
+// and seen by all, before those they replace go.
+func (e *execution) drop(ctx context.Context, gone map[pack.ID]bool) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	var old []string
+	put := false
+	for _, h := range e.affected(gone) {
+		if !e.superseded(h, gone) {
+			data, as, err := e.r.Store().IndexWithout(ctx, h.Name, func(id pack.ID) bool { return gone[id] })
+			if errors.Is(err, object.ErrNotFound) {
+				continue // another pass was here
+			}
+			if err != nil {
+				return err
+			}
+			if err := e.fresh(); err != nil {
+				return err
+			}
+			if data != nil {
+				if err := e.r.Objects().Put(ctx, as, data); err != nil {
+					return err
+				}
+				put = true
+			}
+		}
+		old = append(old, h.Name)
+	}
+	if d := e.r.Objects().Traits().ListDelay; put && d > 0 {
+		if err := e.o.Wait(ctx, d); err != nil {
+			return err
+		}
+	}
+	return e.deleteAll(ctx, old, gone)
+}
+
+// affected are the index objects that cover packs that go.
+func (e *execution) affected(gone map[pack.ID]bool) []chunkstore.IndexHead {
+	var out []chunkstore.IndexHead
+	for _, h := range e.s.heads {
+		if slices.ContainsFunc(h.Packs, func(id pack.ID) bool { return gone[id] }) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// superseded tells whether another index object was put in the place of this
+// one already, by a pass that was interrupted then.
+func (e *execution) superseded(h chunkstore.IndexHead, gone map[pack.ID]bool) bool {
+	covered := make(map[pack.ID]bool)
+	found := false
+	for _, o := range e.s.heads {
+		if slices.Contains(o.Replaces, h.Name) {
+			found = true
+			for _, id := range o.Packs {
+				covered[id] = true
+			}
+		}
+	}
+	return found && !slices.ContainsFunc(h.Packs, func(id pack.ID) bool { return !gone[id] && !covered[id] })
+}
+
+// deleteAll deletes index objects, then packs.
+func (e *execution) deleteAll(ctx context.Context, indexes []string, packs map[pack.ID]bool) error {
+	for _, name := range indexes {
+		if err := e.fresh(); err != nil {
+			return err
+		}
+		if err := e.r.Objects().Delete(ctx, name); err != nil {
+			return err
+		}
+	}
+	for _, id := range e.s.sorted(func(id pack.ID, _ *state) bool { return packs[id] }) {
+		if err := e.fresh(); err != nil {
+			return err
+		}
+		if err := e.r.Objects().Delete(ctx, id.ObjectName()); err != nil {
+			return err
+		}
+		n := e.s.packs[id].size
+		delete(e.s.packs, id)
+		e.res.Deleted.Packs++
+		e.res.Deleted.Bytes += n
+		e.o.Progress(n)
+	}
+	e.s.heads = slices.DeleteFunc(e.s.heads, func(h chunkstore.IndexHead) bool { return slices.Contains(indexes, h.Name) })
+	return nil
+}
+
+// exclusive is a pass while nothing else runs. The storage may be full: what
+// needs no room comes first.
+func (e *execution) exclusive(ctx context.Context) error {
+	if err := e.fresh(); err != nil {
+		return err
+	}
+	for _, c := range e.p.retire {
+		t := &repo.Retired{Run: c.Run, Time: e.o.Now().UTC(), Reason: "prune --exclusive"}
+		// Without room for it the claim's absence says the same.
+		if err := e.r.PutRetired(ctx, t); err != nil && !errors.Is(err, object.ErrNoSpace) {
+			return err
+		}
+		e.res.Retired++
+	}
+	for run := range e.s.runs {
+		if err := e.r.DropRun(ctx, run); err != nil {
+			return err
+		}
+	}
+	gone := make(map[pack.ID]bool)
+	for _, id := range e.p.remove {
+		gone[id] = true
+	}
+	for id := range e.s.deleted {
+		gone[id] = gone[id] || e.s.packs[id] == nil
+	}
+	if err := e.dropInPlace(ctx, gone); err != nil {
+		return err
+	}
+	for len(e.p.repack) > 0 {
+		var batch []pack.ID
+		drop := make(map[pack.ID]bool)
+		for n := int64(0); len(e.p.repack) > 0 && (len(batch) == 0 || n < repackBatch); e.p.repack = e.p.repack[1:] {
+			id := e.p.repack[0]
+			batch = append(batch, id)
+			drop[id] = true
+			n += e.s.packs[id].liveBytes()
+		}
+		if err := e.repack(ctx, batch); err != nil {
+			return err
+		}
+		if err := e.reread(ctx); err != nil {
+			return err
+		}
+		if err := e.dropInPlace(ctx, drop); err != nil {
+			return err
+		}
+	}
+	for _, l := range e.s.lists {
+		if err := e.r.Objects().Delete(ctx, l.Name()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reread reads the heads of the index objects again, those put meanwhile too.
+func (e *execution) reread(ctx context.Context) error {
+	if d := e.r.Objects().Traits().ListDelay; d > 0 {
+		if err := e.o.Wait(ctx, d); err != nil {
+			return err
+		}
+	}
+	err := e.r.LoadIndex(ctx)
+	if err == nil {
+		e.s.heads, err = e.r.Store().IndexHeads(ctx)
+	}
+	return err
+}
+
+// dropInPlace is drop where nothing else runs: it asks for no more room than it
+// has made. Index objects of which nothing is left go first, with their packs.
+// Where there is no room for another's successor, it goes before that comes:
+// should we be interrupted there, its packs are found by themselves.
+func (e *execution) dropInPlace(ctx context.Context, gone map[pack.ID]bool) error {
+	heads := e.affected(gone)
+	mixed := func(h chunkstore.IndexHead) bool {
+		return slices.ContainsFunc(h.Packs, func(id pack.ID) bool { return !gone[id] })
+	}
+	elsewhere := make(map[pack.ID]bool) // in mixed ones
+	for _, h := range heads {
+		if mixed(h) {
+			for _, id := range h.Packs {
+				elsewhere[id] = true
+			}
+		}
+	}
+	first := make(map[pack.ID]bool)
+	for id := range gone {
+		first[id] = !elsewhere[id]
+	}
+	var whole []string
+	for _, h := range heads {
+		if !mixed(h) {
+			whole = append(whole, h.Name)
+		}
+	}
+	if err := e.deleteAll(ctx, whole, first); err != nil {
+		return err
+	}
+	for i, h := range heads {
+		if !mixed(h) {
+			continue
+		}
+		only := make(map[pack.ID]bool)
+		for _, id := range h.Packs {
+			only[id] = gone[id] && !slices.ContainsFunc(heads[i+1:], func(later chunkstore.IndexHead) bool {
+				return mixed(later) && slices.Contains(later.Packs, id)
+			})
+		}
+		var data []byte
+		var as string
+		var err error
+		if !e.superseded(h, gone) {
+			if data, as, err = e.r.Store().IndexWithout(ctx, h.Name, func(id pack.ID) bool { return gone[id] }); err != nil {
+				return err
+			}
+			err = e.r.Objects().Put(ctx, as, data)
+		}
+		full := errors.Is(err, object.ErrNoSpace)
+		if err != nil && !full {
+			return err
+		}
+		if err := e.deleteAll(ctx, []string{h.Name}, only); err != nil {
+			return err
+		}
+		if full {
+			if err := e.r.Objects().Put(ctx, as, data); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// coverLive puts packs that snapshots need and no index object covers into the
+// index: one was lost, or a pass was interrupted.
+func (e *execution) coverLive(ctx context.Context) error {
+	orphans := make(map[pack.ID]int64)
+	for id, st := range e.s.packs {
+		if _, condemned := e.s.condemned[id]; !st.indexed && !st.keep && !condemned && len(st.live) > 0 {
+			orphans[id] = st.size
+		}
+	}
+	if len(orphans) == 0 {
+		return nil
+	}
+	taken, _, err := e.r.Store().Adopt(ctx, orphans)
+	if err != nil || len(taken) == 0 {
+		return err
+	}
+	var run chunkstore.RunID
+	_, _ = rand.Read(run[:])
+	return e.r.Store().PutIndex(ctx, run, taken)
+}

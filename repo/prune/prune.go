@@ -1,0 +1,219 @@
+// Package prune gives back the space of what no snapshot needs, beside running
+// backups and without locks; docs/format.md, section 11, has the protocol.
+//
+// A pass reads everything (Plan), then acts (Plan.Execute): it deletes what an
+// earlier pass condemned and still nothing needs, copies what lives out of
+// packs that are mostly dead, and condemns what is dead for a later pass. Time
+// decides only how long that waits and when a claim looks dead. A pass may end
+// anywhere: the next one goes on from what lies in storage.
+//
+// Memory: 8 to 24 bytes for each blob that lives (a blob is up to 512 KiB of
+// chunks that were new together), about 40 for each block list that differs
+// (2 MiB of a disk) and 200 for each pack.
+package prune
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"xenkeep/chunkstore/pack"
+	"xenkeep/repo"
+)
+
+var (
+	// ErrUnreadable is returned where a snapshot, claim, list or node cannot be
+	// read: what it needs is not known, so nothing is condemned.
+	ErrUnreadable = errors.New("what it needs is not known")
+	// ErrStale is returned by a pass that was held up for so long that what it
+	// read may not hold any more.
+	ErrStale = errors.New("this prune was held up for too long: run it again")
+)
+
+const (
+	// grace is what condemned packs wait beyond the storage's delay of
+	// listings: room for clocks that differ and for a pass that is held up.
+	grace = 24 * time.Hour
+	// freshness is how old what a pass has read may get before it deletes.
+	freshness = grace / 2
+	// DeadAfter is how old a claim is when its run looks dead.
+	DeadAfter = 14 * 24 * time.Hour
+	// repackBatch is how many live bytes are copied before the packs they came
+	// from go, where nothing else runs.
+	repackBatch = 256 << 20
+)
+
+// Options tell how to prune.
+type Options struct {
+	// MaxRepack bounds the bytes copied out of packs that are mostly dead; 0
+	// copies nothing.
+	MaxRepack int64
+	// Exclusive is the user's word that nothing else uses the repository:
+	// claims are retired, and what is dead goes at once.
+	Exclusive bool
+	Now       func() time.Time
+	// Wait lets time pass; nil waits by the real clock.
+	Wait func(ctx context.Context, d time.Duration) error
+	// Progress counts bytes copied and deleted.
+	Progress func(n int64)
+}
+
+func (o *Options) defaults() {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Progress == nil {
+		o.Progress = func(int64) {}
+	}
+	if o.Wait == nil {
+		o.Wait = func(ctx context.Context, d time.Duration) error {
+			t := time.NewTimer(d)
+			defer t.Stop()
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-t.C:
+				return nil
+			}
+		}
+	}
+}
+
+// Count is a number of packs and their bytes.
+type Count struct {
+	Packs int   `json:"packs"`
+	Bytes int64 `json:"bytes"`
+}
+
+// Plan is what a pass found and would do.
+type Plan struct {
+	Snapshots int   `json:"snapshots"`
+	All       Count `json:"all"`
+	Live      Count `json:"live"`        // packs of which all is needed
+	Partly    Count `json:"partly_dead"` // packs of which a part is needed
+	PartlyBy  int64 `json:"partly_live_bytes"`
+	Held      Count `json:"held"` // not needed, but a run may lean on them
+	Dead      Count `json:"dead"` // nothing needs them
+	Unindexed Count `json:"unindexed"`
+
+	Delete  Count      `json:"delete"`            // of the dead, those deleted now
+	Condemn Count      `json:"condemn"`           // of the dead, those condemned now
+	Waiting Count      `json:"waiting"`           // of the dead, those condemned earlier whose time is not up
+	Until   *time.Time `json:"until,omitempty"`   // when all that is condemned may go
+	Repack  Count      `json:"repack"`            // of the partly dead, those that are copied
+	Copy    int64      `json:"bytes_copied"`      // what lives in them
+	Retire  int        `json:"claims_retired"`    // claims whose runs look dead
+	Freed   int64      `json:"bytes_freed"`       // now
+	Later   int64      `json:"bytes_freed_later"` // by a pass after Until
+
+	s                       *survey
+	remove, condemn, repack []pack.ID
+	retire                  []*repo.Claim
+}
+
+// New reads the repository, whose index need not have been loaded, and plans a
+// pass. With Exclusive it first waits until the storage lists all there is.
+func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
+	o.defaults()
+	if err := r.CanPrune(); err != nil {
+		return nil, err
+	}
+	if d := r.Objects().Traits().ListDelay; o.Exclusive && d > 0 {
+		if err := o.Wait(ctx, d); err != nil {
+			return nil, err
+		}
+	}
+	s, err := take(ctx, r, &o)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Snapshots: s.snapshots, s: s}
+	p.sort()
+	known := make(map[string]bool)
+	for _, t := range s.retired {
+		known[t.Run] = true
+	}
+	for _, c := range s.claims {
+		if !known[c.Run] && (o.Exclusive || s.at.Sub(c.Started) >= DeadAfter) {
+			p.retire = append(p.retire, c)
+		}
+	}
+	p.Retire = len(p.retire)
+	return p, nil
+}
+
+// sort decides on each pack.
+func (p *Plan) sort() {
+	s := p.s
+	var waiting []pack.ID
+	until := s.at.Add(s.wait())
+	share := make(map[pack.ID]float64)
+	lives := make(map[pack.ID]int64)
+	for _, id := range s.sorted(func(pack.ID, *state) bool { return true }) {
+		st := s.packs[id]
+		one := func(c *Count) { c.Packs++; c.Bytes += st.size }
+		one(&p.All)
+		if !st.indexed {
+			one(&p.Unindexed)
+		}
+		_, condemned := s.condemned[id]
+		live := st.liveBytes()
+		switch {
+		case st.dead():
+			one(&p.Dead)
+			switch {
+			case s.o.Exclusive || s.due(id):
+				p.remove = append(p.remove, id)
+			case condemned:
+				waiting = append(waiting, id)
+			default:
+				p.condemn = append(p.condemn, id)
+			}
+		case live == 0:
+			one(&p.Held)
+		case live < st.size-st.size/16: // the rest is header and table, or not worth a word
+			one(&p.Partly)
+			p.PartlyBy += live
+			if live < st.size/2 && st.indexed && !st.keep && !s.everyCopy && (!condemned || s.o.Exclusive) {
+				p.repack = append(p.repack, id)
+				share[id] = float64(live) / float64(st.size)
+				lives[id] = live
+			}
+		default:
+			one(&p.Live)
+		}
+	}
+	slices.SortStableFunc(p.repack, func(a, b pack.ID) int { return cmp.Compare(share[a], share[b]) })
+	n := 0
+	for _, id := range p.repack {
+		if p.Copy+lives[id] > s.o.MaxRepack {
+			break
+		}
+		p.Copy += lives[id]
+		n++
+	}
+	p.repack = p.repack[:n]
+	p.Delete, p.Condemn, p.Waiting, p.Repack = s.count(p.remove), s.count(p.condemn), s.count(waiting), s.count(p.repack)
+	p.Freed, p.Later = p.Delete.Bytes, p.Condemn.Bytes+p.Waiting.Bytes
+	if gain := p.Repack.Bytes - p.Copy; s.o.Exclusive {
+		p.Freed += gain
+	} else {
+		p.Later += gain
+	}
+	switch {
+	case p.Later == 0:
+	case len(p.condemn)+len(p.repack) > 0:
+		p.Until = &until
+	default:
+		last := s.condemned[waiting[0]]
+		for _, id := range waiting {
+			if t := s.condemned[id]; t.After(last) {
+				last = t
+			}
+		}
+		last = last.Add(s.wait())
+		p.Until = &last
+	}
+}

@@ -1,0 +1,476 @@
+package prune
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/index"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/repo"
+)
+
+// state is what is known of one pack in storage.
+type state struct {
+	size int64
+	// live are the blobs that something needs: offset in the upper half,
+	// stored length in the lower. Twice now and then, until compact.
+	live    []uint64
+	sorted  int  // so many of live are sorted and differ
+	keep    bool // named by a reference list, made by a live run, or unclear
+	indexed bool
+}
+
+func (s *state) compact() {
+	slices.Sort(s.live)
+	s.live = slices.Compact(s.live)
+	s.sorted = len(s.live)
+}
+
+func (s *state) mark(at index.Location) {
+	s.live = append(s.live, uint64(at.Offset)<<32|uint64(at.Length))
+	if len(s.live) > 2*s.sorted+64 {
+		s.compact()
+	}
+}
+
+func (s *state) liveBytes() (n int64) {
+	s.compact()
+	for _, b := range s.live {
+		n += int64(uint32(b))
+	}
+	return n
+}
+
+func (s *state) dead() bool { return len(s.live) == 0 && !s.keep }
+
+// nodeKey is a node; where it is a disk's last one, what its lists must cover
+// depends on the disk's size too.
+type nodeKey struct {
+	id   chunk.ID
+	size int64
+}
+
+// survey is what one pass has read of the repository. What it marks stays
+// marked: a second look adds to it.
+type survey struct {
+	r  *repo.Repository
+	o  *Options
+	at time.Time // when reading began
+
+	packs     map[pack.ID]*state
+	condemned map[pack.ID]time.Time // since when
+	deleted   map[pack.ID]bool      // another pass has begun to delete them
+	lists     []*repo.Condemned
+	claims    []*repo.Claim
+	retired   []*repo.Retired
+	over      map[string]bool // runs whose retirement counts
+	runs      map[string]bool // all that have a claim or reference list
+	heads     []chunkstore.IndexHead
+	everyCopy bool // something is known to be damaged: no copy is given up
+
+	walked    map[string]bool // snapshots and claimed roots
+	nodes     map[nodeKey]struct{}
+	blocks    map[[16]byte]struct{} // block lists
+	places    []index.Location
+	snapshots int
+}
+
+// take reads everything, in an order that leaves no gap: a run that ends while
+// we read is met either by its claim or by its snapshot.
+func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) {
+	s := &survey{
+		r: r, o: o, at: o.Now(),
+		packs: make(map[pack.ID]*state), condemned: make(map[pack.ID]time.Time), deleted: make(map[pack.ID]bool),
+		walked: make(map[string]bool), nodes: make(map[nodeKey]struct{}), blocks: make(map[[16]byte]struct{}),
+	}
+	var err error
+	if s.lists, err = r.Condemnations(ctx); err != nil {
+		return nil, err
+	}
+	for _, l := range s.lists {
+		ids, err := l.PackIDs()
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			s.deleted[id] = s.deleted[id] || l.Deleted
+			if since, ok := s.condemned[id]; !ok || l.Time.Before(since) {
+				s.condemned[id] = l.Time
+			}
+		}
+	}
+	damage, bad, err := r.ReadDamage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.everyCopy = len(damage)+len(bad) > 0
+	if err := r.Objects().List(ctx, "packs/", func(i object.Info) error {
+		if id, ok := pack.ParseObjectName(i.Name); ok {
+			s.packs[id] = &state{size: i.Size}
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	return s, s.look(ctx)
+}
+
+// look reads claims, reference lists and snapshots, and marks what they lead to.
+func (s *survey) look(ctx context.Context) error {
+	claims, bad, err := s.r.Claims(ctx)
+	if err != nil {
+		return err
+	}
+	refs, more, err := s.r.References(ctx)
+	if err != nil {
+		return err
+	}
+	bad = append(bad, more...)
+	if s.retired, more, err = s.r.Retirements(ctx); err != nil {
+		return err
+	}
+	bad = append(bad, more...)
+	if len(bad) > 0 {
+		return unreadable(bad[0].Object, bad[0].Err)
+	}
+	s.claims, s.over, s.runs = claims, make(map[string]bool), make(map[string]bool)
+	for _, t := range s.retired {
+		if s.at.Sub(t.Time) >= s.wait() {
+			s.over[t.Run] = true
+		}
+	}
+	active := make(map[string]bool)
+	for _, c := range claims {
+		s.runs[c.Run] = true
+		active[c.Run] = !s.over[c.Run] && !s.o.Exclusive
+	}
+	for _, f := range refs {
+		s.runs[f.Run] = true
+		if s.over[f.Run] || s.o.Exclusive {
+			continue
+		}
+		active[f.Run] = true
+		ids, err := f.PackIDs()
+		if err != nil {
+			return unreadable("reference list of run "+f.Run, err)
+		}
+		for _, id := range ids {
+			if p := s.packs[id]; p != nil {
+				p.keep = true
+			}
+		}
+	}
+	snapshots, bad, err := s.r.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	if len(bad) > 0 {
+		return unreadable(bad[0].Object, bad[0].Err)
+	}
+	s.snapshots = len(snapshots)
+	// After the snapshots, so that all they need is in it.
+	if err := s.readIndex(ctx, active); err != nil {
+		return err
+	}
+	for _, snap := range snapshots {
+		if s.walked[snap.ID()] {
+			continue
+		}
+		if err := s.snapshot(ctx, snap); err != nil {
+			if ctx.Err() != nil || object.Retriable(err) {
+				return err
+			}
+			if _, serr := s.r.Objects().Stat(ctx, "snapshots/"+snap.ID()); errors.Is(serr, object.ErrNotFound) {
+				continue // forgotten meanwhile
+			}
+			return unreadable("snapshot "+snap.Short(), err)
+		}
+		s.walked[snap.ID()] = true
+	}
+	for _, c := range claims {
+		if !active[c.Run] {
+			continue
+		}
+		for _, root := range c.Roots {
+			id := chunk.ID(root)
+			if s.walked[id.String()] {
+				continue
+			}
+			// What is not there protects nothing; the run will find that out.
+			if err := s.tree(ctx, id, true); err != nil {
+				if ctx.Err() != nil || object.Retriable(err) {
+					return err
+				}
+				return unreadable("claim of run "+c.Run, err)
+			}
+			s.walked[id.String()] = true
+		}
+	}
+	return nil
+}
+
+// readIndex brings the index up to date and learns which packs live runs made.
+// A pack that no index object covers may be one that a run has just put.
+func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
+	if err := s.r.LoadIndex(ctx); err != nil {
+		return err
+	}
+	var err error
+	if s.heads, err = s.r.Store().IndexHeads(ctx); err != nil {
+		return err
+	}
+	for _, p := range s.packs {
+		p.indexed = false
+	}
+	for _, h := range s.heads {
+		made := active[fmt.Sprintf("%x", h.Run)]
+		for _, id := range h.Packs {
+			if p := s.packs[id]; p != nil {
+				p.indexed = true
+				p.keep = p.keep || made
+			}
+		}
+	}
+	busy := false
+	for _, a := range active {
+		busy = busy || a
+	}
+	orphans := false
+	for _, p := range s.packs {
+		if !p.indexed {
+			p.keep = p.keep || busy
+			orphans = true
+		}
+	}
+	if !orphans {
+		return nil
+	}
+	if _, err := s.r.Store().AdoptForReading(ctx); err != nil {
+		return err
+	}
+	for id, p := range s.packs {
+		// One that does not open is damage, and no reason to delete it.
+		if !p.indexed && !s.r.Store().Adopted(id) {
+			p.keep = true
+		}
+	}
+	return nil
+}
+
+func (s *survey) snapshot(ctx context.Context, snap *repo.Snapshot) error {
+	for _, rec := range snap.Records {
+		if err := s.mark(ctx, chunk.Record, chunk.ID(rec.ID)); err != nil {
+			return err
+		}
+	}
+	for i := range snap.Disks {
+		if err := s.tree(ctx, chunk.ID(snap.Disks[i].Root), false); err != nil {
+			return fmt.Errorf("disk %s: %w", snap.Disks[i].Device, err)
+		}
+	}
+	return nil
+}
+
+// absent tells whether err says that a blob is nowhere, and that is all right.
+func absent(err error, lenient bool) bool { return lenient && errors.Is(err, chunkstore.ErrMissing) }
+
+// tree marks all below a root that is not marked yet. A lenient walk passes
+// over what is nowhere.
+func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
+	if err := s.mark(ctx, chunk.Root, root); err != nil {
+		if absent(err, lenient) {
+			return nil
+		}
+		return err
+	}
+	p, err := s.r.Store().Load(ctx, chunk.Root, root)
+	if err != nil {
+		return err
+	}
+	rn, err := repo.DecodeRoot(p)
+	if err != nil {
+		return err
+	}
+	for i, id := range rn.Nodes {
+		key := nodeKey{id: id}
+		if i == len(rn.Nodes)-1 {
+			key.size = rn.Size
+		}
+		if _, seen := s.nodes[key]; seen || id.IsZero() {
+			continue
+		}
+		whole, err := s.node(ctx, id, int64(i)*repo.NodeBlocks, rn.Size, lenient)
+		if err != nil {
+			return err
+		}
+		if whole {
+			s.nodes[key] = struct{}{}
+		}
+	}
+	return nil
+}
+
+// node marks a node and what is below it; it reports whether all was there.
+func (s *survey) node(ctx context.Context, id chunk.ID, first, size int64, lenient bool) (whole bool, err error) {
+	if err := s.mark(ctx, chunk.Node, id); err != nil {
+		if absent(err, lenient) {
+			return false, nil
+		}
+		return false, err
+	}
+	p, err := s.r.Store().Load(ctx, chunk.Node, id)
+	if err != nil {
+		return false, err
+	}
+	node, err := repo.DecodeNode(p)
+	if err != nil {
+		return false, err
+	}
+	whole = true
+	var ids []chunk.ID
+	var at []int64
+	for i, list := range node {
+		if _, seen := s.blocks[index.PrefixOf(list)]; seen || list.IsZero() {
+			continue
+		}
+		if err := s.mark(ctx, chunk.List, list); err != nil {
+			if !absent(err, lenient) {
+				return false, err
+			}
+			whole = false
+			continue
+		}
+		ids, at = append(ids, list), append(at, first+int64(i))
+	}
+	lists := make([][]byte, len(ids))
+	var mu sync.Mutex
+	if err := s.r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
+		mu.Lock()
+		defer mu.Unlock()
+		lists[i] = bytes.Clone(p)
+		return nil
+	}); err != nil {
+		return false, err
+	}
+	var pieces []repo.Piece
+	for i, list := range lists {
+		if pieces, err = repo.DecodeList(pieces[:0], list, repo.BlockLength(size, at[i])); err != nil {
+			return false, err
+		}
+		complete := true
+		for _, piece := range pieces {
+			if piece.IsGap() {
+				continue
+			}
+			if err := s.mark(ctx, chunk.Data, piece.ID); err != nil {
+				if !absent(err, lenient) {
+					return false, err
+				}
+				complete = false
+			}
+		}
+		if complete {
+			s.blocks[index.PrefixOf(ids[i])] = struct{}{}
+		}
+		whole = whole && complete
+	}
+	return whole, nil
+}
+
+// mark says that a blob is needed: in the best of the packs that hold it. All
+// pruners choose alike, so that two never give up each other's copy.
+func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
+	s.places = s.r.Store().Index().Locate(index.PrefixOf(id), s.places[:0])
+	best, rank := -1, 0
+	for i, at := range s.places {
+		p := s.packs[at.Pack]
+		if p == nil || int64(at.Offset)+int64(at.Length) > p.size {
+			continue
+		}
+		if s.everyCopy {
+			p.mark(at)
+		}
+		n := s.rank(at.Pack)
+		if best < 0 || n < rank || n == rank && bytes.Compare(at.Pack[:], s.places[best].Pack[:]) < 0 {
+			best, rank = i, n
+		}
+	}
+	if best < 0 || rank > 0 {
+		// Perhaps in a pack that was put since the packs were listed.
+		for _, at := range s.places {
+			if s.packs[at.Pack] != nil {
+				continue
+			}
+			info, err := s.r.Objects().Stat(ctx, pack.ID(at.Pack).ObjectName())
+			if errors.Is(err, object.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			s.packs[at.Pack] = &state{size: info.Size, keep: true, indexed: true}
+			return nil
+		}
+	}
+	if best < 0 {
+		return &chunkstore.BlobError{Kind: kind, ID: id, Err: chunkstore.ErrMissing}
+	}
+	s.packs[s.places[best].Pack].mark(s.places[best])
+	return nil
+}
+
+// rank orders copies of a blob: 0 in a pack that stays, 1 condemned, 2 about to
+// be deleted.
+func (s *survey) rank(id pack.ID) int {
+	if s.deleted[id] {
+		return 2
+	}
+	if _, ok := s.condemned[id]; ok {
+		return 1
+	}
+	return 0
+}
+
+// wait is how long a condemned pack waits, and a retired run still counts.
+func (s *survey) wait() time.Duration { return s.r.Objects().Traits().ListDelay + grace }
+
+// due tells whether a pack's time is up.
+func (s *survey) due(id pack.ID) bool {
+	since, ok := s.condemned[id]
+	return ok && s.at.Sub(since) >= s.wait()
+}
+
+// sorted gives packs that fn picks, in the order of their names.
+func (s *survey) sorted(fn func(id pack.ID, p *state) bool) []pack.ID {
+	var ids []pack.ID
+	for id, p := range s.packs {
+		if fn(id, p) {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b pack.ID) int { return bytes.Compare(a[:], b[:]) })
+	return ids
+}
+
+func (s *survey) count(ids []pack.ID) Count {
+	c := Count{Packs: len(ids)}
+	for _, id := range ids {
+		if p := s.packs[id]; p != nil {
+			c.Bytes += p.size
+		}
+	}
+	return c
+}
+
+func unreadable(what string, err error) error {
+	return fmt.Errorf("%s: %w; nothing was condemned: %w", strings.TrimSpace(what), err, ErrUnreadable)
+}
