@@ -62,3 +62,27 @@ func TestCheckpointStates(t *testing.T) {
 	c.must("VM.hard_shutdown", vm)
 	c.refused([]string{"VM_BAD_POWER_STATE", vm, "paused, suspended, running", "halted"}, "VM.checkpoint", vm, "cp")
 }
+
+func TestProvisionMakesDisks(t *testing.T) {
+	c := start(t, nil)
+	vm := c.vm()
+	c.must("VM.hard_shutdown", vm)
+	tpl := c.must("VM.clone", vm, "template")
+	c.must("VM.set_is_a_template", tpl, true)
+	disk := `<disk device="7" size="5000000" sr="" bootable="false" type="system"/>`
+	c.must("VM.add_to_other_config", tpl, "disks", `<provision>`+disk+`<disk device="8" size="1" sr="none" bootable="false" type="user"/></provision>`)
+	before := c.p.Dump()
+	c.refused([]string{"DEFAULT_SR_NOT_FOUND", nullRef}, "VM.provision", tpl)
+	c.p.GC()
+	if !reflect.DeepEqual(before, c.p.Dump()) {
+		t.Error("a failed provision left something behind")
+	}
+	c.must("VM.remove_from_other_config", tpl, "disks")
+	c.must("VM.add_to_other_config", tpl, "disks", `<provision>`+disk+`</provision>`)
+	c.must("VM.provision", tpl)
+	rec := c.record("VM", tpl)
+	vdi := c.record("VDI", c.disks(tpl.(string))["7"])
+	if rec["is_a_template"] != false || rec["other_config"].(map[string]any)["disks"] != nil || vdi["virtual_size"] != 6.0*mib || vdi["type"] != "system" {
+		t.Errorf("provisioned: %v %v", rec["other_config"], vdi)
+	}
+}

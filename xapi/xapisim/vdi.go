@@ -322,7 +322,7 @@ func (p *Pool) destroyVDI(vdi *object) error {
 			p.db.put(vbd, "empty", true)
 			continue
 		}
-		p.db.destroy(vbd)
+		p.destroyWith("VBD_metrics", vbd)
 	}
 	p.db.destroy(vdi)
 	p.syncSR(p.db.find("SR", srRef))

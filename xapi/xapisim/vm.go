@@ -159,6 +159,9 @@ func (p *Pool) vmCalls() map[string]handler {
 			})
 		}),
 		"VM.provision": p.vmCall("provision", func(c *call, vm *object) (any, error) {
+			if err := p.provisionDisks(vm); err != nil {
+				return nil, err
+			}
 			p.db.put(vm, "is_a_template", false)
 			p.db.put(vm, "is_default_template", false)
 			return void, nil
