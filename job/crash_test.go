@@ -110,6 +110,7 @@ type killer struct {
 	events int
 	bytes  int
 	victim *os.Process
+	strike func(*os.Process) // what it does in place of killing
 }
 
 func newKiller(t *testing.T, to string) *killer {
@@ -201,7 +202,11 @@ func (k *killer) passed(n int, answer bool) {
 		k.events++
 	}
 	if k.at > 0 && k.events >= k.at && k.victim != nil {
-		_ = k.victim.Kill()
+		if k.strike != nil {
+			k.strike(k.victim)
+		} else {
+			_ = k.victim.Kill()
+		}
 		k.victim = nil
 	}
 }
@@ -405,21 +410,10 @@ func crashIncremental(t *testing.T, nbd xapisim.NBDMode, method string) {
 				t.Errorf("%d bases of %s", n, ref)
 			}
 		}
-		w.noSnapshots()
-	})
-}
-
-func (w *crashWorld) noSnapshots() {
-	w.t.Helper()
-	vms, err := w.pool.VMs(w.t.Context())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	for _, vm := range vms {
-		if vm.IsASnapshot {
-			w.t.Errorf("the VM snapshot %q stays", vm.NameLabel)
+		if left := w.snapshots(); len(left) > 0 {
+			t.Errorf("VM snapshots stay: %q", left)
 		}
-	}
+	})
 }
 
 func TestCrashRestore(t *testing.T) {
@@ -502,4 +496,81 @@ func (w *crashWorld) dropRestored(sum string) {
 	if n != 1 && n != 2 {
 		w.t.Errorf("%d VMs came back", n)
 	}
+}
+
+// Two processes back one VM up into two repositories; one is killed, one
+// stopped. The next run of the first takes away what that left and nothing of
+// the second, which goes on and ends as if nothing had been.
+func TestTwoRepositories(t *testing.T) {
+	w := newCrashWorld(t, xapisim.NBDOff)
+	before := w.sim.Dump()
+	second := w.order(job.KeepNone)
+	second.State = t.TempDir()
+	k := newKiller(t, w.sim.URL())
+	stopped := make(chan *os.Process, 1)
+	k.strike = func(p *os.Process) {
+		_ = p.Signal(syscall.SIGSTOP)
+		stopped <- p
+	}
+	ended := make(chan bool, 1)
+	go func() {
+		_, _, killed := k.run(second, 60) // in the midst of the transfer
+		ended <- killed
+	}()
+	var p *os.Process
+	select {
+	case p = <-stopped:
+	case <-ended:
+		t.Fatal("the second run ended before it was stopped")
+	}
+	theirs := w.snapshots()
+	if len(theirs) != 1 {
+		t.Fatalf("%d VM snapshots of the run that is stopped", len(theirs))
+	}
+	w.newRepository()
+	if _, _, killed := w.k.run(w.order(job.KeepAuto), 60); !killed || len(w.snapshots()) != 2 {
+		t.Fatalf("killed: %v, %d VM snapshots", killed, len(w.snapshots()))
+	}
+	w.reopen()
+	o := w.options("web")
+	o.Job, o.Keep = "crash", job.KeepNone
+	w.backup(o)
+	w.clean()
+	if now := w.snapshots(); len(now) != 1 || now[0] != theirs[0] {
+		t.Errorf("VM snapshots %v, want %v", now, theirs)
+	}
+	if err := p.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if <-ended {
+		t.Fatal("the second run was killed")
+	}
+	w.sim.GC()
+	samePool(t, before, w.sim.Dump())
+	objects, err := local.Open(second.Repository)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.objects = objects
+	w.reopen()
+	w.clean()
+	if got := w.restoredTo(w.snapshot("latest"), "xvda"); got != fileSum(t, w.file) {
+		t.Error("the disk comes back otherwise")
+	}
+}
+
+// snapshots are the names of all VM snapshots.
+func (w *crashWorld) snapshots() []string {
+	w.t.Helper()
+	vms, err := w.pool.VMs(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var names []string
+	for _, vm := range vms {
+		if vm.IsASnapshot {
+			names = append(names, vm.NameLabel)
+		}
+	}
+	return names
 }
