@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -75,8 +76,8 @@ func (e *execution) beside(ctx context.Context) error {
 }
 
 // retire declares dead runs dead, and takes away what those left that were
-// declared dead long enough ago. A retirement stays until its claim is surely
-// gone for everyone.
+// declared dead long enough ago. The retirement itself stays for long, and with
+// it the lists of what was deleted since.
 func (e *execution) retire(ctx context.Context) error {
 	if err := e.fresh(); err != nil {
 		return err
@@ -89,12 +90,12 @@ func (e *execution) retire(ctx context.Context) error {
 		e.res.Retired++
 	}
 	for _, t := range e.s.retired {
-		switch {
-		case e.s.over[t.Run] && e.s.runs[t.Run]:
+		if e.s.over[t.Run] && e.s.runs[t.Run] {
 			if err := e.r.DropRun(ctx, t.Run); err != nil {
 				return err
 			}
-		case e.s.at.Sub(t.Time) >= 2*e.s.wait() && !e.s.runs[t.Run]:
+		}
+		if e.s.at.Sub(t.Time) >= forgetAfter && !e.s.runs[t.Run] {
 			if err := e.r.Objects().Delete(ctx, t.Name()); err != nil {
 				return err
 			}
@@ -125,10 +126,7 @@ func (e *execution) deleteDue(ctx context.Context) error {
 		}
 	}
 	if len(end.Lists)+len(end.Packs) > 0 {
-		for run := range e.s.runs {
-			end.Waits = append(end.Waits, run)
-		}
-		slices.Sort(end.Waits)
+		end.Waits = slices.Sorted(maps.Keys(e.waits()))
 		if err := e.r.PutCondemned(ctx, end); err != nil {
 			return err
 		}
@@ -147,6 +145,17 @@ func (e *execution) deleteDue(ctx context.Context) error {
 	return e.drop(ctx, gone)
 }
 
+// waits are the runs that a list of what is deleted waits for: a run that was
+// given up may come back, and put an index object of packs that are gone;
+// others must go on to avoid these.
+func (e *execution) waits() map[string]bool {
+	waits := maps.Clone(e.s.runs)
+	for _, t := range e.s.retired {
+		waits[t.Run] = true
+	}
+	return waits
+}
+
 // tidyLists takes away condemned lists that have served.
 func (e *execution) tidyLists(ctx context.Context) error {
 	if err := e.fresh(); err != nil {
@@ -156,6 +165,7 @@ func (e *execution) tidyLists(ctx context.Context) error {
 	for _, l := range e.s.lists {
 		there[l.Name()] = true
 	}
+	waits := e.waits()
 	indexed := make(map[pack.ID]bool)
 	for _, h := range e.s.heads {
 		for _, id := range h.Packs {
@@ -178,7 +188,7 @@ func (e *execution) tidyLists(ctx context.Context) error {
 			return err
 		}
 		served := !slices.ContainsFunc(l.Lists, func(name string) bool { return there[name] }) &&
-			!slices.ContainsFunc(l.Waits, func(run string) bool { return e.s.runs[run] }) &&
+			!slices.ContainsFunc(l.Waits, func(run string) bool { return waits[run] }) &&
 			!slices.ContainsFunc(ids, func(id pack.ID) bool { return e.s.packs[id] != nil || indexed[id] })
 		if served {
 			if err := e.r.Objects().Delete(ctx, l.Name()); err != nil {
@@ -372,14 +382,26 @@ func (e *execution) exclusive(ctx context.Context) error {
 		}
 		e.res.Retired++
 	}
-	for run := range e.s.runs {
-		if err := e.r.DropRun(ctx, run); err != nil {
-			return err
-		}
-	}
 	gone := make(map[pack.ID]bool)
+	end := &repo.Condemned{Time: e.o.Now().UTC(), Deleted: true}
+	for _, id := range append(slices.Clone(e.p.remove), e.p.repack...) {
+		end.Packs = append(end.Packs, id.String())
+	}
 	for _, id := range e.p.remove {
 		gone[id] = true
+	}
+	// Runs that were given up may come back.
+	told := len(e.waits()) == 0
+	tell := func() error {
+		end.Waits = slices.Sorted(maps.Keys(e.waits()))
+		err := e.r.PutCondemned(ctx, end)
+		told = err == nil
+		return err
+	}
+	if !told {
+		if err := tell(); err != nil && !errors.Is(err, object.ErrNoSpace) {
+			return err
+		}
 	}
 	for id := range e.s.deleted {
 		gone[id] = gone[id] || e.s.packs[id] == nil
@@ -406,7 +428,20 @@ func (e *execution) exclusive(ctx context.Context) error {
 			return err
 		}
 	}
+	if !told {
+		if err := tell(); err != nil {
+			return err
+		}
+	}
+	for run := range e.s.runs {
+		if err := e.r.DropRun(ctx, run); err != nil {
+			return err
+		}
+	}
 	for _, l := range e.s.lists {
+		if l.Deleted && len(l.Waits) > 0 {
+			continue // a later pass takes it away
+		}
 		if err := e.r.Objects().Delete(ctx, l.Name()); err != nil {
 			return err
 		}

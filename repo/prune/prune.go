@@ -40,6 +40,10 @@ const (
 	freshness = grace / 2
 	// DeadAfter is how old a claim is when its run looks dead.
 	DeadAfter = 14 * 24 * time.Hour
+	// forgetAfter is how old a retirement is when it goes. A run that comes
+	// back even later publishes no snapshot, as its claim is gone, but could
+	// put an index object of packs that are gone.
+	forgetAfter = 90 * 24 * time.Hour
 	// repackBatch is how many live bytes are copied before the packs they came
 	// from go, where nothing else runs.
 	repackBatch = 256 << 20

@@ -1,0 +1,111 @@
+package prune_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/object/mem"
+	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/repo"
+	"xenkeep/repo/prune"
+)
+
+func clone(t *testing.T, from object.Store) object.Store {
+	t.Helper()
+	to := mem.New()
+	for _, name := range names(t, from, "") {
+		data, err := from.Get(t.Context(), name, 0, -1)
+		if err == nil {
+			err = to.Put(t.Context(), name, data)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return to
+}
+
+// Whatever storage call of forget and prune fails, before its effect or after
+// it, once or for good: nothing that a snapshot needs is lost, and the next try
+// frees what is to be freed.
+func TestEveryCallFails(t *testing.T) {
+	c := newClock()
+	start := mem.New()
+	initRepo(t, start)
+	a := mustSave(t, start, c, content(1, 2, 3, 4, 5, 6), "a")
+	mustSave(t, start, c, content(1, 2), "b")
+	gone := mustSave(t, start, c, content(7, 8), "c")
+	forgetAndPrune := func(ctx context.Context, objects object.Store, o prune.Options) error {
+		r, err := repo.Open(ctx, objects, repo.Options{Secret: secret})
+		if err == nil {
+			err = r.DeleteSnapshot(ctx, a)
+		}
+		if err == nil {
+			_, _, err = pass(ctx, objects, o)
+		}
+		return err
+	}
+	for _, exclusive := range []bool{false, true} {
+		for how, fault := range map[string]objecttest.Fault{
+			"before": {}, "after": {After: true}, "for good": {Stay: true}, "after, for good": {After: true, Stay: true},
+		} {
+			t.Run(fmt.Sprintf("exclusive %v, %s", exclusive, how), func(t *testing.T) {
+				c := &clock{t: c.Now()}
+				o := prune.Options{Now: c.Now, Wait: c.Wait, MaxRepack: 1 << 30, Exclusive: exclusive}
+				base := clone(t, start)
+				forget(t, base, gone)
+				if !exclusive { // so that this pass deletes, repacks and condemns
+					mustPass(t, base, prune.Options{Now: c.Now, Wait: c.Wait})
+				}
+				c.Add(2 * day)
+				struck := 0
+				for n := 0; ; n++ {
+					inner := clone(t, base)
+					store := objecttest.NewFaulty(inner)
+					fault.N = n
+					injected := store.Inject(fault)
+					err := forgetAndPrune(t.Context(), store, o)
+					if !injected.Fired() {
+						if err != nil {
+							t.Fatal(err)
+						}
+						break
+					}
+					struck++
+					mustSound(t, inner, n)
+					if err := forgetAndPrune(t.Context(), inner, o); err != nil {
+						t.Fatalf("call %d: second try: %v", n, err)
+					}
+					mustSound(t, inner, n)
+					if !exclusive {
+						at := c.Now()
+						c.Add(2 * day)
+						if _, _, err := pass(t.Context(), inner, o); err != nil {
+							t.Fatalf("call %d: third try: %v", n, err)
+						}
+						mustSound(t, inner, n)
+						c = &clock{t: at}
+						o.Now, o.Wait = c.Now, c.Wait
+					}
+					if n := len(names(t, inner, "packs/")); n > 6 {
+						t.Errorf("%d packs are left", n)
+					}
+				}
+				if struck < 30 {
+					t.Errorf("only %d calls failed: the sweep does not reach what it should", struck)
+				}
+			})
+		}
+	}
+}
+
+// mustSound allows for what a pass that was interrupted may leave: packs that
+// are in no index object, and of those only what can be read all the same.
+func mustSound(t *testing.T, objects object.Store, n int) {
+	t.Helper()
+	if err := sound(t.Context(), objects); err != nil {
+		t.Fatalf("call %d: %v", n, err)
+	}
+}
