@@ -1,4 +1,4 @@
-# Few words: build test race lint fuzz bench demo ci clean.
+# Few words: build test race lint fuzz bench crash demo ci clean.
 # What a word needs beyond Go it installs itself (Debian packages when root, Go
 # tools into bin/), or says in one line what is missing.
 
@@ -14,7 +14,7 @@ FUZZTIME    ?= 4s
 RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/check ./job ./nbd ./xapi ./xapi/xapisim
 NORACE      := ^(TestDamage|TestQuietVMs|TestDelta|TestSizes|TestGolden|TestBlobSizes|TestStorageFails|TestImageSizes)$$
 
-.PHONY: build test race lint fuzz bench demo ci clean
+.PHONY: build test race lint fuzz bench crash demo ci clean
 .SILENT:
 
 build:
@@ -41,6 +41,10 @@ fuzz:
 bench: build
 	scripts/need $(PEERS)
 	go run ./bench -xenkeep $(BIN)/xenkeep -scale full -json bench.json
+
+# Every kill point of a backup and a restore, not only the sample of the tests.
+crash:
+	XENKEEP_CRASH=all go test -count=1 -timeout 20m -v -run 'TestCrash|TestTwoRepositories' ./job
 
 demo: build
 	scripts/need e2fsprogs

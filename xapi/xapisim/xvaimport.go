@@ -302,7 +302,7 @@ func (x *disksIn) next() (*tar.Header, []byte, error) {
 		return nil, nil, err
 	}
 	if h.Size > 1<<30 {
-		return nil, nil, failure("Invalid XVA file")
+		return nil, nil, serverText("Invalid XVA file")
 	}
 	b := make([]byte, h.Size)
 	_, err = io.ReadFull(x.a, b)
@@ -324,7 +324,7 @@ func (x *disksIn) receive(prefix string, v *sr.Volume, size int64, thick bool) e
 		number, ok := strings.CutPrefix(h.Name, prefix+"/")
 		n, errN := strconv.ParseInt(number, 10, 32)
 		if !ok || number <= last || errN != nil {
-			return failure("Invalid XVA file")
+			return serverText("Invalid XVA file")
 		}
 		prev, _ := strconv.ParseInt(last, 10, 32)
 		last = number
@@ -384,3 +384,8 @@ func writeZeros(v *sr.Volume, off, n int64) error {
 	}
 	return nil
 }
+
+// serverText is an error in the server's own words.
+type serverText string
+
+func (s serverText) Error() string { return string(s) }
