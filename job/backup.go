@@ -49,14 +49,14 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 	case err != nil:
 		b.sum.Status = "failed"
 		return b.sum, err
-	case len(b.sum.Failed) == 0:
+	case len(b.sum.Failed) == 0 && b.retention == nil:
 		return b.sum, nil
 	case len(b.sum.Snapshots) == 0:
 		b.sum.Status = "failed"
 		return b.sum, b.failure(ErrFailed)
 	}
 	b.sum.Status = "partial"
-	return b.sum, b.failure(ErrPartial)
+	return b.sum, errors.Join(b.failure(ErrPartial), b.retention)
 }
 
 // poolBackup is one run of Backup.
@@ -67,6 +67,8 @@ type poolBackup struct {
 	started time.Time
 	all     []*repo.Snapshot
 	damaged map[string]bool
+	// retention is why the policy could not be applied.
+	retention error
 
 	tracking *tracking
 	lease    *lease
@@ -134,11 +136,28 @@ func (b *poolBackup) run(ctx context.Context) error {
 	err = withRun(ctx, b.r, &b.o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		return b.save(ctx, run, targets)
 	})
-	if err != nil {
+	if err != nil && (ctx.Err() != nil || len(b.sum.Snapshots) == 0) {
 		return err
 	}
-	b.sum.Forgotten, err = forget(ctx, b.r, &b.o.Common, b.o.Retention, b.done)
-	return err
+	if err != nil { // what was published before is safe, and is said to be
+		b.failRest(targets, err)
+	}
+	if b.sum.Forgotten, err = forget(ctx, b.r, &b.o.Common, b.o.Retention, b.done); err != nil {
+		b.retention = fmt.Errorf("retention: %w", err)
+		b.warn("%w", b.retention)
+	}
+	return nil
+}
+
+// failRest tells of the VMs that a run did not get to, or not to the end of.
+func (b *poolBackup) failRest(targets []target, err error) {
+	for _, t := range targets {
+		saved := slices.ContainsFunc(b.sum.Snapshots, func(s VMSummary) bool { return s.VMUUID == t.uuid })
+		told := slices.ContainsFunc(b.sum.Failed, func(f VMFailure) bool { return f.VM == t.asked })
+		if !saved && !told {
+			b.fail(t.asked, err)
+		}
+	}
 }
 
 // tidy removes what dead runs left on the pool; it keeps no backup from being

@@ -14,6 +14,7 @@ import (
 	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/job"
 	"xenkeep/repo"
+	"xenkeep/repo/retention"
 	"xenkeep/xapi/xapisim"
 )
 
@@ -259,5 +260,38 @@ func TestCallsFail(t *testing.T) {
 		}
 	}
 	w.backup(w.options("web"))
+	w.clean()
+}
+
+// A run that ends half-way says which VMs are safe; one that cannot forget says
+// so, and that the backup is good.
+func TestPartly(t *testing.T) {
+	dir := t.TempDir()
+	w := newWorld(t, xapisim.Config{VMs: []xapisim.VMConfig{
+		{Name: "a", Disks: []string{image(t, filepath.Join(dir, "a.img"), 48*mib, 1, 400)}},
+		{Name: "b", Disks: []string{image(t, filepath.Join(dir, "b.img"), 6*mib, 2, 10)}},
+	}})
+	faulty := objecttest.NewFaulty(mem.New())
+	w.onStore(faulty)
+	o := w.options("a", "b")
+	o.VMConcurrency = 1
+	faulty.Inject(objecttest.Fault{Verb: objecttest.Put, Prefix: "snapshots/", N: 1, Stay: true, Err: object.ErrUnavailable})
+	s, err := job.Backup(t.Context(), w.repo, w.pool, o)
+	if !errors.Is(err, job.ErrPartial) || !errors.Is(err, object.ErrUnavailable) || s.Status != "partial" {
+		t.Fatalf("%v: %+v", err, s)
+	}
+	if len(s.Snapshots) != 1 || len(s.Failed) != 1 || s.Failed[0].VM == s.Snapshots[0].VMName {
+		t.Fatalf("%+v", s)
+	}
+	faulty.Heal()
+	w.reopen()
+	o.Retention = retention.Policy{Last: 1}
+	faulty.Inject(objecttest.Fault{Verb: objecttest.Delete, Prefix: "snapshots/", Stay: true, Err: object.ErrPermission})
+	s, err = job.Backup(t.Context(), w.repo, w.pool, o)
+	if !errors.Is(err, job.ErrPartial) || !errors.Is(err, object.ErrPermission) || len(s.Snapshots) != 2 || len(s.Failed) != 0 || len(s.Warnings) == 0 {
+		t.Fatalf("%v: %+v", err, s)
+	}
+	faulty.Heal()
+	w.reopen()
 	w.clean()
 }
