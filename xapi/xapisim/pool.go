@@ -56,7 +56,8 @@ type Config struct {
 	NBDHybrid bool
 	// XVAWithoutMap lets whole-VM exports look for zeros instead of reading the
 	// VHDs' maps, as older versions do, and XVAKeepAlive sends an empty entry
-	// after that many silent blocks, instead of after five seconds (scaled).
+	// after that many silent blocks, instead of after five seconds (scaled);
+	// negative: never.
 	XVAWithoutMap bool
 	XVAKeepAlive  int
 	// RollingUpgrade is a pool in the middle of an upgrade.

@@ -158,7 +158,7 @@ func TestXVAExport(t *testing.T) {
 	} {
 		c := start(t, func(cfg *Config) {
 			sparse(cfg)
-			cfg.Version = v.version
+			cfg.Version, cfg.XVAKeepAlive = v.version, -1
 			if v.config != nil {
 				v.config(cfg)
 			}
