@@ -336,7 +336,13 @@ func internalError(detail string) string {
 func (c *conn) serveRPC(r *httpRequest) bool {
 	if r.contentLength < 0 || r.contentLength > maxBody {
 		c.write(internalError("Http_svr.Client_requested_size_over_limit"))
-		io.CopyN(io.Discard, c.br, min(max(r.contentLength, 0), 1<<20)) // so that the page is read before a reset
+		// What still comes is read, so that the page is before a reset is.
+		rest := min(r.contentLength, 1<<20)
+		if rest < 0 {
+			rest = 64 << 10
+			_ = c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // it has no end that we know
+		}
+		_, _ = io.CopyN(io.Discard, c.br, rest)
 		return false
 	}
 	body := make([]byte, r.contentLength)
