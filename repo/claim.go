@@ -76,6 +76,18 @@ type BadChunk struct {
 	Pack string `json:"pack,omitempty"` // hex
 }
 
+// PackIDs are the packs that a list says anything of.
+func (d *Damage) PackIDs() ([]pack.ID, error) {
+	names := slices.Clone(d.Packs)
+	for _, c := range d.Chunks {
+		if c.Pack != "" {
+			names = append(names, c.Pack)
+		}
+	}
+	slices.Sort(names)
+	return parsePacks(slices.Compact(names))
+}
+
 // DamagedDisk names blocks of one disk of one snapshot.
 type DamagedDisk struct {
 	Snapshot string     `json:"snapshot"`
@@ -213,9 +225,11 @@ func (r *Repository) AvoidBad(ctx context.Context) error {
 func parsePacks(names []string) ([]pack.ID, error) {
 	ids := make([]pack.ID, len(names))
 	for i, s := range names {
-		if n, err := hex.Decode(ids[i][:], []byte(s)); len(s) != 64 || err != nil || n != 32 {
+		id, err := hex.DecodeString(s)
+		if err != nil || len(id) != len(ids[i]) {
 			return nil, fmt.Errorf("pack name %q: %w", s, seal.ErrCorrupt)
 		}
+		ids[i] = pack.ID(id)
 	}
 	return ids, nil
 }

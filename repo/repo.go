@@ -389,6 +389,10 @@ func (r *Repository) Store() *chunkstore.Store { return r.store }
 // Objects is the storage below.
 func (r *Repository) Objects() object.Store { return r.objects }
 
+// CacheDir is the folder for what is kept of this repository on this machine;
+// empty where nothing is kept.
+func (r *Repository) CacheDir() string { return r.cacheDir }
+
 // Keys are the keys in use.
 func (r *Repository) Keys() *seal.Keys { return r.keys }
 
@@ -402,11 +406,16 @@ func (r *Repository) Close() error {
 
 // putObject seals, names and stores a small object under prefix.
 func (r *Repository) putObject(ctx context.Context, prefix string, kind seal.ObjectKind, v any) (name string, size int, err error) {
+	return r.putHeaded(ctx, prefix, kind, nil, v)
+}
+
+// putHeaded is putObject with a head that is readable without a key.
+func (r *Repository) putHeaded(ctx context.Context, prefix string, kind seal.ObjectKind, head []byte, v any) (name string, size int, err error) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return "", 0, err
 	}
-	data, name, err := r.keys.SealObject(kind, nil, body)
+	data, name, err := r.keys.SealObject(kind, head, body)
 	if err != nil {
 		return "", 0, err
 	}

@@ -92,11 +92,23 @@ func (r *Repository) DropRun(ctx context.Context, run string) error {
 	return nil
 }
 
-// PutCondemned publishes a list of packs that are to be deleted.
+// PutCondemned publishes a list of packs that are to be deleted. One that says
+// so of packs that are going now names them in its plain head too, so that
+// without a key they are not taken for lost: see DeletedPacks.
 func (r *Repository) PutCondemned(ctx context.Context, c *Condemned) error {
 	slices.Sort(c.Packs)
+	var head []byte
+	if c.Deleted {
+		ids, err := c.PackIDs()
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			head = append(head, id[:]...)
+		}
+	}
 	var err error
-	c.name, _, err = r.putObject(ctx, condemnedPrefix, seal.KindCondemned, c)
+	c.name, _, err = r.putHeaded(ctx, condemnedPrefix, seal.KindCondemned, head, c)
 	return err
 }
 
@@ -123,4 +135,14 @@ func Protected(notes []*Note) map[string]bool {
 		}
 	}
 	return protected
+}
+
+// DeletedPacks reads the plain head of a condemned list: the packs that it says
+// are being deleted.
+func DeletedPacks(head []byte) []pack.ID {
+	var ids []pack.ID
+	for ; len(head) >= len(pack.ID{}); head = head[len(pack.ID{}):] {
+		ids = append(ids, pack.ID(head[:len(pack.ID{})]))
+	}
+	return ids
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
 	"xenkeep/internal/disk"
 )
 
@@ -15,9 +16,20 @@ func WalkDisk(ctx context.Context, r *Repository, root chunk.ID, fn func(p Piece
 	return WalkTree(ctx, r, root, func(chunk.ID) {}, fn)
 }
 
+// WalkReadable is WalkDisk that passes over nodes and block lists that cannot be
+// read; the root must be.
+func WalkReadable(ctx context.Context, r *Repository, root chunk.ID, fn func(p Piece, at int64)) error {
+	return walk(ctx, r, root, true, func(chunk.ID) {}, fn)
+}
+
 // WalkTree is WalkDisk that calls tree too, for the root, each node and each
 // block list.
 func WalkTree(ctx context.Context, r *Repository, root chunk.ID, tree func(id chunk.ID), fn func(p Piece, at int64)) error {
+	return walk(ctx, r, root, false, tree, fn)
+}
+
+func walk(ctx context.Context, r *Repository, root chunk.ID, lenient bool, tree func(id chunk.ID), fn func(p Piece, at int64)) error {
+	pass := func(err error) bool { return lenient && ctx.Err() == nil && !object.Retriable(err) }
 	tree(root)
 	p, err := r.store.Load(ctx, chunk.Root, root)
 	if err != nil {
@@ -33,11 +45,14 @@ func WalkTree(ctx context.Context, r *Repository, root chunk.ID, tree func(id ch
 		}
 		tree(id)
 		p, err := r.store.Load(ctx, chunk.Node, id)
-		if err != nil {
-			return err
+		var node *NodeIDs
+		if err == nil {
+			node, err = DecodeNode(p)
 		}
-		node, err := DecodeNode(p)
 		if err != nil {
+			if pass(err) {
+				continue
+			}
 			return err
 		}
 		var ids []chunk.ID
@@ -56,11 +71,24 @@ func WalkTree(ctx context.Context, r *Repository, root chunk.ID, tree func(id ch
 			lists[i] = bytes.Clone(p)
 			return nil
 		}); err != nil {
-			return err
+			if !pass(err) {
+				return err
+			}
+			for j := range lists { // each by itself
+				if lists[j] == nil {
+					lists[j], _ = r.store.Load(ctx, chunk.List, ids[j])
+				}
+			}
 		}
 		var pieces []Piece
 		for j, list := range lists {
+			if list == nil {
+				continue
+			}
 			if pieces, err = DecodeList(pieces[:0], list, BlockLength(rn.Size, at[j])); err != nil {
+				if pass(err) {
+					continue
+				}
 				return err
 			}
 			for _, piece := range pieces {

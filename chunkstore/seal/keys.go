@@ -38,6 +38,16 @@ type RepoID [16]byte
 
 func (r RepoID) String() string { return hex.EncodeToString(r[:]) }
 
+// Parse undoes String.
+func (r *RepoID) Parse(text string) error {
+	if len(text) == 2*len(r) {
+		if _, err := hex.Decode(r[:], []byte(text)); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("repository ID %q: %w", text, ErrCorrupt)
+}
+
 // WriterID names a writer: the first 16 bytes of SHA-256 of its public key.
 type WriterID [16]byte
 
@@ -150,7 +160,7 @@ func (k *Keys) ForNewWriter(role Role) (*Keys, error) {
 
 // checkCert verifies that cert was issued by the repository.
 func (k *Keys) checkCert(cert *Cert) error {
-	if !ed25519.Verify(k.CertifyPublic, certMessage(k.Repo, cert[:33]), cert[33:]) {
+	if len(k.CertifyPublic) != ed25519.PublicKeySize || !ed25519.Verify(k.CertifyPublic, certMessage(k.Repo, cert[:33]), cert[33:]) {
 		return fmt.Errorf("writer %s is not certified by this repository: %w", cert.Writer(), ErrCorrupt)
 	}
 	return nil

@@ -126,8 +126,16 @@ func ObjectHead(data []byte) (ObjectKind, []byte, error) {
 	return ObjectKind(data[6]), data[objectHeadSize : objectHeadSize+n], nil
 }
 
-// OpenObject verifies and decrypts an object that must be of the given kind.
-func (k *Keys) OpenObject(kind ObjectKind, data []byte) (*Object, error) {
+// ObjectRepo is the repository that an object says it is of; ObjectHead must
+// have found it whole.
+func ObjectRepo(data []byte) (id RepoID) {
+	copy(id[:], data[8:24])
+	return id
+}
+
+// VerifyObject proves who wrote an object of the given kind, and that it is as
+// written, without decrypting it. Of k it needs Repo and CertifyPublic alone.
+func (k *Keys) VerifyObject(kind ObjectKind, data []byte) (*Object, error) {
 	got, head, err := ObjectHead(data)
 	if err != nil {
 		return nil, err
@@ -145,11 +153,21 @@ func (k *Keys) OpenObject(kind ObjectKind, data []byte) (*Object, error) {
 	if err := k.Verify(&o.Cert, append([]byte(objectMessage), sum[:]...), data[len(signed):]); err != nil {
 		return nil, err
 	}
+	return o, nil
+}
+
+// OpenObject verifies and decrypts an object that must be of the given kind.
+func (k *Keys) OpenObject(kind ObjectKind, data []byte) (*Object, error) {
+	o, err := k.VerifyObject(kind, data)
+	if err != nil {
+		return nil, err
+	}
 	a, err := k.objectAEAD(kind, data[121:153])
 	if err != nil {
 		return nil, err
 	}
-	at := objectHeadSize + len(head)
+	signed := data[:len(data)-signatureSize]
+	at := objectHeadSize + len(o.Head)
 	plain, err := a.Open(nil, Nonce(0), signed[at:], data[:at])
 	if err != nil || len(plain) < 5 {
 		return nil, fmt.Errorf("body: %w", ErrCorrupt)

@@ -14,6 +14,9 @@ type checkOptions struct {
 	output     outputFlags
 	progress   progressFlags
 	readData   bool
+	subset     subsetFlag
+	budget     byteSize
+	withoutKey bool
 }
 
 // findingLine is one thing wrong.
@@ -33,39 +36,92 @@ type checkSummary struct {
 func newCheckCommand() *cobra.Command {
 	var o checkOptions
 	cmd := &cobra.Command{
-		Use:   "check",
+		Use:   "check [SNAPSHOT...]",
 		Short: "Prove that the repository is sound",
 		Long: `Prove that every object of the repository opens and that all that snapshots refer to
 is there; with --read-data, that every stored byte is what was written. It changes
-nothing. What is found wrong is listed, and the exit code is 4.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runCheck(cmd, &o) },
+nothing in the repository. What is found wrong is listed, and the exit code is 4.
+
+With snapshots it proves these alone. With --budget it reads, each time, what was read
+longest ago. With --without-key it proves what can be proved where no password is.`,
+		Example: "  xenkeep check --read-data\n  xenkeep check --budget 20G\n  xenkeep check --without-key --read-data-subset 1/30\n  xenkeep check latest:web --read-data",
+		Args: func(_ *cobra.Command, args []string) error {
+			some := !o.subset.isZero() || o.budget > 0
+			switch {
+			case len(args) > 0 && (some || o.withoutKey):
+				return usagef("snapshots are read whole, and with a key")
+			case o.budget > 0 && !o.subset.isZero():
+				return usagef("either --budget or --read-data-subset")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runCheck(cmd, &o, args) },
 	}
 	o.repository.add(cmd)
 	o.output.add(cmd)
 	o.progress.add(cmd)
 	cmd.Flags().BoolVar(&o.readData, "read-data", false, "read all data too")
+	cmd.Flags().Var(&o.subset, "read-data-subset", "read a `part` of the data: 5%, 10G, or 3/7, the third of seven parts")
+	cmd.Flags().Var(&o.budget, "budget", "read data of this `size`: what was read longest ago, as far as this machine remembers")
+	cmd.Flags().BoolVar(&o.withoutKey, "without-key", false, "prove by names alone, without password or key")
 	return cmd
 }
 
-func runCheck(cmd *cobra.Command, o *checkOptions) error {
-	ctx, w := cmd.Context(), cmd.OutOrStdout()
-	r, err := o.repository.open(ctx, cmd.ErrOrStderr())
-	if err != nil {
-		return err
+// subsetFlag is a check.Subset.
+type subsetFlag struct{ check.Subset }
+
+func (f *subsetFlag) Type() string { return "part" }
+func (f *subsetFlag) isZero() bool { return f.Subset == check.Subset{} }
+
+func (f *subsetFlag) String() string {
+	if f.isZero() {
+		return ""
 	}
-	defer r.Close()
-	options := check.Options{ReadData: o.readData}
-	show := o.progress.start(cmd.ErrOrStderr(), o.output.json)
-	if o.readData {
-		var total int64
-		for p := range r.Store().Index().Packs() {
-			total += p.Size
+	return f.Subset.String()
+}
+
+func (f *subsetFlag) Set(text string) (err error) {
+	f.Subset, err = check.ParseSubset(text, func(text string) (int64, error) {
+		var b byteSize
+		err := b.Set(text)
+		return int64(b), err
+	})
+	return err
+}
+
+func runCheck(cmd *cobra.Command, o *checkOptions, args []string) error {
+	ctx, w, stderr := cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+	options := check.Options{
+		ReadData: o.readData || !o.subset.isZero() || o.budget > 0, Subset: o.subset.Subset, Budget: int64(o.budget),
+	}
+	var prove func() (*check.Report, error)
+	if o.withoutKey {
+		objects, err := o.repository.objects(ctx, stderr)
+		if err != nil {
+			return err
 		}
-		m := show.Begin("packs", total)
-		options.Progress = m.Add
+		defer objects.Close()
+		prove = func() (*check.Report, error) {
+			return check.Keyless(ctx, objects, check.KeylessOptions{Options: options, CacheDir: o.repository.cache()})
+		}
+	} else {
+		r, err := o.repository.openBare(ctx, stderr)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		for _, spec := range args {
+			s, err := resolve(ctx, r, spec, stderr)
+			if err != nil {
+				return err
+			}
+			options.Snapshots = append(options.Snapshots, s)
+		}
+		prove = func() (*check.Report, error) { return check.Run(ctx, r, options) }
 	}
-	rep, err := check.Run(ctx, r, options)
+	show := o.progress.start(stderr, o.output.json)
+	options.Begin = meters(show)
+	rep, err := prove()
 	show.Close()
 	if err != nil {
 		return err
@@ -100,6 +156,16 @@ func checkText(sum *checkSummary) string {
 	text := fmt.Sprintf("%s: %s in %s of %s", sum.Status, plural(sum.Snapshots, "snapshot"), plural(sum.Packs, "pack"), size(sum.PackBytes))
 	if sum.Read > 0 {
 		text += fmt.Sprintf(", %s read", size(sum.Read))
+	}
+	switch {
+	case sum.OldestProof == nil: // nothing was ever read
+	case sum.NeverRead > 0:
+		text += fmt.Sprintf(", %s never read, the others since %s", plural(sum.NeverRead, "pack"), clock(*sum.OldestProof))
+	default:
+		text += fmt.Sprintf(", all read since %s", clock(*sum.OldestProof))
+	}
+	if sum.DamageLists > 0 {
+		text += ", damage is published"
 	}
 	if sum.Orphans > 0 {
 		text += fmt.Sprintf(", %s left by a killed run (the next backup takes them in)", plural(sum.Orphans, "pack"))

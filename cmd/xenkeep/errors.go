@@ -83,6 +83,8 @@ func hint(err error) string {
 		return "make room, or raise the quota; what was uploaded counts next time"
 	case errors.Is(err, slot.ErrWrongSecret):
 		return "a printed key page opens the repository too: XENKEEP_KEY_FILE=page"
+	case errors.Is(err, seal.ErrNoDataKey):
+		return "open the repository with the password or key of a full key slot, or with a printed key page; xenkeep key list shows the slots"
 	case errors.Is(err, job.ErrUnsupported):
 		return "--skip-unsupported leaves out disks that cannot be snapshotted"
 	case errors.Is(err, job.ErrActive):

@@ -31,6 +31,7 @@ const (
 	exitNoRepository = 10
 	exitActive       = 11
 	exitWrongSecret  = 12
+	exitWriteOnly    = 13
 	exitInterrupted  = 130
 )
 
@@ -43,6 +44,7 @@ var exitMeanings = map[int]string{
 	exitNoRepository: "no repository there",
 	exitActive:       "another run of this job is active",
 	exitWrongSecret:  "wrong password or key",
+	exitWriteOnly:    "this key may only write: a full key is needed",
 	exitInterrupted:  "interrupted",
 }
 
@@ -70,6 +72,8 @@ func exitCode(err error) int {
 		return exitActive
 	case errors.Is(err, slot.ErrWrongSecret):
 		return exitWrongSecret
+	case errors.Is(err, seal.ErrNoDataKey):
+		return exitWriteOnly
 	case errors.Is(err, errDamage), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
 		return exitDamage
 	}

@@ -48,6 +48,14 @@ func (f *progressFlags) start(stderr io.Writer, json bool) display {
 	return newLines(stderr, 10*time.Second)
 }
 
+// meters begins a meter for each part of an engine's work.
+func meters(show display) func(what string, total int64) (add func(n int64), done func()) {
+	return func(what string, total int64) (func(n int64), func()) {
+		m := show.Begin(what, total)
+		return m.Add, m.Done
+	}
+}
+
 type silence struct{ io.Writer }
 
 func (silence) Begin(string, int64) job.Meter { return silence{} }

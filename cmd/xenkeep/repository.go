@@ -84,14 +84,19 @@ func (f *repositoryFlags) create(ctx context.Context, stderr io.Writer) (*repo.R
 // openBare opens the repository without its index: enough for snapshots and
 // keys.
 func (f *repositoryFlags) openBare(ctx context.Context, stderr io.Writer) (*repo.Repository, error) {
-	if err := f.check(); err != nil {
-		return nil, err
-	}
-	objects, err := all.Open(ctx, f.location, retryPolicy(stderr))
+	objects, err := f.objects(ctx, stderr)
 	if err != nil {
 		return nil, err
 	}
 	return f.unlock(ctx, objects, stderr)
+}
+
+// objects opens the storage alone, for which no password is needed.
+func (f *repositoryFlags) objects(ctx context.Context, stderr io.Writer) (object.Store, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	return all.Open(ctx, f.location, retryPolicy(stderr))
 }
 
 func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stderr io.Writer) (*repo.Repository, error) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/index"
 	"xenkeep/chunkstore/object"
@@ -26,48 +28,119 @@ type badBlob struct {
 	id   chunk.ID
 }
 
-// data reads every pack.
+// data reads the packs that are to be read.
 func (c *checker) data(ctx context.Context) error {
-	if !c.o.ReadData {
+	var ids []pack.ID
+	there := make(map[pack.ID]stored)
+	for id, p := range c.packs {
+		if p.size >= 0 {
+			there[id] = p
+		}
+	}
+	if c.o.ReadData {
+		ids = c.o.choose(there, c.proofs)
+	}
+	if c.o.Suspects {
+		for _, id := range c.proofs.bad() {
+			c.suspects[id] = true
+		}
+		for id := range c.suspects {
+			if _, ok := there[id]; ok && !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	if len(ids) == 0 {
 		return nil
 	}
-	bad := &damaged{packs: make(map[pack.ID]bool), blobs: make(map[badBlob]bool)}
+	var total int64
+	for _, id := range ids {
+		total += there[id].size
+	}
+	add, done := c.o.Begin("packs", total)
+	defer done()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(3) // packs in memory at once: 32 MiB each
-	for id, size := range c.packs {
+	var vanished []pack.ID
+	for _, id := range ids {
 		g.Go(func() error {
+			if gctx.Err() != nil {
+				return gctx.Err()
+			}
+			size := there[id].size
 			data, err := c.r.Objects().Get(gctx, id.ObjectName(), 0, -1)
 			if err == nil {
-				err = c.pack(id, data, bad)
+				err = c.pack(id, data)
 			}
 			switch {
 			case gctx.Err() != nil:
 				return gctx.Err()
 			case errors.Is(err, seal.ErrNoDataKey) || object.Retriable(err):
 				return err
+			case errors.Is(err, object.ErrNotFound):
+				c.mu.Lock()
+				vanished = append(vanished, id)
+				c.mu.Unlock()
+				return nil
 			case err != nil:
-				c.add(id.ObjectName(), "", err, "")
+				c.add(id.ObjectName(), "", err, "xenkeep repair snapshots tells what is lost, xenkeep repair packs saves the rest")
 			}
+			c.proofs.add(id, c.o.Now(), err != nil)
 			c.mu.Lock()
 			c.rep.Read += size
+			c.rep.PacksRead++
 			c.mu.Unlock()
-			if c.o.Progress != nil {
-				c.o.Progress(size)
-			}
+			add(size)
 			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if len(bad.packs)+len(bad.blobs) == 0 {
+	if len(vanished) > 0 {
+		if err := c.gone(ctx, vanished); err != nil {
+			return err
+		}
+	}
+	if len(c.bad.packs)+len(c.bad.blobs) == 0 {
 		return nil
 	}
-	return c.affected(ctx, bad)
+	for id := range c.bad.packs {
+		c.rep.damage.Packs = append(c.rep.damage.Packs, id)
+	}
+	hurt := make(map[pack.ID]bool)
+	for b := range c.bad.blobs {
+		c.rep.damage.Blobs = append(c.rep.damage.Blobs, chunkstore.BadBlob{ID: b.id, Pack: b.pack})
+		hurt[b.pack] = true
+	}
+	for id := range hurt {
+		c.rep.damage.Hurt = append(c.rep.damage.Hurt, id)
+	}
+	return c.affected(ctx, c.bad)
+}
+
+// gone names packs that were listed and are not there any more, unless a pruner
+// has deleted them meanwhile.
+func (c *checker) gone(ctx context.Context, ids []pack.ID) error {
+	lists, err := c.r.Condemnations(ctx)
+	if err != nil && (ctx.Err() != nil || object.Retriable(err)) {
+		return err
+	}
+	for _, l := range lists {
+		if deleted, err := l.PackIDs(); err == nil && l.Deleted {
+			ids = slices.DeleteFunc(ids, func(id pack.ID) bool { return slices.Contains(deleted, id) })
+		}
+	}
+	for _, id := range ids {
+		c.add(id.ObjectName(), "", errors.New("pack is missing"), "")
+		c.bad.packs[id] = true
+	}
+	return nil
 }
 
 // pack proves one pack and notes the blobs of it that are damaged.
-func (c *checker) pack(id pack.ID, data []byte, bad *damaged) error {
+func (c *checker) pack(id pack.ID, data []byte) error {
+	bad := c.bad
 	if got := seal.Name(data); got == id.String() {
 		// Every byte is what was written; what was written must open.
 		d, err := pack.Parse(c.r.Keys(), data)
@@ -139,7 +212,7 @@ func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, bad *damaged)
 func (c *checker) affected(ctx context.Context, bad *damaged) error {
 	lost := func(id chunk.ID) (in pack.ID, lost bool) {
 		for _, at := range c.r.Store().Index().Locate(index.PrefixOf(id), nil) {
-			_, there := c.packs[at.Pack]
+			there := c.packs[at.Pack].size > 0
 			if there && !bad.packs[at.Pack] && !bad.blobs[badBlob{at.Pack, id}] {
 				return in, false
 			}
@@ -149,11 +222,7 @@ func (c *checker) affected(ctx context.Context, bad *damaged) error {
 		}
 		return in, lost
 	}
-	all, _, err := c.r.Snapshots(ctx)
-	if err != nil {
-		return err
-	}
-	for _, s := range all {
+	for _, s := range c.all {
 		for _, rec := range s.Records {
 			if in, is := lost(chunk.ID(rec.ID)); is {
 				c.add("snapshots/"+s.ID(), vmName(s), fmt.Errorf("record %s is damaged in %s", rec.Name, in.ObjectName()), "")
@@ -168,10 +237,11 @@ func (c *checker) affected(ctx context.Context, bad *damaged) error {
 				if to > from {
 					c.add("snapshots/"+s.ID(), fmt.Sprintf("%s %s, bytes %d to %d", vmName(s), d.Device, from, to),
 						fmt.Errorf("damaged in %s: %w", in.ObjectName(), seal.ErrCorrupt), "")
+					c.lose(s, d, from, to)
 				}
 				from, to = 0, 0
 			}
-			err := repo.WalkDisk(ctx, c.r, chunk.ID(d.Root), func(p repo.Piece, at int64) {
+			err := repo.WalkReadable(ctx, c.r, chunk.ID(d.Root), func(p repo.Piece, at int64) {
 				where, is := lost(p.ID)
 				if !is {
 					return

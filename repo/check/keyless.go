@@ -1,0 +1,268 @@
+package check
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/repo"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// KeylessOptions tell how much is read without a key.
+type KeylessOptions struct {
+	Options
+	CacheDir string // as in repo.Options
+}
+
+// Keyless proves a repository without any key: that every small object and, of
+// packs, those that Options choose (all by default) are what their names say,
+// that the config is signed, that key slots are there twice, and that no pack is
+// missing that an index object names. What it cannot see: whether what snapshots
+// refer to is there, and whether index objects or snapshots were taken away.
+func Keyless(ctx context.Context, objects object.Store, o KeylessOptions) (*Report, error) {
+	o.defaults()
+	c := &checker{o: o.Options, packs: make(map[pack.ID]stored), deleted: make(map[pack.ID]bool), bad: &damaged{packs: make(map[pack.ID]bool)}}
+	id, err := c.config(ctx, objects)
+	if err != nil {
+		return nil, err
+	}
+	dir := ""
+	if o.CacheDir != "" && id != "" {
+		dir = filepath.Join(o.CacheDir, id)
+	}
+	c.proofs = openProofs(dir)
+	k := &keyless{checker: c, objects: objects, repository: id, named: make(map[pack.ID]int64)}
+	for _, step := range []func(context.Context) error{k.slots, k.small, k.listPacks, k.missing, k.data} {
+		if err := step(ctx); err != nil {
+			return nil, errors.Join(err, c.remember())
+		}
+	}
+	if err := c.remember(); err != nil {
+		return nil, err
+	}
+	c.rep.OldestProof, c.rep.NeverRead = c.proofs.oldest(c.packs)
+	slices.SortStableFunc(c.rep.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
+	return &c.rep, nil
+}
+
+// config proves the config by the key that it names itself: against damage, not
+// against who can write to the storage. It returns the repository's ID, empty
+// where the config is lost.
+func (c *checker) config(ctx context.Context, objects object.Store) (string, error) {
+	data, err := objects.Get(ctx, "config", 0, -1)
+	if err != nil && (ctx.Err() != nil || object.Retriable(err) || errors.Is(err, object.ErrNoRepository)) {
+		return "", err
+	}
+	var cfg repo.Config
+	if err == nil {
+		var head []byte
+		if _, head, err = seal.ObjectHead(data); err == nil {
+			err = json.Unmarshal(head, &cfg)
+		}
+		keys := &seal.Keys{CertifyPublic: cfg.CertifyPublic}
+		if err == nil {
+			err = keys.Repo.Parse(cfg.Repository)
+		}
+		if err == nil {
+			_, err = keys.VerifyObject(seal.KindConfig, data)
+		}
+	}
+	if err != nil {
+		c.add("config", "", err, cureOf("config"))
+		return "", nil
+	}
+	return cfg.Repository, nil
+}
+
+type keyless struct {
+	*checker
+	objects    object.Store
+	repository string
+	named      map[pack.ID]int64 // by index objects, with size
+}
+
+func (k *keyless) slots(ctx context.Context) error {
+	return checkSlots(ctx, k.objects, k.repository, k.add)
+}
+
+// small compares all small objects with their names.
+func (k *keyless) small(ctx context.Context) error {
+	type small struct{ folder, name string }
+	var all []small
+	for folder := range kinds {
+		if err := k.objects.List(ctx, folder+"/", func(i object.Info) error {
+			all = append(all, small{folder, i.Name})
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, k.objects.Traits().Parallel))
+	for _, s := range all {
+		g.Go(func() error {
+			data, err := k.objects.Get(ctx, s.name, 0, -1)
+			switch {
+			case errors.Is(err, object.ErrNotFound):
+				return nil // gone meanwhile
+			case err != nil && (ctx.Err() != nil || object.Retriable(err)):
+				return err
+			case err == nil:
+				err = k.object(s.folder, s.name, data)
+			}
+			if err != nil {
+				k.add(s.name, "", err, cureOf(s.name))
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (k *keyless) object(folder, name string, data []byte) error {
+	if !strings.HasSuffix(name, seal.Name(data)) {
+		return fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+	}
+	kind, head, err := seal.ObjectHead(data)
+	if err != nil {
+		return err
+	}
+	if kind != kinds[folder] {
+		return fmt.Errorf("object of kind %d instead of %d: %w", kind, kinds[folder], seal.ErrCorrupt)
+	}
+	if of := seal.ObjectRepo(data).String(); k.repository != "" && of != k.repository {
+		return seal.ErrForeign
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch folder {
+	case "snapshots":
+		k.rep.Snapshots++
+	case "claims":
+		k.rep.Claims++
+	case "damage":
+		k.rep.DamageLists++
+	case "condemned":
+		for _, id := range repo.DeletedPacks(head) {
+			k.deleted[id] = true
+		}
+	case "index":
+		x, err := chunkstore.ReadIndexHead(head)
+		if err != nil {
+			return err
+		}
+		for _, p := range x.Packs {
+			k.named[p.Pack] = p.Size
+		}
+	}
+	return nil
+}
+
+func (k *keyless) listPacks(ctx context.Context) error {
+	return k.objects.List(ctx, "packs/", func(i object.Info) error {
+		if id, ok := pack.ParseObjectName(i.Name); ok {
+			k.packs[id] = stored{size: i.Size, modified: i.Modified}
+			k.rep.Packs++
+			k.rep.PackBytes += i.Size
+			if _, named := k.named[id]; !named {
+				k.rep.Orphans++
+			}
+		} else {
+			k.add(i.Name, "", errors.New("not a pack's name"), "")
+		}
+		return nil
+	})
+}
+
+// missing names the packs that index objects have and storage has not. Where
+// there are any the index objects are read again: a pruner may have replaced
+// them and deleted the packs meanwhile.
+func (k *keyless) missing(ctx context.Context) error {
+	wrong := func() (ids []pack.ID) {
+		for id, size := range k.named {
+			if p, ok := k.packs[id]; !k.deleted[id] && (!ok || p.size != size) {
+				ids = append(ids, id)
+			}
+		}
+		return ids
+	}
+	if len(wrong()) == 0 {
+		return nil
+	}
+	before := k.rep
+	k.rep.Findings = nil
+	clear(k.named)
+	if err := k.small(ctx); err != nil {
+		return err
+	}
+	k.rep = before
+	for _, id := range wrong() {
+		p, ok := k.packs[id]
+		if !ok {
+			i, err := k.objects.Stat(ctx, id.ObjectName())
+			if err == nil { // the listing did not show it yet
+				p, ok = stored{size: i.Size, modified: i.Modified}, true
+				k.packs[id] = p
+			} else if !errors.Is(err, object.ErrNotFound) {
+				return err
+			}
+		}
+		switch {
+		case !ok:
+			k.add(id.ObjectName(), "", errors.New("pack is missing"), "with a key, xenkeep repair snapshots tells what is lost with it")
+		case p.size != k.named[id]:
+			k.add(id.ObjectName(), "", fmt.Errorf("pack has %d bytes instead of %d", p.size, k.named[id]), "with a key, xenkeep repair packs saves what can be read of it")
+		}
+	}
+	return nil
+}
+
+// data compares packs with their names.
+func (k *keyless) data(ctx context.Context) error {
+	ids := k.o.choose(k.packs, k.proofs)
+	var total int64
+	for _, id := range ids {
+		total += k.packs[id].size
+	}
+	add, done := k.o.Begin("packs", total)
+	defer done()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(3) // packs in memory at once: 32 MiB each
+	for _, id := range ids {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			data, err := k.objects.Get(ctx, id.ObjectName(), 0, -1)
+			switch {
+			case errors.Is(err, object.ErrNotFound):
+				return nil // a pruner has deleted it since; or it is missing the next time
+			case err != nil && (ctx.Err() != nil || object.Retriable(err)):
+				return err
+			case err == nil && seal.Name(data) != id.String():
+				err = fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+			}
+			if err != nil {
+				k.add(id.ObjectName(), "", err, "with a key, xenkeep check --read-data tells what is damaged")
+			}
+			k.proofs.add(id, k.o.Now(), err != nil)
+			k.mu.Lock()
+			k.rep.Read += int64(len(data))
+			k.rep.PacksRead++
+			k.mu.Unlock()
+			add(int64(len(data)))
+			return nil
+		})
+	}
+	return g.Wait()
+}

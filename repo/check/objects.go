@@ -1,0 +1,256 @@
+package check
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/chunkstore/slot"
+
+	"golang.org/x/sync/errgroup"
+)
+
+func (c *checker) listSnapshots(ctx context.Context) (err error) {
+	c.all, c.badSnaps, err = c.r.Snapshots(ctx)
+	return err
+}
+
+// problems are those that did not keep the repository from opening.
+func (c *checker) problems(context.Context) error {
+	for _, p := range c.r.Problems() {
+		c.add(p.Object, "", p.Err, cureOf(p.Object))
+	}
+	return nil
+}
+
+// slots reads both copies of each key slot.
+func (c *checker) slots(ctx context.Context) error {
+	return checkSlots(ctx, c.r.Objects(), c.r.ID(), c.add)
+}
+
+// checkSlots compares the copies of key slots, for which no key is needed. With
+// no repository ID it takes any.
+func checkSlots(ctx context.Context, objects object.Store, repository string, add func(object, where string, err error, cure string)) error {
+	copies := make(map[string]int)
+	content := make(map[string][]byte)
+	var names []string
+	if err := objects.List(ctx, "slots/", func(i object.Info) error {
+		names = append(names, i.Name)
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, name := range names {
+		data, err := objects.Get(ctx, name, 0, -1)
+		if err == nil {
+			var h slot.Head
+			if h, err = slot.ReadHead(data); err == nil && ((repository != "" && h.Repository != repository) || !strings.HasSuffix(name, "/"+h.ID)) {
+				err = fmt.Errorf("slot of another name: %w", seal.ErrCorrupt)
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if object.Retriable(err) {
+			return err
+		}
+		id := name[strings.LastIndexByte(name, '/')+1:]
+		if err != nil {
+			add(name, "", err, "")
+			copies[id] += 0
+			continue
+		}
+		copies[id]++
+		if other := content[id]; other != nil && !bytes.Equal(other, data) {
+			add("slots/a/"+id, "", fmt.Errorf("the two copies of this key slot differ: %w", seal.ErrCorrupt), "xenkeep key change-password writes both anew; the one that opens is sound")
+		}
+		content[id] = data
+	}
+	for id, n := range copies {
+		if n < 2 {
+			add("slots/a/"+id, "", fmt.Errorf("%d of 2 copies of this key slot are sound", n), "xenkeep key change-password writes both anew")
+		}
+	}
+	if len(copies) == 0 {
+		add("slots/", "", errors.New("no key slot is left"), "a printed key page opens the repository, and xenkeep key change-password makes a slot of it")
+	}
+	return nil
+}
+
+func (c *checker) listPacks(ctx context.Context) error {
+	return c.r.Objects().List(ctx, "packs/", func(i object.Info) error {
+		if id, ok := pack.ParseObjectName(i.Name); ok {
+			c.packs[id] = stored{size: i.Size, modified: i.Modified}
+			c.rep.Packs++
+			c.rep.PackBytes += i.Size
+		} else {
+			c.add(i.Name, "", errors.New("not a pack's name"), "")
+		}
+		return nil
+	})
+}
+
+// there gives the size of a pack in storage: one that was put since packs were
+// listed, or that the listing did not show yet, is asked for.
+func (c *checker) there(ctx context.Context, id pack.ID) (int64, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, known := c.packs[id]
+	if !known {
+		p.size = -1
+		if i, err := c.r.Objects().Stat(ctx, id.ObjectName()); err == nil {
+			p = stored{size: i.Size, modified: i.Modified}
+		} else if !errors.Is(err, object.ErrNotFound) {
+			return 0, false // not remembered: it may be there
+		}
+		c.packs[id] = p
+	}
+	return p.size, p.size >= 0
+}
+
+// index compares what the index says with what is there. Packs that only an
+// index names, and nothing needs, are reported all the same: they are lost, if
+// no pruner says that it deletes them.
+func (c *checker) index(ctx context.Context) error {
+	for again := true; ; again = false {
+		known := make(map[pack.ID]bool)
+		var missing []pack.ID
+		for p := range c.r.Store().Index().Packs() {
+			id := pack.ID(p.ID)
+			known[id] = true
+			switch size, ok := c.there(ctx, id); {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case !ok && !c.deleted[id]:
+				missing = append(missing, id)
+			case ok && size != p.Size && !again:
+				c.add(id.ObjectName(), "", fmt.Errorf("pack has %d bytes instead of %d", size, p.Size), "xenkeep repair packs saves what can be read of it")
+				c.suspects[id] = true
+			}
+		}
+		if again { // an index object that was replaced since named packs that are gone
+			if err := c.r.LoadIndex(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		for _, id := range missing {
+			c.add(id.ObjectName(), "", errors.New("pack is missing"), "xenkeep repair snapshots tells what is lost with it")
+			c.rep.damage.Packs = append(c.rep.damage.Packs, id)
+		}
+		for id, p := range c.packs {
+			if p.size >= 0 && (!known[id] || c.r.Store().Adopted(id)) {
+				c.rep.Orphans++
+			}
+		}
+		break
+	}
+	if c.rep.Orphans == 0 {
+		return nil
+	}
+	// A killed run's packs harm nobody. Those of a lost index object do: what
+	// snapshots need of them is named.
+	_, err := c.r.Store().AdoptForReading(ctx)
+	return err
+}
+
+// stored reads the snapshots where they lie, and with ReadData the index
+// objects: what was opened so far may have come from the cache here.
+func (c *checker) stored(ctx context.Context) error {
+	prefixes := []string{"snapshots/", "references/", "retired/"}
+	if c.o.ReadData {
+		prefixes = append(prefixes, "index/")
+	}
+	var names []string
+	for _, prefix := range prefixes {
+		if err := c.r.Objects().List(ctx, prefix, func(i object.Info) error {
+			names = append(names, i.Name)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	known := make(map[string]bool)
+	for _, p := range c.r.Problems() {
+		known[p.Object] = true
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, c.r.Objects().Traits().Parallel))
+	for _, name := range names {
+		g.Go(func() error {
+			data, err := c.r.Objects().Get(ctx, name, 0, -1)
+			if err == nil && !strings.HasSuffix(name, seal.Name(data)) {
+				err = fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+			}
+			if err == nil {
+				_, err = c.r.Keys().OpenObject(kinds[name[:strings.IndexByte(name, '/')]], data)
+			}
+			switch {
+			case err == nil || known[name] || errors.Is(err, object.ErrNotFound): // gone meanwhile
+			case ctx.Err() != nil || object.Retriable(err):
+				return err
+			default:
+				c.add(name, "", err, cureOf(name))
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// kinds are those of small objects, by their folders.
+var kinds = map[string]seal.ObjectKind{
+	"snapshots": seal.KindSnapshot, "index": seal.KindIndex, "notes": seal.KindNote, "claims": seal.KindClaim,
+	"references": seal.KindReference, "condemned": seal.KindCondemned, "retired": seal.KindRetired, "damage": seal.KindDamage,
+}
+
+// small opens claims, notes, damage and condemned lists.
+func (c *checker) small(ctx context.Context) error {
+	claims, bad, err := c.r.Claims(ctx)
+	if err != nil {
+		return err
+	}
+	c.rep.Claims = len(claims)
+	_, more, err := c.r.Notes(ctx)
+	if err != nil {
+		return err
+	}
+	bad = append(bad, more...)
+	damage, more, err := c.r.ReadDamage(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range append(bad, more...) {
+		c.add(p.Object, "", p.Err, "")
+	}
+	c.rep.DamageLists = len(damage)
+	for _, d := range damage {
+		ids, err := d.PackIDs()
+		if err != nil {
+			c.add("damage/", "", err, "")
+		}
+		for _, id := range ids {
+			c.suspects[id] = true
+		}
+	}
+	lists, err := c.r.Condemnations(ctx)
+	if err != nil {
+		if ctx.Err() != nil || object.Retriable(err) {
+			return err
+		}
+		c.add("condemned/", "", err, "no backup runs beside a list that cannot be read; once nothing runs, xenkeep prune --exclusive --forget-damaged gives it up")
+	}
+	for _, l := range lists {
+		if ids, err := l.PackIDs(); err == nil && l.Deleted {
+			for _, id := range ids {
+				c.deleted[id] = true
+			}
+		}
+	}
+	return nil
+}
