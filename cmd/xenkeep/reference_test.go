@@ -203,6 +203,7 @@ var lineTypes = map[string]any{
 	"xenkeep forget: summary":         forgetSummary{},
 	"xenkeep prune: prune":            pruneLine{},
 	"xenkeep restore: restored":       job.Restored{},
+	"xenkeep export: exported":        job.Exported{},
 	"xenkeep check: finding":          findingLine{},
 	"xenkeep check: summary":          checkSummary{},
 	"xenkeep doctor: finding":         doctorLine{},

@@ -91,6 +91,9 @@ type Options struct {
 	// Zeros writes zeros too. It must be set unless the target is known to
 	// read as zeros where nothing is written.
 	Zeros bool
+	// Only, where set, says which blocks are written, if they hold data or
+	// Zeros is set; the others are passed over, and not read.
+	Only func(block int64) bool
 	// Progress, where set, is called with the bytes of disk that are done,
 	// holes included; from one goroutine.
 	Progress func(n int64)
@@ -113,7 +116,7 @@ func (m *Image) Run(ctx context.Context, sink disk.Sink, o Options) (Result, err
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(full)
-		return m.read(ctx, free, full)
+		return m.read(ctx, o.Only, free, full)
 	})
 	g.Go(func() error {
 		next := int64(0) // block
@@ -155,7 +158,7 @@ type blockData struct {
 }
 
 // read fills windows, node by node.
-func (m *Image) read(ctx context.Context, free <-chan *batch, full chan<- *batch) error {
+func (m *Image) read(ctx context.Context, only func(int64) bool, free <-chan *batch, full chan<- *batch) error {
 	for i, id := range m.root.Nodes {
 		if id.IsZero() {
 			continue
@@ -167,6 +170,13 @@ func (m *Image) read(ctx context.Context, free <-chan *batch, full chan<- *batch
 		node, err := repo.DecodeNode(p)
 		if err != nil {
 			return err
+		}
+		if only != nil {
+			for j := range node {
+				if !node[j].IsZero() && !only(int64(i)*repo.NodeBlocks+int64(j)) {
+					node[j] = chunk.ID{}
+				}
+			}
 		}
 		ids, at := nonZero(node[:])
 		for len(ids) > 0 {
@@ -240,7 +250,7 @@ var zeroBlock [disk.BlockSize]byte
 func (m *Image) gap(ctx context.Context, sink disk.Sink, o Options, from, to int64, res *Result) error {
 	for ; from < to; from++ {
 		n := repo.BlockLength(m.root.Size, from)
-		if o.Zeros {
+		if o.Zeros && (o.Only == nil || o.Only(from)) {
 			if err := sink.WriteAt(ctx, zeroBlock[:n], from*disk.BlockSize); err != nil {
 				return err
 			}

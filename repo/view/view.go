@@ -1,0 +1,405 @@
+// Package view reads disks of a repository anywhere, not front to back: for
+// mounts, NBD, and whoever looks at a partition table.
+//
+// A [View] is a cache bounded in bytes, shared by all disks opened through it:
+// what two snapshots have in common is read and held once. A [Disk] is a
+// disk.Reader. Reads that go forward are noticed and what follows is read
+// ahead.
+package view
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	// DefaultCache is the cache's size where none is given: 64 MiB.
+	DefaultCache = 64 << 20
+	// minCache keeps read-ahead and the tree from pushing each other out.
+	minCache = 8 << 20
+	// inFlight bounds the bytes of data that are being read at once.
+	inFlight = 32 << 20
+	// listGroup is how many block lists are read together: they lie together.
+	listGroup = 16
+)
+
+// ErrClosed is returned by reads after Close.
+var ErrClosed = errors.New("view: closed")
+
+// Options are those of a View; the zero value is good.
+type Options struct {
+	// Cache is how many bytes may be kept, 0 for DefaultCache.
+	Cache int64
+	// Ahead is the most that is read ahead of a reader that goes forward, in
+	// bytes; 0 for 8 MiB or a quarter of the cache, negative for nothing.
+	Ahead int64
+}
+
+// View opens disks of one repository. Its methods may be called at once.
+type View struct {
+	r       *repo.Repository
+	cache   *cache
+	ahead   int64
+	flight  *semaphore.Weighted
+	ctx     context.Context // of reads, which outlive whoever asked first
+	cancel  context.CancelCauseFunc
+	readers sync.WaitGroup
+	closing sync.RWMutex // held while a reader is begun
+}
+
+// New returns a View of r, whose index must have been loaded.
+func New(r *repo.Repository, o Options) *View {
+	if o.Cache <= 0 {
+		o.Cache = DefaultCache
+	}
+	o.Cache = max(o.Cache, minCache)
+	switch {
+	case o.Ahead == 0:
+		o.Ahead = min(8<<20, o.Cache/4)
+	case o.Ahead < 0:
+		o.Ahead = 0
+	}
+	v := &View{r: r, cache: newCache(o.Cache), ahead: min(o.Ahead, o.Cache/4), flight: semaphore.NewWeighted(inFlight)}
+	v.ctx, v.cancel = context.WithCancelCause(context.Background())
+	return v
+}
+
+// Close ends all reads, which fail with ErrClosed, and waits for them.
+func (v *View) Close() {
+	v.cancel(ErrClosed)
+	v.closing.Lock() // none is being begun
+	v.closing.Unlock()
+	v.readers.Wait()
+}
+
+// begin runs fn in a goroutine that Close waits for. After Close it does not.
+func (v *View) begin(fn func()) bool {
+	v.closing.RLock()
+	defer v.closing.RUnlock()
+	if v.ctx.Err() != nil {
+		return false
+	}
+	v.readers.Go(fn)
+	return true
+}
+
+// Open reads a disk's root.
+func (v *View) Open(ctx context.Context, root chunk.ID) (*Disk, error) {
+	p, err := v.r.Store().Load(ctx, chunk.Root, root)
+	if err != nil {
+		return nil, err
+	}
+	rn, err := repo.DecodeRoot(p)
+	if err != nil {
+		return nil, err
+	}
+	return &Disk{v: v, root: rn}, nil
+}
+
+// request is what one Fetch is to bring: pieces of one kind.
+type request struct {
+	ids     []chunk.ID
+	entries []*entry
+	bytes   int64
+	decode  []func(p []byte) (any, error) // nil for data
+}
+
+// load fetches what a request asks for, in the background.
+func (v *View) load(k chunk.Kind, rq request) {
+	if len(rq.ids) == 0 {
+		return
+	}
+	settled := make([]bool, len(rq.ids))
+	fail := func(err error) {
+		for i, e := range rq.entries {
+			if !settled[i] {
+				v.cache.settle(e, nil, err)
+			}
+		}
+	}
+	ok := v.begin(func() {
+		if n := min(rq.bytes, inFlight); n > 0 {
+			if err := v.flight.Acquire(v.ctx, n); err != nil {
+				fail(context.Cause(v.ctx))
+				return
+			}
+			defer v.flight.Release(n)
+		}
+		var mu sync.Mutex
+		err := v.r.Store().Fetch(v.ctx, k, rq.ids, func(i int, p []byte) error {
+			var value any = []byte(nil)
+			var err error
+			if rq.decode != nil {
+				value, err = rq.decode[i](p)
+			} else if int64(len(p)) != rq.entries[i].size {
+				err = fmt.Errorf("chunk %s: %d bytes where its block list says %d: %w", rq.ids[i].String()[:8], len(p), rq.entries[i].size, seal.ErrCorrupt)
+			} else {
+				value = bytes.Clone(p)
+			}
+			mu.Lock()
+			settled[i] = true
+			mu.Unlock()
+			v.cache.settle(rq.entries[i], value, err)
+			return nil // others may be sound
+		})
+		if err == nil {
+			return
+		}
+		if v.ctx.Err() != nil {
+			fail(context.Cause(v.ctx))
+			return
+		}
+		v.oneByOne(k, rq, settled)
+	})
+	if !ok {
+		fail(ErrClosed)
+	}
+}
+
+// oneByOne fetches what a failed Fetch left, so that damage is told of the
+// pieces that it concerns and of no others.
+func (v *View) oneByOne(k chunk.Kind, rq request, settled []bool) {
+	for i, e := range rq.entries {
+		if settled[i] {
+			continue
+		}
+		p, err := v.r.Store().Load(v.ctx, k, rq.ids[i])
+		var value any = p
+		switch {
+		case err != nil:
+			if v.ctx.Err() != nil {
+				err = context.Cause(v.ctx)
+			}
+		case rq.decode != nil:
+			value, err = rq.decode[i](p)
+		case int64(len(p)) != e.size:
+			err = fmt.Errorf("chunk %s: %d bytes where its block list says %d: %w", rq.ids[i].String()[:8], len(p), e.size, seal.ErrCorrupt)
+		}
+		v.cache.settle(e, value, err)
+	}
+}
+
+// await waits for an entry.
+func (v *View) await(ctx context.Context, e *entry) (any, error) {
+	select {
+	case <-e.done:
+		return e.value, e.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Disk is one disk of the repository; a disk.Reader. Its methods may be called
+// at once. It needs no closing.
+type Disk struct {
+	v    *View
+	root *repo.RootNode
+
+	mu      sync.Mutex
+	streams [4]stream // readers that go forward, the one used last in front
+}
+
+var _ disk.Reader = (*Disk)(nil)
+
+// Size is the disk's size in bytes.
+func (d *Disk) Size() int64 { return d.root.Size }
+
+// ReadAt fills p from byte offset off. What lies behind the disk's end is an
+// error.
+func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if off < 0 || off+int64(len(p)) > d.root.Size {
+		return fmt.Errorf("view: bytes %d to %d of a disk of %d", off, off+int64(len(p)), d.root.Size)
+	}
+	d.follow(off, int64(len(p)))
+	for len(p) > 0 {
+		b := off / disk.BlockSize
+		n := min(int64(len(p)), (b+1)*disk.BlockSize-off)
+		if err := d.readBlock(ctx, b, p[:n], int(off-b*disk.BlockSize)); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// readBlock fills p from byte at of block b.
+func (d *Disk) readBlock(ctx context.Context, b int64, p []byte, at int) error {
+	pieces, err := d.Pieces(ctx, b)
+	if err != nil {
+		return err
+	}
+	if pieces == nil {
+		clear(p)
+		return nil
+	}
+	type part struct {
+		e    *entry
+		to   []byte
+		from int
+	}
+	var parts []part
+	var rq request
+	for _, piece := range pieces {
+		from, to := max(piece.Offset, at), min(piece.Offset+piece.Length, at+len(p))
+		if from >= to {
+			continue
+		}
+		dst := p[from-at : to-at]
+		if piece.IsGap() {
+			clear(dst)
+			continue
+		}
+		e := d.want(&rq, piece)
+		parts = append(parts, part{e, dst, from - piece.Offset})
+	}
+	d.v.load(chunk.Data, rq)
+	for _, x := range parts {
+		value, err := d.v.await(ctx, x.e)
+		if err != nil {
+			return fmt.Errorf("disk bytes %d to %d: %w", b*disk.BlockSize+int64(at), b*disk.BlockSize+int64(at+len(p)), err)
+		}
+		copy(x.to, value.([]byte)[x.from:])
+	}
+	return nil
+}
+
+// want finds the entry of a chunk; where it is not there yet it goes into rq.
+func (d *Disk) want(rq *request, p repo.Piece) *entry {
+	e, mine := d.v.cache.get(key{chunk.Data, p.ID}, int64(p.Length))
+	if mine {
+		rq.ids, rq.entries, rq.bytes = append(rq.ids, p.ID), append(rq.entries, e), rq.bytes+int64(p.Length)
+	}
+	return e
+}
+
+// Pieces are the pieces of block b; nil where it is zero. They must not be
+// changed.
+func (d *Disk) Pieces(ctx context.Context, b int64) ([]repo.Piece, error) {
+	if b < 0 || b >= disk.Blocks(d.root.Size) {
+		return nil, fmt.Errorf("view: block %d of a disk of %d bytes", b, d.root.Size)
+	}
+	node, err := d.node(ctx, int(b/repo.NodeBlocks))
+	if err != nil || node == nil {
+		return nil, err
+	}
+	at := int(b % repo.NodeBlocks)
+	if node[at].IsZero() {
+		return nil, nil
+	}
+	e, mine := d.v.cache.get(key{chunk.List, node[at]}, listSize)
+	if mine {
+		d.loadLists(node, b, at, e)
+	}
+	value, err := d.v.await(ctx, e)
+	if err != nil {
+		return nil, fmt.Errorf("disk bytes %d to %d: %w", b*disk.BlockSize, b*disk.BlockSize+int64(repo.BlockLength(d.root.Size, b)), err)
+	}
+	return value.([]repo.Piece), nil
+}
+
+// What a decoded list of about 60 pieces, and a node, take in memory.
+const (
+	listSize = 60 * 48
+	nodeSize = repo.NodeBlocks * chunk.IDSize
+)
+
+// loadLists reads the list of block b, which is e, and those behind it.
+func (d *Disk) loadLists(node *repo.NodeIDs, b int64, at int, e *entry) {
+	var rq request
+	add := func(i int, e *entry) {
+		length := repo.BlockLength(d.root.Size, b-int64(at)+int64(i))
+		rq.ids, rq.entries = append(rq.ids, node[i]), append(rq.entries, e)
+		rq.decode = append(rq.decode, func(p []byte) (any, error) { return repo.DecodeList(nil, p, length) })
+	}
+	add(at, e)
+	for i := at + 1; i < min(at+listGroup, repo.NodeBlocks); i++ {
+		if node[i].IsZero() {
+			continue
+		}
+		if e, mine := d.v.cache.get(key{chunk.List, node[i]}, listSize); mine {
+			add(i, e)
+		}
+	}
+	d.v.load(chunk.List, rq)
+}
+
+// node is node i; nil where it is zero.
+func (d *Disk) node(ctx context.Context, i int) (*repo.NodeIDs, error) {
+	id := d.root.Nodes[i]
+	if id.IsZero() {
+		return nil, nil
+	}
+	e, mine := d.v.cache.get(key{chunk.Node, id}, nodeSize)
+	if mine {
+		d.v.load(chunk.Node, request{ids: []chunk.ID{id}, entries: []*entry{e}, decode: []func([]byte) (any, error){
+			func(p []byte) (any, error) { return repo.DecodeNode(p) },
+		}})
+	}
+	value, err := d.v.await(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return value.(*repo.NodeIDs), nil
+}
+
+// Extents tells what length bytes at off hold, as far as the tree says: runs of
+// data and of zeros in turn, in order, without gaps. It reads the tree alone,
+// and at most limit block lists; it may end before off+length then.
+func (d *Disk) Extents(ctx context.Context, off, length int64, limit int) ([]Extent, error) {
+	var out []Extent
+	add := func(at, n int64, zero bool) {
+		if last := len(out) - 1; last >= 0 && out[last].Zero == zero {
+			out[last].Length += n
+			return
+		}
+		out = append(out, Extent{disk.Extent{Offset: at, Length: n}, zero})
+	}
+	end := min(off+length, d.root.Size)
+	for read := 0; off < end; {
+		b := off / disk.BlockSize
+		stop := min(end, (b+1)*disk.BlockSize)
+		if i := int(b / repo.NodeBlocks); d.root.Nodes[i].IsZero() {
+			stop = min(end, int64(i+1)*repo.NodeBlocks*disk.BlockSize)
+			add(off, stop-off, true)
+			off = stop
+			continue
+		}
+		if read == limit {
+			break
+		}
+		pieces, err := d.Pieces(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		if pieces == nil {
+			add(off, stop-off, true)
+			off = stop
+			continue
+		}
+		read++
+		for _, p := range pieces {
+			from, to := max(off, b*disk.BlockSize+int64(p.Offset)), min(stop, b*disk.BlockSize+int64(p.Offset+p.Length))
+			if from < to {
+				add(from, to-from, p.IsGap())
+			}
+		}
+		off = stop
+	}
+	return out, nil
+}
+
+// Extent is a byte range of a disk that holds data, or zeros alone.
+type Extent struct {
+	disk.Extent
+	Zero bool
+}

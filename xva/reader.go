@@ -1,0 +1,281 @@
+// Package xva reads and writes XVA, the archive of a whole VM that XenServer
+// gives at /export and takes at /import. It is a codec: no network, no clock.
+//
+// An XVA is a tar, perhaps compressed as a whole with gzip or zstd:
+//
+//	ova.xml                   the records of the VM and of what belongs to it
+//	Ref:12/00000000           a block of the disk whose VDI has the ID Ref:12
+//	Ref:12/00000000.xxhash    its XXH64, or .checksum, its SHA-1
+//	Ref:12/00000001 ...
+//
+// Disks come in the order of their IDs as texts: Ref:10 before Ref:9. The number
+// of a block is a counter and no place: a block lies where the one before ended,
+// plus for each number that is missing the length of the archive's first block.
+// An empty block takes a number and no place: servers send one to break a long
+// silence. The first and the last block of a disk are always there; a disk ends
+// where its virtual_size is reached.
+//
+// Sources: xen-api ocaml/xapi/export.ml, import.ml, stream_vdi.ml.
+package xva
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+
+	"xenkeep/internal/disk"
+)
+
+var (
+	// ErrNotXVA is returned for input that does not begin as an archive.
+	ErrNotXVA = errors.New("not an XVA archive")
+	// ErrCorrupt is returned for an archive that contradicts itself.
+	ErrCorrupt = errors.New("corrupt XVA archive")
+	// ErrTruncated is returned for an archive that ends too early.
+	ErrTruncated = errors.New("truncated XVA archive")
+)
+
+const (
+	blockSize = 1 << 20  // of what is written
+	maxBlock  = 64 << 20 // of what is read
+	maxOVA    = 64 << 20
+)
+
+// Reader reads an archive front to back.
+type Reader struct {
+	t      *tar.Reader
+	ova    *OVA
+	raw    []byte
+	disks  []Disk
+	close  func()
+	first  int64 // length of the archive's first block; -1 before it
+	ended  bool
+	cursor *DiskReader
+}
+
+// NewReader reads the records of an archive. It must be closed.
+func NewReader(r io.Reader) (*Reader, error) {
+	br := bufio.NewReaderSize(r, 1<<20)
+	head, _ := br.Peek(512)
+	x := &Reader{first: -1, close: func() {}}
+	var in io.Reader = br
+	switch {
+	case bytes.HasPrefix(head, []byte("\x28\xb5\x2f\xfd")):
+		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
+		if err != nil {
+			return nil, fmt.Errorf("xva: %w", err)
+		}
+		in, x.close = z, z.Close
+	case bytes.HasPrefix(head, []byte("\x1f\x8b")):
+		z, err := gzip.NewReader(br)
+		if err != nil {
+			return nil, fmt.Errorf("xva: %v: %w", err, ErrNotXVA)
+		}
+		in = z
+	}
+	x.t = tar.NewReader(in)
+	if err := x.readOVA(); err != nil {
+		x.close()
+		return nil, err
+	}
+	return x, nil
+}
+
+func (r *Reader) readOVA() error {
+	h, err := r.t.Next()
+	if err != nil || h.Name != "ova.xml" {
+		if err == nil {
+			err = fmt.Errorf("begins with %.60q", h.Name)
+		}
+		return fmt.Errorf("xva: %v: %w", err, ErrNotXVA)
+	}
+	if h.Size > maxOVA {
+		return fmt.Errorf("xva: ova.xml of %d bytes: %w", h.Size, ErrCorrupt)
+	}
+	if r.raw, err = io.ReadAll(r.t); err != nil {
+		return ended(err)
+	}
+	if r.ova, err = ParseOVA(r.raw); err != nil {
+		return err
+	}
+	r.disks, err = r.ova.Disks()
+	return err
+}
+
+func ended(err error) error {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("xva: %w", ErrTruncated)
+	case errors.Is(err, tar.ErrHeader), errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader),
+		errors.Is(err, zstd.ErrCRCMismatch), errors.Is(err, zstd.ErrMagicMismatch):
+		return fmt.Errorf("xva: %v: %w", err, ErrCorrupt)
+	}
+	return fmt.Errorf("xva: %w", err)
+}
+
+// OVA is what the archive's records say.
+func (r *Reader) OVA() *OVA { return r.ova }
+
+// RawOVA is the text of ova.xml.
+func (r *Reader) RawOVA() []byte { return r.raw }
+
+// Disks are the disks that follow, in order.
+func (r *Reader) Disks() []Disk { return r.disks }
+
+// Next begins the next disk, and returns io.EOF behind the last, once the
+// archive has proved to end there. The disk before must have been read to its
+// end.
+func (r *Reader) Next() (*DiskReader, error) {
+	if r.cursor != nil && r.cursor.err != io.EOF {
+		return nil, errors.New("xva: the disk before was not read to its end")
+	}
+	if len(r.disks) == 0 {
+		return nil, r.finish()
+	}
+	r.cursor = &DiskReader{r: r, d: r.disks[0], last: -1}
+	r.disks = r.disks[1:]
+	return r.cursor, nil
+}
+
+func (r *Reader) finish() error {
+	if r.ended {
+		return io.EOF
+	}
+	h, err := r.t.Next()
+	switch {
+	case err == io.EOF:
+		r.ended = true
+		return io.EOF
+	case err == nil:
+		return fmt.Errorf("xva: %.60q behind the last disk: %w", h.Name, ErrCorrupt)
+	}
+	return ended(err)
+}
+
+// Close frees what the Reader holds. What it reads from stays open.
+func (r *Reader) Close() { r.close() }
+
+// DiskReader reads one disk: a disk.Source, complete: what it does not return
+// is zero.
+type DiskReader struct {
+	r    *Reader
+	d    Disk
+	last int64 // number of the last block; -1 before the first
+	at   int64 // where the next byte of block lies, or the next block begins
+	buf  []byte
+	left []byte // of buf, not yet returned
+	err  error
+}
+
+// Disk says which disk it is.
+func (d *DiskReader) Disk() Disk { return d.d }
+
+// Size is the disk's size in bytes.
+func (d *DiskReader) Size() int64 { return d.d.Size }
+
+// Next implements disk.Source. An archive's blocks that cross a block of the
+// disk come in parts.
+func (d *DiskReader) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
+	for d.err == nil && len(d.left) == 0 {
+		if d.err = ctx.Err(); d.err != nil {
+			break
+		}
+		if d.at == d.d.Size {
+			d.err = io.EOF
+			break
+		}
+		d.err = d.block()
+	}
+	if d.err != nil {
+		return disk.Extent{}, d.err
+	}
+	// Blocks of 1 MiB are joined to one of the disk where they lie together.
+	e := disk.Extent{Offset: d.at}
+	end := (d.at/disk.BlockSize + 1) * disk.BlockSize
+	for {
+		n := copy(buf[e.Length:end-e.Offset], d.left)
+		d.left, d.at, e.Length = d.left[n:], d.at+int64(n), e.Length+int64(n)
+		if d.at == end || d.at == d.d.Size {
+			return e, nil
+		}
+		if d.err = d.block(); d.err != nil {
+			return disk.Extent{}, d.err
+		}
+		if d.at != e.End() {
+			return e, nil
+		}
+	}
+}
+
+// block reads the next block and its checksum; left and at are set to it.
+func (d *DiskReader) block() error {
+	h, data, err := d.r.entry(&d.buf)
+	if err != nil {
+		return d.fail(err)
+	}
+	if d.r.first < 0 {
+		d.r.first = int64(len(data))
+	}
+	text, ok := strings.CutPrefix(h.Name, d.d.ID+"/")
+	number, err := strconv.ParseInt(text, 10, 32)
+	if !ok || err != nil || number <= d.last {
+		return d.fail(fmt.Errorf("entry %.60q where a block behind %d is expected: %w", h.Name, d.last, ErrCorrupt))
+	}
+	off := d.at + (number-d.last-1)*d.r.first
+	d.last = number
+	if off < d.at || off+int64(len(data)) > d.d.Size {
+		return d.fail(fmt.Errorf("block %d: %d bytes at %d of a disk of %d: %w", number, len(data), off, d.d.Size, ErrCorrupt))
+	}
+	var sumBuf []byte
+	s, said, err := d.r.entry(&sumBuf)
+	if err != nil {
+		return d.fail(err)
+	}
+	var sum string
+	switch ext := path.Ext(s.Name); {
+	case strings.TrimSuffix(s.Name, ext) != h.Name:
+		return d.fail(fmt.Errorf("block %d: followed by %.60q, not by its checksum: %w", number, s.Name, ErrCorrupt))
+	case ext == ".xxhash":
+		sum = sumXX(data)
+	case ext == ".checksum":
+		sum = sumSHA1(data)
+	default:
+		return d.fail(fmt.Errorf("block %d: checksum of the unknown kind %.20q: %w", number, ext, ErrCorrupt))
+	}
+	if sum != string(said) {
+		return d.fail(fmt.Errorf("block %d: checksum %s, the archive says %.40q: %w", number, sum, said, ErrCorrupt))
+	}
+	d.at, d.left = off, data
+	return nil
+}
+
+func (d *DiskReader) fail(err error) error { return fmt.Errorf("xva: disk %s: %w", d.d.ID, err) }
+
+// entry reads an entry of the tar into *buf.
+func (r *Reader) entry(buf *[]byte) (*tar.Header, []byte, error) {
+	h, err := r.t.Next()
+	if err != nil {
+		return nil, nil, ended(err)
+	}
+	if h.Size > maxBlock {
+		return nil, nil, fmt.Errorf("entry %.60q of %d bytes: %w", h.Name, h.Size, ErrCorrupt)
+	}
+	if int64(cap(*buf)) < h.Size {
+		*buf = make([]byte, h.Size)
+	}
+	p := (*buf)[:h.Size]
+	if _, err := io.ReadFull(r.t, p); err != nil {
+		return nil, nil, ended(err)
+	}
+	return h, p, nil
+}
