@@ -72,9 +72,10 @@ func NewCompressor(l Level) (*Compressor, error) {
 	if c, ok := spare[l].Get().(*Compressor); ok {
 		return c, nil
 	}
-	level := levels[l]
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderCRC(false), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
+	// Entropy coding of literals without matches: 0.3 % less on system disks
+	// for 1 % more time.
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(levels[l]), zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderCRC(false), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true), zstd.WithAllLitEntropyCompression(true))
 	if err != nil {
 		return nil, err
 	}
