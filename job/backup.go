@@ -41,7 +41,7 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 		return nil, err
 	}
 	defer release()
-	b := &poolBackup{r: r, pool: pool, o: o, started: o.Now(), damaged: map[string]bool{}}
+	b := &poolBackup{r: r, pool: pool, o: o, started: o.Now(), damaged: map[string]bool{}, ways: map[string]string{}}
 	b.sum = &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: b.started.UTC(), Snapshots: []VMSummary{}}
 	err = b.run(ctx)
 	b.sum.Duration = o.Now().Sub(b.started).Seconds()
@@ -49,14 +49,17 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 	case err != nil:
 		b.sum.Status = "failed"
 		return b.sum, err
-	case len(b.sum.Failed) == 0 && b.retention == nil:
+	case len(b.sum.Failed) == 0 && b.retention == nil && b.untrue == nil:
 		return b.sum, nil
 	case len(b.sum.Snapshots) == 0:
 		b.sum.Status = "failed"
 		return b.sum, b.failure(ErrFailed)
 	}
 	b.sum.Status = "partial"
-	return b.sum, errors.Join(b.failure(ErrPartial), b.retention)
+	if len(b.sum.Failed) == 0 && b.retention == nil {
+		return b.sum, b.untrue
+	}
+	return b.sum, errors.Join(b.failure(ErrPartial), b.retention, b.untrue)
 }
 
 // poolBackup is one run of Backup.
@@ -73,9 +76,12 @@ type poolBackup struct {
 	tracking *tracking
 	lease    *lease
 	srs      gates
+	places   *ceilings
 
-	mu  sync.Mutex // held where sum is told of failures and warnings
-	sum *Summary
+	mu     sync.Mutex // held where sum is told of failures and warnings
+	sum    *Summary
+	untrue error             // ErrUntrue where it was so
+	ways   map[string]string // disk's VDI -> transport
 
 	waiting []*vmBackup // read, not published yet
 	done    []*repo.Snapshot
@@ -115,6 +121,15 @@ func (b *poolBackup) run(ctx context.Context) error {
 	for _, l := range lists {
 		for _, d := range l.Blocks {
 			b.damaged[d.Snapshot] = true
+		}
+	}
+	notes, _, err := b.r.Notes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range notes {
+		if n.Kind == repo.NoteDamaged {
+			b.damaged[n.Snapshot] = true
 		}
 	}
 	b.tidy(ctx)
@@ -228,6 +243,7 @@ func (b *poolBackup) save(ctx context.Context, run *backup.Run, targets []target
 	stop := b.lease.start(ctx, renewEvery, func(err error) { b.warn("marks on the pool were not renewed: %w", err) })
 	defer stop()
 	b.srs = newGates()
+	b.places = newCeilings(b.o.HostConcurrency, b.o.SRConcurrency)
 	defer func() { // whatever ended the run
 		st := run.Stats()
 		b.sum.Packs, b.sum.Stored = st.Packs, st.Stored
@@ -295,7 +311,11 @@ func (b *poolBackup) publish(ctx context.Context, run *backup.Run) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	for _, v := range b.waiting {
-		b.sum.Snapshots = append(b.sum.Snapshots, summarise(v.snap))
+		s := summarise(v.snap)
+		for i := range s.Disks {
+			s.Disks[i].Transport = b.ways[s.Disks[i].VDI]
+		}
+		b.sum.Snapshots = append(b.sum.Snapshots, s)
 		b.done = append(b.done, v.snap)
 		if err := v.settle(clean); err != nil {
 			b.warn("VM %s: %v", v.plan.vm.NameLabel, err)
@@ -313,6 +333,29 @@ func (b *poolBackup) abandon(ctx context.Context) {
 		v.undo(clean)
 	}
 	b.waiting = nil
+}
+
+// disbelieve is told of a disk whose tracking missed a change since snapshot
+// last. The note keeps last from ever being built upon again.
+func (b *poolBackup) disbelieve(ctx context.Context, last *repo.Snapshot, vm, device string, cause error) {
+	err := fmt.Errorf("VM %s: disk %s: %w: %w; the disk is read in full, and backups of it since tracking began may be wrong there", vm, device, ErrUntrue, cause)
+	b.warn("%w", err)
+	note := &repo.Note{Snapshot: last.ID(), Kind: repo.NoteDamaged, Time: b.o.Now().UTC(),
+		Text: fmt.Sprintf("changed-block tracking of disk %s missed a change since: %v", device, cause)}
+	if perr := b.r.PutNote(ctx, note); perr != nil {
+		b.warn("snapshot %s could not be marked as damaged: %w", last.Short(), perr)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.damaged[last.ID()] = true
+	b.untrue = errors.Join(b.untrue, err)
+}
+
+// isDamaged tells whether a snapshot is known to be wrong somewhere.
+func (b *poolBackup) isDamaged(s *repo.Snapshot) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return s != nil && b.damaged[s.ID()]
 }
 
 func (b *poolBackup) warn(format string, args ...any) {

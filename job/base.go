@@ -28,7 +28,7 @@ type base struct {
 
 // findBase looks for the last backup of a disk, and whether what has changed
 // since can be had from the pool. last is the VM's latest complete snapshot.
-func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *diskPlan, snap *xapi.VDI, damaged map[string]bool) (base, error) {
+func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *diskPlan, snap *xapi.VDI, damaged bool) (base, error) {
 	if last == nil {
 		return base{reason: "first backup of this VM"}, nil
 	}
@@ -47,7 +47,7 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 		return b, nil
 	}
 	switch {
-	case damaged[last.ID()]:
+	case damaged:
 		b.root = chunk.ID{}
 		return full("snapshot %s is damaged", last.Short())
 	case old.VDISnapshot == "":
@@ -98,6 +98,11 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 
 // dropOldBases removes the bases of a disk in this repository, all but one.
 func dropOldBases(ctx context.Context, pool *xapi.Client, repository string, disk xapi.Ref, keep xapi.Ref) error {
+	return dropBases(ctx, pool, repository, disk, func(s *xapi.VDI) bool { return s.Ref != keep })
+}
+
+// dropBases removes those bases of a disk in this repository that are not wanted.
+func dropBases(ctx context.Context, pool *xapi.Client, repository string, disk xapi.Ref, unwanted func(*xapi.VDI) bool) error {
 	v, err := pool.VDI(ctx, disk)
 	if err != nil {
 		if xapi.IsCode(err, xapi.HandleInvalid) {
@@ -107,14 +112,11 @@ func dropOldBases(ctx context.Context, pool *xapi.Client, repository string, dis
 	}
 	var errs []error
 	for _, ref := range v.Snapshots {
-		if ref == keep {
-			continue
-		}
 		s, err := pool.VDI(ctx, ref)
 		if xapi.IsCode(err, xapi.HandleInvalid) {
 			continue
 		}
-		if err == nil && isBase(&s, repository) {
+		if err == nil && isBase(&s, repository) && unwanted(&s) {
 			err = pool.DestroyVDI(ctx, ref)
 		}
 		errs = append(errs, err)

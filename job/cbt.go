@@ -8,8 +8,10 @@ import (
 	"slices"
 	"strconv"
 
+	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
 	"xenkeep/nbd"
+	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/xapi"
 )
@@ -76,7 +78,11 @@ func newTracking(ctx context.Context, pool *xapi.Client, t Transport) (*tracking
 
 // arm switches tracking on for a disk, before the VM snapshot is taken: so that
 // this very VDI snapshot is one to compare the next with. It returns why not.
-func (k *tracking) arm(ctx context.Context, pool *xapi.Client, d *diskPlan) string {
+//
+// Where the pool refuses because of what an earlier tracking left, this
+// repository's own lists of changes of the disk are dropped, which are of no use
+// any more, and it is tried once again.
+func (k *tracking) arm(ctx context.Context, pool *xapi.Client, repository string, d *diskPlan) string {
 	switch {
 	case k.off != "":
 		return k.off
@@ -85,10 +91,38 @@ func (k *tracking) arm(ctx context.Context, pool *xapi.Client, d *diskPlan) stri
 	case d.vdi.CBTEnabled:
 		return ""
 	}
-	if err := pool.EnableCBT(ctx, d.vdi.Ref); err != nil {
+	err := pool.EnableCBT(ctx, d.vdi.Ref)
+	if xapi.IsCode(err, xapi.CBTOnFailed) || xapi.IsCode(err, xapi.CBTOffFailed) || xapi.IsCode(err, xapi.CBTInconsistent) {
+		err = dropLists(ctx, pool, repository, d.vdi.Ref)
+		if err == nil {
+			err = pool.DisableCBT(ctx, d.vdi.Ref)
+		}
+		if err == nil {
+			err = pool.EnableCBT(ctx, d.vdi.Ref)
+		}
+	}
+	if err != nil {
 		return "changes cannot be tracked: " + oneLine(err)
 	}
 	return ""
+}
+
+// dropLists destroys this repository's bases of a disk that hold nothing but a
+// list of changes.
+func dropLists(ctx context.Context, pool *xapi.Client, repository string, disk xapi.Ref) error {
+	return dropBases(ctx, pool, repository, disk, func(s *xapi.VDI) bool { return s.Type == "cbt_metadata" })
+}
+
+// rearm begins the tracking of a disk anew, since it was wrong: whoever asks for
+// the changes since before is then refused, instead of told a part of them.
+func rearm(ctx context.Context, b *poolBackup, d *diskPlan) {
+	err := b.pool.DisableCBT(ctx, d.vdi.Ref)
+	if err == nil {
+		err = b.pool.EnableCBT(ctx, d.vdi.Ref)
+	}
+	if err != nil {
+		b.warn("disk %s: tracking could not be begun anew: %w", d.device(), err)
+	}
 }
 
 // changedExtents reads the bitmap of list_changed_blocks for a disk of size
@@ -168,6 +202,46 @@ func (v *vmBackup) openNBD(ctx context.Context, snap xapi.VDI) (*nbd.Disk, error
 // unchanged and that is read all the same.
 const verifyShare = 100
 
+// tellingMost bounds the blocks that are compared because they changed last.
+const tellingMost = 4
+
+// tellingBlocks are some blocks that the last backup of a disk found changed,
+// and that are not among the changed of this one, which are read anyway.
+// Storage that was put back to a state before it, without a word to the pool,
+// has other bytes there, while its list of changes is empty.
+func (v *vmBackup) tellingBlocks(ctx context.Context, d *diskPlan, changed []disk.Extent) (map[int64]bool, error) {
+	last := v.b.last(v.plan.vm.UUID)
+	before := repo.Latest(v.b.all, func(s *repo.Snapshot) bool {
+		return s.Origin == last.Origin && s.Pool.UUID == last.Pool.UUID && s.VM.UUID == last.VM.UUID && s != last && !s.Data.After(last.Data)
+	})
+	if before == nil {
+		return nil, nil
+	}
+	var roots []chunk.ID
+	for _, s := range []*repo.Snapshot{before, last} {
+		for i := range s.Disks {
+			if s.Disks[i].VDI == d.vdi.UUID {
+				roots = append(roots, chunk.ID(s.Disks[i].Root))
+			}
+		}
+	}
+	if len(roots) != 2 {
+		return nil, nil
+	}
+	telling := make(map[int64]bool)
+	err := repo.DiffBlocks(ctx, v.b.r, roots[0], roots[1], func(block int64) bool {
+		from := block * disk.BlockSize
+		for len(changed) > 0 && changed[0].End() <= from {
+			changed = changed[1:]
+		}
+		if len(changed) == 0 || changed[0].Offset >= from+disk.BlockSize {
+			telling[block] = true
+		}
+		return len(telling) < tellingMost
+	})
+	return telling, err
+}
+
 // transferChanged saves a disk from its base and what changed-block tracking
 // says has changed since.
 func (v *vmBackup) transferChanged(ctx context.Context, d *diskPlan, snap xapi.VDI, base base) (res backup.DiskResult, err error) {
@@ -180,6 +254,11 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *diskPlan, snap xapi.V
 	if err != nil {
 		return res, err
 	}
+	_, leave, err := v.b.places.enter(ctx, d.sr.Ref, nil) // the hosts' own bound is the limiter's
+	if err != nil {
+		return res, err
+	}
+	defer leave()
 	r, err := v.openNBD(ctx, snap)
 	if err != nil {
 		return res, err
@@ -193,7 +272,44 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *diskPlan, snap xapi.V
 	defer m.Done()
 	o := backup.ChangedOptions{Size: size, Base: base.root, Changed: changed, Progress: metered(m)}
 	if v.b.o.VerifyCBT {
-		o.Verify = backup.Sample(verifyShare, v.b.started.Unix())
+		telling, err := v.tellingBlocks(ctx, d, changed)
+		if err != nil {
+			return res, err
+		}
+		sample := backup.Sample(verifyShare, v.b.started.Unix())
+		o.Verify = func(block int64) bool { return telling[block] || sample(block) }
 	}
-	return v.run.Changed(ctx, nbdReader{d: r, size: size}, o)
+	return v.run.Changed(ctx, v.b.o.ReadLimit.Disk(nbdReader{d: r, size: size}), o)
+}
+
+// transferNBD saves a whole disk, read over NBD: all of it but what the server
+// knows to be zero.
+func (v *vmBackup) transferNBD(ctx context.Context, d *diskPlan, snap xapi.VDI, base base) (res backup.DiskResult, err error) {
+	size := int64(snap.VirtualSize)
+	_, leave, err := v.b.places.enter(ctx, d.sr.Ref, nil)
+	if err != nil {
+		return res, err
+	}
+	defer leave()
+	r, err := v.openNBD(ctx, snap)
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	held, err := r.Held(ctx)
+	if err != nil {
+		return res, err
+	}
+	var total int64
+	for _, e := range held {
+		total += e.Length
+	}
+	src, err := r.Source(held, 0)
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	m := v.b.o.Progress.Begin(v.plan.vm.NameLabel+" "+d.device(), total)
+	defer m.Done()
+	return v.run.Disk(ctx, v.b.o.ReadLimit.Source(src), backup.DiskOptions{Size: size, Base: base.root, Progress: metered(m)})
 }

@@ -47,7 +47,7 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 	err = withRun(ctx, r, &o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		m := o.Progress.Begin(name, img.Allocated)
 		defer m.Done()
-		d, err := run.Disk(ctx, img, backup.DiskOptions{Size: img.Size(), Base: base, Progress: metered(m)})
+		d, err := run.Disk(ctx, o.ReadLimit.Source(img), backup.DiskOptions{Size: img.Size(), Base: base, Progress: metered(m)})
 		if err != nil {
 			return fmt.Errorf("%s: %w", o.File, err)
 		}

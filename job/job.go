@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"xenkeep/chunkstore/seal"
+	"xenkeep/internal/limit"
 	"xenkeep/repo"
 	"xenkeep/repo/retention"
 )
@@ -26,6 +27,10 @@ var (
 	ErrPartial = errors.New("some VMs or disks failed")
 	// ErrFailed is returned beside a summary where nothing was saved.
 	ErrFailed = errors.New("nothing was saved")
+	// ErrUntrue is returned beside a summary where the pool's changed-block
+	// tracking was found to have called something unchanged that was not: what
+	// was saved is right, what was saved before may not be.
+	ErrUntrue = errors.New("changed-block tracking missed a change")
 	// ErrExists is returned where a restore would overwrite something.
 	ErrExists = errors.New("there is something already")
 	// ErrUnsupported is returned for a disk or VM that cannot be snapshotted.
@@ -70,9 +75,12 @@ type Common struct {
 	StateDir string // where the job's lock file lies; "" is the cache folder's place
 	Tags     []string
 	Level    seal.Level
-	Progress Progress
-	Log      *slog.Logger
-	Now      func() time.Time
+	// ReadLimit holds back what is read from the pool or the image, WriteLimit
+	// what is sent to the storage; nil is no limit.
+	ReadLimit, WriteLimit *limit.Limiter
+	Progress              Progress
+	Log                   *slog.Logger
+	Now                   func() time.Time
 }
 
 func (c *Common) defaults() {
@@ -102,6 +110,9 @@ type BackupOptions struct {
 	// So many VMs, and disks of each, are worked on at once; 0 is 2. An SR is
 	// given one snapshot operation at a time.
 	VMConcurrency, DiskConcurrency int
+	// So many disks are read at once from each host and each SR, over all VMs;
+	// 0 is 6 and 4.
+	HostConcurrency, SRConcurrency int
 	// Transport says how disks are read; "" is TransportAuto.
 	Transport      Transport
 	NBDConnections int // for each disk; 0 is 4
@@ -157,6 +168,8 @@ type DiskSummary struct {
 	Size   int64  `json:"size"`
 	Method string `json:"method"` // "full", "vhd-delta" or "cbt"
 	Reason string `json:"reason"`
+	// Transport is how its bytes came: "vhd", "raw" or "nbd".
+	Transport string `json:"transport,omitempty"`
 	repo.DiskRead
 }
 

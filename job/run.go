@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/retention"
@@ -122,6 +123,9 @@ func withRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 	claims, _, err := r.Claims(ctx)
 	if err != nil {
 		return err
+	}
+	if c.WriteLimit != nil {
+		ctx = object.WithThrottle(ctx, c.WriteLimit.Wait)
 	}
 	err = backup.Do(ctx, r, backup.Options{
 		Job: c.Job, Machine: c.Machine, Process: processName(), Roots: roots,

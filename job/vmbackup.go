@@ -25,11 +25,14 @@ type vmBackup struct {
 	plan *vmPlan
 	run  *backup.Run
 
-	asked  bool                  // for the VM snapshot, whatever came of it
-	record xapi.Ref              // the VM snapshot
-	snaps  map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
-	marked bool                  // all of them
-	snap   *repo.Snapshot
+	asked  bool     // for the VM snapshot, whatever came of it
+	record xapi.Ref // the VM snapshot
+	// reverted tells that the VM was while the backup began: what is known of
+	// it may be of another disk content than the VM snapshot's.
+	reverted bool
+	snaps    map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
+	marked   bool                  // all of them
+	snap     *repo.Snapshot
 }
 
 // read takes the VM snapshot and reads all its disks; afterwards the VM waits
@@ -94,7 +97,7 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 		return err
 	}
 	for _, d := range v.plan.disks {
-		d.untracked = v.b.tracking.arm(ctx, v.b.pool, d)
+		d.untracked = v.b.tracking.arm(ctx, v.b.pool, v.b.r.ID(), d)
 	}
 	v.asked = true
 	v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.vm.Ref, v.label(), ignore...)
@@ -136,6 +139,7 @@ func (v *vmBackup) alone(ctx context.Context, taken time.Time) error {
 		if vm, err = v.b.pool.VM(ctx, vm.Ref); err != nil {
 			return err
 		}
+		v.reverted = vm.GenerationID != v.plan.vm.GenerationID
 	}
 	j := &judge{r: v.b.r, machine: v.b.o.Machine, now: v.b.lease.now()}
 	for _, ref := range vm.Snapshots {
@@ -229,69 +233,129 @@ func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk) er
 		return errors.New("the VM snapshot holds no snapshot of it")
 	}
 	last := v.b.last(v.plan.vm.UUID)
-	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.vm, d, &snap, v.b.damaged)
+	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.vm, d, &snap, v.b.isDamaged(last))
 	if err != nil {
 		return err
+	}
+	if v.reverted {
+		base.vdi, base.tracked, base.reason = xapi.NullRef, xapi.NullRef, "the VM was reverted while its backup began"
 	}
 	rec := repo.Disk{
 		Device: d.device(), UserDevice: d.vbd.UserDevice, VDI: d.vdi.UUID, VDISnapshot: snap.UUID,
 		Name: d.vdi.NameLabel, SR: d.sr.UUID, Location: d.vdi.Location, Size: int64(snap.VirtualSize),
-		Method: "full", Reason: base.reason,
+		Reason: base.reason,
 	}
-	if v.keeps(d) == keptNothing {
-		rec.VDISnapshot = ""
+	var ways []way
+	if !base.tracked.IsNull() {
+		ways = append(ways, way{"cbt", "nbd", func() (backup.DiskResult, error) { return v.transferChanged(ctx, d, snap, base) }})
 	}
+	if !base.vdi.IsNull() {
+		ways = append(ways, way{"vhd-delta", "vhd", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }})
+	}
+	ways = append(ways, v.fullWays(ctx, d, snap, base, &rec)...)
 	// Each way may fail and leave the next, which trusts less.
 	var res backup.DiskResult
-	done := false
-	try := func(method string, read func() (backup.DiskResult, error)) error {
-		if res, err = read(); err == nil {
-			done, rec.Method = true, method
-			return nil
+	believed := true
+	for i, w := range ways {
+		if !believed && w.method != "full" {
+			continue
 		}
-		if ctx.Err() != nil {
+		if res, err = w.read(); err == nil {
+			rec.Method = w.method
+			v.b.mu.Lock()
+			v.b.ways[rec.VDI] = w.transport
+			v.b.mu.Unlock()
+			break
+		}
+		if ctx.Err() != nil || i == len(ways)-1 {
 			return err
 		}
 		if errors.Is(err, backup.ErrUnsaidChange) {
-			v.b.warn("VM %s: disk %s: changed-block tracking cannot be believed: %v; the disk is read in full", v.plan.vm.NameLabel, d.device(), err)
-			base.vdi = xapi.NullRef
+			believed = false
+			v.b.disbelieve(ctx, last, v.plan.vm.NameLabel, d.device(), err)
+			d.untracked = "its tracking missed a change"
+			rearm(ctx, v.b, d)
 		}
-		v.b.o.Log.Info("reading otherwise", "vm", v.plan.vm.NameLabel, "disk", d.device(), "failed", method, "error", err)
-		rec.Reason = method + " failed: " + oneLine(err)
-		return nil
+		v.b.o.Log.Info("reading otherwise", "vm", v.plan.vm.NameLabel, "disk", d.device(), "failed", w.name(), "error", err)
+		rec.Reason = w.name() + " failed: " + oneLine(err)
 	}
-	if !base.tracked.IsNull() {
-		if err := try("cbt", func() (backup.DiskResult, error) { return v.transferChanged(ctx, d, snap, base) }); err != nil {
-			return err
-		}
-	}
-	if !done && !base.vdi.IsNull() {
-		if err := try("vhd-delta", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }); err != nil {
-			return err
-		}
-	}
-	if !done {
-		rec.Method = "full"
-		if res, err = v.transfer(ctx, d, snap, base, false); err != nil {
-			return err
-		}
+	if v.keeps(d) == keptNothing {
+		rec.VDISnapshot = ""
 	}
 	rec.Root, rec.Counts = repo.HexID(res.Root), res.Counts
 	*out = rec
 	return nil
 }
 
+// way is one way to read a disk.
+type way struct {
+	method    string // as a repo.Disk tells it
+	transport string // "vhd", "raw" or "nbd"
+	read      func() (backup.DiskResult, error)
+}
+
+func (w *way) name() string {
+	if w.method == "full" {
+		return "full read (" + w.transport + ")"
+	}
+	return w.method
+}
+
+// fullWays are the ways to read a whole disk, the best first. A VHD export
+// passes over what was never written, which NBD reads; so NBD comes first only
+// where it was asked for or where there can be no VHD.
+func (v *vmBackup) fullWays(ctx context.Context, d *diskPlan, snap xapi.VDI, base base, rec *repo.Disk) []way {
+	transport, why := exportFormat(int64(snap.VirtualSize)), ""
+	ways := []way{{"full", transport, func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, false) }}}
+	if v.b.tracking.off != "" {
+		return ways
+	}
+	nbd := way{"full", "nbd", func() (backup.DiskResult, error) { return v.transferNBD(ctx, d, snap, base) }}
+	switch {
+	case v.b.o.Transport == TransportNBD:
+		why = "NBD was asked for"
+	case transport == xapi.FormatRaw:
+		why = "the pool cannot export a disk of this size as a VHD"
+	default:
+		return append(ways, nbd)
+	}
+	if base.tracked.IsNull() && base.vdi.IsNull() {
+		rec.Reason += "; " + why
+	}
+	return append([]way{nbd}, ways...)
+}
+
+// exportFormat is the format in which a whole disk of size bytes can be had.
+// XenServer refuses VHDs beyond 2040 GiB, and its vhd-tool hangs on disks that
+// end within a block.
+func exportFormat(size int64) string {
+	if size > vhd.MaxSize || size%disk.BlockSize != 0 {
+		return xapi.FormatRaw
+	}
+	return xapi.FormatVHD
+}
+
 // transfer moves one disk's data into the repository.
 func (v *vmBackup) transfer(ctx context.Context, d *diskPlan, snap xapi.VDI, base base, delta bool) (backup.DiskResult, error) {
+	hosts, err := v.b.pool.HostsFor(ctx, d.sr.Ref)
+	if err != nil {
+		return backup.DiskResult{}, err
+	}
+	addresses := make([]string, 0, len(hosts))
+	for _, h := range hosts {
+		if h.Address != "" {
+			addresses = append(addresses, h.Address)
+		}
+	}
+	host, leave, err := v.b.places.enter(ctx, d.sr.Ref, addresses)
+	if err != nil {
+		return backup.DiskResult{}, err
+	}
+	defer leave()
 	size := int64(snap.VirtualSize)
-	opts := xapi.ExportOptions{VDI: snap.Ref, Format: xapi.FormatVHD}
-	// XenServer refuses VHDs beyond 2040 GiB, and its vhd-tool hangs on disks
-	// that end within a block.
-	raw := size > vhd.MaxSize || size%disk.BlockSize != 0
+	opts := xapi.ExportOptions{VDI: snap.Ref, Format: exportFormat(size), Host: host}
 	if delta {
-		opts.Base = base.vdi
-	} else if raw {
-		opts.Format = xapi.FormatRaw
+		opts.Base, opts.Format = base.vdi, xapi.FormatVHD
 	}
 	e, err := v.b.pool.ExportVDI(ctx, opts)
 	if err != nil {
@@ -304,10 +368,11 @@ func (v *vmBackup) transfer(ctx context.Context, d *diskPlan, snap xapi.VDI, bas
 	}()
 	var src disk.Source
 	var total int64
+	stream := v.b.o.ReadLimit.Reader(ctx, e)
 	if opts.Format == xapi.FormatRaw {
-		src, total = &rawStream{r: e, size: size}, size
+		src, total = &rawStream{r: stream, size: size}, size
 	} else {
-		reader, err := vhd.NewReader(e, vhd.Options{Size: size})
+		reader, err := vhd.NewReader(stream, vhd.Options{Size: size})
 		if err != nil {
 			return backup.DiskResult{}, poolError(err)
 		}

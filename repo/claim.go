@@ -96,6 +96,10 @@ type DamagedDisk struct {
 	Ranges   [][2]int64 `json:"ranges"` // first block, number of blocks
 }
 
+// NoteDamaged is the kind of a note that says that something of a snapshot may
+// be wrong: nothing is built upon it.
+const NoteDamaged = "damaged"
+
 // Note is something said later about a snapshot. Notes are only ever added.
 type Note struct {
 	Snapshot string    `json:"snapshot"` // its whole ID

@@ -31,11 +31,7 @@ func WalkTree(ctx context.Context, r *Repository, root chunk.ID, tree func(id ch
 func walk(ctx context.Context, r *Repository, root chunk.ID, lenient bool, tree func(id chunk.ID), fn func(p Piece, at int64)) error {
 	pass := func(err error) bool { return lenient && ctx.Err() == nil && !object.Retriable(err) }
 	tree(root)
-	p, err := r.store.Load(ctx, chunk.Root, root)
-	if err != nil {
-		return err
-	}
-	rn, err := DecodeRoot(p)
+	rn, err := r.ReadRoot(ctx, root)
 	if err != nil {
 		return err
 	}
@@ -44,11 +40,7 @@ func walk(ctx context.Context, r *Repository, root chunk.ID, lenient bool, tree 
 			continue
 		}
 		tree(id)
-		p, err := r.store.Load(ctx, chunk.Node, id)
-		var node *NodeIDs
-		if err == nil {
-			node, err = DecodeNode(p)
-		}
+		node, err := r.readNode(ctx, id)
 		if err != nil {
 			if pass(err) {
 				continue

@@ -28,6 +28,11 @@ func (c *Client) EnableCBT(ctx context.Context, vdi Ref) error {
 	return c.Call(ctx, "VDI.enable_cbt", nil, vdi)
 }
 
+// DisableCBT ends the tracking of a disk; lists of changes since are gone then.
+func (c *Client) DisableCBT(ctx context.Context, vdi Ref) error {
+	return c.Call(ctx, "VDI.disable_cbt", nil, vdi)
+}
+
 // DestroyData removes a VDI snapshot's data and keeps what it knows of changes.
 // No VBD may lead to it any more; it waits while one does.
 func (c *Client) DestroyData(ctx context.Context, vdi Ref) error {

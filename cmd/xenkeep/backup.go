@@ -36,6 +36,8 @@ type backupOptions struct {
 	skipUnsupported bool
 	all             bool
 	vms, disks      int
+	hosts, srs      int
+	limits          limitFlags
 }
 
 func newBackupCommand() *cobra.Command {
@@ -61,8 +63,8 @@ none of them all remain. The newest complete snapshot always remains.`,
 				return usagef("which VMs? name them, or all with --all, or an image file with --image")
 			case o.all && (o.image != "" || len(args) > 0):
 				return usagef("--all backs up every VM of the pool: name nothing beside it")
-			case o.vms < 1 || o.disks < 1:
-				return usagef("--vm-concurrency and --disk-concurrency are 1 at least")
+			case o.vms < 1 || o.disks < 1 || o.hosts < 1 || o.srs < 1:
+				return usagef("--vm-concurrency, --disk-concurrency, --host-concurrency and --sr-concurrency are 1 at least")
 			case o.image != "" && len(args) > 0:
 				return usagef("--image backs up a file: name no VMs beside it")
 			case o.image == "" && o.name != "":
@@ -81,6 +83,9 @@ none of them all remain. The newest complete snapshot always remains.`,
 	s.BoolVar(&o.all, "all", false, "back up every VM of the pool that has disks")
 	s.IntVar(&o.vms, "vm-concurrency", 2, "work on at most `n` VMs at once")
 	s.IntVar(&o.disks, "disk-concurrency", 2, "read at most `n` disks of a VM at once")
+	s.IntVar(&o.hosts, "host-concurrency", 6, "read at most `n` disks from a host at once")
+	s.IntVar(&o.srs, "sr-concurrency", 4, "read at most `n` disks of an SR at once")
+	o.limits.add(s)
 	s.StringVar(&o.name, "name", "", "`name` of the image in the repository (the file's)")
 	s.StringVar(&o.job, "job", "default", "`name` of the job that this run is of")
 	s.Var(&o.tags, "tag", "`tag` for the snapshots; may be repeated")
@@ -122,6 +127,10 @@ func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
 		for i := range sum.Failed {
 			tell(cmd.ErrOrStderr(), oneLine(sum.Failed[i].Error), failureHint(&sum.Failed[i]))
 		}
+		return reported{err}
+	}
+	if errors.Is(err, job.ErrUntrue) {
+		tell(cmd.ErrOrStderr(), sentence(err), hint(err))
 		return reported{err}
 	}
 	return err
@@ -169,12 +178,13 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 	common := job.Common{
 		Job: o.job, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
 		Progress: show, Log: warnings(show),
+		ReadLimit: o.limits.read.limiter(), WriteLimit: o.limits.write.limiter(),
 	}
 	if o.image != "" {
 		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Retention: policy})
 	}
 	return job.Backup(ctx, r, pool, job.BackupOptions{
-		Common: common, VMs: vms, All: o.all, VMConcurrency: o.vms, DiskConcurrency: o.disks, Keep: job.Keep(o.keepBase.text), Transport: job.Transport(o.transport.text),
+		Common: common, VMs: vms, All: o.all, VMConcurrency: o.vms, DiskConcurrency: o.disks, HostConcurrency: o.hosts, SRConcurrency: o.srs, Keep: job.Keep(o.keepBase.text), Transport: job.Transport(o.transport.text),
 		NBDConnections: o.nbdConnections, VerifyCBT: o.verifyCBT, SkipUnsupported: o.skipUnsupported, Retention: policy,
 	})
 }

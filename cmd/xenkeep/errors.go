@@ -89,6 +89,8 @@ func hint(err error) string {
 		return "--skip-unsupported leaves out disks that cannot be snapshotted"
 	case errors.Is(err, job.ErrActive):
 		return "wait for it to end, or give this run another --job"
+	case errors.Is(err, job.ErrUntrue):
+		return "this backup is right; to be sure of older ones compare them: xenkeep restore, xenkeep backup --transport vhd. Look at the storage, and for who reverts disks there"
 	case errors.Is(err, repo.ErrNoSnapshot), errors.Is(err, repo.ErrAmbiguous):
 		return "xenkeep snapshots lists what there is"
 	case errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):

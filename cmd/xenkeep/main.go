@@ -74,7 +74,7 @@ func exitCode(err error) int {
 		return exitWrongSecret
 	case errors.Is(err, seal.ErrNoDataKey):
 		return exitWriteOnly
-	case errors.Is(err, errDamage), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
+	case errors.Is(err, errDamage), errors.Is(err, job.ErrUntrue), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
 		return exitDamage
 	}
 	return exitFailed

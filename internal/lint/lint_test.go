@@ -23,6 +23,7 @@ var allowed = []struct {
 }{
 	{"internal/disk", ""},
 	{"internal/lint", ""},
+	{"internal/limit", "internal/disk"},
 	{"nbd", "internal/disk"},
 	{"vhd", "internal/disk"},
 	{"xva", "internal/disk"},
@@ -45,8 +46,8 @@ var allowed = []struct {
 	{"repo/prune", "repo chunkstore/..."},
 	{"repo/retention", "repo"},
 	{"repo/formattest", ""},
-	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 nbd internal/disk"},
-	{"cmd/xenkeep", "job repo/... chunkstore/... xapi/... vhd nbd internal/disk"},
+	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 nbd internal/disk internal/limit"},
+	{"cmd/xenkeep", "job repo/... chunkstore/... xapi/... vhd nbd internal/disk internal/limit"},
 	{"bench/...", "..."},
 }
 

@@ -27,6 +27,9 @@ type Fault struct {
 	Reset bool `json:"reset,omitempty"`
 	// Delay is how long the operation holds its object, unscaled.
 	Delay time.Duration `json:"delay,omitempty"`
+	// Do runs before the call is looked at, with nothing held: it may call the
+	// pool itself.
+	Do func() `json:"-"`
 	// DropSession ends the caller's session first.
 	DropSession bool `json:"drop_session,omitempty"`
 

@@ -85,6 +85,11 @@ var memberCalls = map[string]bool{"session.logout": true, "session.local_logout"
 // run applies scripted faults around a call.
 func (p *Pool) run(c *call) (any, error) {
 	f := p.takeFault(c.method.name)
+	if f != nil && f.Do != nil {
+		p.mu.Unlock()
+		f.Do()
+		p.mu.Lock()
+	}
 	if f != nil {
 		c.hold = f.Delay
 		if f.DropSession && c.session != nil {

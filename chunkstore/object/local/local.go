@@ -197,11 +197,21 @@ func (s *Store) writeTemp(ctx context.Context, name string, data []byte) (temp s
 			os.Remove(temp)
 		}
 	}()
+	wait, most := object.Throttle(ctx), writePiece
+	if wait != nil {
+		most = object.ThrottlePiece
+	}
 	for len(data) > 0 {
-		if err := ctx.Err(); err != nil {
+		piece := data[:min(len(data), most)]
+		if wait != nil {
+			err = wait(ctx, len(piece))
+		} else {
+			err = ctx.Err()
+		}
+		if err != nil {
 			return "", err
 		}
-		n, err := f.Write(data[:min(len(data), writePiece)])
+		n, err := f.Write(piece)
 		if err != nil {
 			return "", err
 		}

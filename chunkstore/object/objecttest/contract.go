@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,7 @@ func Run(t *testing.T, open func(t *testing.T) object.Store) {
 		{"Cancelled", testCancelled},
 		{"AtOnce", testAtOnce},
 		{"PackSized", testPackSized},
+		{"Throttle", testThrottle},
 		{"Location", testLocation},
 	}
 	for _, tt := range tests {
@@ -399,6 +401,35 @@ func testPackSized(t *testing.T, s object.Store) {
 	p := make([]byte, 4<<20)
 	if err := s.GetInto(t.Context(), "packs/cd/big", 20<<20, p); err != nil || !bytes.Equal(p, data[20<<20:24<<20]) {
 		t.Errorf("get 4 MiB of 33: %v", err)
+	}
+}
+
+// A Put asks its throttle before each piece it sends, and ends when that says so.
+func testThrottle(t *testing.T, s object.Store) {
+	data := Bytes(7, 3*object.ThrottlePiece+5)
+	var asked atomic.Int64
+	ctx := object.WithThrottle(t.Context(), func(_ context.Context, n int) error {
+		if n > object.ThrottlePiece {
+			t.Errorf("%d bytes at once", n)
+		}
+		asked.Add(int64(n))
+		return nil
+	})
+	if err := s.Put(ctx, "a/throttled", data); err != nil {
+		t.Fatal(err)
+	}
+	if n := asked.Load(); n < int64(len(data)) {
+		t.Errorf("asked for %d of %d bytes", n, len(data))
+	}
+	wantData(t, s, "a/throttled", data)
+
+	stop := errors.New("enough")
+	ctx = object.WithThrottle(t.Context(), func(context.Context, int) error { return stop })
+	if err := s.Put(ctx, "a/stopped", data); err == nil {
+		t.Error("a Put went on without leave")
+	}
+	if _, err := s.Get(t.Context(), "a/stopped", 0, -1); !errors.Is(err, object.ErrNotFound) {
+		t.Errorf("a stopped Put left something: %v", err)
 	}
 }
 

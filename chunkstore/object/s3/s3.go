@@ -237,7 +237,7 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 		return err
 	}
 	sum := sha256.Sum256(data)
-	_, err := s.client.PutObject(ctx, s.bucket, s.root+name, bytes.NewReader(data), int64(len(data)),
+	_, err := s.client.PutObject(ctx, s.bucket, s.root+name, object.ThrottledReader(ctx, bytes.NewReader(data)), int64(len(data)),
 		"", hex.EncodeToString(sum[:]), minio.PutObjectOptions{
 			ContentType:          "application/octet-stream",
 			DisableContentSha256: true, // the sum above takes its place
