@@ -105,7 +105,10 @@ type filling struct {
 // object, and a later run adopts it.
 func (s *Store) Write(ctx context.Context, o WriterOptions, fn func(ctx context.Context, w *Writer) error) error {
 	if o.Uploads <= 0 {
-		o.Uploads = min(max(s.objects.Traits().Parallel, 1), 3)
+		t := s.objects.Traits()
+		if o.Uploads = t.Uploads; o.Uploads <= 0 {
+			o.Uploads = min(max(t.Parallel, 1), 3)
+		}
 	}
 	if o.Now == nil {
 		o.Now = time.Now

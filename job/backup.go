@@ -44,6 +44,7 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 	b := &poolBackup{r: r, pool: pool, o: o, started: o.Now(), damaged: map[string]bool{}, ways: map[string]string{}}
 	b.sum = &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: b.started.UTC(), Snapshots: []VMSummary{}}
 	err = b.run(ctx)
+	b.sum.Requests = requests(b.r)
 	b.sum.Duration = o.Now().Sub(b.started).Seconds()
 	switch {
 	case err != nil:

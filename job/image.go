@@ -66,6 +66,7 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 	}
 	sum.Snapshots = append(sum.Snapshots, summarise(s))
 	sum.Forgotten, err = forget(ctx, r, &o.Common, o.Retention, []*repo.Snapshot{s})
+	sum.Requests = requests(r)
 	sum.Duration = o.Now().Sub(started).Seconds()
 	return sum, err
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"xenkeep/chunkstore/object/count"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/limit"
 	"xenkeep/repo"
@@ -145,10 +146,23 @@ type Summary struct {
 	Duration  float64     `json:"duration_s"`
 	Packs     int64       `json:"packs"`          // written
 	Stored    int64       `json:"bytes_uploaded"` // in these packs
+	Requests  Requests    `json:"requests"`       // to the repository's storage
 	Snapshots []VMSummary `json:"snapshots"`
 	Failed    []VMFailure `json:"failed,omitempty"`
 	Forgotten []string    `json:"forgotten,omitempty"` // snapshot ids
 	Warnings  []string    `json:"warnings,omitempty"`
+}
+
+// Requests are what a run asked of the repository's storage.
+type Requests struct {
+	count.Requests
+	Metadata int64 `json:"metadata"` // those that carry no packs
+}
+
+// requests are those since the storage was opened.
+func requests(r *repo.Repository) Requests {
+	n := count.Of(r.Objects())
+	return Requests{Requests: n, Metadata: n.Metadata()}
 }
 
 // VMSummary is one snapshot that a run published.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // The classes of error that a Store tells apart. A caller asks with errors.Is.
@@ -26,6 +27,11 @@ var (
 	// ErrUnavailable: the storage did not answer properly this time. It is the
 	// only class worth trying again.
 	ErrUnavailable = errors.New("storage not available")
+	// ErrLocked: the object may not be deleted before a certain time; a
+	// LockedError says when.
+	ErrLocked = errors.New("locked against deletion")
+	// ErrUnsupported: the storage does not offer what was asked for.
+	ErrUnsupported = errors.New("not offered by the storage")
 	// ErrName: the name is none that CheckName allows, or the range is none.
 	ErrName = errors.New("invalid name or range")
 )
@@ -38,6 +44,7 @@ type Error struct {
 	Name  string // object, prefix, or for open and create the location
 	Class error  // one of the sentinels, a context error, or the cause if none fits
 	Cause error  // what the backend said; may be nil
+	Cure  string // what the user can do about it; may be empty
 }
 
 func (e *Error) Error() string {
@@ -50,6 +57,29 @@ func (e *Error) Error() string {
 
 // Unwrap gives the class.
 func (e *Error) Unwrap() error { return e.Class }
+
+// CureOf is what can be done about an error, as the backend knows it; empty
+// where it does not.
+func CureOf(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Cure
+	}
+	return ""
+}
+
+// LockedError is an object that may not be deleted yet.
+type LockedError struct {
+	Name  string
+	Until time.Time
+}
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("delete %s: %v until %s", e.Name, ErrLocked, e.Until.UTC().Format(time.RFC3339))
+}
+
+// Unwrap gives the class.
+func (e *LockedError) Unwrap() error { return ErrLocked }
 
 // Retriable tells whether the same call may well succeed a little later.
 func Retriable(err error) bool {

@@ -29,6 +29,16 @@ type Traits struct {
 	// Parallel is how many requests at once serve this storage best: few for a
 	// disk, more where each request waits for a network.
 	Parallel int
+	// Uploads is how many large objects at once are best put; 0: three, or as
+	// many as Parallel if that is less.
+	Uploads int
+	// Page is how many objects one request of a listing gives; 0: all.
+	Page int
+	// Whole tells that an object of some MiB is better read whole, once, than
+	// in several ranges: each request costs time, and perhaps money.
+	Whole bool
+	// Keeps tells that the store is a Keeper.
+	Keeps bool
 }
 
 // A Store keeps objects under names such as "config" or "packs/ab/<hex>"; what

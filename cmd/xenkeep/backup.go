@@ -218,6 +218,10 @@ func printSummary(w io.Writer, sum *job.Summary, quiet bool) error {
 	}
 	_, err := fmt.Fprintf(w, "%s: %s%s in %s, %s uploaded in %s%s\n", sum.Status, plural(len(sum.Snapshots), "snapshot"), failed,
 		seconds(sum.Duration), size(sum.Stored), plural(int(sum.Packs), "pack"), forgotten)
+	if n := sum.Requests; err == nil {
+		_, err = fmt.Fprintf(w, "storage: %s (%d put, %d get, %d stat, %d list, %d delete), %d of them metadata\n",
+			plural(int(n.Total()), "request"), n.Put, n.Get, n.Stat, n.List, n.Delete, n.Metadata)
+	}
 	return err
 }
 

@@ -122,7 +122,7 @@ func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]job.Fi
 }
 
 func (o *doctorOptions) examineRepository(ctx context.Context, stderr io.Writer) ([]job.Finding, string, error) {
-	objects, err := all.Open(ctx, o.repository.location, retryPolicy(stderr))
+	objects, err := all.Open(ctx, o.repository.location, o.repository.storage(stderr))
 	if err != nil {
 		return nil, "storage", err
 	}

@@ -75,6 +75,8 @@ func hint(err error) string {
 		return "compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then add --pool-fingerprint " + untrusted.Fingerprint
 	case job.CureOf(err) != "":
 		return job.CureOf(err)
+	case object.CureOf(err) != "":
+		return object.CureOf(err)
 	case errors.Is(err, object.ErrNoRepository):
 		return "is the path right, and is what should be mounted there? xenkeep init makes a new repository"
 	case errors.Is(err, object.ErrExists):

@@ -25,18 +25,30 @@ type repositoryFlags struct {
 	location string
 	secret   secretFlagsValues
 	cacheDir string
+	s3       s3Flags
 }
 
 func (f *repositoryFlags) add(cmd *cobra.Command) {
 	s := cmd.Flags()
-	s.StringVarP(&f.location, "repository", "r", "", "`location` of the repository: a folder, or s3:https://host/bucket/prefix")
+	s.StringVarP(&f.location, "repository", "r", "", "`location` of the repository: a folder, s3:https://host/bucket/prefix, or s3://bucket/prefix")
 	s.StringVar(&f.cacheDir, "cache-dir", "", "`folder` for what is kept on this machine (the user's cache folder)")
 	f.secret.add(cmd)
+	f.s3.add(s)
+}
+
+// storage says how the storage below is used.
+func (f *repositoryFlags) storage(stderr io.Writer) all.Options {
+	return all.Options{Retry: retryPolicy(stderr), S3: f.s3.config(), Endpoint: f.s3.endpoint}
 }
 
 func (f *repositoryFlags) check() error {
 	if f.location == "" {
 		return usagef("which repository? give --repository or set XENKEEP_REPOSITORY")
+	}
+	if all.IsS3(f.location) {
+		if _, err := all.S3Config(f.location, f.storage(io.Discard)); err != nil {
+			return usagef("%w", err)
+		}
 	}
 	return nil
 }
@@ -70,7 +82,7 @@ func (f *repositoryFlags) create(ctx context.Context, stderr io.Writer) (*repo.R
 	if err != nil {
 		return nil, err
 	}
-	objects, err := all.Create(ctx, f.location, retryPolicy(stderr))
+	objects, err := all.Create(ctx, f.location, f.storage(stderr))
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +108,7 @@ func (f *repositoryFlags) objects(ctx context.Context, stderr io.Writer) (object
 	if err := f.check(); err != nil {
 		return nil, err
 	}
-	return all.Open(ctx, f.location, retryPolicy(stderr))
+	return all.Open(ctx, f.location, f.storage(stderr))
 }
 
 func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stderr io.Writer) (*repo.Repository, error) {

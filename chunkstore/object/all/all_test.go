@@ -9,25 +9,24 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/all"
 	"xenkeep/chunkstore/object/objecttest/s3server"
-	"xenkeep/chunkstore/object/retry"
 )
 
 func roundTrip(t *testing.T, location string) {
 	ctx := t.Context()
-	if _, err := all.Open(ctx, location, retry.Policy{}); !errors.Is(err, object.ErrNoRepository) {
+	if _, err := all.Open(ctx, location, all.Options{}); !errors.Is(err, object.ErrNoRepository) {
 		t.Errorf("open of nothing: %v", err)
 	}
-	s, err := all.Create(ctx, location, retry.Policy{})
+	s, err := all.Create(ctx, location, all.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Put(ctx, "config", []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := all.Create(ctx, location, retry.Policy{}); !errors.Is(err, object.ErrExists) {
+	if _, err := all.Create(ctx, location, all.Options{}); !errors.Is(err, object.ErrExists) {
 		t.Errorf("create over a repository: %v", err)
 	}
-	s, err = all.Open(ctx, location, retry.Policy{})
+	s, err = all.Open(ctx, location, all.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +47,7 @@ func TestS3(t *testing.T) {
 }
 
 func TestBadLocation(t *testing.T) {
-	if _, err := all.Open(t.Context(), "s3:nonsense", retry.Policy{}); !errors.Is(err, object.ErrName) {
+	if _, err := all.Open(t.Context(), "s3:nonsense", all.Options{}); !errors.Is(err, object.ErrName) {
 		t.Error(err)
 	}
 }

@@ -45,6 +45,10 @@ const (
 type Store struct {
 	root    string
 	network bool // a mount whose server other machines write to, or may be
+
+	// Of a store for trying out a folder: it is no repository's, and goes
+	// with its content when it is closed.
+	passing string // the folder that is tried out
 }
 
 var _ object.Store = (*Store)(nil)
@@ -105,6 +109,25 @@ func Open(dir string) (*Store, error) {
 	return s, nil
 }
 
+// Connect gives an empty store in a folder of its own within dir, whatever is
+// in dir beside; Close removes it. It is for trying a file system out.
+func Connect(dir string) (*Store, error) {
+	outer, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, &object.Error{Op: "open", Name: dir, Class: err}
+	}
+	s := &Store{passing: outer}
+	if s.root, err = os.MkdirTemp(outer, ".xenkeep-probe-"); errors.Is(err, fs.ErrNotExist) {
+		return nil, &object.Error{Op: "open", Name: outer, Class: object.ErrNoRepository, Cause: errors.New("no such folder")}
+	} else if err != nil {
+		return nil, s.fail("open", outer, err)
+	}
+	if s.network, err = onNetwork(s.root); err != nil {
+		return nil, errors.Join(s.fail("open", outer, err), s.Close())
+	}
+	return s, nil
+}
+
 // mustBeVacant tells whether a repository may be made in root: it may hold the
 // empty folders that an interrupted Create left, and a file system's lost+found.
 func mustBeVacant(root string) error {
@@ -136,6 +159,9 @@ func mustBeVacant(root string) error {
 
 // present is nil where root holds a repository.
 func (s *Store) present() error {
+	if s.passing != "" {
+		return nil
+	}
 	for _, folder := range []string{"packs", "slots"} {
 		info, err := os.Stat(filepath.Join(s.root, folder))
 		switch {
@@ -355,10 +381,20 @@ func (s *Store) Traits() object.Traits {
 }
 
 // Location implements object.Store.
-func (s *Store) Location() string { return s.root }
+func (s *Store) Location() string {
+	if s.passing != "" {
+		return s.passing
+	}
+	return s.root
+}
 
 // Close implements object.Store.
-func (s *Store) Close() error { return nil }
+func (s *Store) Close() error {
+	if s.passing != "" {
+		return os.RemoveAll(s.root)
+	}
+	return nil
+}
 
 func (s *Store) path(name string) string {
 	return s.root + string(filepath.Separator) + filepath.FromSlash(name)

@@ -123,16 +123,13 @@ func (s *Store) Stat(ctx context.Context, name string) (info object.Info, err er
 // only what it has not shown; for that it remembers a hash of 128 bits of each
 // name while it runs, which is 16 bytes for names of 70.
 func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) error) error {
-	shown := make(map[[2]uint64]struct{})
-	seeds := [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+	var shown seen
 	var stopped error // fn's error, which is nothing to try again
 	err := s.do(ctx, "list", prefix, func() error {
 		err := s.Store.List(ctx, prefix, func(i object.Info) error {
-			name := [2]uint64{maphash.String(seeds[0], i.Name), maphash.String(seeds[1], i.Name)}
-			if _, again := shown[name]; again {
+			if shown.again(i.Name) {
 				return nil
 			}
-			shown[name] = struct{}{}
 			stopped = fn(i)
 			return stopped
 		})
@@ -145,6 +142,24 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) er
 		return stopped
 	}
 	return err
+}
+
+// seen remembers names, by hashes of 128 bits.
+type seen struct {
+	seeds [2]maphash.Seed
+	names map[[2]uint64]struct{}
+}
+
+// again tells whether a name was asked about before.
+func (s *seen) again(name string) bool {
+	if s.names == nil {
+		s.seeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+		s.names = make(map[[2]uint64]struct{})
+	}
+	h := [2]uint64{maphash.String(s.seeds[0], name), maphash.String(s.seeds[1], name)}
+	_, again := s.names[h]
+	s.names[h] = struct{}{}
+	return again
 }
 
 // Delete implements object.Store.

@@ -7,13 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/minio/minio-go/v7"
 
 	"xenkeep/chunkstore/object"
 )
 
-// fail gives err its class.
+// errPresent is the answer to a conditional put of what is there.
+var errPresent = errors.New("there already")
+
+// fail gives err its class, and words for what can be done.
 func (s *Store) fail(ctx context.Context, op, name string, err error) *object.Error {
 	e := &object.Error{Op: op, Name: name, Cause: err}
 	var answer minio.ErrorResponse
@@ -26,8 +30,13 @@ func (s *Store) fail(ctx context.Context, op, name string, err error) *object.Er
 		if errors.Is(e.Class, object.ErrNoRepository) {
 			e.Cause = fmt.Errorf("no bucket %s", s.bucket)
 		}
+		e.Cure = s.cure(op, answer)
 	case untrusted(err):
 		e.Class = err
+		e.Cure = "where a CA of your own vouches for the server, name its certificate with --s3-ca-file"
+		if errors.Is(err, http.ErrSchemeMismatch) {
+			e.Cure = "the server speaks no TLS: s3:http:// in place of s3:https://"
+		}
 	default: // the connection
 		e.Class = object.ErrUnavailable
 	}
@@ -37,6 +46,62 @@ func (s *Store) fail(ctx context.Context, op, name string, err error) *object.Er
 	return e
 }
 
+// actions are the permissions that operations need (Service Authorization
+// Reference, "Actions, resources, and condition keys for Amazon S3").
+var actions = map[string]string{
+	"put": "s3:PutObject", "get": "s3:GetObject", "stat": "s3:GetObject", "list": "s3:ListBucket", "delete": "s3:DeleteObject",
+	"open": "s3:ListBucket", "create": "s3:ListBucket", "list versions of": "s3:ListBucketVersions", "lock": "s3:PutObjectRetention",
+}
+
+// cure is what can be done about a server's refusal.
+func (s *Store) cure(op string, answer minio.ErrorResponse) string {
+	switch answer.Code {
+	case "NoSuchBucket":
+		return "correct the bucket's name in the location, or make the bucket: xenkeep makes none"
+	case "InvalidAccessKeyId", "XAdminUserNotFound":
+		return "the server does not know this access key: see AWS_ACCESS_KEY_ID, or the profile of AWS_PROFILE or --s3-profile"
+	case "SignatureDoesNotMatch":
+		return "the secret key is not that of the access key: see AWS_SECRET_ACCESS_KEY, or the profile"
+	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired":
+		return "the session's token has run out: get new credentials, or use a key or role that lasts"
+	case "RequestTimeTooSkewed", "RequestExpired":
+		skew := s.Skew()
+		word := "behind"
+		if skew < 0 {
+			skew, word = -skew, "ahead of"
+		}
+		return fmt.Sprintf("this machine's clock is %v %s the server's: set it, and keep it set (chrony, ntpd)", skew, word)
+	case "AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException", "InvalidRegion":
+		text := "the bucket is in another region: --s3-region"
+		if answer.Region != "" {
+			text += " " + answer.Region
+		}
+		return text
+	case "InvalidObjectState":
+		return "the object lies in an archive class: restore it there, and keep packs in a class that is read at once"
+	case "InvalidStorageClass":
+		return "the server has no storage class " + s.c.StorageClass + ": see --s3-storage-class"
+	case "ObjectLockConfigurationNotFoundError":
+		return noLock
+	}
+	switch {
+	case strings.Contains(answer.Message, "ObjectLockConfiguration"):
+		return noLock
+	case answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusUnauthorized:
+		if v, err := s.client.GetCreds(); err == nil && v.AccessKeyID == "" {
+			return "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile"
+		}
+		on := s.bucket
+		if s.root != "" && op != "open" && op != "create" {
+			on += "/" + s.root
+		}
+		return fmt.Sprintf("these credentials lack %s on %s", actions[op], on)
+	}
+	return ""
+}
+
+const noLock = "the bucket has no object lock: that is switched on when a bucket is made"
+
 // classOf is the sentinel for a server's error answer, or nil. The codes are
 // those of the Amazon S3 API Reference, "Error responses"; those with X are of
 // MinIO's server.
@@ -44,7 +109,7 @@ func classOf(answer minio.ErrorResponse) error {
 	switch answer.Code {
 	case "NoSuchBucket":
 		return object.ErrNoRepository
-	case "NoSuchKey":
+	case "NoSuchKey", "NoSuchVersion":
 		return object.ErrNotFound
 	case "InvalidRange":
 		return object.ErrShort
@@ -54,12 +119,20 @@ func classOf(answer minio.ErrorResponse) error {
 		"ExpiredToken", "InvalidToken", "RequestTimeTooSkewed", "AuthorizationHeaderMalformed",
 		"XAdminUserNotFound": // versitygw's InvalidAccessKeyId
 		return object.ErrPermission
-	case "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "OperationAborted",
+	case "PreconditionFailed":
+		return errPresent
+	case "NotImplemented", "MethodNotAllowed":
+		return object.ErrUnsupported
+	case "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict",
 		"RequestTimeout", "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded",
 		"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody":
 		return object.ErrUnavailable
 	}
 	switch code := answer.StatusCode; {
+	case code == http.StatusPreconditionFailed:
+		return errPresent
+	case code == http.StatusNotImplemented, code == http.StatusMethodNotAllowed:
+		return object.ErrUnsupported
 	case code == http.StatusNotFound && (answer.Code == "" || answer.Code == "NotFound"):
 		return object.ErrNotFound
 	case code == http.StatusRequestedRangeNotSatisfiable:
@@ -69,7 +142,7 @@ func classOf(answer minio.ErrorResponse) error {
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		return object.ErrPermission
 	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests,
-		code >= 500 && code != http.StatusNotImplemented && code != http.StatusHTTPVersionNotSupported:
+		code >= 500 && code != http.StatusHTTPVersionNotSupported:
 		return object.ErrUnavailable
 	}
 	return nil

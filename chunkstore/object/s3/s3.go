@@ -8,21 +8,25 @@ package s3
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/md5"
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
 
 	"xenkeep/chunkstore/object"
 )
@@ -36,84 +40,42 @@ const (
 
 	// trusted is how much memory a server's Content-Length may claim at once.
 	trusted = 64 << 20
+
+	defaultParallel = 8
+
+	day = 24 * time.Hour
 )
-
-// Config says which bucket, and how it is reached.
-type Config struct {
-	Endpoint string // host or host:port
-	TLS      bool
-	Bucket   string
-	Prefix   string // of all keys, without slashes at its ends; may be empty
-	Region   string // empty: AWS_REGION, AWS_DEFAULT_REGION, else the server is asked
-
-	// AccessKey and SecretKey are used where they are set; else see the package
-	// comment.
-	AccessKey, SecretKey string
-}
-
-// Parse reads a location of the form s3:http(s)://host[:port]/bucket[/prefix].
-func Parse(location string) (Config, error) {
-	rest, ok := strings.CutPrefix(location, "s3:")
-	if !ok {
-		return Config{}, badLocation("does not begin with s3:")
-	}
-	u, err := url.Parse(rest)
-	if err != nil {
-		return Config{}, badLocation("not a URL") // err would repeat a password in it
-	}
-	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return Config{}, badLocation("credentials and parameters do not belong there")
-	}
-	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return Config{}, badLocation("want s3:https://host/bucket/prefix")
-	}
-	bucket, prefix, _ := strings.Cut(strings.Trim(u.Path, "/"), "/")
-	if bucket == "" {
-		return Config{}, badLocation("no bucket; want s3:https://host/bucket/prefix")
-	}
-	return Config{
-		Endpoint: u.Host, TLS: u.Scheme == "https",
-		Bucket: bucket, Prefix: strings.Trim(prefix, "/"),
-	}, nil
-}
-
-func badLocation(why string) error {
-	return &object.Error{Op: "open", Name: "s3 location", Class: object.ErrName, Cause: errors.New(why)}
-}
-
-// Location is the form that Parse reads.
-func (c Config) Location() string {
-	scheme := "http"
-	if c.TLS {
-		scheme = "https"
-	}
-	s := "s3:" + scheme + "://" + c.Endpoint + "/" + c.Bucket
-	if c.Prefix != "" {
-		s += "/" + c.Prefix
-	}
-	return s
-}
 
 // Store is a prefix of a bucket.
 type Store struct {
 	client   minio.Core
+	c        Config
 	bucket   string
 	root     string // before each name: "" or ending in a slash
 	location string
 	idle     func()
+	clock    *clockTransport
+	parallel int
+	slots    chan struct{} // one for each request under way
+	keep     atomic.Int64  // days that what is put is locked for
 }
 
-var _ object.Store = (*Store)(nil)
+var _ object.Keeper = (*Store)(nil)
 
 // Open gives the repository's storage. A missing bucket, and one without any
-// object below the prefix, is object.ErrNoRepository.
+// object below the prefix, is object.ErrNoRepository; objects that were deleted
+// and are kept as versions count.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	s, err := connect(c)
+	s, err := Connect(c)
 	if err != nil {
 		return nil, err
 	}
-	empty, err := s.empty(ctx, "open")
+	empty, err := s.empty(ctx, "open", false)
 	if err == nil && empty {
+		// Where versions cannot be asked for, there are none for us.
+		if hidden, verr := s.empty(ctx, "open", true); verr == nil && !hidden {
+			return s, nil
+		}
 		err = &object.Error{Op: "open", Name: s.location, Class: object.ErrNoRepository, Cause: errors.New("no object there")}
 	}
 	if err != nil {
@@ -126,11 +88,11 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 // Create gives the storage for a new repository in a bucket that exists. Where
 // the prefix holds an object already, it is object.ErrExists.
 func Create(ctx context.Context, c Config) (*Store, error) {
-	s, err := connect(c)
+	s, err := Connect(c)
 	if err != nil {
 		return nil, err
 	}
-	empty, err := s.empty(ctx, "create")
+	empty, err := s.empty(ctx, "create", false)
 	if err == nil && !empty {
 		err = &object.Error{Op: "create", Name: s.location, Class: object.ErrExists}
 	}
@@ -141,18 +103,32 @@ func Create(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
-// connect makes the client; it sends nothing yet.
-func connect(c Config) (*Store, error) {
+// Connect gives the storage, whatever is there. It sends nothing yet.
+func Connect(c Config) (*Store, error) {
 	fail := func(err error) (*Store, error) {
 		return nil, &object.Error{Op: "open", Name: c.Location(), Class: err}
+	}
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
 	transport, err := minio.DefaultTransport(c.TLS)
 	if err != nil {
 		return fail(err)
 	}
+	roots, err := c.roots()
+	if err != nil {
+		return fail(err)
+	}
+	if roots != nil {
+		transport.TLSClientConfig.RootCAs = roots
+	}
 	dialer := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
-	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dialer.DialContext(ctx, network, addr)
+	transport.DialContext = func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+		if c.dial != nil {
+			conn, err = (*c.dial)(network, addr)
+		} else {
+			conn, err = dialer.DialContext(ctx, network, addr)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -160,44 +136,63 @@ func connect(c Config) (*Store, error) {
 	}
 	transport.WriteBufferSize, transport.ReadBufferSize = wireBuffer, wireBuffer
 
-	region := c.Region
-	for _, variable := range []string{"AWS_REGION", "AWS_DEFAULT_REGION"} {
-		if region == "" {
-			region = os.Getenv(variable)
-		}
-	}
+	region := cmp.Or(c.Region, os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION"))
 	// One attempt: trying again is package retry's. Where minio-go has to find
 	// the region it needs a second one to use it.
 	attempts := 1
 	if region == "" {
 		attempts = 2
 	}
+	clock := &clockTransport{inner: transport}
 	client, err := minio.NewCore(c.Endpoint, &minio.Options{
-		Creds: creds(c), Secure: c.TLS, Region: region,
-		Transport: transport, MaxRetries: attempts,
+		Creds: creds(&c), Secure: c.TLS, Region: region, BucketLookup: c.lookup(),
+		Transport: clock, MaxRetries: attempts,
 	})
 	if err != nil {
 		return fail(err)
 	}
-	s := &Store{client: *client, bucket: c.Bucket, location: c.Location(), idle: transport.CloseIdleConnections}
+	s := &Store{client: *client, c: c, bucket: c.Bucket, location: c.Location(), idle: transport.CloseIdleConnections, clock: clock}
 	if c.Prefix != "" {
 		s.root = c.Prefix + "/"
 	}
+	s.parallel = cmp.Or(c.Parallel, defaultParallel)
+	s.slots = make(chan struct{}, s.parallel)
 	return s, nil
 }
 
-func creds(c Config) *credentials.Credentials {
-	if c.AccessKey != "" {
-		return credentials.NewStaticV4(c.AccessKey, c.SecretKey, "")
-	}
-	return credentials.NewChainCredentials([]credentials.Provider{
-		&credentials.EnvAWS{},
-		&credentials.EnvMinio{},
-		&credentials.FileAWSCredentials{},
-		// Outside of Amazon nobody answers at the address asked here.
-		&credentials.IAM{Client: &http.Client{Timeout: 10 * time.Second}},
-	})
+// clockTransport notes how far the server's clock is from ours.
+type clockTransport struct {
+	inner http.RoundTripper
+	skew  atomic.Int64 // nanoseconds by which the server is ahead
 }
+
+// RoundTrip implements http.RoundTripper.
+func (t *clockTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.inner.RoundTrip(r)
+	if err == nil {
+		if at, derr := http.ParseTime(resp.Header.Get("Date")); derr == nil {
+			t.skew.Store(int64(time.Until(at)))
+		}
+	}
+	return resp, err
+}
+
+// Skew is how far the server's clock was ahead of this machine's when it last
+// answered, to the second; negative where it was behind.
+func (s *Store) Skew() time.Duration { return time.Duration(s.clock.skew.Load()).Round(time.Second) }
+
+// enter waits until fewer requests than allowed are under way. The caller
+// calls leave when its request has ended, body and all.
+func (s *Store) enter(ctx context.Context, op, name string) error {
+	select {
+	case s.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return &object.Error{Op: op, Name: name, Class: ctx.Err()}
+	}
+}
+
+func (s *Store) leave() { <-s.slots }
 
 // idleConn is a connection that fails when nothing moves for idleTimeout.
 type idleConn struct{ net.Conn }
@@ -216,9 +211,10 @@ func (c *idleConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// empty tells whether no object lies below the prefix.
-func (s *Store) empty(ctx context.Context, op string) (bool, error) {
-	for i := range s.client.ListObjectsIter(ctx, s.bucket, minio.ListObjectsOptions{Prefix: s.root, Recursive: true, MaxKeys: 1}) {
+// empty tells whether no object lies below the prefix, or no version of one.
+func (s *Store) empty(ctx context.Context, op string, versions bool) (bool, error) {
+	opts := minio.ListObjectsOptions{Prefix: s.root, Recursive: true, MaxKeys: 1, WithVersions: versions}
+	for i := range s.client.ListObjectsIter(ctx, s.bucket, opts) {
 		if i.Err != nil {
 			return false, s.fail(ctx, op, s.location, i.Err)
 		}
@@ -236,35 +232,93 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 	if err := check(ctx, "put", name); err != nil {
 		return err
 	}
-	sum := sha256.Sum256(data)
-	_, err := s.client.PutObject(ctx, s.bucket, s.root+name, object.ThrottledReader(ctx, bytes.NewReader(data)), int64(len(data)),
-		"", hex.EncodeToString(sum[:]), minio.PutObjectOptions{
-			ContentType:          "application/octet-stream",
-			DisableContentSha256: true, // the sum above takes its place
-			DisableMultipart:     true,
-		})
-	if err != nil {
-		return s.fail(ctx, "put", name, err)
+	if err := s.enter(ctx, "put", name); err != nil {
+		return err
 	}
-	return nil
+	defer s.leave()
+	sum := sha256.Sum256(data)
+	opts := minio.PutObjectOptions{
+		ContentType:          "application/octet-stream",
+		DisableContentSha256: true, // the sum above takes its place
+		DisableMultipart:     true,
+	}
+	if strings.HasPrefix(name, "packs/") {
+		opts.StorageClass = s.c.StorageClass
+	}
+	days := s.keep.Load()
+	if days > 0 && object.LockedName(name) {
+		opts.Mode = s.lockMode()
+		opts.RetainUntilDate = time.Now().Add(time.Duration(days) * day)
+	}
+	replaced := name == "config" || strings.HasPrefix(name, "slots/")
+	if s.c.NoOverwrite && !replaced {
+		opts.SetMatchETagExcept("*")
+	}
+	md5sum := ""
+	sent := s.c.Checksum
+	if sent == None && opts.Mode != "" {
+		sent = SHA256 // what is locked needs one
+	}
+	switch sent {
+	case "", SHA256:
+		opts.UserMetadata = map[string]string{"x-amz-checksum-sha256": base64.StdEncoding.EncodeToString(sum[:])}
+	case CRC32C:
+		crc := binary.BigEndian.AppendUint32(nil, crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)))
+		opts.UserMetadata = map[string]string{"x-amz-checksum-crc32c": base64.StdEncoding.EncodeToString(crc)}
+	case MD5:
+		p := md5.Sum(data)
+		md5sum = base64.StdEncoding.EncodeToString(p[:])
+	}
+	_, err := s.client.PutObject(ctx, s.bucket, s.root+name, object.ThrottledReader(ctx, bytes.NewReader(data)), int64(len(data)), md5sum, hex.EncodeToString(sum[:]), opts)
+	if err == nil {
+		return nil
+	}
+	failed := s.fail(ctx, "put", name, err)
+	if !replaced && (errors.Is(failed, object.ErrPermission) || errors.Is(failed, errPresent)) && s.holds(ctx, name, data) {
+		return nil // by an attempt whose answer was lost; nobody may put it twice
+	}
+	return failed
+}
+
+// holds tells whether an object is there and is data.
+func (s *Store) holds(ctx context.Context, name string, data []byte) bool {
+	body, n, err := s.request(ctx, name, "", 0, -1)
+	if err != nil {
+		return false
+	}
+	defer body.Close()
+	if n != int64(len(data)) {
+		return false
+	}
+	p, err := io.ReadAll(io.LimitReader(body, n))
+	return err == nil && bytes.Equal(p, data)
 }
 
 // Get implements object.Store.
 func (s *Store) Get(ctx context.Context, name string, offset, length int64) ([]byte, error) {
+	return s.GetVersion(ctx, name, "", offset, length)
+}
+
+// GetVersion implements object.Keeper.
+func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length int64) ([]byte, error) {
 	if err := check(ctx, "get", name); err != nil {
 		return nil, err
 	}
 	if err := object.CheckRange("get", name, offset, length); err != nil {
 		return nil, err
 	}
-	if length == 0 {
-		return []byte{}, s.GetInto(ctx, name, offset, nil)
+	if err := s.enter(ctx, "get", name); err != nil {
+		return nil, err
 	}
-	body, n, err := s.request(ctx, name, offset, length)
+	defer s.leave()
+	if length == 0 {
+		return []byte{}, s.nothing(ctx, name, id, offset)
+	}
+	body, n, err := s.request(ctx, name, id, offset, length)
 	var beyond rangeError
 	if length < 0 && errors.As(err, &beyond) {
 		// Reading to the end from the end itself is no error to us.
-		info, err := s.Stat(ctx, name)
+		info, _, err := s.head(ctx, name, id)
 		if err != nil {
 			return nil, err
 		}
@@ -303,14 +357,14 @@ func (s *Store) GetInto(ctx context.Context, name string, offset int64, p []byte
 	if err := object.CheckRange("get", name, offset, int64(len(p))); err != nil {
 		return err
 	}
-	if len(p) == 0 { // a range that HTTP has no words for
-		info, err := s.Stat(ctx, name)
-		if err == nil {
-			_, _, err = object.Span("get", name, info.Size, offset, 0)
-		}
+	if err := s.enter(ctx, "get", name); err != nil {
 		return err
 	}
-	body, _, err := s.request(ctx, name, offset, int64(len(p)))
+	defer s.leave()
+	if len(p) == 0 {
+		return s.nothing(ctx, name, "", offset)
+	}
+	body, _, err := s.request(ctx, name, "", offset, int64(len(p)))
 	if err != nil {
 		return err
 	}
@@ -321,6 +375,15 @@ func (s *Store) GetInto(ctx context.Context, name string, offset int64, p []byte
 	return nil
 }
 
+// nothing reads an empty range, for which HTTP has no words.
+func (s *Store) nothing(ctx context.Context, name, id string, offset int64) error {
+	info, _, err := s.head(ctx, name, id)
+	if err == nil {
+		_, _, err = object.Span("get", name, info.Size, offset, 0)
+	}
+	return err
+}
+
 // rangeError is the answer to a range that begins at or behind the end.
 type rangeError struct{ err error }
 
@@ -329,8 +392,8 @@ func (e rangeError) Unwrap() error { return e.err }
 
 // request asks for a range, of a length other than 0, and gives a body of n
 // bytes. The error for a range behind the object's end is a rangeError.
-func (s *Store) request(ctx context.Context, name string, offset, length int64) (body io.ReadCloser, n int64, err error) {
-	var opts minio.GetObjectOptions
+func (s *Store) request(ctx context.Context, name, id string, offset, length int64) (body io.ReadCloser, n int64, err error) {
+	opts := minio.GetObjectOptions{VersionID: id}
 	switch {
 	case offset < 0:
 		opts.Set("Range", fmt.Sprintf("bytes=%d", offset))
@@ -376,11 +439,21 @@ func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
 	if err := check(ctx, "stat", name); err != nil {
 		return object.Info{}, err
 	}
-	i, err := s.client.StatObject(ctx, s.bucket, s.root+name, minio.StatObjectOptions{})
-	if err != nil {
-		return object.Info{}, s.fail(ctx, "stat", name, err)
+	if err := s.enter(ctx, "stat", name); err != nil {
+		return object.Info{}, err
 	}
-	return object.Info{Name: name, Size: i.Size, Modified: i.LastModified}, nil
+	defer s.leave()
+	info, _, err := s.head(ctx, name, "")
+	return info, err
+}
+
+// head asks for an object's size, time and headers.
+func (s *Store) head(ctx context.Context, name, id string) (object.Info, http.Header, error) {
+	i, err := s.client.StatObject(ctx, s.bucket, s.root+name, minio.StatObjectOptions{VersionID: id})
+	if err != nil {
+		return object.Info{}, nil, s.fail(ctx, "stat", name, err)
+	}
+	return object.Info{Name: name, Size: i.Size, Modified: i.LastModified}, i.Metadata, nil
 }
 
 // List implements object.Store. Keys that are no object names, which others may
@@ -415,19 +488,32 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := check(ctx, "delete", name); err != nil {
 		return err
 	}
-	err := s.client.RemoveObject(ctx, s.bucket, s.root+name, minio.RemoveObjectOptions{})
+	if s.keep.Load() > 0 {
+		return s.deleteVersions(ctx, name)
+	}
+	return s.remove(ctx, name, "")
+}
+
+// remove deletes an object, or one version of it.
+func (s *Store) remove(ctx context.Context, name, id string) error {
+	if err := s.enter(ctx, "delete", name); err != nil {
+		return err
+	}
+	defer s.leave()
+	err := s.client.RemoveObject(ctx, s.bucket, s.root+name, minio.RemoveObjectOptions{VersionID: id})
 	if err != nil {
-		err = s.fail(ctx, "delete", name, err)
-		if errors.Is(err, object.ErrNotFound) {
-			return nil
+		if failed := s.fail(ctx, "delete", name, err); !errors.Is(failed, object.ErrNotFound) {
+			return failed
 		}
 	}
-	return err
+	return nil
 }
 
 // Traits implements object.Store. Amazon S3's listings show an object as soon
 // as its PUT has returned (Amazon S3 User Guide, "data consistency model").
-func (s *Store) Traits() object.Traits { return object.Traits{Parallel: 8} }
+func (s *Store) Traits() object.Traits {
+	return object.Traits{Parallel: s.parallel, Uploads: min(max(3*s.parallel/8, 1), 6), Page: 1000, Whole: true, Keeps: true}
+}
 
 // Location implements object.Store.
 func (s *Store) Location() string { return s.location }

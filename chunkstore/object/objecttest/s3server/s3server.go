@@ -15,6 +15,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
 const program = "versitygw"
@@ -42,9 +45,21 @@ func (s *Server) Environ() []string {
 	}
 }
 
+// Options say what a server is like.
+type Options struct {
+	// Lock makes the bucket keep versions of objects and lock them.
+	Lock bool
+	// VirtualDomain has the server take the bucket's name from the host, too.
+	VirtualDomain string
+}
+
 // Start starts a server that ends with the test. Where versitygw is neither in
 // PATH nor in the module's bin folder the test is skipped, or fails in CI.
-func Start(t testing.TB) *Server {
+func Start(t testing.TB) *Server { return StartWith(t, Options{}) }
+
+// StartWith is Start with options. A bucket with locks needs extended
+// attributes; where there are none the test is skipped.
+func StartWith(t testing.TB, o Options) *Server {
 	t.Helper()
 	path, err := find()
 	if err != nil {
@@ -56,13 +71,21 @@ func Start(t testing.TB) *Server {
 	dir := t.TempDir()
 	s := &Server{Bucket: "xenkeep-test", AccessKey: "test-access", SecretKey: "test-secret-key", Region: "us-east-1"}
 	s.Folder = filepath.Join(dir, s.Bucket)
-	if err := os.Mkdir(s.Folder, 0o700); err != nil {
-		t.Fatal(err)
+	if o.Lock && !hasAttributes(dir) {
+		t.Skip("SKIP: no extended attributes here")
+	}
+	if !o.Lock {
+		if err := os.Mkdir(s.Folder, 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	// Between finding a free port and using it another process may take it.
 	for attempt := 0; ; attempt++ {
-		err := s.start(t, path, dir)
+		err := s.start(t, path, dir, o)
 		if err == nil {
+			if o.Lock {
+				s.makeLocked(t)
+			}
 			return s
 		}
 		if attempt == 3 {
@@ -71,7 +94,18 @@ func Start(t testing.TB) *Server {
 	}
 }
 
-func (s *Server) start(t testing.TB, path, dir string) error {
+// makeLocked makes the bucket, with locks.
+func (s *Server) makeLocked(t testing.TB) {
+	client, err := minio.New(s.Endpoint, &minio.Options{Creds: credentials.NewStaticV4(s.AccessKey, s.SecretKey, ""), Region: s.Region})
+	if err == nil {
+		err = client.MakeBucket(t.Context(), s.Bucket, minio.MakeBucketOptions{Region: s.Region, ObjectLocking: true})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *Server) start(t testing.TB, path, dir string, o Options) error {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -81,8 +115,16 @@ func (s *Server) start(t testing.TB, path, dir string) error {
 		return err
 	}
 	args := []string{"--port", s.Endpoint, "--access", s.AccessKey, "--secret", s.SecretKey,
-		"--region", s.Region, "--quiet", "--keep-alive", "posix"}
-	if !hasAttributes(dir) {
+		"--region", s.Region, "--quiet", "--keep-alive"}
+	if o.VirtualDomain != "" {
+		args = append(args, "--virtual-domain", o.VirtualDomain)
+	}
+	args = append(args, "posix")
+	switch {
+	case o.Lock:
+		old := t.TempDir()
+		args = append(args, "--versioning-dir", old)
+	case !hasAttributes(dir):
 		args = append(args, "--nometa")
 	}
 	cmd := exec.Command(path, append(args, dir)...)

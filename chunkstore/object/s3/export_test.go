@@ -1,0 +1,9 @@
+package s3
+
+import "net"
+
+// Dialed is c with connections made by dial.
+func Dialed(c Config, dial func(network, addr string) (net.Conn, error)) Config {
+	c.dial = &dial
+	return c
+}

@@ -1,0 +1,135 @@
+package s3
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+
+	"xenkeep/chunkstore/object"
+)
+
+// KeepFor implements object.Keeper.
+func (s *Store) KeepFor(days int) { s.keep.Store(int64(days)) }
+
+func (s *Store) lockMode() minio.RetentionMode {
+	if s.c.LockMode == Governance {
+		return minio.Governance
+	}
+	return minio.Compliance
+}
+
+// ListVersions implements object.Keeper.
+func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.Version) error) error {
+	if err := object.CheckPrefix("list", prefix); err != nil {
+		return err
+	}
+	opts := minio.ListObjectsOptions{Prefix: s.root + prefix, Recursive: true, WithVersions: true}
+	for i := range s.client.ListObjectsIter(ctx, s.bucket, opts) {
+		if i.Err != nil {
+			return s.fail(ctx, "list versions of", prefix, i.Err)
+		}
+		name, ok := strings.CutPrefix(i.Key, s.root)
+		if !ok || object.CheckName("list", name) != nil {
+			continue
+		}
+		v := object.Version{
+			Info: object.Info{Name: name, Size: i.Size, Modified: i.LastModified},
+			ID:   i.VersionID, Latest: i.IsLatest, Deleted: i.IsDeleteMarker,
+		}
+		if err := fn(v); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return s.fail(ctx, "list versions of", prefix, err)
+	}
+	return nil
+}
+
+// versionsOf lists the versions of one object, newest first.
+func (s *Store) versionsOf(ctx context.Context, name string) (all []object.Version, err error) {
+	err = s.ListVersions(ctx, name, func(v object.Version) error {
+		if v.Name == name {
+			all = append(all, v)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// LockedUntil implements object.Keeper. The time is among the headers of the
+// object (Amazon S3 API Reference, HeadObject).
+func (s *Store) LockedUntil(ctx context.Context, name, id string) (time.Time, error) {
+	if err := check(ctx, "stat", name); err != nil {
+		return time.Time{}, err
+	}
+	if err := s.enter(ctx, "stat", name); err != nil {
+		return time.Time{}, err
+	}
+	defer s.leave()
+	_, header, err := s.head(ctx, name, id)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if header.Get("X-Amz-Object-Lock-Mode") == "" {
+		return time.Time{}, nil
+	}
+	return time.Parse(time.RFC3339, header.Get("X-Amz-Object-Lock-Retain-Until-Date"))
+}
+
+// Lock implements object.Keeper.
+func (s *Store) Lock(ctx context.Context, name, id string, until time.Time) error {
+	if err := check(ctx, "lock", name); err != nil {
+		return err
+	}
+	if err := s.enter(ctx, "lock", name); err != nil {
+		return err
+	}
+	defer s.leave()
+	mode := s.lockMode()
+	until = until.UTC().Truncate(time.Second)
+	err := s.client.PutObjectRetention(ctx, s.bucket, s.root+name, minio.PutObjectRetentionOptions{
+		Mode: &mode, RetainUntilDate: &until, VersionID: id,
+	})
+	if err != nil {
+		return s.fail(ctx, "lock", name, err)
+	}
+	return nil
+}
+
+// deleteVersions removes all versions of an object, unless one is locked.
+func (s *Store) deleteVersions(ctx context.Context, name string) error {
+	all, err := s.versionsOf(ctx, name)
+	if err != nil {
+		return err
+	}
+	// None is removed where one must stay: what is left would be a riddle.
+	var last time.Time
+	for _, v := range all {
+		if v.Deleted || !object.LockedName(name) {
+			continue
+		}
+		until, err := s.LockedUntil(ctx, name, v.ID)
+		if errors.Is(err, object.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if until.After(last) {
+			last = until
+		}
+	}
+	if last.After(time.Now()) {
+		return &object.LockedError{Name: name, Until: last}
+	}
+	for _, v := range all {
+		if err := s.remove(ctx, name, v.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,317 @@
+// Package versions reads around what was overwritten or deleted in a storage
+// that keeps older versions: most objects of a repository are named by their
+// SHA-256, so the oldest version whose SHA-256 is its name is what was once
+// put, whatever came later.
+package versions
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"xenkeep/chunkstore/object"
+)
+
+// Store is a Keeper that falls back to older versions.
+//
+// Where locks are asked for (KeepFor), nothing but Delete removes versions, and
+// that all of an object's: so what has a version is there, and listings show
+// it. Elsewhere listings show what the storage lists.
+type Store struct {
+	object.Keeper
+
+	mu     sync.Mutex
+	deep   bool                      // listings are made of versions
+	pinned map[string]object.Version // read in place of the latest
+	proved map[string]bool           // of those, the ones whose content was compared with the name
+}
+
+var (
+	_ object.Keeper       = (*Store)(nil)
+	_ object.Recoverer    = (*Store)(nil)
+	_ interface{ Deep() } = (*Store)(nil)
+)
+
+// New wraps inner.
+func New(inner object.Keeper) *Store {
+	return &Store{Keeper: inner, pinned: make(map[string]object.Version), proved: make(map[string]bool)}
+}
+
+// Unwrap gives the store below.
+func (s *Store) Unwrap() object.Store { return s.Keeper }
+
+// KeepFor implements object.Keeper.
+func (s *Store) KeepFor(days int) {
+	s.Keeper.KeepFor(days)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deep = s.deep || days > 0
+}
+
+// Deep has listings show, from now on, what was deleted and is kept as a
+// version, too.
+func (s *Store) Deep() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deep = true
+}
+
+func (s *Store) isDeep() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.deep
+}
+
+func (s *Store) pin(name string) (object.Version, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, ok := s.pinned[name]
+	return v, ok
+}
+
+func (s *Store) unpin(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pinned, name)
+	delete(s.proved, name)
+}
+
+// Sum is the SHA-256 that names an object; false for those with other names.
+func Sum(name string) ([32]byte, bool) {
+	var sum [32]byte
+	if !object.LockedName(name) {
+		return sum, false // those come and go
+	}
+	last := name[strings.LastIndexByte(name, '/')+1:]
+	if len(last) != 64 {
+		return sum, false
+	}
+	_, err := hex.Decode(sum[:], []byte(last))
+	return sum, err == nil
+}
+
+// mayFallBack tells whether an object that is gone is to be looked for among
+// older versions: without locks, only packs, which others still refer to.
+func (s *Store) mayFallBack(name string) bool {
+	return strings.HasPrefix(name, "packs/") || s.isDeep() && object.LockedName(name)
+}
+
+// Get implements object.Store.
+func (s *Store) Get(ctx context.Context, name string, offset, length int64) ([]byte, error) {
+	sum, named := Sum(name)
+	for try := 0; ; try++ {
+		var p []byte
+		var err error
+		if v, ok := s.pin(name); ok {
+			p, err = s.Keeper.GetVersion(ctx, name, v.ID, offset, length)
+		} else {
+			p, err = s.Keeper.Get(ctx, name, offset, length)
+		}
+		wrong := err == nil && named && offset == 0 && length < 0 && sha256.Sum256(p) != sum
+		if !wrong && (err == nil || !s.worth(name, named, err)) || try > 0 {
+			return p, err // content that does not fit is for the caller to refuse
+		}
+		if found, rerr := s.Recover(ctx, name); rerr != nil || !found {
+			return p, err
+		}
+	}
+}
+
+// worth tells whether after an error an older version may help.
+func (s *Store) worth(name string, named bool, err error) bool {
+	return errors.Is(err, object.ErrNotFound) && s.mayFallBack(name) || named && errors.Is(err, object.ErrShort)
+}
+
+// GetInto implements object.Store.
+func (s *Store) GetInto(ctx context.Context, name string, offset int64, p []byte) error {
+	_, named := Sum(name)
+	for try := 0; ; try++ {
+		var err error
+		if v, ok := s.pin(name); ok {
+			var q []byte
+			if q, err = s.Keeper.GetVersion(ctx, name, v.ID, offset, int64(len(p))); err == nil {
+				copy(p, q)
+			}
+		} else {
+			err = s.Keeper.GetInto(ctx, name, offset, p)
+		}
+		if err == nil || try > 0 || !s.worth(name, named, err) {
+			return err
+		}
+		if found, rerr := s.Recover(ctx, name); rerr != nil || !found {
+			return err
+		}
+	}
+}
+
+// Stat implements object.Store.
+func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
+	if v, ok := s.pin(name); ok {
+		return v.Info, nil
+	}
+	info, err := s.Keeper.Stat(ctx, name)
+	if errors.Is(err, object.ErrNotFound) && s.isDeep() && object.LockedName(name) {
+		if found, rerr := s.Recover(ctx, name); rerr == nil && found {
+			if v, ok := s.pin(name); ok {
+				return v.Info, nil
+			}
+		}
+	}
+	return info, err
+}
+
+// List implements object.Store.
+func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) error) error {
+	if folder, _, whole := strings.Cut(prefix, "/"); !s.isDeep() || whole && !object.LockedName(folder) {
+		return s.Keeper.List(ctx, prefix, fn)
+	}
+	var name string
+	var all []object.Version
+	flush := func() error {
+		v, ok := s.choose(name, all)
+		all = all[:0]
+		if !ok {
+			return nil
+		}
+		return fn(v.Info)
+	}
+	if err := s.ListVersions(ctx, prefix, func(v object.Version) error {
+		if v.Name != name {
+			if err := flush(); err != nil {
+				return err
+			}
+			name = v.Name
+		}
+		all = append(all, v)
+		return nil
+	}); err != nil {
+		return err
+	}
+	return flush()
+}
+
+// choose decides which version of an object, given newest first, is read.
+func (s *Store) choose(name string, all []object.Version) (object.Version, bool) {
+	var real []object.Version
+	for _, v := range all {
+		if !v.Deleted {
+			real = append(real, v)
+		}
+	}
+	if len(real) == 0 {
+		return object.Version{}, false
+	}
+	if !object.LockedName(name) {
+		return real[0], real[0].Latest
+	}
+	best := real[0]
+	if _, named := Sum(name); named {
+		best = real[len(real)-1]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.proved[name]:
+		return s.pinned[name], true
+	case best.Latest:
+		delete(s.pinned, name)
+	default:
+		s.pinned[name] = best
+	}
+	return best, true
+}
+
+// Recover implements object.Recoverer.
+func (s *Store) Recover(ctx context.Context, name string) (bool, error) {
+	s.mu.Lock()
+	done := s.proved[name]
+	before, had := s.pinned[name]
+	s.mu.Unlock()
+	if done {
+		return false, nil
+	}
+	v, ok, err := Sound(ctx, s.Keeper, name)
+	if err != nil || !ok {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pinned[name], s.proved[name] = v, true
+	if had {
+		return before.ID != v.ID, nil
+	}
+	return !v.Latest, nil
+}
+
+// Sound finds the version of an object that is to be read: the oldest whose
+// SHA-256 is its name; of an object with another name the newest that is not a
+// deletion.
+func Sound(ctx context.Context, k object.Keeper, name string) (object.Version, bool, error) {
+	var all []object.Version
+	if err := k.ListVersions(ctx, name, func(v object.Version) error {
+		if v.Name == name && !v.Deleted {
+			all = append(all, v)
+		}
+		return nil
+	}); err != nil {
+		return object.Version{}, false, err
+	}
+	sum, named := Sum(name)
+	if !named {
+		if len(all) == 0 {
+			return object.Version{}, false, nil
+		}
+		return all[0], true, nil
+	}
+	for i := len(all) - 1; i >= 0; i-- {
+		p, err := k.GetVersion(ctx, name, all[i].ID, 0, -1)
+		switch {
+		case errors.Is(err, object.ErrNotFound):
+		case err != nil:
+			return object.Version{}, false, err
+		case sha256.Sum256(p) == sum:
+			return all[i], true, nil
+		}
+	}
+	return object.Version{}, false, nil
+}
+
+// Put implements object.Store.
+func (s *Store) Put(ctx context.Context, name string, data []byte) error {
+	err := s.Keeper.Put(ctx, name, data)
+	if err == nil {
+		s.unpin(name)
+	}
+	return err
+}
+
+// Delete implements object.Store.
+func (s *Store) Delete(ctx context.Context, name string) error {
+	err := s.Keeper.Delete(ctx, name)
+	if err == nil {
+		s.unpin(name)
+	}
+	return err
+}
+
+// read is the version that is read for one that is asked for.
+func (s *Store) read(name, id string) string {
+	if v, ok := s.pin(name); ok && id == "" {
+		return v.ID
+	}
+	return id
+}
+
+// LockedUntil implements object.Keeper.
+func (s *Store) LockedUntil(ctx context.Context, name, id string) (time.Time, error) {
+	return s.Keeper.LockedUntil(ctx, name, s.read(name, id))
+}
+
+// Lock implements object.Keeper.
+func (s *Store) Lock(ctx context.Context, name, id string, until time.Time) error {
+	return s.Keeper.Lock(ctx, name, s.read(name, id), until)
+}
