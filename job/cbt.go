@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"xenkeep/nbd"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/repo/diff"
 	"xenkeep/xapi"
 )
 
@@ -127,14 +129,14 @@ func rearm(ctx context.Context, b *poolBackup, d *diskPlan) {
 
 // changedExtents reads the bitmap of list_changed_blocks for a disk of size
 // bytes; a bitmap of another length is an error, as nothing is then known.
-func changedExtents(bits []byte, size int64) ([]disk.Extent, error) {
+func changedExtents(bitmap []byte, size int64) ([]disk.Extent, error) {
 	granules := (size + granule - 1) / granule
-	if want := (granules + 7) / 8; int64(len(bits)) != want {
-		return nil, fmt.Errorf("the pool's bitmap of changes has %d bytes, a disk of this size needs %d", len(bits), want)
+	if want := (granules + 7) / 8; int64(len(bitmap)) != want {
+		return nil, fmt.Errorf("the pool's bitmap of changes has %d bytes, a disk of this size needs %d", len(bitmap), want)
 	}
 	var out []disk.Extent
 	for i := range granules {
-		if bits[i/8]&(0x80>>(i%8)) == 0 {
+		if bitmap[i/8]&(0x80>>(i%8)) == 0 {
 			continue
 		}
 		from := i * granule
@@ -228,29 +230,35 @@ func (v *vmBackup) tellingBlocks(ctx context.Context, d *diskPlan, changed []dis
 	if len(roots) != 2 {
 		return nil, nil
 	}
+	differ, err := diff.Blocks(ctx, v.b.r, roots[0], roots[1])
+	if err != nil {
+		return nil, err
+	}
 	telling := make(map[int64]bool)
-	err := repo.DiffBlocks(ctx, v.b.r, roots[0], roots[1], func(block int64) bool {
-		from := block * disk.BlockSize
-		for len(changed) > 0 && changed[0].End() <= from {
-			changed = changed[1:]
+	for i, word := range differ {
+		for ; word != 0 && len(telling) < tellingMost; word &= word - 1 {
+			block := int64(i*64 + bits.TrailingZeros64(word))
+			from := block * disk.BlockSize
+			for len(changed) > 0 && changed[0].End() <= from {
+				changed = changed[1:]
+			}
+			if len(changed) == 0 || changed[0].Offset >= from+disk.BlockSize {
+				telling[block] = true
+			}
 		}
-		if len(changed) == 0 || changed[0].Offset >= from+disk.BlockSize {
-			telling[block] = true
-		}
-		return len(telling) < tellingMost
-	})
-	return telling, err
+	}
+	return telling, nil
 }
 
 // transferChanged saves a disk from its base and what changed-block tracking
 // says has changed since.
 func (v *vmBackup) transferChanged(ctx context.Context, d *diskPlan, snap xapi.VDI, base base) (res backup.DiskResult, err error) {
 	size := int64(snap.VirtualSize)
-	bits, err := v.b.pool.ChangedBlocks(ctx, base.tracked, snap.Ref)
+	bitmap, err := v.b.pool.ChangedBlocks(ctx, base.tracked, snap.Ref)
 	if err != nil {
 		return res, err
 	}
-	changed, err := changedExtents(bits, size)
+	changed, err := changedExtents(bitmap, size)
 	if err != nil {
 		return res, err
 	}

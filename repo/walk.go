@@ -40,7 +40,7 @@ func walk(ctx context.Context, r *Repository, root chunk.ID, lenient bool, tree 
 			continue
 		}
 		tree(id)
-		node, err := r.readNode(ctx, id)
+		node, err := r.ReadNode(ctx, id)
 		if err != nil {
 			if pass(err) {
 				continue
@@ -91,4 +91,22 @@ func walk(ctx context.Context, r *Repository, root chunk.ID, lenient bool, tree 
 		}
 	}
 	return nil
+}
+
+// ReadRoot reads the top of a disk's tree.
+func (r *Repository) ReadRoot(ctx context.Context, id chunk.ID) (*RootNode, error) {
+	p, err := r.store.Load(ctx, chunk.Root, id)
+	if err != nil {
+		return nil, err
+	}
+	return DecodeRoot(p)
+}
+
+// ReadNode reads the part of a disk's tree that holds one GiB.
+func (r *Repository) ReadNode(ctx context.Context, id chunk.ID) (*NodeIDs, error) {
+	p, err := r.store.Load(ctx, chunk.Node, id)
+	if err != nil {
+		return nil, err
+	}
+	return DecodeNode(p)
 }

@@ -20,13 +20,8 @@ type tree struct {
 }
 
 func open(ctx context.Context, r *repo.Repository, root chunk.ID) (*tree, error) {
-	p, err := r.Store().Load(ctx, chunk.Root, root)
-	if err != nil {
-		return nil, err
-	}
-	t := &tree{r: r}
-	t.root, err = repo.DecodeRoot(p)
-	return t, err
+	top, err := r.ReadRoot(ctx, root)
+	return &tree{r: r, root: top}, err
 }
 
 func (t *tree) nodeID(i int) chunk.ID {
@@ -40,11 +35,7 @@ func (t *tree) node(ctx context.Context, id chunk.ID) (*repo.NodeIDs, error) {
 	if id.IsZero() {
 		return new(repo.NodeIDs), nil
 	}
-	p, err := t.r.Store().Load(ctx, chunk.Node, id)
-	if err != nil {
-		return nil, err
-	}
-	return repo.DecodeNode(p)
+	return t.r.ReadNode(ctx, id)
 }
 
 // walk calls fn for each GiB in which some block differs, with the block lists
