@@ -41,7 +41,7 @@ type Snapshot struct {
 	Run     string    `json:"run"` // hex
 	Job     string    `json:"job,omitempty"`
 	Machine string    `json:"machine,omitempty"`
-	Origin  string    `json:"origin"` // "pool" or "image"
+	Origin  string    `json:"origin"` // "pool", "image" or "import"
 	Pool    Named     `json:"pool"`
 	VM      Named     `json:"vm"`
 	Kind    string    `json:"kind,omitempty"` // of the VM snapshot: "regular" ...

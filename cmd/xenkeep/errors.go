@@ -89,6 +89,8 @@ func hint(err error) string {
 		return "open the repository with the password or key of a full key slot, or with a printed key page; xenkeep key list shows the slots"
 	case errors.Is(err, job.ErrUnsupported):
 		return "--skip-unsupported leaves out disks that cannot be snapshotted"
+	case errors.Is(err, job.ErrChain):
+		return "name the files of a chain in order, the one that holds the whole disk first"
 	case errors.Is(err, job.ErrActive):
 		return "wait for it to end, or give this run another --job"
 	case errors.Is(err, job.ErrUntrue):

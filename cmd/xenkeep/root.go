@@ -24,7 +24,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 		RunE:                       needsCommand,
 	}
 	root.AddCommand(
-		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(), newExportCommand(),
+		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(), newExportCommand(), newImportCommand(),
 		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCleanupCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
 	return root

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"xenkeep/chunkstore/seal"
+	"xenkeep/job"
+)
+
+type importOptions struct {
+	repository  repositoryFlags
+	output      outputFlags
+	progress    progressFlags
+	name        string
+	date        date
+	job         string
+	tags        list
+	compression choice
+}
+
+func newImportCommand() *cobra.Command {
+	o := importOptions{compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}}}
+	cmd := &cobra.Command{
+		Use:   "import FILE...",
+		Short: "Take images, XVA archives and VmBackup's folders into the repository",
+		Long: `Take files into the repository, each as a snapshot with the date and identity it had:
+raw, VHD and qcow2 images; XVA archives (plain, gzip, zstd), as xe vm-export writes
+them; and folders that NAUbackup's VmBackup wrote: the whole tree, one VM's, or one
+backup's. A differencing VHD stands on the file before it: name a chain base first.
+
+What is there already, the same VM at the same time, is passed over, so that an import
+can be repeated. qcow2 is read through qemu-nbd (Debian package qemu-utils).`,
+		Example: `  xenkeep import web.xva
+  xenkeep import base.vhd monday.vhd tuesday.vhd
+  xenkeep import /mnt/backup/vms`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return runImport(cmd, &o, args) },
+	}
+	o.repository.add(cmd)
+	o.output.add(cmd)
+	o.progress.add(cmd)
+	s := cmd.Flags()
+	s.StringVar(&o.name, "name", "", "`name` of disk images in the repository (the file's)")
+	s.Var(&o.date, "date", "`date` of the data, 2026-03-16T12:30:27Z (the file's)")
+	s.StringVar(&o.job, "job", "default", "the `name` of the job that the snapshots count for in retention")
+	s.Var(&o.tags, "tag", "a `tag` for the snapshots; may be repeated")
+	s.Var(&o.compression, "compression", "`level`: fastest, default, better or best")
+	return cmd
+}
+
+func runImport(cmd *cobra.Command, o *importOptions, files []string) error {
+	sum, err := importFiles(cmd.Context(), cmd.ErrOrStderr(), o, files)
+	if sum == nil {
+		return err
+	}
+	for _, w := range sum.Warnings {
+		tell(cmd.ErrOrStderr(), "warning: "+oneLine(w), "")
+	}
+	if o.output.json {
+		err = errors.Join(err, writeLine(cmd.OutOrStdout(), sum))
+	} else {
+		err = errors.Join(err, printSummary(cmd.OutOrStdout(), sum, o.progress.quiet && err == nil))
+	}
+	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) {
+		for i := range sum.Failed {
+			tell(cmd.ErrOrStderr(), oneLine(sum.Failed[i].Error), failureHint(&sum.Failed[i]))
+		}
+		return reported{err}
+	}
+	return err
+}
+
+func importFiles(ctx context.Context, stderr io.Writer, o *importOptions, files []string) (*job.Summary, error) {
+	level, err := seal.ParseLevel(o.compression.text)
+	if err != nil {
+		return nil, err
+	}
+	r, err := o.repository.open(ctx, stderr)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	tellProblems(stderr, r.Problems())
+	show := o.progress.start(stderr, o.output.json)
+	defer show.Close()
+	return job.Import(ctx, r, files, job.ImportOptions{
+		Common: job.Common{
+			Job: o.job, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
+			Progress: show, Log: warnings(show),
+		},
+		Name: o.name, Date: time.Time(o.date),
+	})
+}
+
+// date is an instant: RFC 3339, or without zone the local one.
+type date time.Time
+
+func (d *date) Type() string { return "date" }
+
+func (d *date) String() string {
+	if time.Time(*d).IsZero() {
+		return ""
+	}
+	return time.Time(*d).Format(time.RFC3339)
+}
+
+func (d *date) Set(text string) error {
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			*d = date(t)
+			return nil
+		}
+	}
+	return errors.New("want a date as 2026-03-16T12:30:27Z or 2026-03-16 12:30:27")
+}

@@ -1,0 +1,171 @@
+package job
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
+	"xenkeep/nbd"
+	"xenkeep/vhd"
+)
+
+// imported is a disk image open for reading.
+type imported struct {
+	disk.Source
+	vhd       *vhd.File // nil for others
+	allocated int64
+	close     func()
+}
+
+func (i *imported) link(file, name string, root chunk.ID) *link {
+	if i.vhd == nil {
+		return nil
+	}
+	return &link{file: file, id: i.vhd.Footer().ID, name: name, root: root}
+}
+
+// open opens a disk image.
+func (im *importer) open(ctx context.Context, file string, kind int) (*imported, error) {
+	switch kind {
+	case kindQCOW2:
+		return openQCOW2(ctx, file)
+	case kindVHD:
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		size, err := f.Seek(0, io.SeekEnd)
+		if err == nil {
+			var v *vhd.File
+			if v, err = vhd.OpenFile(f, size, vhd.Options{}); err == nil {
+				return &imported{Source: v.Reader(), vhd: v, allocated: v.Allocated(), close: func() { _ = f.Close() }}, nil
+			}
+		}
+		return nil, errors.Join(fmt.Errorf("%s: %w", file, err), f.Close())
+	}
+	i, err := openImage(file)
+	if err != nil {
+		return nil, err
+	}
+	return &imported{Source: i, allocated: i.Allocated, close: func() { _ = i.Close() }}, nil
+}
+
+// qcow2Head refuses what would make qemu read other files than the one named,
+// or needs a secret ("Qcow2 Image File Format", docs/interop/qcow2.rst of qemu).
+func qcow2Head(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := make([]byte, 80)
+	if _, err := io.ReadFull(f, h); err != nil {
+		return fmt.Errorf("%s: qcow2 header: %w", file, err)
+	}
+	be := binary.BigEndian
+	switch {
+	case be.Uint64(h[8:]) != 0:
+		return fmt.Errorf("%s: builds on another file: make it whole first (qemu-img convert -O qcow2): %w", file, ErrForeignImage)
+	case be.Uint32(h[4:]) >= 3 && be.Uint64(h[72:])&4 != 0:
+		return fmt.Errorf("%s: its data is in another file: make it whole first (qemu-img convert -O qcow2): %w", file, ErrForeignImage)
+	case be.Uint32(h[32:]) != 0:
+		return fmt.Errorf("%s: encrypted: decrypt it first (qemu-img convert): %w", file, ErrForeignImage)
+	}
+	return nil
+}
+
+// qcow2Wait is how long qemu-nbd may take to open an image.
+const qcow2Wait = 30 * time.Second
+
+// openQCOW2 has qemu-nbd read the image, on a socket of this user's, so that no
+// copy of it is needed.
+func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
+	tool, err := exec.LookPath("qemu-nbd")
+	if err != nil {
+		return nil, fmt.Errorf("%s: a qcow2 image is read by qemu-nbd, which is not installed here (Debian package qemu-utils), or convert it elsewhere (qemu-img convert -O raw): %w", file, ErrForeignImage)
+	}
+	if err := qcow2Head(file); err != nil {
+		return nil, err
+	}
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "xenkeep-")
+	if err != nil {
+		return nil, err
+	}
+	var said tail
+	cmd := exec.Command(tool, "--read-only", "--persistent", "--shared=8", "--format=qcow2", "--socket="+filepath.Join(dir, "nbd"), path)
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	over := make(chan error, 1)
+	go func() { over <- cmd.Wait() }()
+	stop := func() {
+		_ = cmd.Process.Kill()
+		<-over
+		_ = os.RemoveAll(dir)
+	}
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	var d *nbd.Disk
+	for limit := time.Now().Add(qcow2Wait); ; {
+		if d, err = nbd.Open(ctx, nbd.DiskOptions{
+			Endpoints: []nbd.Endpoint{{Network: "unix", Address: filepath.Join(dir, "nbd")}}, Attempts: 1, Connections: 4,
+		}); err == nil {
+			break
+		}
+		if time.Now().After(limit) {
+			return nil, fmt.Errorf("%s: qemu-nbd: %w", file, err)
+		}
+		select {
+		case werr := <-over:
+			over <- werr
+			return nil, fmt.Errorf("%s: qemu-nbd: %s: %w", file, said.text(), ErrForeignImage)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	held, err := d.Held(ctx)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	src, err := d.Source(held, 0)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	var allocated int64
+	for _, e := range held {
+		allocated += e.Length
+	}
+	return &imported{Source: src, allocated: allocated, close: func() {
+		_ = d.Close()
+		_ = src.Close()
+		stop()
+	}}, nil
+}
+
+// tail keeps the end of what a program says.
+type tail struct{ p []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.p = append(t.p, p...)
+	t.p = t.p[max(0, len(t.p)-1000):]
+	return len(p), nil
+}
+
+func (t *tail) text() string { return oneLine(errors.New(string(t.p))) }
