@@ -204,7 +204,6 @@ var lineTypes = map[string]any{
 	"xenkeep prune: prune":            pruneLine{},
 	"xenkeep restore: restored":       job.Restored{},
 	"xenkeep export: exported":        job.Exported{},
-	"xenkeep import: summary":         job.Summary{},
 	"xenkeep check: finding":          findingLine{},
 	"xenkeep check: summary":          checkSummary{},
 	"xenkeep doctor: finding":         doctorLine{},
