@@ -116,8 +116,10 @@ func (s *Store) NewHasher() *chunk.Hasher { return s.hasher.Clone() }
 
 // Avoid makes Has deny what lies in these packs, which are condemned or
 // damaged, and these blobs, which are known to be damaged: what they hold is
-// stored again when it is met. It replaces what was avoided before.
-func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob) {
+// stored again when it is met. With distrust, nothing that a tree names is taken
+// to be there unseen, even where nothing is to be avoided. It replaces what was
+// avoided before.
+func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob, distrust bool) {
 	hide := make([][32]byte, len(packs))
 	a := &avoided{packs: make(map[pack.ID]bool, len(packs)), blobs: make(map[chunk.ID]map[pack.ID]bool)}
 	for i, id := range packs {
@@ -131,7 +133,7 @@ func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob) {
 		a.blobs[b.ID][b.Pack] = true
 	}
 	s.index.HidePacks(hide)
-	if len(packs)+len(blobs) == 0 {
+	if len(packs)+len(blobs) == 0 && !distrust {
 		a = nil
 	}
 	s.avoid.Store(a)

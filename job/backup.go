@@ -41,7 +41,7 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 		return nil, err
 	}
 	defer release()
-	b := &poolBackup{r: r, pool: pool, o: o, started: o.Now(), damaged: map[string]bool{}, ways: map[string]string{}}
+	b := &poolBackup{r: r, pool: pool, o: o, started: o.Now(), damaged: map[string]soundness{}, ways: map[string]string{}}
 	b.sum = &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: b.started.UTC(), Snapshots: []VMSummary{}}
 	err = b.run(ctx)
 	b.sum.Requests = requests(b.r)
@@ -70,7 +70,7 @@ type poolBackup struct {
 	o       BackupOptions
 	started time.Time
 	all     []*repo.Snapshot
-	damaged map[string]bool
+	damaged map[string]soundness
 	// retention is why the policy could not be applied.
 	retention error
 
@@ -121,7 +121,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 	}
 	for _, l := range lists {
 		for _, d := range l.Blocks {
-			b.damaged[d.Snapshot] = true
+			b.damaged[d.Snapshot] = snapshotHurt
 		}
 	}
 	notes, _, err := b.r.Notes(ctx)
@@ -130,7 +130,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 	}
 	for _, n := range notes {
 		if n.Kind == repo.NoteDamaged {
-			b.damaged[n.Snapshot] = true
+			b.damaged[n.Snapshot] = snapshotWrong
 		}
 	}
 	b.tidy(ctx)
@@ -348,15 +348,18 @@ func (b *poolBackup) disbelieve(ctx context.Context, last *repo.Snapshot, vm, de
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.damaged[last.ID()] = true
+	b.damaged[last.ID()] = snapshotWrong
 	b.untrue = errors.Join(b.untrue, err)
 }
 
-// isDamaged tells whether a snapshot is known to be wrong somewhere.
-func (b *poolBackup) isDamaged(s *repo.Snapshot) bool {
+// soundness tells what is known of a snapshot, which may be nil.
+func (b *poolBackup) soundness(s *repo.Snapshot) soundness {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return s != nil && b.damaged[s.ID()]
+	if s == nil {
+		return snapshotSound
+	}
+	return b.damaged[s.ID()]
 }
 
 func (b *poolBackup) warn(format string, args ...any) {

@@ -26,9 +26,21 @@ type base struct {
 	reason  string // why there is no delta, or what the delta is to
 }
 
+// soundness is what is known of a snapshot.
+type soundness int
+
+const (
+	snapshotSound soundness = iota
+	// snapshotHurt: some of its chunks are lost, and which is known, so that
+	// they can be read again with what has changed.
+	snapshotHurt
+	// snapshotWrong: it may differ from the disk anywhere.
+	snapshotWrong
+)
+
 // findBase looks for the last backup of a disk, and whether what has changed
 // since can be had from the pool. last is the VM's latest complete snapshot.
-func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *diskPlan, snap *xapi.VDI, damaged bool) (base, error) {
+func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *diskPlan, snap *xapi.VDI, state soundness) (base, error) {
 	if last == nil {
 		return base{reason: "first backup of this VM"}, nil
 	}
@@ -47,7 +59,7 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 		return b, nil
 	}
 	switch {
-	case damaged:
+	case state == snapshotWrong:
 		b.root = chunk.ID{}
 		return full("snapshot %s is damaged", last.Short())
 	case old.VDISnapshot == "":
@@ -85,7 +97,13 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 	if d.untracked == "" && v.CBTEnabled && snap.CBTEnabled && old.Size == int64(snap.VirtualSize) {
 		b.tracked = ref
 	}
+	hurt := state == snapshotHurt
 	switch {
+	case hurt && b.tracked.IsNull():
+		b.root = chunk.ID{}
+		return full("snapshot %s is damaged", last.Short())
+	case hurt:
+		return full("changes since snapshot %s, and what of it is damaged", last.Short())
 	case v.Type != "cbt_metadata" && !v.Missing && v.Managed:
 		b.vdi = ref
 	case b.tracked.IsNull() && d.untracked != "":

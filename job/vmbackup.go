@@ -233,7 +233,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk) er
 		return errors.New("the VM snapshot holds no snapshot of it")
 	}
 	last := v.b.last(v.plan.vm.UUID)
-	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.vm, d, &snap, v.b.isDamaged(last))
+	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.vm, d, &snap, v.b.soundness(last))
 	if err != nil {
 		return err
 	}

@@ -67,7 +67,16 @@ type Damage struct {
 	Chunks []BadChunk    `json:"chunks,omitempty"`
 	Packs  []string      `json:"packs,omitempty"` // hex
 	Blocks []DamagedDisk `json:"blocks,omitempty"`
+
+	name string
+	full bool
 }
+
+// Name is the list's object in storage.
+func (d *Damage) Name() string { return d.name }
+
+// Full tells whether a full key published the list.
+func (d *Damage) Full() bool { return d.full }
 
 // BadChunk is a chunk that is damaged in one pack; a copy that a later backup
 // stored elsewhere is sound. Without a pack it is bad wherever it lies.
@@ -86,6 +95,26 @@ func (d *Damage) PackIDs() ([]pack.ID, error) {
 	}
 	slices.Sort(names)
 	return parsePacks(slices.Compact(names))
+}
+
+// BadPacks are the packs of which nothing is to be trusted.
+func (d *Damage) BadPacks() ([]pack.ID, error) { return parsePacks(d.Packs) }
+
+// BadBlobs are the chunks that are damaged.
+func (d *Damage) BadBlobs() ([]chunkstore.BadBlob, error) {
+	blobs := make([]chunkstore.BadBlob, len(d.Chunks))
+	for i, c := range d.Chunks {
+		blobs[i].ID = chunk.ID(c.ID)
+		if c.Pack == "" {
+			continue
+		}
+		in, err := parsePacks([]string{c.Pack})
+		if err != nil {
+			return nil, err
+		}
+		blobs[i].Pack = in[0]
+	}
+	return blobs, nil
 }
 
 // DamagedDisk names blocks of one disk of one snapshot.
@@ -133,7 +162,7 @@ func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 // Claims reads the claims of all runs, live or dead. Claims that cannot be read
 // are returned as problems.
 func (r *Repository) Claims(ctx context.Context) ([]*Claim, []Problem, error) {
-	claims, bad, err := readAll(ctx, r, claimPrefix, seal.KindClaim, func(c *Claim, name string) { c.name = name })
+	claims, bad, err := readAll(ctx, r, claimPrefix, seal.KindClaim, func(c *Claim, name string, _ *seal.Cert) { c.name = name })
 	return claims, bad, err
 }
 
@@ -168,13 +197,14 @@ func (r *Repository) CondemnedPacks(ctx context.Context) ([]pack.ID, error) {
 
 // PutDamage publishes a damage list.
 func (r *Repository) PutDamage(ctx context.Context, d *Damage) error {
-	_, _, err := r.putObject(ctx, damagePrefix, seal.KindDamage, d)
+	var err error
+	d.name, _, err = r.putObject(ctx, damagePrefix, seal.KindDamage, d)
 	return err
 }
 
 // ReadDamage reads all damage lists; those that cannot be read are problems.
 func (r *Repository) ReadDamage(ctx context.Context) ([]*Damage, []Problem, error) {
-	return readAll(ctx, r, damagePrefix, seal.KindDamage, func(*Damage, string) {})
+	return readAll(ctx, r, damagePrefix, seal.KindDamage, func(d *Damage, name string, by *seal.Cert) { d.name, d.full = name, by.Role() == seal.Full })
 }
 
 // PutNote adds a note.
@@ -185,7 +215,7 @@ func (r *Repository) PutNote(ctx context.Context, n *Note) error {
 
 // Notes reads all notes, oldest first; those that cannot be read are problems.
 func (r *Repository) Notes(ctx context.Context) ([]*Note, []Problem, error) {
-	notes, bad, err := readAll(ctx, r, notePrefix, seal.KindNote, func(*Note, string) {})
+	notes, bad, err := readAll(ctx, r, notePrefix, seal.KindNote, func(*Note, string, *seal.Cert) {})
 	slices.SortStableFunc(notes, func(a, b *Note) int { return a.Time.Compare(b.Time) })
 	return notes, bad, err
 }
@@ -205,24 +235,18 @@ func (r *Repository) AvoidBad(ctx context.Context) error {
 	r.addProblems(bad...)
 	var blobs []chunkstore.BadBlob
 	for _, d := range lists {
-		packs, err := parsePacks(d.Packs)
+		packs, err := d.BadPacks()
+		if err != nil {
+			return err
+		}
+		bad, err := d.BadBlobs()
 		if err != nil {
 			return err
 		}
 		hide = append(hide, packs...)
-		for _, c := range d.Chunks {
-			b := chunkstore.BadBlob{ID: chunk.ID(c.ID)}
-			if c.Pack != "" {
-				in, err := parsePacks([]string{c.Pack})
-				if err != nil {
-					return err
-				}
-				b.Pack = in[0]
-			}
-			blobs = append(blobs, b)
-		}
+		blobs = append(blobs, bad...)
 	}
-	r.store.Avoid(hide, blobs)
+	r.store.Avoid(hide, blobs, len(lists)+len(bad) > 0)
 	return nil
 }
 
@@ -239,7 +263,7 @@ func parsePacks(names []string) ([]pack.ID, error) {
 }
 
 // readAll reads every small object under prefix.
-func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal.ObjectKind, each func(*T, string)) ([]*T, []Problem, error) {
+func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal.ObjectKind, each func(*T, string, *seal.Cert)) ([]*T, []Problem, error) {
 	var names []string
 	if err := r.objects.List(ctx, prefix, func(i object.Info) error {
 		names = append(names, i.Name)
@@ -252,7 +276,7 @@ func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal
 	var bad []Problem
 	for _, name := range names {
 		v := new(T)
-		_, err := r.readObject(ctx, name, kind, v)
+		o, err := r.readObject(ctx, name, kind, v)
 		switch {
 		case ctx.Err() != nil:
 			return nil, nil, ctx.Err()
@@ -262,7 +286,7 @@ func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal
 		case err != nil:
 			bad = append(bad, Problem{Object: strings.TrimSpace(name), Err: err})
 		default:
-			each(v, name)
+			each(v, name, &o.Cert)
 			out = append(out, v)
 		}
 	}

@@ -48,7 +48,7 @@ func (r *Repository) PutRetired(ctx context.Context, t *Retired) error {
 // Retirements reads what was declared dead; those that cannot be read are
 // problems.
 func (r *Repository) Retirements(ctx context.Context) ([]*Retired, []Problem, error) {
-	return readAll(ctx, r, retiredPrefix, seal.KindRetired, func(t *Retired, name string) { t.name = name })
+	return readAll(ctx, r, retiredPrefix, seal.KindRetired, func(t *Retired, name string, _ *seal.Cert) { t.name = name })
 }
 
 // IsRetired tells whether the run of this claim, which is the caller's own, was
@@ -70,7 +70,7 @@ func (r *Repository) IsRetired(ctx context.Context, c *Claim) (bool, error) {
 // References reads the reference lists of all runs; those that cannot be read
 // are problems.
 func (r *Repository) References(ctx context.Context) ([]*Reference, []Problem, error) {
-	return readAll(ctx, r, referencePrefix, seal.KindReference, func(*Reference, string) {})
+	return readAll(ctx, r, referencePrefix, seal.KindReference, func(*Reference, string, *seal.Cert) {})
 }
 
 // DropRun takes away what a dead run published to protect itself.
@@ -112,10 +112,16 @@ func (r *Repository) PutCondemned(ctx context.Context, c *Condemned) error {
 	return err
 }
 
-// Condemnations reads the condemned lists. One that cannot be read is an error:
-// what it names is not known.
+// ReadCondemned reads the condemned lists; those that cannot be read are
+// problems.
+func (r *Repository) ReadCondemned(ctx context.Context) ([]*Condemned, []Problem, error) {
+	return readAll(ctx, r, condemnedPrefix, seal.KindCondemned, func(c *Condemned, name string, _ *seal.Cert) { c.name = name })
+}
+
+// Condemnations is ReadCondemned for those who must know all that is named: a
+// list that cannot be read is an error.
 func (r *Repository) Condemnations(ctx context.Context) ([]*Condemned, error) {
-	lists, bad, err := readAll(ctx, r, condemnedPrefix, seal.KindCondemned, func(c *Condemned, name string) { c.name = name })
+	lists, bad, err := r.ReadCondemned(ctx)
 	if err == nil && len(bad) > 0 {
 		err = bad[0].Err
 	}

@@ -13,6 +13,7 @@ import (
 	"xenkeep/chunkstore/slot"
 	"xenkeep/job"
 	"xenkeep/repo"
+	"xenkeep/repo/prune"
 	"xenkeep/xapi"
 )
 
@@ -85,6 +86,8 @@ func hint(err error) string {
 		return "make room, or raise the quota; what was uploaded counts next time"
 	case errors.Is(err, slot.ErrWrongSecret):
 		return "a printed key page opens the repository too: XENKEEP_KEY_FILE=page"
+	case errors.Is(err, prune.ErrUnreadable):
+		return "xenkeep check tells what is damaged; when it cannot be had back, xenkeep prune --forget-damaged ID gives that snapshot up"
 	case errors.Is(err, seal.ErrNoDataKey):
 		return "open the repository with the password or key of a full key slot, or with a printed key page; xenkeep key list shows the slots"
 	case errors.Is(err, job.ErrUnsupported):

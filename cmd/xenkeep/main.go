@@ -19,6 +19,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/job"
+	"xenkeep/repo/prune"
 )
 
 // Exit codes; docs/reference.md has the same table.
@@ -74,7 +75,7 @@ func exitCode(err error) int {
 		return exitWrongSecret
 	case errors.Is(err, seal.ErrNoDataKey):
 		return exitWriteOnly
-	case errors.Is(err, errDamage), errors.Is(err, job.ErrUntrue), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
+	case errors.Is(err, errDamage), errors.Is(err, prune.ErrUnreadable), errors.Is(err, job.ErrUntrue), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
 		return exitDamage
 	}
 	return exitFailed

@@ -19,6 +19,7 @@ type pruneOptions struct {
 	dryRun     bool
 	maxRepack  byteSize
 	exclusive  bool
+	damaged    list
 }
 
 // pruneLine is what prune prints with --json.
@@ -50,6 +51,7 @@ rescued so.`,
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what would be done")
 	cmd.Flags().Var(&o.maxRepack, "max-repack", "copy at most this `size` out of packs that are mostly dead: 10G, 500M, 0")
 	cmd.Flags().BoolVar(&o.exclusive, "exclusive", false, "nothing else uses the repository: free all at once")
+	cmd.Flags().Var(&o.damaged, "forget-damaged", "give up the snapshot of this `ID`, of which something cannot be read; may be repeated")
 	return cmd
 }
 
@@ -64,11 +66,8 @@ func runPrune(cmd *cobra.Command, o *pruneOptions) error {
 	defer show.Close()
 	progress := func(int64) {}
 	plan, err := prune.New(ctx, r, prune.Options{
-		MaxRepack: int64(o.maxRepack), Exclusive: o.exclusive, Progress: func(n int64) { progress(n) },
+		MaxRepack: int64(o.maxRepack), Exclusive: o.exclusive, ForgetDamaged: o.damaged, Begin: meters(show), Progress: func(n int64) { progress(n) },
 	})
-	if errors.Is(err, prune.ErrUnreadable) {
-		return errors.Join(err, errDamage)
-	}
 	if err != nil {
 		return err
 	}
@@ -80,9 +79,6 @@ func runPrune(cmd *cobra.Command, o *pruneOptions) error {
 		res, err = plan.Execute(ctx)
 		line.Result = *res
 		m.Done()
-		if errors.Is(err, prune.ErrUnreadable) {
-			err = errors.Join(err, errDamage)
-		}
 	}
 	switch {
 	case o.output.json:
@@ -120,6 +116,15 @@ func printPrune(w io.Writer, l *pruneLine) error {
 	row("waiting", p.Waiting, "condemned earlier")
 	if err := t.flush(); err != nil {
 		return err
+	}
+	if p.Forget > 0 {
+		text := "%s given up\n"
+		if l.DryRun {
+			text = "%s would be given up\n"
+		}
+		if _, err := fmt.Fprintf(w, text, plural(p.Forget, "damaged snapshot")); err != nil {
+			return err
+		}
 	}
 	if p.Retire > 0 {
 		if _, err := fmt.Fprintf(w, "%s of runs that look dead retired\n", plural(p.Retire, "claim")); err != nil {

@@ -194,25 +194,29 @@ func TestReferenceExitCodes(t *testing.T) {
 
 // lineTypes are the lines that commands print with --json.
 var lineTypes = map[string]any{
-	"xenkeep init: repository":        initLine{},
-	"xenkeep backup: summary":         job.Summary{},
-	"xenkeep snapshots: snapshot":     snapshotLine{},
-	"xenkeep snapshots: bad_snapshot": badLine{},
-	"xenkeep snapshots: summary":      snapshotsSummary{},
-	"xenkeep forget: decision":        decisionLine{},
-	"xenkeep forget: summary":         forgetSummary{},
-	"xenkeep prune: prune":            pruneLine{},
-	"xenkeep restore: restored":       job.Restored{},
-	"xenkeep export: exported":        job.Exported{},
-	"xenkeep check: finding":          findingLine{},
-	"xenkeep check: summary":          checkSummary{},
-	"xenkeep doctor: finding":         doctorLine{},
-	"xenkeep cleanup: leftover":       leftoverLine{},
-	"xenkeep cleanup: summary":        cleanupSummary{},
-	"xenkeep doctor: summary":         doctorSummary{},
-	"xenkeep stats: stats":            statsLine{},
-	"xenkeep version: version":        versionLine{},
-	"xenkeep sim":                     xapisim.Ready{},
+	"xenkeep init: repository":           initLine{},
+	"xenkeep backup: summary":            job.Summary{},
+	"xenkeep snapshots: snapshot":        snapshotLine{},
+	"xenkeep snapshots: bad_snapshot":    badLine{},
+	"xenkeep snapshots: summary":         snapshotsSummary{},
+	"xenkeep forget: decision":           decisionLine{},
+	"xenkeep forget: summary":            forgetSummary{},
+	"xenkeep prune: prune":               pruneLine{},
+	"xenkeep restore: restored":          job.Restored{},
+	"xenkeep export: exported":           job.Exported{},
+	"xenkeep check: finding":             findingLine{},
+	"xenkeep check: summary":             checkSummary{},
+	"xenkeep doctor: finding":            doctorLine{},
+	"xenkeep cleanup: leftover":          leftoverLine{},
+	"xenkeep cleanup: summary":           cleanupSummary{},
+	"xenkeep doctor: summary":            doctorSummary{},
+	"xenkeep stats: stats":               statsLine{},
+	"xenkeep version: version":           versionLine{},
+	"xenkeep sim":                        xapisim.Ready{},
+	"xenkeep repair index: repair_index": repairIndexLine{},
+	"xenkeep repair packs: repair_packs": repairPacksLine{},
+	"xenkeep repair snapshots: lost":     lostLine{},
+	"xenkeep repair snapshots: summary":  repairSnapshotsLine{},
 }
 
 func TestReferenceJSON(t *testing.T) {
@@ -250,7 +254,7 @@ func fields(t reflect.Type, prefix string, fn func(string)) {
 					continue
 				}
 				name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-				if !f.IsExported() || name == "" || seen[name] {
+				if !f.IsExported() || name == "" || name == "-" || seen[name] {
 					continue
 				}
 				seen[name] = true

@@ -25,7 +25,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 	}
 	root.AddCommand(
 		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(), newExportCommand(), newImportCommand(),
-		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCleanupCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
+		newForgetCommand(), newPruneCommand(), newCheckCommand(), newRepairCommand(), newCleanupCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
 	return root
 }

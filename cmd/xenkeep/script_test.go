@@ -73,7 +73,7 @@ func stories(p testscript.Params, where func(*testscript.Env)) testscript.Params
 	}
 	p.Cmds = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 		"exits": cmdExits, "interrupts": cmdInterrupts, "image": cmdImage, "same": cmdSame, "flip": cmdFlip, "await": cmdAwait,
-		"lines": cmdLines, "field": cmdField, "pool": cmdPool, "proxy": cmdProxy, "mode": cmdMode,
+		"lines": cmdLines, "field": cmdField, "pool": cmdPool, "proxy": cmdProxy, "mode": cmdMode, "lost": cmdLost,
 	}
 	return p
 }
@@ -271,6 +271,22 @@ func cmdLines(ts *testscript.TestScript, neg bool, args []string) {
 	if len(rest) > 0 && !strings.HasSuffix(rest[0], "*") {
 		ts.Fatalf("no line of type %v", rest)
 	}
+}
+
+// lost FILE NAME: the id of the bad_snapshot in a file of JSON lines goes into
+// the variable NAME.
+func cmdLost(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: lost FILE NAME")
+	}
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		var v struct{ Type, Object string }
+		if json.Unmarshal([]byte(line), &v) == nil && v.Type == "bad_snapshot" {
+			ts.Setenv(args[1], strings.TrimPrefix(v.Object, "snapshots/"))
+			return
+		}
+	}
+	ts.Fatalf("no bad snapshot in %s", args[0])
 }
 
 func jsonLines(ts *testscript.TestScript) []map[string]any {

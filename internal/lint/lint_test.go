@@ -44,6 +44,7 @@ var allowed = []struct {
 	{"repo/diff", "repo chunkstore/... internal/disk"},
 	{"repo/check", "repo chunkstore/... internal/disk"},
 	{"repo/prune", "repo chunkstore/..."},
+	{"repo/repair", "repo repo/check chunkstore/... internal/disk"},
 	{"repo/retention", "repo"},
 	{"repo/formattest", ""},
 	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 nbd internal/disk internal/limit"},

@@ -30,7 +30,7 @@ func (d *diskRun) oldNode(ctx context.Context, i int) (*oldNode, error) {
 		return n, nil
 	}
 	n = &oldNode{index: i}
-	if id := d.baseNode(i); !id.IsZero() {
+	if id := d.baseNode(i); !id.IsZero() && (d.suspects == nil || !d.suspects.nodes[i]) {
 		p, err := d.run.r.Store().Load(ctx, chunk.Node, id)
 		if err != nil {
 			return nil, fmt.Errorf("base: %w", err)
@@ -94,6 +94,18 @@ func (d *diskRun) oldPieces(ctx context.Context, block int64) ([]repo.Piece, err
 			lists[where[i]] = bytes.Clone(p)
 			return nil
 		})
+		if err != nil && d.suspects != nil {
+			// Blocks whose lists cannot be read are read whole.
+			var all [][]byte
+			if all, err = readLists(ctx, d.run.r, ids); err != nil {
+				return nil, err
+			}
+			for i, p := range all {
+				if p != nil {
+					lists[where[i]] = p
+				}
+			}
+		}
 		if err != nil {
 			if err = d.unlessHelp(ctx, err); err != nil {
 				return nil, err

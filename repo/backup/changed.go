@@ -37,9 +37,10 @@ type ChangedOptions struct {
 }
 
 // Changed stores a disk from its last backup and what has changed since,
-// reading little more than that: see recutter. The root is that of a full read.
+// reading little more than that: see recutter. What of the base is damaged or
+// condemned is read again too. The root is that of a full read.
 func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (DiskResult, error) {
-	d := &diskRun{run: run, o: DiskOptions{Size: o.Size, Base: o.Base, Delta: true}, building: make(map[int]*node)}
+	d := &diskRun{run: run, o: DiskOptions{Size: o.Size, Base: o.Base, Delta: true}, building: make(map[int]*node), mends: true}
 	if o.Size < 0 || o.Size > repo.MaxSize {
 		return DiskResult{}, fmt.Errorf("disk of %d bytes", o.Size)
 	}
@@ -48,6 +49,9 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 	}
 	if err := d.openBase(ctx); err != nil {
 		return DiskResult{}, err
+	}
+	if d.suspects != nil {
+		o.Changed = merge(o.Changed, d.suspects.blocks)
 	}
 	d.nodes = make([]chunk.ID, repo.Nodes(o.Size))
 	copy(d.nodes, d.base.Nodes)
@@ -202,7 +206,8 @@ func (w *blockWorker) changed(ctx context.Context, rc *recutter, b changedBlock,
 		dirty = []disk.Extent{{Length: int64(length)}}
 	}
 	var old []repo.Piece
-	if start < d.base.Size && repo.BlockLength(d.base.Size, b.index) == length {
+	whole := len(dirty) == 1 && dirty[0].Offset == 0 && dirty[0].Length == int64(length) && !verify
+	if start < d.base.Size && repo.BlockLength(d.base.Size, b.index) == length && !whole {
 		var err error
 		if old, err = d.oldPieces(ctx, b.index); err != nil {
 			return chunk.ID{}, err

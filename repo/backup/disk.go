@@ -93,6 +93,9 @@ type diskRun struct {
 	o    DiskOptions
 	base *repo.RootNode // nil without one
 
+	mends    bool // stores again what of the base is suspect
+	suspects *suspects
+
 	mu       sync.Mutex
 	nodes    []chunk.ID // of the new root, filled as nodes are finished
 	building map[int]*node
@@ -137,7 +140,11 @@ func (d *diskRun) openBase(ctx context.Context) error {
 		d.base = nil // only a help, and done without
 		return nil
 	}
-	if err == nil && d.o.Delta {
+	switch {
+	case err != nil:
+	case d.mends:
+		d.suspects, err = d.findSuspects(ctx)
+	case d.o.Delta:
 		err = d.run.Inheritable(ctx, d.o.Base)
 	}
 	if err != nil {

@@ -22,11 +22,21 @@ type Result struct {
 	Written   int   `json:"packs_written"`
 	TakenBack int   `json:"packs_taken_back"` // needed after all, when it was looked a second time
 	Retired   int   `json:"claims_retired"`
+	Forgotten int   `json:"given_up"`
 }
 
 // Execute does what the plan says. A plan is good for one call.
 func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 	e := &execution{p: p, s: p.s, r: p.s.r, o: p.s.o}
+	for _, name := range e.s.forget {
+		if err := e.fresh(); err != nil {
+			return &e.res, err
+		}
+		if err := e.r.Objects().Delete(ctx, name); err != nil {
+			return &e.res, err
+		}
+		e.res.Forgotten++
+	}
 	var err error
 	if p.s.o.Exclusive {
 		err = e.exclusive(ctx)
@@ -37,6 +47,9 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 		return &e.res, err
 	}
 	if err := e.coverLive(ctx); err != nil {
+		return &e.res, err
+	}
+	if err := e.tidyDamage(ctx); err != nil {
 		return &e.res, err
 	}
 	return &e.res, e.r.LoadIndex(ctx)
@@ -547,4 +560,30 @@ func (e *execution) coverLive(ctx context.Context) error {
 	var run chunkstore.RunID
 	_, _ = rand.Read(run[:])
 	return e.r.Store().PutIndex(ctx, run, taken)
+}
+
+// tidyDamage takes away damage lists that say nothing any more: none of their
+// packs is there, and none of their snapshots.
+func (e *execution) tidyDamage(ctx context.Context) error {
+	for _, d := range e.s.damage {
+		ids, err := d.PackIDs()
+		if err != nil {
+			return err
+		}
+		inIndex := func(id pack.ID) bool {
+			return slices.ContainsFunc(e.s.heads, func(h chunkstore.IndexHead) bool { return slices.Contains(h.Packs, id) })
+		}
+		if slices.ContainsFunc(ids, func(id pack.ID) bool { return e.s.packs[id] != nil || inIndex(id) }) ||
+			slices.ContainsFunc(d.Blocks, func(b repo.DamagedDisk) bool { return e.s.walked[b.Snapshot] }) ||
+			slices.ContainsFunc(d.Chunks, func(c repo.BadChunk) bool { return c.Pack == "" }) {
+			continue
+		}
+		if err := e.fresh(); err != nil {
+			return err
+		}
+		if err := e.r.Objects().Delete(ctx, d.Name()); err != nil {
+			return err
+		}
+	}
+	return nil
 }

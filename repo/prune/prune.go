@@ -16,9 +16,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/repo"
 )
@@ -27,6 +30,8 @@ var (
 	// ErrUnreadable is returned where a snapshot, claim, list or node cannot be
 	// read: what it needs is not known, so nothing is condemned.
 	ErrUnreadable = errors.New("what it needs is not known")
+	// ErrNotDamaged is returned where what is to be given up can be read.
+	ErrNotDamaged = errors.New("is not damaged, or not there")
 	// ErrStale is returned by a pass that was held up for so long that what it
 	// read may not hold any more.
 	ErrStale = errors.New("this prune was held up for too long: run it again")
@@ -57,11 +62,20 @@ type Options struct {
 	// Exclusive is the user's word that nothing else uses the repository:
 	// claims are retired, and what is dead goes at once.
 	Exclusive bool
-	Now       func() time.Time
+	// ForgetDamaged names, by their IDs or unique beginnings of four characters
+	// or more, snapshots that are given up
+	// because something of them cannot be read: else that ends a prune before it
+	// has done anything. With Exclusive it names other objects too, by their
+	// names in storage: claims, reference, retired and condemned lists.
+	ForgetDamaged []string
+	Now           func() time.Time
 	// Wait lets time pass; nil waits by the real clock.
 	Wait func(ctx context.Context, d time.Duration) error
 	// Progress counts bytes copied and deleted.
 	Progress func(n int64)
+	// Begin is told when reading begins, of so many bytes of disks; what it
+	// returns counts them and is told of the end.
+	Begin func(what string, total int64) (add func(n int64), done func())
 }
 
 func (o *Options) defaults() {
@@ -70,6 +84,9 @@ func (o *Options) defaults() {
 	}
 	if o.Progress == nil {
 		o.Progress = func(int64) {}
+	}
+	if o.Begin == nil {
+		o.Begin = func(string, int64) (func(int64), func()) { return func(int64) {}, func() {} }
 	}
 	if o.Wait == nil {
 		o.Wait = func(ctx context.Context, d time.Duration) error {
@@ -94,6 +111,7 @@ type Count struct {
 // Plan is what a pass found and would do.
 type Plan struct {
 	Snapshots int   `json:"snapshots"`
+	Forget    int   `json:"given_up"` // damaged snapshots and objects that are given up
 	All       Count `json:"all"`
 	Live      Count `json:"live"`        // packs of which all is needed
 	Partly    Count `json:"partly_dead"` // packs of which a part is needed
@@ -129,11 +147,19 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 			return nil, err
 		}
 	}
+	if err := checkForget(ctx, r, &o); err != nil {
+		return nil, err
+	}
 	s, err := take(ctx, r, &o)
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Snapshots: s.snapshots, s: s}
+	for _, name := range o.ForgetDamaged {
+		if !slices.Contains(s.forget, name) && !slices.Contains(s.forget, "snapshots/"+name) {
+			return nil, fmt.Errorf("%s: %w", name, ErrNotDamaged)
+		}
+	}
+	p := &Plan{Snapshots: s.snapshots, s: s, Forget: len(s.forget)}
 	p.sort()
 	known := make(map[string]bool)
 	for _, t := range s.retired {
@@ -146,6 +172,56 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 	}
 	p.Retire = len(p.retire)
 	return p, nil
+}
+
+// checkForget refuses what must not be given up.
+func checkForget(ctx context.Context, r *repo.Repository, o *Options) error {
+	if len(o.ForgetDamaged) == 0 {
+		return nil
+	}
+	notes, bad, err := r.Notes(ctx)
+	if err == nil && len(bad) > 0 {
+		err = fmt.Errorf("a note that may protect a snapshot cannot be read: %w", bad[0].Err)
+	}
+	if err != nil {
+		return err
+	}
+	for i, name := range o.ForgetDamaged {
+		if o.ForgetDamaged[i], err = wholeID(ctx, r, name); err != nil {
+			return err
+		}
+	}
+	protected := repo.Protected(notes)
+	for _, name := range o.ForgetDamaged {
+		if protected[strings.TrimPrefix(name, "snapshots/")] {
+			return fmt.Errorf("snapshot %s is protected: xenkeep snapshots unprotect lets it go", name)
+		}
+		if folder, _, object := strings.Cut(name, "/"); object && folder != "snapshots" && !o.Exclusive {
+			return fmt.Errorf("%s: can be given up where nothing else runs: with --exclusive", name)
+		}
+	}
+	return nil
+}
+
+// wholeID finds the snapshot whose ID begins so.
+func wholeID(ctx context.Context, r *repo.Repository, name string) (string, error) {
+	if len(name) < 4 || len(name) >= 64 || strings.Contains(name, "/") {
+		return name, nil
+	}
+	var found []string
+	if err := r.Objects().List(ctx, "snapshots/"+name, func(i object.Info) error {
+		found = append(found, strings.TrimPrefix(i.Name, "snapshots/"))
+		return nil
+	}); err != nil {
+		return "", err
+	}
+	switch len(found) {
+	case 0:
+		return name, nil
+	case 1:
+		return found[0], nil
+	}
+	return "", fmt.Errorf("%q: %w", name, repo.ErrAmbiguous)
 }
 
 // sort decides on each pack.

@@ -75,7 +75,11 @@ type survey struct {
 	over      map[string]bool // runs whose retirement counts
 	runs      map[string]bool // all that have a claim or reference list
 	heads     []chunkstore.IndexHead
-	everyCopy bool // something is known to be damaged: no copy is given up
+	everyCopy bool // something is known to be damaged: no copy is given up, but for those that
+	badPacks  map[pack.ID]bool
+	badBlobs  map[chunkstore.BadBlob]bool
+	damage    []*repo.Damage
+	forget    []string // objects that cannot be read and are to be given up
 
 	walked    map[string]bool // snapshots and claimed roots
 	nodes     map[nodeKey]struct{}
@@ -90,10 +94,11 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 	s := &survey{
 		r: r, o: o, at: o.Now(),
 		packs: make(map[pack.ID]*state), condemned: make(map[pack.ID]time.Time), deleted: make(map[pack.ID]bool),
+		badPacks: make(map[pack.ID]bool), badBlobs: make(map[chunkstore.BadBlob]bool),
 		walked: make(map[string]bool), nodes: make(map[nodeKey]struct{}), blocks: make(map[[16]byte]struct{}),
 	}
 	var err error
-	if s.lists, err = r.Condemnations(ctx); err != nil {
+	if s.lists, err = s.condemnations(ctx); err != nil {
 		return nil, err
 	}
 	for _, l := range s.lists {
@@ -113,6 +118,26 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 		return nil, err
 	}
 	s.everyCopy = len(damage)+len(bad) > 0
+	s.damage = damage
+	for _, d := range damage {
+		if !d.Full() {
+			continue // of a key that may only write: it steers nothing
+		}
+		ids, err := d.BadPacks()
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			s.badPacks[id] = true
+		}
+		blobs, err := d.BadBlobs()
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range blobs {
+			s.badBlobs[b] = true
+		}
+	}
 	if err := r.Objects().List(ctx, "packs/", func(i object.Info) error {
 		if id, ok := pack.ParseObjectName(i.Name); ok {
 			s.packs[id] = &state{size: i.Size}
@@ -139,8 +164,10 @@ func (s *survey) look(ctx context.Context) error {
 		return err
 	}
 	bad = append(bad, more...)
-	if len(bad) > 0 {
-		return unreadable(bad[0].Object, bad[0].Err)
+	for _, p := range bad {
+		if !s.givenUp(p.Object) {
+			return unreadable(p.Object, p.Err)
+		}
 	}
 	s.claims, s.over, s.runs = claims, make(map[string]bool), make(map[string]bool)
 	for _, t := range s.retired {
@@ -173,15 +200,24 @@ func (s *survey) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(bad) > 0 {
-		return unreadable(bad[0].Object, bad[0].Err)
+	for _, p := range bad {
+		if !s.givenUp(p.Object) {
+			return unreadable(p.Object, p.Err)
+		}
 	}
 	s.snapshots = len(snapshots)
 	// After the snapshots, so that all they need is in it.
 	if err := s.readIndex(ctx, active); err != nil {
 		return err
 	}
+	var total int64
 	for _, snap := range snapshots {
+		total += snap.Size()
+	}
+	add, done := s.o.Begin("snapshots", total)
+	defer done()
+	for _, snap := range snapshots {
+		add(snap.Size())
 		if s.walked[snap.ID()] {
 			continue
 		}
@@ -191,6 +227,9 @@ func (s *survey) look(ctx context.Context) error {
 			}
 			if _, serr := s.r.Objects().Stat(ctx, "snapshots/"+snap.ID()); errors.Is(serr, object.ErrNotFound) {
 				continue // forgotten meanwhile
+			}
+			if s.givenUp("snapshots/" + snap.ID()) {
+				continue
 			}
 			return unreadable("snapshot "+snap.Short(), err)
 		}
@@ -396,12 +435,18 @@ func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
 		if p == nil || int64(at.Offset)+int64(at.Length) > p.size {
 			continue
 		}
-		if s.everyCopy {
-			p.mark(at)
-		}
-		n := s.rank(at.Pack)
+		n := s.rank(at.Pack, id)
 		if best < 0 || n < rank || n == rank && bytes.Compare(at.Pack[:], s.places[best].Pack[:]) < 0 {
 			best, rank = i, n
+		}
+	}
+	if s.everyCopy {
+		for _, at := range s.places {
+			p := s.packs[at.Pack]
+			if p == nil || int64(at.Offset)+int64(at.Length) > p.size || rank == 0 && s.bad(at.Pack, id) {
+				continue
+			}
+			p.mark(at)
 		}
 	}
 	if best < 0 || rank > 0 {
@@ -429,15 +474,23 @@ func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
 }
 
 // rank orders copies of a blob: 0 in a pack that stays, 1 condemned, 2 about to
-// be deleted.
-func (s *survey) rank(id pack.ID) int {
-	if s.deleted[id] {
+// be deleted, 3 damaged.
+func (s *survey) rank(in pack.ID, id chunk.ID) int {
+	if s.bad(in, id) {
+		return 3
+	}
+	if s.deleted[in] {
 		return 2
 	}
-	if _, ok := s.condemned[id]; ok {
+	if _, ok := s.condemned[in]; ok {
 		return 1
 	}
 	return 0
+}
+
+// bad tells whether a copy is known to be damaged.
+func (s *survey) bad(in pack.ID, id chunk.ID) bool {
+	return s.badPacks[in] || s.badBlobs[chunkstore.BadBlob{ID: id, Pack: in}] || s.badBlobs[chunkstore.BadBlob{ID: id}]
 }
 
 // wait is how long a condemned pack waits, and a retired run still counts.
@@ -472,5 +525,35 @@ func (s *survey) count(ids []pack.ID) Count {
 }
 
 func unreadable(what string, err error) error {
-	return fmt.Errorf("%s: %w; nothing was condemned: %w", strings.TrimSpace(what), err, ErrUnreadable)
+	if !strings.HasPrefix(err.Error(), what) {
+		err = fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%w; nothing was condemned: %w", err, ErrUnreadable)
+}
+
+// givenUp tells whether the user gives up an object that cannot be read, or a
+// snapshot of which something cannot be read.
+func (s *survey) givenUp(object string) bool {
+	for _, name := range s.o.ForgetDamaged {
+		if name != object && "snapshots/"+name != object {
+			continue
+		}
+		if !slices.Contains(s.forget, object) {
+			s.forget = append(s.forget, object)
+		}
+		return true
+	}
+	return false
+}
+
+// condemnations reads the condemned lists. What one that cannot be read names is
+// not known, so that only where nothing else runs it can be given up.
+func (s *survey) condemnations(ctx context.Context) ([]*repo.Condemned, error) {
+	lists, bad, err := s.r.ReadCondemned(ctx)
+	for _, p := range bad {
+		if !s.givenUp(p.Object) {
+			return nil, unreadable(p.Object, p.Err)
+		}
+	}
+	return lists, err
 }
