@@ -138,6 +138,7 @@ type Worker struct {
 	one    [1]Piece
 	used   map[pack.ID]struct{}
 	last   pack.ID
+	waited time.Duration
 }
 
 // NewWorker returns a Worker; Done ends it.
@@ -162,6 +163,10 @@ func (k *Worker) Done() {
 		k.w.used[id] = struct{}{}
 	}
 }
+
+// Waited is how long the worker's Puts have waited for the storage so far: for
+// room in a pack while all buffers are on their way.
+func (k *Worker) Waited() time.Duration { return k.waited }
 
 // Sum names p as data of kind kind.
 func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
@@ -234,7 +239,9 @@ func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
 		content[i] = pack.Piece{ID: p.ID, Length: uint32(len(p.Data))}
 	}
 	k.group = k.group[:0]
+	began := time.Now()
 	f, slot, err := k.w.reserve(kind, enc, content, len(body))
+	k.waited += time.Since(began)
 	if err != nil {
 		ids := make([]chunk.ID, len(content))
 		for i, p := range content {

@@ -13,8 +13,6 @@ import (
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/xapi"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // cleanupTime is how long tidying up may take after a run was interrupted.
@@ -50,17 +48,23 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 	case err != nil:
 		b.sum.Status = "failed"
 		return b.sum, err
-	case len(b.sum.Failed) == 0 && b.retention == nil && b.untrue == nil:
+	case len(b.sum.Failed) == 0 && b.retention == nil && b.untrue == nil && b.database == nil && len(b.sum.Skipped) == 0:
 		return b.sum, nil
+	case len(b.sum.Failed) == 0 && b.retention == nil && b.untrue == nil && b.database == nil:
+		b.sum.Status = "partial"
+		if len(b.sum.Snapshots) == 0 {
+			b.sum.Status = "skipped"
+		}
+		return b.sum, ErrMissed
 	case len(b.sum.Snapshots) == 0:
 		b.sum.Status = "failed"
 		return b.sum, b.failure(ErrFailed)
 	}
 	b.sum.Status = "partial"
-	if len(b.sum.Failed) == 0 && b.retention == nil {
+	if len(b.sum.Failed) == 0 && b.retention == nil && b.database == nil {
 		return b.sum, b.untrue
 	}
-	return b.sum, errors.Join(b.failure(ErrPartial), b.retention, b.untrue)
+	return b.sum, errors.Join(b.failure(ErrPartial), b.retention, b.untrue, b.database)
 }
 
 // poolBackup is one run of Backup.
@@ -73,6 +77,9 @@ type poolBackup struct {
 	damaged map[string]soundness
 	// retention is why the policy could not be applied.
 	retention error
+	// database is why the pool's database could not be stored.
+	database error
+	targets  []target
 
 	tracking *tracking
 	lease    *lease
@@ -84,14 +91,9 @@ type poolBackup struct {
 	untrue error             // ErrUntrue where it was so
 	ways   map[string]string // disk's VDI -> transport
 
-	waiting []*vmBackup // read, not published yet
+	dump    *repo.Snapshot // of the pool's database, added to the run
+	waiting []*vmBackup    // read, not published yet
 	done    []*repo.Snapshot
-}
-
-// target is a VM to be saved.
-type target struct {
-	asked string // what it was called by
-	uuid  string
 }
 
 func (b *poolBackup) failure(class error) error {
@@ -102,12 +104,12 @@ func (b *poolBackup) failure(class error) error {
 	return errors.Join(errs...)
 }
 
-func (b *poolBackup) fail(vm string, err error) {
+func (b *poolBackup) fail(vm, uuid string, err error) {
 	err = fmt.Errorf("VM %s: %w", vm, err)
 	b.o.Log.Error("VM failed", "vm", vm, "error", err)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.sum.Failed = append(b.sum.Failed, VMFailure{VM: vm, Error: oneLine(err), Cure: CureOf(err), err: err})
+	b.sum.Failed = append(b.sum.Failed, VMFailure{VM: vm, UUID: uuid, Error: oneLine(err), Cure: CureOf(err), err: err})
 }
 
 func (b *poolBackup) run(ctx context.Context) error {
@@ -137,10 +139,11 @@ func (b *poolBackup) run(ctx context.Context) error {
 	if b.tracking, err = newTracking(ctx, b.pool, b.o.Transport); err != nil {
 		return err
 	}
-	targets, err := b.targets(ctx)
-	if err != nil || len(targets) == 0 {
+	b.targets, err = b.find(ctx)
+	if err != nil || len(b.targets) == 0 && !b.o.Database {
 		return err
 	}
+	targets := b.targets
 	var roots []chunk.ID
 	for _, t := range targets {
 		if last := b.last(t.uuid); last != nil {
@@ -148,6 +151,9 @@ func (b *poolBackup) run(ctx context.Context) error {
 				roots = append(roots, chunk.ID(d.Root))
 			}
 		}
+	}
+	if last := lastDatabase(b.all, b.pool.PoolUUID()); b.o.Database && last != nil {
+		roots = append(roots, chunk.ID(last.Disks[0].Root))
 	}
 	err = withRun(ctx, b.r, &b.o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		return b.save(ctx, run, targets)
@@ -158,7 +164,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 	if err != nil { // what was published before is safe, and is said to be
 		b.failRest(targets, err)
 	}
-	if b.sum.Forgotten, err = forget(ctx, b.r, &b.o.Common, b.o.Retention, b.done); err != nil {
+	if b.sum.Forgotten, err = forget(ctx, b.r, &b.o.Common, b.policy, b.done); err != nil {
 		b.retention = fmt.Errorf("retention: %w", err)
 		b.warn("%w", b.retention)
 	}
@@ -169,9 +175,10 @@ func (b *poolBackup) run(ctx context.Context) error {
 func (b *poolBackup) failRest(targets []target, err error) {
 	for _, t := range targets {
 		saved := slices.ContainsFunc(b.sum.Snapshots, func(s VMSummary) bool { return s.VMUUID == t.uuid })
-		told := slices.ContainsFunc(b.sum.Failed, func(f VMFailure) bool { return f.VM == t.asked })
+		told := slices.ContainsFunc(b.sum.Failed, func(f VMFailure) bool { return f.VM == t.asked }) ||
+			slices.ContainsFunc(b.sum.Skipped, func(s VMSkip) bool { return s.VM == t.asked })
 		if !saved && !told {
-			b.fail(t.asked, err)
+			b.fail(t.asked, t.uuid, err)
 		}
 	}
 }
@@ -188,9 +195,12 @@ func (b *poolBackup) tidy(ctx context.Context) {
 	}
 }
 
-// targets finds the VMs that are meant, each once.
-func (b *poolBackup) targets(ctx context.Context) ([]target, error) {
+// find finds the VMs that are meant, each once.
+func (b *poolBackup) find(ctx context.Context) ([]target, error) {
 	var list []target
+	for _, c := range b.o.Chosen {
+		list = append(list, target{asked: c.Name, uuid: c.UUID, leave: c.Leave, kinds: c.Kinds, retention: c.Retention})
+	}
 	seen := make(map[string]bool)
 	add := func(asked, uuid string) {
 		if !seen[uuid] {
@@ -207,7 +217,7 @@ func (b *poolBackup) targets(ctx context.Context) ([]target, error) {
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		b.fail(name, err)
+		b.fail(name, "", err)
 	}
 	if !b.o.All {
 		return list, nil
@@ -253,26 +263,12 @@ func (b *poolBackup) save(ctx context.Context, run *backup.Run, targets []target
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
 	read := make(chan *vmBackup)
-	go func() {
-		defer close(read)
-		var g errgroup.Group
-		g.SetLimit(b.o.VMConcurrency)
-		for _, t := range targets {
-			g.Go(func() error {
-				if work.Err() != nil {
-					return nil
-				}
-				v := &vmBackup{b: b, run: run}
-				if err := v.read(work, t.uuid); err == nil {
-					read <- v
-				} else if work.Err() == nil {
-					b.fail(t.asked, err)
-				}
-				return nil
-			})
+	if b.o.Database {
+		if b.database = b.saveDatabase(ctx, run); b.database != nil {
+			b.warn("%w", b.database)
 		}
-		_ = g.Wait()
-	}()
+	}
+	go b.readAll(work, run, targets, read)
 	for v := range read { // to the end, so that none goes on behind
 		b.waiting = append(b.waiting, v)
 		if err != nil {
@@ -303,16 +299,23 @@ func (b *poolBackup) last(vm string) *repo.Snapshot {
 
 // publish ends the packs, publishes what was read, and then tidies the pool.
 func (b *poolBackup) publish(ctx context.Context, run *backup.Run) error {
-	if len(b.waiting) == 0 {
+	if len(b.waiting) == 0 && (b.dump == nil || b.dump.ID() != "") {
 		return nil
 	}
+	began := b.o.Now()
 	if err := run.Flush(ctx); err != nil {
 		return err
+	}
+	took := b.o.Now().Sub(began)
+	if b.dump != nil && b.dump.ID() != "" && b.sum.Database == "" {
+		b.sum.Database = b.dump.ID()
+		b.done = append(b.done, b.dump)
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	for _, v := range b.waiting {
-		s := summarise(v.snap)
+		v.watch.published = took
+		s := v.summary()
 		for i := range s.Disks {
 			s.Disks[i].Transport = b.ways[s.Disks[i].VDI]
 		}

@@ -287,6 +287,8 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *diskPlan, snap xapi.V
 		sample := backup.Sample(verifyShare, v.b.started.Unix())
 		o.Verify = func(block int64) bool { return telling[block] || sample(block) }
 	}
+	done := v.watch.disk(v.b.o.Now())
+	defer func() { done(v.b.o.Now(), res.Waited) }()
 	return v.run.Changed(ctx, v.b.o.ReadLimit.Disk(nbdReader{d: r, size: size}), o)
 }
 
@@ -319,5 +321,7 @@ func (v *vmBackup) transferNBD(ctx context.Context, d *diskPlan, snap xapi.VDI, 
 	defer func() { err = errors.Join(err, src.Close()) }()
 	m := v.b.o.Progress.Begin(v.plan.vm.NameLabel+" "+d.device(), total)
 	defer m.Done()
+	done := v.watch.disk(v.b.o.Now())
+	defer func() { done(v.b.o.Now(), res.Waited) }()
 	return v.run.Disk(ctx, v.b.o.ReadLimit.Source(src), backup.DiskOptions{Size: size, Base: base.root, Progress: metered(m)})
 }

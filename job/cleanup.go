@@ -37,6 +37,7 @@ const (
 	ActRemove = "remove"
 	ActBase   = "base"   // published: it becomes the base of the next backup
 	ActFinish = "finish" // the restore was complete: its marks go
+	ActStart  = "start"  // a VM that was shut down for its backup
 	ActNone   = "none"
 )
 
@@ -46,7 +47,7 @@ type Leftover struct {
 	Class      string    `json:"class"` // "VM", "VDI", "VBD" or "task"
 	UUID       string    `json:"uuid"`
 	Name       string    `json:"name"`
-	Role       string    `json:"role"` // "snapshot" or "restore"
+	Role       string    `json:"role"` // "snapshot", "restore" or "offline"
 	Repository string    `json:"repository"`
 	Run        string    `json:"run"`
 	Machine    string    `json:"machine,omitempty"`
@@ -95,6 +96,9 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 			return nil, err
 		}
 	}
+	if err := c.findOffline(ctx); err != nil { // apart: these are nobody's to be removed
+		return nil, err
+	}
 	order := map[string]int{"task": 0, "VBD": 1, "VM": 2, "VDI": 3}
 	slices.SortStableFunc(c.found, func(a, b Leftover) int {
 		return cmp.Or(cmp.Compare(finishing(a.Action), finishing(b.Action)), cmp.Compare(order[a.Class], order[b.Class]))
@@ -117,7 +121,7 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 // finishing puts what stays behind what goes: the record of a VM snapshot goes
 // before its VDI snapshots become bases.
 func finishing(action string) int {
-	if action == ActBase || action == ActFinish {
+	if action == ActBase || action == ActFinish || action == ActStart {
 		return 1
 	}
 	return 0
@@ -166,6 +170,12 @@ func (c *cleanup) find(ctx context.Context) error {
 		c.found = append(c.found, leftover("VM", vm.Ref, vm.UUID, vm.NameLabel, m))
 		if !vm.IsASnapshot {
 			continue
+		}
+		if v := c.vdis[vm.SuspendVDI]; v != nil {
+			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
+			l.of = v.SnapshotOf
+			c.found = append(c.found, l)
+			seen[v.Ref] = true
 		}
 		// Its VDI snapshots may bear no marks yet, or some.
 		for _, ref := range vm.VBDs {
@@ -376,6 +386,8 @@ func (c *cleanup) do(ctx context.Context, l *Leftover) error {
 		return unmark(ctx, c.pool, l.Class, l.ref)
 	case l.Action == ActBase:
 		return c.keepAsBase(ctx, l)
+	case l.Action == ActStart:
+		return restart(ctx, c.pool, l.ref)
 	case l.Class == "task":
 		_ = c.pool.CancelTask(ctx, l.ref) // it may be over
 		return c.pool.DestroyTask(ctx, l.ref)

@@ -8,6 +8,7 @@ import (
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/repo/retention"
 )
 
 // BackupImage saves one image file as a disk, without a pool. Images of one
@@ -65,7 +66,7 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 		return nil, err
 	}
 	sum.Snapshots = append(sum.Snapshots, summarise(s))
-	sum.Forgotten, err = forget(ctx, r, &o.Common, o.Retention, []*repo.Snapshot{s})
+	sum.Forgotten, err = forget(ctx, r, &o.Common, func(*repo.Snapshot) retention.Policy { return o.Retention }, []*repo.Snapshot{s})
 	sum.Requests = requests(r)
 	sum.Duration = o.Now().Sub(started).Seconds()
 	return sum, err

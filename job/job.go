@@ -5,6 +5,7 @@
 package job
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"time"
@@ -32,6 +33,11 @@ var (
 	// tracking was found to have called something unchanged that was not: what
 	// was saved is right, what was saved before may not be.
 	ErrUntrue = errors.New("changed-block tracking missed a change")
+	// ErrHook is returned where a command before a VM or a job failed.
+	ErrHook = errors.New("hook failed")
+	// ErrMissed is returned beside a summary where the window left no time for
+	// some VMs, and nothing failed.
+	ErrMissed = errors.New("some VMs were not begun in time")
 	// ErrExists is returned where a restore would overwrite something.
 	ErrExists = errors.New("there is something already")
 	// ErrUnsupported is returned for a disk or VM that cannot be snapshotted.
@@ -126,6 +132,20 @@ type BackupOptions struct {
 	// Retention, where it keeps anything, is applied to the VMs that
 	// succeeded.
 	Retention retention.Policy
+	// Chosen are VMs that a selection chose, in the order in which they are
+	// begun, in place of VMs and All.
+	Chosen []Chosen
+	// Retries is how often a VM that failed is tried again, behind all others.
+	Retries int
+	// StopAfter, where it is not zero, is when no VM is begun any more.
+	StopAfter time.Time
+	// VMBefore and VMAfter, where set, are called around each attempt on a VM;
+	// an error of the first keeps it from being backed up, one of the second is
+	// a warning. Several may run at once.
+	VMBefore func(ctx context.Context, name, uuid string) error
+	VMAfter  func(ctx context.Context, name, uuid string, failed error) error
+	// Database stores the pool's database too, as a snapshot of its own.
+	Database bool
 }
 
 // ImageOptions say what BackupImage saves.
@@ -140,7 +160,7 @@ type ImageOptions struct {
 // docs/reference.md.
 type Summary struct {
 	Type      string      `json:"type"`   // "summary"
-	Status    string      `json:"status"` // "ok", "partial" or "failed"
+	Status    string      `json:"status"` // "ok", "partial", "failed" or "skipped"
 	Job       string      `json:"job"`
 	Started   time.Time   `json:"started"`
 	Duration  float64     `json:"duration_s"`
@@ -149,6 +169,8 @@ type Summary struct {
 	Requests  Requests    `json:"requests"`       // to the repository's storage
 	Snapshots []VMSummary `json:"snapshots"`
 	Failed    []VMFailure `json:"failed,omitempty"`
+	Skipped   []VMSkip    `json:"skipped,omitempty"`   // not begun, as the window ended
+	Database  string      `json:"database,omitempty"`  // snapshot of the pool's database
 	Forgotten []string    `json:"forgotten,omitempty"` // snapshot ids
 	Warnings  []string    `json:"warnings,omitempty"`
 }
@@ -171,6 +193,11 @@ type VMSummary struct {
 	VMUUID   string        `json:"vm_uuid"`
 	VMName   string        `json:"vm_name"`
 	Complete bool          `json:"complete"`
+	Kind     string        `json:"kind,omitempty"` // of the VM snapshot
+	Started  time.Time     `json:"started,omitzero"`
+	Duration float64       `json:"duration_s,omitempty"`
+	Waits    Waits         `json:"waits"`
+	Slowest  string        `json:"bottleneck,omitempty"` // "pool", "network", "cpu" or "storage"
 	Disks    []DiskSummary `json:"disks"`
 	Missing  []repo.Gap    `json:"missing,omitempty"`
 }
@@ -190,6 +217,7 @@ type DiskSummary struct {
 // VMFailure is a VM that could not be saved.
 type VMFailure struct {
 	VM    string `json:"vm"`
+	UUID  string `json:"vm_uuid,omitempty"`
 	Error string `json:"error"`
 	Cure  string `json:"cure,omitempty"`
 

@@ -35,6 +35,7 @@ const (
 	roleSnapshot = "snapshot" // of a backup under way
 	roleBase     = "base"     // the VDI snapshot that the next backup builds on
 	roleRestore  = "restore"  // a disk or VM that is being restored
+	roleOffline  = "offline"  // in reports alone: a VM that was shut down, see markOffline
 )
 
 // deadAfter is how long after its last sign of life a run counts as dead.

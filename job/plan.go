@@ -2,6 +2,7 @@ package job
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sort"
@@ -20,6 +21,9 @@ type vmPlan struct {
 	disks []*diskPlan // those to be saved, by userdevice
 	left  []*diskPlan // those left out, with their reason
 	info  vmInfo
+
+	suspend xapi.SR           // where its memory goes; without Ref where that is not known
+	os      map[string]string // what the guest's tools report of its system
 }
 
 // diskPlan is one disk of it.
@@ -29,6 +33,7 @@ type diskPlan struct {
 	sr     xapi.SR
 	reason string // why it cannot be saved; empty for those that can
 	cure   string
+	never  bool // it cannot be snapshotted at all
 
 	untracked string // why its changes are not tracked; empty where they are
 }
@@ -58,11 +63,13 @@ type vmInfo struct {
 	SRs          map[string]rawRecord `json:"srs"`
 	GuestMetrics rawRecord            `json:"guest_metrics,omitempty"`
 	Pool         rawRecord            `json:"pool"`
+	Checkpoint   rawRecord            `json:"checkpoint,omitempty"` // the VM snapshot's own record, where it holds memory
 }
 
 // planVM reads all that is to be known of a VM and refuses what cannot be
-// snapshotted, before anything is done.
-func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool) (*vmPlan, error) {
+// snapshotted, before anything is done. Disks in leave, by their UUID, are left
+// out for the reason given there.
+func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool, leave map[string]string) (*vmPlan, error) {
 	vm, err := pool.FindVM(ctx, nameOrUUID)
 	if err != nil {
 		return nil, err
@@ -97,11 +104,17 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 		}
 		p.info.VDIs[string(vbd.VDI)] = rawRecord(d.vdi.Raw)
 		p.info.SRs[string(d.vdi.SR)] = rawRecord(d.sr.Raw)
-		if d.reason, d.cure = unsnapshottable(d); d.reason == "" {
+		d.reason, d.cure = unsnapshottable(d)
+		d.never = d.reason != ""
+		why := leave[d.vdi.UUID]
+		if why != "" {
+			d.reason = why
+		}
+		if d.reason == "" {
 			p.disks = append(p.disks, d)
 			continue
 		}
-		if !skip {
+		if !skip && why == "" {
 			return nil, &unsupported{what: fmt.Sprintf("disk %s (%s): ", d.device(), d.vdi.NameLabel), why: d.reason,
 				cure: d.cure + ", or leave it out with --skip-unsupported"}
 		}
@@ -145,9 +158,33 @@ func (p *vmPlan) readRest(ctx context.Context, pool *xapi.Client) error {
 		if err != nil && !xapi.IsCode(err, xapi.HandleInvalid) {
 			return err
 		}
-		p.info.GuestMetrics = rawRecord(m.Raw)
+		p.info.GuestMetrics, p.os = rawRecord(m.Raw), m.OSVersion
 	}
-	return nil
+	// The memory goes to the VM's SR for it, else the pool's, else to the one of
+	// its first disk. It is an estimate: hosts may have their own.
+	at := p.vm.SuspendSR
+	if at.IsNull() {
+		at = suspendSR(rec.Raw)
+	}
+	if at.IsNull() {
+		at = p.disks[0].sr.Ref
+	}
+	p.suspend, err = pool.SR(ctx, at)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	return err
+}
+
+// suspendSR reads the pool's SR for memory images.
+func suspendSR(raw []byte) xapi.Ref {
+	var r struct {
+		SR xapi.Ref `json:"suspend_image_SR"`
+	}
+	if json.Unmarshal(raw, &r) != nil {
+		return ""
+	}
+	return r.SR
 }
 
 // unsupported is a VM or, where what names it, a disk that cannot be

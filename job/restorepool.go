@@ -238,6 +238,10 @@ func (p *poolRestore) restoreVM(ctx context.Context, v VMRestore) error {
 	disks := make(map[string]xapi.VDI) // by the UUID of the disk that was
 	for i := range p.s.Disks {
 		d := &p.s.Disks[i]
+		if d.Device == MemoryDevice {
+			p.warn("the memory of the checkpoint is not restored: the VM comes back halted")
+			continue
+		}
 		if disks[d.VDI], err = p.disk(ctx, d, sr); err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -148,8 +149,8 @@ func withRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 }
 
 // forget applies a policy to the VMs of the snapshots just published.
-func forget(ctx context.Context, r *repo.Repository, c *Common, p retention.Policy, done []*repo.Snapshot) ([]string, error) {
-	if p.IsZero() || len(done) == 0 {
+func forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*repo.Snapshot) retention.Policy, done []*repo.Snapshot) ([]string, error) {
+	if !slices.ContainsFunc(done, func(s *repo.Snapshot) bool { return !policy(s).IsZero() }) {
 		return nil, nil
 	}
 	all, _, err := r.Snapshots(ctx)
@@ -172,7 +173,7 @@ func forget(ctx context.Context, r *repo.Repository, c *Common, p retention.Poli
 				same = append(same, o)
 			}
 		}
-		for _, d := range p.Apply(same, c.Now()) {
+		for _, d := range policy(s).Apply(same, c.Now()) {
 			if d.Keep || protected[d.Snapshot.ID()] {
 				continue
 			}
@@ -191,7 +192,7 @@ func sameVM(a, b *repo.Snapshot) bool {
 }
 
 func summarise(s *repo.Snapshot) VMSummary {
-	v := VMSummary{ID: s.ID(), VMUUID: s.VM.UUID, VMName: s.VM.Name, Complete: s.Complete, Missing: s.Missing, Disks: []DiskSummary{}}
+	v := VMSummary{ID: s.ID(), VMUUID: s.VM.UUID, VMName: s.VM.Name, Kind: s.Kind, Complete: s.Complete, Missing: s.Missing, Disks: []DiskSummary{}}
 	for _, d := range s.Disks {
 		v.Disks = append(v.Disks, DiskSummary{
 			VDI: d.VDI, Device: d.Device, Size: d.Size, Method: d.Method, Reason: d.Reason, DiskRead: d.Counts,

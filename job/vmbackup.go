@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
@@ -21,9 +22,12 @@ import (
 
 // vmBackup is one VM of a run.
 type vmBackup struct {
-	b    *poolBackup
-	plan *vmPlan
-	run  *backup.Run
+	b      *poolBackup
+	target *target
+	plan   *vmPlan
+	run    *backup.Run
+	kinds  []Kind // in the order in which they are tried
+	kind   Kind   // that came of it
 
 	asked  bool     // for the VM snapshot, whatever came of it
 	record xapi.Ref // the VM snapshot
@@ -31,15 +35,22 @@ type vmBackup struct {
 	// it may be of another disk content than the VM snapshot's.
 	reverted bool
 	snaps    map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
+	memory   *diskPlan             // of a checkpoint: its memory image
 	marked   bool                  // all of them
 	snap     *repo.Snapshot
+
+	watch stopwatch
 }
 
 // read takes the VM snapshot and reads all its disks; afterwards the VM waits
 // for its snapshot to be published. On failure the pool is as it was.
 func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
-	if v.plan, err = planVM(ctx, v.b.pool, vm, v.b.o.SkipUnsupported); err != nil {
+	v.watch.begin(v.b.o.Now())
+	if v.plan, err = planVM(ctx, v.b.pool, vm, v.b.o.SkipUnsupported, v.target.leave); err != nil {
 		return err
+	}
+	if v.plan.vm.OtherConfig["snapmanager"] == "true" {
+		v.b.warn("VM %s: other_config says snapmanager=true, which lets its guest import the disks of other VMs: unset it unless its storage manager needs it", v.plan.vm.NameLabel)
 	}
 	if err := checkSpace(v.plan); err != nil {
 		return err
@@ -57,10 +68,14 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	if err := v.storeRecords(ctx); err != nil {
 		return err
 	}
-	v.snap.Disks = make([]repo.Disk, len(v.plan.disks))
+	disks := v.plan.disks
+	if v.memory != nil {
+		disks = append(slices.Clone(disks), v.memory)
+	}
+	v.snap.Disks = make([]repo.Disk, len(disks))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.b.o.DiskConcurrency)
-	for i, d := range v.plan.disks {
+	for i, d := range disks {
 		g.Go(func() error {
 			if gctx.Err() != nil {
 				return nil // another failed
@@ -78,14 +93,12 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 		return context.Cause(ctx)
 	}
 	v.snap.Complete = true
+	v.watch.end(v.b.o.Now())
 	return nil
 }
 
 func (v *vmBackup) takeSnapshot(ctx context.Context) error {
-	var ignore, srs []xapi.Ref
-	for _, d := range v.plan.left {
-		ignore = append(ignore, d.vbd.VDI)
-	}
+	var srs []xapi.Ref
 	for _, d := range v.plan.disks {
 		srs = append(srs, d.sr.Ref)
 	}
@@ -100,7 +113,7 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 		d.untracked = v.b.tracking.arm(ctx, v.b.pool, v.b.r.ID(), d)
 	}
 	v.asked = true
-	v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.vm.Ref, v.label(), ignore...)
+	err = v.take(ctx)
 	leave()
 	if err != nil {
 		return err
@@ -121,8 +134,13 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 		}
 	}
 	v.marked = true
+	if v.kind == KindCheckpoint {
+		if err := v.findMemory(ctx, &rec); err != nil {
+			return err
+		}
+	}
 	v.snap = &repo.Snapshot{
-		Origin: "pool", Kind: "regular", Tags: v.b.o.Tags,
+		Origin: "pool", Kind: string(v.kind), Tags: v.b.o.Tags,
 		Pool: repo.Named{UUID: v.b.pool.PoolUUID(), Name: v.plan.pool}, VM: repo.Named{UUID: v.plan.vm.UUID, Name: v.plan.vm.NameLabel},
 		Data: rec.SnapshotTime.Time, Generation: v.plan.vm.GenerationID, Missing: v.plan.gaps(),
 	}
@@ -173,14 +191,39 @@ func (v *vmBackup) alone(ctx context.Context, taken time.Time) error {
 	return nil
 }
 
+// findMemory finds the memory image of a checkpoint.
+func (v *vmBackup) findMemory(ctx context.Context, rec *xapi.VM) error {
+	image, ok := v.snaps[memoryKey]
+	if !ok {
+		return errors.New("the checkpoint holds no memory")
+	}
+	sr, err := v.b.pool.SR(ctx, image.SR)
+	if err != nil {
+		return err
+	}
+	v.memory = &diskPlan{vbd: xapi.VBD{Device: MemoryDevice, Type: "Disk"}, vdi: image, sr: sr}
+	v.plan.info.VDIs[string(rec.SuspendVDI)] = rawRecord(image.Raw)
+	v.plan.info.Checkpoint = rawRecord(rec.Raw)
+	return nil
+}
+
+// memoryKey stands in vmBackup.snaps for the disk that a memory image is of:
+// the pool has destroyed it by the time the VM goes on.
+const memoryKey xapi.Ref = "memory"
+
 // diskSnapshots finds the VDI snapshots of the VM snapshot, by the disk each
-// is of.
+// is of, and its memory image.
 func (v *vmBackup) diskSnapshots(ctx context.Context) (map[xapi.Ref]xapi.VDI, error) {
 	rec, err := v.b.pool.VM(ctx, v.record)
 	if err != nil {
 		return nil, err
 	}
 	snaps := make(map[xapi.Ref]xapi.VDI)
+	if !rec.SuspendVDI.IsNull() {
+		if snaps[memoryKey], err = v.b.pool.VDI(ctx, rec.SuspendVDI); err != nil {
+			return nil, err
+		}
+	}
 	for _, ref := range rec.VBDs {
 		vbd, err := v.b.pool.VBD(ctx, ref)
 		if err != nil {
@@ -228,6 +271,9 @@ func (v *vmBackup) storeRecords(ctx context.Context) error {
 // readDisk saves one disk, by the cheapest way that is sure; where that fails
 // the disk is read in full, once.
 func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk) error {
+	if d == v.memory {
+		return v.readMemory(ctx, out)
+	}
 	snap, ok := v.snaps[d.vdi.Ref]
 	if !ok {
 		return errors.New("the VM snapshot holds no snapshot of it")
@@ -335,6 +381,25 @@ func exportFormat(size int64) string {
 	return xapi.FormatVHD
 }
 
+// readMemory saves the memory image, in full: it is another one each time.
+func (v *vmBackup) readMemory(ctx context.Context, out *repo.Disk) error {
+	d := v.memory
+	b := base{vdi: xapi.NullRef}
+	if last := v.b.last(v.plan.vm.UUID); last != nil && !v.b.damaged[last.ID()] {
+		for i := range last.Disks {
+			if last.Disks[i].Device == MemoryDevice {
+				b.root = chunk.ID(last.Disks[i].Root)
+			}
+		}
+	}
+	res, err := v.transfer(ctx, d, d.vdi, b, false)
+	*out = repo.Disk{
+		Device: MemoryDevice, VDI: d.vdi.UUID, Name: d.vdi.NameLabel, SR: d.sr.UUID, Location: d.vdi.Location, Size: int64(d.vdi.VirtualSize),
+		Root: repo.HexID(res.Root), Method: "full", Reason: "memory of the checkpoint", Counts: res.Counts,
+	}
+	return err
+}
+
 // transfer moves one disk's data into the repository.
 func (v *vmBackup) transfer(ctx context.Context, d *diskPlan, snap xapi.VDI, base base, delta bool) (backup.DiskResult, error) {
 	hosts, err := v.b.pool.HostsFor(ctx, d.sr.Ref)
@@ -383,9 +448,12 @@ func (v *vmBackup) transfer(ctx context.Context, d *diskPlan, snap xapi.VDI, bas
 	}
 	m := v.b.o.Progress.Begin(v.plan.vm.NameLabel+" "+d.device(), total)
 	defer m.Done()
-	return v.run.Disk(ctx, &exported{Source: src, e: e}, backup.DiskOptions{
+	done := v.watch.disk(v.b.o.Now())
+	res, err := v.run.Disk(ctx, &exported{Source: src, e: e}, backup.DiskOptions{
 		Size: size, Base: base.root, Delta: delta, Progress: metered(m),
 	})
+	done(v.b.o.Now(), res.Waited)
+	return res, err
 }
 
 // kept is what stays of a disk's VDI snapshot as the next run's base.
@@ -418,6 +486,15 @@ func (v *vmBackup) keeps(d *diskPlan) kept {
 func (v *vmBackup) settle(ctx context.Context) error {
 	v.unkeep()
 	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
+	wanted := make(map[xapi.Ref]bool)
+	for _, d := range v.plan.disks {
+		wanted[d.vdi.Ref] = true
+	}
+	for disk, s := range v.snaps {
+		if !wanted[disk] { // memory, and disks that could not be left out
+			errs = append(errs, v.b.pool.DestroyVDI(ctx, s.Ref))
+		}
+	}
 	for _, d := range v.plan.disks {
 		snap, ok := v.snaps[d.vdi.Ref]
 		if !ok {

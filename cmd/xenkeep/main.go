@@ -65,7 +65,7 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.Is(err, errUsage):
 		return exitUsage
-	case errors.Is(err, job.ErrPartial):
+	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed):
 		return exitPartial
 	case errors.Is(err, object.ErrNoRepository):
 		return exitNoRepository

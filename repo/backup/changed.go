@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
@@ -59,7 +60,11 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 	blocks := newChangedBlocks(o, d.base.Size)
 	work := make(chan changedBlock)
 	var read atomic.Int64
+	var source atomic.Int64 // nanoseconds, of all readers together
+	began := time.Now()
 	get := func(ctx context.Context, p []byte, off int64) error {
+		asked := time.Now()
+		defer func() { source.Add(int64(time.Since(asked))) }()
 		if err := r.ReadAt(ctx, p, off); err != nil {
 			return err
 		}
@@ -97,7 +102,9 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 			defer w.k.Done()
 			rc := &recutter{cut: w.cut}
 			for b := range work {
+				began := time.Now()
 				list, err := w.changed(gctx, rc, b, get)
+				w.busy += time.Since(began)
 				if err != nil {
 					return err
 				}
@@ -110,6 +117,8 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 			d.counts.Changed += w.counts.Changed
 			d.counts.New += w.counts.New
 			d.counts.Stored += w.counts.Stored
+			d.spent.busy += w.busy
+			d.spent.storage += w.k.Waited()
 			return nil
 		})
 	}
@@ -117,7 +126,10 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 		return DiskResult{}, err
 	}
 	d.counts.Read = read.Load()
-	return d.finish()
+	d.spent.source = time.Duration(source.Load())
+	res, err := d.finish()
+	res.Waited = d.atOnce(time.Since(began))
+	return res, err
 }
 
 // changedBlock is a block to be cut again, or with no dirty part one to be

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
@@ -38,6 +39,7 @@ type DiskOptions struct {
 type DiskResult struct {
 	Root   chunk.ID
 	Counts repo.DiskRead
+	Waited Waited
 }
 
 // Disk reads a source to its end and stores what is new of it. The root
@@ -64,6 +66,7 @@ func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskR
 		}
 	}
 	work := make(chan block)
+	began := time.Now()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(work)
@@ -82,7 +85,9 @@ func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskR
 	if err := g.Wait(); err != nil {
 		return DiskResult{}, err
 	}
-	return d.finish()
+	res, err := d.finish()
+	res.Waited = d.inOrder(time.Since(began))
+	return res, err
 }
 
 // diskRun is one disk on its way. It holds at most the run's block buffers and
@@ -101,6 +106,7 @@ type diskRun struct {
 	building map[int]*node
 	old      [4]*oldNode // recently used nodes of the base
 	counts   repo.DiskRead
+	spent    spent
 }
 
 // block is one block as read: data has its whole length.
@@ -204,7 +210,9 @@ func (d *diskRun) read(ctx context.Context, work chan<- block) error {
 		if err != nil {
 			return err
 		}
+		asked := time.Now()
 		e, err := d.src.Next(ctx, buf)
+		d.spent.source += time.Since(asked)
 		if err == nil {
 			err = checkExtent(e, last)
 		}
@@ -441,7 +449,9 @@ func (d *diskRun) finish() (DiskResult, error) {
 
 func (d *diskRun) work(ctx context.Context, work <-chan block, w *blockWorker) error {
 	for b := range work {
+		began := time.Now()
 		list, err := w.block(ctx, b)
+		w.busy += time.Since(began)
 		d.run.giveBack(b.data)
 		if err != nil {
 			return err
@@ -455,6 +465,8 @@ func (d *diskRun) work(ctx context.Context, work <-chan block, w *blockWorker) e
 	d.counts.Changed += w.counts.Changed
 	d.counts.New += w.counts.New
 	d.counts.Stored += w.counts.Stored
+	d.spent.busy += w.busy
+	d.spent.storage += w.k.Waited()
 	return nil
 }
 
@@ -468,6 +480,7 @@ type blockWorker struct {
 	fresh  []chunkstore.Piece // of the block, perhaps new
 	list   []byte
 	counts repo.DiskRead
+	busy   time.Duration // with blocks, waiting for the storage included
 }
 
 func (d *diskRun) newBlockWorker() (*blockWorker, error) {

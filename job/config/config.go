@@ -1,0 +1,299 @@
+// Package config reads what a nightly job is to do: xenkeep's own TOML, and the
+// config files of VmBackup (NAUbackup), which become the same values. It reads
+// files and says what is wrong with them; it touches neither pool nor
+// repository.
+package config
+
+import (
+	"fmt"
+	"time"
+
+	"xenkeep/repo/retention"
+)
+
+// Config is a config file.
+type Config struct {
+	Repository Repository      `toml:"repository"`
+	Pools      map[string]Pool `toml:"pools"`
+	Jobs       map[string]*Job `toml:"jobs"`
+	// Notify is for the jobs that say nothing else.
+	Notify Notify `toml:"notify"`
+	Log    Log    `toml:"log"`
+}
+
+// Repository says where the repository is and how it opens.
+type Repository struct {
+	Location string `toml:"location"`
+	Password Secret `toml:"password"`
+	KeyFile  string `toml:"key-file"`
+	CacheDir string `toml:"cache-dir"`
+}
+
+// Pool says which pool, as whom, and how its hosts are known.
+type Pool struct {
+	URL          string   `toml:"url"`
+	User         string   `toml:"user"`
+	Password     Secret   `toml:"password"`
+	Fingerprints []string `toml:"fingerprints"`
+	CAFile       string   `toml:"ca-file"`
+	Insecure     bool     `toml:"insecure"`
+}
+
+// Job is what one name in [jobs] says.
+type Job struct {
+	Name string `toml:"-"`
+
+	Pool    string    `toml:"pool"`
+	Select  Selection `toml:"select"`
+	Exclude Exclusion `toml:"exclude"`
+	// Rules say otherwise for some VMs; of those that apply the last one that
+	// speaks of a matter decides it.
+	Rules []Rule `toml:"rules"`
+
+	Snapshot        []Kind      `toml:"snapshot"` // in the order in which they are tried
+	Transport       string      `toml:"transport"`
+	NBDConnections  int         `toml:"nbd-connections"`
+	VerifyCBT       *bool       `toml:"verify-cbt"`
+	KeepBase        string      `toml:"keep-base"`
+	SkipUnsupported bool        `toml:"skip-unsupported"`
+	Compression     string      `toml:"compression"`
+	Tags            []string    `toml:"tags"`
+	Keep            Keep        `toml:"keep"`
+	ForgetFirst     bool        `toml:"forget-first"` // VmBackup's pre_clean
+	Prune           Every       `toml:"prune"`
+	MaxRepack       Size        `toml:"max-repack"`
+	Check           Check       `toml:"check"`
+	Concurrency     Concurrency `toml:"concurrency"`
+	Limits          Limits      `toml:"limits"`
+	Window          Window      `toml:"window"`
+	Hooks           Hooks       `toml:"hooks"`
+	PoolMetadata    bool        `toml:"pool-metadata"`
+	Retries         *int        `toml:"retries"` // of a VM that failed, at the end; 1
+	Notify          *Notify     `toml:"notify"`
+	ReportFile      string      `toml:"report-file"`
+	MetricsFile     string      `toml:"metrics-file"`
+	StatusLog       string      `toml:"status-log"`
+
+	// VmBackup tells that the job was read from a config of VmBackup, whose
+	// rules for names that match nothing are its own.
+	VmBackup *VmBackup `toml:"-"`
+}
+
+// Kind is a way of taking a VM snapshot.
+type Kind string
+
+// The kinds of VM snapshots.
+const (
+	Regular    Kind = "regular"    // crash-consistent
+	Quiesced   Kind = "quiesced"   // the guest's applications take part (VSS)
+	Checkpoint Kind = "checkpoint" // with memory
+	Offline    Kind = "offline"    // shut down cleanly before, started after
+)
+
+// Selection says which VMs: those that one of the first lists names, of these
+// those that all of the last ones allow. With none of the first, or with All,
+// these are all VMs of the pool.
+type Selection struct {
+	All      bool     `toml:"all"`
+	Names    []string `toml:"names"`
+	UUIDs    []string `toml:"uuids"`
+	Patterns []string `toml:"patterns"` // matched at the beginning of a name
+	Tags     []string `toml:"tags"`
+
+	PowerState []string `toml:"power-state"`
+	Hosts      []string `toml:"hosts"`
+	SRs        []string `toml:"srs"`
+}
+
+// Exclusion says what is left out of that.
+type Exclusion struct {
+	Names    []string `toml:"names"`
+	UUIDs    []string `toml:"uuids"`
+	Patterns []string `toml:"patterns"`
+	Tags     []string `toml:"tags"`
+
+	PowerState []string `toml:"power-state"`
+	Hosts      []string `toml:"hosts"`
+	SRs        []string `toml:"srs"` // VMs that have a disk there
+
+	// Disks are VDI UUIDs, names of disks, or "VM:DEVICE".
+	Disks        []string `toml:"disks"`
+	DiskPatterns []string `toml:"disk-patterns"` // matched at the beginning of a disk's name
+	// IgnoreMarks saves also what bears [NOBAK] or the tag xo:no-bak.
+	IgnoreMarks bool `toml:"ignore-marks"`
+}
+
+// Rule is what holds for the VMs that one of its lists names.
+type Rule struct {
+	Names    []string `toml:"names"`
+	UUIDs    []string `toml:"uuids"`
+	Patterns []string `toml:"patterns"`
+	Tags     []string `toml:"tags"`
+
+	Priority *int   `toml:"priority"` // higher first; 0
+	Disks    string `toml:"disks"`    // "all" or "first"
+	Snapshot []Kind `toml:"snapshot"`
+	Keep     *Keep  `toml:"keep"`
+}
+
+// Keep is a policy of retention.
+type Keep struct {
+	Last    Count  `toml:"last"`
+	Hourly  Count  `toml:"hourly"`
+	Daily   Count  `toml:"daily"`
+	Weekly  Count  `toml:"weekly"`
+	Monthly Count  `toml:"monthly"`
+	Yearly  Count  `toml:"yearly"`
+	Within  Period `toml:"within"`
+}
+
+// Policy is k in the form that decides.
+func (k Keep) Policy() retention.Policy {
+	return retention.Policy{
+		Last: int(k.Last), Hourly: int(k.Hourly), Daily: int(k.Daily), Weekly: int(k.Weekly), Monthly: int(k.Monthly), Yearly: int(k.Yearly),
+		Within: retention.Period(k.Within),
+	}
+}
+
+// Check says how the repository is proved after a run.
+type Check struct {
+	Every  Every `toml:"every"`  // daily where there is a budget
+	Budget Size  `toml:"budget"` // bytes of packs to read each time; 0 reads none
+}
+
+// Concurrency bounds what is worked on at once; 0 is the program's choice.
+type Concurrency struct {
+	VMs     int `toml:"vms"`
+	Disks   int `toml:"disks"`
+	PerHost int `toml:"per-host"`
+	PerSR   int `toml:"per-sr"`
+}
+
+// Limits bound the rates, in bytes a second: "50M", or "50M 08:00-18:00,
+// 200M": see docs/reference.md, --limit-read.
+type Limits struct {
+	Read  string `toml:"read"`
+	Write string `toml:"write"`
+}
+
+// Window says until when VMs are begun.
+type Window struct {
+	StopAfter Until `toml:"stop-after"`
+}
+
+// Hooks are commands of the shell around a job and around each VM.
+type Hooks struct {
+	Before   string   `toml:"before"`
+	After    string   `toml:"after"`
+	VMBefore string   `toml:"vm-before"`
+	VMAfter  string   `toml:"vm-after"`
+	TimeOut  Duration `toml:"time-out"` // of each; 10 minutes
+}
+
+// Notify says who is told of a run.
+type Notify struct {
+	Mail    *Mail    `toml:"mail"`
+	Webhook *Webhook `toml:"webhook"`
+	Ping    *Ping    `toml:"ping"`
+}
+
+// When says which ends are worth a message.
+type When string
+
+// The values of When.
+const (
+	Always    When = "always"
+	OnFailure When = "failure" // whenever a run is not ok
+)
+
+// Mail says how reports are sent by e-mail.
+type Mail struct {
+	Server   string   `toml:"server"` // host:port
+	TLS      string   `toml:"tls"`    // "starttls" (needed), "tls", "none"
+	User     string   `toml:"user"`
+	Password Secret   `toml:"password"`
+	CAFile   string   `toml:"ca-file"`
+	From     string   `toml:"from"`
+	To       []string `toml:"to"`
+	When     When     `toml:"when"`
+	Attempts int      `toml:"attempts"` // 3
+}
+
+// Webhook says where the report goes as JSON, by POST.
+type Webhook struct {
+	URL      string   `toml:"url"`
+	Token    Secret   `toml:"token"` // sent as a bearer token
+	When     When     `toml:"when"`
+	TimeOut  Duration `toml:"time-out"`
+	Attempts int      `toml:"attempts"`
+}
+
+// Ping are URLs that are asked for, so that another side misses them.
+type Ping struct {
+	Start    string   `toml:"start"`
+	Success  string   `toml:"success"`
+	Failure  string   `toml:"failure"`
+	TimeOut  Duration `toml:"time-out"`
+	Attempts int      `toml:"attempts"`
+}
+
+// Log says where the log of runs goes.
+type Log struct {
+	File   string `toml:"file"`   // added to; "" is stderr
+	Format string `toml:"format"` // "text" or "json"
+}
+
+// Job finds a job by its name.
+func (c *Config) Job(name string) (*Job, error) {
+	if j := c.Jobs[name]; j != nil {
+		return j, nil
+	}
+	names := sorted(c.Jobs)
+	if near := nearest(name, names); near != "" {
+		return nil, fmt.Errorf("no job %q: did you mean %q?", name, near)
+	}
+	return nil, fmt.Errorf("no job %q: there are %v", name, names)
+}
+
+// PoolOf finds the pool of a job: the one it names, or the only one there is.
+func (c *Config) PoolOf(j *Job) (*Pool, error) {
+	if j.Pool == "" && len(c.Pools) == 1 {
+		for _, p := range c.Pools {
+			return &p, nil
+		}
+	}
+	p, ok := c.Pools[j.Pool]
+	if !ok {
+		return nil, fmt.Errorf("job %q: no pool %q: there are %v", j.Name, j.Pool, sorted(c.Pools))
+	}
+	return &p, nil
+}
+
+// Notifications are those of a job: its own, or the file's.
+func (c *Config) Notifications(j *Job) Notify {
+	if j.Notify != nil {
+		return *j.Notify
+	}
+	return c.Notify
+}
+
+// Duration is a stretch of time: "90s", "10m", "26h".
+type Duration time.Duration
+
+// UnmarshalText reads a duration.
+func (d *Duration) UnmarshalText(p []byte) error {
+	v, err := time.ParseDuration(string(p))
+	if err != nil || v < 0 {
+		return fmt.Errorf("duration %q: want numbers with h, m or s, such as 2h30m", p)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Or is d, or v where d is not given.
+func (d Duration) Or(v time.Duration) time.Duration {
+	if d > 0 {
+		return time.Duration(d)
+	}
+	return v
+}

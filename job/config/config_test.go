@@ -1,0 +1,305 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"xenkeep/repo/retention"
+)
+
+func TestExample(t *testing.T) {
+	c, err := Parse("example.toml", Example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := c.Job("nightly")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := j.Keep.Policy(); p.Daily != 7 || p.Monthly != 12 {
+		t.Errorf("policy %+v", p)
+	}
+	if j.Check.Budget != 20<<30 || j.Prune != Weekly {
+		t.Errorf("%+v %v", j.Check, j.Prune)
+	}
+	// What is commented out is right too.
+	var on []string
+	for line := range strings.Lines(string(Example)) {
+		for _, key := range []string{"# [", "# report-file", "# window", "# limits", "# transport", "# tags = [\"imp", "# priority", "# disks = \"first",
+			"# server", "# tls =", "# user", "# password = { file = \"/etc/xenkeep/mail", "# from", "# to =", "# attempts", "# url", "# token", "# start", "# success", "# failure",
+			"# before", "# vm-before", "# time-out", "# file =", "# format", "# retries", "# max-repack"} {
+			if strings.HasPrefix(line, key) {
+				line = strings.TrimPrefix(line, "# ")
+				break
+			}
+		}
+		on = append(on, line)
+	}
+	if c, err = Parse("x", []byte(strings.Join(on, ""))); err != nil {
+		t.Fatal(err)
+	}
+	if c.Notify.Mail == nil || len(c.Notify.Mail.To) != 2 || c.Jobs["nightly"].Hooks.TimeOut != Duration(10*time.Minute) || *c.Jobs["nightly"].Rules[0].Priority != 10 {
+		t.Errorf("%+v", c.Notify)
+	}
+	// Every key that there is, is in the example.
+	for _, at := range [][]string{nil, {"repository"}, {"pools", "x"}, {"jobs", "x"}, {"jobs", "x", "select"}, {"jobs", "x", "exclude"}, {"jobs", "x", "rules"}, {"jobs", "x", "hooks"},
+		{"jobs", "x", "window"}, {"jobs", "x", "limits"}, {"jobs", "x", "keep"}, {"jobs", "x", "check"}, {"notify", "mail"}, {"notify", "ping"}, {"log"}} {
+		for _, k := range keysAt(at) {
+			if !strings.Contains(string(Example), k) {
+				t.Errorf("the example lacks %s.%s", strings.Join(at, "."), k)
+			}
+		}
+	}
+}
+
+const small = "[repository]\nlocation='/r'\n[pools.p]\nurl='h'\n[jobs.j]\n%s\n[jobs.j.select]\nall=true\n"
+
+func TestWrong(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"prunee = \"weekly\"", `x.toml:6: unknown key "jobs.j.prunee"; did you mean "prune"?`},
+		{"nbd_connections = 3", `did you mean "nbd-connections"?`},
+		{"window = { stopafter = \"06:00\" }", `did you mean "stop-after"?`},
+		{"zzzzzzzzzz = 3", "known here: check,"},
+		{"prune = \"weeky\"", `jobs.j.prune: "weeky" is none of`},
+		{"keep = { daily = -3 }", "keep daily -3"},
+		{"keep = { daily = \"some\" }", `want a number or "all"`},
+		{"keep = { within = \"3x\" }", "want numbers with y, m, w, d or h"},
+		{"check = { budget = \"20X\" }", `size "20X"`},
+		{"snapshot = [\"quiet\"]", `"quiet" is none of`},
+		{"snapshot = [\"regular\", \"regular\"]", "stands there twice"},
+		{"window = { stop-after = \"25:00\" }", "want a time of day"},
+		{"retries = 99", "want 0 to 10"},
+		{"pool = \"other\"", `no pool "other"`},
+		{"transport = 3", "jobs.j.transport"},
+		{"rules = [ { disks = \"first\" } ]", "for which VMs?"},
+		{"exclude = { patterns = [\"a(\"] }", "no usable regular expression"},
+		{"notify = { mail = { server = \"h:25\", from = \"a@b\", to = [\"nobody\"] } }", `address "nobody"`},
+		{"notify = { mail = { server = \"h:25\", from = \"a@b\", to = [\"c@d\"], user = \"u\" } }", "user and password go together"},
+		{"notify = { webhook = { url = \"file:///etc\" } }", "is no address of the web"},
+		{"notify = { ping = {} }", "give start, success or failure"},
+		{"= 3", "x.toml:6: "},
+	} {
+		_, err := Parse("x.toml", []byte(strings.Replace(small, "%s", c.in, 1)))
+		if !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %s", c.in, err, c.want)
+		}
+	}
+	if _, err := Parse("x", []byte(strings.Replace(small, "%s", "", 1))); err != nil {
+		t.Error(err)
+	}
+	_, err := Parse("x", nil)
+	if err == nil || strings.Count(err.Error(), "\n") != 2 {
+		t.Errorf("of nothing: %v", err)
+	}
+	if _, err := Load(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestValues(t *testing.T) {
+	c, err := Parse("x", []byte(strings.Replace(small, "%s", "keep = { last = 3, yearly = \"all\", within = \"1y6m\" }\nmax-repack = 1000\nwindow = { stop-after = \"06:00\" }", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := c.Jobs["j"]
+	want := retention.Policy{Last: 3, Yearly: retention.All, Within: retention.Period{Years: 1, Months: 6}}
+	if j.Keep.Policy() != want || j.MaxRepack != 1000 {
+		t.Errorf("%+v %d", j.Keep.Policy(), j.MaxRepack)
+	}
+	for in, want := range map[string]int64{"20G": 20 << 30, "1.5 KiB": 1536, "7": 7, "3mb": 3 << 20} {
+		if n, err := ParseSize(in); err != nil || n != want {
+			t.Errorf("%s: %d %v", in, n, err)
+		}
+	}
+	at := time.Date(2026, 3, 1, 23, 0, 0, 0, time.UTC)
+	if end := j.Window.StopAfter.After(at); !end.Equal(at.Add(7 * time.Hour)) {
+		t.Errorf("window ends %v", end)
+	}
+	if end := j.Window.StopAfter.After(at.Add(2 * time.Hour)); !end.Equal(at.Add(7 * time.Hour)) {
+		t.Errorf("window ends %v", end)
+	}
+	for _, d := range []struct {
+		every Every
+		ago   time.Duration
+		due   bool
+	}{
+		{"", 1e9, false}, {Never, 1 << 60, false}, {Run, 0, true}, {Daily, 23 * time.Hour, true}, {Daily, 12 * time.Hour, false},
+		{Weekly, 6 * 24 * time.Hour, false}, {Weekly, 7*24*time.Hour - time.Minute, true}, {Monthly, 20 * 24 * time.Hour, false}, {Monthly, 31 * 24 * time.Hour, true},
+	} {
+		if got := d.every.Due(at.Add(-d.ago), at); got != d.due {
+			t.Errorf("%s after %v: due %v", d.every, d.ago, got)
+		}
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pw")
+	if err := os.WriteFile(file, []byte("secret\r\n\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NIGHT_SECRET", "secret")
+	for _, s := range []Secret{{File: file}, {Command: "echo secret"}, {Env: "NIGHT_SECRET"}} {
+		if p, err := s.Read(t.Context()); err != nil || string(p) != "secret" {
+			t.Errorf("%+v: %q %v", s, p, err)
+		}
+	}
+	// As VmBackup writes it, without an end of line.
+	if err := os.WriteFile(file, []byte("cGFzcyR3b3Jk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := (Secret{File: file, Obscured: true}).Read(t.Context()); err != nil || string(p) != "pass$word" {
+		t.Errorf("%q %v", p, err)
+	}
+	for _, s := range []Secret{{}, {File: file + "x"}, {Command: "exit 3"}, {Command: "true"}, {Env: "NIGHT_NOTHING"}} {
+		if p, err := s.Read(t.Context()); err == nil {
+			t.Errorf("%+v: %q", s, p)
+		}
+	}
+}
+
+// The config files of VmBackup's README and its example.cfg.
+const vmBackupExample = `
+# Take Xen Pool DB backup: 0=No, 1=Yes (script default to 0=No)
+pool_db_backup=0
+max_backups=3
+backup_dir=/path/to/backupspace
+status_log=/path/to/backupspace/logs/status.log
+vdi_export_format=raw
+exclude=PROD-WinDomainController
+exclude=DEV-DestructiveTest 
+exclude=TEMP-.*
+vm-export=my-vm-name
+vm-export=my-second-vm
+vm-export=my-third-vm:3
+vdi-export=my-vm-name
+vm-export=PROD.*
+vm-export=DEV.*:2
+`
+
+func TestVmBackup(t *testing.T) {
+	v, err := ParseVmBackup("/etc/weekend.cfg", []byte(vmBackupExample), VmBackupParams{PreClean: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.MaxBackups != 3 || v.PoolDB || v.BackupDir != "/path/to/backupspace" || len(v.Exclude) != 3 || len(v.Export) != 6 || v.Exclude[1].Name != "DEV-DestructiveTest" {
+		t.Errorf("%+v", v)
+	}
+	if len(v.Notes) != 1 || v.Notes[0].Line != 7 || !strings.Contains(v.Notes[0].Text, "no effect") {
+		t.Errorf("notes %v", v.Notes)
+	}
+	var order []string
+	for _, l := range v.Lines() {
+		order = append(order, l.String())
+	}
+	want := []string{"vm-export=PROD.*", "vm-export=DEV.*:2", "vm-export=my-vm-name", "vm-export=my-second-vm", "vm-export=my-third-vm:3", "vdi-export=my-vm-name"}
+	if !slices.Equal(order, want) {
+		t.Errorf("order %v", order)
+	}
+	// What import writes is a config that says the same.
+	c, err := Parse("imported", v.TOML())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, v.TOML())
+	}
+	j := c.Jobs["weekend"]
+	if j == nil || j.Keep.Last != 3 || !j.ForgetFirst || j.Prune != Run || len(j.Rules) != 6 || j.Rules[5].Disks != "first" || j.Rules[1].Keep.Last != 2 ||
+		!reflect.DeepEqual(j.Select.Patterns, []string{"PROD.*", "DEV.*"}) || !reflect.DeepEqual(j.Exclude.Names, []string{"PROD-WinDomainController", "DEV-DestructiveTest"}) {
+		t.Errorf("%s\n%+v", v.TOML(), j)
+	}
+	if v, err = ParseVmBackup("x", nil, VmBackupParams{}); err != nil || v.MaxBackups != 4 || v.Job().Keep.Last != 4 || v.Repository() != "/snapshots/BACKUPS/xenkeep" {
+		t.Errorf("defaults: %+v %v", v, err)
+	}
+}
+
+// The lines of the README's chapter on regular expressions.
+func TestVmBackupLines(t *testing.T) {
+	for _, c := range []struct {
+		line, matches, not string
+		keep               int
+	}{
+		{"exclude=DEV-phishing-test", "DEV-phishing-test", "DEV-phishing-test2", 0},
+		{"exclude=PRD-PRINTER1", "PRD-PRINTER1", "PRD-PRINTER12", 0},
+		{"exclude=PRD-PRINT$", "PRD-PRINT", "PRD-PRINTER", 0},
+		{"exclude=PRD-a.*", "PRD-abc", "PRD-b", 0},
+		{"exclude=DEV-V.*TEMP$", "DEV-VxTEMP", "DEV-VxTEMP2", 0},
+		{"vdi-export=DEV-web3", "DEV-web3", "DEV-web33", 0},
+		{"vdi-export=DEV-web3:7", "DEV-web3", "DEV-web", 7},
+		{"vdi-export=DEV-.*(TEST|test).*", "DEV-a-test-2", "DEV-a-Test-2", 0},
+		{"vdi-export=DEV-.*[Tt]est.*", "DEV-a-Test", "DEV-a-TEST", 0},
+		{"vm-export=.*SAVE$:5", "mySAVE", "mySAVED", 5},
+		{"vm-export=PRD-.*print[4-5]$:5", "PRD-xprint4", "PRD-xprint6", 5},
+		{"vm-export=PRD-.*print[6-8]$:10", "PRD-print8", "PRD-print9", 10},
+		{`vm-export=PRD-.*print[\d{1,}]$:8`, "PRD-print7", "PRD-printx", 8},
+		{"vm-export=PRD-a*", "PRD-Test", "PRD", 0},
+		{"vm-export=my vm 2 ", "my vm 2", "my vm 2 ", 0},
+		{"vm-export=DEV mySql:0", "DEV mySql", "DEV-mySql", 0},
+		{"vm-export=", "anything", "", 0},
+	} {
+		v, err := ParseVmBackup("x", []byte(c.line), VmBackupParams{})
+		if err != nil {
+			t.Errorf("%s: %v", c.line, err)
+			continue
+		}
+		l := append(v.Exclude, v.Export...)[0]
+		yes, err := l.Matches(c.matches)
+		no, err2 := l.Matches(c.not)
+		if err = errors.Join(err, err2); err != nil || !yes || no && c.not != "" || l.Keep != c.keep {
+			t.Errorf("%s: %v %v %d %v", c.line, yes, no, l.Keep, err)
+		}
+	}
+	for _, c := range []struct{ in, want string }{
+		{"vm-export=PRD-[aA.*", "x:1: vm-export=PRD-[aA.*: invalid regex"},
+		{"exclude=*", "x:1: exclude=*: invalid regex"},
+		{"\nmax_backups=0", "x:2: max_backups=0: want a number of 1 or more"},
+		{"max_backups=three", "want a number"},
+		{"pool_db_backup=2", "want 0 or 1"},
+		{"vdi_export_format=qcow2", "want raw or vhd"},
+		{"max_backup=3", `unexpected key "max_backup"; did you mean "max_backups"?`},
+		{"max_backups=3\nmax_backups=4", "x:2: max_backups stands in line 1 too"},
+		{"vm-export=a:b", `"b" is no number of backups`},
+		{"vm-export=(?:a|b)", "is no number of backups"},
+		{"vm-export=a:1:2", "more than one colon"},
+		{"vm-export=a=b", "more than one ="},
+		{" # indented", "want KEY=VALUE"},
+		{"vm-export=(?<!a)b", "cannot be honoured"},
+		{"\xff=1", "not UTF-8"},
+	} {
+		if _, err := ParseVmBackup("x", []byte(c.in), VmBackupParams{}); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v", c.in, err)
+		}
+	}
+	v, err := ParseVmBackup("x", []byte("extra=1\nexclude=\nvdi-export="), VmBackupParams{IgnoreExtraKeys: true, Compress: true})
+	if err != nil || len(v.Notes) != 4 || len(v.Exclude)+len(v.Export) != 0 {
+		t.Errorf("%+v %v", v, err)
+	}
+	if p, err := ParseVmBackupParams([]string{"compress=True", "PRE_CLEAN=true", "ignore_extra_keys=False"}); err != nil || p != (VmBackupParams{Compress: true, PreClean: true}) {
+		t.Errorf("%+v %v", p, err)
+	}
+	for _, a := range []string{"compress", "compress=1", "clean=True"} {
+		if _, err := ParseVmBackupParams([]string{a}); err == nil {
+			t.Errorf("%s was taken", a)
+		}
+	}
+}
+
+func FuzzVmBackup(f *testing.F) {
+	f.Add([]byte(vmBackupExample))
+	f.Add([]byte("vm-export=a'\"\\b.*:3\nexclude=[\\d]"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if len(text) > 1000 {
+			return
+		}
+		v, err := ParseVmBackup("x.cfg", text, VmBackupParams{})
+		if err != nil || len(v.Export) == 0 {
+			return
+		}
+		if _, err := Parse("imported", v.TOML()); err != nil {
+			t.Errorf("%q\n%s\n%v", text, v.TOML(), err)
+		}
+	})
+}

@@ -1,0 +1,86 @@
+package config
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+)
+
+// maxSecret is more than any password or token has.
+const maxSecret = 64 << 10
+
+// Secret says where a secret is to be had: never the secret itself.
+type Secret struct {
+	File    string `toml:"file"`
+	Command string `toml:"command"` // of the shell; what it prints
+	Env     string `toml:"env"`
+	// Obscured files are those of VmBackup's create-password-file: base64.
+	Obscured bool `toml:"obscured"`
+}
+
+// IsZero tells whether nothing is said.
+func (s Secret) IsZero() bool { return s == Secret{} }
+
+func (s Secret) validate() error {
+	n := 0
+	for _, v := range []string{s.File, s.Command, s.Env} {
+		if v != "" {
+			n++
+		}
+	}
+	if n > 1 {
+		return errors.New("one of file, command and env")
+	}
+	if s.Obscured && s.File == "" {
+		return errors.New("obscured goes with file")
+	}
+	return nil
+}
+
+// Read fetches the secret; ends of lines at its end do not count.
+func (s Secret) Read(ctx context.Context) ([]byte, error) {
+	var p []byte
+	var from string
+	switch {
+	case s.File != "":
+		from = "file " + s.File
+		f, err := os.Open(s.File)
+		if err != nil {
+			return nil, fmt.Errorf("secret: %w", err)
+		}
+		p, err = io.ReadAll(io.LimitReader(f, maxSecret+1))
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("secret: %w", err)
+		}
+	case s.Command != "":
+		from = "command"
+		var err error
+		if p, err = exec.CommandContext(ctx, "sh", "-c", s.Command).Output(); err != nil {
+			return nil, fmt.Errorf("secret: command %q: %w", s.Command, err)
+		}
+	case s.Env != "":
+		from = "variable " + s.Env
+		p = []byte(os.Getenv(s.Env))
+	default:
+		return nil, errors.New("secret: none is given")
+	}
+	p = bytes.TrimRight(p, "\r\n")
+	if s.Obscured {
+		plain, err := Unobscure(p)
+		if err != nil {
+			return nil, fmt.Errorf("secret: %s: %w", from, err)
+		}
+		p = plain
+	}
+	if len(p) == 0 {
+		return nil, fmt.Errorf("secret: %s: empty", from)
+	}
+	if len(p) > maxSecret {
+		return nil, fmt.Errorf("secret: %s: too long", from)
+	}
+	return p, nil
+}

@@ -1,0 +1,271 @@
+package job
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"xenkeep/xapi"
+
+	"github.com/dustin/go-humanize"
+)
+
+// Kind is a way of taking a VM snapshot.
+type Kind string
+
+const (
+	KindRegular    Kind = "regular"    // crash-consistent
+	KindQuiesced   Kind = "quiesced"   // the guest's applications take part (VSS)
+	KindCheckpoint Kind = "checkpoint" // with memory
+	KindOffline    Kind = "offline"    // shut down cleanly before, started after
+)
+
+// MemoryDevice is the device of the disk that holds a checkpoint's memory.
+const MemoryDevice = "suspend"
+
+// quiesceTries is how often a quiesced snapshot is tried whose guest did not
+// freeze its disks within the 10 s that it has.
+const quiesceTries = 3
+
+// unable says why a VM snapshot of some kind cannot be had, so that another
+// kind may be taken.
+type unable struct {
+	kind Kind
+	why  string
+	cure string
+	err  error
+}
+
+func (u *unable) Error() string {
+	if u.err == nil {
+		return fmt.Sprintf("no %s snapshot: %s", u.kind, u.why)
+	}
+	return fmt.Sprintf("no %s snapshot: %s: %v", u.kind, u.why, u.err)
+}
+
+func (u *unable) Unwrap() error { return u.err }
+func (u *unable) Cure() string  { return u.cure }
+
+// Unable says, before anything is done, why a VM snapshot of some kind cannot
+// be had; nil where nothing speaks against it.
+func (p *vmPlan) unable(k Kind) error {
+	state := strings.ToLower(p.vm.PowerState)
+	switch k {
+	case KindQuiesced:
+		if state != "running" {
+			return &unable{kind: k, why: "the VM is " + state + ", and only a running guest can take part", cure: "start the VM, or configure another kind after it"}
+		}
+	case KindCheckpoint:
+		if state != "running" && state != "suspended" {
+			return &unable{kind: k, why: "the VM is " + state + " and has no memory to save", cure: "start the VM, or configure another kind after it"}
+		}
+		if state == "running" {
+			return p.memorySpace()
+		}
+	case KindOffline:
+		if state == "paused" || state == "suspended" {
+			return &unable{kind: k, why: "the VM is " + state + " and cannot be shut down cleanly", cure: "resume the VM, or configure another kind after it"}
+		}
+	}
+	return nil
+}
+
+// memoryNeed is what a checkpoint needs on the SR of suspend images: the memory
+// and 4 MB for each disk, and a fifth more (XenServer's guide, VM snapshots).
+func (p *vmPlan) memoryNeed() int64 {
+	n := int64(p.vm.MemoryStaticMax) + 4_000_000*int64(len(p.disks)+len(p.left))
+	return n + n/5
+}
+
+// memorySpace refuses a checkpoint that its SR has no room for.
+func (p *vmPlan) memorySpace() error {
+	if p.suspend.Ref.IsNull() || p.suspend.PhysicalSize <= 0 {
+		return nil // not known: the pool will say
+	}
+	free := int64(p.suspend.PhysicalSize - p.suspend.PhysicalUtilisation)
+	if need := p.memoryNeed(); free < need {
+		return &unable{kind: KindCheckpoint, why: fmt.Sprintf("SR %s: the memory needs %s, %s are free", p.suspend.NameLabel,
+			humanize.IBytes(uint64(need)), humanize.IBytes(uint64(max(free, 0)))), cure: "free space on the SR", err: ErrSpace}
+	}
+	return nil
+}
+
+// noVSS are guests whose quiesced snapshots the vendor does not support
+// (XenServer's guide, VM snapshots), by what their tools report.
+var noVSS = []string{"windows 8.1", "windows 8", "windows 7", "windows 2000", "windows xp", "windows server 2003", "windows 2003", "windows vista", "windows (r) 7"}
+
+// kindWarnings are what the vendor says of a VM that is to be snapshotted in
+// some way.
+func (p *vmPlan) kindWarnings(k Kind) []string {
+	if k != KindQuiesced {
+		return nil
+	}
+	var w []string
+	if n := len(p.disks) + len(p.left); n > 2 {
+		srs := make(map[xapi.Ref]bool)
+		for _, d := range p.disks {
+			srs[d.sr.Ref] = true
+		}
+		text := fmt.Sprintf("it has %d disks: quiesced snapshots of more than two may not be done within the 10 s that the guest has", n)
+		if len(srs) == 1 {
+			text += "; spread them over several SRs"
+		}
+		w = append(w, text)
+	}
+	if os := p.guestOS(); os != "" {
+		for _, x := range noVSS {
+			if i := strings.Index(strings.ReplaceAll(strings.ToLower(os), "microsoft ", ""), x); i >= 0 && !strings.Contains(strings.ToLower(os), "server 2008") {
+				w = append(w, "quiesced snapshots of "+os+" are not supported")
+				break
+			}
+		}
+		if strings.Contains(strings.ToLower(os), "windows") {
+			w = append(w, "dynamic disks of Windows cannot be quiesced; the pool does not tell whether there are such")
+		}
+	}
+	return w
+}
+
+// guestOS is the system's name as the guest's tools report it.
+func (p *vmPlan) guestOS() string {
+	name, _, _ := strings.Cut(p.os["name"], "|")
+	return cmp.Or(strings.TrimSpace(name), p.os["distro"])
+}
+
+// take makes the VM snapshot, by the first kind that can be had.
+func (v *vmBackup) take(ctx context.Context) error {
+	kinds := v.kinds
+	if len(kinds) == 0 {
+		kinds = []Kind{KindRegular}
+	}
+	var last error
+	for _, k := range kinds {
+		err := v.plan.unable(k)
+		if err == nil {
+			err = v.takeKind(ctx, k)
+		}
+		var no *unable
+		switch {
+		case err == nil:
+			v.kind = k
+			for _, w := range v.plan.kindWarnings(k) {
+				v.b.warn("VM %s: %s", v.plan.vm.NameLabel, w)
+			}
+			if last != nil {
+				v.b.warn("VM %s: %w; a snapshot of kind %s was taken", v.plan.vm.NameLabel, last, k)
+			}
+			return nil
+		case ctx.Err() != nil || !errors.As(err, &no) || !v.record.IsNull():
+			return err
+		}
+		if last != nil {
+			err = fmt.Errorf("%w; %w", last, err)
+		}
+		last = err
+	}
+	return last
+}
+
+// takeKind makes a VM snapshot of one kind. What the pool refuses because of
+// the kind is *unable.
+func (v *vmBackup) takeKind(ctx context.Context, k Kind) (err error) {
+	pool, vm := v.b.pool, v.plan.vm.Ref
+	switch k {
+	case KindQuiesced:
+		for try := 1; ; try++ {
+			v.record, err = pool.SnapshotQuiesced(ctx, vm, v.label())
+			if try == quiesceTries || !xapi.IsCode(err, xapi.QuiesceTimedOut) {
+				break
+			}
+			v.b.o.Log.Info("the guest did not freeze in time: trying again", "vm", v.plan.vm.NameLabel)
+		}
+		if xapi.IsCode(err, xapi.MessageRemoved, "MESSAGE_METHOD_UNKNOWN") {
+			return &unable{kind: k, why: "the pool's version has none any more (they went with 8.1)", cure: "configure another kind after it"}
+		}
+	case KindCheckpoint:
+		v.record, err = pool.CheckpointVM(ctx, vm, v.label())
+	case KindOffline:
+		if v.plan.vm.PowerState == "Halted" {
+			return v.takeRegular(ctx)
+		}
+		return v.takeOffline(ctx)
+	default:
+		return v.takeRegular(ctx)
+	}
+	var refused *xapi.Error
+	if errors.As(err, &refused) && v.record.IsNull() {
+		return &unable{kind: k, why: "the pool refuses", cure: cmp.Or(xapiCure(err), "configure another kind after it"), err: err}
+	}
+	return err
+}
+
+func xapiCure(err error) string {
+	var e *xapi.Error
+	if errors.As(err, &e) {
+		return e.Cure()
+	}
+	return ""
+}
+
+// takeRegular makes a crash-consistent VM snapshot. Hosts that cannot leave
+// disks out of one snapshot them all; those not wanted go with it.
+func (v *vmBackup) takeRegular(ctx context.Context) (err error) {
+	var ignore []xapi.Ref
+	avoidable := true
+	for _, d := range v.plan.left {
+		ignore = append(ignore, d.vbd.VDI)
+		avoidable = avoidable && !d.never
+	}
+	v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.vm.Ref, v.label(), ignore...)
+	if avoidable && errors.Is(err, xapi.ErrIgnoreVDIs) {
+		v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.vm.Ref, v.label())
+	}
+	return err
+}
+
+// startTime is how long the start of a VM may take that was shut down for its
+// snapshot, whatever became of the run.
+const startTime = 5 * time.Minute
+
+// takeOffline shuts the VM down, makes the snapshot, and starts the VM on every
+// path. Between the two a mark on the VM says so, for the case that this process
+// is killed.
+func (v *vmBackup) takeOffline(ctx context.Context) (err error) {
+	vm := v.plan.vm
+	if err := v.b.lease.markOffline(ctx, &vm); err != nil {
+		return err
+	}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTime)
+		defer cancel()
+		if serr := restart(clean, v.b.pool, vm.Ref); serr != nil {
+			v.b.warn("VM %s: it was shut down for its backup and does not start: %v", vm.NameLabel, serr)
+			err = errors.Join(err, fmt.Errorf("start after the snapshot: %w", serr))
+		}
+	}()
+	if err := v.b.pool.CleanShutdown(ctx, vm.Ref); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		return &unable{kind: KindOffline, why: "the guest does not shut down cleanly", cure: "install the guest tools, or configure another kind after it", err: err}
+	}
+	return v.takeRegular(ctx)
+}
+
+// restart starts a VM that was shut down for its backup, and takes the mark off.
+func restart(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
+	vm, err := pool.VM(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if vm.PowerState == "Halted" {
+		err := pool.Retry(ctx, func(ctx context.Context) error { return pool.StartVM(ctx, ref) })
+		if err != nil && !xapi.IsCode(err, xapi.VMBadPowerState) {
+			return err
+		}
+	}
+	return pool.RemoveOtherConfig(ctx, "VM", ref, markOffline)
+}

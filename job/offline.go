@@ -1,0 +1,62 @@
+package job
+
+import (
+	"context"
+	"encoding/json"
+
+	"xenkeep/xapi"
+)
+
+// markOffline on a VM says that a run has shut it down for its backup and will
+// start it again. It is no mark of something that a run made: nothing may ever
+// be removed by it.
+const markOffline = "xenkeep:offline"
+
+// offlineMark is the value of markOffline. VM snapshots and clones copy it, so
+// it says whose it is.
+type offlineMark struct {
+	VM         string `json:"vm"`
+	Repository string `json:"repository"`
+	Run        string `json:"run"`
+	Machine    string `json:"machine"`
+	Process    string `json:"process"`
+}
+
+func (l *lease) markOffline(ctx context.Context, vm *xapi.VM) error {
+	p, err := json.Marshal(offlineMark{
+		VM: vm.UUID, Repository: l.own[markRepository], Run: l.own[markRun], Machine: l.own[markMachine], Process: l.own[markProcess],
+	})
+	if err != nil {
+		return err
+	}
+	return l.pool.SetOtherConfig(ctx, "VM", vm.Ref, markOffline, string(p))
+}
+
+// findOffline adds the VMs that runs of this repository have shut down. Which
+// of them are dead says the claim of the run: it is there from before its first
+// VM is touched until after its last.
+func (c *cleanup) findOffline(ctx context.Context) error {
+	for i := range c.vms {
+		vm := &c.vms[i]
+		var m offlineMark
+		if !vm.Real() || json.Unmarshal([]byte(vm.OtherConfig[markOffline]), &m) != nil || m.VM != vm.UUID || m.Repository != c.r.ID() {
+			continue
+		}
+		l := Leftover{Class: "VM", UUID: vm.UUID, Name: vm.NameLabel, Role: roleOffline, Repository: m.Repository, Run: m.Run, Machine: m.Machine,
+			State: StateLive, Action: ActNone, ref: vm.Ref}
+		gone := processGone(m.Machine, m.Process, c.o.Machine)
+		if !gone {
+			j := &judge{r: c.r, machine: c.o.Machine}
+			claim, err := j.claim(ctx, m.Run)
+			if err != nil {
+				return err
+			}
+			gone = claim == nil
+		}
+		if gone {
+			l.State, l.Action = StateDead, ActStart
+		}
+		c.found = append(c.found, l)
+	}
+	return nil
+}
