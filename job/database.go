@@ -13,14 +13,10 @@ import (
 	"xenkeep/repo/backup"
 )
 
-// OriginDatabase is the origin of snapshots that hold a pool's database: one
-// "disk", which is the XML as the pool gave it.
-const OriginDatabase = "pool-database"
-
 // databaseDevice is the device of that disk.
 const databaseDevice = "database"
 
-// DatabaseSteps are how a database dump that was restored to a file is used.
+// DatabaseSteps say how a database dump that was restored to a file is used.
 func DatabaseSteps(file string) []string {
 	return []string{
 		"It holds the pool's secrets: keep the file as safe as the pool's master.",
@@ -37,7 +33,7 @@ var errDummy = errors.New("the pool sent a dump without content, as in the middl
 // lastDatabase is the newest snapshot of a pool's database.
 func lastDatabase(all []*repo.Snapshot, pool string) *repo.Snapshot {
 	return repo.Latest(all, func(s *repo.Snapshot) bool {
-		return s.Origin == OriginDatabase && s.Pool.UUID == pool && len(s.Disks) == 1
+		return s.Origin == repo.OriginDatabase && s.Pool.UUID == pool && len(s.Disks) == 1
 	})
 }
 
@@ -83,7 +79,7 @@ func (b *poolBackup) saveDatabase(ctx context.Context, run *backup.Run) (err err
 		name.Name = pool.UUID
 	}
 	b.dump = &repo.Snapshot{
-		Origin: OriginDatabase, Pool: name, VM: repo.Named{UUID: "database:" + pool.UUID, Name: "pool database of " + name.Name},
+		Origin: repo.OriginDatabase, Pool: name, VM: repo.Named{UUID: "database:" + pool.UUID, Name: "pool database of " + name.Name},
 		Tags: b.o.Tags, Data: began.UTC(), Complete: true,
 		Disks: []repo.Disk{{
 			Device: databaseDevice, Size: w.n, Root: repo.HexID(d.Root), Method: "full", Reason: "database dump", Counts: d.Counts,

@@ -265,6 +265,7 @@ type Restored struct {
 	VMName   string         `json:"vm_name,omitempty"`
 	Disks    []RestoredDisk `json:"disks"`
 	Warnings []string       `json:"warnings,omitempty"`
+	Steps    []string       `json:"steps,omitempty"` // of a pool's database: how it is used
 	Duration float64        `json:"duration_s"`
 }
 

@@ -108,16 +108,13 @@ func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_
 	if t.began.IsZero() {
 		t.began = b.o.Now()
 	}
+	if b.o.VMAfter != nil { // also where the one before failed half-way
+		defer func() { b.after(ctx, t, err) }()
+	}
 	if b.o.VMBefore != nil {
-		err := b.o.VMBefore(ctx, t.asked, t.uuid)
-		if b.o.VMAfter != nil {
-			defer func() { b.after(ctx, t, err) }()
-		}
-		if err != nil {
+		if err := b.o.VMBefore(ctx, t.asked, t.uuid); err != nil {
 			return nil, err
 		}
-	} else if b.o.VMAfter != nil {
-		defer func() { b.after(ctx, t, err) }()
 	}
 	v := &vmBackup{b: b, run: run, target: t, kinds: t.kinds}
 	return v, v.read(ctx, t.uuid)

@@ -53,10 +53,14 @@ func RestoreFile(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *r
 	if err != nil {
 		return nil, err
 	}
-	return &Restored{
+	out := &Restored{
 		Type: "restored", Snapshot: s.ID(), Duration: time.Since(started).Seconds(),
 		Disks: []RestoredDisk{{Device: d.Device, File: file, Size: im.Size(), Written: res.Written}},
-	}, nil
+	}
+	if s.Origin == repo.OriginDatabase {
+		out.Steps = DatabaseSteps(file)
+	}
+	return out, nil
 }
 
 // fileSink writes to a file.

@@ -29,6 +29,10 @@ var (
 	ErrAmbiguous = errors.New("more than one is meant")
 )
 
+// OriginDatabase is the origin of snapshots that hold a pool's database as
+// their only disk. "latest" alone never means one.
+const OriginDatabase = "pool-database"
+
 // Named says which machine, pool or VM: by UUID; the name is for people.
 type Named struct {
 	UUID string `json:"uuid,omitempty"`
@@ -41,7 +45,7 @@ type Snapshot struct {
 	Run     string    `json:"run"` // hex
 	Job     string    `json:"job,omitempty"`
 	Machine string    `json:"machine,omitempty"`
-	Origin  string    `json:"origin"` // "pool", "image" or "import"
+	Origin  string    `json:"origin"` // "pool", "image", "import" or OriginDatabase
 	Pool    Named     `json:"pool"`
 	VM      Named     `json:"vm"`
 	Kind    string    `json:"kind,omitempty"` // of the VM snapshot: "regular" ...
@@ -265,6 +269,9 @@ func Resolve(all []*Snapshot, spec string) (*Snapshot, error) {
 	if vm, ok := strings.CutPrefix(spec, "latest"); ok && (vm == "" || vm[0] == ':') {
 		vms := make(map[Named]bool)
 		s := Latest(all, func(s *Snapshot) bool {
+			if vm == "" && s.Origin == OriginDatabase {
+				return false
+			}
 			if vm != "" && s.VM.UUID != vm[1:] && s.VM.Name != vm[1:] {
 				return false
 			}

@@ -1,5 +1,12 @@
 package xapisim
 
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+)
+
 func (p *Pool) startVM(vm *object, h *host, paused bool) error {
 	var done []*object
 	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
@@ -87,12 +94,33 @@ func (p *Pool) suspendVM(vm *object) error {
 	if err != nil {
 		return err
 	}
+	if err := p.saveMemory(vm, image); err != nil {
+		return err
+	}
 	metrics := vm.str("guest_metrics") // they outlive the domain
 	p.db.put(vm, "guest_metrics", nullRef)
 	p.haltVM(vm)
 	p.db.put(vm, "guest_metrics", metrics)
 	p.db.put(vm, "suspend_VDI", image.ref)
 	p.db.put(vm, "power_state", "Suspended")
+	return nil
+}
+
+// saveMemory writes an image that begins as xenopsd's do (ocaml/xenopsd/lib,
+// suspend_image.ml) and is another one for each domain.
+func (p *Pool) saveMemory(vm, image *object) error {
+	v, err := p.volume(image)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1<<20)
+	copy(b, "XenSavedDomv2-\n")
+	seed := sha256.Sum256(fmt.Appendf(nil, "%s %d", vm.uuid(), vm.int("domid")))
+	_, _ = rand.NewChaCha8(seed).Read(b[len(b)/2:])
+	if err := v.ImportRaw(bytes.NewReader(b), int64(len(b))); err != nil {
+		return err
+	}
+	p.syncVDI(image)
 	return nil
 }
 

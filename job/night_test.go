@@ -1,0 +1,477 @@
+package job_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/job"
+	"xenkeep/repo"
+	"xenkeep/repo/retention"
+	"xenkeep/xapi"
+	"xenkeep/xapi/xapisim"
+)
+
+// nightPool is a pool of small VMs.
+func nightPool(t *testing.T, cfg xapisim.Config, names ...string) *world {
+	t.Helper()
+	dir := t.TempDir()
+	for i, n := range names {
+		cfg.VMs = append(cfg.VMs, xapisim.VMConfig{Name: n, Drivers: true, Disks: []string{image(t, filepath.Join(dir, fmt.Sprint(i)), 4*mib, uint64(i), 4)}})
+	}
+	return newWorld(t, cfg)
+}
+
+func (w *world) chosen(names ...string) []job.Chosen {
+	w.t.Helper()
+	var list []job.Chosen
+	for _, n := range names {
+		vm, err := w.pool.FindVM(w.t.Context(), n)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		list = append(list, job.Chosen{UUID: vm.UUID, Name: n})
+	}
+	return list
+}
+
+func TestKinds(t *testing.T) {
+	for _, c := range []struct {
+		what   string
+		cfg    xapisim.Config
+		state  string
+		kinds  []job.Kind
+		want   string // kind, "" for a failure
+		says   string
+		faults []xapisim.Fault
+	}{
+		{what: "quiesced", cfg: xapisim.Config{Version: xapisim.Version80}, kinds: []job.Kind{job.KindQuiesced}, want: "quiesced"},
+		{what: "quiesced on a new host", kinds: []job.Kind{job.KindQuiesced}, says: "they went with 8.1"},
+		{what: "quiesced, else regular", kinds: []job.Kind{job.KindQuiesced, job.KindRegular}, want: "regular", says: "no quiesced snapshot: the pool's version has none any more"},
+		{what: "quiesced, timed out twice", cfg: xapisim.Config{Version: xapisim.Version80}, kinds: []job.Kind{job.KindQuiesced}, want: "quiesced",
+			faults: []xapisim.Fault{{On: "VM.snapshot_with_quiesce", Code: "VM_SNAPSHOT_WITH_QUIESCE_TIMEOUT", Params: []string{"x"}, Times: 2}}},
+		{what: "quiesced, timed out for good", cfg: xapisim.Config{Version: xapisim.Version80}, kinds: []job.Kind{job.KindQuiesced, job.KindOffline}, want: "offline", says: "could not be quiesced",
+			faults: []xapisim.Fault{{On: "VM.snapshot_with_quiesce", Code: "VM_SNAPSHOT_WITH_QUIESCE_TIMEOUT", Params: []string{"x"}, Times: 3}}},
+		{what: "quiesced, halted", cfg: xapisim.Config{Version: xapisim.Version80}, state: "clean_shutdown", kinds: []job.Kind{job.KindQuiesced}, says: "only a running guest can take part"},
+		{what: "checkpoint", kinds: []job.Kind{job.KindCheckpoint}, want: "checkpoint"},
+		{what: "checkpoint, halted", state: "clean_shutdown", kinds: []job.Kind{job.KindCheckpoint, job.KindRegular}, want: "regular", says: "has no memory to save"},
+		{what: "checkpoint, paused", state: "pause", kinds: []job.Kind{job.KindCheckpoint}, says: "is paused"},
+		{what: "checkpoint without a licence", cfg: xapisim.Config{Unlicensed: true}, kinds: []job.Kind{job.KindCheckpoint, job.KindRegular}, want: "regular", says: "LICENCE_RESTRICTION"},
+		{what: "checkpoint without room", kinds: []job.Kind{job.KindCheckpoint}, says: "the memory needs 2.4 GiB, 2.1 GiB are free",
+			cfg: xapisim.Config{SRs: []xapisim.SRConfig{{Name: "small", Type: "ext", Size: 2<<30 + 64<<20}}}},
+		{what: "offline", kinds: []job.Kind{job.KindOffline}, want: "offline"},
+		{what: "offline, halted", state: "clean_shutdown", kinds: []job.Kind{job.KindOffline}, want: "offline"},
+		{what: "offline, suspended", state: "suspend", kinds: []job.Kind{job.KindOffline}, says: "cannot be shut down cleanly"},
+		{what: "offline, and the snapshot fails", kinds: []job.Kind{job.KindOffline}, says: "SR_BACKEND_FAILURE_44",
+			faults: []xapisim.Fault{{On: "VM.snapshot", Code: "SR_BACKEND_FAILURE_44", Params: []string{"", "", ""}, Times: -1}}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := nightPool(t, c.cfg, "web")
+			vm, err := w.pool.FindVM(t.Context(), "web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.state != "" {
+				var args []any
+				if err := w.pool.Call(t.Context(), "VM."+c.state, nil, append([]any{vm.Ref}, args...)...); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if vm, err = w.pool.VM(t.Context(), vm.Ref); err != nil {
+				t.Fatal(err)
+			}
+			o := w.options()
+			o.Keep = job.KeepNone
+			o.Chosen = w.chosen("web")
+			o.Chosen[0].Kinds = c.kinds
+			before := w.sim.Dump()
+			for _, f := range c.faults {
+				w.sim.Fault(f)
+			}
+			s, err := job.Backup(t.Context(), w.repo, w.pool, o)
+			w.sim.ClearFaults()
+			told := strings.Join(s.Warnings, "\n")
+			if err != nil {
+				told += err.Error()
+			}
+			if got := kindOf(s); got != c.want || !strings.Contains(told, c.says) || c.says == "" && told != "" {
+				t.Errorf("kind %q, want %q; told %q, want %q", got, c.want, told, c.says)
+			}
+			now, err := w.pool.VM(t.Context(), vm.Ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if now.PowerState != vm.PowerState || now.OtherConfig["xenkeep:offline"] != "" {
+				t.Errorf("the VM is %s and was %s; %v", now.PowerState, vm.PowerState, now.OtherConfig)
+			}
+			if n := len(w.sim.Dump()["VDI"]); n != len(before["VDI"]) && !vhdChain(before, w.sim.Dump()) {
+				t.Errorf("%d VDIs, before %d", n, len(before["VDI"]))
+			}
+			for _, v := range w.sim.Dump()["VDI"] {
+				if v["is_a_snapshot"] == true || v["type"] == "suspend" && vm.PowerState != "Suspended" {
+					t.Errorf("%v stays", v["name_label"])
+				}
+			}
+			w.clean()
+		})
+	}
+}
+
+func kindOf(s *job.Summary) string {
+	if len(s.Snapshots) == 0 {
+		return ""
+	}
+	return s.Snapshots[0].Kind
+}
+
+// vhdChain tells whether only hidden parents came.
+func vhdChain(before, after map[string]map[string]map[string]any) bool {
+	for ref, v := range after["VDI"] {
+		if _, was := before["VDI"][ref]; !was && v["managed"] == true {
+			return false
+		}
+	}
+	return true
+}
+
+// The memory of a checkpoint comes back as it was.
+func TestCheckpointMemory(t *testing.T) {
+	w := nightPool(t, xapisim.Config{}, "web")
+	o := w.options()
+	o.Chosen = w.chosen("web")
+	o.Chosen[0].Kinds = []job.Kind{job.KindCheckpoint}
+	for range 2 {
+		s := w.snapshot(w.backup(o).Snapshots[0].ID)
+		d, err := s.Disk(job.MemoryDevice)
+		if err != nil || s.Kind != "checkpoint" || len(s.Disks) != 2 || d.Size != 2<<30 || d.Counts.Read == 0 {
+			t.Fatalf("%+v %v", s, err)
+		}
+		file := filepath.Join(t.TempDir(), "memory")
+		if _, err := job.RestoreFile(t.Context(), w.repo, s, d, file, job.RestoreOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := make([]byte, 15)
+		if _, err := io.ReadFull(f, head); err != nil || string(head) != "XenSavedDomv2-\n" {
+			t.Errorf("memory begins %q %v", head, err)
+		}
+		_ = f.Close()
+	}
+	sr := w.sim.Ready().SRs[0].UUID
+	res, err := job.RestoreVM(t.Context(), w.repo, w.pool, w.snapshot("latest"), job.VMRestore{Target: job.Target{SR: sr}, Name: "back"}, job.RestoreOptions{})
+	if err != nil || len(res.Disks) < 1 {
+		t.Errorf("restore: %+v %v", res, err)
+	}
+	w.clean()
+}
+
+// A VM that a killed run shut down is started by the next run; its clones and
+// those of live runs are left alone.
+func TestCleanupStarts(t *testing.T) {
+	w := nightPool(t, xapisim.Config{}, "web", "clone")
+	mark := func(name, of, machine, process string) xapi.Ref {
+		vm, err := w.pool.FindVM(t.Context(), name)
+		if err == nil {
+			err = w.pool.CleanShutdown(t.Context(), vm.Ref)
+		}
+		if of == "" {
+			of = vm.UUID
+		}
+		if err == nil {
+			err = w.pool.SetOtherConfig(t.Context(), "VM", vm.Ref, "xenkeep:offline",
+				fmt.Sprintf(`{"vm":%q,"repository":%q,"run":"00112233","machine":%q,"process":%q}`, of, w.repo.ID(), machine, process))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vm.Ref
+	}
+	web := mark("web", "", "elsewhere", "gone")
+	clone := mark("clone", "another", "elsewhere", "gone")
+	if l := w.cleanup(job.CleanupOptions{DryRun: true})["web"]; l.Role != "offline" || l.Action != job.ActStart {
+		t.Errorf("%+v", l)
+	}
+	w.cleanup(job.CleanupOptions{})
+	for ref, want := range map[xapi.Ref]string{web: "Running", clone: "Halted"} {
+		vm, err := w.pool.VM(t.Context(), ref)
+		if err != nil || vm.PowerState != want {
+			t.Errorf("%s is %s, want %s (%v)", vm.NameLabel, vm.PowerState, want, err)
+		}
+	}
+	// Of a run that has its claim still.
+	web = mark("web", "", "elsewhere", "alive")
+	claim := &repo.Claim{Run: "00112233", Machine: "elsewhere", Process: "x", Started: time.Now()}
+	if err := w.repo.PutClaim(t.Context(), claim); err != nil {
+		t.Fatal(err)
+	}
+	w.cleanup(job.CleanupOptions{})
+	if vm, err := w.pool.VM(t.Context(), web); err != nil || vm.PowerState != "Halted" {
+		t.Errorf("of a live run: %s %v", vm.PowerState, err)
+	}
+}
+
+// Disks are left out, also where hosts cannot leave them out of a snapshot.
+func TestLeaveOut(t *testing.T) {
+	for _, c := range []struct {
+		version xapisim.Version
+		kind    job.Kind
+	}{{xapisim.VersionCurrent, job.KindRegular}, {xapisim.Version80, job.KindRegular}, {xapisim.VersionCurrent, job.KindCheckpoint}} {
+		w := newWorld(t, xapisim.Config{Version: c.version, VMs: []xapisim.VMConfig{{Name: "web", Drivers: true, Disks: []string{
+			image(t, filepath.Join(t.TempDir(), "a"), 4*mib, 1, 4), image(t, filepath.Join(t.TempDir(), "b"), 4*mib, 2, 4),
+		}}}})
+		o := w.options()
+		o.Keep = job.KeepNone
+		o.Chosen = w.chosen("web")
+		o.Chosen[0].Kinds = []job.Kind{c.kind}
+		o.Chosen[0].Leave = map[string]string{w.sim.Ready().VMs[0].Disks[1].VDI: "its name bears [NOBAK]"}
+		for range 2 {
+			s := w.snapshot(w.backup(o).Snapshots[0].ID)
+			if s.Disks[0].Device != "xvda" || len(s.Missing) != 1 || s.Missing[0].Reason != "its name bears [NOBAK]" || !s.Complete {
+				t.Errorf("%s: %+v", c.version, s)
+			}
+			for _, d := range s.Disks {
+				if d.Device == "xvdb" {
+					t.Errorf("%s: xvdb was saved", c.version)
+				}
+			}
+		}
+		for _, v := range w.sim.Dump()["VDI"] {
+			if v["is_a_snapshot"] == true {
+				t.Errorf("%s: %v stays", c.version, v["name_label"])
+			}
+		}
+	}
+}
+
+func TestDatabase(t *testing.T) {
+	names := make([]string, 60)
+	for i := range names {
+		names[i] = fmt.Sprint("vm", i)
+	}
+	w := nightPool(t, xapisim.Config{}, names...)
+	o := w.options("vm1")
+	o.Database, o.Retention = true, retention.Policy{Last: 2}
+	var last int64
+	for i := range 3 {
+		s := w.backup(o)
+		snap := w.snapshot(s.Database)
+		if snap.Origin != repo.OriginDatabase || snap.Disks[0].Size == 0 || w.snapshot("latest").Origin != "pool" {
+			t.Fatalf("%+v", snap)
+		}
+		if i > 0 && snap.Disks[0].Counts.New >= last {
+			t.Errorf("dump %d: %d new bytes of %d", i, snap.Disks[0].Counts.New, snap.Disks[0].Size)
+		}
+		last = snap.Disks[0].Size
+	}
+	all, _, err := w.repo.Snapshots(t.Context())
+	if err != nil || len(all) != 4 {
+		t.Errorf("%d snapshots remain, %v", len(all), err)
+	}
+	s := w.snapshot("latest:database:" + all[0].Pool.UUID)
+	file := filepath.Join(t.TempDir(), "db.xml")
+	res, err := job.RestoreFile(t.Context(), w.repo, s, &s.Disks[0], file, job.RestoreOptions{})
+	if err != nil || len(res.Steps) < 3 || !strings.Contains(strings.Join(res.Steps, " "), "xe pool-restore-database file-name="+file) {
+		t.Fatalf("%+v %v", res, err)
+	}
+	p, err := os.ReadFile(file)
+	if err != nil || !strings.HasPrefix(string(p), "<?xml") && !strings.HasPrefix(string(p), "<database") || !strings.HasSuffix(strings.TrimSpace(string(p)), "</database>") {
+		t.Errorf("dump %.40q %v", p, err)
+	}
+	w.clean()
+
+	w = nightPool(t, xapisim.Config{RollingUpgrade: true}, "web")
+	o = w.options("web")
+	o.Database = true
+	sum, err := job.Backup(t.Context(), w.repo, w.pool, o)
+	if err == nil || !strings.Contains(err.Error(), "rolling upgrade") || sum.Database != "" || len(sum.Snapshots) != 1 || sum.Status != "partial" {
+		t.Errorf("%+v %v", sum, err)
+	}
+}
+
+// The order of VMs, the second attempts at the end, and the window.
+func TestQueue(t *testing.T) {
+	w := nightPool(t, xapisim.Config{}, "a", "b", "c", "d")
+	o := w.options()
+	o.Chosen, o.VMConcurrency, o.Retries = w.chosen("c", "a", "d", "b"), 1, 1
+	var order []string
+	fails := map[string]int{"c": 1, "a": 5}
+	o.VMBefore = func(_ context.Context, name, uuid string) error {
+		order = append(order, name)
+		return nil
+	}
+	o.VMAfter = func(_ context.Context, name, uuid string, err error) error {
+		if (err != nil) != (fails[name] >= 0 && fails[name] > 0) {
+			t.Errorf("after %s: %v", name, err)
+		}
+		fails[name]--
+		if name == "d" {
+			return errors.New("thaw: no such file")
+		}
+		return nil
+	}
+	w.sim.Fault(xapisim.Fault{On: "VM.snapshot", Code: "SR_BACKEND_FAILURE_44", Params: []string{"", "", ""}, Times: 2})
+	w.sim.Fault(xapisim.Fault{On: "VM.snapshot", Nth: 6, Code: "SR_BACKEND_FAILURE_44", Params: []string{"", "", ""}})
+	s, err := job.Backup(t.Context(), w.repo, w.pool, o)
+	w.sim.ClearFaults()
+	if got := strings.Join(order, ""); got != "cadbca" {
+		t.Errorf("order %s", got)
+	}
+	if !errors.Is(err, job.ErrPartial) || len(s.Failed) != 1 || s.Failed[0].VM != "a" || s.Failed[0].UUID == "" || len(s.Snapshots) != 3 {
+		t.Errorf("%+v %v", s, err)
+	}
+	if len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "VM d: thaw") {
+		t.Errorf("warnings %q", s.Warnings)
+	}
+
+	// A hook that fails is not tried again.
+	order, o.VMAfter = nil, nil
+	o.VMBefore = func(_ context.Context, name, _ string) error {
+		order = append(order, name)
+		if name == "a" {
+			return fmt.Errorf("freeze: %w", job.ErrHook)
+		}
+		return nil
+	}
+	if s, err = job.Backup(t.Context(), w.repo, w.pool, o); !errors.Is(err, job.ErrHook) || len(s.Snapshots) != 3 || len(order) != 4 {
+		t.Errorf("%v %v %+v", err, order, s)
+	}
+
+	// The clock passes the window's end while the second VM is read.
+	var hours atomic.Int64
+	start := time.Now()
+	o.Now = func() time.Time { return start.Add(time.Duration(hours.Load()) * time.Hour) }
+	o.StopAfter = start.Add(3 * time.Hour)
+	o.VMBefore = func(context.Context, string, string) error { hours.Add(2); return nil }
+	s, err = job.Backup(t.Context(), w.repo, w.pool, o)
+	if !errors.Is(err, job.ErrMissed) || s.Status != "partial" || len(s.Snapshots) != 2 || len(s.Skipped) != 2 || s.Skipped[0].VM != "d" || !strings.Contains(s.Skipped[0].Reason, "window ended at") {
+		t.Errorf("%v %+v", err, s)
+	}
+	o.StopAfter = start
+	if s, err = job.Backup(t.Context(), w.repo, w.pool, o); !errors.Is(err, job.ErrMissed) || s.Status != "skipped" || len(s.Skipped) != 4 {
+		t.Errorf("%v %+v", err, s)
+	}
+	w.clean()
+}
+
+// slowPuts is a store that takes its time for packs.
+type slowPuts struct {
+	object.Store
+	wait time.Duration
+}
+
+func (s *slowPuts) Put(ctx context.Context, name string, data []byte) error {
+	if strings.HasPrefix(name, "packs/") || strings.HasPrefix(name, "data/") || len(data) > 1<<20 {
+		time.Sleep(s.wait)
+	}
+	return s.Store.Put(ctx, name, data)
+}
+
+// trickle leads to the pool and lets through so many bytes a millisecond.
+func trickle(t *testing.T, to string, rate int) string {
+	u, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", u.Hostname()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var over sync.WaitGroup
+	target := u.Host
+	t.Cleanup(func() { _ = l.Close(); over.Wait() })
+	over.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			over.Go(func() {
+				defer in.Close()
+				out, err := net.Dial("tcp", target)
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				over.Go(func() { _, _ = io.Copy(out, in); _ = out.Close() })
+				p := make([]byte, rate*10)
+				for {
+					n, err := out.Read(p)
+					if _, werr := in.Write(p[:n]); err != nil || werr != nil {
+						return
+					}
+					if n > 4096 {
+						time.Sleep(time.Duration(n/rate) * time.Millisecond)
+					}
+				}
+			})
+		}
+	})
+	u.Host = l.Addr().String()
+	return u.String()
+}
+
+// Each of the four is slowed in turn, and is the one that is named.
+func TestBottleneck(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: it waits on purpose")
+	}
+	for _, slow := range []string{"pool", "network", "cpu", "storage"} {
+		t.Run(slow, func(t *testing.T) {
+			dir := t.TempDir()
+			w := newWorld(t, xapisim.Config{Hosts: 1, NoTLS: true, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{image(t, filepath.Join(dir, "d"), 32*mib, 7, 150)}}}})
+			o := w.options("web")
+			pool := w.pool
+			switch slow {
+			case "pool":
+				w.sim.Fault(xapisim.Fault{On: "VM.snapshot", Delay: 2 * time.Second})
+			case "network":
+				c, err := xapi.Dial(t.Context(), xapi.Config{URL: trickle(t, w.sim.URL(), 16<<10), User: w.sim.User(), Password: w.sim.Password(), Pace: 0.01})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = c.Close(context.Background()) })
+				pool = c
+			case "cpu":
+				o.Level = seal.LevelBest
+				p := make([]byte, 32*mib)
+				_, _ = rand.NewChaCha8([32]byte{9}).Read(p)
+				for i := range p {
+					p[i] &= 0x17
+				}
+				file := filepath.Join(dir, "text")
+				if err := os.WriteFile(file, p, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := w.sim.GuestWrite(w.sim.Ready().VMs[0].Disks[0].VDI, file); err != nil {
+					t.Fatal(err)
+				}
+			case "storage":
+				w.onStore(&slowPuts{w.objects, 700 * time.Millisecond})
+			}
+			s, err := job.Backup(t.Context(), w.repo, pool, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v := s.Snapshots[0]
+			if total := v.Waits.Pool + v.Waits.Network + v.Waits.CPU + v.Waits.Storage; v.Slowest != slow || total < 0.98 || total > 1.02 {
+				t.Errorf("%s: %+v of %.2f s", v.Slowest, v.Waits, v.Duration)
+			}
+		})
+	}
+}
