@@ -385,7 +385,7 @@ func exportFormat(size int64) string {
 func (v *vmBackup) readMemory(ctx context.Context, out *repo.Disk) error {
 	d := v.memory
 	b := base{vdi: xapi.NullRef}
-	if last := v.b.last(v.plan.vm.UUID); last != nil && !v.b.damaged[last.ID()] {
+	if last := v.b.last(v.plan.vm.UUID); last != nil && v.b.soundness(last) == snapshotSound {
 		for i := range last.Disks {
 			if last.Disks[i].Device == MemoryDevice {
 				b.root = chunk.ID(last.Disks[i].Root)
