@@ -114,11 +114,17 @@ type Options struct {
 	// keeps all in memory.
 	CacheDir string
 	Now      func() time.Time
+	// Chunker says how a new repository cuts; the zero value is
+	// chunk.DefaultParams.
+	Chunker chunk.Params
 }
 
 func (o *Options) defaults() {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Chunker == (chunk.Params{}) {
+		o.Chunker = chunk.DefaultParams()
 	}
 }
 
@@ -126,13 +132,16 @@ func (o *Options) defaults() {
 // written last, so that a repository that opens is whole.
 func Init(ctx context.Context, objects object.Store, o Options) (*Repository, error) {
 	o.defaults()
+	if err := o.Chunker.Validate(); err != nil {
+		return nil, err
+	}
 	keys, err := seal.NewKeys()
 	if err != nil {
 		return nil, err
 	}
 	cfg := Config{
 		Format: Format, Repository: keys.Repo.String(), Created: o.Now().UTC().Truncate(time.Second),
-		BlockSize: disk.BlockSize, Chunker: chunk.DefaultParams(), CertifyPublic: keys.CertifyPublic,
+		BlockSize: disk.BlockSize, Chunker: o.Chunker, CertifyPublic: keys.CertifyPublic,
 		Features: Features{Read: []string{}, Write: []string{}, Prune: []string{}},
 	}
 	raw, err := json.Marshal(cfg)

@@ -60,10 +60,32 @@ type Snapshot struct {
 	// Generation is the VM's generation_id; another one means that the VM
 	// was reverted, copied or imported.
 	Generation string `json:"generation_id,omitempty"`
+	// Original says what this is a copy of, where it came from another
+	// repository.
+	Original *Original `json:"original,omitempty"`
 
 	id     string
 	writer seal.WriterID
 	size   int
+}
+
+// Original names the snapshot that a copy was made of, at first hand.
+type Original struct {
+	Repository string `json:"repository"` // ID
+	Snapshot   string `json:"snapshot"`   // its whole ID
+}
+
+// CopyOf gives s as a snapshot to be put into another repository, still
+// without what lies in blobs: disks and records. Its job, machine and times
+// stay those of the backup.
+func CopyOf(r *Repository, s *Snapshot) *Snapshot {
+	c := *s
+	c.Disks, c.Records = nil, nil
+	c.id, c.size = "", 0
+	if c.Original == nil {
+		c.Original = &Original{Repository: r.ID(), Snapshot: s.ID()}
+	}
+	return &c
 }
 
 // Disk is one disk of a snapshot and how it came here.

@@ -1,15 +1,21 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/repo"
 )
 
 type initOptions struct {
 	repository repositoryFlags
 	output     outputFlags
+	chunks     chunkSizes
 }
 
 // initLine is what init prints with --json.
@@ -34,11 +40,41 @@ all that opens it later; print a key page too and keep it elsewhere.`,
 	}
 	o.repository.add(cmd)
 	o.output.add(cmd)
+	cmd.Flags().Var(&o.chunks, "chunk-size", "cut chunks of these `sizes`: shortest, normal, longest (24K,32K,96K)")
 	return cmd
 }
 
+// chunkSizes are three sizes with commas between.
+type chunkSizes chunk.Params
+
+func (c *chunkSizes) Type() string { return "sizes" }
+
+func (c *chunkSizes) String() string {
+	if c.Max == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d,%d,%d", c.Min, c.Normal, c.Max)
+}
+
+func (c *chunkSizes) Set(text string) error {
+	parts := strings.Split(text, ",")
+	p := chunk.Params{Algorithm: chunk.FastCDC}
+	if len(parts) != 3 {
+		return errors.New("want three sizes such as 24K,32K,96K")
+	}
+	for i, to := range []*int{&p.Min, &p.Normal, &p.Max} {
+		var b byteSize
+		if err := b.Set(strings.TrimSpace(parts[i])); err != nil {
+			return err
+		}
+		*to = int(min(int64(b), 1<<30))
+	}
+	*c = chunkSizes(p)
+	return p.Validate()
+}
+
 func runInit(cmd *cobra.Command, o *initOptions) error {
-	r, err := o.repository.create(cmd.Context(), cmd.ErrOrStderr())
+	r, err := o.repository.create(cmd.Context(), cmd.ErrOrStderr(), repo.Options{Chunker: chunk.Params(o.chunks)})
 	if err != nil {
 		return err
 	}

@@ -199,6 +199,8 @@ var lineTypes = map[string]any{
 	"xenkeep snapshots: snapshot":        snapshotLine{},
 	"xenkeep snapshots: bad_snapshot":    badLine{},
 	"xenkeep snapshots: summary":         snapshotsSummary{},
+	"xenkeep copy: copied":               copiedLine{},
+	"xenkeep copy: summary":              copySummary{},
 	"xenkeep forget: decision":           decisionLine{},
 	"xenkeep forget: summary":            forgetSummary{},
 	"xenkeep prune: prune":               pruneLine{},

@@ -74,7 +74,7 @@ func retryPolicy(stderr io.Writer) retry.Policy {
 }
 
 // create makes a new repository.
-func (f *repositoryFlags) create(ctx context.Context, stderr io.Writer) (*repo.Repository, error) {
+func (f *repositoryFlags) create(ctx context.Context, stderr io.Writer, o repo.Options) (*repo.Repository, error) {
 	if err := f.check(); err != nil {
 		return nil, err
 	}
@@ -86,7 +86,8 @@ func (f *repositoryFlags) create(ctx context.Context, stderr io.Writer) (*repo.R
 	if err != nil {
 		return nil, err
 	}
-	r, err := repo.Init(ctx, objects, repo.Options{Secret: key.secret, CacheDir: f.cache()})
+	o.Secret, o.CacheDir = key.secret, f.cache()
+	r, err := repo.Init(ctx, objects, o)
 	if err != nil {
 		return nil, errors.Join(err, objects.Close())
 	}

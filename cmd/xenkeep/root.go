@@ -25,7 +25,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 	}
 	root.AddCommand(
 		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(), newExportCommand(), newImportCommand(),
-		newForgetCommand(), newPruneCommand(), newCheckCommand(), newRepairCommand(), newCleanupCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
+		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newCleanupCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
 	return root
 }
@@ -64,6 +64,10 @@ var variables = []variable{
 	{"XENKEEP_PASSWORD", ""},
 	{"XENKEEP_KEY_FILE", "key-file"},
 	{"XENKEEP_CACHE_DIR", "cache-dir"},
+	{"XENKEEP_OTHER_PASSWORD_FILE", "other-password-file"},
+	{"XENKEEP_OTHER_PASSWORD_COMMAND", "other-password-command"},
+	{"XENKEEP_OTHER_PASSWORD", ""},
+	{"XENKEEP_OTHER_KEY_FILE", "other-key-file"},
 	{"XENKEEP_S3_ENDPOINT", "s3-endpoint"},
 	{"XENKEEP_S3_REGION", "s3-region"},
 	{"XENKEEP_S3_PROFILE", "s3-profile"},
@@ -111,17 +115,26 @@ func walk(cmd *cobra.Command, fn func(*cobra.Command)) {
 
 // secretFlags are one choice: a flag of them puts aside the variables of the
 // others.
-var secretFlags = []string{"key-file", "password-file", "password-command"}
+var (
+	secretFlags      = []string{"key-file", "password-file", "password-command"}
+	otherSecretFlags = []string{"other-key-file", "other-password-file", "other-password-command"}
+)
 
 func fromEnvironment(flags *pflag.FlagSet) error {
-	chosen := false
-	for _, name := range secretFlags {
-		chosen = chosen || flags.Changed(name)
+	aside := make(map[string]bool)
+	for _, choice := range [][]string{secretFlags, otherSecretFlags} {
+		for _, name := range choice {
+			if flags.Changed(name) {
+				for _, other := range choice {
+					aside[other] = true
+				}
+			}
+		}
 	}
 	for _, v := range variables {
 		text := os.Getenv(v.name)
 		f := flags.Lookup(v.flag)
-		if f == nil || f.Changed || text == "" || (chosen && isSecretFlag(v.flag)) {
+		if f == nil || f.Changed || text == "" || aside[v.flag] {
 			continue
 		}
 		if err := f.Value.Set(text); err != nil {
@@ -129,15 +142,6 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 		}
 	}
 	return nil
-}
-
-func isSecretFlag(name string) bool {
-	for _, s := range secretFlags {
-		if s == name {
-			return true
-		}
-	}
-	return false
 }
 
 // list is a flag of several values, apart by commas or white space.

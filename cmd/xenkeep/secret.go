@@ -18,6 +18,8 @@ import (
 // secretFlagsValues say where the repository's password or key comes from.
 type secretFlagsValues struct {
 	passwordFile, passwordCommand, keyFile string
+
+	password string // from a variable of its own
 }
 
 func (f *secretFlagsValues) add(cmd *cobra.Command) {
@@ -41,6 +43,8 @@ const maxSecret = 64 << 10
 // which is asked twice where the password is a new one.
 func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bool) (key, error) {
 	switch {
+	case f.password != "":
+		return key{secret: slot.Secret{Password: []byte(f.password)}}, nil
 	case f.keyFile != "":
 		return f.readKeyFile(isNew)
 	case f.passwordFile != "":

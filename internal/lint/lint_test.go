@@ -45,6 +45,7 @@ var allowed = []struct {
 	{"repo/check", "repo chunkstore/... internal/disk"},
 	{"repo/prune", "repo chunkstore/..."},
 	{"repo/repair", "repo repo/check chunkstore/... internal/disk"},
+	{"repo/copy", "repo repo/backup repo/diff chunkstore/... internal/disk"},
 	{"repo/retention", "repo"},
 	{"repo/formattest", ""},
 	{"job/pyre", ""},

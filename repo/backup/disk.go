@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -131,9 +130,9 @@ func (d *diskRun) openBase(ctx context.Context) error {
 		}
 		return nil
 	}
-	if !slices.Contains(d.run.opts.Roots, d.o.Base) {
+	if !d.run.holds(d.o.Base) {
 		// Nothing would keep a pruner from it.
-		return errors.New("the base is not among the roots that the run claims")
+		return errors.New("the base is not among the roots that the run claims or has stored")
 	}
 	p, err := d.run.r.Store().Load(ctx, chunk.Root, d.o.Base)
 	if err == nil {
@@ -444,6 +443,9 @@ func (d *diskRun) finish() (DiskResult, error) {
 		return DiskResult{}, err
 	}
 	d.counts.Stored += res.Stored
+	d.run.mu.Lock()
+	d.run.roots[id] = true
+	d.run.mu.Unlock()
 	return DiskResult{Root: id, Counts: d.counts}, nil
 }
 

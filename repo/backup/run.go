@@ -64,6 +64,7 @@ type Run struct {
 	disks chan struct{}
 
 	mu      sync.Mutex
+	roots   map[chunk.ID]bool // of disks stored in this run
 	queued  []*repo.Snapshot
 	flushed int64 // stored bytes at the last Flush
 	used    map[pack.ID]bool
@@ -89,7 +90,7 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 	}
 	var runID chunkstore.RunID
 	_, _ = rand.Read(runID[:])
-	run := &Run{r: r, opts: o, id: hex.EncodeToString(runID[:]), used: make(map[pack.ID]bool)}
+	run := &Run{r: r, opts: o, id: hex.EncodeToString(runID[:]), used: make(map[pack.ID]bool), roots: make(map[chunk.ID]bool)}
 	run.blocks = make(chan []byte, 4*o.Workers+8) // a disk holds two at least
 	for range cap(run.blocks) {
 		run.blocks <- nil
@@ -172,7 +173,10 @@ func (run *Run) Record(ctx context.Context, name string, p []byte) (repo.Record,
 // Add queues a snapshot; Flush publishes it. Its disks and records must have
 // been stored within this run or be known to the repository.
 func (run *Run) Add(s *repo.Snapshot) {
-	s.Run, s.Job, s.Machine = run.id, run.opts.Job, run.opts.Machine
+	s.Run = run.id
+	if s.Original == nil {
+		s.Job, s.Machine = run.opts.Job, run.opts.Machine
+	}
 	run.mu.Lock()
 	defer run.mu.Unlock()
 	run.queued = append(run.queued, s)
@@ -323,6 +327,14 @@ func (run *Run) moved(ctx context.Context, s *repo.Snapshot, condemned map[pack.
 		return fmt.Errorf("chunk %s lies in a condemned pack: %w", lost.String()[:8], ErrRetired)
 	}
 	return nil
+}
+
+// holds tells whether a root stays as long as the run lives: it is claimed, or
+// was stored by the run.
+func (run *Run) holds(root chunk.ID) bool {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	return run.roots[root] || slices.Contains(run.opts.Roots, root)
 }
 
 // buffer takes a block buffer, waiting while all are in use.

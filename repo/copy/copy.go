@@ -1,0 +1,400 @@
+// Package copy brings snapshots from one repository into another, without the
+// pool: for a second site, or to change how chunks are cut or compressed.
+//
+// New lists what is to be copied, Plan.Execute copies it. Chunks are opened
+// with the one repository's keys and cut, named and sealed by the other's, as a
+// backup to it would have done: so copies and backups share what is equal. Of a
+// disk whose last snapshot is there already only the blocks that differ are
+// read. What was uploaded counts when a copy that was interrupted is run again.
+package copy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"xenkeep/chunkstore"
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+)
+
+// ErrSame is returned for copying a repository into itself.
+var ErrSame = errors.New("both are one repository")
+
+// Options tell what is copied and how.
+type Options struct {
+	// Pick, where set, tells which snapshots are meant; nil: all.
+	Pick    func(*repo.Snapshot) bool
+	Level   seal.Level
+	Machine string // that copies; it is in the claim of the run
+	Process string // as in backup.Options
+	Now     func() time.Time
+	// Begin, where set, is told of each snapshot and the bytes of its disks
+	// before it is copied, and gives what to tell of bytes read.
+	Begin func(s *repo.Snapshot, total int64) (add func(n int64), done func())
+}
+
+// Copied is what became of one snapshot.
+type Copied struct {
+	From   *repo.Snapshot
+	As     *repo.Snapshot // in the other repository; nil where it failed
+	Known  bool           // it was there already
+	Read   int64          // bytes of blocks read
+	New    int64          // bytes of chunks that the other repository had not
+	Stored int64          // what these and the trees took there
+	Err    error
+}
+
+// Plan is what there is to do.
+type Plan struct {
+	Known []Copied         // there already
+	Todo  []*repo.Snapshot // oldest data first
+	// Unreadable are snapshots of the source that cannot be opened.
+	Unreadable []repo.Problem
+	// Recut tells that the two repositories cut by different sizes.
+	Recut bool
+
+	from, to *repo.Repository
+	o        Options
+	roots    map[chunk.ID]chunk.ID // of the source -> of the other repository
+	latest   map[diskKey]pair      // of disks in the other repository that were copied
+	origin   map[string]*repo.Snapshot
+	claimed  []chunk.ID
+}
+
+// diskKey is one disk of one VM.
+type diskKey struct{ pool, vm, device, vdi string }
+
+func keyOf(s *repo.Snapshot, d *repo.Disk) diskKey {
+	return diskKey{s.Pool.UUID, s.VM.UUID, d.Device, d.VDI}
+}
+
+// pair is one disk in both repositories.
+type pair struct {
+	from, to chunk.ID
+	size     int64
+}
+
+// originOf is what a snapshot is a copy of, or itself: what is equal there is
+// one backup, wherever it lies.
+func originOf(r *repo.Repository, s *repo.Snapshot) string {
+	if s.Original != nil {
+		return s.Original.Repository + "/" + s.Original.Snapshot
+	}
+	return r.ID() + "/" + s.ID()
+}
+
+// New plans a copy. The indexes of both repositories must have been loaded.
+func New(ctx context.Context, from, to *repo.Repository, o Options) (*Plan, error) {
+	if from.ID() == to.ID() {
+		return nil, ErrSame
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Begin == nil {
+		o.Begin = func(*repo.Snapshot, int64) (func(int64), func()) { return func(int64) {}, func() {} }
+	}
+	all, unreadable, err := from.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	there, bad, err := to.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(bad) > 0 {
+		// It may be one that was copied.
+		return nil, bad[0].Err
+	}
+	p := &Plan{
+		Unreadable: unreadable, Recut: from.Config().Chunker != to.Config().Chunker,
+		from: from, to: to, o: o,
+		roots: make(map[chunk.ID]chunk.ID), latest: make(map[diskKey]pair), origin: make(map[string]*repo.Snapshot),
+	}
+	for _, s := range there {
+		p.origin[originOf(to, s)] = s
+	}
+	wanted := make(map[chunk.ID]bool)
+	for _, s := range all {
+		if as := p.origin[originOf(from, s)]; as == nil && (o.Pick == nil || o.Pick(s)) {
+			p.Todo = append(p.Todo, s)
+			for i := range s.Disks {
+				wanted[chunk.ID(s.Disks[i].Root)] = true
+			}
+		}
+	}
+	for _, s := range all {
+		as := p.origin[originOf(from, s)]
+		if as == nil {
+			continue
+		}
+		if o.Pick == nil || o.Pick(s) {
+			p.Known = append(p.Known, Copied{From: s, As: as, Known: true})
+		}
+		p.learn(s, as)
+	}
+	claims := make(map[chunk.ID]bool)
+	for a, b := range p.roots {
+		if wanted[a] {
+			claims[b] = true
+		}
+	}
+	for _, l := range p.latest {
+		claims[l.to] = true
+	}
+	for id := range claims {
+		p.claimed = append(p.claimed, id)
+	}
+	return p, nil
+}
+
+// learn notes which disks are equal in the two repositories.
+func (p *Plan) learn(s, as *repo.Snapshot) {
+	for i := range s.Disks {
+		if i >= len(as.Disks) || as.Disks[i].Size != s.Disks[i].Size {
+			return
+		}
+		a, b := chunk.ID(s.Disks[i].Root), chunk.ID(as.Disks[i].Root)
+		p.roots[a] = b
+		p.latest[keyOf(s, &s.Disks[i])] = pair{a, b, s.Disks[i].Size}
+	}
+}
+
+// Result is what a copy did.
+type Result struct {
+	Copied    []Copied // those of Todo, with those that failed
+	Failed    int
+	Protected int // notes that protect snapshots, brought along
+	Packs     int64
+	Uploaded  int64 // bytes of these packs
+}
+
+// Execute copies. A snapshot that cannot be read does not keep others from
+// being copied: it is in the result with its error. A plan is good for one
+// call.
+func (p *Plan) Execute(ctx context.Context) (*Result, error) {
+	res := new(Result)
+	if len(p.Todo) > 0 {
+		claims, _, err := p.to.Claims(ctx)
+		if err != nil {
+			return res, err
+		}
+		err = backup.Do(ctx, p.to, backup.Options{
+			Job: "copy", Machine: p.o.Machine, Process: p.o.Process, Roots: p.claimed,
+			AdoptOrphans: len(claims) > 0, Level: p.o.Level, Now: p.o.Now,
+		}, func(ctx context.Context, run *backup.Run) error {
+			c := &copier{p: p, run: run, res: res}
+			err := c.all(ctx)
+			st := run.Stats()
+			res.Packs, res.Uploaded = st.Packs, st.Stored
+			return err
+		})
+		if err != nil && !errors.Is(err, backup.ErrClaimLeft) {
+			return res, err
+		}
+	}
+	return res, p.protect(ctx, res)
+}
+
+// protect brings protection along, once: what is said of a copy in its own
+// repository stays.
+func (p *Plan) protect(ctx context.Context, res *Result) error {
+	notes, _, err := p.from.Notes(ctx)
+	if err != nil {
+		return err
+	}
+	protected := repo.Protected(notes)
+	if len(protected) == 0 {
+		return nil
+	}
+	if notes, _, err = p.to.Notes(ctx); err != nil {
+		return err
+	}
+	spoken := make(map[string]bool)
+	for _, n := range notes {
+		if n.Kind == "protect" || n.Kind == "unprotect" {
+			spoken[n.Snapshot] = true
+		}
+	}
+	for _, list := range [][]Copied{p.Known, res.Copied} {
+		for _, c := range list {
+			if c.As == nil || !protected[c.From.ID()] || spoken[c.As.ID()] {
+				continue
+			}
+			if err := p.to.PutNote(ctx, &repo.Note{
+				Snapshot: c.As.ID(), Kind: "protect", Time: p.o.Now().UTC(), Text: "as the snapshot it is a copy of",
+			}); err != nil {
+				return err
+			}
+			res.Protected++
+		}
+	}
+	return nil
+}
+
+type copier struct {
+	p   *Plan
+	run *backup.Run
+	res *Result
+	// fresh are roots that were stored since the last Flush: no base yet.
+	fresh  map[chunk.ID]bool
+	queued []Copied
+}
+
+func (c *copier) all(ctx context.Context) error {
+	c.fresh = make(map[chunk.ID]bool)
+	for _, s := range c.p.Todo {
+		if err := c.one(ctx, s); err != nil {
+			return err
+		}
+		if c.run.Due() {
+			if err := c.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return c.flush(ctx)
+}
+
+// flush publishes what was copied.
+func (c *copier) flush(ctx context.Context) error {
+	if err := c.run.Flush(ctx); err != nil {
+		return err
+	}
+	c.res.Copied = append(c.res.Copied, c.queued...)
+	c.queued = nil
+	clear(c.fresh)
+	return nil
+}
+
+// one copies a snapshot. An error ends the copy as a whole; what is wrong with
+// the snapshot alone goes into the result.
+func (c *copier) one(ctx context.Context, s *repo.Snapshot) error {
+	out := Copied{From: s}
+	var as *repo.Snapshot
+	var err error
+	for try := range 2 {
+		out.Read, out.New, out.Stored = 0, 0, 0
+		if as, err = c.snapshot(ctx, s, &out); err == nil || ctx.Err() != nil || !errors.Is(err, errSource) {
+			break
+		}
+		// A pruner may have put elsewhere what was read.
+		if try == 0 {
+			if err := c.p.from.LoadIndex(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, errSource) && lasting(err):
+		out.Err = err
+		c.res.Failed++
+		c.res.Copied = append(c.res.Copied, out)
+		return nil
+	case err != nil:
+		return err
+	}
+	out.As = as
+	c.run.Add(as)
+	c.queued = append(c.queued, out)
+	c.p.learn(s, as)
+	return nil
+}
+
+// errSource marks what is wrong with what is read.
+var errSource = errors.New("read")
+
+// lasting tells whether an error of the source is damage: others would meet
+// every snapshot.
+func lasting(err error) bool {
+	return errors.Is(err, seal.ErrCorrupt) || errors.Is(err, chunkstore.ErrMissing) || isGone(err)
+}
+
+func (c *copier) snapshot(ctx context.Context, s *repo.Snapshot, out *Copied) (*repo.Snapshot, error) {
+	as := repo.CopyOf(c.p.from, s)
+	var total int64
+	for i := range s.Disks {
+		total += s.Disks[i].Size
+	}
+	add, done := c.p.o.Begin(s, total)
+	defer done()
+	for _, rec := range s.Records {
+		data, err := c.p.from.Store().Load(ctx, chunk.Record, chunk.ID(rec.ID))
+		if err != nil {
+			return nil, fmt.Errorf("record %s: %w: %w", rec.Name, errSource, err)
+		}
+		r, err := c.run.Record(ctx, rec.Name, data)
+		if err != nil {
+			return nil, err
+		}
+		as.Records = append(as.Records, r)
+	}
+	for i := range s.Disks {
+		d := s.Disks[i]
+		res, read, err := c.disk(ctx, s, &d, add)
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Device, err)
+		}
+		d.Root = repo.HexID(res.Root)
+		d.Counts.New, d.Counts.Stored = res.Counts.New, res.Counts.Stored
+		out.Read += read
+		out.New += res.Counts.New
+		out.Stored += res.Counts.Stored
+		as.Disks = append(as.Disks, d)
+	}
+	return as, nil
+}
+
+// disk copies a disk: not at all where its root is known, else what differs
+// from the last one, else all.
+func (c *copier) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, add func(int64)) (backup.DiskResult, int64, error) {
+	root := chunk.ID(d.Root)
+	if to, ok := c.p.roots[root]; ok && (c.fresh[to] || c.run.Inheritable(ctx, to) == nil) {
+		add(d.Size)
+		return backup.DiskResult{Root: to}, 0, nil
+	}
+	base, ok := c.p.latest[keyOf(s, d)]
+	if ok && c.fresh[base.to] {
+		if err := c.flush(ctx); err != nil {
+			return backup.DiskResult{}, 0, err
+		}
+	}
+	// Without the base in the source all is read, and the other's base helps
+	// to find known chunks.
+	delta := ok && base.size <= d.Size && c.run.Inheritable(ctx, base.to) == nil
+	o := backup.DiskOptions{Size: d.Size}
+	if ok {
+		o.Base = base.to
+	}
+	src, err := openSource(ctx, c.p.from, root, d.Size)
+	if err != nil {
+		return backup.DiskResult{}, 0, err
+	}
+	blocks := src.all
+	if delta {
+		if differ, err := src.differing(ctx, base.from); err == nil {
+			blocks, o.Delta = differ, true
+		} else if ctx.Err() != nil {
+			return backup.DiskResult{}, 0, err
+		}
+	}
+	passed := int64(0)
+	src.begin(ctx, blocks, o.Delta, func(upTo int64) {
+		add(upTo - passed)
+		passed = upTo
+	})
+	defer src.close()
+	res, err := c.run.Disk(ctx, src, o)
+	if err != nil {
+		return res, src.read, err
+	}
+	add(d.Size - passed)
+	c.fresh[res.Root] = true
+	return res, src.read, nil
+}

@@ -1,0 +1,278 @@
+package copy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	mathbits "math/bits"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+	"xenkeep/repo/diff"
+)
+
+// window is how many blocks are read at once: 32 MiB. Two windows are in
+// memory, one being read, one being copied.
+const window = 16
+
+func isGone(err error) bool { return errors.Is(err, object.ErrNotFound) }
+
+// source is a disk of a repository as a disk.Source: all blocks that hold data,
+// or those that differ from another disk.
+type source struct {
+	r    *repo.Repository
+	root *repo.RootNode
+	id   chunk.ID
+
+	node   *repo.NodeIDs // the one read last
+	nodeAt int
+
+	cancel context.CancelFunc
+	full   chan *batch
+	free   chan *batch
+	ended  chan struct{}
+	err    error // of the reader, once full is closed
+
+	cur      *batch
+	next     int // of cur
+	read     int64
+	progress func(upTo int64)
+}
+
+type batch struct {
+	blocks [window]blockData
+	n      int
+}
+
+type blockData struct {
+	index int64
+	buf   []byte
+	data  []byte
+}
+
+func openSource(ctx context.Context, r *repo.Repository, id chunk.ID, size int64) (*source, error) {
+	root, err := r.ReadRoot(ctx, id)
+	if err == nil && root.Size != size {
+		err = fmt.Errorf("root of a disk of %d bytes, not %d: %w", root.Size, size, seal.ErrCorrupt)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errSource, err)
+	}
+	return &source{r: r, root: root, id: id, nodeAt: -1}, nil
+}
+
+// blocks calls yield for block numbers, ascending, until it returns false.
+type blocks func(ctx context.Context, yield func(block int64) bool) error
+
+// all are the blocks that hold data.
+func (s *source) all(ctx context.Context, yield func(block int64) bool) error {
+	for i, id := range s.root.Nodes {
+		if id.IsZero() {
+			continue
+		}
+		node, err := s.readNode(ctx, i)
+		if err != nil {
+			return err
+		}
+		for j, list := range node {
+			if !list.IsZero() && !yield(int64(i)*repo.NodeBlocks+int64(j)) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// differing are the blocks in which this disk is not as another, which must be
+// there.
+func (s *source) differing(ctx context.Context, other chunk.ID) (blocks, error) {
+	bits, err := diff.Blocks(ctx, s.r, other, s.id)
+	if err != nil {
+		return nil, err
+	}
+	return func(_ context.Context, yield func(block int64) bool) error {
+		for i, word := range bits {
+			for ; word != 0; word &= word - 1 {
+				if !yield(int64(i)*64 + int64(mathbits.TrailingZeros64(word))) {
+					return nil
+				}
+			}
+		}
+		return nil
+	}, nil
+}
+
+func (s *source) readNode(ctx context.Context, i int) (*repo.NodeIDs, error) {
+	if s.nodeAt == i {
+		return s.node, nil
+	}
+	if i >= len(s.root.Nodes) || s.root.Nodes[i].IsZero() {
+		return new(repo.NodeIDs), nil
+	}
+	p, err := s.r.Store().Load(ctx, chunk.Node, s.root.Nodes[i])
+	if err != nil {
+		return nil, err
+	}
+	node, err := repo.DecodeNode(p)
+	if err != nil {
+		return nil, err
+	}
+	s.node, s.nodeAt = node, i
+	return node, nil
+}
+
+// begin reads ahead. Where zeros is set, blocks without data are given too.
+func (s *source) begin(ctx context.Context, which blocks, zeros bool, progress func(upTo int64)) {
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.progress = progress
+	s.full, s.free, s.ended = make(chan *batch), make(chan *batch, 2), make(chan struct{})
+	for range cap(s.free) {
+		s.free <- new(batch)
+	}
+	go func() {
+		defer close(s.ended)
+		defer close(s.full)
+		s.err = s.readAll(ctx, which, zeros)
+	}()
+}
+
+// close ends the reader and waits for it.
+func (s *source) close() {
+	if s.cancel != nil {
+		s.cancel()
+		<-s.ended
+	}
+}
+
+func (s *source) readAll(ctx context.Context, which blocks, zeros bool) error {
+	var todo []int64
+	var failed error
+	emit := func() bool {
+		var b *batch
+		select {
+		case b = <-s.free:
+		case <-ctx.Done():
+			failed = ctx.Err()
+			return false
+		}
+		if failed = s.fill(ctx, b, todo, zeros); failed != nil {
+			return false
+		}
+		todo = todo[:0]
+		select {
+		case s.full <- b:
+			return true
+		case <-ctx.Done():
+			failed = ctx.Err()
+			return false
+		}
+	}
+	err := which(ctx, func(block int64) bool {
+		if block >= disk.Blocks(s.root.Size) {
+			return true // of a larger disk that was
+		}
+		if todo = append(todo, block); len(todo) == window {
+			return emit()
+		}
+		return true
+	})
+	if err == nil && failed == nil && len(todo) > 0 {
+		emit()
+	}
+	return errors.Join(err, failed)
+}
+
+// fill reads the lists and the chunks of a window.
+func (s *source) fill(ctx context.Context, b *batch, todo []int64, zeros bool) error {
+	b.n = 0
+	var lists []chunk.ID
+	var of []*blockData
+	for _, i := range todo {
+		node, err := s.readNode(ctx, int(i/repo.NodeBlocks))
+		if err != nil {
+			return err
+		}
+		list := node[i%repo.NodeBlocks]
+		if list.IsZero() && !zeros {
+			continue
+		}
+		blk := &b.blocks[b.n]
+		b.n++
+		blk.index = i
+		if blk.buf == nil {
+			blk.buf = make([]byte, disk.BlockSize)
+		}
+		blk.data = blk.buf[:repo.BlockLength(s.root.Size, i)]
+		if list.IsZero() {
+			clear(blk.data)
+			continue
+		}
+		lists, of = append(lists, list), append(of, blk)
+	}
+	pieces := make([][]repo.Piece, len(lists))
+	if err := s.r.Store().Fetch(ctx, chunk.List, lists, func(i int, p []byte) (err error) {
+		pieces[i], err = repo.DecodeList(nil, p, len(of[i].data))
+		return err
+	}); err != nil {
+		return err
+	}
+	var ids []chunk.ID
+	var to [][]byte
+	for i, blk := range of {
+		for _, p := range pieces[i] {
+			if part := blk.data[p.Offset : p.Offset+p.Length]; p.IsGap() {
+				clear(part)
+			} else {
+				ids, to = append(ids, p.ID), append(to, part)
+			}
+		}
+	}
+	err := s.r.Store().Fetch(ctx, chunk.Data, ids, func(i int, p []byte) error {
+		if len(p) != len(to[i]) {
+			return fmt.Errorf("chunk %s: %d bytes where its block list says %d: %w", ids[i].String()[:8], len(p), len(to[i]), seal.ErrCorrupt)
+		}
+		copy(to[i], p)
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("bytes %d to %d: %w", b.blocks[0].index*disk.BlockSize,
+			b.blocks[b.n-1].index*disk.BlockSize+int64(len(b.blocks[b.n-1].data)), err)
+	}
+	return err
+}
+
+// Size implements disk.Source.
+func (s *source) Size() int64 { return s.root.Size }
+
+// Next implements disk.Source.
+func (s *source) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
+	for s.cur == nil || s.next == s.cur.n {
+		if s.cur != nil {
+			s.free <- s.cur // it has room for all there are
+			s.cur = nil
+		}
+		select {
+		case b, ok := <-s.full:
+			if !ok {
+				if s.err != nil {
+					return disk.Extent{}, fmt.Errorf("%w: %w", errSource, s.err)
+				}
+				return disk.Extent{}, io.EOF
+			}
+			s.cur, s.next = b, 0
+		case <-ctx.Done():
+			return disk.Extent{}, context.Cause(ctx)
+		}
+	}
+	blk := &s.cur.blocks[s.next]
+	s.next++
+	n := int64(copy(buf, blk.data))
+	s.read += n
+	e := disk.Extent{Offset: blk.index * disk.BlockSize, Length: n}
+	s.progress(e.End())
+	return e, nil
+}
