@@ -374,7 +374,8 @@ func transferOf(t *xapi.Task) (ref xapi.Ref, kind string) {
 	}
 	for _, k := range []string{"export of ", "import to ", "metadata of "} {
 		if rest, ok := strings.CutPrefix(t.NameDescription, k); ok {
-			return xapi.Ref(rest), strings.Fields(k)[0]
+			about, _, _ := strings.Cut(rest, " ")
+			return xapi.Ref(about), strings.Fields(k)[0]
 		}
 	}
 	return "", ""

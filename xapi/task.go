@@ -2,6 +2,7 @@ package xapi
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -20,11 +21,29 @@ const (
 	cancelGrace = 5 * time.Second
 )
 
-// CreateTask makes a task for an HTTP transfer to report to.
+// CreateTask makes a task for an HTTP transfer to report to. A random word is
+// added to the description: where the pool's answer is lost the task is found
+// by it, which nobody would end otherwise.
 func (c *Client) CreateTask(ctx context.Context, label, description string) (Ref, error) {
-	var ref Ref
-	err := c.Call(ctx, "task.create", &ref, label, description)
-	return ref, err
+	var nonce [4]byte
+	_, _ = rand.Read(nonce[:])
+	description = strings.TrimSpace(fmt.Sprintf("%s [%x]", description, nonce))
+	for again := false; ; again = true {
+		var ref Ref
+		err := c.Call(ctx, "task.create", &ref, label, description)
+		if err == nil || again || ctx.Err() != nil || (!lostConnection(err) && !IsCode(err, SessionInvalid)) {
+			return ref, err
+		}
+		tasks, terr := c.Tasks(ctx)
+		if terr != nil {
+			return ref, errors.Join(err, terr)
+		}
+		for i := range tasks {
+			if tasks[i].NameDescription == description {
+				return tasks[i].Ref, nil
+			}
+		}
+	}
 }
 
 // Task reads a task's record.

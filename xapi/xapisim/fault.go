@@ -57,6 +57,15 @@ func (p *Pool) Fault(f Fault) {
 	p.faults = append(p.faults, &f)
 }
 
+// Watch has fn called with the name of each API call before it is looked at,
+// for those who script faults by what is called; nil ends it. It must not call
+// the pool.
+func (p *Pool) Watch(fn func(method string)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.watch = fn
+}
+
 // ClearFaults forgets what was scripted and did not happen yet.
 func (p *Pool) ClearFaults() {
 	p.mu.Lock()

@@ -136,6 +136,7 @@ type Pool struct {
 	stores  map[string]*storage // by SR reference
 	origin  map[string]string   // UUID of the VM that a snapshot was taken of
 	faults  []*Fault
+	watch   func(method string)
 	waiting int
 	domid   int64
 	bridges int

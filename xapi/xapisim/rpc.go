@@ -84,6 +84,9 @@ var memberCalls = map[string]bool{"session.logout": true, "session.local_logout"
 
 // run applies scripted faults around a call.
 func (p *Pool) run(c *call) (any, error) {
+	if p.watch != nil {
+		p.watch(c.method.name)
+	}
 	f := p.takeFault(c.method.name)
 	if f != nil && f.Do != nil {
 		p.mu.Unlock()

@@ -1,0 +1,136 @@
+package job_test
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"xenkeep/xapi/xapisim"
+)
+
+// The matrix of errors: a child process makes a backup or a restore, and one of
+// its calls fails, in each way that the pool has; then everything that holds
+// after a kill must hold. A sample of it runs by default, all with
+// XENKEEP_CRASH=all.
+
+// refusals are the errors that the pool has for a call beside those that any
+// call may meet, by xen-api ocaml/idl/datamodel.ml and what xapi raises.
+// HANDLE_INVALID for what is there is not among them: a client takes it for
+// done, and rightly.
+var refusals = map[string][]string{
+	"VM.snapshot": {
+		"VM_BAD_POWER_STATE", "SR_FULL", "SR_BACKEND_FAILURE_44", "SR_BACKEND_FAILURE_82", "SR_BACKEND_FAILURE_109",
+		"OPERATION_BLOCKED", "OTHER_OPERATION_IN_PROGRESS", "VDI_IN_USE", "TASK_CANCELLED", "VM_HAS_VUSBS", "XAPI_HOOK_FAILED",
+		"HOST_OFFLINE", "CANNOT_CONTACT_HOST", "NO_HOSTS_AVAILABLE", "SR_OPERATION_NOT_SUPPORTED", "NOT_SUPPORTED_DURING_UPGRADE",
+	},
+	"VM.destroy":              {"OTHER_OPERATION_IN_PROGRESS", "OPERATION_NOT_ALLOWED", "VM_BAD_POWER_STATE"},
+	"VM.create":               {"OPERATION_NOT_ALLOWED", "LICENCE_RESTRICTION"},
+	"VDI.create":              {"SR_BACKEND_FAILURE_44", "SR_BACKEND_FAILURE_78", "SR_HAS_NO_PBDS", "SR_NOT_ATTACHED", "SR_FULL"},
+	"VDI.destroy":             {"VDI_IN_USE", "OTHER_OPERATION_IN_PROGRESS", "SR_BACKEND_FAILURE_80", "SR_BACKEND_FAILURE_46"},
+	"VDI.enable_cbt":          {"LICENCE_RESTRICTION", "SR_BACKEND_FAILURE_457", "VDI_INCOMPATIBLE_TYPE", "SR_OPERATION_NOT_SUPPORTED"},
+	"VDI.data_destroy":        {"VDI_IN_USE", "VDI_NO_CBT_METADATA", "SR_BACKEND_FAILURE_46"},
+	"VDI.list_changed_blocks": {"SR_BACKEND_FAILURE_459", "SR_BACKEND_FAILURE_460", "VDI_IN_USE"},
+	"VDI.get_nbd_info":        {"VDI_INCOMPATIBLE_TYPE"},
+	"VBD.create":              {"DEVICE_ALREADY_EXISTS", "VDI_IN_USE", "OPERATION_NOT_ALLOWED"},
+	"VIF.create":              {"DEVICE_ALREADY_EXISTS", "MAC_INVALID"},
+	"VM.add_to_other_config":  {"MAP_DUPLICATE_KEY"},
+	"VDI.add_to_other_config": {"MAP_DUPLICATE_KEY"},
+	"task.create":             {"TOO_MANY_PENDING_TASKS"},
+}
+
+// mishap is one thing that goes wrong at one call or transfer.
+type mishap struct {
+	what  string
+	fault xapisim.Fault
+}
+
+// mishaps lists what can go wrong at the calls of a run, given in order; crash
+// tells whether the guest may be lost with its host.
+func mishaps(sim *xapisim.Pool, calls []string, crash bool) []mishap {
+	var all []mishap
+	seen := make(map[string]int)
+	for i, method := range calls {
+		seen[method]++
+		at := fmt.Sprintf("call %d, %s the %d. time", i+1, method, seen[method])
+		add := func(what string, f xapisim.Fault) {
+			f.On, f.Nth = method, seen[method]
+			all = append(all, mishap{at + ": " + what, f})
+		}
+		for _, code := range append([]string{"INTERNAL_ERROR", "RBAC_PERMISSION_DENIED"}, refusals[method]...) {
+			add(code, xapisim.Fault{Code: code, Params: []string{"one", "two", "three"}})
+		}
+		add("connection lost before", xapisim.Fault{Reset: true})
+		add("connection lost after", xapisim.Fault{Reset: true, After: true})
+		add("session lost", xapisim.Fault{DropSession: true})
+		add("toolstack restarted", xapisim.Fault{Do: sim.Restart})
+		if crash {
+			add("host crashed", xapisim.Fault{Do: func() { sim.CrashHost(0) }})
+		}
+	}
+	for _, path := range []string{"/export_raw_vdi", "/import_raw_vdi", "/export_metadata", "nbd"} {
+		for _, f := range []xapisim.Fault{
+			{Status: 500}, {Status: 503}, {Status: 408}, {Status: 403}, {Status: 404},
+			{Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}},
+			{Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}, Cut: true, CutAt: mib + 77, Embedded: true},
+			{Cut: true, CutAt: 100}, {Cut: true, CutAt: 2*mib + 13}, {Reset: true, Cut: true, CutAt: mib},
+		} {
+			f.On = path
+			all = append(all, mishap{fmt.Sprintf("%s: %d %s cut %d", path, f.Status, f.Code, f.CutAt), f})
+		}
+	}
+	return all
+}
+
+// errors lets calls of a child go wrong, n of all ways or all, and looks what
+// holds after each time.
+func (op operation) errors(n int) {
+	w := op.w
+	t := w.t
+	t.Helper()
+	var calls []string
+	o := op.prepare()
+	w.sim.Watch(func(method string) { calls = append(calls, method) })
+	w.k.run(o, 0)
+	w.sim.Watch(nil)
+	op.after()
+	if t.Failed() {
+		t.Fatal("without an error")
+	}
+	calls = slices.DeleteFunc(calls, func(m string) bool { return strings.HasPrefix(m, "session.") })
+	all := mishaps(w.sim, calls, op.crash)
+	t.Logf("%d calls, %d mishaps", len(calls), len(all))
+	w.k.mayFail = true
+	for _, i := range sampled(len(all), n) {
+		m := all[i-1]
+		o := op.prepare()
+		w.sim.Fault(m.fault)
+		w.k.run(o, 0)
+		w.sim.ClearFaults()
+		said := w.k.failed
+		if os.Getenv("XENKEEP_CRASH") == "all" || testing.Verbose() {
+			t.Logf("%s: %q", m.what, said)
+		}
+		if strings.Contains(said, "panic") || strings.Contains(said, "goroutine ") {
+			t.Errorf("panic: %s", said)
+		}
+		op.after()
+		if t.Failed() {
+			t.Fatalf("after mishap %d: %s; the run said %q", i, m.what, said)
+		}
+	}
+}
+
+func TestErrorsFull(t *testing.T) { fullBackup(t).errors(16) }
+
+func TestErrorsIncremental(t *testing.T) {
+	// A run that the pool kept from tidying may cost its successor the base.
+	incremental(t, xapisim.NBDOff, "vhd-delta", "full").errors(16)
+}
+
+func TestErrorsTracked(t *testing.T) {
+	incremental(t, xapisim.NBDTLS, "cbt", "vhd-delta", "full").errors(16)
+}
+
+func TestErrorsRestore(t *testing.T) { restoreVM(t).errors(16) }
