@@ -29,7 +29,7 @@ var allowed = []struct {
 	{"xva", "internal/disk"},
 	{"qcow2", "internal/disk"},
 	{"xapi", "internal/disk"},
-	{"xapi/xapisim/...", "xapi/xapisim/... vhd nbd internal/disk"},
+	{"xapi/xapisim/...", "xapi/xapisim/... vhd qcow2 nbd internal/disk"},
 	{"chunkstore/chunk", ""},
 	{"chunkstore/seal", "chunkstore/chunk"},
 	{"chunkstore/pack", "chunkstore/chunk chunkstore/seal"},

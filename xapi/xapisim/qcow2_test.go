@@ -2,6 +2,8 @@ package xapisim
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -64,4 +66,43 @@ func TestMigrationDuringExport(t *testing.T) {
 	}
 	local := start(t, func(cfg *Config) { cfg.VMs[0].SR = "Local storage" })
 	local.refused([]string{"VM_REQUIRES_SR", local.vm(), local.sr("ext")}, "VM.pool_migrate", local.vm(), local.p.hosts[1].ref, map[string]any{})
+}
+
+// qemu reads whole disks exported as qcow2, of VHDs and of qcow2 disks alike.
+func TestExportQCOW2(t *testing.T) {
+	for name, conf := range map[string]func(*Config){
+		"a VHD":   nil,
+		"a qcow2": func(cfg *Config) { cfg.SRs = []SRConfig{{Name: "new", Type: "nfs", Shared: true, QCOW2: true}} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := start(t, conf)
+			snap := c.snapshotDisk(0)
+			data, task := c.export(snap, "format", "qcow2")
+			if task["status"] != "success" {
+				t.Fatalf("the task: %v", task)
+			}
+			dir := t.TempDir()
+			image, raw := filepath.Join(dir, "disk.qcow2"), filepath.Join(dir, "disk.raw")
+			if err := os.WriteFile(image, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := foreign(t, "qemu-img", "check", image); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+			if out, err := foreign(t, "qemu-img", "convert", "-O", "raw", image, raw); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			got, err := os.ReadFile(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, c.content(snap)) {
+				t.Error("qemu reads another disk")
+			}
+			_, task = c.export(snap, "format", "qcow2", "base", snap)
+			if task["status"] != "failure" {
+				t.Errorf("with a base: %v", task["status"])
+			}
+		})
+	}
 }

@@ -2,10 +2,12 @@ package sr
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 
 	"xenkeep/internal/disk"
+	"xenkeep/qcow2"
 	"xenkeep/vhd"
 )
 
@@ -19,12 +21,14 @@ type Export struct {
 	size   int64 // of the device
 	// include says which blocks are sent with their data.
 	include bitset
-	// layout describes the VHD; nil for a raw stream.
+	// layout describes the VHD, or qcow the qcow2 image; both are nil for a
+	// raw stream.
 	layout *vhd.Layout
+	qcow   *qcow2.Layout
 }
 
-// Export prepares a stream in format "vhd" or "raw"; with a base, of the
-// difference to it.
+// Export prepares a stream in format "vhd", "raw" or "qcow2"; with a base, which
+// a qcow2 stream has not, of the difference to it.
 //
 // Full streams hold the blocks that any file of the chain has allocated, or,
 // for volumes without a VHD, that are not entirely zero. The difference to a
@@ -34,7 +38,7 @@ type Export struct {
 //
 // Errors: ErrGone, ErrNotVHD, ErrTooLarge, and ErrIO where reading failed.
 func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
-	if format != "vhd" && format != "raw" {
+	if format != "vhd" && format != "raw" && (format != "qcow2" || base != nil) {
 		return nil, fmt.Errorf("export %s: unknown format %q", v.uuid, format)
 	}
 	var from []*layer
@@ -76,12 +80,19 @@ func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
 	default:
 		e.difference(nil)
 	}
-	if v.bare() && !nbd && format == "vhd" {
+	if v.bare() && !nbd && format != "raw" {
 		if err := e.dropZeros(); err != nil {
 			return nil, err
 		}
 	}
-	if format == "raw" {
+	switch format {
+	case "raw":
+		return e, nil
+	case "qcow2":
+		e.qcow = &qcow2.Layout{Size: e.size, Present: e.include.has}
+		if _, err := qcow2.NewWriter(io.Discard, *e.qcow); err != nil {
+			return nil, fmt.Errorf("export %s: %w", v.uuid, ErrTooLarge)
+		}
 		return e, nil
 	}
 	e.layout = &vhd.Layout{
@@ -173,6 +184,13 @@ func (e *Export) dropZeros() error {
 
 // Length is the stream's length in bytes, had the tool no faults (ErrHangs).
 func (e *Export) Length() int64 {
+	if e.qcow != nil {
+		w, err := qcow2.NewWriter(io.Discard, *e.qcow)
+		if err != nil {
+			return 0
+		}
+		return w.ContentLength()
+	}
 	if e.layout == nil {
 		return e.size
 	}
@@ -193,10 +211,13 @@ var (
 func (e *Export) WriteTo(w io.Writer) (int64, error) {
 	out := &counter{w: w}
 	var err error
-	if e.layout == nil {
-		err = e.writeRaw(out)
-	} else {
+	switch {
+	case e.qcow != nil:
+		err = e.writeQCOW2(out)
+	case e.layout != nil:
 		err = e.writeVHD(out)
+	default:
+		err = e.writeRaw(out)
 	}
 	return out.n, err
 }
@@ -221,6 +242,27 @@ func (e *Export) writeVHD(out *counter) error {
 		}
 	}
 	return out.write(e.layout.Tail())
+}
+
+// writeQCOW2 sends the blocks that hold something as a qcow2 file without
+// backing file. Where its clusters lie is the writer's choice, as it is the
+// real tool's.
+func (e *Export) writeQCOW2(out *counter) error {
+	w, err := qcow2.NewWriter(out, *e.qcow)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, blockSize)
+	for b := e.include.next(0); b >= 0; b = e.include.next(b + 1) {
+		n, err := e.read(buf, b)
+		if err != nil {
+			return err
+		}
+		if err := w.WriteAt(context.Background(), buf[:n], b*blockSize); err != nil {
+			return err
+		}
+	}
+	return w.Close()
 }
 
 func (e *Export) writeRaw(out *counter) error {
@@ -270,8 +312,14 @@ type counter struct {
 	n int64
 }
 
-func (c *counter) write(p []byte) error {
+// Write implements io.Writer.
+func (c *counter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
+	return n, err
+}
+
+func (c *counter) write(p []byte) error {
+	_, err := c.Write(p)
 	return err
 }
