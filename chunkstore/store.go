@@ -58,7 +58,7 @@ type Store struct {
 
 	mu       sync.Mutex
 	adopted  map[pack.ID]int64 // size of packs that no index object covers, taken in all the same
-	unusable map[pack.ID]bool  // those that do not open
+	unusable map[pack.ID]error // those that do not open, and why
 
 	avoid atomic.Pointer[avoided] // nil where nothing is to be avoided
 }
@@ -95,7 +95,7 @@ func New(o Options) (*Store, error) {
 	}
 	s := &Store{objects: o.Objects, keys: o.Keys, params: o.Params, hasher: h, index: o.Index}
 	s.adopted = make(map[pack.ID]int64)
-	s.unusable = make(map[pack.ID]bool)
+	s.unusable = make(map[pack.ID]error)
 	return s, nil
 }
 
@@ -343,6 +343,9 @@ func (s *Store) Adopt(ctx context.Context, orphans map[pack.ID]int64) (taken []i
 	for id, size := range orphans {
 		g.Go(func() error {
 			d, err := s.ReadDirectory(gctx, id, size)
+			if err == nil && s.keys.Refuses(d.Cert.Writer(), id) {
+				err = &pack.Error{Pack: id, Offset: -1, Err: fmt.Errorf("writer %s: %w", d.Cert.Writer(), seal.ErrRevoked)}
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -387,8 +390,8 @@ func (s *Store) AdoptForReading(ctx context.Context) (bool, error) {
 			return found, err
 		}
 		s.mu.Lock()
-		for id := range unread {
-			s.unusable[id] = true
+		for id, err := range unread {
+			s.unusable[id] = err
 		}
 		s.mu.Unlock()
 		if len(taken) == 0 {
@@ -418,6 +421,14 @@ func (s *Store) Adopted(id pack.ID) bool {
 	defer s.mu.Unlock()
 	_, ok := s.adopted[id]
 	return ok
+}
+
+// Unusable is why a pack that no index object covers could not be taken in; nil
+// where that was not tried, or worked.
+func (s *Store) Unusable(id pack.ID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unusable[id]
 }
 
 // dropAvoided takes the packs to be avoided out of a set.

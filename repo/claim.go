@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"xenkeep/chunkstore"
@@ -14,6 +13,8 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Pruning never blocks a backup and there are no locks. What a live run needs
@@ -272,22 +273,46 @@ func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal
 		return nil, nil, err
 	}
 	slices.Sort(names)
+	type result struct {
+		v   *T
+		by  *seal.Cert
+		err error
+	}
+	results := make([]result, len(names))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, r.objects.Traits().Parallel))
+	for i, name := range names {
+		g.Go(func() error {
+			res := &results[i]
+			res.v = new(T)
+			o, err := r.readObject(gctx, name, kind, res.v)
+			if res.err = err; err == nil {
+				res.by = &o.Cert
+			}
+			if gctx.Err() != nil {
+				return gctx.Err()
+			}
+			if object.Retriable(err) {
+				return err
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
 	var out []*T
 	var bad []Problem
-	for _, name := range names {
-		v := new(T)
-		o, err := r.readObject(ctx, name, kind, v)
+	for i, name := range names {
+		res := &results[i]
 		switch {
-		case ctx.Err() != nil:
-			return nil, nil, ctx.Err()
-		case errors.Is(err, object.ErrNotFound): // gone meanwhile
-		case object.Retriable(err):
-			return nil, nil, err
-		case err != nil:
-			bad = append(bad, Problem{Object: strings.TrimSpace(name), Err: err})
+		case errors.Is(res.err, object.ErrNotFound): // gone meanwhile
+		case errors.Is(res.err, seal.ErrRevoked): // counts for nothing; check names it
+		case res.err != nil:
+			bad = append(bad, Problem{Object: name, Err: res.err})
 		default:
-			each(v, name, &o.Cert)
-			out = append(out, v)
+			each(res.v, name, res.by)
+			out = append(out, res.v)
 		}
 	}
 	return out, bad, nil

@@ -309,6 +309,12 @@ func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.R
 		}
 		r.addProblems(Problem{Object: configName, Err: err})
 	}
+	if err := r.readRevoked(ctx); err != nil {
+		return nil, err
+	}
+	if id := keys.Cert.Writer(); keys.Revoked(id) {
+		return nil, fmt.Errorf("key %s was revoked: %w", id, seal.ErrRevoked)
+	}
 	if err := r.begin(o); err != nil {
 		return nil, err
 	}

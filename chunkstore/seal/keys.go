@@ -15,6 +15,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 )
 
 // Version is the format version this package writes. Readers refuse newer ones.
@@ -28,6 +29,8 @@ var (
 	ErrForeign = errors.New("object of another repository")
 	// ErrNewer is returned for objects of a format newer than this version.
 	ErrNewer = errors.New("written by a newer version of the format")
+	// ErrRevoked is returned for what a writer wrote after it was shut out.
+	ErrRevoked = errors.New("what a revoked key writes counts for nothing")
 	// ErrNoDataKey is returned where a data pack would have to be opened and
 	// the slot in use may only write.
 	ErrNoDataKey = errors.New("this key can add backups but not open them: a full key is needed")
@@ -50,6 +53,16 @@ func (r *RepoID) Parse(text string) error {
 
 // WriterID names a writer: the first 16 bytes of SHA-256 of its public key.
 type WriterID [16]byte
+
+// Parse undoes String.
+func (w *WriterID) Parse(text string) error {
+	if len(text) == 2*len(w) {
+		if _, err := hex.Decode(w[:], []byte(text)); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("writer ID %q: %w", text, ErrCorrupt)
+}
 
 func (w WriterID) String() string { return hex.EncodeToString(w[:]) }
 
@@ -117,6 +130,32 @@ type Keys struct {
 
 	Writer ed25519.PrivateKey // this slot's own
 	Cert   Cert               // of Writer
+
+	revoked map[WriterID]map[[32]byte]bool
+}
+
+// Revoke makes k refuse all that a writer signed but objects and packs of these
+// names. It must not be called once k is in use.
+func (k *Keys) Revoke(writer WriterID, accepted map[[32]byte]bool) {
+	if k.revoked == nil {
+		k.revoked = make(map[WriterID]map[[32]byte]bool)
+	}
+	if before, twice := k.revoked[writer]; twice {
+		maps.Copy(accepted, before)
+	}
+	k.revoked[writer] = accepted
+}
+
+// Revoked tells whether a writer was shut out.
+func (k *Keys) Revoked(writer WriterID) bool {
+	_, revoked := k.revoked[writer]
+	return revoked
+}
+
+// Refuses tells whether an object or pack of this name and writer is refused.
+func (k *Keys) Refuses(writer WriterID, name [32]byte) bool {
+	accepted, revoked := k.revoked[writer]
+	return revoked && !accepted[name]
 }
 
 // NewKeys draws the keys of a new repository together with its first, full

@@ -49,6 +49,7 @@ const (
 	KindRetired   ObjectKind = 7 // a claim declared dead
 	KindDamage    ObjectKind = 8
 	KindConfig    ObjectKind = 9
+	KindRevoked   ObjectKind = 10 // a writer that is shut out
 )
 
 // Object is a small object, opened.
@@ -152,6 +153,9 @@ func (k *Keys) VerifyObject(kind ObjectKind, data []byte) (*Object, error) {
 	sum := sha256.Sum256(signed)
 	if err := k.Verify(&o.Cert, append([]byte(objectMessage), sum[:]...), data[len(signed):]); err != nil {
 		return nil, err
+	}
+	if k.Refuses(o.Cert.Writer(), sha256.Sum256(data)) {
+		return nil, fmt.Errorf("writer %s: %w", o.Cert.Writer(), ErrRevoked)
 	}
 	return o, nil
 }

@@ -98,6 +98,12 @@ func hint(err error) string {
 		return "wait for it to end, or give this run another --job"
 	case errors.Is(err, job.ErrUntrue):
 		return "this backup is right; to be sure of older ones compare them: xenkeep restore, xenkeep backup --transport vhd. Look at the storage, and for who reverts disks there"
+	case errors.Is(err, repo.ErrNoSlot):
+		return "xenkeep key list lists what there is"
+	case errors.Is(err, repo.ErrFullWriter):
+		return "copy what is to be kept to a new repository, and delete this one"
+	case errors.Is(err, repo.ErrLastSlot):
+		return "add another with xenkeep key add first"
 	case errors.Is(err, repo.ErrNoSnapshot), errors.Is(err, repo.ErrAmbiguous):
 		return "xenkeep snapshots lists what there is"
 	case errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):

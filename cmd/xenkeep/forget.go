@@ -19,6 +19,7 @@ type forgetOptions struct {
 	output     outputFlags
 	retention  retentionFlags
 	vm, job    string
+	tags       list
 	dryRun     bool
 }
 
@@ -57,8 +58,8 @@ each VM and job where a policy decides. The space comes back with xenkeep prune.
 				return usagef("forget which? name snapshots, or say with --keep-... what is to be kept")
 			case len(args) > 0 && !o.retention.policy.IsZero():
 				return usagef("either name snapshots or give a policy")
-			case len(args) > 0 && o.vm+o.job != "":
-				return usagef("--vm and --job go with a policy")
+			case len(args) > 0 && (o.vm+o.job != "" || len(o.tags) > 0):
+				return usagef("--vm, --job and --tag go with a policy")
 			}
 			return nil
 		},
@@ -69,6 +70,7 @@ each VM and job where a policy decides. The space comes back with xenkeep prune.
 	o.retention.add(cmd.Flags())
 	cmd.Flags().StringVar(&o.vm, "vm", "", "apply the policy to this `VM` alone, a name or UUID")
 	cmd.Flags().StringVar(&o.job, "job", "", "apply the policy to snapshots of this `job` alone")
+	cmd.Flags().Var(&o.tags, "tag", "apply the policy to snapshots that bear this `tag` alone; may be repeated: all of them")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what would stay and go, and why")
 	return cmd
 }
@@ -98,13 +100,14 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 		return err
 	}
 	protected := repo.Protected(notes)
+	repo.Tag(all, notes)
 	var decisions []retention.Decision
 	var unreadable []string
 	if len(specs) == 0 {
 		tellProblems(cmd.ErrOrStderr(), bad)
 		var some []*repo.Snapshot
 		for _, s := range all {
-			if (o.vm == "" || s.VM.UUID == o.vm || s.VM.Name == o.vm) && (o.job == "" || s.Job == o.job) {
+			if (o.vm == "" || s.VM.UUID == o.vm || s.VM.Name == o.vm) && (o.job == "" || s.Job == o.job) && s.HasTags(o.tags) {
 				some = append(some, s)
 			}
 		}

@@ -22,7 +22,8 @@ func newKeyCommand() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  needsCommand,
 	}
-	cmd.AddCommand(newKeyExportCommand())
+	cmd.AddCommand(newKeyListCommand(), newKeyAddCommand(), newKeyRemoveCommand(), newKeyChangePasswordCommand(), newKeyExportCommand(),
+		newKeyRevokeCommand(), newKeyPacksCommand())
 	return cmd
 }
 

@@ -206,6 +206,8 @@ var lineTypes = map[string]any{
 	"xenkeep prune: prune":               pruneLine{},
 	"xenkeep restore: restored":          job.Restored{},
 	"xenkeep export: exported":           job.Exported{},
+	"xenkeep key list: key":              keyLine{},
+	"xenkeep key packs: pack":            keyPackLine{},
 	"xenkeep check: finding":             findingLine{},
 	"xenkeep check: summary":             checkSummary{},
 	"xenkeep doctor: finding":            doctorLine{},

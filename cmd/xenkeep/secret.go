@@ -57,10 +57,26 @@ func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bo
 	if p := os.Getenv("XENKEEP_PASSWORD"); p != "" {
 		return key{secret: slot.Secret{Password: []byte(p)}}, nil
 	}
+	return askSecret(ctx, stderr, "password of the repository: ", isNew)
+}
+
+// readNew is read of a password that is not that of XENKEEP_PASSWORD.
+func (f *secretFlagsValues) readNew(ctx context.Context, stderr io.Writer) (key, error) {
+	if *f != (secretFlagsValues{}) {
+		return f.read(ctx, stderr, true)
+	}
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return key{}, usagef("no new password: give --new-password-file, --new-password-command or --new-key-file")
+	}
+	return askSecret(ctx, stderr, "new password: ", true)
+}
+
+// askSecret asks the terminal, twice for a new password.
+func askSecret(ctx context.Context, stderr io.Writer, prompt string, isNew bool) (key, error) {
 	if !term.IsTerminal(int(os.Stdin.Fd())) {
 		return key{}, usagef("no password: give --password-file, --password-command or --key-file, or set XENKEEP_PASSWORD_FILE, XENKEEP_PASSWORD_COMMAND, XENKEEP_KEY_FILE or XENKEEP_PASSWORD")
 	}
-	p, err := ask(ctx, stderr, "password of the repository: ")
+	p, err := ask(ctx, stderr, prompt)
 	if err == nil && isNew {
 		var again []byte
 		if again, err = ask(ctx, stderr, "the same again: "); err == nil && !bytes.Equal(p, again) {

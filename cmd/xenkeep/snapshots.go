@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 type snapshotsOptions struct {
 	repository repositoryFlags
 	output     outputFlags
+	writer     string
+	tags       list
 }
 
 // snapshotLine is a snapshot as snapshots prints it with --json.
@@ -90,7 +93,10 @@ UUID. NEW is what no earlier snapshot had, before compression.`,
 	}
 	o.repository.add(cmd)
 	o.output.add(cmd)
+	cmd.Flags().StringVar(&o.writer, "writer", "", "those that this `key` wrote: its id, the beginning of it, or its label")
+	cmd.Flags().Var(&o.tags, "tag", "those that bear this `tag`; may be repeated: all of them")
 	cmd.AddCommand(
+		newTagCommand(),
 		newNoteCommand("protect", "Keep a snapshot from being forgotten",
 			"Keep a snapshot from being forgotten, by policies and by name, until it is unprotected."),
 		newNoteCommand("unprotect", "Let a snapshot be forgotten again",
@@ -149,13 +155,25 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 		return err
 	}
 	defer r.Close()
-	snapshots, bad, err := r.Snapshots(cmd.Context())
+	ctx := cmd.Context()
+	writer := ""
+	if o.writer != "" {
+		if writer, err = r.FindWriter(ctx, o.writer); err != nil {
+			return err
+		}
+	}
+	snapshots, bad, err := r.Snapshots(ctx)
 	if err != nil {
 		return err
 	}
+	badNotes, err := r.ApplyTags(ctx, snapshots)
+	if err != nil {
+		return err
+	}
+	tellProblems(cmd.ErrOrStderr(), badNotes)
 	var some []*repo.Snapshot
 	for _, s := range snapshots {
-		if vm == "" || s.VM.UUID == vm || s.VM.Name == vm {
+		if (vm == "" || s.VM.UUID == vm || s.VM.Name == vm) && (writer == "" || s.Writer().String() == writer) && s.HasTags(o.tags) {
 			some = append(some, s)
 		}
 	}
@@ -170,7 +188,7 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 		return err
 	case len(bad) > 0:
 		return fmt.Errorf("%s cannot be read: %w", plural(len(bad), "snapshot"), errDamage)
-	case vm != "" && len(some) == 0:
+	case vm != "" && len(some) == 0 && writer == "" && len(o.tags) == 0:
 		return fmt.Errorf("VM %q: %w", vm, repo.ErrNoSnapshot)
 	}
 	return nil
@@ -180,7 +198,12 @@ func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {
 	if len(snapshots) == 0 {
 		return nil
 	}
-	t := newTable(w, "ID", "DATA TIME", "VM", "DISKS", "SIZE", "NEW", "COMPLETE")
+	head := []string{"ID", "DATA TIME", "VM", "DISKS", "SIZE", "NEW", "COMPLETE"}
+	tagged := slices.ContainsFunc(snapshots, func(s *repo.Snapshot) bool { return len(s.Tags) > 0 })
+	if tagged {
+		head = append(head, "TAGS")
+	}
+	t := newTable(w, head...)
 	for _, s := range snapshots {
 		var fresh int64
 		devices := make([]string, len(s.Disks))
@@ -192,7 +215,11 @@ func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {
 		if len(s.Missing) > 0 {
 			complete += " (without " + gaps(s.Missing) + ")"
 		}
-		t.row(s.Short(), clock(s.Data), vmName(s), strings.Join(devices, " "), size(s.Size()), size(fresh), complete)
+		cells := []string{s.Short(), clock(s.Data), vmName(s), strings.Join(devices, " "), size(s.Size()), size(fresh), complete}
+		if tagged {
+			cells = append(cells, strings.Join(s.Tags, " "))
+		}
+		t.row(cells...)
 	}
 	return t.flush()
 }

@@ -17,6 +17,7 @@ import (
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
 )
 
@@ -144,6 +145,14 @@ func (c *checker) remember() error {
 		err = fmt.Errorf("remember what was read: %w", err)
 	}
 	return err
+}
+
+// cure is cureOf, but for what needs none.
+func cure(name string, err error) string {
+	if errors.Is(err, seal.ErrRevoked) {
+		return "it counts for nothing; xenkeep forget takes a snapshot away"
+	}
+	return cureOf(name)
 }
 
 func cureOf(name string) string {

@@ -23,7 +23,7 @@ func (c *checker) listSnapshots(ctx context.Context) (err error) {
 // problems are those that did not keep the repository from opening.
 func (c *checker) problems(context.Context) error {
 	for _, p := range c.r.Problems() {
-		c.add(p.Object, "", p.Err, cureOf(p.Object))
+		c.add(p.Object, "", p.Err, cure(p.Object, p.Err))
 	}
 	return nil
 }
@@ -162,7 +162,7 @@ func (c *checker) index(ctx context.Context) error {
 // stored reads the snapshots where they lie, and with ReadData the index
 // objects: what was opened so far may have come from the cache here.
 func (c *checker) stored(ctx context.Context) error {
-	prefixes := []string{"snapshots/", "references/", "retired/"}
+	prefixes := []string{"snapshots/", "references/", "retired/", "revoked/"}
 	if c.o.ReadData {
 		prefixes = append(prefixes, "index/")
 	}
@@ -195,7 +195,7 @@ func (c *checker) stored(ctx context.Context) error {
 			case ctx.Err() != nil || object.Retriable(err):
 				return err
 			default:
-				c.add(name, "", err, cureOf(name))
+				c.add(name, "", err, cure(name, err))
 			}
 			return nil
 		})
@@ -207,6 +207,7 @@ func (c *checker) stored(ctx context.Context) error {
 var kinds = map[string]seal.ObjectKind{
 	"snapshots": seal.KindSnapshot, "index": seal.KindIndex, "notes": seal.KindNote, "claims": seal.KindClaim,
 	"references": seal.KindReference, "condemned": seal.KindCondemned, "retired": seal.KindRetired, "damage": seal.KindDamage,
+	"revoked": seal.KindRevoked,
 }
 
 // small opens claims, notes, damage and condemned lists.

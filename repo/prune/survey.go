@@ -15,6 +15,7 @@ import (
 	"xenkeep/chunkstore/index"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
 )
 
@@ -201,7 +202,7 @@ func (s *survey) look(ctx context.Context) error {
 		return err
 	}
 	for _, p := range bad {
-		if !s.givenUp(p.Object) {
+		if !errors.Is(p.Err, seal.ErrRevoked) && !s.givenUp(p.Object) {
 			return unreadable(p.Object, p.Err)
 		}
 	}
@@ -297,8 +298,9 @@ func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
 		return err
 	}
 	for id, p := range s.packs {
-		// One that does not open is damage, and no reason to delete it.
-		if !p.indexed && !s.r.Store().Adopted(id) {
+		// One that does not open is damage, and no reason to delete it. One
+		// that a revoked writer wrote since is needed by nobody.
+		if !p.indexed && !s.r.Store().Adopted(id) && !errors.Is(s.r.Store().Unusable(id), seal.ErrRevoked) {
 			p.keep = true
 		}
 	}

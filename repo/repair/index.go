@@ -111,7 +111,7 @@ func (x *indexer) cover(run chunkstore.RunID, id pack.ID) {
 // damaged takes index objects that do not open for what their plain heads say.
 func (x *indexer) damaged(ctx context.Context, _ []chunkstore.IndexHead) error {
 	for _, p := range x.r.Problems() {
-		if !strings.HasPrefix(p.Object, "index/") || errors.Is(p.Err, seal.ErrNewer) || errors.Is(p.Err, seal.ErrForeign) {
+		if !strings.HasPrefix(p.Object, "index/") || errors.Is(p.Err, seal.ErrNewer) || errors.Is(p.Err, seal.ErrRevoked) || errors.Is(p.Err, seal.ErrForeign) {
 			continue
 		}
 		data, err := x.r.Objects().Get(ctx, p.Object, 0, -1)
@@ -262,6 +262,9 @@ func (x *indexer) write(ctx context.Context) error {
 			for id, err := range unread {
 				if object.Retriable(err) {
 					return err
+				}
+				if errors.Is(err, seal.ErrRevoked) {
+					continue // counts for nothing
 				}
 				x.res.Unread++
 				lost.Packs = append(lost.Packs, id.String())
