@@ -93,7 +93,7 @@ func run(ctx context.Context, args []string) (met bool, err error) {
 	level := f.String("compression", "", "xenkeep's compression `level`; its own if empty")
 	scaleName := f.String("scale", "small", "size of the images: small or full")
 	rounds := f.Int("rounds", 5, "how often each operation is measured")
-	only := f.String("only", "thin,full,archive,dump,memory", "what to measure")
+	only := f.String("only", "thin,full,archive,dump,memory,tracked", "what to measure")
 	use := f.String("tools", "xenkeep,restic,borg", "what to measure it with")
 	base := f.String("dir", defaultDir(), "`folder` for images, which stay, and repositories, which do not (XENKEEP_BENCH_DIR)")
 	jsonFile := f.String("json", "", "write the report to this `file` too")
@@ -160,9 +160,12 @@ func run(ctx context.Context, args []string) (met bool, err error) {
 func (b *bench) measure(ctx context.Context, names []string, images map[string]workload.Image, rounds int) error {
 	for _, n := range names {
 		var err error
-		if n == "memory" {
+		switch n {
+		case "memory":
 			err = b.memory(ctx)
-		} else {
+		case "tracked":
+			err = b.tracked(ctx, images, rounds)
+		default:
 			err = b.scenario(ctx, newScenario(n, images), rounds)
 		}
 		if err != nil {

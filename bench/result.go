@@ -123,6 +123,10 @@ func (r *results) targets() (all []target) {
 	grown("thin disk, day two, growth", "thin", 0.45)
 	grown("tar that shifts, growth", "archive", 0.25)
 	grown("SQL dump that shifts, growth", "dump", 0.25)
+	if open, theirs := r.wall("tracked", opKeys, "xenkeep"), r.wall("tracked", opKeys, "restic"); theirs > 0 {
+		share("16 GiB with 3 % changed by CBT and NBD, wall time less opening", 1.0/10,
+			r.wall("tracked", opDayTwo, "xenkeep")-open, r.wall("tracked", opDayTwo, "restic")-theirs)
+	}
 	var most int64
 	for _, x := range r.all {
 		if x.Tool == "xenkeep" {

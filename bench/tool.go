@@ -69,7 +69,8 @@ func folderBytes(dir string) (n int64, err error) {
 // xenkeep backs up from a simulated pool over TLS.
 type xenkeep struct {
 	binary string
-	level  string // of compression; "" is the program's own
+	level  string   // of compression; "" is the program's own
+	sim    []string // more arguments of the simulated pool
 	dir    string
 	pool   *simpool.Pool
 }
@@ -83,7 +84,7 @@ func (x *xenkeep) begin(ctx context.Context, dir string, disks map[string]string
 	for vm, disk := range disks {
 		vms = append(vms, vm+"="+disk)
 	}
-	if x.pool, err = simpool.Start(ctx, x.binary, filepath.Join(dir, "pool"), vms...); err != nil {
+	if x.pool, err = simpool.Start(ctx, x.binary, filepath.Join(dir, "pool"), x.sim, vms...); err != nil {
 		return err
 	}
 	_, _, err = x.run(ctx, "init")
@@ -119,8 +120,20 @@ func (x *xenkeep) replace(ctx context.Context, vm, image string) error {
 	return err
 }
 
+// open is what every operation begins with: keys are derived, the repository is
+// opened.
+func (x *xenkeep) open(ctx context.Context) (cost, error) {
+	_, c, err := x.run(ctx, "snapshots", "--json")
+	return c, err
+}
+
 func (x *xenkeep) backup(ctx context.Context, vm string) (cost, error) {
-	args := []string{"backup", "--json", vm}
+	return x.backupWith(ctx, vm)
+}
+
+// backupWith is backup with more arguments.
+func (x *xenkeep) backupWith(ctx context.Context, vm string, more ...string) (cost, error) {
+	args := append([]string{"backup", "--json", vm}, more...)
 	if x.level != "" {
 		args = append(args, "--compression", x.level)
 	}
@@ -134,8 +147,11 @@ func (x *xenkeep) backup(ctx context.Context, vm string) (cost, error) {
 	}
 	for _, s := range summary.Snapshots {
 		for _, d := range s.Disks {
-			c.note = d.Method
+			c.note = fmt.Sprintf("%s, %d KiB read, %d KiB changed", d.Method, d.Read>>10, d.Changed>>10)
 		}
+	}
+	if n := summary.Requests.Metadata; n > 0 {
+		c.note += fmt.Sprintf(", %d metadata requests", n)
 	}
 	return c, nil
 }
@@ -145,9 +161,14 @@ type backupSummary struct {
 	Status    string `json:"status"`
 	Snapshots []struct {
 		Disks []struct {
-			Method string `json:"method"`
+			Method  string `json:"method"`
+			Read    int64  `json:"bytes_read"`
+			Changed int64  `json:"bytes_changed"`
 		} `json:"disks"`
 	} `json:"snapshots"`
+	Requests struct {
+		Metadata int64 `json:"metadata"`
+	} `json:"requests"`
 }
 
 // lastSummary finds the summary among the lines of JSON that backup printed.
@@ -234,6 +255,8 @@ func (r *restic) begin(ctx context.Context, dir string, disks map[string]string)
 func (r *restic) replace(_ context.Context, vm, image string) error {
 	return links{r.dir}.set(vm, image)
 }
+
+func (r *restic) open(ctx context.Context) (cost, error) { return r.run(ctx, "cat", "config") }
 
 func (r *restic) backup(ctx context.Context, vm string) (cost, error) {
 	return r.run(ctx, "backup", "--tag", vm, links{r.dir}.path(vm))

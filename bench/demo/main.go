@@ -87,7 +87,7 @@ func (d *demo) show(ctx context.Context, real int64) (err error) {
 		return err
 	}
 	if err := d.step("start a simulated pool with the VM, over TLS", func() (string, error) {
-		d.pool, err = simpool.Start(ctx, d.xenkeep, d.path("pool"), vmName+"="+one.disks[0]+","+one.disks[1])
+		d.pool, err = simpool.Start(ctx, d.xenkeep, d.path("pool"), nil, vmName+"="+one.disks[0]+","+one.disks[1])
 		if err != nil {
 			return "", err
 		}

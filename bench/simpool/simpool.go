@@ -54,10 +54,10 @@ type Disk struct {
 // readyWithin is how long a pool may take to answer, on a busy machine.
 const readyWithin = time.Minute
 
-// Start starts a pool with VMs, each as NAME=DISK[,DISK...]. What guests write
-// goes to the folder state.
-func Start(ctx context.Context, binary, state string, vms ...string) (*Pool, error) {
-	args := []string{"sim", "--listen", "127.0.0.1:0", "--state", state}
+// Start starts a pool with VMs, each as NAME=DISK[,DISK...], and more arguments
+// of "xenkeep sim". What guests write goes to the folder state.
+func Start(ctx context.Context, binary, state string, more []string, vms ...string) (*Pool, error) {
+	args := append([]string{"sim", "--listen", "127.0.0.1:0", "--state", state}, more...)
 	for _, vm := range vms {
 		args = append(args, "--vm", vm)
 	}

@@ -151,7 +151,7 @@ func (b *builder) make(ctx context.Context, name string) (Image, error) {
 		return img, err
 	}
 	img.DayTwo = filepath.Join(b.dir, name+"-2.raw")
-	if err := copySparse(ctx, img.DayOne, img.DayTwo); err != nil {
+	if err := CopySparse(ctx, img.DayOne, img.DayTwo); err != nil {
 		return img, err
 	}
 	if err := within(ctx, img.DayTwo, l, func(root string) error { return g.dayTwo(ctx, root) }); err != nil {

@@ -126,8 +126,8 @@ func room(root string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// copySparse copies an image, holes as holes.
-func copySparse(ctx context.Context, from, to string) error {
+// CopySparse copies an image, holes as holes.
+func CopySparse(ctx context.Context, from, to string) error {
 	return run(ctx, "cp", "--sparse=auto", "--reflink=auto", from, to)
 }
 
