@@ -205,7 +205,6 @@ var lineTypes = map[string]any{
 	"xenkeep forget: summary":            forgetSummary{},
 	"xenkeep prune: prune":               pruneLine{},
 	"xenkeep restore: restored":          job.Restored{},
-	"xenkeep export: exported":           job.Exported{},
 	"xenkeep key list: key":              keyLine{},
 	"xenkeep key packs: pack":            keyPackLine{},
 	"xenkeep check: finding":             findingLine{},
@@ -221,6 +220,12 @@ var lineTypes = map[string]any{
 	"xenkeep repair packs: repair_packs": repairPacksLine{},
 	"xenkeep repair snapshots: lost":     lostLine{},
 	"xenkeep repair snapshots: summary":  repairSnapshotsLine{},
+
+	"xenkeep export: exported": job.Exported{},
+	"xenkeep verify: finding":  verifyFinding{},
+	"xenkeep verify: summary":  verifySummary{},
+	"xenkeep diff: range":      job.ChangedRange{},
+	"xenkeep diff: diff":       job.Changes{},
 }
 
 func TestReferenceJSON(t *testing.T) {

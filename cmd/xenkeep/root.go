@@ -24,9 +24,10 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 		RunE:                       needsCommand,
 	}
 	root.AddCommand(
-		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(), newExportCommand(), newImportCommand(),
+		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(),
 		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newCleanupCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
+	root.AddCommand(newExportCommand(), newImportCommand(), newVerifyCommand(), newDiffCommand())
 	return root
 }
 

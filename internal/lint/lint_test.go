@@ -28,6 +28,8 @@ var allowed = []struct {
 	{"vhd", "internal/disk"},
 	{"xva", "internal/disk"},
 	{"qcow2", "internal/disk"},
+	{"inspect", "internal/disk"},
+	{"inspect/inspecttest", ""},
 	{"xapi", "internal/disk"},
 	{"xapi/xapisim/...", "xapi/xapisim/... vhd qcow2 nbd internal/disk"},
 	{"chunkstore/chunk", ""},
@@ -51,8 +53,8 @@ var allowed = []struct {
 	{"job/pyre", ""},
 	{"job/config", "job/pyre repo/retention chunkstore/seal"},
 	{"job/selection", "job/config job/pyre repo/retention xapi"},
-	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 nbd internal/disk internal/limit"},
-	{"cmd/xenkeep", "job repo/... chunkstore/... xapi/... vhd nbd internal/disk internal/limit"},
+	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 nbd inspect internal/disk internal/limit"},
+	{"cmd/xenkeep", "job repo/... chunkstore/... xapi/... vhd nbd inspect internal/disk internal/limit"},
 	{"bench/...", "..."},
 }
 

@@ -1,0 +1,305 @@
+// Package inspect looks at what is on a disk: partition tables, LVM, and file
+// systems, by their own magic numbers, sizes and checksums. It tells what is
+// there, what contradicts itself, and which bytes a file system calls free. It
+// only reads, a little of each disk, and never repairs.
+//
+// What it calls bad is damage: something that was there is broken. What it does
+// not know is no damage. A snapshot of a running VM is as after a loss of power;
+// what a journal will put right is a note.
+//
+// Sources: UEFI specification 2.10 section 5 (GPT); Documentation/filesystems/
+// ext4, fs/xfs/libxfs/xfs_format.h and fs/btrfs of Linux; libfsntfs
+// documentation (NTFS); Microsoft FAT specification 1.03; lib/format_text of
+// LVM2.
+package inspect
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"xenkeep/internal/disk"
+)
+
+// Level says how grave a finding is.
+type Level string
+
+// The levels, from good to bad.
+const (
+	OK   Level = "ok"
+	Note Level = "note"
+	Bad  Level = "bad"
+)
+
+// Finding is one thing that was looked at.
+type Finding struct {
+	Where string // "xvda", "xvda1", "vg/root"
+	Level Level
+	Text  string
+}
+
+// Disk is one disk to be looked at.
+type Disk struct {
+	Name string // "xvda"
+	disk.Reader
+}
+
+// Volume is a partition, a logical volume, or a whole disk without a partition
+// table.
+type Volume struct {
+	Name   string // "xvda1", "vg/root", "xvda"
+	Number int    // of a partition; 0 for others
+	Kind   string // "partition", "logical volume", "disk"
+	Type   string // as the partition table says: "Linux filesystem"
+	Runs   []Run  // where its bytes lie, in their order
+	FS     string // "ext4", "xfs", "ntfs", "vfat", "btrfs", "swap", "lvm", "luks" ...; "" unknown
+	Label  string
+	UUID   string
+	// Reader reads it.
+	Reader disk.Reader
+
+	free func(ctx context.Context) ([]disk.Extent, error)
+}
+
+// Run is a stretch of a disk.
+type Run struct {
+	Disk   int // index into what Disks was given
+	Offset int64
+	Length int64
+}
+
+// Size is the volume's size in bytes.
+func (v *Volume) Size() int64 { return v.Reader.Size() }
+
+// Report is what was found on some disks.
+type Report struct {
+	Tables   []string // for each disk: "gpt", "mbr", or "" without one
+	Volumes  []*Volume
+	Findings []Finding
+}
+
+// Bad counts what is damaged.
+func (r *Report) Bad() int {
+	n := 0
+	for _, f := range r.Findings {
+		if f.Level == Bad {
+			n++
+		}
+	}
+	return n
+}
+
+// look is one inspection under way.
+type look struct {
+	ctx context.Context
+	rep *Report
+	pvs []*physical
+}
+
+func (l *look) find(where string, level Level, format string, args ...any) {
+	l.rep.Findings = append(l.rep.Findings, Finding{where, level, fmt.Sprintf(format, args...)})
+}
+
+// Disks looks at the disks of one VM, whose volume groups may span several. The
+// error is one of reading: findings tell of all else.
+func Disks(ctx context.Context, disks []Disk) (*Report, error) {
+	l := &look{ctx: ctx, rep: &Report{}}
+	for i, d := range disks {
+		if err := l.disk(i, d); err != nil {
+			return l.rep, fmt.Errorf("%s: %w", d.Name, err)
+		}
+	}
+	if err := l.groups(disks); err != nil {
+		return l.rep, err
+	}
+	return l.rep, nil
+}
+
+// disk finds a disk's partitions and looks into each.
+func (l *look) disk(index int, d Disk) error {
+	whole := &Volume{Name: d.Name, Kind: "disk", Reader: d.Reader, Runs: []Run{{index, 0, d.Size()}}}
+	if d.Size() < 1024 {
+		l.rep.Tables = append(l.rep.Tables, "")
+		l.find(d.Name, Note, "%d bytes: too small to hold anything", d.Size())
+		l.rep.Volumes = append(l.rep.Volumes, whole)
+		return nil
+	}
+	table, parts, err := l.partitions(d)
+	if err != nil {
+		return err
+	}
+	l.rep.Tables = append(l.rep.Tables, table)
+	if table == "" {
+		l.rep.Volumes = append(l.rep.Volumes, whole)
+		return l.content(whole)
+	}
+	for _, p := range parts {
+		v := &Volume{
+			Name: partitionName(d.Name, p.number), Number: p.number, Kind: "partition", Type: p.kind,
+			Reader: &section{d.Reader, p.offset, p.length}, Runs: []Run{{index, p.offset, p.length}},
+		}
+		l.rep.Volumes = append(l.rep.Volumes, v)
+		if err := l.content(v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// partitionName is as Linux names them: xvda1, and nvme0n1p1 behind a digit.
+func partitionName(name string, n int) string {
+	if last := name[max(0, len(name)-1):]; last >= "0" && last <= "9" {
+		return fmt.Sprintf("%sp%d", name, n)
+	}
+	return fmt.Sprintf("%s%d", name, n)
+}
+
+// content finds out what a volume holds and proves it.
+func (l *look) content(v *Volume) error {
+	if v.Size() < 512 {
+		return nil
+	}
+	for _, probe := range []func(*look, *Volume) (bool, error){
+		probeLVM, probeXFS, probeExt, probeBtrfs, probeLUKS, probeNTFS, probeFAT, probeSwap, probeRAID,
+		// Only where nothing is whole: what is left of one thing may lie behind
+		// another that took its place.
+		brokenExt, brokenXFS, brokenNTFS, brokenFAT, brokenBtrfs, brokenLVM,
+	} {
+		if known, err := probe(l, v); known || err != nil {
+			return err
+		}
+	}
+	p := make([]byte, min(v.Size(), 64<<10))
+	if err := v.read(l.ctx, p, 0); err != nil {
+		return err
+	}
+	switch {
+	case v.Type == typeBIOSBoot || v.Type == typeReserved:
+		l.find(v.Name, OK, "%s, without a file system", v.Type)
+	case allZero(p):
+		l.find(v.Name, Note, "empty, as far as its beginning tells")
+	default:
+		l.find(v.Name, Note, "content unknown here")
+	}
+	return nil
+}
+
+func (v *Volume) read(ctx context.Context, p []byte, off int64) error {
+	return v.Reader.ReadAt(ctx, p, off)
+}
+
+// has tells whether bytes [off, off+n) are in the volume.
+func (v *Volume) has(off, n int64) bool { return off >= 0 && n >= 0 && off <= v.Size()-n }
+
+// at reads n bytes; fewer than are there give nil.
+func (v *Volume) at(ctx context.Context, off, n int64) ([]byte, error) {
+	if !v.has(off, n) {
+		return nil, nil
+	}
+	p := make([]byte, n)
+	return p, v.read(ctx, p, off)
+}
+
+// Free are the byte ranges of the volume that its file system calls free, in
+// order; known is false where the file system's maps are not read here (btrfs,
+// swap, LUKS ...), or tell of too many.
+func (v *Volume) Free(ctx context.Context) (free []disk.Extent, known bool, err error) {
+	if v.free == nil {
+		return nil, false, nil
+	}
+	free, err = v.free(ctx)
+	if len(free) >= maxFree {
+		return nil, false, err
+	}
+	return free, err == nil, err
+}
+
+// maxFree is how many free ranges are taken in, 32 MiB of them: of a file
+// system with more it counts as unknown which are free.
+const maxFree = 2 << 20
+
+// section is a part of a disk.
+type section struct {
+	r      disk.Reader
+	off, n int64
+}
+
+func (s *section) Size() int64 { return s.n }
+
+func (s *section) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if off < 0 || off+int64(len(p)) > s.n {
+		return fmt.Errorf("bytes %d to %d of %d", off, off+int64(len(p)), s.n)
+	}
+	return s.r.ReadAt(ctx, p, s.off+off)
+}
+
+// joined are parts of disks one after the other.
+type joined struct {
+	disks []Disk
+	runs  []Run
+	size  int64
+}
+
+func (j *joined) Size() int64 { return j.size }
+
+func (j *joined) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if off < 0 || off+int64(len(p)) > j.size {
+		return fmt.Errorf("bytes %d to %d of %d", off, off+int64(len(p)), j.size)
+	}
+	for _, r := range j.runs {
+		if len(p) == 0 {
+			break
+		}
+		if off >= r.Length {
+			off -= r.Length
+			continue
+		}
+		n := min(int64(len(p)), r.Length-off)
+		if err := j.disks[r.Disk].ReadAt(ctx, p[:n], r.Offset+off); err != nil {
+			return err
+		}
+		p, off = p[n:], 0
+	}
+	return nil
+}
+
+func allZero(p []byte) bool {
+	for _, b := range p {
+		if b != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// freeList gathers free ranges, which come in order, and joins them.
+type freeList []disk.Extent
+
+func (f *freeList) add(off, n int64) {
+	if n <= 0 {
+		return
+	}
+	if last := len(*f) - 1; last >= 0 && (*f)[last].End() == off {
+		(*f)[last].Length += n
+		return
+	}
+	if len(*f) < maxFree {
+		*f = append(*f, disk.Extent{Offset: off, Length: n})
+	}
+}
+
+var le, be = binary.LittleEndian, binary.BigEndian
+
+func uuidText(p []byte) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", p[0:4], p[4:6], p[6:8], p[8:10], p[10:16])
+}
+
+// text cuts a C string.
+func text(p []byte) string {
+	for i, c := range p {
+		if c == 0 {
+			return string(p[:i])
+		}
+	}
+	return string(p)
+}

@@ -1,0 +1,275 @@
+package inspect
+
+import (
+	"cmp"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"strings"
+)
+
+// physical is a volume that LVM uses.
+type physical struct {
+	v    *Volume
+	uuid string // without dashes
+	text string // of the newest metadata that is sound; "" where there is none
+}
+
+// lvmCRC is the CRC-32 of LVM2 (lib/misc/crc.c): it begins with a number of its
+// own and has no complement.
+func lvmCRC(p []byte) uint32 {
+	c := uint32(0xf597a6cf)
+	table := crc32.MakeTable(crc32.IEEE)
+	for _, b := range p {
+		c = table[byte(c)^b] ^ c>>8
+	}
+	return c
+}
+
+// lvmLabel finds the label in one of the first four sectors: its sector, and
+// whether its checksum fits.
+func (l *look) lvmLabel(v *Volume) (p []byte, sound bool, err error) {
+	all, err := v.at(l.ctx, 0, 4*sector)
+	if err != nil || all == nil {
+		return nil, false, err
+	}
+	for i := range 4 {
+		p := all[i*sector : (i+1)*sector]
+		if string(p[:8]) == "LABELONE" && string(p[24:32]) == "LVM2 001" {
+			return p, le.Uint64(p[8:]) == uint64(i) && lvmCRC(p[20:]) == le.Uint32(p[16:]), nil
+		}
+	}
+	return nil, false, nil
+}
+
+// probeLVM knows physical volumes of LVM2.
+func probeLVM(l *look, v *Volume) (bool, error) {
+	p, sound, err := l.lvmLabel(v)
+	if err != nil || p == nil {
+		return false, err
+	}
+	v.FS = "lvm"
+	if !sound {
+		l.find(v.Name, Bad, "LVM: label has a wrong checksum")
+		return true, nil
+	}
+	off := int(le.Uint32(p[20:]))
+	if off < 32 || off+40 > sector {
+		l.find(v.Name, Bad, "LVM: label without a header")
+		return true, nil
+	}
+	h := p[off:]
+	pv := &physical{v: v, uuid: string(h[:32])}
+	v.UUID = dashed(pv.uuid)
+	found := len(l.rep.Findings)
+	if size := int64(le.Uint64(h[32:])); size > v.Size() {
+		l.find(v.Name, Bad, "LVM: physical volume of %d bytes on a volume of %d: it is cut", size, v.Size())
+	}
+	// Two lists of areas, each ended by zeros: data, then metadata.
+	at := 40
+	for lists := 0; at+16 <= len(h); at += 16 {
+		if allZero(h[at : at+16]) {
+			if lists++; lists == 2 {
+				break
+			}
+			continue
+		}
+		if lists == 1 {
+			if err := l.lvmArea(v, pv, int64(le.Uint64(h[at:])), int64(le.Uint64(h[at+8:]))); err != nil {
+				return true, err
+			}
+		}
+	}
+	if len(l.rep.Findings) == found {
+		l.find(v.Name, OK, "LVM: label and metadata with their checksums are sound")
+	}
+	l.pvs = append(l.pvs, pv)
+	return true, nil
+}
+
+// lvmArea reads a metadata area.
+func (l *look) lvmArea(v *Volume, pv *physical, off, size int64) error {
+	h, err := v.at(l.ctx, off, sector)
+	switch {
+	case err != nil:
+		return err
+	case h == nil || !v.has(off, size):
+		l.find(v.Name, Bad, "LVM: metadata area at byte %d lies behind the end", off)
+		return nil
+	case string(h[4:20]) != " LVM2 x[5A%r0N*>":
+		l.find(v.Name, Bad, "LVM: metadata area at byte %d has no magic number", off)
+		return nil
+	case lvmCRC(h[4:]) != le.Uint32(h):
+		l.find(v.Name, Bad, "LVM: header of the metadata area at byte %d has a wrong checksum", off)
+		return nil
+	}
+	loc := h[40:]
+	at, n := int64(le.Uint64(loc)), int64(le.Uint64(loc[8:]))
+	if at == 0 && n == 0 || le.Uint32(loc[20:])&1 != 0 {
+		return nil // no group yet, or to be ignored
+	}
+	if at < sector || at >= size || n <= 0 || n > size-sector {
+		l.find(v.Name, Bad, "LVM: metadata lies outside its area")
+		return nil
+	}
+	p, err := v.at(l.ctx, off+at, min(n, size-at))
+	if err != nil {
+		return err
+	}
+	if n > size-at { // the area is a ring
+		more, err := v.at(l.ctx, off+sector, n-(size-at))
+		if err != nil {
+			return err
+		}
+		p = append(p, more...)
+	}
+	if lvmCRC(p) != le.Uint32(loc[16:]) {
+		l.find(v.Name, Bad, "LVM: metadata has a wrong checksum")
+		return nil
+	}
+	pv.text = strings.TrimRight(string(p), "\x00\n ")
+	return nil
+}
+
+// brokenLVM knows a physical volume without label by its metadata area.
+func brokenLVM(l *look, v *Volume) (bool, error) {
+	h, err := v.at(l.ctx, 4096, sector)
+	if err != nil || h == nil || string(h[4:20]) != " LVM2 x[5A%r0N*>" {
+		return false, err
+	}
+	v.FS = "lvm"
+	l.find(v.Name, Bad, "LVM: no label, but a metadata area at byte 4096 (vgcfgrestore, pvcreate --restorefile)")
+	return true, nil
+}
+
+func dashed(u string) string {
+	if len(u) != 32 {
+		return u
+	}
+	return strings.Join([]string{u[:6], u[6:10], u[10:14], u[14:18], u[18:22], u[22:26], u[26:]}, "-")
+}
+
+// groups finds the logical volumes of all volume groups and looks into them.
+func (l *look) groups(disks []Disk) error {
+	newest := make(map[string]*vgText) // by UUID
+	for _, pv := range l.pvs {
+		if pv.text == "" {
+			continue
+		}
+		g, err := parseVG(pv.text)
+		if err != nil {
+			l.find(pv.v.Name, Bad, "LVM: metadata: %v", err)
+			continue
+		}
+		if old := newest[g.id]; old == nil || g.seqno > old.seqno {
+			newest[g.id] = g
+		}
+	}
+	all := make([]*vgText, 0, len(newest))
+	for _, g := range newest {
+		all = append(all, g)
+	}
+	slices.SortFunc(all, func(a, b *vgText) int { return cmp.Or(strings.Compare(a.name, b.name), strings.Compare(a.id, b.id)) })
+	for _, g := range all {
+		if err := l.group(disks, g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *look) group(disks []Disk, g *vgText) error {
+	where := make(map[string]*physical) // pv0 -> volume
+	for name, p := range g.pvs {
+		for _, pv := range l.pvs {
+			if pv.uuid == strings.ReplaceAll(p.id, "-", "") {
+				where[name] = pv
+			}
+		}
+		if where[name] == nil {
+			l.find(g.name, Note, "volume group: physical volume %s is on none of these disks", p.id)
+		}
+	}
+	for _, lv := range g.lvs {
+		v := &Volume{Name: g.name + "/" + lv.name, Kind: "logical volume", UUID: lv.id}
+		j := &joined{disks: disks}
+		why := ""
+		for _, s := range lv.segments {
+			runs, err := g.runs(s, where)
+			if err != nil {
+				why = err.Error()
+				break
+			}
+			for _, r := range runs {
+				j.size += r.Length
+				j.runs = append(j.runs, r)
+			}
+		}
+		if why == "" {
+			for _, r := range j.runs {
+				if r.Offset+r.Length > disks[r.Disk].Size() {
+					why = fmt.Sprintf("reaches to byte %d of %s, which has %d", r.Offset+r.Length, disks[r.Disk].Name, disks[r.Disk].Size())
+					l.find(v.Name, Bad, "logical volume %s: it is cut", why)
+					break
+				}
+			}
+			if why != "" {
+				continue
+			}
+		}
+		if why != "" {
+			if lv.visible {
+				l.find(v.Name, Note, "logical volume not looked into: %s", why)
+			}
+			continue
+		}
+		if !lv.visible {
+			continue
+		}
+		v.Reader, v.Runs = j, j.runs
+		l.rep.Volumes = append(l.rep.Volumes, v)
+		if err := l.content(v); err != nil {
+			return fmt.Errorf("%s: %w", v.Name, err)
+		}
+	}
+	return nil
+}
+
+// runs maps a segment onto disks: linear, or striped.
+func (g *vgText) runs(s vgSegment, where map[string]*physical) ([]Run, error) {
+	if s.kind != "striped" {
+		return nil, fmt.Errorf("its segments are of type %q", s.kind)
+	}
+	if len(s.stripes) == 0 || s.extents <= 0 || s.extents%int64(len(s.stripes)) != 0 || len(s.stripes) > 1 && s.stripeSize <= 0 {
+		return nil, fmt.Errorf("a segment of %d extents has %d stripes", s.extents, len(s.stripes))
+	}
+	place := func(i int) (int, int64, error) {
+		st := s.stripes[i]
+		p, pv := g.pvs[st.pv], where[st.pv]
+		if pv == nil {
+			return 0, 0, fmt.Errorf("a part of it is on %s, which is on none of these disks", st.pv)
+		}
+		base := pv.v.Runs[0] // partitions and disks have one
+		return base.Disk, base.Offset + p.start*sector + st.start*g.extent, nil
+	}
+	if len(s.stripes) == 1 {
+		d, off, err := place(0)
+		return []Run{{d, off, s.extents * g.extent}}, err
+	}
+	stripe := s.stripeSize * sector
+	rows := s.extents / int64(len(s.stripes)) * g.extent / stripe
+	if rows*int64(len(s.stripes)) > 1<<20 {
+		return nil, fmt.Errorf("it has more than %d stripes", 1<<20)
+	}
+	var runs []Run
+	for row := range rows {
+		for i := range s.stripes {
+			d, off, err := place(i)
+			if err != nil {
+				return nil, err
+			}
+			runs = append(runs, Run{d, off + row*stripe, stripe})
+		}
+	}
+	return runs, nil
+}
