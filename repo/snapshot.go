@@ -205,23 +205,41 @@ func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Prob
 		return nil, nil, err
 	}
 	var mu sync.Mutex
+	add := func(name string, s *Snapshot, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			bad = append(bad, Problem{Object: name, Err: err})
+		} else {
+			all = append(all, s)
+		}
+	}
+	if len(names) >= catalogueMin {
+		left := make(map[string]bool, len(names))
+		for _, name := range names {
+			left[strings.TrimPrefix(name, snapshotPrefix)] = true
+		}
+		if _, err := r.fromCatalogues(ctx, left, func(name string, data []byte) {
+			s, err := r.decodeSnapshot(name, data)
+			add(name, s, err)
+		}); err != nil {
+			return nil, nil, err
+		}
+		names = slices.DeleteFunc(names, func(name string) bool { return !left[strings.TrimPrefix(name, snapshotPrefix)] })
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, r.objects.Traits().Parallel))
 	for _, name := range names {
 		g.Go(func() error {
 			s, err := r.readSnapshot(gctx, name)
-			mu.Lock()
-			defer mu.Unlock()
 			switch {
 			case gctx.Err() != nil:
 				return gctx.Err()
 			case errors.Is(err, object.ErrNotFound): // deleted meanwhile
 			case object.Retriable(err):
 				return err
-			case err != nil:
-				bad = append(bad, Problem{Object: name, Err: err})
 			default:
-				all = append(all, s)
+				add(name, s, err)
 			}
 			return nil
 		})
@@ -236,15 +254,24 @@ func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Prob
 	return all, bad, nil
 }
 
-// readSnapshot reads one snapshot, from the cache folder if it is there: a
-// name is the hash of the content, so a cached object cannot be stale.
+// readSnapshot reads one snapshot.
 func (r *Repository) readSnapshot(ctx context.Context, name string) (*Snapshot, error) {
+	data, err := r.snapshotObject(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return r.decodeSnapshot(name, data)
+}
+
+// snapshotObject reads a snapshot's object, from the cache folder if it is
+// there: a name is the hash of the content, so a cached object cannot be stale.
+func (r *Repository) snapshotObject(ctx context.Context, name string) ([]byte, error) {
 	id := strings.TrimPrefix(name, snapshotPrefix)
 	var file string
 	if r.cacheDir != "" {
 		file = filepath.Join(r.cacheDir, "snapshots", id)
 		if data, err := os.ReadFile(file); err == nil && seal.Name(data) == id {
-			return r.decodeSnapshot(name, data)
+			return data, nil
 		}
 	}
 	data, err := r.objects.Get(ctx, name, 0, -1)
@@ -254,11 +281,10 @@ func (r *Repository) readSnapshot(ctx context.Context, name string) (*Snapshot, 
 	if seal.Name(data) != id {
 		return nil, fmt.Errorf("%s: content does not fit its name: %w", name, seal.ErrCorrupt)
 	}
-	s, err := r.decodeSnapshot(name, data)
-	if err == nil && file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
+	if file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
 		_ = renameio.WriteFile(file, data, 0o600) // a cache: that it fails harms nobody
 	}
-	return s, err
+	return data, nil
 }
 
 func (r *Repository) decodeSnapshot(name string, data []byte) (*Snapshot, error) {

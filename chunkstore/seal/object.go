@@ -50,6 +50,7 @@ const (
 	KindDamage    ObjectKind = 8
 	KindConfig    ObjectKind = 9
 	KindRevoked   ObjectKind = 10 // a writer that is shut out
+	KindCatalogue ObjectKind = 11 // many snapshot objects, as they are
 )
 
 // Object is a small object, opened.

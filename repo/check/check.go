@@ -163,6 +163,8 @@ func cureOf(name string) string {
 		return "what it covered is found again in the packs themselves; xenkeep repair index puts it right"
 	case strings.HasPrefix(name, "snapshots/"):
 		return "this backup is lost unless another copy of the object exists"
+	case strings.HasPrefix(name, "catalogue/"):
+		return "nothing is lost: delete the object, and the next prune writes another"
 	}
 	return ""
 }

@@ -52,6 +52,9 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 	if err := e.tidyDamage(ctx); err != nil {
 		return &e.res, err
 	}
+	if err := e.r.MergeCatalogues(ctx); err != nil {
+		return &e.res, err
+	}
 	return &e.res, e.r.LoadIndex(ctx)
 }
 

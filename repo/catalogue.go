@@ -1,0 +1,185 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sync/errgroup"
+)
+
+const cataloguePrefix = "catalogue/"
+
+const (
+	// catalogueSize is how many snapshots one catalogue holds at most. One of
+	// snapshots with a disk or two is about a MiB.
+	catalogueSize = 1024
+	// catalogueMin is from how many snapshots on catalogues are worth their
+	// listing.
+	catalogueMin = 256
+)
+
+// catalogue holds snapshot objects as they are, so that a machine that knows
+// none of them need not ask for each. What it holds proves itself: by its hash,
+// its name, and by its own signature. That a snapshot exists, its own object
+// alone says.
+type catalogue struct {
+	Objects [][]byte `json:"objects"`
+}
+
+// readCatalogue reads one from the cache folder or the storage.
+func (r *Repository) readCatalogue(ctx context.Context, name string) (*catalogue, error) {
+	var c catalogue
+	file := ""
+	if r.cacheDir != "" {
+		file = filepath.Join(r.cacheDir, "catalogue", strings.TrimPrefix(name, cataloguePrefix))
+		if data, err := os.ReadFile(file); err == nil && strings.HasSuffix(name, seal.Name(data)) {
+			_, err := r.openObject(name, data, seal.KindCatalogue, &c)
+			return &c, err
+		}
+	}
+	data, err := r.objects.Get(ctx, name, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	if !strings.HasSuffix(name, seal.Name(data)) {
+		return nil, seal.ErrCorrupt
+	}
+	if _, err := r.openObject(name, data, seal.KindCatalogue, &c); err != nil {
+		return nil, err
+	}
+	if file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
+		_ = renameio.WriteFile(file, data, 0o600) // a cache: that it fails harms nobody
+	}
+	return &c, nil
+}
+
+// catalogued are the snapshots that each catalogue holds, by the catalogue's
+// name.
+type catalogued map[string][]string
+
+// fromCatalogues calls fn for each of the wanted snapshots (by ID) that a
+// catalogue holds, once, from several goroutines at once, and drops them from
+// wanted. Catalogues that cannot be read are passed over: the snapshots' own
+// objects are there.
+func (r *Repository) fromCatalogues(ctx context.Context, wanted map[string]bool, fn func(name string, data []byte)) (catalogued, error) {
+	var names []string
+	if err := r.objects.List(ctx, cataloguePrefix, func(i object.Info) error {
+		names = append(names, i.Name)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	found := make(catalogued)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, r.objects.Traits().Parallel))
+	for _, name := range names {
+		g.Go(func() error {
+			c, err := r.readCatalogue(ctx, name)
+			switch {
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case object.Retriable(err):
+				return err
+			case err != nil:
+				return nil
+			}
+			for _, data := range c.Objects {
+				id := seal.Name(data)
+				mu.Lock()
+				want := wanted[id]
+				delete(wanted, id)
+				found[name] = append(found[name], id)
+				mu.Unlock()
+				if want {
+					fn(snapshotPrefix+id, data)
+				}
+			}
+			return nil
+		})
+	}
+	return found, g.Wait()
+}
+
+// MergeCatalogues puts snapshots that no catalogue holds into one, where there
+// are many of them, and replaces catalogues of which less than half still
+// exists. It is for whoever prunes: a reader goes on with what there is.
+func (r *Repository) MergeCatalogues(ctx context.Context) error {
+	exist := make(map[string]bool)
+	if err := r.objects.List(ctx, snapshotPrefix, func(i object.Info) error {
+		exist[strings.TrimPrefix(i.Name, snapshotPrefix)] = true
+		return nil
+	}); err != nil {
+		return err
+	}
+	held, err := r.fromCatalogues(ctx, map[string]bool{}, nil)
+	if err != nil {
+		return err
+	}
+	loose := maps.Clone(exist)
+	var stale []string
+	for name, ids := range held {
+		live := 0
+		for _, id := range ids {
+			if exist[id] {
+				live++
+			}
+		}
+		if live*2 < len(ids) {
+			stale = append(stale, name)
+			continue
+		}
+		for _, id := range ids {
+			delete(loose, id)
+		}
+	}
+	ids := slices.Sorted(maps.Keys(loose))
+	for len(ids) >= catalogueMin || (len(ids) > 0 && len(stale) > 0) {
+		n := min(len(ids), catalogueSize)
+		if err := r.putCatalogue(ctx, ids[:n]); err != nil {
+			return err
+		}
+		ids = ids[n:]
+	}
+	for _, name := range stale {
+		if err := r.objects.Delete(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Repository) putCatalogue(ctx context.Context, ids []string) error {
+	objects := make([][]byte, len(ids))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, r.objects.Traits().Parallel))
+	for i, id := range ids {
+		g.Go(func() error {
+			data, err := r.snapshotObject(gctx, snapshotPrefix+id)
+			if errors.Is(err, object.ErrNotFound) || errors.Is(err, seal.ErrCorrupt) {
+				return nil // gone meanwhile, or for check to tell of
+			}
+			objects[i] = data
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	objects = slices.DeleteFunc(objects, func(p []byte) bool { return p == nil })
+	if len(objects) == 0 {
+		return nil
+	}
+	_, _, err := r.putObject(ctx, cataloguePrefix, seal.KindCatalogue, catalogue{Objects: objects})
+	return err
+}

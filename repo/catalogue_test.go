@@ -1,0 +1,146 @@
+package repo_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/object/mem"
+	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/chunkstore/slot"
+	"xenkeep/repo"
+)
+
+var key = slot.Secret{KeyFile: make([]byte, 32)}
+
+// many makes a repository with n snapshots of nothing.
+func many(t *testing.T, objects object.Store, n int) *repo.Repository {
+	t.Helper()
+	r, err := repo.Init(t.Context(), objects, repo.Options{Secret: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		put(t, r, i)
+	}
+	return r
+}
+
+func put(t *testing.T, r *repo.Repository, i int) *repo.Snapshot {
+	t.Helper()
+	s := &repo.Snapshot{Run: fmt.Sprintf("%032x", i), Origin: "pool", VM: repo.Named{UUID: fmt.Sprint(i % 7), Name: "vm"}, Complete: true, Data: time.Unix(int64(i), 0).UTC()}
+	if err := r.PutSnapshot(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// read opens the repository on a machine that knows nothing and reads its
+// snapshots; it counts the requests for that.
+func read(t *testing.T, objects *objecttest.Faulty, cache string) (all []*repo.Snapshot, gets int) {
+	t.Helper()
+	r, err := repo.Open(t.Context(), objects, repo.Options{Secret: key, CacheDir: cache})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := objects.Calls(objecttest.Get)
+	all, bad, err := r.Snapshots(t.Context())
+	if err != nil || len(bad) > 0 {
+		t.Fatal(err, bad)
+	}
+	for i := 1; i < len(all); i++ {
+		if all[i].ID() == all[i-1].ID() || all[i].Data.Before(all[i-1].Data) {
+			t.Fatalf("snapshot %d: twice, or out of order", i)
+		}
+	}
+	return all, objects.Calls(objecttest.Get) - before
+}
+
+// A machine that knows nothing reads many snapshots in few requests; what is
+// new, or forgotten, or in a catalogue that is damaged, is seen as it is.
+func TestCatalogue(t *testing.T) {
+	objects := objecttest.NewFaulty(mem.New())
+	r := many(t, objects, 1500)
+	if all, gets := read(t, objects, ""); len(all) != 1500 || gets < 1500 {
+		t.Fatalf("%d snapshots in %d requests without a catalogue", len(all), gets)
+	}
+	if err := r.MergeCatalogues(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if all, gets := read(t, objects, ""); len(all) != 1500 || gets > 3 {
+		t.Errorf("%d snapshots in %d requests", len(all), gets)
+	}
+	cache := t.TempDir()
+	read(t, objects, cache)
+	if all, gets := read(t, objects, cache); len(all) != 1500 || gets != 0 {
+		t.Errorf("%d snapshots in %d requests with a cache", len(all), gets)
+	}
+
+	// New ones and forgotten ones.
+	for i := range 10 {
+		put(t, r, 2000+i)
+	}
+	all, _ := read(t, objects, "")
+	for _, s := range all[:900] {
+		if err := r.DeleteSnapshot(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, gets := read(t, objects, ""); len(all) != 610 || gets > 13 {
+		t.Errorf("%d snapshots in %d requests", len(all), gets)
+	}
+	if err := r.MergeCatalogues(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if all, gets := read(t, objects, ""); len(all) != 610 || gets > 13 {
+		t.Errorf("after a merge: %d snapshots in %d requests", len(all), gets)
+	}
+
+	// A damaged catalogue costs requests, no snapshot.
+	var names []string
+	if err := objects.List(t.Context(), "catalogue/", func(i object.Info) error {
+		names = append(names, i.Name)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		p, err := objects.Get(t.Context(), name, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p[len(p)/2] ^= 1
+		if err := objects.Put(t.Context(), name, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, gets := read(t, objects, ""); len(all) != 610 || gets < 610 {
+		t.Errorf("with damaged catalogues: %d snapshots in %d requests", len(all), gets)
+	}
+}
+
+// What a catalogue holds is no snapshot unless its own object is there, and one
+// under a false name is none.
+func TestCatalogueForgotten(t *testing.T) {
+	objects := objecttest.NewFaulty(mem.New())
+	r := many(t, objects, 300)
+	if err := r.MergeCatalogues(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all, _ := read(t, objects, "")
+	gone := all[7]
+	if err := r.DeleteSnapshot(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	all, _ = read(t, objects, "")
+	for _, s := range all {
+		if s.ID() == gone.ID() {
+			t.Error("a forgotten snapshot is read from a catalogue")
+		}
+	}
+	if len(all) != 299 || !strings.HasPrefix(gone.ID(), gone.Short()) {
+		t.Errorf("%d snapshots", len(all))
+	}
+}
