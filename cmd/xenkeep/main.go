@@ -58,6 +58,7 @@ var (
 )
 
 func exitCode(err error) int {
+	var blob *chunkstore.BlobError
 	switch {
 	case err == nil:
 		return exitOK
@@ -77,6 +78,8 @@ func exitCode(err error) int {
 		return exitWriteOnly
 	case errors.Is(err, errDamage), errors.Is(err, prune.ErrUnreadable), errors.Is(err, job.ErrUntrue), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
 		return exitDamage
+	case errors.As(err, &blob) && (errors.Is(err, object.ErrNotFound) || errors.Is(err, object.ErrShort) || errors.Is(err, seal.ErrForeign)):
+		return exitDamage // a pack that is gone, or another in its place
 	}
 	return exitFailed
 }

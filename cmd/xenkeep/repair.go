@@ -144,7 +144,7 @@ func runRepairPacks(cmd *cobra.Command, f *repairFlags, args []string) error {
 	if f.output.json {
 		err = errors.Join(writeFindings(w, res.Findings), writeLine(w, repairPacksLine{"repair_packs", *res}))
 	} else {
-		err = printFindings(w, res.Findings, f.progress.quiet, fmt.Sprintf("%s damaged: %s of %s saved in %s, %d lost",
+		err = printFindings(w, res.Findings, f.progress.quiet && res.Packs == 0, fmt.Sprintf("%s damaged: %s of %s saved in %s, %d lost",
 			plural(res.Packs, "pack"), plural(res.Saved, "blob"), size(res.SavedBytes), plural(res.Written, "new pack"), res.Lost))
 	}
 	if res.Lost+res.Unreadable > 0 {

@@ -1,0 +1,159 @@
+package prune_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object/local"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/repo/prune"
+)
+
+const togetherDir, togetherRole = "XENKEEP_TEST_TOGETHER", "XENKEEP_TEST_TOGETHER_ROLE"
+
+// hurried is a clock on which a second of ours is a day, the same in all
+// processes, so that what waits a day is deleted while the others run.
+func hurried(started time.Time) func() time.Time {
+	return func() time.Time { return started.Add(time.Since(started) * 60 * 60 * 24) }
+}
+
+// TestTogetherChild is one of the processes of TestTogether.
+func TestTogetherChild(t *testing.T) {
+	dir := os.Getenv(togetherDir)
+	if dir == "" {
+		return // no test of its own
+	}
+	role, err := strconv.Atoi(os.Getenv(togetherRole))
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := local.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(dir + "/config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := hurried(info.ModTime())
+	for round := range uint64(together()) {
+		if role == 0 {
+			p, err := open(t, objects)
+			if err != nil {
+				t.Fatal(err)
+			}
+			plan, err := prune.New(t.Context(), p, prune.Options{MaxRepack: 1 << 30, Now: now})
+			if err == nil {
+				var res *prune.Result
+				res, err = plan.Execute(t.Context())
+				fmt.Printf("round %d: %+v\n", round, *res)
+			}
+			if err != nil && !errors.Is(err, prune.ErrStale) {
+				t.Fatalf("prune, round %d: %v", round, err)
+			}
+			continue
+		}
+		vm := fmt.Sprint("vm ", role)
+		r, err := open(t, objects)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, bad, err := r.Snapshots(t.Context())
+		if err != nil || len(bad) > 0 {
+			t.Fatal(bad, err)
+		}
+		var mine []*repo.Snapshot
+		for _, s := range all {
+			if s.VM.UUID == vm {
+				mine = append(mine, s)
+			}
+		}
+		var roots []chunk.ID
+		if len(mine) > 0 {
+			roots = []chunk.ID{chunk.ID(mine[len(mine)-1].Disks[0].Root)}
+		}
+		c := &clock{t: now()}
+		// Content that comes and goes, and that the three share.
+		_, err = save(t.Context(), r, c, content(round%4, uint64(role)+round%2*10, 99), vm, roots...)
+		if err != nil && !errors.Is(err, backup.ErrRetired) && !errors.Is(err, backup.ErrClaimLeft) {
+			t.Fatalf("%s, round %d: %v", vm, round, err)
+		}
+		for len(mine) > 1 {
+			if err := r.DeleteSnapshot(t.Context(), mine[0]); err != nil {
+				t.Fatal(err)
+			}
+			mine = mine[1:]
+		}
+	}
+}
+
+func open(t *testing.T, objects *local.Store) (*repo.Repository, error) {
+	t.Helper()
+	return openRepo(context.WithoutCancel(t.Context()), objects)
+}
+
+// together is how many rounds each process goes; XENKEEP_TEST_TOGETHER_ROUNDS
+// sets another number.
+func together() int {
+	if n, err := strconv.Atoi(os.Getenv("XENKEEP_TEST_TOGETHER_ROUNDS")); err == nil {
+		return n
+	}
+	return 25
+}
+
+// Four processes on one repository, one of them pruning, with nothing to keep
+// them apart: none fails, and nothing that is published is lost.
+func TestTogether(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: four processes")
+	}
+	dir := t.TempDir() + "/repo"
+	objects, err := local.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	initRepo(t, objects)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(together())*30*time.Second)
+	defer cancel()
+	var over sync.WaitGroup
+	for role := range 4 {
+		over.Go(func() {
+			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestTogetherChild$")
+			cmd.Env = append(os.Environ(), togetherDir+"="+dir, togetherRole+"="+strconv.Itoa(role))
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			if err := cmd.Run(); err != nil {
+				t.Errorf("process %d: %v\n%s", role, err, out.Bytes())
+			}
+			if role == 0 {
+				t.Logf("%s", out.Bytes())
+			}
+		})
+	}
+	over.Wait()
+	if err := sound(t.Context(), objects); err != nil {
+		t.Error(err)
+	}
+	r, err := openRepo(t.Context(), objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, _, err := r.Snapshots(t.Context())
+	if err != nil || len(all) < 3 {
+		t.Errorf("%d snapshots, %v", len(all), err)
+	}
+	claims, _, err := r.Claims(t.Context())
+	if err != nil || len(claims) > 0 {
+		t.Errorf("%d claims are left, %v", len(claims), err)
+	}
+}
