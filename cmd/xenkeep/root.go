@@ -27,7 +27,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(),
 		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newCleanupCommand(), newDoctorCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
-	root.AddCommand(newExportCommand(), newImportCommand(), newVerifyCommand(), newDiffCommand())
+	root.AddCommand(newExportCommand(), newImportCommand(), newVerifyCommand(), newDiffCommand(), newMountCommand())
 	return root
 }
 

@@ -30,6 +30,7 @@ var allowed = []struct {
 	{"qcow2", "internal/disk"},
 	{"inspect", "internal/disk"},
 	{"inspect/inspecttest", ""},
+	{"mount", "repo repo/view repo/restore chunkstore/chunk inspect vhd internal/disk"},
 	{"xapi", "internal/disk"},
 	{"xapi/xapisim/...", "xapi/xapisim/... vhd qcow2 nbd internal/disk"},
 	{"chunkstore/chunk", ""},
@@ -54,7 +55,7 @@ var allowed = []struct {
 	{"job/config", "job/pyre repo/retention chunkstore/seal"},
 	{"job/selection", "job/config job/pyre repo/retention xapi"},
 	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 nbd inspect internal/disk internal/limit"},
-	{"cmd/xenkeep", "job repo/... chunkstore/... xapi/... vhd nbd inspect internal/disk internal/limit"},
+	{"cmd/xenkeep", "job repo/... chunkstore/... xapi/... vhd nbd inspect mount internal/disk internal/limit"},
 	{"bench/...", "..."},
 }
 
