@@ -23,6 +23,7 @@ type backupOptions struct {
 	repository      repositoryFlags
 	pool            poolFlags
 	output          outputFlags
+	files           jobFileFlags
 	progress        progressFlags
 	retention       retentionFlags
 	image, name     string
@@ -47,7 +48,7 @@ func newBackupCommand() *cobra.Command {
 		compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}},
 	}
 	cmd := &cobra.Command{
-		Use:   "backup [VM... | --all | --image FILE]",
+		Use:   "backup [VM... | --all | --image FILE | --job NAME --config FILE]",
 		Short: "Back up VMs of a pool, or an image file",
 		Long: `Back up VMs, each with all its disks, in one VM snapshot: the first time in full,
 later what has changed. VM is a name or a UUID. With --image one raw or VHD file is
@@ -58,6 +59,9 @@ counting for each VM and job; a number of "all" keeps every hour, day and so on.
 none of them all remain. The newest complete snapshot always remains.`,
 		Example: "  xenkeep backup web db --keep-daily 7 --keep-weekly 5\n  xenkeep backup --image disk.vhd --name old-server",
 		Args: func(_ *cobra.Command, args []string) error {
+			if o.files.given() {
+				return nil // runJob looks at them
+			}
 			switch {
 			case o.image == "" && len(args) == 0 && !o.all:
 				return usagef("which VMs? name them, or all with --all, or an image file with --image")
@@ -72,13 +76,19 @@ none of them all remain. The newest complete snapshot always remains.`,
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return runBackup(cmd, &o, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.files.given() {
+				return runJob(cmd, &o, args)
+			}
+			return runBackup(cmd, &o, args)
+		},
 	}
 	o.repository.add(cmd)
 	o.pool.add(cmd)
 	o.output.add(cmd)
 	o.progress.add(cmd)
 	s := cmd.Flags()
+	o.files.add(s)
 	s.StringVar(&o.image, "image", "", "back up this raw or VHD `file`")
 	s.BoolVar(&o.all, "all", false, "back up every VM of the pool that has disks")
 	s.IntVar(&o.vms, "vm-concurrency", 2, "work on at most `n` VMs at once")

@@ -40,7 +40,7 @@ var exitMeanings = map[int]string{
 	exitOK:           "ok",
 	exitFailed:       "failed",
 	exitUsage:        "wrong usage",
-	exitPartial:      "some VMs or disks failed",
+	exitPartial:      "some VMs or disks failed, or are not protected",
 	exitDamage:       "damage found",
 	exitNoRepository: "no repository there",
 	exitActive:       "another run of this job is active",
@@ -66,7 +66,7 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.Is(err, errUsage):
 		return exitUsage
-	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed):
+	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered):
 		return exitPartial
 	case errors.Is(err, object.ErrNoRepository):
 		return exitNoRepository

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"xenkeep/job/config"
 	"xenkeep/xapi"
 )
 
@@ -17,6 +18,8 @@ type poolFlags struct {
 	fingerprints            list
 	caFile                  string
 	insecure                bool
+
+	config config.Secret // the password's, of a config file
 }
 
 func (f *poolFlags) add(cmd *cobra.Command) {
@@ -54,6 +57,9 @@ func (f *poolFlags) dial(ctx context.Context, stderr io.Writer) (*xapi.Client, e
 func (f *poolFlags) password(ctx context.Context, stderr io.Writer) ([]byte, error) {
 	if f.passwordFile != "" {
 		return readPasswordFile(f.passwordFile)
+	}
+	if !f.config.IsZero() {
+		return f.config.Read(ctx)
 	}
 	if p := os.Getenv("XENKEEP_POOL_PASSWORD"); p != "" {
 		return []byte(p), nil

@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"xenkeep/job"
+	"xenkeep/job/nightly"
+	"xenkeep/job/report"
 	"xenkeep/xapi/xapisim"
 )
 
@@ -195,6 +197,10 @@ func TestReferenceExitCodes(t *testing.T) {
 // lineTypes are the lines that commands print with --json.
 var lineTypes = map[string]any{
 	"xenkeep init: repository":           initLine{},
+	"xenkeep backup: report":             report.Report{},
+	"xenkeep plan: plan":                 nightly.Plan{},
+	"xenkeep coverage: vm":               nightly.Covered{},
+	"xenkeep coverage: summary":          coverageSummary{},
 	"xenkeep backup: summary":            job.Summary{},
 	"xenkeep snapshots: snapshot":        snapshotLine{},
 	"xenkeep snapshots: bad_snapshot":    badLine{},

@@ -177,6 +177,10 @@ func printRestored(w io.Writer, res *job.Restored) error {
 		_, werr := fmt.Fprintf(w, "warning: %s\n", oneLine(warning))
 		err = errors.Join(err, werr)
 	}
+	for _, step := range res.Steps {
+		_, serr := fmt.Fprintf(w, "  %s\n", oneLine(step))
+		err = errors.Join(err, serr)
+	}
 	_, derr := fmt.Fprintf(w, "restored from snapshot %s in %s\n", res.Snapshot[:min(8, len(res.Snapshot))], seconds(res.Duration))
 	return errors.Join(err, derr)
 }

@@ -73,7 +73,7 @@ func stories(p testscript.Params, where func(*testscript.Env)) testscript.Params
 	}
 	p.Cmds = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 		"exits": cmdExits, "interrupts": cmdInterrupts, "image": cmdImage, "same": cmdSame, "flip": cmdFlip, "await": cmdAwait,
-		"lines": cmdLines, "field": cmdField, "pool": cmdPool, "proxy": cmdProxy, "mode": cmdMode, "lost": cmdLost,
+		"lines": cmdLines, "field": cmdField, "pool": cmdPool, "proxy": cmdProxy, "mode": cmdMode, "expand": cmdExpand, "lost": cmdLost,
 	}
 	return p
 }
@@ -235,6 +235,19 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("no %s", args[0])
 		}
 	}
+}
+
+// expand FILE: variables of the story in a file are replaced by their values.
+func cmdExpand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: expand FILE")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(os.Expand(ts.ReadFile(args[0]), func(name string) string {
+		if name == "$" {
+			return "$"
+		}
+		return ts.Getenv(name)
+	})), 0o600))
 }
 
 // mode FILE OCTAL: a file has these permissions.

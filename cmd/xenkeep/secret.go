@@ -13,13 +13,15 @@ import (
 	"golang.org/x/term"
 
 	"xenkeep/chunkstore/slot"
+	"xenkeep/job/config"
 )
 
 // secretFlagsValues say where the repository's password or key comes from.
 type secretFlagsValues struct {
 	passwordFile, passwordCommand, keyFile string
 
-	password string // from a variable of its own
+	password string        // from a variable of its own
+	config   config.Secret // of a config file
 }
 
 func (f *secretFlagsValues) add(cmd *cobra.Command) {
@@ -52,6 +54,9 @@ func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bo
 		return key{secret: slot.Secret{Password: p}}, err
 	case f.passwordCommand != "":
 		p, err := passwordOf(ctx, f.passwordCommand, stderr)
+		return key{secret: slot.Secret{Password: p}}, err
+	case !f.config.IsZero():
+		p, err := f.config.Read(ctx)
 		return key{secret: slot.Secret{Password: p}}, err
 	}
 	if p := os.Getenv("XENKEEP_PASSWORD"); p != "" {

@@ -269,6 +269,20 @@ func (c *Config) PoolOf(j *Job) (*Pool, error) {
 	return &p, nil
 }
 
+// PoolNames are the pools' names, in order.
+func (c *Config) PoolNames() []string { return sorted(c.Pools) }
+
+// JobsOf are the jobs for a pool, by name.
+func (c *Config) JobsOf(pool string) []*Job {
+	var list []*Job
+	for _, name := range sorted(c.Jobs) {
+		if j := c.Jobs[name]; j.Pool == pool || j.Pool == "" {
+			list = append(list, j)
+		}
+	}
+	return list
+}
+
 // Notifications are those of a job: its own, or the file's.
 func (c *Config) Notifications(j *Job) Notify {
 	if j.Notify != nil {

@@ -77,6 +77,9 @@ type Disk struct {
 	Left string // why it is left out; "" where it is saved
 }
 
+// FirstOnly is why disks are left out of a VM of which the first is wanted.
+const FirstOnly = "only the first disk is wanted"
+
 // Device is how people name the disk.
 func (d *Disk) Device() string {
 	if d.VBD.Device != "" {
@@ -497,7 +500,7 @@ func (c *chooser) finish() error {
 			d := &v.Disks[i]
 			switch {
 			case first && i > 0:
-				d.Left = "only the first disk is wanted"
+				d.Left = FirstOnly
 			case slices.ContainsFunc(e.Disks, func(x string) bool { return isDisk(x, vm, d) }):
 				d.Left = "excluded by the config"
 			case !e.IgnoreMarks && strings.Contains(d.VDI.NameLabel, "[NOBAK]"):

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"xenkeep/job"
+	"xenkeep/job/config"
+	"xenkeep/job/nightly"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+)
+
+// jobFileFlags say which config file a job is read from.
+type jobFileFlags struct {
+	config, vmBackup, vmBackupPassword string
+}
+
+func (f *jobFileFlags) add(s *pflag.FlagSet) {
+	s.StringVar(&f.config, "config", "", "take the job from this config `file`; see xenkeep config example")
+	s.StringVar(&f.vmBackup, "vmbackup-config", "", "take the job from this config `file` of VmBackup")
+	s.StringVar(&f.vmBackupPassword, "vmbackup-password-file", "", "`file` with the pool's password as VmBackup's create-password-file wrote it")
+}
+
+func (f *jobFileFlags) given() bool { return f.config != "" || f.vmBackup != "" }
+
+// load reads the job; params are what VmBackup takes behind its config file.
+func (f *jobFileFlags) load(name string, params []string) (*config.Config, *config.Job, error) {
+	if f.config != "" && f.vmBackup != "" {
+		return nil, nil, usagef("--config or --vmbackup-config, not both")
+	}
+	if f.vmBackup != "" {
+		p, err := config.ParseVmBackupParams(params)
+		if err != nil {
+			return nil, nil, usagef("%w", err)
+		}
+		v, err := config.LoadVmBackup(f.vmBackup, p)
+		if err != nil {
+			return nil, nil, err
+		}
+		j := v.Job()
+		j.Name = cmp.Or(name, j.Name)
+		c := &config.Config{Repository: config.Repository{Location: v.Repository()}, Jobs: map[string]*config.Job{j.Name: j}}
+		return c, j, nil
+	}
+	c, err := config.Load(f.config)
+	if err != nil {
+		return nil, nil, err
+	}
+	if name == "" {
+		for only := range c.Jobs {
+			name = only
+		}
+		if len(c.Jobs) > 1 {
+			return nil, nil, usagef("which job of %s? name one with --job", f.config)
+		}
+	}
+	j, err := c.Job(name)
+	return c, j, err
+}
+
+// use fills flags that were not given on the command line from the config,
+// which comes before the environment.
+func (f *jobFileFlags) use(cmd *cobra.Command, c *config.Config, p *config.Pool, r *repositoryFlags, pool *poolFlags) {
+	given := cmd.Flags().Changed
+	set := func(flag string, to *string, v string) {
+		if v != "" && !given(flag) {
+			*to = v
+		}
+	}
+	if f.vmBackup == "" || r.location == "" {
+		set("repository", &r.location, c.Repository.Location)
+	}
+	set("cache-dir", &r.cacheDir, c.Repository.CacheDir)
+	secret := given("key-file") || given("password-file") || given("password-command")
+	if !secret && (c.Repository.KeyFile != "" || !c.Repository.Password.IsZero()) {
+		r.secret = secretFlagsValues{keyFile: c.Repository.KeyFile, config: c.Repository.Password}
+	}
+	if f.vmBackupPassword != "" {
+		pool.config = config.Secret{File: f.vmBackupPassword, Obscured: true}
+		pool.passwordFile = ""
+	}
+	if p == nil {
+		return
+	}
+	set("pool", &pool.url, p.URL)
+	set("pool-user", &pool.user, p.User)
+	set("pool-ca-file", &pool.caFile, p.CAFile)
+	if !given("pool-fingerprint") && (len(p.Fingerprints) > 0 || p.CAFile != "") {
+		pool.fingerprints = p.Fingerprints
+	}
+	pool.insecure = pool.insecure || p.Insecure
+	if !given("pool-password-file") && !p.Password.IsZero() {
+		pool.passwordFile, pool.config = "", p.Password
+	}
+}
+
+// night prepares a run of a job.
+func (f *jobFileFlags) night(cmd *cobra.Command, name string, params []string, r *repositoryFlags, pool *poolFlags) (*nightly.Night, *config.Config, error) {
+	c, j, err := f.load(name, params)
+	if err != nil {
+		return nil, nil, err
+	}
+	var p *config.Pool
+	if f.config != "" {
+		if p, err = c.PoolOf(j); err != nil {
+			return nil, nil, err
+		}
+	}
+	f.use(cmd, c, p, r, pool)
+	if err := errors.Join(r.check(), pool.check()); err != nil {
+		return nil, nil, err
+	}
+	machine, err := os.Hostname()
+	if err != nil {
+		machine = "unknown"
+	}
+	stderr := cmd.ErrOrStderr()
+	return &nightly.Night{
+		Job: j, Notify: c.Notifications(j), ConfigFile: cmp.Or(f.config, f.vmBackup), Location: r.location, PoolName: pool.url,
+		StateDir: filepath.Join(r.cache(), "jobs"), Machine: machine, Version: versionText(),
+		Open: func(ctx context.Context) (*repo.Repository, error) {
+			r, err := r.open(ctx, stderr)
+			if err == nil {
+				tellProblems(stderr, r.Problems())
+			}
+			return r, err
+		},
+		Dial: func(ctx context.Context) (*xapi.Client, error) { return pool.dial(ctx, stderr) },
+	}, c, nil
+}
+
+// logger writes the log where the config says; without that, warnings go where
+// progress goes.
+func logger(c *config.Log, stderr io.Writer, otherwise *slog.Logger) (*slog.Logger, func() error, error) {
+	if *c == (config.Log{}) {
+		return otherwise, func() error { return nil }, nil
+	}
+	w, end := stderr, func() error { return nil }
+	if c.File != "" {
+		f, err := os.OpenFile(c.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		if err != nil {
+			return nil, nil, fmt.Errorf("log: %w", err)
+		}
+		w, end = f, f.Close
+	}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, nil)), end, nil
+	}
+	return slog.New(slog.NewTextHandler(w, nil)), end, nil
+}
+
+// runJob runs a job of a config file and shows its report.
+func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
+	for _, flag := range []string{
+		"all", "image", "name", "tag", "keep-base", "transport", "nbd-connections", "verify-cbt", "compression", "skip-unsupported", "vm-concurrency", "disk-concurrency",
+		"host-concurrency", "sr-concurrency", "limit-read", "limit-write",
+		"keep-last", "keep-hourly", "keep-daily", "keep-weekly", "keep-monthly", "keep-yearly", "keep-within",
+	} {
+		if f := cmd.Flags().Lookup(flag); f != nil && f.Changed {
+			return usagef("--%s stands in the config of the job", flag)
+		}
+	}
+	if o.files.config != "" && len(args) > 0 {
+		return usagef("the config of the job says which VMs: name none beside it")
+	}
+	name := ""
+	if cmd.Flags().Changed("job") {
+		name = o.job
+	}
+	n, c, err := o.files.night(cmd, name, args, &o.repository, &o.pool)
+	if err != nil {
+		return err
+	}
+	show := o.progress.start(cmd.ErrOrStderr(), o.output.json)
+	defer show.Close()
+	log, end, err := logger(&c.Log, cmd.ErrOrStderr(), warnings(show))
+	if err != nil {
+		return err
+	}
+	n.Progress, n.Log = show, log
+	rep, err := nightly.Run(cmd.Context(), *n)
+	err = errors.Join(err, end())
+	if rep.Error != "" && rep.Cure == "" && err != nil {
+		rep.Cure = hint(err)
+	}
+	if o.output.json {
+		if werr := writeLine(cmd.OutOrStdout(), rep); werr != nil {
+			return errors.Join(err, werr)
+		}
+	} else if !o.progress.quiet || err != nil {
+		if werr := rep.Text(cmd.OutOrStdout()); werr != nil {
+			return errors.Join(err, werr)
+		}
+	}
+	for i := range rep.VMs {
+		if v := &rep.VMs[i]; v.Error != "" {
+			tell(cmd.ErrOrStderr(), oneLine("VM "+v.Name+": "+v.Error), v.Cure)
+		}
+	}
+	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) || errors.Is(err, job.ErrMissed) {
+		return reported{err}
+	}
+	return err
+}

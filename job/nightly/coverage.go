@@ -1,0 +1,86 @@
+package nightly
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"xenkeep/job"
+	"xenkeep/job/config"
+	"xenkeep/job/selection"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+)
+
+// Covered is how a VM of a pool is protected. Its JSON form is documented in
+// docs/reference.md.
+type Covered struct {
+	Type     string    `json:"type"` // "vm"
+	Pool     string    `json:"pool"`
+	Name     string    `json:"name"`
+	UUID     string    `json:"uuid"`
+	Snapshot string    `json:"snapshot,omitempty"` // its newest good one
+	Data     time.Time `json:"data_time,omitzero"`
+	Age      float64   `json:"age_s,omitempty"`
+	Jobs     []string  `json:"jobs"` // of the config that choose it
+	// Left is why the jobs leave it out, where one does.
+	Left string `json:"left_out,omitempty"`
+	// TooOld tells that its newest good snapshot is older than was asked for,
+	// or that there is none, though it should be protected.
+	TooOld bool `json:"too_old"`
+}
+
+// Coverage tells of every VM of a pool that has disks. Jobs are those of the
+// config for this pool; with none every VM should be protected, else those that
+// are not left out by all of them.
+func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs []*config.Job, maxAge time.Duration, now time.Time) ([]Covered, error) {
+	all, bad, err := r.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_ = bad // those are no good snapshots
+	p, err := pool.Pool(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inv, err := selection.Read(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	chosen := make(map[string][]string)
+	left := make(map[string]string)
+	for _, j := range jobs {
+		sel, err := selection.Choose(inv, j)
+		if err != nil {
+			return nil, err
+		}
+		for i := range sel.VMs {
+			chosen[sel.VMs[i].Record.UUID] = append(chosen[sel.VMs[i].Record.UUID], j.Name)
+		}
+		for _, l := range sel.Left {
+			left[l.Record.UUID] = l.Reason
+		}
+	}
+	var list []Covered
+	for i := range inv.VMs {
+		vm := &inv.VMs[i]
+		disks := slices.ContainsFunc(vm.VBDs, func(ref xapi.Ref) bool { return inv.VBDs[ref].Type == "Disk" && !inv.VBDs[ref].VDI.IsNull() })
+		if !vm.Real() || !disks {
+			continue
+		}
+		c := Covered{Type: "vm", Pool: cmp.Or(p.NameLabel, p.UUID), Name: vm.NameLabel, UUID: vm.UUID, Jobs: chosen[vm.UUID]}
+		if c.Jobs == nil {
+			c.Jobs = []string{}
+			c.Left = left[vm.UUID]
+		}
+		wanted := len(jobs) == 0 || len(c.Jobs) > 0 || c.Left == ""
+		c.TooOld = wanted
+		if s := job.Good(all, p.UUID, vm.UUID); s != nil {
+			c.Snapshot, c.Data, c.Age = s.ID(), s.Data, now.Sub(s.Data).Seconds()
+			c.TooOld = wanted && now.Sub(s.Data) > maxAge
+		}
+		list = append(list, c)
+	}
+	return list, nil
+}

@@ -1,0 +1,58 @@
+package nightly
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"xenkeep/job"
+)
+
+// defaultHookTime is how long a hook may take.
+const defaultHookTime = 10 * time.Minute
+
+// hookOutput bounds what is kept of a hook's output: its end tells why it
+// failed.
+const hookOutput = 4 << 10
+
+// tail keeps the end of what is written to it.
+type tail struct{ b []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.b = append(t.b, p...)
+	if len(t.b) > hookOutput {
+		t.b = bytes.Clone(t.b[len(t.b)-hookOutput:])
+	}
+	return len(p), nil
+}
+
+// hook runs a command of the shell; what it started is killed with it when its
+// time is over.
+func hook(ctx context.Context, what, command string, limit time.Duration, env ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-c", command)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	cmd.Env = append(os.Environ(), env...)
+	var out tail
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("it took longer than %v", limit)
+	}
+	if text := strings.Join(strings.Fields(string(out.b)), " "); text != "" {
+		err = fmt.Errorf("%w: %s", err, text)
+	}
+	return fmt.Errorf("hook %s: %w: %w", what, job.ErrHook, err)
+}

@@ -1,0 +1,510 @@
+// Package nightly runs the jobs of a config: it chooses VMs, calls the backup,
+// retention, prune and check as they are due, runs hooks, and reports. Plan
+// says what a run would do and touches nothing; Coverage says what of a pool is
+// protected.
+package nightly
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"xenkeep/chunkstore/seal"
+	"xenkeep/internal/limit"
+	"xenkeep/job"
+	"xenkeep/job/config"
+	"xenkeep/job/notify"
+	"xenkeep/job/report"
+	"xenkeep/job/selection"
+	"xenkeep/repo"
+	"xenkeep/repo/check"
+	"xenkeep/repo/prune"
+	"xenkeep/xapi"
+)
+
+// defaultRepack is how much a prune copies where the config says nothing.
+const defaultRepack = 10 << 30
+
+// Night is what a run is given.
+type Night struct {
+	Job    *config.Job
+	Notify config.Notify
+	// Open opens the repository with its index, and Dial logs in to the pool:
+	// only when the hook before the job has run. Their failures are reported as
+	// any other.
+	Open func(ctx context.Context) (*repo.Repository, error)
+	Dial func(ctx context.Context) (*xapi.Client, error)
+
+	ConfigFile string // tells apart jobs of one name
+	Location   string // of the repository, for the report
+	PoolName   string // where the pool is, for the report
+	StateDir   string // for locks and turns
+	Machine    string
+	Version    string
+	Progress   job.Progress
+	Log        *slog.Logger
+	Now        func() time.Time
+}
+
+func (n *Night) defaults() {
+	if n.Log == nil {
+		n.Log = slog.New(slog.DiscardHandler)
+	}
+	if n.Now == nil {
+		n.Now = time.Now
+	}
+}
+
+// night is one run.
+type night struct {
+	*Night
+	rep  *report.Report
+	good []report.Good
+
+	repo *repo.Repository
+	pool *xapi.Client
+	sel  *selection.Result
+	errs []error // what makes the run partial
+}
+
+// Run runs a job and returns its report, beside job.ErrFailed, job.ErrPartial
+// and what they join, or job.ErrActive, in which case nothing was done and
+// nobody was told.
+func Run(ctx context.Context, n Night) (*report.Report, error) {
+	n.defaults()
+	started := n.Now()
+	x := &night{Night: &n, rep: &report.Report{
+		Type: "report", State: report.OK, Job: n.Job.Name, Machine: n.Machine, Version: n.Version, Pool: n.PoolName,
+		Repository: n.Location, Started: started.UTC(), VMs: []report.VM{},
+	}}
+	scope, err := filepath.Abs(n.ConfigFile)
+	if err != nil {
+		scope = n.ConfigFile
+	}
+	release, err := job.Lock(n.StateDir, scope, n.Job.Name)
+	if err != nil {
+		x.rep.State, x.rep.Error, x.rep.Cure = report.Skipped, err.Error(), job.CureOf(err)
+		x.rep.Ended = n.Now().UTC()
+		return x.rep, err
+	}
+	defer release()
+	send := notify.Sender{Config: n.Notify}
+	x.unsent(send.Start(ctx, x.rep))
+	err = x.run(ctx)
+	if errors.Is(err, job.ErrActive) {
+		x.rep.State, x.rep.Error, x.rep.Cure = report.Skipped, err.Error(), job.CureOf(err)
+		x.rep.Ended = n.Now().UTC()
+		return x.rep, err
+	}
+	x.judge(err)
+	x.rep.Ended = n.Now().UTC()
+	x.rep.Duration = x.rep.Ended.Sub(x.rep.Started).Seconds()
+	// Whoever waits for the report gets it, also of a run that was interrupted.
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
+	defer cancel()
+	x.files()
+	x.unsent(send.End(clean, x.rep))
+	if len(x.rep.Unsent) > 0 && n.Job.ReportFile != "" { // again, with that
+		_ = x.rep.WriteFile(n.Job.ReportFile)
+	}
+	n.Log.Info("run ended", "job", n.Job.Name, "state", string(x.rep.State), "vms", len(x.rep.VMs), "ok", x.rep.Count(report.OK), "duration", x.rep.Duration)
+	if err == nil && len(x.errs) > 0 {
+		err = errors.Join(append([]error{job.ErrPartial}, x.errs...)...)
+	}
+	return x.rep, err
+}
+
+// judge gives the run its state.
+func (x *night) judge(err error) {
+	ok, bad := x.rep.Count(report.OK)+x.rep.Count(report.Partial), len(x.rep.VMs)-x.rep.Count(report.OK)
+	switch {
+	case err == nil && bad == 0 && len(x.errs) == 0:
+		return
+	case err != nil && !errors.Is(err, job.ErrPartial) && !errors.Is(err, job.ErrMissed) || ok == 0 && x.rep.Count(report.Failed) > 0:
+		x.rep.State = report.Failed
+	case ok == 0 && len(x.rep.VMs) > 0:
+		x.rep.State = report.Skipped
+	default:
+		x.rep.State = report.Partial
+	}
+	if err != nil && !errors.Is(err, job.ErrPartial) && !errors.Is(err, job.ErrFailed) && !errors.Is(err, job.ErrMissed) {
+		x.rep.Error, x.rep.Cure = oneLine(err), job.CureOf(err)
+	}
+}
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+func (x *night) warn(format string, args ...any) {
+	w := oneLine(fmt.Errorf(format, args...))
+	x.Log.Warn(w)
+	x.rep.Warnings = append(x.rep.Warnings, w)
+}
+
+// partial tells of what makes the run less than ok.
+func (x *night) partial(err error) {
+	x.warn("%w", err)
+	x.errs = append(x.errs, err)
+}
+
+func (x *night) unsent(errs []error) {
+	for _, err := range errs {
+		x.Log.Warn("notification not sent", "error", err)
+		x.rep.Unsent = append(x.rep.Unsent, oneLine(err))
+	}
+}
+
+// files writes what the config wants written.
+func (x *night) files() {
+	tell := func(what, name string, err error) {
+		if err != nil {
+			x.unsent([]error{fmt.Errorf("%s %s: %w", what, name, err)})
+		}
+	}
+	if f := x.Job.StatusLog; f != "" {
+		tell("status log", f, x.rep.AppendStatus(f))
+	}
+	if f := x.Job.MetricsFile; f != "" {
+		tell("metrics", f, x.rep.WriteMetrics(f, x.good))
+	}
+	if f := x.Job.ReportFile; f != "" {
+		tell("report", f, x.rep.WriteFile(f))
+	}
+}
+
+func (x *night) env(more ...string) []string {
+	return append([]string{"XENKEEP_JOB=" + x.Job.Name}, more...)
+}
+
+func (x *night) run(ctx context.Context) (err error) {
+	h := x.Job.Hooks
+	limit := h.TimeOut.Or(defaultHookTime)
+	if h.After != "" {
+		defer func() {
+			x.judge(err)
+			status := x.rep.State
+			x.rep.State = report.OK
+			if herr := hook(context.WithoutCancel(ctx), "after", h.After, limit, x.env("XENKEEP_STATUS="+string(status))...); herr != nil {
+				x.warn("%w", herr)
+			}
+		}()
+	}
+	if h.Before != "" {
+		if err := hook(ctx, "before", h.Before, limit, x.env()...); err != nil {
+			return err
+		}
+	}
+	if x.repo, err = x.Open(ctx); err != nil {
+		return err
+	}
+	defer x.repo.Close()
+	x.rep.Repository = x.repo.Objects().Location()
+	if x.pool, err = x.Dial(ctx); err != nil {
+		return err
+	}
+	defer x.pool.Close(ctx)
+	p, err := x.pool.Pool(ctx)
+	if err != nil {
+		return err
+	}
+	x.rep.Pool, x.rep.PoolUUID = cmp.Or(p.NameLabel, x.PoolName), p.UUID
+	inv, err := selection.Read(ctx, x.pool)
+	if err != nil {
+		return err
+	}
+	if x.sel, err = selection.Choose(inv, x.Job); err != nil {
+		return err
+	}
+	err = x.backup(ctx, inv)
+	x.lastGood(ctx, inv)
+	if err != nil && !errors.Is(err, job.ErrPartial) && !errors.Is(err, job.ErrMissed) && !errors.Is(err, job.ErrFailed) {
+		return err
+	}
+	if ctx.Err() == nil {
+		x.maintain(ctx)
+	}
+	return err
+}
+
+// options are the backup's, as the job says.
+func (n *Night) options() (job.BackupOptions, error) {
+	j := n.Job
+	level, err := seal.ParseLevel(cmp.Or(j.Compression, "default"))
+	if err != nil {
+		return job.BackupOptions{}, err
+	}
+	o := job.BackupOptions{
+		Common: job.Common{Job: j.Name, Machine: n.Machine, StateDir: n.StateDir, Tags: j.Tags, Level: level, Progress: n.Progress, Log: n.Log, Now: n.Now},
+		Keep:   job.Keep(j.KeepBase), Transport: job.Transport(j.Transport), NBDConnections: j.NBDConnections, VerifyCBT: j.VerifyCBT == nil || *j.VerifyCBT,
+		SkipUnsupported: j.SkipUnsupported, Retention: j.Keep.Policy(), VMConcurrency: j.Concurrency.VMs, DiskConcurrency: j.Concurrency.Disks,
+		HostConcurrency: j.Concurrency.PerHost, SRConcurrency: j.Concurrency.PerSR,
+		Retries: 1, Database: j.PoolMetadata, StopAfter: j.Window.StopAfter.After(n.Now()),
+	}
+	if j.Retries != nil {
+		o.Retries = *j.Retries
+	}
+	for _, l := range []struct {
+		text string
+		to   **limit.Limiter
+	}{{j.Limits.Read, &o.ReadLimit}, {j.Limits.Write, &o.WriteLimit}} {
+		if l.text == "" {
+			continue
+		}
+		s, err := limit.Parse(l.text)
+		if err != nil {
+			return o, err
+		}
+		*l.to = limit.New(s, n.Now)
+	}
+	return o, nil
+}
+
+// queue puts the chosen VMs in order: by priority, then those first whose last
+// good backup is oldest.
+func queue(sel *selection.Result, all []*repo.Snapshot, pool string) []job.Chosen {
+	vms := slices.Clone(sel.VMs)
+	last := func(v *selection.VM) time.Time {
+		if s := job.Good(all, pool, v.Record.UUID); s != nil {
+			return s.Data
+		}
+		return time.Time{}
+	}
+	slices.SortStableFunc(vms, func(a, b selection.VM) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), last(&a).Compare(last(&b)))
+	})
+	var list []job.Chosen
+	for i := range vms {
+		v := &vms[i]
+		c := job.Chosen{UUID: v.Record.UUID, Name: v.Record.NameLabel, Leave: map[string]string{}, Retention: &v.Keep}
+		for _, k := range v.Snapshot {
+			c.Kinds = append(c.Kinds, job.Kind(k))
+		}
+		for _, d := range v.Disks {
+			if d.Left != "" {
+				c.Leave[d.VDI.UUID] = d.Left
+			}
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
+	o, err := x.options()
+	if err != nil {
+		return err
+	}
+	all, bad, err := x.repo.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range bad {
+		x.partial(fmt.Errorf("snapshot %s: %w", p.Object, p.Err))
+	}
+	o.Chosen = queue(x.sel, all, x.rep.PoolUUID)
+	for _, f := range x.sel.Findings {
+		switch {
+		case f.Missing:
+			x.rep.VMs = append(x.rep.VMs, report.VM{Name: f.Subject, State: report.Failed, Error: f.Text, Cure: f.Cure, Missing: true})
+			x.errs = append(x.errs, fmt.Errorf("VM %s: %s", f.Subject, f.Text))
+		case f.Severity == selection.Error:
+			x.partial(fmt.Errorf("%s", f.Text))
+		case f.Severity == selection.Warn:
+			x.warn("%s: %s", f.Subject, f.Text)
+		}
+	}
+	if x.Job.VmBackup != nil {
+		for _, note := range x.Job.VmBackup.Notes {
+			x.warn("%s", note.Text)
+		}
+	}
+	for _, l := range x.sel.Left {
+		x.rep.Excluded = append(x.rep.Excluded, report.Left{Name: l.Record.NameLabel, UUID: l.Record.UUID, Reason: l.Reason})
+	}
+	if x.Job.ForgetFirst {
+		if gone, err := job.ForgetVMs(ctx, x.repo, o.Common, x.rep.PoolUUID, o.Chosen, o.Retention); err != nil {
+			x.partial(fmt.Errorf("retention before the backup: %w", err))
+		} else {
+			x.rep.Forgotten = gone
+			x.prune(ctx)
+			if err := x.repo.LoadIndex(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	if len(o.Chosen) == 0 && !o.Database {
+		if len(x.rep.VMs) > 0 {
+			return job.ErrFailed
+		}
+		return errors.New("the job's selection means no VM")
+	}
+	limit := x.Job.Hooks.TimeOut.Or(defaultHookTime)
+	if h := x.Job.Hooks.VMBefore; h != "" {
+		o.VMBefore = func(ctx context.Context, name, uuid string) error {
+			return hook(ctx, "vm-before", h, limit, x.env("XENKEEP_VM_NAME="+name, "XENKEEP_VM_UUID="+uuid)...)
+		}
+	}
+	if h := x.Job.Hooks.VMAfter; h != "" {
+		o.VMAfter = func(ctx context.Context, name, uuid string, failed error) error {
+			status := report.OK
+			if failed != nil {
+				status = report.Failed
+			}
+			return hook(ctx, "vm-after", h, limit, x.env("XENKEEP_VM_NAME="+name, "XENKEEP_VM_UUID="+uuid, "XENKEEP_STATUS="+string(status))...)
+		}
+	}
+	sum, err := job.Backup(ctx, x.repo, x.pool, o)
+	if sum != nil {
+		x.gather(sum, o.Chosen)
+	}
+	return err
+}
+
+// gather turns the backup's summary into the report's VMs.
+func (x *night) gather(sum *job.Summary, chosen []job.Chosen) {
+	r := x.rep
+	r.Uploaded, r.Packs, r.Database = sum.Stored, sum.Packs, sum.Database
+	r.Forgotten = append(r.Forgotten, sum.Forgotten...)
+	r.Warnings = append(r.Warnings, sum.Warnings...)
+	vms := make(map[string]report.VM)
+	for _, s := range sum.Snapshots {
+		v := report.VM{
+			Name: s.VMName, UUID: s.VMUUID, State: report.OK, Snapshot: s.ID, Kind: s.Kind, Disks: s.Disks,
+			Started: s.Started, Duration: s.Duration, Waits: s.Waits, Bottleneck: s.Slowest,
+		}
+		i := slices.IndexFunc(chosen, func(c job.Chosen) bool { return c.UUID == s.VMUUID })
+		for _, g := range s.Missing {
+			v.Left = append(v.Left, "disk "+g.Device+" is left out: "+g.Reason)
+			if i < 0 || chosen[i].Leave[g.VDI] == "" {
+				v.State = report.Partial
+				x.errs = append(x.errs, fmt.Errorf("VM %s: disk %s: %s", s.VMName, g.Device, g.Reason))
+			}
+			v.FirstDisk = v.FirstDisk || i >= 0 && chosen[i].Leave[g.VDI] == selection.FirstOnly
+		}
+		for _, d := range s.Disks {
+			v.Size += d.Size
+			v.Read += d.Read
+			v.New += d.New
+			v.Stored += d.Stored
+		}
+		vms[s.VMUUID] = v
+	}
+	for _, f := range sum.Failed {
+		v := report.VM{Name: f.VM, UUID: f.UUID, State: report.Failed, Error: f.Error, Cure: f.Cure}
+		vms[cmp.Or(f.UUID, f.VM)] = v
+	}
+	for _, s := range sum.Skipped {
+		vms[cmp.Or(s.UUID, s.VM)] = report.VM{Name: s.VM, UUID: s.UUID, State: report.Skipped, Error: s.Reason}
+	}
+	for _, c := range chosen {
+		if _, told := vms[c.UUID]; !told {
+			vms[c.UUID] = report.VM{Name: c.Name, UUID: c.UUID, State: report.Skipped, Error: "the run ended before it was begun"}
+		}
+	}
+	list := slices.Collect(maps.Values(vms))
+	slices.SortFunc(list, func(a, b report.VM) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.UUID, b.UUID)) })
+	r.VMs = append(r.VMs, list...)
+}
+
+// lastGood finds the newest good snapshot of every VM of the pool.
+func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
+	all, _, err := x.repo.Snapshots(context.WithoutCancel(ctx))
+	if err != nil {
+		x.warn("the newest good snapshots: %w", err)
+		return
+	}
+	at := make(map[string]time.Time)
+	for i := range inv.VMs {
+		vm := &inv.VMs[i]
+		if !vm.Real() {
+			continue
+		}
+		if s := job.Good(all, x.rep.PoolUUID, vm.UUID); s != nil {
+			at[vm.UUID] = s.Data
+		}
+		x.good = append(x.good, report.Good{Name: vm.NameLabel, UUID: vm.UUID, Data: at[vm.UUID]})
+	}
+	for i := range x.rep.VMs {
+		x.rep.VMs[i].LastGood = at[x.rep.VMs[i].UUID]
+	}
+}
+
+// maintain prunes and checks where it is due.
+func (x *night) maintain(ctx context.Context) {
+	t := readTurns(x.StateDir, x.repo.ID())
+	if x.rep.Pruned == "" && x.Job.Prune != "" && x.Job.Prune != config.Never {
+		if x.Job.Prune.Due(t.Prune, x.Now()) {
+			x.prune(ctx)
+		} else {
+			x.rep.Pruned = "not due"
+		}
+	}
+	every := x.Job.Check.Every
+	if every == "" && x.Job.Check.Budget > 0 {
+		every = config.Daily
+	}
+	switch {
+	case every == "" || every == config.Never:
+	case every.Due(t.Check, x.Now()):
+		x.check(ctx)
+	default:
+		x.rep.Checked = "not due"
+	}
+}
+
+func (x *night) prune(ctx context.Context) {
+	o := prune.Options{MaxRepack: defaultRepack, Now: x.Now}
+	if x.Job.MaxRepack > 0 {
+		o.MaxRepack = int64(x.Job.MaxRepack)
+	}
+	plan, err := prune.New(ctx, x.repo, o)
+	var res *prune.Result
+	if err == nil {
+		res, err = plan.Execute(ctx)
+	}
+	if err != nil {
+		x.rep.Pruned = "failed"
+		x.partial(fmt.Errorf("prune: %w", err))
+		return
+	}
+	x.rep.Pruned = "done"
+	x.rep.Freed, x.rep.FreedLater = res.Deleted.Bytes, plan.Later
+	x.turned(func(t *turns) { t.Prune = x.Now() })
+}
+
+func (x *night) turned(set func(*turns)) {
+	t := readTurns(x.StateDir, x.repo.ID())
+	set(t)
+	if err := t.save(); err != nil {
+		x.warn("remember that it was done: %w", err)
+	}
+}
+
+func (x *night) check(ctx context.Context) {
+	err := x.repo.LoadIndex(ctx)
+	var rep *check.Report
+	if err == nil {
+		b := int64(x.Job.Check.Budget)
+		rep, err = check.Run(ctx, x.repo, check.Options{ReadData: b > 0, Budget: b, Now: x.Now})
+	}
+	if err != nil {
+		x.rep.Checked = "failed"
+		x.partial(fmt.Errorf("check: %w", err))
+		return
+	}
+	x.rep.Checked = "clean"
+	for _, f := range rep.Findings {
+		x.rep.Findings = append(x.rep.Findings, oneLine(errors.New(f.String())))
+	}
+	if n := len(rep.Findings); n > 0 {
+		x.rep.Checked = "damage found"
+		x.errs = append(x.errs, fmt.Errorf("check: %d findings: %w", n, seal.ErrCorrupt))
+	}
+	x.turned(func(t *turns) { t.Check = x.Now() })
+}

@@ -1,0 +1,374 @@
+package nightly
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"xenkeep/job"
+	"xenkeep/job/config"
+	"xenkeep/job/selection"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+
+	"github.com/dustin/go-humanize"
+)
+
+// Plan is what a run would do. Its JSON form is documented in
+// docs/reference.md.
+type Plan struct {
+	Type     string      `json:"type"` // "plan"
+	Job      string      `json:"job"`
+	OK       bool        `json:"ok"` // the job would succeed
+	Settings []Setting   `json:"settings"`
+	VMs      []PlannedVM `json:"vms"`
+	Findings []Finding   `json:"findings"`
+}
+
+// Setting is one of what the job says.
+type Setting struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// PlannedVM is a VM in the order in which it would be begun.
+type PlannedVM struct {
+	Name     string        `json:"name"`
+	UUID     string        `json:"uuid"`
+	By       string        `json:"chosen_by"`
+	Priority int           `json:"priority"`
+	Kind     string        `json:"kind,omitempty"`
+	Disks    []PlannedDisk `json:"disks"`
+	Keeps    int           `json:"keeps"`   // snapshots that retention would leave, the new one included
+	Forgets  int           `json:"forgets"` // those it would forget
+	Error    string        `json:"error,omitempty"`
+	Cure     string        `json:"cure,omitempty"`
+}
+
+// PlannedDisk is one of its disks.
+type PlannedDisk struct {
+	Device string `json:"device"`
+	VDI    string `json:"vdi"`
+	SR     string `json:"sr"`
+	Size   int64  `json:"size"`
+	Method string `json:"method,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	Bytes  int64  `json:"bytes"` // to be read at most; -1: not known before
+	CBT    bool   `json:"cbt"`   // its changes are tracked now
+	Left   string `json:"left_out,omitempty"`
+}
+
+// Finding is what a plan came upon.
+type Finding struct {
+	Level string `json:"level"` // "note", "warn" or "error"
+	What  string `json:"what"`
+	Text  string `json:"text"`
+	Cure  string `json:"cure,omitempty"`
+}
+
+// chainLimit is how many files a VHD chain may have (sm drivers/vhdutil.py);
+// chainWarn leaves room for some nights.
+const (
+	chainLimit = 30
+	chainWarn  = 20
+)
+
+type planner struct {
+	*Night
+	plan *Plan
+}
+
+func (p *planner) find(level, what, cure, format string, args ...any) {
+	p.plan.Findings = append(p.plan.Findings, Finding{Level: level, What: what, Cure: cure, Text: oneLine(fmt.Errorf(format, args...))})
+	p.plan.OK = p.plan.OK && level != "error"
+}
+
+// MakePlan says what a run would do; it logs in and opens the repository, and
+// changes nothing.
+func MakePlan(ctx context.Context, n Night) (*Plan, error) {
+	n.defaults()
+	p := &planner{Night: &n, plan: &Plan{Type: "plan", Job: n.Job.Name, OK: true, VMs: []PlannedVM{}, Findings: []Finding{}}}
+	p.settings()
+	o, err := n.options()
+	if err != nil {
+		return nil, err
+	}
+	r, err := n.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	pool, err := n.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer pool.Close(ctx)
+	inv, err := selection.Read(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	sel, err := selection.Choose(inv, n.Job)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range sel.Findings {
+		p.find([]string{"note", "warn", "error"}[f.Severity], f.Subject, f.Cure, "%s", f.Text)
+	}
+	if v := n.Job.VmBackup; v != nil {
+		for _, note := range v.Notes {
+			p.find("note", v.File, "", "%s", note.Text)
+		}
+	}
+	for _, l := range sel.Left {
+		p.find("note", l.Record.NameLabel, "", "left out: %s", l.Reason)
+	}
+	if len(sel.VMs) == 0 {
+		p.find("error", "selection", "choose VMs in the config", "no VM is backed up")
+	}
+	if err := p.vms(ctx, r, pool, sel, &o); err != nil {
+		return nil, err
+	}
+	p.srs(inv, sel)
+	rep, err := job.Cleanup(ctx, r, pool, job.CleanupOptions{Machine: n.Machine, DryRun: true})
+	if err != nil {
+		return nil, err
+	}
+	for i := range rep.Found {
+		switch l := &rep.Found[i]; l.State {
+		case job.StateDead:
+			p.find("note", l.Class+" "+l.Name, "", "left by a dead run; the run cleans it up (%s)", l.Action)
+		case job.StateLive:
+			p.find("warn", l.Class+" "+l.Name, "wait for that run to end", "in use by run %.8s on %s", l.Run, l.Machine)
+		}
+	}
+	p.repository(ctx, r)
+	return p.plan, nil
+}
+
+func (p *planner) settings() {
+	j := p.Job
+	add := func(name, format string, args ...any) {
+		p.plan.Settings = append(p.plan.Settings, Setting{name, fmt.Sprintf(format, args...)})
+	}
+	add("pool", "%s", p.PoolName)
+	add("repository", "%s", p.Location)
+	kinds := make([]string, len(j.Snapshot))
+	for i, k := range j.Snapshot {
+		kinds[i] = string(k)
+	}
+	if len(kinds) == 0 {
+		kinds = []string{string(config.Regular)}
+	}
+	add("snapshot", "%s", strings.Join(kinds, ", else "))
+	transport := j.Transport
+	if transport == "" {
+		transport = "auto"
+	}
+	add("transport", "%s", transport)
+	k := j.Keep.Policy()
+	keep := ""
+	for _, x := range []struct {
+		name string
+		n    int
+	}{{"last", k.Last}, {"hourly", k.Hourly}, {"daily", k.Daily}, {"weekly", k.Weekly}, {"monthly", k.Monthly}, {"yearly", k.Yearly}} {
+		if x.n < 0 {
+			keep += x.name + " all, "
+		} else if x.n > 0 {
+			keep += x.name + " " + strconv.Itoa(x.n) + ", "
+		}
+	}
+	if w := k.Within.String(); w != "" {
+		keep += "within " + w
+	}
+	if keep == "" {
+		keep = "everything"
+	}
+	add("keep", "%s", strings.TrimSuffix(keep, ", "))
+	if j.Prune != "" {
+		add("prune", "%s", j.Prune)
+	}
+	if j.Check.Every != "" || j.Check.Budget > 0 {
+		add("check", "%s, reading %s", j.Check.Every, humanize.IBytes(uint64(j.Check.Budget)))
+	}
+	add("pool-metadata", "%t", j.PoolMetadata)
+	if w := j.Window.StopAfter.String(); w != "" {
+		add("stop-after", "%s", w)
+	}
+	if j.StatusLog != "" {
+		add("status-log", "%s", j.StatusLog)
+	}
+	if v := j.VmBackup; v != nil {
+		count := map[string]int{}
+		for _, l := range append(slices.Clone(v.Exclude), v.Export...) {
+			count[l.Key]++
+		}
+		add("max_backups", "%d", v.MaxBackups)
+		add("exclude", "%d lines", count["exclude"])
+		add("vdi-export", "%d lines", count["vdi-export"])
+		add("vm-export", "%d lines", count["vm-export"])
+	}
+}
+
+func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client, sel *selection.Result, o *job.BackupOptions) error {
+	all, bad, err := r.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, b := range bad {
+		p.find("error", b.Object, "run xenkeep check, then xenkeep repair", "%w", b.Err)
+	}
+	f, err := job.Foresee(ctx, r, pool, *o)
+	if err != nil {
+		return err
+	}
+	if f.Untracked != "" {
+		p.find("note", "NBD", "xe network-param-add uuid=NETWORK param-name=purpose param-key=nbd",
+			"%s: changed-block tracking is not used", f.Untracked)
+	}
+	by := make(map[string]*selection.VM)
+	for i := range sel.VMs {
+		by[sel.VMs[i].Record.UUID] = &sel.VMs[i]
+	}
+	for _, c := range queue(sel, all, pool.PoolUUID()) {
+		v := by[c.UUID]
+		out := PlannedVM{Name: c.Name, UUID: c.UUID, By: v.By, Priority: v.Priority, Disks: []PlannedDisk{}}
+		fc, err := f.VM(ctx, c)
+		if err != nil && ctx.Err() != nil {
+			return err
+		}
+		if err != nil {
+			out.Error, out.Cure = oneLine(err), job.CureOf(err)
+			p.find("error", c.Name, out.Cure, "%w", err)
+		}
+		if fc != nil {
+			p.forecast(c.Name, fc, f, &out)
+		}
+		out.Keeps, out.Forgets = p.retention(all, pool.PoolUUID(), &c, o)
+		p.plan.VMs = append(p.plan.VMs, out)
+	}
+	return nil
+}
+
+func (p *planner) forecast(name string, fc *job.Forecast, f *job.Foresight, out *PlannedVM) {
+	out.Kind = string(fc.Kind)
+	for _, x := range fc.Fallback {
+		if fc.Kind != "" {
+			p.find("warn", name, "", "%s: %s is taken", x, fc.Kind)
+		}
+	}
+	for _, x := range fc.Warnings {
+		p.find("warn", name, "", "%s", x)
+	}
+	if fc.Space != nil {
+		p.find("error", name, job.CureOf(fc.Space), "%w", fc.Space)
+	}
+	untracked := 0
+	for _, d := range fc.Disks {
+		out.Disks = append(out.Disks, PlannedDisk{
+			Device: d.Device, VDI: d.VDI, SR: d.SR, Size: d.Size, Method: d.Method, Reason: d.Reason, Bytes: d.Bytes, CBT: d.Tracked, Left: d.Left,
+		})
+		if d.Left == "" && !d.Tracked {
+			untracked++
+		}
+	}
+	if untracked > 0 && f.Untracked == "" {
+		p.find("note", name, "", "changes of %d disks are not tracked yet: the run switches that on where the licence allows", untracked)
+	}
+}
+
+// retention tells how many of a VM's snapshots would stay and go after a
+// success.
+func (p *planner) retention(all []*repo.Snapshot, pool string, c *job.Chosen, o *job.BackupOptions) (keeps, forgets int) {
+	policy := o.Retention
+	if c.Retention != nil {
+		policy = *c.Retention
+	}
+	now := p.Now()
+	mine := []*repo.Snapshot{{Origin: "pool", Pool: repo.Named{UUID: pool}, VM: repo.Named{UUID: c.UUID}, Job: o.Job, Complete: true, Data: now, Written: now}}
+	for _, s := range all {
+		if s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == c.UUID && s.Job == o.Job {
+			mine = append(mine, s)
+		}
+	}
+	for _, d := range policy.Apply(mine, now) {
+		if d.Keep {
+			keeps++
+		} else {
+			forgets++
+		}
+	}
+	return keeps, forgets
+}
+
+// srs looks at the SRs that disks of the job are on: free space, long chains,
+// and parents that wait to be coalesced.
+func (p *planner) srs(inv *selection.Inventory, sel *selection.Result) {
+	byUUID := make(map[string]*xapi.VDI)
+	children := make(map[string]int)
+	for _, v := range inv.VDIs {
+		byUUID[v.UUID] = &v
+		if up := v.SMConfig["vhd-parent"]; up != "" {
+			children[up]++
+		}
+	}
+	used := make(map[xapi.Ref]bool)
+	for i := range sel.VMs {
+		for _, d := range sel.VMs[i].Disks {
+			used[d.SR.Ref] = true
+			depth := 1
+			for v := &d.VDI; v != nil && depth <= chainLimit && v.SMConfig["vhd-parent"] != ""; depth++ {
+				v = byUUID[v.SMConfig["vhd-parent"]]
+			}
+			what := sel.VMs[i].Record.NameLabel + " " + d.Device()
+			switch {
+			case depth >= chainLimit:
+				p.find("error", what, "wait until the SR has coalesced: xe sr-scan uuid="+d.SR.UUID, "its VHD chain has %d files, and no snapshot can be taken beyond %d", depth, chainLimit)
+			case depth >= chainWarn:
+				p.find("warn", what, "see why the SR does not coalesce: xe sr-scan uuid="+d.SR.UUID+", then /var/log/SMlog", "its VHD chain has %d of %d files", depth, chainLimit)
+			}
+		}
+	}
+	for ref := range used {
+		sr := inv.SRs[ref]
+		backlog := 0
+		for _, v := range inv.VDIs {
+			if v.SR == ref && !v.Managed && children[v.UUID] == 1 {
+				backlog++
+			}
+		}
+		if backlog > 0 {
+			p.find("note", "SR "+sr.NameLabel, "", "%d parents wait to be coalesced", backlog)
+		}
+		if sr.PhysicalSize > 0 {
+			p.find("note", "SR "+sr.NameLabel, "", "%s free of %s", humanize.IBytes(uint64(max(sr.PhysicalSize-sr.PhysicalUtilisation, 0))), humanize.IBytes(uint64(sr.PhysicalSize)))
+		}
+	}
+}
+
+// repository looks at the space behind a repository in a folder.
+func (p *planner) repository(_ context.Context, r *repo.Repository) {
+	for _, x := range r.Problems() {
+		p.find("error", x.Object, "run xenkeep check", "%w", x.Err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(r.Objects().Location(), &st); err != nil {
+		if !errors.Is(err, unix.ENOENT) {
+			p.find("warn", "repository", "", "free space: %w", err)
+		}
+		return
+	}
+	free, total := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
+	level, cure := "note", ""
+	switch {
+	case free < 64<<20:
+		level, cure = "error", "make room, or run xenkeep prune --exclusive"
+	case free < total/20:
+		level, cure = "warn", "make room, keep fewer snapshots, or run xenkeep prune"
+	}
+	p.find(level, "repository", cure, "%s free of %s", humanize.IBytes(free), humanize.IBytes(total))
+}
