@@ -192,7 +192,7 @@ func (r *ruin) line(stdout, stderr string) string {
 // Whatever object is damaged in whatever way, each command does what
 // testdata/damage.golden says, and none deletes anything because of it.
 func TestDamageTable(t *testing.T) {
-	whole, foreign := newRuin(t, 600<<10), newRuin(t, 1200<<10)
+	whole, foreign := newRuin(t, 600<<10), newRuin(t, 2000<<10)
 	damages := []struct {
 		name string
 		do   func(own, other []byte) []byte

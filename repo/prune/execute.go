@@ -11,6 +11,7 @@ import (
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
 )
 
@@ -237,6 +238,9 @@ func (e *execution) repack(ctx context.Context, ids []pack.ID) error {
 	_, _ = rand.Read(run[:])
 	n, err := e.r.Store().Repack(ctx, run, from, e.o.Progress)
 	e.res.Written += n
+	if errors.Is(err, seal.ErrCorrupt) || errors.Is(err, seal.ErrForeign) {
+		return unreadable("repack", err)
+	}
 	if err != nil {
 		return err
 	}
