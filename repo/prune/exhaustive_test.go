@@ -1,0 +1,206 @@
+package prune_test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"xenkeep/repo/prune"
+)
+
+// thorough tells whether the exhaustive tests leave nothing out: with
+// XENKEEP_TEST_THOROUGH=1, about ten minutes.
+func thorough() bool { return os.Getenv("XENKEEP_TEST_THOROUGH") != "" }
+
+// orders are all orders of n whole doings: f forgets the oldest snapshot, p
+// prunes, b backs up what shares content with it, t lets four days pass. Those
+// that repeat what changes nothing are left out.
+func orders(n int, fn func(string)) {
+	var next func(s string)
+	next = func(s string) {
+		if len(s) == n {
+			fn(s)
+			return
+		}
+		for _, c := range "fpbt" {
+			last := byte(0)
+			if len(s) > 0 {
+				last = s[len(s)-1]
+			}
+			switch {
+			case byte(c) == last: // nothing has happened since
+			case c == 'b' && strings.Contains(s, "b"):
+			case c == 'f' && strings.Contains(s, "f"):
+			default:
+				next(s + string(c))
+			}
+		}
+	}
+	next("")
+}
+
+// play does one order, and looks whether what is published then is whole.
+func play(t *testing.T, order string, declared, actual time.Duration) error {
+	t.Helper()
+	w, err := newWorld(t.Context(), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.stop()
+	run := func() { w.step(w.clients[0], 1<<30) }
+	w.backup("a", []uint64{1, 2})
+	run()
+	w.store.DelayLists(declared, actual, w.c.Now) // what is there is shown
+	for _, c := range order {
+		switch c {
+		case 'f':
+			if err := w.forget(0); err != nil {
+				t.Fatal(err)
+			}
+		case 'p':
+			w.prune(prune.Options{})
+			run()
+		case 'b':
+			w.backup("b", []uint64{1, 2, 3})
+			run()
+		case 't':
+			w.c.Add(4 * day)
+		}
+	}
+	w.c.Add(100 * day)
+	return sound(w.ctx, w.inner)
+}
+
+// In no order of whole doings anything is lost while listings are late within
+// the declared bound; beyond it this same search finds the loss. If it did not,
+// it would show nothing.
+func TestAllOrders(t *testing.T) {
+	n := 6
+	if thorough() {
+		n = 8
+	}
+	for _, c := range []struct {
+		name             string
+		declared, actual time.Duration
+		loses            bool
+	}{
+		{"at once", 0, 0, false},
+		{"within the bound", 2 * time.Minute, 2 * time.Minute, false},
+		{"beyond the bound", 2 * time.Minute, 5 * day, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			var lost []string
+			all := 0
+			orders(n, func(order string) {
+				if c.loses && len(lost) > 2 {
+					return
+				}
+				all++
+				if err := play(t, order, c.declared, c.actual); err != nil {
+					lost = append(lost, fmt.Sprintf("%s: %v", order, err))
+				}
+			})
+			t.Logf("%d orders, lost in: %v", all, lost)
+			if (len(lost) > 0) != c.loses {
+				t.Errorf("of %d orders these lost something: %v", all, lost)
+			}
+		})
+	}
+}
+
+// A backup that is held up before each of its calls, while a prune is held up
+// before each of its own; both may be killed there instead of going on. Then a
+// prune deletes what was condemned.
+func TestAllInterleavings(t *testing.T) {
+	stride := 7
+	if thorough() {
+		stride = 1
+	}
+	played := 0
+	for i := 0; ; i++ { // calls of the backup before the prune begins
+		ended := false
+		for j := i % stride; ; j += stride { // calls of the prune before the backup goes on
+			for _, killed := range []string{"", "backup", "prune"} {
+				if killed != "" && !thorough() && (i+j)%3 != 0 {
+					continue
+				}
+				over, beyond := interleave(t, i, j, killed)
+				played++
+				ended = ended || over
+				if beyond {
+					j = 1 << 20
+				}
+			}
+			if j >= 1<<20 || ended {
+				break
+			}
+		}
+		if ended {
+			break
+		}
+	}
+	if t.Logf("%d interleavings", played); played < 100 {
+		t.Errorf("only %d interleavings were played", played)
+	}
+}
+
+// interleave plays one; it tells whether the backup, or the prune, was over
+// before it was held up.
+func interleave(t *testing.T, i, j int, killed string) (over, beyond bool) {
+	t.Helper()
+	w, err := newWorld(t.Context(), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.stop()
+	w.backup("a", []uint64{1, 2})
+	w.step(w.clients[0], 1<<30)
+	if err := w.forget(0); err != nil {
+		t.Fatal(err)
+	}
+	w.backup("b", []uint64{1, 2, 3})
+	run := w.clients[0]
+	alive := func(c *client) bool {
+		for _, o := range w.clients {
+			if o == c {
+				return true
+			}
+		}
+		return false
+	}
+	if i > 0 {
+		w.step(run, i)
+	}
+	over = !alive(run)
+	w.prune(prune.Options{MaxRepack: 1 << 30})
+	pass := w.clients[len(w.clients)-1]
+	if j > 0 && alive(pass) {
+		w.step(pass, j)
+	}
+	beyond = !alive(pass)
+	for _, c := range []struct {
+		name string
+		c    *client
+	}{{"backup", run}, {"prune", pass}} {
+		if !alive(c.c) {
+			continue
+		}
+		if killed == c.name {
+			w.kill(c.c)
+		} else {
+			w.step(c.c, 1<<30)
+		}
+	}
+	for range 2 {
+		w.c.Add(2 * day)
+		w.prune(prune.Options{MaxRepack: 1 << 30})
+		w.step(w.clients[0], 1<<30)
+	}
+	if err := sound(w.ctx, w.inner); err != nil {
+		t.Fatalf("backup held up after %d calls, prune after %d, killed: %q: %v\n%s", i, j, killed, err, strings.Join(w.log, "\n"))
+	}
+	return over, beyond
+}
