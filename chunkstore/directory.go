@@ -3,9 +3,11 @@ package chunkstore
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
+	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
 )
@@ -97,10 +99,34 @@ func (s *Store) directory(ctx context.Context, id pack.ID) (*pack.Directory, err
 	}
 }
 
+// recoverPack tells whether an older, sound version of a pack that is damaged is
+// read from now on.
+func (s *Store) recoverPack(ctx context.Context, id pack.ID) bool {
+	r, ok := s.objects.(object.Recoverer)
+	if !ok {
+		return false
+	}
+	if found, err := r.Recover(ctx, id.ObjectName()); err != nil || !found {
+		return false
+	}
+	// Its table of contents may be another's.
+	s.dirs.mu.Lock()
+	defer s.dirs.mu.Unlock()
+	if e, ok := s.dirs.byID[id]; ok {
+		s.dirs.lru.Remove(e)
+		delete(s.dirs.byID, id)
+		s.dirs.pieces -= e.Value.(*cachedDirectory).n
+	}
+	return true
+}
+
 // ReadDirectory reads and verifies the header and the table of contents of a
 // pack. Where its size is known (not negative) the blobs must fill it exactly.
 func (s *Store) ReadDirectory(ctx context.Context, id pack.ID, size int64) (*pack.Directory, error) {
 	d, err := s.readDirectory(ctx, id, size)
+	if errors.Is(err, seal.ErrCorrupt) && s.recoverPack(ctx, id) {
+		d, err = s.readDirectory(ctx, id, size)
+	}
 	if err != nil {
 		return nil, &pack.Error{Pack: id, Offset: -1, Err: err}
 	}

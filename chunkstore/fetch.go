@@ -176,6 +176,12 @@ func (s *Store) newReader() *reader {
 func (r *reader) release() { readers.Put(r) }
 
 func (r *reader) span(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span, fn func(i int, p []byte) error) error {
+	return r.readSpan(ctx, k, ids, sp, true, fn)
+}
+
+// readSpan is span; with again, a pack that turns out not to be what it should
+// is looked for among its older versions.
+func (r *reader) readSpan(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span, again bool, fn func(i int, p []byte) error) error {
 	fail := func(i int, err error) error {
 		return &BlobError{Kind: k, ID: ids[sp.blobs[i].i], Pack: sp.pack, Err: err}
 	}
@@ -210,6 +216,10 @@ func (r *reader) span(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span
 			perr := err
 			if perr == nil {
 				p, perr = r.piece(b, plain, k, ids[w.i])
+			}
+			if perr != nil && again && errors.Is(perr, seal.ErrCorrupt) && r.s.recoverPack(ctx, sp.pack) {
+				sp.blobs = sp.blobs[i:]
+				return r.readSpan(ctx, k, ids, sp, false, fn)
 			}
 			if perr != nil {
 				if err := r.elsewhere(ctx, k, ids, sp, i, i+1, fail(i, perr), fn); err != nil {

@@ -125,6 +125,9 @@ func withRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 	if err != nil {
 		return err
 	}
+	if claims, err = unretired(ctx, r, claims); err != nil {
+		return err
+	}
 	if c.WriteLimit != nil {
 		ctx = object.WithThrottle(ctx, c.WriteLimit.Wait)
 	}
@@ -146,6 +149,21 @@ func withRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 		return nil
 	}
 	return err
+}
+
+// unretired leaves out the claims of runs that were declared over: whoever may
+// only add to the storage ends a run so.
+func unretired(ctx context.Context, r *repo.Repository, claims []*repo.Claim) ([]*repo.Claim, error) {
+	if len(claims) == 0 {
+		return nil, nil
+	}
+	retired, _, err := r.Retirements(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(claims, func(c *repo.Claim) bool {
+		return slices.ContainsFunc(retired, func(t *repo.Retired) bool { return t.Run == c.Run })
+	}), nil
 }
 
 // forget applies a policy to the VMs of the snapshots just published.
@@ -177,7 +195,11 @@ func forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 			if d.Keep || protected[d.Snapshot.ID()] {
 				continue
 			}
-			if err := r.DeleteSnapshot(ctx, d.Snapshot); err != nil {
+			err := r.DeleteSnapshot(ctx, d.Snapshot)
+			if errors.Is(err, object.ErrLocked) {
+				continue // its time comes
+			}
+			if err != nil {
 				return gone, err
 			}
 			gone = append(gone, d.Snapshot.ID())

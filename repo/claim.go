@@ -153,9 +153,16 @@ func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 		return nil
 	})
 	for _, name := range append(names, c.name) {
-		if name != "" {
-			err = errors.Join(err, r.objects.Delete(ctx, name))
+		if name == "" {
+			continue
 		}
+		derr := r.objects.Delete(ctx, name)
+		if errors.Is(derr, object.ErrPermission) {
+			// Who may only add says that the run is over; a pruner, which may
+			// delete, takes the rest away.
+			return errors.Join(err, r.PutRetired(ctx, &Retired{Run: c.Run, Time: time.Now().UTC(), Reason: "over"}))
+		}
+		err = errors.Join(err, derr)
 	}
 	return err
 }

@@ -53,6 +53,9 @@ type Config struct {
 	Chunker       chunk.Params `json:"chunker"`
 	CertifyPublic []byte       `json:"certify_public"`
 	Features      Features     `json:"features"`
+	// LockDays is for how long packs, index objects, snapshots and keys are
+	// locked against deletion when they are put; 0: not at all.
+	LockDays int `json:"lock_days,omitempty"`
 }
 
 func (c *Config) check() error {
@@ -117,6 +120,8 @@ type Options struct {
 	// Chunker says how a new repository cuts; the zero value is
 	// chunk.DefaultParams.
 	Chunker chunk.Params
+	// LockDays is the new repository's Config.LockDays.
+	LockDays int
 }
 
 func (o *Options) defaults() {
@@ -135,6 +140,9 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 	if err := o.Chunker.Validate(); err != nil {
 		return nil, err
 	}
+	if err := startLocks(objects, o.LockDays); err != nil {
+		return nil, err
+	}
 	keys, err := seal.NewKeys()
 	if err != nil {
 		return nil, err
@@ -143,6 +151,7 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 		Format: Format, Repository: keys.Repo.String(), Created: o.Now().UTC().Truncate(time.Second),
 		BlockSize: disk.BlockSize, Chunker: o.Chunker, CertifyPublic: keys.CertifyPublic,
 		Features: Features{Read: []string{}, Write: []string{}, Prune: []string{}},
+		LockDays: o.LockDays,
 	}
 	raw, err := json.Marshal(cfg)
 	if err != nil {
@@ -171,6 +180,9 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 			return nil, err
 		}
 	}
+	if err := provenLocked(ctx, objects, o.LockDays); err != nil {
+		return nil, err
+	}
 	r := &Repository{objects: objects, keys: keys, rawJSON: raw}
 	if err := r.begin(o); err != nil {
 		return nil, err
@@ -196,6 +208,15 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 	slots, err := readSlots(ctx, objects)
 	if err != nil {
 		return nil, err
+	}
+	older := false
+	if len(slots) == 0 {
+		// Only then: a key that was taken away shall open nothing as long as
+		// there are others.
+		if slots, err = olderSlots(ctx, objects); err != nil {
+			return nil, err
+		}
+		older = true
 	}
 	if len(slots) == 0 {
 		if _, err := objects.Stat(ctx, configName); errors.Is(err, object.ErrNotFound) {
@@ -236,6 +257,9 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 		}
 		if err == nil && o.CacheDir != "" && s.head.ID != first {
 			rememberSlot(o.CacheDir, s.head)
+		}
+		if err == nil && older {
+			r.addProblems(Problem{Object: "slots/a/" + s.head.ID, Err: fmt.Errorf("slots/a/%s: overwritten or deleted; an older version opens: %w", s.head.ID, seal.ErrCorrupt)})
 		}
 		return r, err
 	}
@@ -307,6 +331,9 @@ func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.R
 		if errors.Is(err, object.ErrNoRepository) || errors.Is(err, seal.ErrForeign) || errors.Is(err, seal.ErrNewer) || object.Retriable(err) {
 			return nil, err
 		}
+		if head, oerr := olderConfig(ctx, objects, keys); oerr == nil {
+			r.rawJSON = head
+		}
 		r.addProblems(Problem{Object: configName, Err: err})
 	}
 	if err := r.readRevoked(ctx); err != nil {
@@ -329,6 +356,9 @@ func (r *Repository) begin(o Options) error {
 	if err := r.config.check(); err != nil {
 		return err
 	}
+	if k, ok := object.KeeperOf(r.objects); ok && r.config.LockDays > 0 {
+		k.KeepFor(r.config.LockDays)
+	}
 	dir := ""
 	if o.CacheDir != "" {
 		r.cacheDir = filepath.Join(o.CacheDir, r.keys.Repo.String())
@@ -350,6 +380,10 @@ func readConfig(ctx context.Context, objects object.Store, keys *seal.Keys) (jso
 	if err != nil {
 		return nil, err
 	}
+	return openConfig(keys, data)
+}
+
+func openConfig(keys *seal.Keys, data []byte) (json.RawMessage, error) {
 	o, err := keys.OpenObject(seal.KindConfig, data)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)

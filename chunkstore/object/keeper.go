@@ -28,7 +28,8 @@ type Keeper interface {
 	KeepFor(days int)
 
 	// ListVersions calls fn for each version of each object whose name begins
-	// with prefix, those of one name together and newest first.
+	// with prefix, those of one name together: the latest first, then the
+	// others, newest first; deletions among these may come last.
 	ListVersions(ctx context.Context, prefix string, fn func(Version) error) error
 
 	// GetVersion is Get of one version.
@@ -65,6 +66,7 @@ func LockedName(name string) bool {
 type Recoverer interface {
 	// Recover looks for a sound version of an object that turned out not to
 	// be, or not to be there, and has the store read that from now on. It
-	// reports whether there is one that was not read before.
+	// reports whether that is another than the latest: then it is worth
+	// reading again, once.
 	Recover(ctx context.Context, name string) (bool, error)
 }

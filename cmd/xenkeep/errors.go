@@ -80,6 +80,8 @@ func hint(err error) string {
 		return object.CureOf(err)
 	case errors.Is(err, object.ErrNoRepository):
 		return "is the path right, and is what should be mounted there? xenkeep init makes a new repository"
+	case errors.Is(err, object.ErrLocked):
+		return "nobody can delete it before that; a policy of xenkeep forget lets it go then"
 	case errors.Is(err, object.ErrExists):
 		return "a new repository needs an empty folder, or a prefix without objects"
 	case errors.Is(err, object.ErrNoSpace):

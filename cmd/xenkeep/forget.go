@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"xenkeep/chunkstore/object"
 	"xenkeep/repo"
 	"xenkeep/repo/retention"
 )
@@ -117,7 +118,7 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 		return err
 	}
 	sum := forgetSummary{Type: "summary", DryRun: o.dryRun}
-	failed := forgetAll(ctx, r, o.dryRun, decisions, unreadable, &sum)
+	failed := forgetAll(ctx, r, o.dryRun, len(specs) > 0, decisions, unreadable, &sum)
 	if o.output.json {
 		err = writeDecisions(w, decisions, &sum)
 	} else {
@@ -156,9 +157,21 @@ func named(all []*repo.Snapshot, bad []repo.Problem, protected map[string]bool, 
 	return ds, unreadable, nil
 }
 
-func forgetAll(ctx context.Context, r *repo.Repository, dryRun bool, ds []retention.Decision, unreadable []string, sum *forgetSummary) error {
+func forgetAll(ctx context.Context, r *repo.Repository, dryRun, named bool, ds []retention.Decision, unreadable []string, sum *forgetSummary) error {
 	for i := range ds {
 		if ds[i].Keep {
+			sum.Kept++
+			continue
+		}
+		until, err := r.LockedUntil(ctx, ds[i].Snapshot)
+		if err != nil {
+			return err
+		}
+		if !until.IsZero() {
+			if named {
+				return fmt.Errorf("snapshot %s: %w", ds[i].Snapshot.Short(), &object.LockedError{Name: ds[i].Snapshot.Short(), Until: until})
+			}
+			ds[i].Keep, ds[i].Reasons = true, []string{"locked until " + clock(until)}
 			sum.Kept++
 			continue
 		}

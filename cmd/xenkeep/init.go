@@ -16,6 +16,7 @@ type initOptions struct {
 	repository repositoryFlags
 	output     outputFlags
 	chunks     chunkSizes
+	lockDays   int
 }
 
 // initLine is what init prints with --json.
@@ -25,6 +26,7 @@ type initLine struct {
 	Location string    `json:"location"`
 	Format   int       `json:"format"`
 	Created  time.Time `json:"created"`
+	LockDays int       `json:"lock_days"`
 }
 
 func newInitCommand() *cobra.Command {
@@ -41,6 +43,7 @@ all that opens it later; print a key page too and keep it elsewhere.`,
 	o.repository.add(cmd)
 	o.output.add(cmd)
 	cmd.Flags().Var(&o.chunks, "chunk-size", "cut chunks of these `sizes`: shortest, normal, longest (24K,32K,96K)")
+	cmd.Flags().IntVar(&o.lockDays, "lock-days", 0, "lock packs, indexes, snapshots and keys against deletion for `n` days")
 	return cmd
 }
 
@@ -74,14 +77,17 @@ func (c *chunkSizes) Set(text string) error {
 }
 
 func runInit(cmd *cobra.Command, o *initOptions) error {
-	r, err := o.repository.create(cmd.Context(), cmd.ErrOrStderr(), repo.Options{Chunker: chunk.Params(o.chunks)})
+	if err := checkLockDays(o.lockDays); err != nil {
+		return err
+	}
+	r, err := o.repository.create(cmd.Context(), cmd.ErrOrStderr(), repo.Options{Chunker: chunk.Params(o.chunks), LockDays: o.lockDays})
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	if o.output.json {
 		return writeLine(cmd.OutOrStdout(), initLine{
-			Type: "repository", ID: r.ID(), Location: r.Objects().Location(), Format: r.Config().Format, Created: r.Config().Created,
+			Type: "repository", ID: r.ID(), Location: r.Objects().Location(), Format: r.Config().Format, Created: r.Config().Created, LockDays: r.LockDays(),
 		})
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), `made repository %s in %s

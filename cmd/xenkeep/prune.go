@@ -114,6 +114,7 @@ func printPrune(w io.Writer, l *pruneLine) error {
 		row("condemned", l.Result.Condemned, "")
 	}
 	row("waiting", p.Waiting, "condemned earlier")
+	row("locked", p.Locked, "against deletion")
 	if err := t.flush(); err != nil {
 		return err
 	}
@@ -128,6 +129,11 @@ func printPrune(w io.Writer, l *pruneLine) error {
 	}
 	if p.Retire > 0 {
 		if _, err := fmt.Fprintf(w, "%s of runs that look dead retired\n", plural(p.Retire, "claim")); err != nil {
+			return err
+		}
+	}
+	if n := l.Result.Extended; n > 0 {
+		if _, err := fmt.Fprintf(w, "%s locked for longer\n", plural(n, "object")); err != nil {
 			return err
 		}
 	}

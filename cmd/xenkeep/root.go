@@ -25,7 +25,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 	}
 	root.AddCommand(
 		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(),
-		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newCleanupCommand(), newDoctorCommand(), newPlanCommand(), newCoverageCommand(), newConfigCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
+		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newRepoCommand(), newCleanupCommand(), newDoctorCommand(), newPlanCommand(), newCoverageCommand(), newConfigCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
 	root.AddCommand(newExportCommand(), newImportCommand(), newVerifyCommand(), newDiffCommand(), newMountCommand(), newServeCommand())
 	return root

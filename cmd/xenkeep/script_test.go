@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"xenkeep/chunkstore/object/objecttest/s3server"
@@ -52,6 +54,32 @@ func TestScriptsS3(t *testing.T) {
 			e.Setenv("XENKEEP_REPOSITORY", s3.Location(filepath.Base(e.WorkDir)))
 		}))
 	})
+}
+
+// In a bucket that locks what is put.
+func TestScriptsLocked(t *testing.T) {
+	s3 := s3server.StartWith(t, s3server.Options{Lock: true})
+	t.Run("stories", func(t *testing.T) {
+		p := stories(testscript.Params{Dir: "testdata/locked"}, func(e *testscript.Env) {
+			e.Vars = append(e.Vars, s3.Environ()...)
+			e.Setenv("XENKEEP_REPOSITORY", s3.Location(filepath.Base(e.WorkDir)))
+		})
+		p.Cmds["vandalise"] = func(ts *testscript.TestScript, _ bool, _ []string) { vandalise(ts, s3) }
+		testscript.Run(t, p)
+	})
+}
+
+// vandalise deletes all that the bucket shows, as anyone with the keys can.
+func vandalise(ts *testscript.TestScript, server *s3server.Server) {
+	client, err := minio.New(server.Endpoint, &minio.Options{
+		Creds: credentials.NewStaticV4(server.AccessKey, server.SecretKey, ""), Region: server.Region,
+	})
+	ts.Check(err)
+	ctx := context.Background()
+	for i := range client.ListObjectsIter(ctx, server.Bucket, minio.ListObjectsOptions{Recursive: true}) {
+		ts.Check(i.Err)
+		ts.Check(client.RemoveObject(ctx, server.Bucket, i.Key, minio.RemoveObjectOptions{}))
+	}
 }
 
 func stories(p testscript.Params, where func(*testscript.Env)) testscript.Params {

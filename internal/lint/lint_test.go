@@ -54,6 +54,7 @@ var allowed = []struct {
 	{"job/notify", "job/config job/report"},
 	{"job/report", "job"},
 	{"job/nightly", "job job/config job/notify job/report job/selection repo repo/check repo/prune chunkstore/seal xapi internal/limit"},
+	{"repo/s3test", ""},
 	{"job/pyre", ""},
 	{"job/config", "job/pyre repo/retention chunkstore/seal"},
 	{"job/selection", "job/config job/pyre repo/retention xapi"},

@@ -23,6 +23,7 @@ type Result struct {
 	Written   int   `json:"packs_written"`
 	TakenBack int   `json:"packs_taken_back"` // needed after all, when it was looked a second time
 	Retired   int   `json:"claims_retired"`
+	Extended  int   `json:"locks_extended"`
 	Forgotten int   `json:"given_up"`
 }
 
@@ -54,6 +55,9 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 		return &e.res, err
 	}
 	if err := e.r.MergeCatalogues(ctx); err != nil {
+		return &e.res, err
+	}
+	if err := e.extendLocks(ctx); err != nil {
 		return &e.res, err
 	}
 	return &e.res, e.r.LoadIndex(ctx)
@@ -133,7 +137,8 @@ func (e *execution) deleteDue(ctx context.Context) error {
 	}
 	end := &repo.Condemned{Time: e.o.Now().UTC(), Deleted: true}
 	for _, l := range e.s.lists {
-		if !l.Deleted && !settled[l.Name()] && e.s.at.Sub(l.Time) >= e.s.wait() {
+		waits := slices.ContainsFunc(l.Packs, func(id string) bool { return e.p.stay[id] })
+		if !l.Deleted && !settled[l.Name()] && !waits && e.s.at.Sub(l.Time) >= e.s.wait() {
 			end.Lists = append(end.Lists, l.Name())
 		}
 	}
@@ -367,7 +372,11 @@ func (e *execution) deleteAll(ctx context.Context, indexes []string, packs map[p
 		if err := e.fresh(); err != nil {
 			return err
 		}
-		if err := e.r.Objects().Delete(ctx, name); err != nil {
+		err := e.r.Objects().Delete(ctx, name)
+		if errors.Is(err, object.ErrLocked) {
+			continue // of packs that are gone already; their list stays as long
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -424,7 +433,9 @@ func (e *execution) exclusive(ctx context.Context) error {
 		}
 	}
 	for id := range e.s.deleted {
-		gone[id] = gone[id] || e.s.packs[id] == nil
+		if e.s.packs[id] == nil {
+			gone[id] = true
+		}
 	}
 	if err := e.dropInPlace(ctx, gone); err != nil {
 		return err
@@ -501,8 +512,8 @@ func (e *execution) dropInPlace(ctx context.Context, gone map[pack.ID]bool) erro
 		}
 	}
 	first := make(map[pack.ID]bool)
-	for id := range gone {
-		first[id] = !elsewhere[id]
+	for id, goes := range gone {
+		first[id] = goes && !elsewhere[id]
 	}
 	var whole []string
 	for _, h := range heads {

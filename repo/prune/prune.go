@@ -123,6 +123,7 @@ type Plan struct {
 	Delete  Count      `json:"delete"`            // of the dead, those deleted now
 	Condemn Count      `json:"condemn"`           // of the dead, those condemned now
 	Waiting Count      `json:"waiting"`           // of the dead, those condemned earlier whose time is not up
+	Locked  Count      `json:"locked"`            // of the dead, those whose time is up but for their locks
 	Until   *time.Time `json:"until,omitempty"`   // when all that is condemned may go
 	Repack  Count      `json:"repack"`            // of the partly dead, those that are copied
 	Copy    int64      `json:"bytes_copied"`      // what lives in them
@@ -133,6 +134,7 @@ type Plan struct {
 	s                       *survey
 	remove, condemn, repack []pack.ID
 	retire                  []*repo.Claim
+	stay                    map[string]bool // packs whose time is up and whose lock is not
 }
 
 // New reads the repository, whose index need not have been loaded, and plans a
@@ -161,6 +163,9 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 	}
 	p := &Plan{Snapshots: s.snapshots, s: s, Forget: len(s.forget)}
 	p.sort()
+	if err := p.locked(ctx); err != nil {
+		return nil, err
+	}
 	known := make(map[string]bool)
 	for _, t := range s.retired {
 		known[t.Run] = true

@@ -21,7 +21,8 @@ import (
 
 // state is what is known of one pack in storage.
 type state struct {
-	size int64
+	size     int64
+	modified time.Time
 	// live are the blobs that something needs: offset in the upper half,
 	// stored length in the lower. Twice now and then, until compact.
 	live    []uint64
@@ -141,7 +142,7 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 	}
 	if err := r.Objects().List(ctx, "packs/", func(i object.Info) error {
 		if id, ok := pack.ParseObjectName(i.Name); ok {
-			s.packs[id] = &state{size: i.Size}
+			s.packs[id] = &state{size: i.Size, modified: i.Modified}
 		}
 		return nil
 	}); err != nil {
@@ -464,7 +465,7 @@ func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
 			if err != nil {
 				return err
 			}
-			s.packs[at.Pack] = &state{size: info.Size, keep: true, indexed: true}
+			s.packs[at.Pack] = &state{size: info.Size, modified: info.Modified, keep: true, indexed: true}
 			return nil
 		}
 	}

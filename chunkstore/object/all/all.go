@@ -77,8 +77,11 @@ func choose(ctx context.Context, location string, o Options,
 		if err != nil {
 			return nil, err
 		}
-		s, err := onS3(ctx, config)
-		if err != nil {
+		var s *s3.Store
+		if err := retry.Do(ctx, o.Retry, location, func() (err error) {
+			s, err = onS3(ctx, config)
+			return err
+		}); err != nil {
 			return nil, err
 		}
 		return versions.New(retry.New(count.New(s), o.Retry)), nil

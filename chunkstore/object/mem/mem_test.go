@@ -2,6 +2,7 @@ package mem_test
 
 import (
 	"testing"
+	"time"
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
@@ -24,4 +25,9 @@ func TestCloneIsIndependent(t *testing.T) {
 	if got, err := c.Get(t.Context(), "config", 0, -1); err != nil || string(got) != "old" {
 		t.Errorf("clone: %q, %v", got, err)
 	}
+}
+
+func TestKeeper(t *testing.T) {
+	objecttest.Run(t, func(*testing.T) object.Store { return mem.NewKeeper(time.Now) })
+	objecttest.RunKeeper(t, func(*testing.T) object.Keeper { return mem.NewKeeper(time.Now) })
 }

@@ -36,7 +36,15 @@ var _ object.Store = (*Store)(nil)
 
 // New wraps inner. Only calls that ended in object.ErrUnavailable are repeated;
 // a repeated Put sends the same bytes.
-func New(inner object.Store, p Policy) *Store {
+func New(inner object.Store, p Policy) *Store { return &Store{Store: inner, policy: p.withDefaults()} }
+
+// Do calls f, which opens a store, as often as a call of a Store is tried.
+func Do(ctx context.Context, p Policy, location string, f func() error) error {
+	s := &Store{policy: p.withDefaults()}
+	return s.do(ctx, "open", location, f)
+}
+
+func (p Policy) withDefaults() Policy {
 	if p.Attempts <= 0 {
 		p.Attempts = 7
 	}
@@ -52,7 +60,7 @@ func New(inner object.Store, p Policy) *Store {
 	if p.Random == nil {
 		p.Random = rand.Float64
 	}
-	return &Store{Store: inner, policy: p}
+	return p
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

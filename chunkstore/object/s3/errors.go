@@ -77,6 +77,8 @@ func (s *Store) cure(op string, answer minio.ErrorResponse) string {
 			text += " " + answer.Region
 		}
 		return text
+	case "PreconditionFailed":
+		return "something else is there, and nothing is replaced with --s3-no-overwrite: xenkeep repair versions needs to be run without it"
 	case "InvalidObjectState":
 		return "the object lies in an archive class: restore it there, and keep packs in a class that is read at once"
 	case "InvalidStorageClass":

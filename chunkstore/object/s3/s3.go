@@ -229,6 +229,20 @@ func (s *Store) empty(ctx context.Context, op string, versions bool) (bool, erro
 // Put implements object.Store. The request is signed over the SHA-256 of data,
 // which every server checks.
 func (s *Store) Put(ctx context.Context, name string, data []byte) error {
+	replaced := name == "config" || strings.HasPrefix(name, "slots/")
+	err := s.put(ctx, name, data, s.c.NoOverwrite && !replaced)
+	if err != nil && !replaced && (errors.Is(err, object.ErrPermission) || errors.Is(err, errPresent)) && s.holds(ctx, name, data) {
+		return nil // by an attempt whose answer was lost; nobody may put it twice
+	}
+	return err
+}
+
+// PutNew is Put that has the server refuse to replace an object.
+func (s *Store) PutNew(ctx context.Context, name string, data []byte) error {
+	return s.put(ctx, name, data, true)
+}
+
+func (s *Store) put(ctx context.Context, name string, data []byte, onlyNew bool) error {
 	if err := check(ctx, "put", name); err != nil {
 		return err
 	}
@@ -250,8 +264,7 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 		opts.Mode = s.lockMode()
 		opts.RetainUntilDate = time.Now().Add(time.Duration(days) * day)
 	}
-	replaced := name == "config" || strings.HasPrefix(name, "slots/")
-	if s.c.NoOverwrite && !replaced {
+	if onlyNew {
 		opts.SetMatchETagExcept("*")
 	}
 	md5sum := ""
@@ -270,14 +283,10 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 		md5sum = base64.StdEncoding.EncodeToString(p[:])
 	}
 	_, err := s.client.PutObject(ctx, s.bucket, s.root+name, object.ThrottledReader(ctx, bytes.NewReader(data)), int64(len(data)), md5sum, hex.EncodeToString(sum[:]), opts)
-	if err == nil {
-		return nil
+	if err != nil {
+		return s.fail(ctx, "put", name, err)
 	}
-	failed := s.fail(ctx, "put", name, err)
-	if !replaced && (errors.Is(failed, object.ErrPermission) || errors.Is(failed, errPresent)) && s.holds(ctx, name, data) {
-		return nil // by an attempt whose answer was lost; nobody may put it twice
-	}
-	return failed
+	return nil
 }
 
 // holds tells whether an object is there and is data.

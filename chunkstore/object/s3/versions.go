@@ -1,8 +1,10 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +29,8 @@ func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.
 		return err
 	}
 	opts := minio.ListObjectsOptions{Prefix: s.root + prefix, Recursive: true, WithVersions: true}
+	var held sorter
+	limit := 4 * page
 	for i := range s.client.ListObjectsIter(ctx, s.bucket, opts) {
 		if i.Err != nil {
 			return s.fail(ctx, "list versions of", prefix, i.Err)
@@ -39,14 +43,52 @@ func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.
 			Info: object.Info{Name: name, Size: i.Size, Modified: i.LastModified},
 			ID:   i.VersionID, Latest: i.IsLatest, Deleted: i.IsDeleteMarker,
 		}
-		if err := fn(v); err != nil {
-			return err
+		held = append(held, v)
+		if len(held) >= limit {
+			var err error
+			if held, err = held.emit(len(held)-2*page, fn); err != nil {
+				return err
+			}
+			limit = len(held) + 2*page // one name may have more versions
 		}
 	}
 	if err := ctx.Err(); err != nil {
 		return s.fail(ctx, "list versions of", prefix, err)
 	}
-	return nil
+	_, err := held.emit(len(held), fn)
+	return err
+}
+
+// page is how many entries a server gives at once.
+const page = 1000
+
+// sorter puts the entries of a listing in order: some servers give a page's
+// deletions before its versions. What is two pages old is in order by name.
+type sorter []object.Version
+
+// emit gives up to n entries, whole names only, and returns the others.
+func (h sorter) emit(n int, fn func(object.Version) error) (sorter, error) {
+	rank := func(v object.Version) int {
+		switch {
+		case v.Latest:
+			return 0
+		case v.Deleted:
+			return 2
+		}
+		return 1
+	}
+	slices.SortStableFunc(h, func(a, b object.Version) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), rank(a)-rank(b))
+	})
+	for n > 0 && n < len(h) && h[n-1].Name == h[n].Name {
+		n--
+	}
+	for _, v := range h[:n] {
+		if err := fn(v); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Clone(h[n:]), nil
 }
 
 // versionsOf lists the versions of one object, newest first.
@@ -132,4 +174,13 @@ func (s *Store) deleteVersions(ctx context.Context, name string) error {
 		}
 	}
 	return nil
+}
+
+// RemoveVersion deletes one version of an object, if it is not locked: for
+// proving that locks hold.
+func (s *Store) RemoveVersion(ctx context.Context, name, id string) error {
+	if err := check(ctx, "delete", name); err != nil {
+		return err
+	}
+	return s.remove(ctx, name, id)
 }

@@ -24,6 +24,8 @@ import (
 type Store struct {
 	object.Keeper
 
+	recovering sync.Mutex
+
 	mu     sync.Mutex
 	deep   bool                      // listings are made of versions
 	pinned map[string]object.Version // read in place of the latest
@@ -97,7 +99,8 @@ func Sum(name string) ([32]byte, bool) {
 // mayFallBack tells whether an object that is gone is to be looked for among
 // older versions: without locks, only packs, which others still refer to.
 func (s *Store) mayFallBack(name string) bool {
-	return strings.HasPrefix(name, "packs/") || s.isDeep() && object.LockedName(name)
+	_, named := Sum(name)
+	return named && strings.HasPrefix(name, "packs/") || s.isDeep() && object.LockedName(name)
 }
 
 // Get implements object.Store.
@@ -227,12 +230,14 @@ func (s *Store) choose(name string, all []object.Version) (object.Version, bool)
 
 // Recover implements object.Recoverer.
 func (s *Store) Recover(ctx context.Context, name string) (bool, error) {
+	// One at a time: each may read 32 MiB.
+	s.recovering.Lock()
+	defer s.recovering.Unlock()
 	s.mu.Lock()
-	done := s.proved[name]
-	before, had := s.pinned[name]
+	known, done := s.pinned[name], s.proved[name]
 	s.mu.Unlock()
 	if done {
-		return false, nil
+		return !known.Latest, nil
 	}
 	v, ok, err := Sound(ctx, s.Keeper, name)
 	if err != nil || !ok {
@@ -241,9 +246,6 @@ func (s *Store) Recover(ctx context.Context, name string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pinned[name], s.proved[name] = v, true
-	if had {
-		return before.ID != v.ID, nil
-	}
 	return !v.Latest, nil
 }
 

@@ -1,0 +1,464 @@
+// Package probe finds out what a storage does, before data is trusted to it: it
+// puts objects of its own, asks for them in every way that a repository does,
+// and takes them away again.
+package probe
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"xenkeep/chunkstore/object"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// State is what came of one check.
+type State string
+
+// The states.
+const (
+	OK   State = "ok"
+	None State = "none" // not offered, and not needed by everyone
+	Warn State = "warn"
+	Fail State = "fail" // a repository would not be safe here
+)
+
+// Result is one check.
+type Result struct {
+	Check   string  `json:"check"`
+	State   State   `json:"state"`
+	Text    string  `json:"text"`
+	Cure    string  `json:"cure,omitempty"`
+	Seconds float64 `json:"duration_s"`
+}
+
+// Options tell how a storage is tried.
+type Options struct {
+	// LockFor is how long the object that is locked stays so; 0: 10 s. The
+	// probe waits for it.
+	LockFor time.Duration
+	// ListWait is how long a new object is waited for in listings; 0: twice
+	// what the storage declares, 5 s at least.
+	ListWait time.Duration
+	// Conditional puts an object only where there is none; nil where the
+	// backend has no such thing.
+	Conditional func(ctx context.Context, name string, data []byte) error
+	// Skew is how far the storage's clock is ahead of ours; nil: not known.
+	Skew  func() time.Duration
+	Found func(Result) // is told of each result at once
+}
+
+const (
+	small    = 64 << 10
+	packSize = 32 << 20
+	many     = 16
+)
+
+type prober struct {
+	s      object.Store
+	o      Options
+	prefix string
+	put    []string // to be taken away
+	all    []Result
+}
+
+// Run tries a storage out. An error is one of ours, as when ctx ends: what the
+// storage does wrong is in the results.
+func Run(ctx context.Context, s object.Store, o Options) ([]Result, error) {
+	if o.LockFor <= 0 {
+		o.LockFor = 10 * time.Second
+	}
+	if o.ListWait <= 0 {
+		o.ListWait = max(2*s.Traits().ListDelay, 5*time.Second)
+	}
+	var random [8]byte
+	_, _ = rand.Read(random[:])
+	p := &prober{s: s, o: o, prefix: "probe-" + hex.EncodeToString(random[:]) + "/"}
+	defer p.clean(ctx)
+	for _, c := range []struct {
+		name string
+		run  func(ctx context.Context) (State, string, error)
+	}{
+		{"write and read", p.readAfterWrite},
+		{"replace", p.replace},
+		{"listing", p.listing},
+		{"ranged reads", p.ranges},
+		{"at once", p.atOnce},
+		{"pack", p.pack},
+		{"clock", p.clock},
+		{"conditional put", p.conditional},
+		{"delete", p.delete},
+		{"versions", p.versions},
+		{"object lock", p.lock},
+	} {
+		began := time.Now()
+		state, text, err := c.run(ctx)
+		if ctx.Err() != nil {
+			return p.all, context.Cause(ctx)
+		}
+		r := Result{Check: c.name, State: state, Text: text, Seconds: time.Since(began).Seconds()}
+		if err != nil {
+			r.Text, r.Cure = err.Error(), object.CureOf(err)
+		}
+		p.all = append(p.all, r)
+		if o.Found != nil {
+			o.Found(r)
+		}
+		if c.name == "write and read" && state == Fail {
+			break // nothing else can be said
+		}
+	}
+	return p.all, nil
+}
+
+// clean takes away what is left, as far as that is allowed.
+func (p *prober) clean(ctx context.Context) {
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	for _, name := range p.put {
+		_ = p.s.Delete(clean, name)
+		p.removeVersions(clean, name)
+	}
+}
+
+// removeVersions takes away the older versions too.
+func (p *prober) removeVersions(ctx context.Context, name string) {
+	if k, ok := object.KeeperOf(p.s); ok {
+		k.KeepFor(1) // so Delete removes them
+		_ = k.Delete(ctx, name)
+		k.KeepFor(0)
+	}
+}
+
+func (p *prober) fresh(ctx context.Context, name string, data []byte) (string, error) {
+	name = p.prefix + name
+	p.put = append(p.put, name)
+	return name, p.s.Put(ctx, name, data)
+}
+
+func content(n int) []byte {
+	data := make([]byte, n)
+	_, _ = rand.Read(data)
+	return data
+}
+
+func (p *prober) readAfterWrite(ctx context.Context) (State, string, error) {
+	for i := range many {
+		data := content(small)
+		name := fmt.Sprintf("%sread-%d", p.prefix, i)
+		// Asked for before it is there: some then go on saying that it is not.
+		if _, err := p.s.Stat(ctx, name); !errors.Is(err, object.ErrNotFound) {
+			return Fail, "", fmt.Errorf("what is not there was found: %w", orNil(err))
+		}
+		if _, err := p.fresh(ctx, fmt.Sprintf("read-%d", i), data); err != nil {
+			return Fail, "", err
+		}
+		got, err := p.s.Get(ctx, name, 0, -1)
+		if err != nil {
+			return Fail, "", fmt.Errorf("what was just written: %w", err)
+		}
+		if !bytes.Equal(got, data) {
+			return Fail, "", errors.New("what is read is not what was written")
+		}
+		if i, err := p.s.Stat(ctx, name); err != nil || i.Size != small {
+			return Fail, "", fmt.Errorf("its size is told as %d: %w", i.Size, orNil(err))
+		}
+	}
+	return OK, fmt.Sprintf("%d objects were read as soon as they were written", many), nil
+}
+
+func orNil(err error) error {
+	if err == nil {
+		return errors.New("no error")
+	}
+	return err
+}
+
+func (p *prober) replace(ctx context.Context) (State, string, error) {
+	var last []byte
+	for range 4 {
+		last = content(small)
+		name, err := p.fresh(ctx, "replaced", last)
+		if errors.Is(err, object.ErrPermission) {
+			return Warn, "refused: good for backups that may only add; changing a password or the config needs it", nil
+		}
+		if err != nil {
+			return Fail, "", err
+		}
+		if got, err := p.s.Get(ctx, name, 0, -1); err != nil || !bytes.Equal(got, last) {
+			return Fail, "", fmt.Errorf("an older version was read: %w", orNil(err))
+		}
+	}
+	return OK, "an object that is replaced is read as it is now", nil
+}
+
+func (p *prober) listing(ctx context.Context) (State, string, error) {
+	want := make(map[string]bool)
+	for i := range many {
+		name, err := p.fresh(ctx, fmt.Sprintf("list/%d", i), []byte{1})
+		if err != nil {
+			return Fail, "", err
+		}
+		want[name] = true
+	}
+	began := time.Now()
+	for first := true; ; first = false {
+		missing := len(want)
+		if err := p.s.List(ctx, p.prefix+"list/", func(i object.Info) error {
+			if want[i.Name] {
+				missing--
+			}
+			return nil
+		}); err != nil {
+			return Fail, "", err
+		}
+		delay := time.Since(began)
+		declared := p.s.Traits().ListDelay
+		switch {
+		case missing == 0 && first:
+			return OK, fmt.Sprintf("new objects are listed at once; up to %v are reckoned with", declared), nil
+		case missing == 0 && delay <= declared:
+			return OK, fmt.Sprintf("new objects are listed after %v; up to %v are reckoned with", delay.Round(time.Millisecond), declared), nil
+		case missing == 0:
+			return Fail, "", fmt.Errorf("new objects are listed after %v, later than the %v that are reckoned with: a prune could delete what a backup needs", delay.Round(time.Millisecond), declared)
+		case delay > p.o.ListWait:
+			return Fail, "", fmt.Errorf("%d of %d new objects are not listed after %v", missing, many, p.o.ListWait)
+		}
+		if err := wait(ctx, 100*time.Millisecond); err != nil {
+			return Fail, "", err
+		}
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+func (p *prober) ranges(ctx context.Context) (State, string, error) {
+	data := content(1 << 20)
+	name, err := p.fresh(ctx, "ranges", data)
+	if err != nil {
+		return Fail, "", err
+	}
+	for _, r := range [][2]int64{{0, 1}, {1000, 70_000}, {1<<20 - 5, 5}, {500_000, -1}, {-96 << 10, -1}} {
+		got, err := p.s.Get(ctx, name, r[0], r[1])
+		if err != nil {
+			return Fail, "", err
+		}
+		from, n, _ := object.Span("get", name, int64(len(data)), r[0], r[1])
+		if !bytes.Equal(got, data[from:from+n]) {
+			return Fail, "", fmt.Errorf("range %d+%d: other bytes than were written", r[0], r[1])
+		}
+	}
+	if _, err := p.s.Get(ctx, name, 1<<20-5, 10); !errors.Is(err, object.ErrShort) {
+		return Fail, "", fmt.Errorf("a range behind the end is not refused: %w", orNil(err))
+	}
+	return OK, "parts of an object are read alone, from its end too", nil
+}
+
+func (p *prober) atOnce(ctx context.Context) (State, string, error) {
+	n := max(2, p.s.Traits().Parallel)
+	g, gctx := errgroup.WithContext(ctx)
+	for i := range 2 * n {
+		name := fmt.Sprintf("%sonce-%d", p.prefix, i)
+		p.put = append(p.put, name)
+		g.Go(func() error {
+			data := content(small)
+			if err := p.s.Put(gctx, name, data); err != nil {
+				return err
+			}
+			got, err := p.s.Get(gctx, name, 0, -1)
+			if err == nil && !bytes.Equal(got, data) {
+				err = errors.New("what is read is not what was written")
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return Fail, "", err
+	}
+	return OK, fmt.Sprintf("%d requests at once", n), nil
+}
+
+func (p *prober) pack(ctx context.Context) (State, string, error) {
+	data := content(packSize)
+	began := time.Now()
+	name, err := p.fresh(ctx, "pack", data)
+	if err != nil {
+		return Fail, "", err
+	}
+	put := time.Since(began)
+	began = time.Now()
+	got := make([]byte, packSize)
+	if err := p.s.GetInto(ctx, name, 0, got); err != nil {
+		return Fail, "", err
+	}
+	if !bytes.Equal(got, data) {
+		return Fail, "", errors.New("what is read is not what was written")
+	}
+	rate := func(d time.Duration) float64 { return packSize / (1 << 20) / d.Seconds() }
+	return OK, fmt.Sprintf("32 MiB written at %.0f MiB/s, read at %.0f MiB/s, by one request each", rate(put), rate(time.Since(began))), nil
+}
+
+func (p *prober) clock(ctx context.Context) (State, string, error) {
+	var skew time.Duration
+	if p.o.Skew != nil {
+		skew = p.o.Skew()
+	} else {
+		name, err := p.fresh(ctx, "clock", []byte{1})
+		if err != nil {
+			return Fail, "", err
+		}
+		i, err := p.s.Stat(ctx, name)
+		if err != nil {
+			return Fail, "", err
+		}
+		skew = time.Until(i.Modified).Round(time.Second)
+	}
+	switch off := skew.Abs(); {
+	case off < 5*time.Second:
+		return OK, "the storage's clock agrees with this machine's", nil
+	case off < 5*time.Minute:
+		return Warn, fmt.Sprintf("the storage's clock is %v from this machine's", skew), nil
+	default:
+		return Fail, "", fmt.Errorf("the storage's clock is %v from this machine's: set the clock", skew)
+	}
+}
+
+func (p *prober) conditional(ctx context.Context) (State, string, error) {
+	if p.o.Conditional == nil {
+		return None, "not known here; nothing needs it", nil
+	}
+	name := p.prefix + "conditional"
+	p.put = append(p.put, name)
+	if err := p.o.Conditional(ctx, name, []byte("first")); err != nil {
+		return None, "not offered (--s3-no-overwrite cannot be used): " + err.Error(), nil
+	}
+	err := p.o.Conditional(ctx, name, []byte("second"))
+	got, gerr := p.s.Get(ctx, name, 0, -1)
+	switch {
+	case gerr != nil:
+		return Fail, "", gerr
+	case err == nil || string(got) != "first":
+		return None, "not heeded: an object was replaced all the same (--s3-no-overwrite is of no use)", nil
+	}
+	return OK, "an object that is there is not replaced (--s3-no-overwrite)", nil
+}
+
+func (p *prober) delete(ctx context.Context) (State, string, error) {
+	name, err := p.fresh(ctx, "deleted", []byte{1})
+	if err != nil {
+		return Fail, "", err
+	}
+	if err := p.s.Delete(ctx, name); errors.Is(err, object.ErrPermission) {
+		return Warn, "refused: backups do without; forget and prune need it, perhaps by other credentials. What this probe has put stays, below " + p.prefix, nil
+	} else if err != nil {
+		return Fail, "", err
+	}
+	if _, err := p.s.Get(ctx, name, 0, -1); !errors.Is(err, object.ErrNotFound) {
+		return Fail, "", fmt.Errorf("a deleted object is still read: %w", orNil(err))
+	}
+	still := false
+	if err := p.s.List(ctx, name, func(i object.Info) error { still = still || i.Name == name; return nil }); err != nil {
+		return Fail, "", err
+	}
+	if still && p.s.Traits().ListDelay == 0 {
+		return Fail, "", errors.New("a deleted object is still listed")
+	}
+	if err := p.s.Delete(ctx, name); err != nil {
+		return Fail, "", fmt.Errorf("deleting what is not there: %w", err)
+	}
+	return OK, "deleted objects are gone", nil
+}
+
+func (p *prober) versions(ctx context.Context) (State, string, error) {
+	k, ok := object.KeeperOf(p.s)
+	if !ok {
+		return None, "this kind of storage keeps no older versions", nil
+	}
+	var name string
+	var err error
+	for _, text := range []string{"older", "newer"} {
+		if name, err = p.fresh(ctx, "versions", []byte(text)); errors.Is(err, object.ErrPermission) {
+			return None, "not known: objects may not be replaced", nil
+		} else if err != nil {
+			return Fail, "", err
+		}
+	}
+	var ids []string
+	err = k.ListVersions(ctx, name, func(v object.Version) error {
+		if v.Name == name {
+			ids = append(ids, v.ID)
+		}
+		return nil
+	})
+	if err != nil {
+		return None, "cannot be listed: " + err.Error(), nil
+	}
+	if len(ids) < 2 {
+		return None, "the bucket keeps no older versions: what is overwritten is lost", nil
+	}
+	if got, err := k.GetVersion(ctx, name, ids[1], 0, -1); err != nil || string(got) != "older" {
+		return Fail, "", fmt.Errorf("the older version is read as %q: %w", got, orNil(err))
+	}
+	return OK, "what was overwritten is kept, and read", nil
+}
+
+func (p *prober) lock(ctx context.Context) (State, string, error) {
+	k, ok := object.KeeperOf(p.s)
+	if !ok {
+		return None, "this kind of storage does not lock objects", nil
+	}
+	if i := slices.IndexFunc(p.all, func(r Result) bool { return r.Check == "versions" }); i >= 0 && p.all[i].State == None {
+		return None, "not without versions", nil
+	}
+	name, err := p.fresh(ctx, "locked", []byte{1})
+	if err != nil {
+		return Fail, "", err
+	}
+	until := time.Now().Add(p.o.LockFor + time.Second).Truncate(time.Second)
+	if err := k.Lock(ctx, name, "", until); err != nil {
+		return None, "objects are not locked: " + err.Error() + " (init --lock-days cannot be used)", nil
+	}
+	got, err := k.LockedUntil(ctx, name, "")
+	if err != nil || got.Before(until.Add(-time.Second)) {
+		return Fail, "", fmt.Errorf("a lock until %v is told as %v: %w", until, got, orNil(err))
+	}
+	var id string
+	if err := k.ListVersions(ctx, name, func(v object.Version) error {
+		if v.Name == name && v.Latest {
+			id = v.ID
+		}
+		return nil
+	}); err != nil {
+		return Fail, "", err
+	}
+	// As who means harm would: the version itself.
+	if r, ok := p.s.(interface {
+		RemoveVersion(ctx context.Context, name, id string) error
+	}); ok {
+		if err := r.RemoveVersion(ctx, name, id); err == nil {
+			return Fail, "", errors.New("a locked version was deleted")
+		}
+		if _, err := k.GetVersion(ctx, name, id, 0, -1); err != nil {
+			return Fail, "", fmt.Errorf("a locked version after an attempt to delete it: %w", err)
+		}
+	}
+	if err := wait(ctx, time.Until(until)+time.Second); err != nil {
+		return Fail, "", err
+	}
+	return OK, "locked versions cannot be deleted, and can when their time is up", nil
+}

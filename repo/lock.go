@@ -1,0 +1,165 @@
+package repo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/chunkstore/slot"
+)
+
+// MaxLockDays is the longest lock that can be asked for.
+const MaxLockDays = 3650
+
+// startLocks has all that is put from now on be locked.
+func startLocks(objects object.Store, days int) error {
+	if days == 0 {
+		return nil
+	}
+	k, ok := object.KeeperOf(objects)
+	if !ok || days < 0 || days > MaxLockDays {
+		return fmt.Errorf("%s: locks for %d days: %w", objects.Location(), days, object.ErrUnsupported)
+	}
+	k.KeepFor(days)
+	return nil
+}
+
+// provenLocked looks whether the storage has done what it was asked for.
+func provenLocked(ctx context.Context, objects object.Store, days int) error {
+	k, ok := object.KeeperOf(objects)
+	if days == 0 || !ok {
+		return nil
+	}
+	until, err := k.LockedUntil(ctx, configName, "")
+	if err == nil && until.IsZero() {
+		err = fmt.Errorf("%s: objects are not locked, as they should be: %w", objects.Location(), object.ErrUnsupported)
+	}
+	return err
+}
+
+// LockDays is for how many days what is put is locked against deletion; 0: not
+// at all.
+func (r *Repository) LockDays() int { return r.config.LockDays }
+
+// LockedUntil tells until when a snapshot cannot be forgotten; zero where it can.
+func (r *Repository) LockedUntil(ctx context.Context, s *Snapshot) (time.Time, error) {
+	k, ok := object.KeeperOf(r.objects)
+	if !ok || r.config.LockDays == 0 {
+		return time.Time{}, nil
+	}
+	until, err := k.LockedUntil(ctx, snapshotPrefix+s.id, "")
+	if errors.Is(err, object.ErrNotFound) || err == nil && until.Before(time.Now()) {
+		return time.Time{}, nil
+	}
+	return until, err
+}
+
+// SetLockDays writes the config anew, with another time for locks. What is
+// locked already stays so. It needs a full key.
+func (r *Repository) SetLockDays(ctx context.Context, days int) error {
+	if err := startLocks(r.objects, days); err != nil {
+		return err
+	}
+	// What a newer version may have put into the config stays.
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(r.rawJSON, &fields); err != nil {
+		return fmt.Errorf("config: %v: %w", err, seal.ErrCorrupt)
+	}
+	fields["lock_days"] = json.RawMessage(strconv.Itoa(days))
+	raw, err := json.Marshal(fields)
+	if err != nil {
+		return err
+	}
+	data, _, err := r.keys.SealObject(seal.KindConfig, raw, nil)
+	if err != nil {
+		return err
+	}
+	if r.keys.Cert.Role() != seal.Full {
+		return fmt.Errorf("config: %w", seal.ErrNoDataKey)
+	}
+	if err := r.objects.Put(ctx, configName, data); err != nil {
+		return err
+	}
+	r.rawJSON, r.config.LockDays = raw, days
+	return provenLocked(ctx, r.objects, days)
+}
+
+// olderSlots reads versions of key slots that were overwritten or deleted,
+// newest first.
+func olderSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) {
+	k, ok := object.KeeperOf(objects)
+	if !ok {
+		return nil, nil
+	}
+	var all []object.Version
+	err := k.ListVersions(ctx, "slots/", func(v object.Version) error {
+		if !v.Deleted {
+			all = append(all, v)
+		}
+		return nil
+	})
+	if errors.Is(err, object.ErrUnsupported) || errors.Is(err, object.ErrPermission) {
+		return nil, nil // no versions, or none for us
+	}
+	if err != nil {
+		return nil, err
+	}
+	var older []storedSlot
+	for _, v := range all {
+		data, err := k.GetVersion(ctx, v.Name, v.ID, 0, -1)
+		if object.Retriable(err) {
+			return nil, err
+		}
+		if err != nil {
+			continue
+		}
+		if h, err := slot.ReadHead(data); err == nil && strings.HasSuffix(v.Name, "/"+h.ID) {
+			older = append(older, storedSlot{head: h, data: data})
+		}
+	}
+	return older, nil
+}
+
+// olderConfig finds the newest version of the config that opens.
+func olderConfig(ctx context.Context, objects object.Store, keys *seal.Keys) ([]byte, error) {
+	k, ok := object.KeeperOf(objects)
+	if !ok {
+		return nil, object.ErrNotFound
+	}
+	var ids []string
+	if err := k.ListVersions(ctx, configName, func(v object.Version) error {
+		if v.Name == configName && !v.Deleted {
+			ids = append(ids, v.ID)
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		data, err := k.GetVersion(ctx, configName, id, 0, -1)
+		if err != nil {
+			continue
+		}
+		if head, err := openConfig(keys, data); err == nil {
+			return head, nil
+		}
+	}
+	return nil, object.ErrNotFound
+}
+
+// SoundKey tells whether data is a key slot or config of this repository, by
+// the name that it is stored under.
+func (r *Repository) SoundKey(name string, data []byte) bool {
+	if name == configName {
+		_, err := openConfig(r.keys, data)
+		return err == nil
+	}
+	h, err := slot.ReadHead(data)
+	return err == nil && h.Repository == r.ID() && strings.HasSuffix(name, "/"+h.ID)
+}

@@ -1,0 +1,241 @@
+package s3test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/object/all"
+	"xenkeep/chunkstore/object/objecttest/s3proxy"
+	"xenkeep/chunkstore/object/objecttest/s3server"
+	"xenkeep/chunkstore/object/versions"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+	"xenkeep/repo/repair"
+)
+
+// attack deletes and overwrites everything, as whoever has stolen the backup
+// machine's credentials can, older versions too as far as the server lets it.
+func attack(t *testing.T, server *s3server.Server, prefix string) (refused int) {
+	t.Helper()
+	client, err := minio.New(server.Endpoint, &minio.Options{
+		Creds: credentials.NewStaticV4(server.AccessKey, server.SecretKey, ""), Region: server.Region,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	var keys []string
+	for i := range client.ListObjectsIter(ctx, server.Bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true}) {
+		if i.Err != nil {
+			t.Fatal(i.Err)
+		}
+		keys = append(keys, i.Key)
+	}
+	for n, key := range keys {
+		if n%3 != 0 {
+			garbage := bytes.Repeat([]byte("ha! "), 500+n)
+			if _, err := client.PutObject(ctx, server.Bucket, key, bytes.NewReader(garbage), int64(len(garbage)), minio.PutObjectOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n%3 != 1 {
+			if err := client.RemoveObject(ctx, server.Bucket, key, minio.RemoveObjectOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i := range client.ListObjectsIter(ctx, server.Bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true, WithVersions: true}) {
+		if i.IsDeleteMarker || i.Size > 100 && strings.Contains(i.Key, "/claims/") {
+			continue
+		}
+		p, err := client.GetObject(ctx, server.Bucket, i.Key, minio.GetObjectOptions{VersionID: i.VersionID})
+		if err == nil {
+			var b bytes.Buffer
+			if _, err = b.ReadFrom(p); err == nil && bytes.HasPrefix(b.Bytes(), []byte("ha! ")) {
+				continue // their own stays
+			}
+		}
+		if client.RemoveObject(ctx, server.Bucket, i.Key, minio.RemoveObjectOptions{VersionID: i.VersionID}) != nil {
+			refused++
+		}
+	}
+	return refused
+}
+
+func TestAttack(t *testing.T) {
+	server := s3server.StartWith(t, s3server.Options{Lock: true})
+	at, o := server.Location("repo"), options(server)
+	create(t, at, o, repo.Options{LockDays: 7})
+	day1 := disk.NewMem(24<<20 + 512)
+	scribble(t, day1, 1, 60)
+	r := open(t, at, o, "")
+	s1 := mustBackUp(t, r, day1)
+	scribble(t, day1, 2, 0) // the same disk, whose backup stores nothing
+	day2 := disk.NewMem(day1.Size())
+	scribble(t, day2, 3, 80)
+	s2 := mustBackUp(t, r, day2)
+	mustClean(t, r)
+	if err := r.DeleteSnapshot(t.Context(), s1); !errors.Is(err, object.ErrLocked) {
+		t.Fatalf("a locked snapshot was forgotten: %v", err)
+	}
+	if until, err := r.LockedUntil(t.Context(), s1); err != nil || time.Until(until) < 6*24*time.Hour {
+		t.Fatalf("locked until %v, %v", until, err)
+	}
+
+	before := names(t, r.Objects(), "")
+	if refused := attack(t, server, "repo/"); refused < len(before)/2 {
+		t.Fatalf("the server refused %d deletions of %d objects", refused, len(before))
+	}
+
+	// All is read, as it is.
+	r = open(t, at, o, "")
+	found, bad, err := r.Snapshots(t.Context())
+	if err != nil || len(bad) > 0 || len(found) != 2 {
+		t.Fatalf("%d snapshots, %v, %v", len(found), bad, err)
+	}
+	same(t, r, s1.Disks[0].Root, day1)
+	same(t, r, s2.Disks[0].Root, day2)
+	if p, err := r.ReadRecord(t.Context(), found[0], "vm"); err != nil || !strings.Contains(string(p), "vm") {
+		t.Errorf("record: %q, %v", p, err)
+	}
+	// And a backup goes on.
+	if s := mustBackUp(t, open(t, at, o, ""), day2); s.Disks[0].Root != s2.Disks[0].Root || s.Disks[0].Counts.New != 0 {
+		t.Errorf("a backup after the attack: %+v", s.Disks[0])
+	}
+
+	// Put back, nothing is left of it.
+	plan, err := repair.Versions(t.Context(), open(t, at, o, ""), repair.VersionsOptions{DryRun: true})
+	if err != nil || plan.Restored == 0 || plan.Lost > 0 {
+		t.Fatalf("dry run: %+v, %v", plan, err)
+	}
+	var told int
+	res, err := repair.Versions(t.Context(), open(t, at, o, ""), repair.VersionsOptions{Found: func(f repair.VersionFinding) { told++ }})
+	if err != nil || *res != *plan || told != res.Restored {
+		t.Fatalf("repaired %+v, planned %+v, told of %d, %v", res, plan, told, err)
+	}
+	plain, err := all.Connect(t.Context(), at, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packs := 0
+	for _, name := range names(t, plain, "") {
+		sum, named := versions.Sum(name)
+		if !named {
+			continue
+		}
+		p, err := plain.Get(t.Context(), name, 0, -1)
+		if err != nil || sha256.Sum256(p) != sum {
+			t.Errorf("%s: not put back: %v", name, err)
+		}
+		packs++
+	}
+	if packs < 6 {
+		t.Errorf("only %d objects are there", packs)
+	}
+	r = open(t, at, o, "")
+	if p := r.Problems(); len(p) > 0 {
+		t.Errorf("problems: %v", p)
+	}
+	mustClean(t, r)
+	if again, err := repair.Versions(t.Context(), r, repair.VersionsOptions{}); err != nil || again.Restored != 0 {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+}
+
+// Without locks a deletion may be a prune's: it is undone where the user says so.
+func TestVersionsWithoutLocks(t *testing.T) {
+	server := s3server.StartWith(t, s3server.Options{Lock: true})
+	at, o := server.Location("repo"), options(server)
+	create(t, at, o, repo.Options{})
+	m := disk.NewMem(8 << 20)
+	scribble(t, m, 1, 20)
+	r := open(t, at, o, "")
+	s := mustBackUp(t, r, m)
+	if err := r.DeleteSnapshot(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	res, err := repair.Versions(t.Context(), r, repair.VersionsOptions{})
+	if err != nil || res.Restored != 0 || res.Left != 1 {
+		t.Errorf("%+v, %v", res, err)
+	}
+	res, err = repair.Versions(t.Context(), r, repair.VersionsOptions{Deleted: true})
+	if err != nil || res.Restored != 1 {
+		t.Errorf("with the deleted: %+v, %v", res, err)
+	}
+	r = open(t, at, o, "")
+	same(t, r, s.Disks[0].Root, m)
+	mustClean(t, r)
+	// Locks can be begun later, and ended.
+	if err := r.SetLockDays(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	s = mustBackUp(t, open(t, at, o, ""), m)
+	r = open(t, at, o, "")
+	if until, err := r.LockedUntil(t.Context(), s); err != nil || until.IsZero() {
+		t.Errorf("locked until %v, %v", until, err)
+	}
+	if err := r.SetLockDays(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if r = open(t, at, o, ""); r.LockDays() != 0 {
+		t.Error("locks were not ended")
+	}
+}
+
+// A bucket without locks is refused before it is trusted.
+func TestLocksNeedABucketThatHasThem(t *testing.T) {
+	server := s3server.Start(t)
+	objects, err := all.Create(t.Context(), server.Location("repo"), options(server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = repo.Init(t.Context(), objects, repo.Options{Secret: secret, LockDays: 7}); err == nil {
+		t.Fatal("locks in a bucket that has none")
+	}
+	if cure := object.CureOf(err); !strings.Contains(cure, "object lock") && !errors.Is(err, object.ErrUnsupported) {
+		t.Errorf("%v, cure %q", err, cure)
+	}
+}
+
+// Backups work with credentials that can neither delete nor overwrite.
+func TestAppendOnly(t *testing.T) {
+	server := s3server.Start(t)
+	proxy := s3proxy.Start(t, server.Endpoint, false)
+	proxy.Break(s3proxy.AppendOnly(server.Folder))
+	at := "s3:http://" + proxy.Endpoint + "/" + server.Bucket + "/repo"
+	o := options(server)
+	create(t, at, o, repo.Options{})
+	m := disk.NewMem(12 << 20)
+	cache := t.TempDir()
+	var last *repo.Snapshot
+	for day := range 3 {
+		scribble(t, m, uint64(day+1), 10)
+		last = mustBackUp(t, open(t, at, o, cache), m)
+	}
+	same(t, open(t, at, o, cache), last.Disks[0].Root, m)
+	if proxy.Hits() == 0 {
+		t.Error("nothing was refused: the proxy lets all pass")
+	}
+	r := open(t, at, o, "")
+	mustClean(t, r)
+	// Each run that is over says so, since its claim must stay.
+	claims, _, err := r.Claims(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	retired, _, err := r.Retirements(t.Context())
+	if err != nil || len(claims) != 3 || len(retired) != 3 {
+		t.Errorf("%d claims, %d of them over, %v", len(claims), len(retired), err)
+	}
+	if err := r.DeleteSnapshot(t.Context(), last); !errors.Is(err, object.ErrPermission) {
+		t.Errorf("forgotten: %v", err)
+	}
+}
