@@ -6,7 +6,7 @@ BIN         := $(CURDIR)/bin
 VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSITYGW   := github.com/versity/versitygw/cmd/versitygw@v1.8.0
-JUDGES      := qemu-utils libvhdi-utils libnbd-bin e2fsprogs xfsprogs ntfs-3g lvm2 fdisk dosfstools btrfs-progs fuse3 nodejs npm
+JUDGES      := qemu-utils libvhdi-utils libnbd-bin e2fsprogs xfsprogs ntfs-3g lvm2 fdisk dosfstools btrfs-progs fuse3 nodejs npm prometheus
 PEERS       := restic borgbackup e2fsprogs
 FUZZTIME    ?= 3s
 # Packages whose goroutines share memory: the race detector pays there. Long

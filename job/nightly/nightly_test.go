@@ -1,0 +1,276 @@
+package nightly
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/object/all"
+	"xenkeep/chunkstore/slot"
+	"xenkeep/job"
+	"xenkeep/job/config"
+	"xenkeep/job/report"
+	"xenkeep/repo"
+	"xenkeep/repo/check"
+	"xenkeep/xapi"
+	"xenkeep/xapi/xapisim"
+)
+
+const mib = 1 << 20
+
+// house is a simulated pool, a repository in a folder, and a clock.
+type house struct {
+	t    *testing.T
+	dir  string
+	sim  *xapisim.Pool
+	now  time.Time
+	size int64
+	cfg  *config.Config
+}
+
+var key = slot.Secret{KeyFile: bytes.Repeat([]byte{3}, 32)}
+
+func newHouse(t *testing.T, toml string, vms, disks int, size int64) *house {
+	t.Helper()
+	h := &house{t: t, dir: t.TempDir(), now: time.Now(), size: size}
+	cfg := xapisim.Config{Scale: 0.001, CancelDelay: time.Millisecond, LoginDelay: time.Millisecond}
+	for v := range vms {
+		vm := xapisim.VMConfig{Name: fmt.Sprintf("vm%d", v), Drivers: true}
+		for d := range disks {
+			vm.Disks = append(vm.Disks, h.image(v*disks+d, 0))
+		}
+		cfg.VMs = append(cfg.VMs, vm)
+	}
+	var err error
+	if h.sim, err = xapisim.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.sim.Close() })
+	objects, err := all.Create(t.Context(), filepath.Join(h.dir, "repo"), all.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := repo.Init(t.Context(), objects, repo.Options{Secret: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if h.cfg, err = config.Parse("test", []byte("[repository]\nlocation='x'\n[pools.p]\nurl='x'\n"+toml)); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// image writes what a disk holds on a night: a part of it is new each night.
+func (h *house) image(disk, night int) string {
+	h.t.Helper()
+	p := make([]byte, h.size)
+	fill := func(from, to int64, seed uint64) {
+		src := rand.NewChaCha8([32]byte{byte(disk), byte(seed), byte(seed >> 8)})
+		_, _ = src.Read(p[from:to])
+	}
+	fill(0, h.size/4, 1000)
+	fill(h.size/4, h.size/2, uint64(night))
+	name := filepath.Join(h.dir, fmt.Sprintf("disk%d", disk))
+	if err := os.WriteFile(name, p, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	return name
+}
+
+func (h *house) open(ctx context.Context) (*repo.Repository, error) {
+	objects, err := all.Open(ctx, filepath.Join(h.dir, "repo"), all.Options{})
+	if err != nil {
+		return nil, err
+	}
+	r, err := repo.Open(ctx, objects, repo.Options{Secret: key, CacheDir: filepath.Join(h.dir, "cache")})
+	if err != nil {
+		return nil, errors.Join(err, objects.Close())
+	}
+	return r, r.LoadIndex(ctx)
+}
+
+func (h *house) night(name string) Night {
+	j, err := h.cfg.Job(name)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return Night{
+		Job: j, Notify: h.cfg.Notifications(j), Open: h.open, StateDir: filepath.Join(h.dir, "state"), Machine: "m", ConfigFile: "c",
+		Now: func() time.Time { return h.now },
+		Dial: func(ctx context.Context) (*xapi.Client, error) {
+			return xapi.Dial(ctx, xapi.Config{URL: h.sim.URL(), User: h.sim.User(), Password: h.sim.Password(), Trust: xapi.Trust{Fingerprints: h.sim.Fingerprints()}, Pace: 0.01})
+		},
+	}
+}
+
+// standing is what of a pool a night must leave as it was.
+func (h *house) standing() map[string]bool {
+	h.sim.GC()
+	set := make(map[string]bool)
+	for class, objects := range h.sim.Dump() {
+		for ref, o := range objects {
+			switch class {
+			case "VM", "VBD", "VIF", "task":
+				set[class+" "+ref] = true
+			case "VDI":
+				if o["managed"] == true && o["is_a_snapshot"] != true {
+					set[class+" "+ref] = true
+				}
+			}
+		}
+	}
+	return set
+}
+
+// bases counts VDI snapshots; each must be a base.
+func (h *house) bases() int {
+	n := 0
+	for _, o := range h.sim.Dump()["VDI"] {
+		if o["is_a_snapshot"] != true {
+			continue
+		}
+		n++
+		if o["other_config"].(map[string]any)["xenkeep:role"] != "base" {
+			h.t.Errorf("VDI snapshot %v stays", o["uuid"])
+		}
+	}
+	return n
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// Many nights: the pool is as it was after each, memory does not grow, and
+// retention and prune do what the config says. XENKEEP_SOAK=full is ten VMs of
+// two disks and twenty nights.
+func TestSoak(t *testing.T) {
+	vms, nights, keep, size := 2, 7, 2, int64(4*mib)
+	if os.Getenv("XENKEEP_SOAK") == "full" {
+		vms, nights, keep, size = 10, 20, 4, 16*mib
+	} else if testing.Short() {
+		t.Skip("SKIP: many nights")
+	}
+	h := newHouse(t, fmt.Sprintf("[jobs.n]\nselect={all=true}\nkeep={last=%d}\nprune='daily'\ncheck={every='weekly', budget='1G'}\npool-metadata=true\n", keep), vms, 2, size)
+	before := h.standing()
+	var first, freed, largest int64
+	checks := 0
+	for n := 1; n <= nights; n++ {
+		rep, err := Run(t.Context(), h.night("n"))
+		if err != nil || rep.State != report.OK || len(rep.VMs) != vms || rep.Count(report.OK) != vms || len(rep.Warnings) > 0 {
+			t.Fatalf("night %d: %v %+v", n, err, rep)
+		}
+		after := h.standing()
+		for what := range after {
+			if !before[what] {
+				t.Errorf("night %d: %s is new", n, what)
+			}
+		}
+		for what := range before {
+			if !after[what] {
+				t.Errorf("night %d: %s is gone", n, what)
+			}
+		}
+		if got := h.bases(); got != 2*vms {
+			t.Errorf("night %d: %d bases", n, got)
+		}
+		freed += rep.Freed
+		if rep.Pruned != "done" {
+			t.Errorf("night %d: prune %s", n, rep.Pruned)
+		}
+		if rep.Checked == "clean" {
+			checks++
+		}
+		r, err := h.open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, bad, err := r.Snapshots(t.Context())
+		if err != nil || len(bad) > 0 || len(all) != (vms+1)*min(n, keep) {
+			t.Errorf("night %d: %d snapshots, %v %v", n, len(all), bad, err)
+		}
+		_ = r.Close()
+		if now := heap(); n == 3 {
+			first = now
+		} else if n > 3 && now-first > 12*mib {
+			t.Errorf("night %d: the heap grew from %d to %d MiB", n, first/mib, now/mib)
+		} else {
+			largest = max(largest, now)
+		}
+		h.now = h.now.Add(24*time.Hour + 3*time.Minute)
+		for i, vm := range h.sim.Ready().VMs {
+			for d, disk := range vm.Disks {
+				if _, err := h.sim.GuestWrite(disk.VDI, h.image(2*i+d, n)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	r, err := h.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	rep, err := check.Run(t.Context(), r, check.Options{ReadData: true})
+	if err != nil || len(rep.Findings) > 0 || rep.Claims > 0 {
+		t.Errorf("check: %v %+v", err, rep)
+	}
+	// Each night brings a quarter of each disk; what is kept is that of the
+	// nights kept, those that wait to be deleted, and the quarter that stays.
+	quarter := int64(2*vms) * size / 4
+	if want := int64(nights-keep-3) * quarter; freed < want || rep.PackBytes > int64(keep+4)*quarter+8*mib {
+		t.Errorf("%d MiB freed, at least %d wanted; %d MiB stored", freed/mib, want/mib, rep.PackBytes/mib)
+	}
+	if want := (nights + 6) / 7; checks != want {
+		t.Errorf("%d checks, want %d", checks, want)
+	}
+	t.Logf("%d nights, %d VMs: %d MiB freed, %d MiB stored, heap at most %d MiB", nights, vms, freed/mib, rep.PackBytes/mib, largest/mib)
+}
+
+func TestFailures(t *testing.T) {
+	h := newHouse(t, "[jobs.n]\nselect={all=true}\n[jobs.none]\nselect={names=['x']}\n[jobs.files]\nselect={all=true}\nreport-file='/nowhere/r.json'\nmetrics-file='/nowhere/m'\nstatus-log='/nowhere/s'\n"+
+		"[jobs.hooks]\nselect={all=true}\nhooks={before='sleep 60', time-out='100ms', after='echo $XENKEEP_STATUS >&2; exit 1'}\n", 1, 1, 4*mib)
+	n := h.night("n")
+	n.Open = func(context.Context) (*repo.Repository, error) { return nil, errors.New("mount lost") }
+	if rep, err := Run(t.Context(), n); err == nil || rep.State != report.Failed || rep.Error != "mount lost" {
+		t.Errorf("%+v %v", rep, err)
+	}
+	n = h.night("n")
+	n.Dial = func(context.Context) (*xapi.Client, error) { return nil, errors.New("no route") }
+	if rep, err := Run(t.Context(), n); err == nil || rep.State != report.Failed || rep.Error != "no route" {
+		t.Errorf("%+v %v", rep, err)
+	}
+	if rep, err := Run(t.Context(), h.night("none")); !errors.Is(err, job.ErrFailed) || rep.State != report.Failed || len(rep.VMs) != 1 || !rep.VMs[0].Missing {
+		t.Errorf("%+v %v", rep, err)
+	}
+	// What cannot be written is said, and fails nothing.
+	if rep, err := Run(t.Context(), h.night("files")); err != nil || rep.State != report.OK || len(rep.Unsent) != 3 {
+		t.Errorf("%+v %v", rep, err)
+	}
+	began := time.Now()
+	rep, err := Run(t.Context(), h.night("hooks"))
+	if !errors.Is(err, job.ErrHook) || !strings.Contains(rep.Error, "longer than 100ms") || len(rep.Warnings) != 1 || !strings.Contains(rep.Warnings[0], "failed") || time.Since(began) > 30*time.Second {
+		t.Errorf("%+v %v", rep, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	n = h.night("n")
+	dial := n.Dial
+	n.Dial = func(ctx context.Context) (*xapi.Client, error) { c, err := dial(ctx); cancel(); return c, err }
+	if rep, err := Run(ctx, n); !errors.Is(err, context.Canceled) || rep.State != report.Failed {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
