@@ -1,4 +1,4 @@
-# Few words: build test race lint fuzz bench crash demo ci clean.
+# Few words: build test race lint fuzz bench scale crash demo ci clean.
 # What a word needs beyond Go it installs itself (Debian packages when root, Go
 # tools into bin/), or says in one line what is missing.
 
@@ -14,7 +14,7 @@ FUZZTIME    ?= 3s
 RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/check ./job ./nbd ./xapi ./xapi/xapisim
 NORACE      := ^(TestDamage|TestQuietVMs|TestDelta|TestSizes|TestGolden|TestBlobSizes|TestStorageFails|TestImage.*|TestCrash.*|TestExportFailures|TestStreamBreaksAnywhere|TestUntracked|TestTwoRepositories|TestXVA.*)$$
 
-.PHONY: build test race lint fuzz bench crash demo ci clean
+.PHONY: build test race lint fuzz bench scale crash demo ci clean
 .SILENT:
 
 build:
@@ -42,9 +42,15 @@ bench: build
 	scripts/need $(PEERS)
 	go run ./bench -xenkeep $(BIN)/xenkeep -scale full -json bench.json
 
-# Every kill point of a backup and a restore, not only the sample of the tests.
+# Repositories of 1, 2 and 4 TiB of unique data, of which only trees and index
+# are there: needs 25 GB of room for a while.
+scale:
+	go run ./bench/scale -json scale.json
+
+# Every kill point and every error of backups and restores, not only the sample
+# of the tests: more than half an hour.
 crash:
-	XENKEEP_CRASH=all go test -count=1 -timeout 20m -v -run 'TestCrash|TestTwoRepositories' ./job
+	XENKEEP_CRASH=all go test -count=1 -timeout 90m -v -run 'TestCrash|TestErrors|TestTwoRepositories' ./job
 
 demo: build
 	scripts/need e2fsprogs

@@ -190,7 +190,7 @@ type IndexProblem struct {
 
 // loadBytes bounds the index objects that LoadIndex holds at once, by their
 // size in storage, which is about that of their entries in memory.
-const loadBytes = 64 << 20
+const loadBytes = 16 << 20
 
 // LoadIndex takes in the index objects that are new in the repository and
 // forgets those that are gone. Objects that cannot be read are returned, not

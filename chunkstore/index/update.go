@@ -183,7 +183,13 @@ func (x *Index) write(v *view, sources []Source) (*segment, error) {
 		numbers[id] = uint32(i)
 	}
 
-	var rows []row
+	n := 0
+	for _, s := range sources {
+		for _, p := range s.Packs {
+			n += len(p.Entries)
+		}
+	}
+	rows := make([]row, 0, n)
 	type known struct {
 		*segment
 		pack uint32
@@ -198,7 +204,6 @@ func (x *Index) write(v *view, sources []Source) (*segment, error) {
 					}
 				}
 			}
-			rows = slices.Grow(rows, len(p.Entries))
 			for _, e := range p.Entries {
 				hi, lo := split(e.Prefix)
 				if !slices.ContainsFunc(elsewhere, func(k known) bool {
