@@ -58,6 +58,11 @@ func runShow(cmd *cobra.Command, o *showOptions, spec string) error {
 	if err != nil {
 		return err
 	}
+	bad, err := r.ApplyTags(ctx, []*repo.Snapshot{s})
+	if err != nil {
+		return err
+	}
+	tellProblems(cmd.ErrOrStderr(), bad)
 	if o.xml {
 		text, err := readOVA(ctx, r, s)
 		if err != nil {
