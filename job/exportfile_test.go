@@ -329,3 +329,23 @@ func TestExportRefusals(t *testing.T) {
 		t.Error("qcow2 holds less than the largest disk")
 	}
 }
+
+// Of a VM that was backed up with its memory the archive holds the disks.
+func TestExportXVAOfCheckpoint(t *testing.T) {
+	w := nightPool(t, xapisim.Config{}, "web")
+	o := w.options()
+	o.Chosen = w.chosen("web")
+	o.Chosen[0].Kinds = []job.Kind{job.KindCheckpoint}
+	s := w.snapshot(w.backup(o).Snapshots[0].ID)
+	file := filepath.Join(w.dir, "web.xva")
+	res, err := job.Export(t.Context(), w.repo, s, file, nil, job.ExportOptions{Format: job.FormatXVA})
+	if err != nil || len(res.Disks) != 1 || len(res.Warnings) != 1 || !strings.Contains(res.Warnings[0], "memory") {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	if vm := w.importXVA(file); vm.PowerState != "Halted" || len(w.diskSums(vm)) != 1 {
+		t.Errorf("the VM came back as %+v", vm)
+	}
+	if _, err := job.Export(t.Context(), w.repo, s, file, nil, job.ExportOptions{Format: job.FormatXVA, Disk: job.MemoryDevice}); !errors.Is(err, job.ErrFormat) {
+		t.Errorf("the memory alone: %v", err)
+	}
+}

@@ -21,7 +21,11 @@ import (
 func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 	keep := make(map[string]*repo.Disk) // by UUID of the VDI
 	for i := range x.s.Disks {
-		if d := &x.s.Disks[i]; x.o.Disk == "" {
+		switch d := &x.s.Disks[i]; {
+		case x.o.Disk != "":
+		case d.Device == MemoryDevice:
+			x.res.Warnings = append(x.res.Warnings, "the memory is not in the archive: the VM is halted in it")
+		default:
 			keep[d.VDI] = d
 		}
 	}
@@ -29,6 +33,9 @@ func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 		d, err := x.s.Disk(x.o.Disk)
 		if err != nil {
 			return nil, err
+		}
+		if d.Device == MemoryDevice {
+			return nil, fmt.Errorf("an xva holds no memory image by itself: %w", ErrFormat)
 		}
 		keep[d.VDI] = d
 	}

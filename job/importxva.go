@@ -100,7 +100,7 @@ func diskOf(vdi, vbd xva.Value, size int64) repo.Disk {
 		}
 	}
 	if vdi.Get("type").Text == "suspend" {
-		d.Device = "suspend"
+		d.Device = MemoryDevice
 	}
 	return d
 }

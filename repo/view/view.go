@@ -76,8 +76,8 @@ func New(r *repo.Repository, o Options) *View {
 
 // Close ends all reads, which fail with ErrClosed, and waits for them.
 func (v *View) Close() {
-	v.cancel(ErrClosed)
 	v.closing.Lock() // none is being begun
+	v.cancel(ErrClosed)
 	v.closing.Unlock()
 	v.readers.Wait()
 }
