@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,7 +29,7 @@ import (
 
 // The crash matrix: a child process makes a backup or a restore and is killed,
 // by SIGKILL, after each of its calls and in the midst of transfers. A sample
-// of it runs by default, all with XENKEEP_CRASH=all.
+// of it runs by default, more with XENKEEP_CRASH=200, all with XENKEEP_CRASH=all.
 
 const childEnv = "XENKEEP_CRASH_CHILD"
 
@@ -253,12 +254,19 @@ func (k *killer) run(o order, at int) (events, calls int, killed bool) {
 	return k.events, calls, killed
 }
 
-// sampled gives about n of the numbers from 1 to total, or all.
+// sampled gives about n of the numbers from 1 to total; XENKEEP_CRASH may ask
+// for another number, or for all.
 func sampled(total, n int) []int {
-	step := max(total/n, 1)
-	if os.Getenv("XENKEEP_CRASH") == "all" {
-		step = 1
+	switch text := os.Getenv("XENKEEP_CRASH"); text {
+	case "":
+	case "all":
+		n = total
+	default:
+		if k, err := strconv.Atoi(text); err == nil && k > 0 {
+			n = k
+		}
 	}
+	step := max(total/n, 1)
 	var at []int
 	for i := 1 + step/2; i <= total; i += step {
 		at = append(at, i)
