@@ -123,6 +123,11 @@ func (r *results) targets() (all []target) {
 	grown("thin disk, day two, growth", "thin", 0.45)
 	grown("tar that shifts, growth", "archive", 0.25)
 	grown("SQL dump that shifts, growth", "dump", 0.25)
+	for _, op := range []string{opCheck, opPrune} {
+		if open, theirs := r.wall("keep", opKeys, "xenkeep"), r.wall("keep", opKeys, "restic"); theirs > 0 {
+			share("50 snapshots, "+op+", wall time less opening", 1.0/2, r.wall("keep", op, "xenkeep")-open, r.wall("keep", op, "restic")-theirs)
+		}
+	}
 	if open, theirs := r.wall("tracked", opKeys, "xenkeep"), r.wall("tracked", opKeys, "restic"); theirs > 0 {
 		share("16 GiB with 3 % changed by CBT and NBD, wall time less opening", 1.0/10,
 			r.wall("tracked", opDayTwo, "xenkeep")-open, r.wall("tracked", opDayTwo, "restic")-theirs)

@@ -55,6 +55,7 @@ var imagesOf = map[string][]string{
 	"archive": {workload.Archive},
 	"dump":    {workload.Dump},
 	"memory":  nil,
+	"keep":    nil,
 	"tracked": {workload.Full, workload.Thin, workload.Other, workload.Old},
 }
 

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"xenkeep/bench/measure"
+	"xenkeep/bench/workload"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	opCheck  = "check --read-data"
+	opForget = "forget 40 of 50"
+	opPrune  = "prune"
+)
+
+// What the keeping of years is measured with: disks of data that do not
+// compress, of which one each day has some stretches overwritten.
+const (
+	keepDays  = 50
+	keepLeft  = 10
+	keepDisks = 13
+)
+
+// keep measures checking and pruning on a repository of 50 days, beside restic's
+// on the same bytes. Each round works on a copy of the repositories, whose files
+// neither tool changes in place.
+func (b *bench) keep(ctx context.Context, rounds int) error {
+	dir, err := os.MkdirTemp(b.dir, "keep-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	size, each := int64(512<<20), int64(80<<20)
+	if b.scale.Name != "full" {
+		size, each = 16<<20, 2<<20
+	}
+	disks := filepath.Join(dir, "disks")
+	if err := os.MkdirAll(disks, 0o755); err != nil {
+		return err
+	}
+	name := func(i int) string { return filepath.Join(disks, fmt.Sprintf("disk%02d.raw", i)) }
+	for i := range keepDisks {
+		f, err := os.Create(name(i))
+		if err == nil {
+			err = workload.WriteNoise(f, uint64(100+i), size)
+		}
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	x := &keeper{program: b.xenkeep, home: filepath.Join(dir, "xenkeep")}
+	r := &restic{binary: "restic", dir: filepath.Join(dir, "restic")}
+	for _, home := range []string{x.home, r.dir} {
+		if err := os.MkdirAll(home, 0o755); err != nil {
+			return err
+		}
+	}
+	if _, err := x.run(ctx, "init"); err != nil {
+		return err
+	}
+	if _, err := r.run(ctx, "init", "--repository-version", "2"); err != nil {
+		return err
+	}
+	random := rand.New(rand.NewPCG(5, 1))
+	buf := make([]byte, 1<<20)
+	for day := range keepDays {
+		changed := []int{day % keepDisks}
+		if day == 0 {
+			changed = nil
+			for i := range keepDisks {
+				changed = append(changed, i)
+			}
+		}
+		for _, i := range changed {
+			if day > 0 {
+				f, err := os.OpenFile(name(i), os.O_RDWR, 0)
+				if err != nil {
+					return err
+				}
+				for range each >> 20 {
+					for k := 0; k < len(buf); k += 8 {
+						v := random.Uint64()
+						for n := range 8 {
+							buf[k+n] = byte(v >> (8 * n))
+						}
+					}
+					if _, err := f.WriteAt(buf, random.Int64N(size>>20)<<20); err != nil {
+						return err
+					}
+				}
+				if err := f.Close(); err != nil {
+					return err
+				}
+			}
+		}
+		// One snapshot a day of each: restic's of the folder, xenkeep's of the
+		// disks that changed.
+		for _, i := range changed {
+			if _, err := x.run(ctx, "backup", "--image", name(i), "--name", "disk", "--quiet"); err != nil {
+				return err
+			}
+		}
+		if _, err := r.run(ctx, "backup", disks); err != nil {
+			return err
+		}
+	}
+	sizes := make(map[string]int64)
+	for _, t := range []string{x.repository(), r.repository()} {
+		n, err := folderBytes(t)
+		if err != nil {
+			return err
+		}
+		sizes[t] = n
+		b.note("keep: %s holds %d MiB", filepath.Base(filepath.Dir(t)), n>>20)
+	}
+	type subject struct {
+		name string
+		repo string
+		run  func(ctx context.Context, args ...string) (cost, error)
+		ops  [][]string // open, check, forget, prune
+	}
+	subjects := []subject{
+		{"xenkeep", x.repository(), x.run, [][]string{
+			{"snapshots"}, {"check", "--read-data", "--quiet"}, {"forget", "--keep-last", fmt.Sprint(keepLeft)}, {"prune", "--exclusive", "--quiet"}}},
+		{"restic", r.repository(), r.run, [][]string{
+			{"cat", "config"}, {"check", "--read-data"}, {"forget", "--keep-last", fmt.Sprint(keepLeft)}, {"prune"}}},
+	}
+	for n := range min(rounds, 5) {
+		for _, s := range subjects {
+			if err := exec.CommandContext(ctx, "cp", "-al", s.repo, s.repo+".kept").Run(); err != nil {
+				return err
+			}
+		}
+		for at, op := range []string{opKeys, opCheck, opForget, opPrune} {
+			for i := range subjects {
+				s := subjects[(i+n)%2]
+				if _, err := measure.Warm(filesBelow(s.repo)...); err != nil {
+					return err
+				}
+				unix.Sync()
+				load := measure.Load()
+				c, err := s.run(ctx, s.ops[at]...)
+				if err != nil {
+					return fmt.Errorf("%s %s: %w", s.name, strings.Join(s.ops[at], " "), err)
+				}
+				left, err := folderBytes(s.repo)
+				if err != nil {
+					return err
+				}
+				b.results.add("keep", step{op: op, data: sizes[s.repo]}, s.name, c, left, load)
+				b.note("%-8s %-18s %-8s %7.2f s  CPU %6.2f s  anon %4d MiB  repository %6d MiB  load %.1f", "keep", op, s.name, c.Wall.Seconds(), c.CPU.Seconds(),
+					c.PeakAnon>>20, left>>20, load)
+			}
+		}
+		for _, s := range subjects {
+			if err := os.RemoveAll(s.repo); err != nil {
+				return err
+			}
+			if err := os.Rename(s.repo+".kept", s.repo); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// keeper is xenkeep without a pool.
+type keeper struct{ program, home string }
+
+func (k *keeper) repository() string { return filepath.Join(k.home, "repo") }
+
+func (k *keeper) run(ctx context.Context, args ...string) (cost, error) {
+	_, u, err := measure.Run(ctx, measure.Command{
+		Args: append([]string{k.program}, args...),
+		Env:  []string{"XENKEEP_REPOSITORY=" + k.repository(), "XENKEEP_PASSWORD=" + password, "XENKEEP_CACHE_DIR=" + filepath.Join(k.home, "cache")},
+	})
+	return cost{Usage: u}, err
+}
