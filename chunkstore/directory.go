@@ -51,7 +51,7 @@ type cachedDirectory struct {
 
 // directory returns the opened directory of a pack, from the cache or read
 // once, however many ask. With unlock, it is ready to open blobs.
-func (s *Store) directory(ctx context.Context, id pack.ID) (*pack.Directory, error) {
+func (s *Store) directory(ctx context.Context, from ranges, id pack.ID) (*pack.Directory, error) {
 	c := &s.dirs
 	for {
 		c.mu.Lock()
@@ -63,7 +63,7 @@ func (s *Store) directory(ctx context.Context, id pack.ID) (*pack.Directory, err
 			d := &cachedDirectory{id: id, done: make(chan struct{})}
 			c.byID[id] = c.lru.PushFront(d)
 			c.mu.Unlock()
-			d.d, d.err = s.ReadDirectory(ctx, id, -1)
+			d.d, d.err = s.readProven(ctx, from, id, -1)
 			if d.err == nil {
 				d.err = d.d.Unlock()
 			}
@@ -99,15 +99,17 @@ func (s *Store) directory(ctx context.Context, id pack.ID) (*pack.Directory, err
 	}
 }
 
-// recoverPack tells whether an older, sound version of a pack that is damaged is
+// recoverPack tells whether another, sound version of a pack that is damaged is
 // read from now on.
 func (s *Store) recoverPack(ctx context.Context, id pack.ID) bool {
-	r, ok := s.objects.(object.Recoverer)
-	if !ok {
-		return false
-	}
-	if found, err := r.Recover(ctx, id.ObjectName()); err != nil || !found {
-		return false
+	if !s.trees.drop(id) { // else it was damaged on this machine
+		r, ok := s.objects.(object.Recoverer)
+		if !ok {
+			return false
+		}
+		if found, err := r.Recover(ctx, id.ObjectName()); err != nil || !found {
+			return false
+		}
 	}
 	// Its table of contents may be another's.
 	s.dirs.mu.Lock()
@@ -123,9 +125,15 @@ func (s *Store) recoverPack(ctx context.Context, id pack.ID) bool {
 // ReadDirectory reads and verifies the header and the table of contents of a
 // pack. Where its size is known (not negative) the blobs must fill it exactly.
 func (s *Store) ReadDirectory(ctx context.Context, id pack.ID, size int64) (*pack.Directory, error) {
-	d, err := s.readDirectory(ctx, id, size)
+	return s.readProven(ctx, s.objects, id, size)
+}
+
+// readProven is ReadDirectory from what has the pack's bytes; where these are
+// not what they should be it looks elsewhere.
+func (s *Store) readProven(ctx context.Context, from ranges, id pack.ID, size int64) (*pack.Directory, error) {
+	d, err := s.readDirectory(ctx, from, id, size)
 	if errors.Is(err, seal.ErrCorrupt) && s.recoverPack(ctx, id) {
-		d, err = s.readDirectory(ctx, id, size)
+		d, err = s.readDirectory(ctx, s.objects, id, size)
 	}
 	if err != nil {
 		return nil, &pack.Error{Pack: id, Offset: -1, Err: err}
@@ -133,9 +141,9 @@ func (s *Store) ReadDirectory(ctx context.Context, id pack.ID, size int64) (*pac
 	return d, nil
 }
 
-func (s *Store) readDirectory(ctx context.Context, id pack.ID, size int64) (*pack.Directory, error) {
+func (s *Store) readDirectory(ctx context.Context, from ranges, id pack.ID, size int64) (*pack.Directory, error) {
 	name := id.ObjectName()
-	tail, err := s.objects.Get(ctx, name, -tailGuess, -1)
+	tail, err := from.Get(ctx, name, -tailGuess, -1)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +163,7 @@ func (s *Store) readDirectory(ctx context.Context, id pack.ID, size int64) (*pac
 		return nil, err
 	}
 	if t.Table+pack.TrailerSize > n {
-		if tail, err = s.objects.Get(ctx, name, -(t.Table + pack.TrailerSize), -1); err != nil {
+		if tail, err = from.Get(ctx, name, -(t.Table + pack.TrailerSize), -1); err != nil {
 			return nil, err
 		}
 		if n = int64(len(tail)); n != t.Table+pack.TrailerSize {
@@ -163,7 +171,7 @@ func (s *Store) readDirectory(ctx context.Context, id pack.ID, size int64) (*pac
 		}
 	}
 	header := make([]byte, t.Header)
-	if err := s.objects.GetInto(ctx, name, 0, header); err != nil {
+	if err := from.GetInto(ctx, name, 0, header); err != nil {
 		return nil, err
 	}
 	d, err := pack.OpenDirectory(s.keys, header, tail[n-pack.TrailerSize-t.Table:])

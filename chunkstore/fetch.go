@@ -185,12 +185,14 @@ func (r *reader) readSpan(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp 
 	fail := func(i int, err error) error {
 		return &BlobError{Kind: k, ID: ids[sp.blobs[i].i], Pack: sp.pack, Err: err}
 	}
-	d, err := r.s.directory(ctx, sp.pack)
+	from, done := r.s.ranges(ctx, k, sp.pack)
+	defer done()
+	d, err := r.s.directory(ctx, from, sp.pack)
 	if err == nil {
 		if int64(cap(r.stored)) < sp.length {
 			r.stored = make([]byte, max(sp.length, 1<<20))
 		}
-		err = r.s.objects.GetInto(ctx, sp.pack.ObjectName(), sp.offset, r.stored[:sp.length])
+		err = from.GetInto(ctx, sp.pack.ObjectName(), sp.offset, r.stored[:sp.length])
 	}
 	if err != nil {
 		if ctx.Err() != nil {
@@ -201,16 +203,16 @@ func (r *reader) readSpan(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp 
 		}
 		return r.elsewhere(ctx, k, ids, sp, 0, len(sp.blobs), fail(0, err), fn)
 	}
-	for from := 0; from < len(sp.blobs); {
+	for first := 0; first < len(sp.blobs); {
 		// All that is wanted of one blob; it is opened once.
-		at := sp.blobs[from].at
-		to := from + 1
+		at := sp.blobs[first].at
+		to := first + 1
 		for to < len(sp.blobs) && sp.blobs[to].at.Offset == at.Offset {
 			to++
 		}
 		start := int64(at.Offset) - sp.offset
 		b, plain, err := r.open(d, at, r.stored[start:start+int64(at.Length)])
-		for i := from; i < to; i++ {
+		for i := first; i < to; i++ {
 			w := sp.blobs[i]
 			var p []byte
 			perr := err
@@ -231,7 +233,7 @@ func (r *reader) readSpan(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp 
 				return err
 			}
 		}
-		from = to
+		first = to
 	}
 	return nil
 }
@@ -276,7 +278,7 @@ func (r *reader) elsewhere(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp
 			if at == w.at {
 				continue
 			}
-			d, err := r.s.directory(ctx, at.Pack)
+			d, err := r.s.directory(ctx, r.s.objects, at.Pack)
 			if err != nil {
 				continue
 			}

@@ -53,6 +53,7 @@ type Store struct {
 	hasher  *chunk.Hasher
 	index   *index.Index
 	dirs    directories
+	trees   *treeCache // nil where none are kept
 
 	adopting sync.Mutex // one at a time looks for packs that no index object covers
 
@@ -82,6 +83,9 @@ type Options struct {
 	Keys    *seal.Keys
 	Params  chunk.Params
 	Index   *index.Index
+	// TreeDir is a folder for tree packs, which are read again and again; ""
+	// or a storage near by: none are kept.
+	TreeDir string
 }
 
 // New returns a Store. It reads nothing yet: see LoadIndex.
@@ -94,6 +98,7 @@ func New(o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{objects: o.Objects, keys: o.Keys, params: o.Params, hasher: h, index: o.Index}
+	s.trees = newTreeCache(s, o.TreeDir)
 	s.adopted = make(map[pack.ID]int64)
 	s.unusable = make(map[pack.ID]error)
 	return s, nil

@@ -98,6 +98,7 @@ type filling struct {
 	blobs   sync.WaitGroup // reserved and not yet filled
 	ids     []chunk.ID
 	targets int
+	tree    bool
 }
 
 // Write runs fn with a Writer and returns when all that was started has ended.
@@ -336,7 +337,7 @@ func (w *Writer) begin(k pack.Kind, n int) (*filling, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &filling{b: b, buf: buf, targets: target}, nil
+	return &filling{b: b, buf: buf, targets: target, tree: k == pack.Tree}, nil
 }
 
 // send puts a pack on its way, in a goroutine of its own; how many there are
@@ -377,6 +378,9 @@ func (w *Writer) upload(ctx context.Context, f *filling) error {
 	}
 	if err := w.s.objects.Put(ctx, id.ObjectName(), data); err != nil {
 		return err
+	}
+	if c := w.s.trees; c != nil && f.tree {
+		c.put(id, data) // the next run builds on it
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -359,16 +359,16 @@ func (r *Repository) begin(o Options) error {
 	if k, ok := object.KeeperOf(r.objects); ok && r.config.LockDays > 0 {
 		k.KeepFor(r.config.LockDays)
 	}
-	dir := ""
+	dir, trees := "", ""
 	if o.CacheDir != "" {
 		r.cacheDir = filepath.Join(o.CacheDir, r.keys.Repo.String())
-		dir = filepath.Join(r.cacheDir, "index")
+		dir, trees = filepath.Join(r.cacheDir, "index"), filepath.Join(r.cacheDir, "trees")
 	}
 	x, err := index.Open(dir)
 	if err != nil {
 		return err
 	}
-	r.store, err = chunkstore.New(chunkstore.Options{Objects: r.objects, Keys: r.keys, Params: r.config.Chunker, Index: x})
+	r.store, err = chunkstore.New(chunkstore.Options{Objects: r.objects, Keys: r.keys, Params: r.config.Chunker, Index: x, TreeDir: trees})
 	if err != nil {
 		return errors.Join(err, x.Close())
 	}

@@ -111,6 +111,7 @@ func (r *Report) Damage() *Damage { return &r.damage }
 // Run checks r, which must be open.
 func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	o.defaults()
+	r.Store().AsStored() // not what is kept on this machine
 	c := &checker{
 		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[nodeKey]string), lean: make(map[pack.ID]bool),
 		deleted: make(map[pack.ID]bool), suspects: make(map[pack.ID]bool), proofs: openProofs(r.CacheDir()),

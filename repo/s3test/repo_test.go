@@ -5,6 +5,8 @@ import (
 	"context"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -157,4 +159,25 @@ func names(t *testing.T, s object.Store, prefix string) (all []string) {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// spoil damages the tree packs that are kept in a cache folder.
+func spoil(t *testing.T, cache string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(cache, "*", "trees", "*"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no tree packs are kept: %v", err)
+	}
+	for _, name := range files {
+		p, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(p); i += 1000 {
+			p[i] ^= 1
+		}
+		if err := os.WriteFile(name, p, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
