@@ -1,4 +1,4 @@
-# Few words: build test race lint fuzz bench scale crash demo ci clean.
+# Few words: build test race lint fuzz bench scale crash soak demo ci clean.
 # What a word needs beyond Go it installs itself (Debian packages when root, Go
 # tools into bin/), or says in one line what is missing.
 
@@ -14,7 +14,7 @@ FUZZTIME    ?= 3s
 RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/check ./repo/view ./job ./nbd ./xapi ./xapi/xapisim
 NORACE      := ^(TestDamage|TestQuietVMs|TestDelta|TestSizes|TestGolden|TestBlobSizes|TestStorageFails|TestImage.*|TestCrash.*|TestExportFailures|TestStreamBreaksAnywhere|TestUntracked|TestTwoRepositories|TestXVA.*)$$
 
-.PHONY: build test race lint fuzz bench scale crash demo ci clean
+.PHONY: build test race lint fuzz bench scale crash soak demo ci clean
 .SILENT:
 
 build:
@@ -51,6 +51,10 @@ scale:
 # of the tests: more than half an hour.
 crash:
 	XENKEEP_CRASH=all go test -count=1 -timeout 90m -v -run 'TestCrash|TestErrors|TestTwoRepositories' ./job
+
+# Twenty nights of ten VMs; the tests play a few of two.
+soak:
+	XENKEEP_SOAK=full go test -count=1 -timeout 30m -v -run TestSoak ./job/nightly
 
 demo: build
 	scripts/need e2fsprogs

@@ -72,11 +72,8 @@ func runCoverage(cmd *cobra.Command, o *coverageOptions) error {
 		f := jobFileFlags{config: o.config}
 		for _, name := range c.PoolNames() {
 			p := c.Pools[name]
-			s := side{pool: o.pool}
+			s := side{pool: o.pool, jobs: c.JobsOf(name)}
 			f.use(cmd, c, &p, &o.repository, &s.pool)
-			for _, j := range c.JobsOf(name) {
-				s.jobs = append(s.jobs, j)
-			}
 			sides = append(sides, s)
 		}
 	}
