@@ -243,13 +243,8 @@ func (c *conn) serveExportRaw(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/export_raw_vdi")}
 	p.mu.Lock()
-	session, temporary := c.authorise(r)
-	if session == nil {
-		p.mu.Unlock()
-		c.write(unauthorised("get_export_raw_vdi"))
-		return false
-	}
-	if page := c.refuseRole(r, session, "get_export_raw_vdi"); page != "" {
+	session, temporary, page := c.admit(r, "get_export_raw_vdi")
+	if page != "" {
 		p.mu.Unlock()
 		c.write(page)
 		return false
@@ -395,13 +390,8 @@ func (c *conn) serveImportRaw(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/import_raw_vdi"), total: max(0, r.contentLength)}
 	p.mu.Lock()
-	session, temporary := c.authorise(r)
-	if session == nil {
-		p.mu.Unlock()
-		c.write(unauthorised("put_import_raw_vdi"))
-		return false
-	}
-	if page := c.refuseRole(r, session, "put_import_raw_vdi"); page != "" {
+	session, temporary, page := c.admit(r, "put_import_raw_vdi")
+	if page != "" {
 		p.mu.Unlock()
 		c.write(page)
 		return false

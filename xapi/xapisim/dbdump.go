@@ -23,13 +23,8 @@ func (c *conn) serveDatabase(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/pool/xmldbdump")}
 	p.mu.Lock()
-	session, temporary := c.authorise(r)
-	if session == nil {
-		p.mu.Unlock()
-		c.write(unauthorised("get_pool_xml_db_sync"))
-		return false
-	}
-	if page := c.refuseRole(r, session, "get_pool_xml_db_sync"); page != "" {
+	session, temporary, page := c.admit(r, "get_pool_xml_db_sync")
+	if page != "" {
 		p.mu.Unlock()
 		c.write(page)
 		return false

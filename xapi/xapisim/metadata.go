@@ -23,11 +23,8 @@ func (c *conn) exportMetadata(r *httpRequest) string {
 	p := c.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	session, temporary := c.authorise(r)
-	if session == nil {
-		return unauthorised("get_export_metadata")
-	}
-	if page := c.refuseRole(r, session, "get_export_metadata"); page != "" {
+	session, temporary, page := c.admit(r, "get_export_metadata")
+	if page != "" {
 		return page
 	}
 	if temporary {

@@ -59,6 +59,16 @@ func (p *Pool) allow(session *object, action string) error {
 		"No permission in user session. (Roles with this permission: "+strings.Join(Roles[:least+1], ", ")+")")
 }
 
+// admit finds the session of a bulk request, and whether that was opened for it
+// alone; page is the answer where there is none, or its role is too low.
+// Pool.mu is held.
+func (c *conn) admit(r *httpRequest, action string) (session *object, temporary bool, page string) {
+	if session, temporary = c.authorise(r); session == nil {
+		return nil, false, unauthorised(action)
+	}
+	return session, temporary, c.refuseRole(r, session, action)
+}
+
 // refuseRole returns the page for a session whose role is too low for a bulk
 // request, and fails its task; it is empty where the role is high enough.
 // Pool.mu is held.

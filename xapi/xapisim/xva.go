@@ -44,13 +44,8 @@ func (c *conn) serveExportVM(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/export")}
 	p.mu.Lock()
-	session, temporary := c.authorise(r)
-	if session == nil {
-		p.mu.Unlock()
-		c.write(unauthorised("get_export"))
-		return false
-	}
-	if page := c.refuseRole(r, session, "get_export"); page != "" {
+	session, temporary, page := c.admit(r, "get_export")
+	if page != "" {
 		p.mu.Unlock()
 		c.write(page)
 		return false

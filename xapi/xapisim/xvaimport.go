@@ -44,13 +44,8 @@ func (c *conn) serveImportVM(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/import"), total: max(0, r.contentLength)}
 	p.mu.Lock()
-	session, temporary := c.authorise(r)
-	if session == nil {
-		p.mu.Unlock()
-		c.write(unauthorised("put_import"))
-		return false
-	}
-	if page := c.refuseRole(r, session, "put_import"); page != "" {
+	session, temporary, page := c.admit(r, "put_import")
+	if page != "" {
 		p.mu.Unlock()
 		c.write(page)
 		return false
@@ -105,13 +100,8 @@ func (c *conn) serveImportMetadata(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/import_metadata"), total: max(0, r.contentLength)}
 	p.mu.Lock()
-	session, temporary := c.authorise(r)
-	if session == nil {
-		p.mu.Unlock()
-		c.write(unauthorised("put_import_metadata"))
-		return false
-	}
-	if page := c.refuseRole(r, session, "put_import_metadata"); page != "" {
+	session, temporary, page := c.admit(r, "put_import_metadata")
+	if page != "" {
 		p.mu.Unlock()
 		c.write(page)
 		return false
