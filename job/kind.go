@@ -56,18 +56,18 @@ func (p *vmPlan) unable(k Kind) error {
 	switch k {
 	case KindQuiesced:
 		if state != "running" {
-			return &unable{kind: k, why: "the VM is " + state + ", and only a running guest can take part", cure: "start the VM, or configure another kind after it"}
+			return &unable{kind: k, why: "the VM is " + state + ", and only a running guest can take part", cure: "start the VM, or take a snapshot of another kind"}
 		}
 	case KindCheckpoint:
 		if state != "running" && state != "suspended" {
-			return &unable{kind: k, why: "the VM is " + state + " and has no memory to save", cure: "start the VM, or configure another kind after it"}
+			return &unable{kind: k, why: "the VM is " + state + " and has no memory to save", cure: "start the VM, or take a snapshot of another kind"}
 		}
 		if state == "running" {
 			return p.memorySpace()
 		}
 	case KindOffline:
 		if state == "paused" || state == "suspended" {
-			return &unable{kind: k, why: "the VM is " + state + " and cannot be shut down cleanly", cure: "resume the VM, or configure another kind after it"}
+			return &unable{kind: k, why: "the VM is " + state + " and cannot be shut down cleanly", cure: "resume the VM, or take a snapshot of another kind"}
 		}
 	}
 	return nil
@@ -174,40 +174,18 @@ func (v *vmBackup) take(ctx context.Context) error {
 func (v *vmBackup) takeKind(ctx context.Context, k Kind) (err error) {
 	pool, vm := v.b.pool, v.plan.vm.Ref
 	switch k {
-	case KindQuiesced:
-		for try := 1; ; try++ {
-			v.record, err = pool.SnapshotQuiesced(ctx, vm, v.label())
-			if try == quiesceTries || !xapi.IsCode(err, xapi.QuiesceTimedOut) {
-				break
-			}
+	case KindQuiesced, KindCheckpoint:
+		v.record, err = Take(ctx, pool, vm, k, v.label(), func() {
 			v.b.o.Log.Info("the guest did not freeze in time: trying again", "vm", v.plan.vm.NameLabel)
-		}
-		if xapi.IsCode(err, xapi.MessageRemoved, "MESSAGE_METHOD_UNKNOWN") {
-			return &unable{kind: k, why: "the pool's version has none any more (they went with 8.1)", cure: "configure another kind after it"}
-		}
-	case KindCheckpoint:
-		v.record, err = pool.CheckpointVM(ctx, vm, v.label())
+		})
+		return err
 	case KindOffline:
 		if v.plan.vm.PowerState == "Halted" {
 			return v.takeRegular(ctx)
 		}
 		return v.takeOffline(ctx)
-	default:
-		return v.takeRegular(ctx)
 	}
-	var refused *xapi.Error
-	if errors.As(err, &refused) && v.record.IsNull() {
-		return &unable{kind: k, why: "the pool refuses", cure: cmp.Or(xapiCure(err), "configure another kind after it"), err: err}
-	}
-	return err
-}
-
-func xapiCure(err error) string {
-	var e *xapi.Error
-	if errors.As(err, &e) {
-		return e.Cure()
-	}
-	return ""
+	return v.takeRegular(ctx)
 }
 
 // takeRegular makes a crash-consistent VM snapshot. Hosts that cannot leave
@@ -250,7 +228,7 @@ func (v *vmBackup) takeOffline(ctx context.Context) (err error) {
 		if ctx.Err() != nil {
 			return err
 		}
-		return &unable{kind: KindOffline, why: "the guest does not shut down cleanly", cure: "install the guest tools, or configure another kind after it", err: err}
+		return &unable{kind: KindOffline, why: "the guest does not shut down cleanly", cure: "install the guest tools, or take a snapshot of another kind", err: err}
 	}
 	return v.takeRegular(ctx)
 }

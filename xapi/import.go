@@ -61,8 +61,6 @@ func (c *Client) ImportVDI(ctx context.Context, opts ImportOptions, body func(w 
 	return nil
 }
 
-// importVDI also tells whether the host may still be at work on the disk.
-
 func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts ImportOptions, body func(w io.Writer) error) (atWork bool, err error) {
 	req := bulk{
 		method: http.MethodPut, path: "/import_raw_vdi", length: opts.ContentLength, stall: c.stall(opts.StallTimeout),
@@ -71,6 +69,12 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 	if opts.Chunked {
 		req.query = append(req.query, [2]string{"chunked", "true"})
 	}
+	return c.sendBody(ctx, addr, task, req, body)
+}
+
+// sendBody makes an import and waits for the pool's verdict. It also tells
+// whether the host may still be at work on what it was given.
+func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, body func(w io.Writer) error) (atWork bool, err error) {
 	s, resp, addr, err := c.open(ctx, addr, req)
 	if err != nil {
 		return false, err
@@ -101,7 +105,7 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 		}
 	}()
 
-	w := &bodyWriter{s: s, left: opts.ContentLength, open: opts.ContentLength < 0}
+	w := &bodyWriter{s: s, left: req.length, open: req.length < 0}
 	out := bufio.NewWriterSize(w, streamBuffer)
 	sendErr := body(out)
 	if sendErr == nil {

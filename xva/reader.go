@@ -54,6 +54,7 @@ const (
 // Reader reads an archive front to back.
 type Reader struct {
 	t      *tar.Reader
+	in     *tailReader
 	ova    *OVA
 	raw    []byte
 	disks  []Disk
@@ -83,7 +84,8 @@ func NewReader(r io.Reader) (*Reader, error) {
 		}
 		in = z
 	}
-	x.t = tar.NewReader(in)
+	x.in = &tailReader{r: in}
+	x.t = tar.NewReader(x.in)
 	if err := x.readOVA(); err != nil {
 		x.close()
 		return nil, err
@@ -154,12 +156,52 @@ func (r *Reader) finish() error {
 	h, err := r.t.Next()
 	switch {
 	case err == io.EOF:
+		if err := r.in.drain(); err != nil {
+			return ended(err)
+		}
 		r.ended = true
 		return io.EOF
 	case err == nil:
 		return fmt.Errorf("xva: %.60q behind the last disk: %w", h.Name, ErrCorrupt)
 	}
 	return ended(err)
+}
+
+// tailReader counts the zeros that what was read ends with.
+type tailReader struct {
+	r     io.Reader
+	zeros int64
+}
+
+func (t *tailReader) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	if rest := bytes.TrimRight(p[:n], "\x00"); len(rest) > 0 {
+		t.zeros = int64(n - len(rest))
+	} else {
+		t.zeros += int64(n)
+	}
+	return n, err
+}
+
+// drain reads on to the end, which is also that of what is compressed: behind a
+// tar there are zeros, of them 1024 bytes at least.
+func (t *tailReader) drain() error {
+	buf := make([]byte, 32<<10)
+	before := t.zeros
+	for {
+		n, err := t.Read(buf)
+		before += int64(n)
+		switch {
+		case t.zeros < before:
+			return fmt.Errorf("data behind the end of the archive: %w", ErrCorrupt)
+		case err == io.EOF && t.zeros < 1024:
+			return io.ErrUnexpectedEOF
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // Close frees what the Reader holds. What it reads from stays open.

@@ -19,6 +19,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/job"
+	"xenkeep/job/poolsnap"
 	"xenkeep/repo/prune"
 )
 
@@ -64,7 +65,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.Is(err, errInterrupted):
 		return exitInterrupted
-	case errors.Is(err, errUsage):
+	case errors.Is(err, errUsage), errors.Is(err, poolsnap.ErrValue), errors.Is(err, poolsnap.ErrSeveral):
 		return exitUsage
 	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered):
 		return exitPartial

@@ -14,6 +14,7 @@ import (
 
 	"xenkeep/job"
 	"xenkeep/job/nightly"
+	"xenkeep/job/poolsnap"
 	"xenkeep/job/report"
 	"xenkeep/xapi/xapisim"
 )
@@ -237,6 +238,20 @@ var lineTypes = map[string]any{
 	"xenkeep verify: summary":  verifySummary{},
 	"xenkeep diff: range":      job.ChangedRange{},
 	"xenkeep diff: diff":       job.Changes{},
+
+	"xenkeep pool vms: vm":                      poolsnap.VMRow{},
+	"xenkeep pool srs: sr":                      poolsnap.SRRow{},
+	"xenkeep pool hosts: host":                  poolsnap.HostRow{},
+	"xenkeep pool templates: template":          poolsnap.TemplateRow{},
+	"xenkeep pool snapshot create: created":     poolsnap.Created{},
+	"xenkeep pool snapshot list: vm_snapshot":   poolsnap.SnapshotRow{},
+	"xenkeep pool snapshot show: vm_snapshot":   poolsnap.SnapshotDetail{},
+	"xenkeep pool snapshot revert: revert_plan": poolsnap.RevertPlan{},
+	"xenkeep pool snapshot revert: reverted":    poolsnap.Reverted{},
+	"xenkeep pool snapshot delete: deleted":     deletedLine{},
+	"xenkeep pool snapshot copy: template":      poolsnap.Made{},
+	"xenkeep pool snapshot export: exported_vm": poolsnap.Exported{},
+	"xenkeep pool import: imported":             poolsnap.Imported{},
 }
 
 func TestReferenceJSON(t *testing.T) {

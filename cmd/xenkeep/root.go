@@ -25,7 +25,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 	}
 	root.AddCommand(
 		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(),
-		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newRepoCommand(), newCleanupCommand(), newDoctorCommand(), newPlanCommand(), newCoverageCommand(), newConfigCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
+		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newRepoCommand(), newCleanupCommand(), newPoolCommand(), newDoctorCommand(), newPlanCommand(), newCoverageCommand(), newConfigCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
 	root.AddCommand(newExportCommand(), newImportCommand(), newVerifyCommand(), newDiffCommand(), newMountCommand(), newServeCommand())
 	return root
@@ -38,7 +38,7 @@ func needsCommand(cmd *cobra.Command, args []string) error {
 	}
 	hint := ""
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		hint = fmt.Sprintf("; did you mean %q?", strings.Join(near, `" or "`))
+		hint = `; did you mean "` + strings.Join(near, `" or "`) + `"?`
 	}
 	return usagef("no command %q%s", args[0], hint)
 }

@@ -82,6 +82,26 @@ func vandalise(ts *testscript.TestScript, server *s3server.Server) {
 	}
 }
 
+// What xenkeep does on pools of each version of XenServer.
+func TestPoolScripts(t *testing.T) {
+	for _, version := range []xapisim.Version{xapisim.Version80, xapisim.Version82, xapisim.VersionCurrent} {
+		t.Run(string(version), func(t *testing.T) {
+			p := stories(testscript.Params{Dir: "testdata/pool"}, func(e *testscript.Env) {
+				e.Setenv("VERSION", string(version))
+				e.Setenv("XENKEEP_REPOSITORY", filepath.Join(e.WorkDir, "repo"))
+			})
+			plain := p.Condition
+			p.Condition = func(cond string) (bool, error) {
+				if v, ok := strings.CutPrefix(cond, "version:"); ok {
+					return v == string(version), nil
+				}
+				return plain(cond)
+			}
+			testscript.Run(t, p)
+		})
+	}
+}
+
 func stories(p testscript.Params, where func(*testscript.Env)) testscript.Params {
 	p.Setup = func(e *testscript.Env) error {
 		where(e)

@@ -14,25 +14,28 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"xenkeep/xapi/xapisim"
 )
 
 type simOptions struct {
-	listen  string
-	state   string
-	vms     []string
-	noTLS   bool
-	srType  string
-	raw     bool
-	running bool
-	hosts   int
-	cbt     bool
-	nbd     string
-	version string
-	drivers bool
-	guests  []string
+	listen    string
+	state     string
+	vms       []string
+	noTLS     bool
+	srType    string
+	raw       bool
+	running   bool
+	hosts     int
+	cbt       bool
+	nbd       string
+	version   string
+	drivers   bool
+	guests    []string
+	srSize    string
+	noLicence bool
 }
 
 // newSimCommand serves a simulated pool, for trying things out and for tests.
@@ -67,6 +70,8 @@ addresses as soon as the pool answers.`,
 	f.StringVar(&o.version, "version", "current", "which `version` of XenServer the pool is like: 8.0, 8.2 or current")
 	f.BoolVar(&o.drivers, "drivers", false, "give the VMs guests with drivers")
 	f.StringArrayVar(&o.guests, "guest", nil, "a guest's `script`, as PATTERN=BEHAVIOUR[,DELAY[,IMAGE...]]; may be repeated")
+	f.StringVar(&o.srSize, "sr-size", "", "how many `bytes` the SR of the VMs' disks has (8 TiB)")
+	f.BoolVar(&o.noLicence, "unlicensed", false, "answer calls that need a licence as a pool without one")
 	cmd.AddCommand(newSimWriteCommand(), newSimFaultCommand())
 	return cmd
 }
@@ -91,7 +96,14 @@ func runSim(cmd *cobra.Command, o simOptions) error {
 // none.
 func (o simOptions) config() (xapisim.Config, error) {
 	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, CBT: o.cbt, NBD: xapisim.NBDMode(o.nbd),
-		Version: xapisim.Version(o.version), SRs: xapisim.DefaultSRs()}
+		Version: xapisim.Version(o.version), SRs: xapisim.DefaultSRs(), Unlicensed: o.noLicence}
+	var room uint64
+	if o.srSize != "" {
+		var err error
+		if room, err = humanize.ParseBytes(o.srSize); err != nil {
+			return cfg, fmt.Errorf("--sr-size %s: want bytes, such as 100MiB", o.srSize)
+		}
+	}
 	if o.hosts < 1 {
 		return cfg, fmt.Errorf("--hosts %d: a pool has at least one", o.hosts)
 	}
@@ -104,6 +116,11 @@ func (o simOptions) config() (xapisim.Config, error) {
 	if name == "" {
 		name = "Storage of the VMs"
 		cfg.SRs = append(cfg.SRs, xapisim.SRConfig{Name: name, Type: o.srType, Shared: true})
+	}
+	for i := range cfg.SRs {
+		if cfg.SRs[i].Name == name {
+			cfg.SRs[i].Size = int64(room)
+		}
 	}
 	for _, v := range o.vms {
 		vm, disks, ok := strings.Cut(v, "=")

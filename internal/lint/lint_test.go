@@ -58,6 +58,7 @@ var allowed = []struct {
 	{"job/pyre", ""},
 	{"job/config", "job/pyre repo/retention chunkstore/seal"},
 	{"job/selection", "job/config job/pyre repo/retention xapi"},
+	{"job/poolsnap", "job job/config job/selection repo repo/retention xapi xva internal/disk"},
 	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 nbd inspect internal/disk internal/limit"},
 	{"cmd/xenkeep", "job/... repo/... chunkstore/... xapi/... vhd nbd inspect mount internal/disk internal/limit"},
 	{"bench/...", "..."},

@@ -9,7 +9,8 @@ import (
 // Async.) or the HTTP path ("/export_raw_vdi") it happens to; "*" is any call.
 // Further names: "/nbd", an NBD connection when it opens its export, and the
 // storage manager's own steps: "sm.cbt_snapshot" and "sm.cbt_resize", at which
-// a changed-block log is lost, "sm.cbt_enable" and "sm.cbt_disable", which fail.
+// a changed-block log is lost, "sm.cbt_enable" and "sm.cbt_disable", which fail, as
+// does "sm.vdi_clone", with the fault's code or SR_BACKEND_FAILURE_81.
 // It happens at the Nth match from now (0 and 1: the next) and Times times (0:
 // once, negative: always).
 type Fault struct {

@@ -1,6 +1,7 @@
 package xapisim
 
 import (
+	"cmp"
 	"errors"
 	"strconv"
 	"time"
@@ -266,6 +267,8 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 	do := v.Clone
 	if snapshot {
 		do = v.Snapshot
+	} else if f := p.takeFault("sm.vdi_clone"); f != nil {
+		return nil, fail(cmp.Or(f.Code, "SR_BACKEND_FAILURE_81"), f.Params...)
 	}
 	_, base, err := do(uuid, baseUUID)
 	if err != nil {

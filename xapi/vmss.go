@@ -1,0 +1,98 @@
+package xapi
+
+import (
+	"context"
+	"errors"
+)
+
+// VMSS is a snapshot schedule, since 7.2 (xen-api ocaml/idl/datamodel.ml,
+// ocaml/xapi/xapi_vmss.ml).
+type VMSS struct {
+	Object            `json:"-"`
+	UUID              string `json:"uuid"`
+	NameLabel         string `json:"name_label"`
+	NameDescription   string `json:"name_description"`
+	Enabled           bool   `json:"enabled"`
+	Type              string `json:"type"`               // snapshot, checkpoint, snapshot_with_quiesce
+	RetainedSnapshots Int    `json:"retained_snapshots"` // 1 to 10
+	Frequency         string `json:"frequency"`          // hourly, daily, weekly
+	// Schedule has min, and where it applies hour and days, in the pool's own
+	// time zone.
+	Schedule    map[string]string `json:"schedule"`
+	LastRunTime Time              `json:"last_run_time"`
+	VMs         []Ref             `json:"VMs"`
+}
+
+// Message is what the pool tells people.
+type Message struct {
+	Object    `json:"-"`
+	UUID      string `json:"uuid"`
+	Name      string `json:"name"`
+	Priority  Int    `json:"priority"`
+	Class     string `json:"cls"` // VM, VMSS, ...
+	ObjUUID   string `json:"obj_uuid"`
+	Timestamp Time   `json:"timestamp"`
+	Body      string `json:"body"`
+}
+
+// ErrNoSchedules: the pool is older than 7.2 and has no snapshot schedules.
+var ErrNoSchedules = errors.New("the pool has no snapshot schedules: they came with 7.2")
+
+// VMSSs reads all snapshot schedules.
+func (c *Client) VMSSs(ctx context.Context) ([]VMSS, error) {
+	list, err := records[VMSS](ctx, c, "VMSS")
+	if IsCode(err, MethodUnknown) {
+		return nil, errors.Join(ErrNoSchedules, err)
+	}
+	return list, err
+}
+
+// VMSS reads one snapshot schedule.
+func (c *Client) VMSS(ctx context.Context, ref Ref) (VMSS, error) {
+	return record[VMSS](ctx, c, "VMSS", ref)
+}
+
+// Messages reads all messages.
+func (c *Client) Messages(ctx context.Context) ([]Message, error) {
+	return records[Message](ctx, c, "message")
+}
+
+// CreateVMSS makes a snapshot schedule.
+func (c *Client) CreateVMSS(ctx context.Context, s VMSS) (Ref, error) {
+	ref, err := c.asyncRef(ctx, "VMSS.create", map[string]any{
+		"name_label": s.NameLabel, "name_description": s.NameDescription, "enabled": s.Enabled, "type": s.Type,
+		"retained_snapshots": int64(s.RetainedSnapshots), "frequency": s.Frequency, "schedule": notNil(s.Schedule),
+	})
+	if IsCode(err, MethodUnknown) {
+		return ref, errors.Join(ErrNoSchedules, err)
+	}
+	return ref, err
+}
+
+// DestroyVMSS removes a snapshot schedule that no VM belongs to.
+func (c *Client) DestroyVMSS(ctx context.Context, ref Ref) error {
+	_, err := c.Async(ctx, "VMSS.destroy", ref)
+	return gone(err)
+}
+
+// SetVMSS changes one field of a schedule: name_label, name_description,
+// enabled, type, retained_snapshots, frequency or schedule.
+func (c *Client) SetVMSS(ctx context.Context, ref Ref, field string, value any) error {
+	return c.Call(ctx, "VMSS.set_"+field, nil, ref, value)
+}
+
+// RunVMSS takes the snapshots of a schedule now, and returns what the pool says
+// of it.
+func (c *Client) RunVMSS(ctx context.Context, ref Ref) (string, error) {
+	values, err := c.Async(ctx, "VMSS.snapshot_now", ref)
+	if len(values) > 0 {
+		return values[0], err
+	}
+	return "", err
+}
+
+// AssignVMSS puts a VM into a schedule, out of the one that it was in; null
+// takes it out.
+func (c *Client) AssignVMSS(ctx context.Context, vm, schedule Ref) error {
+	return c.Call(ctx, "VM.set_snapshot_schedule", nil, vm, orNull(schedule))
+}
