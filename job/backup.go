@@ -238,7 +238,7 @@ func (b *poolBackup) find(ctx context.Context) ([]target, error) {
 		return cmp.Or(cmp.Compare(a.NameLabel, b.NameLabel), cmp.Compare(a.UUID, b.UUID))
 	})
 	for i := range vms {
-		if vm := &vms[i]; vm.Real() && disks[vm.Ref] && vm.OtherConfig[markRole] != roleRestore {
+		if vm := &vms[i]; vm.Real() && disks[vm.Ref] && !underWay(vm) {
 			add(vm.NameLabel, vm.UUID)
 		}
 	}

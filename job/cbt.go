@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"net"
 	"slices"
-	"strconv"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
@@ -165,39 +163,7 @@ func (r nbdReader) ReadAt(ctx context.Context, p []byte, off int64) error {
 
 // openNBD connects to a VDI snapshot.
 func (v *vmBackup) openNBD(ctx context.Context, snap xapi.VDI) (*nbd.Disk, error) {
-	endpoints := func(ctx context.Context) ([]nbd.Endpoint, error) {
-		infos, err := v.b.pool.NBDInfo(ctx, snap.Ref)
-		if err != nil {
-			return nil, err
-		}
-		if len(infos) == 0 {
-			return nil, errors.New("no host serves it over NBD")
-		}
-		var out []nbd.Endpoint
-		for _, i := range infos {
-			e := nbd.Endpoint{
-				Address:    net.JoinHostPort(i.Address, strconv.FormatInt(int64(i.Port), 10)),
-				ExportName: i.ExportName, ServerName: i.Subject, Host: i.Cert,
-			}
-			if i.Cert != "" {
-				e.PinnedCertPEM = []byte(i.Cert)
-			}
-			out = append(out, e)
-		}
-		return out, nil
-	}
-	first, err := endpoints(ctx)
-	if err != nil {
-		return nil, err
-	}
-	d, err := nbd.Open(ctx, nbd.DiskOptions{Endpoints: first, Connections: v.b.o.NBDConnections, Limiter: v.b.tracking.limiter, Renew: endpoints})
-	if err != nil {
-		return nil, err
-	}
-	if d.Size() < int64(snap.VirtualSize) {
-		return nil, errors.Join(fmt.Errorf("NBD serves %d bytes of a disk of %d", d.Size(), snap.VirtualSize), d.Close())
-	}
-	return d, nil
+	return openVDI(ctx, v.b.pool, snap, nbd.DiskOptions{Connections: v.b.o.NBDConnections, Limiter: v.b.tracking.limiter})
 }
 
 // verifyShare is one block in how many that changed-block tracking calls

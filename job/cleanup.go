@@ -23,6 +23,10 @@ type CleanupOptions struct {
 	// clock.
 	Foreign   bool
 	OlderThan time.Duration
+	// Unfinished removes the disks too that failed restores left for --resume.
+	Unfinished bool
+
+	keep func(*xapi.VDI) bool // disks that are none of its business
 }
 
 // States of a Leftover.
@@ -198,6 +202,7 @@ func (c *cleanup) find(ctx context.Context) error {
 		v := &vdis[i]
 		m, ok := readMarks(v.OtherConfig, v.SnapshotTime.Time)
 		switch {
+		case c.o.keep != nil && c.o.keep(v):
 		case !ok || seen[v.Ref] || m.role == roleBase || !v.Managed && v.Type != "cbt_metadata":
 		case v.IsASnapshot != (m.role == roleSnapshot) && m.role != "":
 			// copied by somebody, with its marks
@@ -268,7 +273,8 @@ func (c *cleanup) decide(ctx context.Context) error {
 			continue
 		}
 		l.State = StateLive
-		if bare := l.Role == "" && l.mark.process == "" && (l.mark.done || l.Run == ""); !dead[n] && !bare {
+		left := l.Role == roleResume && l.mark.process == "" // by a restore that failed and said so
+		if bare := l.Role == "" && l.mark.process == "" && (l.mark.done || l.Run == ""); !dead[n] && !bare && !left {
 			continue
 		}
 		l.State = StateDead
@@ -278,6 +284,8 @@ func (c *cleanup) decide(ctx context.Context) error {
 			l.Action = ActBase
 		case done[n] || l.Role == "" && !isSnapshot:
 			l.Action = ActFinish
+		case l.Role == roleResume && !c.o.Unfinished:
+			// What was written so far is worth keeping.
 		default:
 			l.Action = ActRemove
 			gone[l.ref] = l
@@ -427,6 +435,11 @@ func (c *cleanup) removeVM(ctx context.Context, l *Leftover) error {
 	}
 	if l.Role == roleRestore && vm.OtherConfig[markRole] != roleRestore {
 		return nil // complete by now
+	}
+	if l.Role == roleDrill {
+		if err := c.pool.HardShutdown(ctx, l.ref); err != nil {
+			return err
+		}
 	}
 	for i := range c.found {
 		d := &c.found[i]

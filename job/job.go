@@ -7,6 +7,7 @@ package job
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -40,6 +41,13 @@ var (
 	ErrMissed = errors.New("some VMs were not begun in time")
 	// ErrExists is returned where a restore would overwrite something.
 	ErrExists = errors.New("there is something already")
+	// ErrKeptUUID is returned where a VM is to have a UUID that another has.
+	ErrKeptUUID = fmt.Errorf("a VM with this UUID: %w", ErrExists)
+	// ErrNotHalted is returned for disks of a VM that is not halted.
+	ErrNotHalted = errors.New("shut it down first")
+	// ErrUnstarted is returned beside a VM that is restored, and that the pool
+	// would not start.
+	ErrUnstarted = errors.New("the VM is restored and could not be started")
 	// ErrUnsupported is returned for a disk or VM that cannot be snapshotted.
 	ErrUnsupported = errors.New("cannot be snapshotted")
 	// ErrSpace is returned where an SR has not the room a snapshot needs.
@@ -226,54 +234,3 @@ type VMFailure struct {
 
 // Err is the failure itself.
 func (f *VMFailure) Err() error { return f.err }
-
-// Target says where disks go on a pool.
-type Target struct {
-	SR string // name or UUID
-}
-
-// RestoreOptions are common to restores.
-type RestoreOptions struct {
-	Progress Progress
-	Log      *slog.Logger
-	// Force lets a file that exists be replaced, or a device be written.
-	Force bool
-}
-
-func (o *RestoreOptions) defaults() {
-	if o.Progress == nil {
-		o.Progress = noProgress{}
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-}
-
-// VMRestore says how a VM comes back.
-type VMRestore struct {
-	Target
-	Name    string // "" is the name it had
-	KeepMAC bool
-}
-
-// Restored is what a restore made; its JSON form is documented in
-// docs/reference.md.
-type Restored struct {
-	Type     string         `json:"type"` // "restored"
-	Snapshot string         `json:"snapshot"`
-	VM       string         `json:"vm_uuid,omitempty"`
-	VMName   string         `json:"vm_name,omitempty"`
-	Disks    []RestoredDisk `json:"disks"`
-	Warnings []string       `json:"warnings,omitempty"`
-	Steps    []string       `json:"steps,omitempty"` // of a pool's database: how it is used
-	Duration float64        `json:"duration_s"`
-}
-
-// RestoredDisk is one disk of it.
-type RestoredDisk struct {
-	Device  string `json:"device"`
-	VDI     string `json:"vdi,omitempty"`  // UUID of the new disk
-	File    string `json:"file,omitempty"` // where it was written
-	Size    int64  `json:"size"`
-	Written int64  `json:"bytes_written"`
-}

@@ -24,17 +24,22 @@ const (
 	markRole       = "xenkeep:role"
 	markAlive      = "xenkeep:alive" // RFC 3339, by the pool's clock: the run lived then
 	markDone       = "xenkeep:done"  // the restore that made this is complete
+	// Of a disk that is being restored: which it will be.
+	markSnapshot = "xenkeep:snapshot"
+	markDisk     = "xenkeep:disk"
 )
 
 // markOrder is the order in which marks are set; they are taken off in the
 // reverse, so that what is half marked is still known by its repository.
-var markOrder = []string{markRepository, markDone, markRun, markMachine, markProcess, markJob, markAlive, markRole}
+var markOrder = []string{markRepository, markDone, markRun, markMachine, markProcess, markJob, markSnapshot, markDisk, markAlive, markRole}
 
 // Values of markRole.
 const (
 	roleSnapshot = "snapshot" // of a backup under way
 	roleBase     = "base"     // the VDI snapshot that the next backup builds on
 	roleRestore  = "restore"  // a disk or VM that is being restored
+	roleResume   = "resume"   // such a disk, to be gone on with by restore --resume
+	roleDrill    = "drill"    // a VM that is started only to see whether it does
 	roleOffline  = "offline"  // in reports alone: a VM that was shut down, see markOffline
 )
 
@@ -250,4 +255,10 @@ func (m *marked) of(repository string) bool {
 		return strings.HasPrefix(repository, m.repository)
 	}
 	return m.repository == repository
+}
+
+// underWay tells whether a VM is being restored, or on trial: nobody's backup
+// wants it.
+func underWay(vm *xapi.VM) bool {
+	return vm.OtherConfig[markRole] == roleRestore || vm.OtherConfig[markRole] == roleDrill
 }

@@ -92,6 +92,11 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 			return nil, err
 		}
 		p.info.VBDs[string(ref)] = rawRecord(vbd.Raw)
+		if vbd.Type == "CD" && !vbd.Empty && !vbd.VDI.IsNull() {
+			if err := p.image(ctx, pool, vbd.VDI); err != nil {
+				return nil, err
+			}
+		}
 		if vbd.Type != "Disk" || vbd.Empty || vbd.VDI.IsNull() {
 			continue
 		}
@@ -194,6 +199,23 @@ type unsupported struct{ what, why, cure string }
 func (u *unsupported) Error() string { return u.what + ErrUnsupported.Error() + ": " + u.why }
 func (u *unsupported) Unwrap() error { return ErrUnsupported }
 func (u *unsupported) Cure() string  { return u.cure }
+
+// image takes down what lies in a CD drive.
+func (p *vmPlan) image(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
+	vdi, err := pool.VDI(ctx, ref)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	sr, err := pool.SR(ctx, vdi.SR)
+	if err != nil {
+		return err
+	}
+	p.info.VDIs[string(ref)], p.info.SRs[string(vdi.SR)] = rawRecord(vdi.Raw), rawRecord(sr.Raw)
+	return nil
+}
 
 // unsnapshottable says why a disk cannot be snapshotted, and the cure.
 func unsnapshottable(d *diskPlan) (why, cure string) {

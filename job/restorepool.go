@@ -2,39 +2,55 @@ package job
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
 	"xenkeep/repo"
 	"xenkeep/repo/restore"
-	"xenkeep/vhd"
 	"xenkeep/xapi"
 )
 
-// RestoreDisks writes disks of a snapshot to new VDIs on a pool. On failure
-// none of them is left.
+// RestoreDisks writes disks of a snapshot to new VDIs on a pool, and attaches
+// them where that is asked for. On failure none of them is left, but with
+// Resume, where the error tells which.
 func RestoreDisks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, disks []*repo.Disk, t Target, o RestoreOptions) (*Restored, error) {
-	o.defaults()
-	p := &poolRestore{r: r, pool: pool, s: s, o: o, started: time.Now()}
-	p.out = &Restored{Type: "restored", Snapshot: s.ID(), Disks: []RestoredDisk{}}
+	p := newPoolRestore(r, pool, s, o)
 	err := p.run(ctx, func() error {
-		sr, err := pool.FindSR(ctx, t.SR)
-		if err != nil {
-			return err
-		}
-		for _, d := range disks {
-			if _, err := p.disk(ctx, d, sr); err != nil {
+		var to xapi.VM
+		if o.Attach != "" {
+			var err error
+			if to, err = pool.FindVM(ctx, o.Attach); err != nil {
 				return err
 			}
 		}
-		return p.release(ctx)
+		placed, err := p.place(ctx, disks, t)
+		if err != nil {
+			return err
+		}
+		for _, d := range placed {
+			vdi, err := p.disk(ctx, d, nil)
+			if err != nil {
+				return err
+			}
+			if o.Attach != "" {
+				if err := p.attach(ctx, to, vdi); err != nil {
+					return err
+				}
+			}
+		}
+		if err := p.release(ctx); err != nil {
+			return err
+		}
+		p.plug(ctx, to)
+		return nil
 	})
 	return p.out, err
 }
@@ -48,14 +64,27 @@ type poolRestore struct {
 	started time.Time
 	out     *Restored
 	lease   *lease
+	role    string   // of what is made
 	whole   bool     // restored, but for the marks
 	vm      xapi.Ref // made, to be removed on failure
+	tried   bool     // a VM may have been made whose reference is not known
 	vdis    []xapi.Ref
+	vbds    []xapi.Ref
+}
+
+func newPoolRestore(r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, o RestoreOptions) *poolRestore {
+	o.defaults()
+	p := &poolRestore{r: r, pool: pool, s: s, o: o, started: time.Now(), role: roleRestore}
+	p.out = &Restored{Type: "restored", Snapshot: s.ID(), Disks: []RestoredDisk{}}
+	if o.Resume {
+		p.role = roleResume
+	}
+	return p
 }
 
 // run tidies the pool, then runs fn with marks that are renewed meanwhile.
 func (p *poolRestore) run(ctx context.Context, fn func() error) error {
-	rep, err := Cleanup(ctx, p.r, p.pool, CleanupOptions{})
+	rep, err := Cleanup(ctx, p.r, p.pool, CleanupOptions{keep: p.resumable})
 	if err == nil {
 		err = rep.Err()
 	}
@@ -89,99 +118,221 @@ func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	p.lease.drop(append(slices.Clone(p.vdis), p.vm)...)
-	var errs []error
-	if !p.vm.IsNull() {
-		errs = append(errs, p.pool.DestroyVM(clean, p.vm))
+	if left := p.undo(clean); left != nil {
+		return &leftError{err, left}
 	}
-	for _, ref := range p.vdis {
-		errs = append(errs, p.pool.DestroyVDI(clean, ref))
-	}
-	if left := errors.Join(errs...); left != nil {
-		return fmt.Errorf("%w; and what was made so far could not be removed: %v", err, left)
+	if p.o.Resume && len(p.vdis) > 0 {
+		return fmt.Errorf("%w; %s", err, p.leave(clean))
 	}
 	return err
 }
 
-// disk makes a VDI and fills it.
-func (p *poolRestore) disk(ctx context.Context, d *repo.Disk, sr xapi.SR) (xapi.VDI, error) {
-	im, err := restore.Open(ctx, p.r, chunk.ID(d.Root))
+// leftError is a failure after which something stays on the pool.
+type leftError struct{ err, left error }
+
+func (e *leftError) Error() string {
+	return fmt.Sprintf("%v; and what was made so far could not be removed (xenkeep cleanup tries again): %v", e.err, e.left)
+}
+
+func (e *leftError) Unwrap() error { return e.err }
+
+// undo removes what was made; what can be gone on with stays.
+func (p *poolRestore) undo(ctx context.Context) error {
+	var errs []error
+	if p.vm.IsNull() && p.tried {
+		vms, err := p.pool.VMs(ctx)
+		errs = append(errs, err)
+		for i := range vms {
+			if !vms[i].IsASnapshot && vms[i].OtherConfig[markRun] == p.lease.own[markRun] {
+				p.vm = vms[i].Ref
+			}
+		}
+	}
+	for _, ref := range p.vbds {
+		errs = append(errs, p.pool.DestroyVBD(ctx, ref))
+	}
+	if !p.vm.IsNull() {
+		if p.role == roleDrill {
+			errs = append(errs, p.pool.HardShutdown(ctx, p.vm))
+		}
+		errs = append(errs, p.pool.DestroyVM(ctx, p.vm))
+	}
+	if !p.o.Resume {
+		for _, ref := range p.vdis {
+			errs = append(errs, p.pool.DestroyVDI(ctx, ref))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// placed is a disk with the SR that it goes to.
+type placed struct {
+	d  *repo.Disk
+	im *restore.Image
+	sr xapi.SR
+}
+
+// place finds the SRs and looks whether there is room.
+func (p *poolRestore) place(ctx context.Context, disks []*repo.Disk, t Target) ([]placed, error) {
+	if err := t.check(disks); err != nil {
+		return nil, err
+	}
+	srs := make(map[string]xapi.SR)
+	need := make(map[xapi.Ref]int64)
+	var out []placed
+	for _, d := range disks {
+		name, err := t.of(d)
+		if err != nil {
+			return nil, err
+		}
+		sr, ok := srs[name]
+		switch {
+		case ok:
+		case name == "" && len(out) > 0:
+			sr = out[0].sr
+		default:
+			if sr, err = p.pool.FindSR(ctx, name); err != nil {
+				return nil, err
+			}
+			srs[name] = sr
+		}
+		if sr.ContentType == "iso" {
+			return nil, fmt.Errorf("SR %s is a library of ISO images, and takes no disk", sr.NameLabel)
+		}
+		im, err := restore.Open(ctx, p.r, chunk.ID(d.Root))
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Device, err)
+		}
+		if thick(sr) {
+			need[sr.Ref] += im.Size()
+		} else {
+			need[sr.Ref] += im.Blocks() * disk.BlockSize
+		}
+		out = append(out, placed{d, im, sr})
+	}
+	if p.o.Resume {
+		return out, nil // some of it may be there
+	}
+	for _, d := range out {
+		free := int64(d.sr.PhysicalSize) - int64(d.sr.PhysicalUtilisation)
+		if n := need[d.sr.Ref]; int64(d.sr.PhysicalSize) > 0 && n > free {
+			return nil, fmt.Errorf("SR %s: the restore needs %s, %s are free: %w", d.sr.NameLabel, humanize.IBytes(uint64(n)), humanize.IBytes(uint64(max(free, 0))), ErrSpace)
+		}
+	}
+	return out, nil
+}
+
+// disk makes a VDI, or finds the one that was begun, and fills it. was, where
+// set, is the record of the disk that it comes from.
+func (p *poolRestore) disk(ctx context.Context, d placed, was *xapi.VDI) (xapi.VDI, error) {
+	vdi, compare, err := p.target(ctx, d, was)
 	if err != nil {
-		return xapi.VDI{}, fmt.Errorf("disk %s: %w", d.Device, err)
+		return vdi, err
 	}
-	name := d.Name
-	if name == "" {
-		name = p.s.VM.Name + " " + d.Device
+	label := p.s.VM.Name + " " + d.d.Device
+	done := RestoredDisk{Device: d.d.Device, VDI: vdi.UUID, Size: d.im.Size()}
+	if compare {
+		err = p.overwrite(ctx, d.im, vdi, label, &done)
+	} else {
+		m := p.o.Progress.Begin(label, d.im.Size())
+		var res restore.Result
+		res, err = p.fill(ctx, d.im, vdi, d.sr, metered(m))
+		done.Written = res.Written
+		m.Done()
 	}
-	ref, err := p.pool.CreateVDI(ctx, xapi.VDIFields{
-		Name: name, Description: fmt.Sprintf("restored by xenkeep from snapshot %s", p.s.Short()), SR: sr.Ref, Size: im.Size(),
-		OtherConfig: p.lease.marks(roleRestore),
-	})
+	if err == nil && p.o.Verify {
+		err = p.verify(ctx, d.im, vdi, label)
+		done.Verified = err == nil
+	}
+	if err != nil {
+		return vdi, fmt.Errorf("disk %s: %w", d.d.Device, err)
+	}
+	p.out.Disks = append(p.out.Disks, done)
+	return vdi, nil
+}
+
+// target makes a VDI, or finds the one that was begun, which must be compared.
+func (p *poolRestore) target(ctx context.Context, d placed, was *xapi.VDI) (vdi xapi.VDI, compare bool, err error) {
+	if p.o.Resume {
+		if vdi, ok, err := p.begun(ctx, d); ok || err != nil {
+			return vdi, ok, err
+		}
+	}
+	f := xapi.VDIFields{
+		Name: d.d.Name, Description: fmt.Sprintf("restored by xenkeep from snapshot %s", p.s.Short()), SR: d.sr.Ref, Size: d.im.Size(),
+	}
+	if f.Name == "" {
+		f.Name = p.s.VM.Name + " " + d.d.Device
+	}
+	if d.d.Device == MemoryDevice {
+		f.Type = "suspend"
+	}
+	if was != nil {
+		f.Tags, f.Description = was.Tags, was.NameDescription
+		f.OtherConfig = maps.Clone(was.OtherConfig)
+		maps.DeleteFunc(f.OtherConfig, func(k, _ string) bool { return strings.HasPrefix(k, "xenkeep:") || k == "content_id" })
+		if was.Type == "system" {
+			f.Type = was.Type
+		}
+	}
+	if f.OtherConfig == nil {
+		f.OtherConfig = make(map[string]string)
+	}
+	maps.Copy(f.OtherConfig, p.lease.marks(p.diskRole()))
+	f.OtherConfig[markSnapshot], f.OtherConfig[markDisk] = p.s.ID(), d.d.Device
+	ref, err := p.pool.CreateVDI(ctx, f)
 	if !ref.IsNull() {
 		p.lease.keep("VDI", ref)
 		p.vdis = append(p.vdis, ref)
 	}
 	if err != nil {
-		return xapi.VDI{}, fmt.Errorf("disk %s: SR %s: %w", d.Device, sr.NameLabel, err)
+		return vdi, false, fmt.Errorf("disk %s: SR %s: %w", d.d.Device, d.sr.NameLabel, err)
 	}
-	vdi, err := p.pool.VDI(ctx, ref)
+	if vdi, err = p.pool.VDI(ctx, ref); err != nil {
+		return vdi, false, err
+	}
+	if int64(vdi.VirtualSize) < d.im.Size() {
+		return vdi, false, fmt.Errorf("disk %s: SR %s made %d bytes of %d", d.d.Device, d.sr.NameLabel, vdi.VirtualSize, d.im.Size())
+	}
+	return vdi, false, nil
+}
+
+// diskRole is what disks are marked as.
+func (p *poolRestore) diskRole() string {
+	if p.role == roleDrill {
+		return roleRestore
+	}
+	return p.role
+}
+
+// attach connects a restored disk with a VM, at its first free place.
+func (p *poolRestore) attach(ctx context.Context, vm xapi.VM, vdi xapi.VDI) error {
+	ref, err := p.pool.CreateVBD(ctx, xapi.VBD{VM: vm.Ref, VDI: vdi.Ref, UserDevice: "autodetect", Mode: "RW", Type: "Disk", Unpluggable: true})
+	if !ref.IsNull() {
+		p.vbds = append(p.vbds, ref)
+	}
 	if err != nil {
-		return vdi, err
+		return fmt.Errorf("attach VDI %s to VM %s: %w", vdi.UUID, vm.NameLabel, err)
 	}
-	if int64(vdi.VirtualSize) < im.Size() {
-		return vdi, fmt.Errorf("disk %s: SR %s made %d bytes of %d", d.Device, sr.NameLabel, vdi.VirtualSize, im.Size())
-	}
-	m := p.o.Progress.Begin(p.s.VM.Name+" "+d.Device, im.Size())
-	defer m.Done()
-	res, err := p.fill(ctx, im, vdi, sr, metered(m))
+	vbd, err := p.pool.VBD(ctx, ref)
 	if err != nil {
-		return vdi, fmt.Errorf("disk %s: %w", d.Device, err)
+		return err
 	}
-	p.out.Disks = append(p.out.Disks, RestoredDisk{Device: d.Device, VDI: vdi.UUID, Size: im.Size(), Written: res.Written})
-	return vdi, nil
-}
-
-// fill sends a disk's data: as a VHD of what is not zero where the target reads
-// as zeros, else raw and whole.
-func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI, sr xapi.SR, progress func(int64)) (restore.Result, error) {
-	var res restore.Result
-	if !vhdBacked(sr, vdi) || im.Size() > vhd.MaxSize {
-		err := p.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: vdi.Ref, Format: xapi.FormatRaw, ContentLength: int64(vdi.VirtualSize)},
-			func(w io.Writer) (err error) {
-				if res, err = im.Run(ctx, rawSink{w}, restore.Options{Zeros: true, Progress: progress}); err != nil {
-					return err
-				}
-				return writeZeros(w, int64(vdi.VirtualSize)-im.Size())
-			})
-		return res, err
-	}
-	layout := vhd.Layout{Profile: vhd.ForXenServer, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
-	_, _ = rand.Read(layout.ID[:])
-	err := p.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: vdi.Ref, Format: xapi.FormatVHD, ContentLength: layout.Length()},
-		func(w io.Writer) (err error) {
-			res, err = streamVHD(ctx, im, w, layout, restore.Options{Progress: progress})
-			return err
-		})
-	return res, err
-}
-
-// rawSink sends a disk's bytes one after another; they come without gaps.
-type rawSink struct{ w io.Writer }
-
-func (s rawSink) WriteAt(_ context.Context, p []byte, _ int64) error {
-	_, err := s.w.Write(p)
-	return err
-}
-
-func writeZeros(w io.Writer, n int64) error {
-	var zeros [64 << 10]byte
-	for n > 0 {
-		k, err := w.Write(zeros[:min(n, int64(len(zeros)))])
-		if err != nil {
-			return err
-		}
-		n -= int64(k)
-	}
+	p.out.VM, p.out.VMName = vm.UUID, vm.NameLabel
+	p.out.Disks[len(p.out.Disks)-1].VMDevice = deviceOf(vbd)
 	return nil
+}
+
+// plug lets a running VM see the disks that were attached to it.
+func (p *poolRestore) plug(ctx context.Context, vm xapi.VM) {
+	for i, ref := range p.vbds {
+		if vm.PowerState != "Running" {
+			return
+		}
+		if err := p.pool.PlugVBD(ctx, ref); err != nil {
+			p.warn("disk %s is attached to VM %s, whose guest sees it after its next start: %s", p.out.Disks[i].Device, vm.NameLabel, oneLine(err))
+		}
+	}
 }
 
 // release takes the marks of a restore under way off what is now whole. The
@@ -208,154 +359,6 @@ func (p *poolRestore) release(ctx context.Context) error {
 	return unmark(ctx, p.pool, class, first)
 }
 
-// RestoreVM makes a VM anew from a snapshot: its disks as new VDIs, its
-// settings, its network interfaces on the networks of the same names. On
-// failure nothing of it is left.
-func RestoreVM(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, v VMRestore, o RestoreOptions) (*Restored, error) {
-	o.defaults()
-	p := &poolRestore{r: r, pool: pool, s: s, o: o, started: time.Now()}
-	p.out = &Restored{Type: "restored", Snapshot: s.ID(), Disks: []RestoredDisk{}}
-	err := p.run(ctx, func() error { return p.restoreVM(ctx, v) })
-	return p.out, err
-}
-
-func (p *poolRestore) restoreVM(ctx context.Context, v VMRestore) error {
-	stored, err := readVM(ctx, p.r, p.s)
-	if err != nil {
-		return err
-	}
-	sr, err := p.pool.FindSR(ctx, v.SR)
-	if err != nil {
-		return err
-	}
-	for _, g := range p.s.Missing {
-		p.warn("disk %s is not in the snapshot (%s): the VM comes back without it", g.Device, g.Reason)
-	}
-	nets, err := p.pool.Networks(ctx)
-	if err != nil {
-		return err
-	}
-	disks := make(map[string]xapi.VDI) // by the UUID of the disk that was
-	for i := range p.s.Disks {
-		d := &p.s.Disks[i]
-		if d.Device == MemoryDevice {
-			p.warn("the memory of the checkpoint is not restored: the VM comes back halted")
-			continue
-		}
-		if disks[d.VDI], err = p.disk(ctx, d, sr); err != nil {
-			return err
-		}
-	}
-	if err := p.createVM(ctx, stored, v); err != nil {
-		return err
-	}
-	if err := p.createVBDs(ctx, stored, disks); err != nil {
-		return err
-	}
-	if err := p.createVIFs(ctx, stored, nets, v.KeepMAC); err != nil {
-		return err
-	}
-	return p.release(ctx)
-}
-
 func (p *poolRestore) warn(format string, args ...any) {
 	p.out.Warnings = append(p.out.Warnings, fmt.Sprintf(format, args...))
-}
-
-func (p *poolRestore) createVM(ctx context.Context, stored *storedVM, v VMRestore) error {
-	fields, err := xapi.VMFields(&stored.vm)
-	if err != nil {
-		return err
-	}
-	name := v.Name
-	if name == "" {
-		name = stored.vm.NameLabel
-	}
-	other := make(map[string]string)
-	maps.Copy(other, stored.vm.OtherConfig)
-	maps.DeleteFunc(other, func(k, _ string) bool {
-		// MACs are derived from the seed; marks are of the VM that was.
-		return strings.HasPrefix(k, "xenkeep:") || (k == "mac_seed" && !v.KeepMAC)
-	})
-	fields["name_label"] = name
-	maps.Copy(other, p.lease.marks(roleRestore))
-	fields["other_config"] = other
-	fields["ha_always_run"] = false
-	fields["ha_restart_priority"] = ""
-	// A new VM: what the guest knows as its generation must change.
-	delete(fields, "generation_id")
-	ref, err := p.pool.CreateVM(ctx, fields)
-	p.vm = ref
-	if !ref.IsNull() {
-		p.lease.keep("VM", ref)
-	}
-	if err != nil {
-		return fmt.Errorf("VM %s: %w", name, err)
-	}
-	rec, err := p.pool.VM(ctx, ref)
-	if err != nil {
-		return err
-	}
-	p.out.VM, p.out.VMName = rec.UUID, name
-	return nil
-}
-
-func (p *poolRestore) createVBDs(ctx context.Context, stored *storedVM, disks map[string]xapi.VDI) error {
-	for _, ref := range slices.Sorted(maps.Keys(stored.vbds)) {
-		b := stored.vbds[ref]
-		n := xapi.VBD{
-			VM: p.vm, UserDevice: b.UserDevice, Bootable: b.Bootable, Mode: b.Mode, Type: b.Type,
-			Unpluggable: b.Unpluggable, OtherConfig: b.OtherConfig,
-			QoSAlgorithmType: b.QoSAlgorithmType, QoSParams: b.QoSParams,
-		}
-		if b.Type == "Disk" {
-			vdi, ok := disks[stored.vdis[b.VDI].UUID]
-			if !ok {
-				continue // left out of the snapshot; said above
-			}
-			n.VDI = vdi.Ref
-		} else {
-			if !b.Empty {
-				p.warn("%s drive %s comes back empty", b.Type, b.UserDevice)
-			}
-			n.Empty, n.VDI = true, xapi.NullRef
-		}
-		if _, err := p.pool.CreateVBD(ctx, n); err != nil {
-			return fmt.Errorf("VBD %s: %w", b.UserDevice, err)
-		}
-	}
-	return nil
-}
-
-func (p *poolRestore) createVIFs(ctx context.Context, stored *storedVM, nets []xapi.Network, keepMAC bool) error {
-	for _, ref := range slices.Sorted(maps.Keys(stored.vifs)) {
-		f := stored.vifs[ref]
-		old := stored.networks[f.Network]
-		var found []xapi.Network
-		for _, n := range nets {
-			if n.UUID == old.UUID {
-				found = []xapi.Network{n}
-				break
-			}
-			if n.NameLabel == old.NameLabel {
-				found = append(found, n)
-			}
-		}
-		if len(found) != 1 {
-			p.warn("network interface %s is left out: %d networks here are called %q", f.Device, len(found), old.NameLabel)
-			continue
-		}
-		n := xapi.VIF{
-			VM: p.vm, Network: found[0].Ref, Device: f.Device, MTU: f.MTU, OtherConfig: f.OtherConfig,
-			LockingMode: f.LockingMode, IPv4Allowed: f.IPv4Allowed, IPv6Allowed: f.IPv6Allowed,
-			QoSAlgorithmType: f.QoSAlgorithmType, QoSParams: f.QoSParams,
-		}
-		if keepMAC {
-			n.MAC = f.MAC
-		}
-		if _, err := p.pool.CreateVIF(ctx, n); err != nil {
-			return fmt.Errorf("VIF %s: %w", f.Device, err)
-		}
-	}
-	return nil
 }

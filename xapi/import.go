@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -70,6 +72,63 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 		req.query = append(req.query, [2]string{"chunked", "true"})
 	}
 	return c.sendBody(ctx, addr, task, req, body)
+}
+
+// MetadataImport says how ImportMetadata takes an archive.
+type MetadataImport struct {
+	// Restore keeps the UUIDs and MAC addresses that the archive tells. A
+	// halted VM of the same UUID is replaced: whoever does not want that looks
+	// before.
+	Restore bool
+	// VDIs are the disks of the archive on this pool: UUIDs by those in the
+	// archive. Others are looked for by their SR and location.
+	VDIs map[string]string
+}
+
+// ImportMetadata makes VMs of an archive that holds their records alone, as
+// /export_metadata gives it: their disks must be there. A failed import leaves
+// nothing. References beside an error are VMs that were made all the same.
+func (c *Client) ImportMetadata(ctx context.Context, archive []byte, o MetadataImport) ([]Ref, error) {
+	task, err := c.CreateTask(ctx, c.cfg.UserAgent+": import metadata", "metadata of a VM")
+	if err != nil {
+		return nil, fmt.Errorf("import metadata: %w", err)
+	}
+	req := bulk{
+		method: http.MethodPut, path: "/import_metadata", length: int64(len(archive)), stall: c.cfg.StallTimeout,
+		query: [][2]string{{"task_id", string(task)}, {"restore", fmt.Sprint(o.Restore)}},
+	}
+	for _, old := range slices.Sorted(maps.Keys(o.VDIs)) {
+		req.query = append(req.query, [2]string{"vdi:" + old, o.VDIs[old]})
+	}
+	atWork, err := c.sendBody(ctx, c.Master(), task, req, func(w io.Writer) error {
+		_, err := w.Write(archive)
+		return err
+	})
+	var values []string
+	if err == nil {
+		// It is over; its result is all that is asked for.
+		values, err = c.WaitTask(ctx, task)
+	}
+	var grace time.Duration
+	if atWork {
+		grace = cancelGrace
+	}
+	tidy, cancel := detach(ctx, cleanupTimeout)
+	defer cancel()
+	if late := c.stopTask(tidy, task, grace); len(values) == 0 {
+		values = late
+	}
+	var vms []Ref
+	for _, v := range values {
+		vms = append(vms, Ref(v))
+	}
+	if err != nil {
+		return vms, fmt.Errorf("import metadata: %w", err)
+	}
+	if len(vms) == 0 {
+		return nil, errors.New("import metadata: task ended without a result")
+	}
+	return vms, nil
 }
 
 // sendBody makes an import and waits for the pool's verdict. It also tells

@@ -36,6 +36,18 @@ func (c *Client) StartVM(ctx context.Context, vm Ref) error {
 	return err
 }
 
+// HardShutdown halts a VM at once, without asking its guest. A VM that is
+// halted, or gone, is no error.
+func (c *Client) HardShutdown(ctx context.Context, vm Ref) error {
+	_, err := c.Async(ctx, "VM.hard_shutdown", vm)
+	if IsCode(err, VMBadPowerState) {
+		if v, verr := c.VM(ctx, vm); verr == nil && v.PowerState == "Halted" {
+			return nil
+		}
+	}
+	return gone(err)
+}
+
 // ExportDatabase writes the pool's database, as XML, to w. It holds secrets. In
 // the middle of a rolling upgrade hosts send one without rows.
 func (c *Client) ExportDatabase(ctx context.Context, w io.Writer) error {

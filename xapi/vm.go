@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 )
 
 // SnapshotVM takes a crash-consistent snapshot of a VM's disks and returns the
@@ -60,6 +61,9 @@ var vmCreateFields = []string{
 	"has_vendor_device", "domain_type", "NVRAM", "bios_strings",
 }
 
+// VMSettings are the names of the fields that VM.create takes.
+func VMSettings() []string { return slices.Clone(vmCreateFields) }
+
 // VMFields picks from a VM's record what VM.create takes. References are left
 // out: they mean nothing on another pool, or later.
 func VMFields(vm *VM) (map[string]any, error) {
@@ -88,6 +92,23 @@ func (c *Client) CreateVBD(ctx context.Context, v VBD) (Ref, error) {
 		"other_config":       notNil(v.OtherConfig),
 		"qos_algorithm_type": v.QoSAlgorithmType, "qos_algorithm_params": notNil(v.QoSParams),
 	})
+}
+
+// PlugVBD attaches a disk to a running VM.
+func (c *Client) PlugVBD(ctx context.Context, vbd Ref) error {
+	_, err := c.Async(ctx, "VBD.plug", vbd)
+	return err
+}
+
+// CreateVTPM gives a halted VM a virtual TPM without contents. Hosts before
+// xapi 22.26 know none: MessageMethodUnknown.
+func (c *Client) CreateVTPM(ctx context.Context, vm Ref) (Ref, error) {
+	return c.asyncRef(ctx, "VTPM.create", vm, false)
+}
+
+// SetVMField sets a field of a VM's record.
+func (c *Client) SetVMField(ctx context.Context, vm Ref, field string, value any) error {
+	return c.Call(ctx, "VM.set_"+field, nil, vm, value)
 }
 
 // UnplugVBD detaches a disk from a running VM.

@@ -18,6 +18,7 @@ type cleanupOptions struct {
 	output     outputFlags
 	dryRun     bool
 	foreign    bool
+	unfinished bool
 	olderThan  time.Duration
 }
 
@@ -69,6 +70,7 @@ if it is older than --older-than says: they may be alive on other machines.`,
 	s := cmd.Flags()
 	s.BoolVar(&o.dryRun, "dry-run", false, "only show what would be done")
 	s.BoolVar(&o.foreign, "foreign", false, "remove what runs into other repositories left, too")
+	s.BoolVar(&o.unfinished, "unfinished", false, "remove disks too that failed restores left for --resume")
 	s.DurationVar(&o.olderThan, "older-than", 24*time.Hour, "with --foreign: whose last sign of life is `longer` ago")
 	return cmd
 }
@@ -144,5 +146,5 @@ func cleanup(ctx context.Context, stderr io.Writer, o *cleanupOptions) (*job.Cle
 		return nil, err
 	}
 	defer pool.Close(ctx)
-	return job.Cleanup(ctx, r, pool, job.CleanupOptions{DryRun: o.dryRun, Foreign: o.foreign, OlderThan: o.olderThan})
+	return job.Cleanup(ctx, r, pool, job.CleanupOptions{DryRun: o.dryRun, Foreign: o.foreign, Unfinished: o.unfinished, OlderThan: o.olderThan})
 }

@@ -96,6 +96,14 @@ func hint(err error) string {
 		return "--skip-unsupported leaves out disks that cannot be snapshotted"
 	case errors.Is(err, job.ErrChain):
 		return "name the files of a chain in order, the one that holds the whole disk first"
+	case errors.Is(err, job.ErrKeptUUID):
+		return "restore over its disks with --in-place, take it away first, or let the restored VM have a new UUID"
+	case errors.Is(err, job.ErrSpace):
+		return "free space on the SR, or give another with --to-sr"
+	case errors.Is(err, job.ErrUnstarted):
+		return "look at the reason, then start it on the pool; nothing is to be restored again"
+	case errors.Is(err, job.ErrDrill):
+		return "the snapshot's data are sound as far as their IDs tell; restore the VM (--vm) and look at its console"
 	case errors.Is(err, job.ErrActive):
 		return "wait for it to end, or give this run another --job"
 	case errors.Is(err, job.ErrUntrue):

@@ -67,7 +67,7 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.Is(err, errUsage), errors.Is(err, poolsnap.ErrValue), errors.Is(err, poolsnap.ErrSeveral):
 		return exitUsage
-	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered):
+	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered), errors.Is(err, job.ErrUnstarted):
 		return exitPartial
 	case errors.Is(err, object.ErrNoRepository):
 		return exitNoRepository

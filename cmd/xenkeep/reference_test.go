@@ -217,6 +217,7 @@ var lineTypes = map[string]any{
 	"xenkeep forget: summary":            forgetSummary{},
 	"xenkeep prune: prune":               pruneLine{},
 	"xenkeep restore: restored":          job.Restored{},
+	"xenkeep restore: drill":             job.Drill{},
 	"xenkeep key list: key":              keyLine{},
 	"xenkeep key packs: pack":            keyPackLine{},
 	"xenkeep check: finding":             findingLine{},

@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"xenkeep/job"
-	"xenkeep/repo"
 )
 
 type restoreOptions struct {
@@ -18,34 +17,55 @@ type restoreOptions struct {
 	pool       poolFlags
 	output     outputFlags
 	progress   progressFlags
-	disk       string
-	toSR, to   string
-	vm         bool
-	name       string
-	mac        choice
-	force      bool
+
+	disks    []string
+	toSR, to string
+	toVDI    string
+	inPlace  bool
+	drill    bool
+
+	vm        bool
+	name      string
+	mac, uuid choice
+	networks  []string
+	start     bool
+
+	attach       string
+	differential bool
+	keepOld      bool
+	resume       bool
+	verify       bool
+	force        bool
+
+	drillTimeout time.Duration
+	drillKey     string
 }
 
 func newRestoreCommand() *cobra.Command {
-	o := restoreOptions{mac: choice{text: "new", of: []string{"new", "keep"}}}
+	o := restoreOptions{mac: choice{text: "new", of: []string{"new", "keep"}}, uuid: choice{text: "new", of: []string{"new", "keep"}}}
 	cmd := &cobra.Command{
-		Use:   "restore SNAPSHOT (--to FILE | --to-sr SR [--vm])",
+		Use:   "restore SNAPSHOT (--to FILE | --to-sr SR [--vm | --drill] | --to-vdi VDI | --in-place)",
 		Short: "Restore disks to files or to the pool, or a whole VM",
-		Long: `Restore a disk to a file (--to), each disk to a new VDI on the pool (--to-sr), or
-the VM itself (--vm --to-sr): with new UUIDs, its networks found by name, and new MAC
-addresses unless --mac keep says so. All data is verified while it is read.
+		Long: `Restore a disk to a file (--to), disks to new VDIs on the pool (--to-sr), the VM
+itself (--vm --to-sr), disks over the VM's own (--in-place), or one over any VDI of
+its size (--to-vdi). Over VDIs that are there only what differs is written. With
+--drill the VM is restored on trial: without network, started, waited for, removed.
 
-A file becomes a VHD where its name ends in .vhd, else raw and sparse. It bears its
-name only once it is whole. SNAPSHOT is an id or its unique beginning, "latest", or
-"latest:VM"; SR is a name or a UUID.`,
+All data is verified while it is read. A file becomes a VHD where its name ends in
+.vhd, else raw and sparse; it bears its name only once it is whole. SNAPSHOT is an id
+or its unique beginning, "latest", or "latest:VM"; SR is a name or a UUID, or one for
+each disk: xvda=SR,xvdb=SR.`,
 		Example: `  xenkeep restore latest:web --disk xvda --to web.raw
-  xenkeep restore 3fa9c2d1 --to-sr "Local storage"
-  xenkeep restore latest:web --vm --to-sr "Local storage" --name web-restored`,
+  xenkeep restore 3fa9c2d1 --to-sr "Local storage" --attach rescue
+  xenkeep restore latest:web --vm --to-sr "Local storage" --network LAN=Lab --start
+  xenkeep restore latest:web --vm --to-sr xvda=ssd,xvdb=bulk --uuid keep --mac keep
+  xenkeep restore latest:web --in-place --keep-old --verify
+  xenkeep restore latest:web --drill --to-sr "Local storage"`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := cobra.ExactArgs(1)(cmd, args); err != nil {
 				return err
 			}
-			return o.check(cmd.Flags().Changed("mac"))
+			return o.check(cmd.Flags().Changed)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return runRestore(cmd, &o, args[0]) },
 	}
@@ -54,133 +74,130 @@ name only once it is whole. SNAPSHOT is an id or its unique beginning, "latest",
 	o.output.add(cmd)
 	o.progress.add(cmd)
 	s := cmd.Flags()
-	s.StringVar(&o.disk, "disk", "", "restore this disk alone: its `device`, VDI or name")
+	s.StringArrayVar(&o.disks, "disk", nil, "restore this disk alone: its `device`, VDI or name; may be repeated")
 	s.StringVar(&o.to, "to", "", "restore a disk to this `file`, .vhd or raw")
-	s.StringVar(&o.toSR, "to-sr", "", "restore to new VDIs on this `SR`")
+	s.StringVar(&o.toSR, "to-sr", "", "restore to new VDIs on this `SR`, or xvda=SR1,xvdb=SR2")
+	s.StringVar(&o.toVDI, "to-vdi", "", "restore a disk over this `VDI`")
+	s.BoolVar(&o.inPlace, "in-place", false, "restore over the disks of the VM, which must be halted")
 	s.BoolVar(&o.vm, "vm", false, "restore the VM, not its disks alone")
 	s.StringVar(&o.name, "name", "", "`name` of the restored VM (the one it had)")
 	s.Var(&o.mac, "mac", "MAC addresses of the restored VM: `new` or keep")
+	s.Var(&o.uuid, "uuid", "UUID of the restored VM: `new` or keep")
+	s.StringArrayVar(&o.networks, "network", nil, "put interfaces of network OLD on NEW, as `OLD=NEW`; may be repeated")
+	s.BoolVar(&o.start, "start", false, "start the restored VM, or let it go on where it was suspended")
+	s.StringVar(&o.attach, "attach", "", "attach the restored disks to this `VM`")
+	s.BoolVar(&o.differential, "differential", false, "compare with what is there, and write only what differs")
+	s.BoolVar(&o.keepOld, "keep-old", false, "take a VDI snapshot of each disk before it is written over")
+	s.BoolVar(&o.resume, "resume", false, "keep what a failed restore has written, and go on with it")
+	s.BoolVar(&o.verify, "verify", false, "read restored VDIs back and compare them with the snapshot")
 	s.BoolVar(&o.force, "force", false, "replace the file that is there, or write over a block device")
+	s.BoolVar(&o.drill, "drill", false, "restore the VM on trial: start it, wait for its guest, remove it")
+	s.DurationVar(&o.drillTimeout, "drill-timeout", 10*time.Minute, "how `long` the guest of a drill may take")
+	s.StringVar(&o.drillKey, "drill-key", "", "wait until the guest says ok in this `key` of its xenstore_data, in place of its tools")
 	return cmd
 }
 
-func (o *restoreOptions) check(mac bool) error {
-	switch {
-	case (o.to == "") == (o.toSR == ""):
-		return usagef("where to? give either --to FILE or --to-sr SR")
-	case o.vm && o.toSR == "":
-		return usagef("--vm restores to a pool: give --to-sr SR")
-	case o.vm && o.disk != "":
-		return usagef("--vm restores all disks: leave --disk out")
-	case !o.vm && o.name != "":
-		return usagef("--name goes with --vm")
-	case !o.vm && mac:
-		return usagef("--mac goes with --vm")
-	case o.force && o.to == "":
-		return usagef("--force goes with --to")
+func (o *restoreOptions) check(changed func(string) bool) error {
+	where := 0
+	for _, given := range []bool{o.to != "", o.toSR != "", o.toVDI != "", o.inPlace} {
+		if given {
+			where++
+		}
 	}
-	return nil
+	over := o.toVDI != "" || o.inPlace
+	whole := o.vm || o.drill
+	only := func(allowed bool, with string, flags ...string) error {
+		for _, f := range flags {
+			if changed(f) && !allowed {
+				return usagef("--%s goes with %s", f, with)
+			}
+		}
+		return nil
+	}
+	switch {
+	case where != 1:
+		return usagef("where to? give one of --to FILE, --to-sr SR, --to-vdi VDI and --in-place")
+	case whole && o.toSR == "":
+		return usagef("--vm and --drill restore to new VDIs of a pool: give --to-sr SR")
+	case o.vm && o.drill:
+		return usagef("--drill removes the VM again: leave --vm out")
+	case whole && len(o.disks) > 0:
+		return usagef("--vm and --drill restore all disks: leave --disk out")
+	case o.attach != "" && (whole || o.toSR == ""):
+		return usagef("--attach goes with --to-sr, without --vm")
+	case o.resume && (o.toSR == "" || o.drill):
+		return usagef("--resume goes with --to-sr: what is written over VDIs is compared in any case, and a file is begun anew")
+	case o.verify && o.to != "":
+		return usagef("--verify reads VDIs back: a file is verified while it is written")
+	case o.drill && o.drillTimeout <= 0:
+		return usagef("--drill-timeout %s: must be more than nothing", o.drillTimeout)
+	}
+	return errors.Join(
+		only(o.vm, "--vm", "name", "mac", "uuid", "network", "start"),
+		only(over, "--to-vdi or --in-place", "differential", "keep-old"),
+		only(o.to != "", "--to", "force"),
+		only(o.drill, "--drill", "drill-timeout", "drill-key"))
 }
 
 func runRestore(cmd *cobra.Command, o *restoreOptions, spec string) error {
+	if o.drill {
+		return runDrill(cmd, o, spec)
+	}
 	res, err := restoreSnapshot(cmd.Context(), cmd.ErrOrStderr(), o, spec)
-	if err != nil {
+	if err != nil && !errors.Is(err, job.ErrUnstarted) {
 		return err
 	}
 	if o.output.json {
-		return writeLine(cmd.OutOrStdout(), res)
+		return errors.Join(err, writeLine(cmd.OutOrStdout(), res))
 	}
 	if o.progress.quiet {
-		return nil
+		return err
 	}
-	return printRestored(cmd.OutOrStdout(), res)
+	return errors.Join(err, printRestored(cmd.OutOrStdout(), res))
 }
 
 func restoreSnapshot(ctx context.Context, stderr io.Writer, o *restoreOptions, spec string) (*job.Restored, error) {
-	if err := o.repository.check(); err != nil {
-		return nil, err
-	}
-	if o.toSR != "" {
-		if err := o.pool.check(); err != nil {
-			return nil, err
+	var res *job.Restored
+	err := o.with(ctx, stderr, spec, func(w restoreWith) (err error) {
+		switch {
+		case o.to != "":
+			res, err = job.RestoreFile(ctx, w.repo, w.snapshot, w.disks[0], o.to, w.options)
+		case o.vm:
+			res, err = job.RestoreVM(ctx, w.repo, w.pool, w.snapshot, job.VMRestore{
+				Target: w.target, Name: o.name, KeepMAC: o.mac.text == "keep", KeepUUID: o.uuid.text == "keep", Start: o.start, Networks: w.networks,
+			}, w.options)
+		case o.toSR != "":
+			res, err = job.RestoreDisks(ctx, w.repo, w.pool, w.snapshot, w.disks, w.target, w.options)
+		default:
+			res, err = job.RestoreOver(ctx, w.repo, w.pool, w.snapshot, w.disks,
+				job.Over{VDI: o.toVDI, Differential: o.differential, KeepOld: o.keepOld}, w.options)
 		}
-	}
-	r, err := o.repository.open(ctx, stderr)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	tellProblems(stderr, r.Problems())
-	s, err := resolve(ctx, r, spec, stderr)
-	if err != nil {
-		return nil, err
-	}
-	disks, err := o.choose(s)
-	if err != nil {
-		return nil, err
-	}
-	if o.to != "" {
-		show := o.progress.start(stderr, o.output.json)
-		defer show.Close()
-		return job.RestoreFile(ctx, r, s, disks[0], o.to, job.RestoreOptions{Progress: show, Log: warnings(show), Force: o.force})
-	}
-	pool, err := o.pool.dial(ctx, stderr)
-	if err != nil {
-		return nil, err
-	}
-	defer pool.Close(ctx)
-	show := o.progress.start(stderr, o.output.json)
-	defer show.Close()
-	target, ro := job.Target{SR: o.toSR}, job.RestoreOptions{Progress: show, Log: warnings(show)}
-	if o.vm {
-		return job.RestoreVM(ctx, r, pool, s, job.VMRestore{Target: target, Name: o.name, KeepMAC: o.mac.text == "keep"}, ro)
-	}
-	return job.RestoreDisks(ctx, r, pool, s, disks, target, ro)
+		return err
+	})
+	return res, err
 }
 
-// choose finds the disks meant; a file takes one.
-func (o *restoreOptions) choose(s *repo.Snapshot) ([]*repo.Disk, error) {
-	if o.disk != "" {
-		d, err := s.Disk(o.disk)
-		return []*repo.Disk{d}, err
+func runDrill(cmd *cobra.Command, o *restoreOptions, spec string) error {
+	ctx, w := cmd.Context(), cmd.OutOrStdout()
+	var res *job.Drill
+	err := o.with(ctx, cmd.ErrOrStderr(), spec, func(w restoreWith) (err error) {
+		res, err = job.BootDrill(ctx, w.repo, w.pool, w.snapshot, job.DrillOptions{Target: w.target, Timeout: o.drillTimeout, Key: o.drillKey}, w.options)
+		return err
+	})
+	if res == nil || res.Verdict.Reason == "" {
+		return err
 	}
-	var all []*repo.Disk
-	var names []string
-	for i := range s.Disks {
-		all = append(all, &s.Disks[i])
-		names = append(names, s.Disks[i].Device)
+	if o.output.json {
+		return errors.Join(err, writeLine(w, res))
 	}
-	switch {
-	case len(all) == 0:
-		return nil, fmt.Errorf("snapshot %s holds no disk", s.Short())
-	case o.to != "" && len(all) > 1:
-		return nil, usagef("snapshot %s has the disks %s: name one with --disk", s.Short(), strings.Join(names, ", "))
+	if o.progress.quiet {
+		return err
 	}
-	return all, nil
-}
-
-func printRestored(w io.Writer, res *job.Restored) error {
-	t := newTable(w, "DISK", "SIZE", "WRITTEN", "TO")
-	for _, d := range res.Disks {
-		to := d.File
-		if to == "" {
-			to = "VDI " + d.VDI
-		}
-		t.row(d.Device, size(d.Size), size(d.Written), to)
+	word := "failed"
+	if res.Verdict.Passed {
+		word = "passed"
 	}
-	err := t.flush()
-	if res.VM != "" {
-		_, verr := fmt.Fprintf(w, "VM %s (%s)\n", printable(res.VMName), res.VM)
-		err = errors.Join(err, verr)
-	}
-	for _, warning := range res.Warnings {
-		_, werr := fmt.Fprintf(w, "warning: %s\n", oneLine(warning))
-		err = errors.Join(err, werr)
-	}
-	for _, step := range res.Steps {
-		_, serr := fmt.Fprintf(w, "  %s\n", oneLine(step))
-		err = errors.Join(err, serr)
-	}
-	_, derr := fmt.Fprintf(w, "restored from snapshot %s in %s\n", res.Snapshot[:min(8, len(res.Snapshot))], seconds(res.Duration))
-	return errors.Join(err, derr)
+	_, werr := fmt.Fprintf(w, "drill %s: %s, %s after the start; noted on snapshot %s, the VM is gone\n",
+		word, printable(res.Verdict.Reason), seconds(res.Verdict.Seconds), res.Snapshot[:min(8, len(res.Snapshot))])
+	return errors.Join(err, werr, printWarnings(w, res.Warnings))
 }

@@ -78,18 +78,23 @@ func runShow(cmd *cobra.Command, o *showOptions, spec string) error {
 	if records != nil && !json.Valid(records) {
 		return fmt.Errorf("snapshot %s: %s is no JSON: %w", s.Short(), job.RecordsName, seal.ErrCorrupt)
 	}
+	drills, err := job.Drills(ctx, r, s)
+	if err != nil {
+		return err
+	}
 	if o.output.json {
 		l := lineOf(s)
+		l.Drills = drills
 		l.Records = records
 		for _, rec := range s.Records {
 			l.Kept = append(l.Kept, recordSize{rec.Name, rec.Size})
 		}
 		return writeLine(w, l)
 	}
-	return printSnapshot(w, s, records)
+	return printSnapshot(w, s, records, drills)
 }
 
-func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte) error {
+func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte, drills []job.HeldDrill) error {
 	t := newTable(w)
 	t.row("snapshot", s.ID())
 	t.row("VM", s.VM.Name, s.VM.UUID)
@@ -109,6 +114,13 @@ func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte) error {
 		t.row("generation", s.Generation)
 	}
 	t.row("size", size(s.Size()))
+	for _, d := range drills {
+		word := "failed"
+		if d.Passed {
+			word = "passed"
+		}
+		t.row("boot drill", fmt.Sprintf("%s %s: %s, %s after the start", clock(d.Time), word, d.Reason, seconds(d.Seconds)))
+	}
 	if err := t.flush(); err != nil {
 		return err
 	}

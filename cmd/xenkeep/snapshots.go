@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"xenkeep/job"
 	"xenkeep/repo"
 )
 
@@ -49,6 +50,8 @@ type snapshotLine struct {
 	// Of show alone: records.json, and what is stored.
 	Records json.RawMessage `json:"records,omitempty"`
 	Kept    []recordSize    `json:"records_stored,omitempty"`
+	// Of show alone: boot drills, oldest first.
+	Drills []job.HeldDrill `json:"drills,omitempty"`
 }
 
 // diskLine is a disk of a snapshot.

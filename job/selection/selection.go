@@ -144,14 +144,15 @@ type chooser struct {
 	why  map[xapi.Ref]string // excluded
 }
 
-// roleKey is the mark of VMs that a restore is still making (job/lease.go).
-const roleKey, roleRestore = "xenkeep:role", "restore"
+// roleKey is the mark of VMs that a restore is still making, or that are on
+// trial (job/lease.go).
+const roleKey, roleRestore, roleDrill = "xenkeep:role", "restore", "drill"
 
 // Choose applies a job's selection.
 func Choose(inv *Inventory, j *config.Job) (*Result, error) {
 	c := &chooser{inv: inv, job: j, res: &Result{}, by: make(map[xapi.Ref]string), why: make(map[xapi.Ref]string)}
 	for i := range inv.VMs {
-		if vm := &inv.VMs[i]; vm.Real() && vm.OtherConfig[roleKey] != roleRestore {
+		if vm := &inv.VMs[i]; vm.Real() && vm.OtherConfig[roleKey] != roleRestore && vm.OtherConfig[roleKey] != roleDrill {
 			c.real = append(c.real, vm)
 		}
 	}

@@ -79,6 +79,18 @@ func (p *Pool) addConfiguredSR(i int, s SRConfig) error {
 	if pool := p.db.all("pool")[0]; pool.str("default_SR") == nullRef && content == "user" {
 		p.db.put(pool, "default_SR", o.ref)
 	}
+	for _, path := range s.Images {
+		uuid := newUUID()
+		vol, err := p.stores[o.ref].sr.AddImage(uuid, path, nil)
+		if err != nil {
+			return err
+		}
+		name := filepath.Base(path)
+		p.db.create("VDI", map[string]any{
+			"uuid": uuid, "location": name, "managed": true, "name_label": name, "SR": o.ref, "type": "user", "read_only": true,
+			"virtual_size": vol.Size(), "sm_config": map[string]any{}, "snapshot_time": epoch,
+		})
+	}
 	p.ready.SRs = append(p.ready.SRs, ReadySR{o.uuid(), s.Name, s.Type})
 	return nil
 }

@@ -138,7 +138,7 @@ func (x *exported) rewrite(v any) any {
 // ova is the archive's description of all objects.
 func (x *exported) ova() []byte {
 	objects := []any{}
-	for _, cls := range []string{"host", "VM", "VM_metrics", "VM_guest_metrics", "VBD", "VIF", "network", "VDI", "SR"} {
+	for _, cls := range []string{"host", "VM", "VM_metrics", "VM_guest_metrics", "VBD", "VIF", "network", "VDI", "SR", "VTPM"} {
 		for _, o := range x.objs[cls] {
 			r := o.record()
 			for i, f := range o.class.fields {

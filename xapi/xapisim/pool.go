@@ -90,6 +90,8 @@ type SRConfig struct {
 	Host   int
 	Size   int64 // physical, in bytes (8 TiB)
 	QCOW2  bool  // disks are qcow2 files, not VHDs
+	// Images are the files of a library (type iso), which are never written.
+	Images []string
 }
 
 // VMConfig describes a VM. Its disks are raw or VHD files that are never

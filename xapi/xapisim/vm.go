@@ -71,6 +71,9 @@ func (p *Pool) destroyVM(vm *object) {
 	for _, o := range p.db.refs("VIF", vm.set("VIFs")) {
 		p.destroyWith("VIF_metrics", o)
 	}
+	for _, o := range p.db.refs("VTPM", vm.set("VTPMs")) {
+		p.db.destroy(o)
+	}
 	for _, o := range p.db.refs("console", vm.set("consoles")) {
 		p.db.destroy(o)
 	}
@@ -256,6 +259,23 @@ func (p *Pool) vmCalls() map[string]handler {
 				p.db.put(vm, k, c.args[i+1])
 			}
 			return void, nil
+		},
+		"VM.set_NVRAM": p.vmCall("changing_NVRAM", func(c *call, vm *object) (any, error) {
+			p.db.put(vm, "NVRAM", c.args[1])
+			return void, nil
+		}),
+		"VTPM.create": p.vmCall("create_vtpm", func(c *call, vm *object) (any, error) {
+			if len(vm.set("VTPMs")) > 0 {
+				return nil, fail("VTPM_MAX_AMOUNT_REACHED", "1")
+			}
+			return p.db.create("VTPM", map[string]any{"VM": vm.ref, "is_unique": c.args[1]}).ref, nil
+		}),
+		"VTPM.destroy": func(c *call) (any, error) {
+			vtpm, err := c.object(0)
+			if err == nil {
+				p.db.destroy(vtpm)
+			}
+			return void, err
 		},
 		"VBD.create": p.createVBD,
 		"VBD.destroy": func(c *call) (any, error) {

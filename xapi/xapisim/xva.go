@@ -278,6 +278,11 @@ func (x *exported) addVM(vm *object, skip map[string]bool) (disks []*object) {
 			x.add("network", vif.str("network"))
 		}
 	}
+	if !skip["vtpm"] {
+		for _, vtpm := range p.db.refs("VTPM", vm.set("VTPMs")) {
+			x.add("VTPM", vtpm.ref)
+		}
+	}
 	return disks
 }
 

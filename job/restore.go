@@ -1,0 +1,135 @@
+package job
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+
+	"xenkeep/repo"
+)
+
+// Target says where disks go on a pool: all on one SR, or each on that of its
+// device.
+type Target struct {
+	SR    string            // name or UUID; of disks that Disks does not name
+	Disks map[string]string // SR by device
+}
+
+// ParseTarget reads "SR" or "xvda=SR1,xvdb=SR2", where a part without a device
+// stands for all other disks. The name of an SR that holds a "=" cannot be
+// given, its UUID can.
+func ParseTarget(text string) (Target, error) {
+	if !strings.Contains(text, "=") {
+		return Target{SR: text}, nil
+	}
+	t := Target{Disks: make(map[string]string)}
+	for _, part := range strings.Split(text, ",") {
+		device, sr, ok := strings.Cut(part, "=")
+		switch {
+		case !ok && t.SR == "" && part != "":
+			t.SR = part
+		case !ok || device == "" || sr == "":
+			return t, fmt.Errorf("%q: want SR, or DISK=SR for each disk", text)
+		case t.Disks[device] != "":
+			return t, fmt.Errorf("%q names disk %s twice", text, device)
+		default:
+			t.Disks[device] = sr
+		}
+	}
+	return t, nil
+}
+
+// of is the SR of a disk.
+func (t Target) of(d *repo.Disk) (string, error) {
+	for _, name := range []string{d.Device, d.UserDevice, d.VDI} {
+		if sr := t.Disks[name]; sr != "" && name != "" {
+			return sr, nil
+		}
+	}
+	if t.SR == "" {
+		if d.Device == MemoryDevice {
+			return "", nil // with the first disk
+		}
+		return "", fmt.Errorf("disk %s: no SR is given for it", d.Device)
+	}
+	return t.SR, nil
+}
+
+// check refuses a device that no disk has.
+func (t Target) check(disks []*repo.Disk) error {
+	for _, device := range slices.Sorted(maps.Keys(t.Disks)) {
+		if !slices.ContainsFunc(disks, func(d *repo.Disk) bool {
+			return d.Device == device || d.UserDevice == device || d.VDI == device
+		}) {
+			return fmt.Errorf("an SR is given for disk %s, which is not among those to be restored", device)
+		}
+	}
+	return nil
+}
+
+// RestoreOptions are common to restores.
+type RestoreOptions struct {
+	Progress Progress
+	Log      *slog.Logger
+	// Force lets a file that exists be replaced, or a device be written.
+	Force bool
+	// Verify reads restored VDIs back and compares them with the snapshot.
+	Verify bool
+	// Resume goes on with VDIs that an earlier restore of the snapshot left
+	// half written, and leaves them for the next where this one fails.
+	Resume bool
+	// Attach is a VM, by name or UUID, that restored disks are attached to.
+	Attach string
+}
+
+func (o *RestoreOptions) defaults() {
+	if o.Progress == nil {
+		o.Progress = noProgress{}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// VMRestore says how a VM comes back.
+type VMRestore struct {
+	Target
+	Name     string // "" is the name it had
+	KeepMAC  bool
+	KeepUUID bool
+	Start    bool
+	// Networks are networks of this pool, by name or UUID, by the name or UUID
+	// of that which an interface was on. Others are found by UUID, then name.
+	Networks map[string]string
+}
+
+// Restored is what a restore made; its JSON form is documented in
+// docs/reference.md.
+type Restored struct {
+	Type     string         `json:"type"` // "restored"
+	Snapshot string         `json:"snapshot"`
+	VM       string         `json:"vm_uuid,omitempty"`
+	VMName   string         `json:"vm_name,omitempty"`
+	Power    string         `json:"power_state,omitempty"` // of the VM: "Halted", "Suspended" or "Running"
+	Disks    []RestoredDisk `json:"disks"`
+	Dropped  []string       `json:"dropped,omitempty"` // settings of the VM that the pool does not know
+	Warnings []string       `json:"warnings,omitempty"`
+	Steps    []string       `json:"steps,omitempty"` // of a pool's database: how it is used
+	Duration float64        `json:"duration_s"`
+}
+
+// RestoredDisk is one disk of it.
+type RestoredDisk struct {
+	Device  string `json:"device"`
+	VDI     string `json:"vdi,omitempty"`  // UUID of the disk
+	File    string `json:"file,omitempty"` // where it was written
+	Size    int64  `json:"size"`
+	Written int64  `json:"bytes_written"`
+	// Compared is how much of a VDI that was there was looked at.
+	Compared int64  `json:"bytes_compared,omitempty"`
+	Verified bool   `json:"verified,omitempty"`    // read back, and equal
+	Old      string `json:"old,omitempty"`         // VDI snapshot of what was there
+	VMDevice string `json:"attached_as,omitempty"` // its place in the VM it was attached to
+}

@@ -1,0 +1,70 @@
+package job
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"xenkeep/xapi"
+)
+
+// resumable tells whether a VDI was begun by a restore of the same snapshot,
+// and is to be gone on with.
+func (p *poolRestore) resumable(v *xapi.VDI) bool {
+	role := v.OtherConfig[markRole]
+	return p.o.Resume && (role == roleRestore || role == roleResume) && v.OtherConfig[markDone] == "" &&
+		v.OtherConfig[markRepository] == p.r.ID() && v.OtherConfig[markSnapshot] == p.s.ID()
+}
+
+// begun finds the VDI that an earlier restore of a disk left, and takes it over.
+func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, error) {
+	all, err := p.pool.VDIs(ctx)
+	if err != nil {
+		return xapi.VDI{}, false, err
+	}
+	c := &Common{}
+	c.defaults()
+	j := &judge{r: p.r, machine: c.Machine, now: p.lease.now()}
+	for i := range all {
+		v := &all[i]
+		if !p.resumable(v) || v.OtherConfig[markDisk] != d.d.Device || v.SR != d.sr.Ref || int64(v.VirtualSize) < d.im.Size() {
+			continue
+		}
+		m, _ := readMarks(v.OtherConfig, v.SnapshotTime.Time)
+		if m.process != "" {
+			gone, err := j.dead(ctx, &m)
+			if err != nil {
+				return *v, false, err
+			}
+			if !gone {
+				return *v, false, fmt.Errorf("disk %s: VDI %s: run %s on %s is still writing it, or was an hour ago: %w", d.d.Device, v.UUID, shortRun(m.run), m.machine, ErrActive)
+			}
+		}
+		p.vdis = append(p.vdis, v.Ref)
+		return *v, true, p.lease.mark(ctx, "VDI", v.Ref, p.role)
+	}
+	return xapi.VDI{}, false, nil
+}
+
+// leave gives up what was written so far for a later run to go on with, and
+// tells where it is.
+func (p *poolRestore) leave(ctx context.Context) string {
+	var uuids []string
+	for _, ref := range p.vdis {
+		v, err := p.pool.VDI(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		name := string(ref)
+		if err == nil {
+			name = v.UUID
+		}
+		// Where that fails the run is known to be dead an hour from now.
+		_ = p.pool.RemoveOtherConfig(ctx, "VDI", ref, markProcess)
+		uuids = append(uuids, name)
+	}
+	if len(uuids) == 0 {
+		return "nothing was made"
+	}
+	return fmt.Sprintf("what was written so far stays on VDI %s: the same command goes on with it, xenkeep cleanup --unfinished removes it", strings.Join(uuids, ", "))
+}
