@@ -93,7 +93,7 @@ func run(ctx context.Context, args []string) (met bool, err error) {
 	level := f.String("compression", "", "xenkeep's compression `level`; its own if empty")
 	scaleName := f.String("scale", "small", "size of the images: small or full")
 	rounds := f.Int("rounds", 5, "how often each operation is measured")
-	only := f.String("only", "thin,full,archive,dump,memory,tracked,keep", "what to measure")
+	only := f.String("only", "thin,full,archive,dump,memory,tracked,keep,serve", "what to measure")
 	use := f.String("tools", "xenkeep,restic,borg", "what to measure it with")
 	base := f.String("dir", defaultDir(), "`folder` for images, which stay, and repositories, which do not (XENKEEP_BENCH_DIR)")
 	jsonFile := f.String("json", "", "write the report to this `file` too")
@@ -163,6 +163,8 @@ func (b *bench) measure(ctx context.Context, names []string, images map[string]w
 		switch n {
 		case "memory":
 			err = b.memory(ctx)
+		case "serve":
+			err = b.serving(ctx, images[workload.Thin], rounds)
 		case "keep":
 			err = b.keep(ctx, rounds)
 		case "tracked":

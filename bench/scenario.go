@@ -56,6 +56,7 @@ var imagesOf = map[string][]string{
 	"dump":    {workload.Dump},
 	"memory":  nil,
 	"keep":    nil,
+	"serve":   {workload.Thin},
 	"tracked": {workload.Full, workload.Thin, workload.Other, workload.Old},
 }
 
