@@ -31,7 +31,7 @@ to take and to go back to, and no backup.`,
 		newPoolListCommand("srs", "List the storage repositories", "type=nfs", poolsnap.SRs, printSRs),
 		newPoolListCommand("hosts", "List the hosts", "enabled=true", poolsnap.Hosts, printHosts),
 		newPoolListCommand("templates", "List the templates", "name-label=NAME", poolsnap.Templates, printTemplates),
-		newPoolSnapshotCommand(), newPoolTemplateCommand(), newPoolVMCommand(), newPoolImportCommand(),
+		newPoolSnapshotCommand(), newPoolTemplateCommand(), newPoolVMCommand(), newPoolImportCommand(), newPoolScheduleCommand(),
 	)
 	return cmd
 }

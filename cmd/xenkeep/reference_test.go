@@ -252,6 +252,8 @@ var lineTypes = map[string]any{
 	"xenkeep pool snapshot delete: deleted":     deletedLine{},
 	"xenkeep pool snapshot copy: template":      poolsnap.Made{},
 	"xenkeep pool snapshot export: exported_vm": poolsnap.Exported{},
+	"xenkeep pool schedule list: schedule":      poolsnap.Schedule{},
+	"xenkeep pool schedule assign: assigned":    poolsnap.Assigned{},
 	"xenkeep pool import: imported":             poolsnap.Imported{},
 }
 

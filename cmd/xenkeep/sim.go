@@ -72,7 +72,7 @@ addresses as soon as the pool answers.`,
 	f.StringArrayVar(&o.guests, "guest", nil, "a guest's `script`, as PATTERN=BEHAVIOUR[,DELAY[,IMAGE...]]; may be repeated")
 	f.StringVar(&o.srSize, "sr-size", "", "how many `bytes` the SR of the VMs' disks has (8 TiB)")
 	f.BoolVar(&o.noLicence, "unlicensed", false, "answer calls that need a licence as a pool without one")
-	cmd.AddCommand(newSimWriteCommand(), newSimFaultCommand())
+	cmd.AddCommand(newSimWriteCommand(), newSimFaultCommand(), newSimClockCommand())
 	return cmd
 }
 

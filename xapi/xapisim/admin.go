@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"time"
 )
 
 // The paths by which other processes do what Go callers do with a Pool. They
@@ -15,6 +16,7 @@ const (
 	adminWrite = "/xapisim/write" // GuestWrite
 	adminFault = "/xapisim/fault" // Fault, with a Fault as JSON
 	adminDo    = "/xapisim/do"    // an Action
+	adminClock = "/xapisim/clock" // Advance
 )
 
 // Action is a mishap of the whole pool, or an order to it.
@@ -99,6 +101,13 @@ var (
 		}
 		c.pool.Fault(f)
 		return struct{}{}, nil
+	})
+	serveAdminClock = admin(func(c *conn, r *httpRequest) (any, error) {
+		d, err := time.ParseDuration(r.query.Get("advance"))
+		if err != nil || d < 0 {
+			return nil, fmt.Errorf("advance the clock by %q: want a duration, such as 25h", r.query.Get("advance"))
+		}
+		return map[string]time.Time{"now": c.pool.Advance(d)}, nil
 	})
 	serveAdminDo = admin(func(c *conn, r *httpRequest) (any, error) {
 		host := 0

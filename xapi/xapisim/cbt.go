@@ -36,7 +36,7 @@ func (p *Pool) disableCBT(c *call, vdi *object, v *sr.Volume) (any, error) {
 // (sm, VDI.py, _disable_cbt_on_error).
 func (p *Pool) lostCBT(vdi *object, name, text string) {
 	p.db.create("message", map[string]any{
-		"name": name, "priority": int64(3), "cls": "VDI", "obj_uuid": vdi.uuid(), "timestamp": dateOf(time.Now()),
+		"name": name, "priority": int64(3), "cls": "VDI", "obj_uuid": vdi.uuid(), "timestamp": dateOf(p.now()),
 		"body": fmt.Sprintf(text, vdi.uuid()),
 	})
 	p.syncVDI(vdi)

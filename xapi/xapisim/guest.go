@@ -148,7 +148,7 @@ func (p *Pool) guestMetrics(vm *object) {
 	if gm == nil {
 		return
 	}
-	now := dateOf(time.Now())
+	now := dateOf(p.now())
 	for k, v := range map[string]any{
 		"os_version":         map[string]any{"name": "Simulated Linux 1", "distro": "simulated", "major": "1", "minor": "0", "uname": "6.1.0"},
 		"PV_drivers_version": map[string]any{"major": "8", "minor": "4", "micro": "0", "build": "1"}, "PV_drivers_up_to_date": true,

@@ -91,7 +91,7 @@ func (p *Pool) addHost(h *host, mgmt *object) {
 	name := h.name
 	software, minor := p.cfg.Version.software()
 	metrics := p.db.create("host_metrics", map[string]any{
-		"memory_total": int64(64 << 30), "memory_free": int64(48 << 30), "live": true, "last_updated": dateOf(time.Now()),
+		"memory_total": int64(64 << 30), "memory_free": int64(48 << 30), "live": true, "last_updated": dateOf(p.now()),
 	})
 	o := p.db.create("host", map[string]any{
 		"name_label": name, "name_description": "Default install", "hostname": name, "address": h.address, "enabled": true,

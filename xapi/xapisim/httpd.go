@@ -286,6 +286,7 @@ var routes = []route{
 	{"POST", adminWrite, serveAdminWrite},
 	{"POST", adminFault, serveAdminFault},
 	{"POST", adminDo, serveAdminDo},
+	{"POST", adminClock, serveAdminClock},
 	{"POST", "/jsonrpc", (*conn).serveRPC},
 	{"POST", "/", (*conn).serveRPC},
 	{"GET", "/export_raw_vdi", (*conn).serveExportRaw},

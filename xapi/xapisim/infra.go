@@ -4,7 +4,6 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"xenkeep/xapi/xapisim/sr"
 )
@@ -291,7 +290,7 @@ func (p *Pool) infraCalls() map[string]handler {
 			if _, err := c.object(0); err != nil {
 				return nil, err
 			}
-			return dateOf(time.Now()), nil
+			return dateOf(p.now()), nil
 		},
 		"message.get_all":         func(c *call) (any, error) { return refsOf(p.db.all("message")), nil },
 		"message.get_all_records": func(c *call) (any, error) { return p.records(p.db.all("message")), nil },
@@ -314,7 +313,7 @@ func (p *Pool) infraCalls() map[string]handler {
 		"message.create": func(c *call) (any, error) {
 			return p.db.create("message", map[string]any{
 				"name": c.str(0), "priority": c.args[1], "cls": c.args[2], "obj_uuid": c.args[3], "body": c.args[4],
-				"timestamp": dateOf(time.Now()),
+				"timestamp": dateOf(p.now()),
 			}).ref, nil
 		},
 		"message.destroy": func(c *call) (any, error) {

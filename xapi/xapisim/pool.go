@@ -144,6 +144,8 @@ type Pool struct {
 	bridges int
 	guests  []GuestScript
 	roles   map[string]string // by session; root's have none
+	ahead   time.Duration     // of the machine's clock
+	looked  time.Time         // until when schedules have been run
 	refSeq  int               // counts the Ref:N of metadata exports, never reset
 }
 
@@ -252,6 +254,7 @@ func New(cfg Config) (_ *Pool, err error) {
 	} else if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return nil, err
 	}
+	p.looked = p.now()
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	for _, group := range []map[string]handler{
 		p.sessionCalls(), p.taskCalls(), p.eventCalls(), p.vmCalls(), p.vdiCalls(), p.vmssCalls(), p.infraCalls(), p.purposeCalls(),

@@ -11,7 +11,7 @@ func (p *Pool) session(ref string) (*object, error) {
 		return nil, fail("SESSION_INVALID", ref)
 	}
 	if t, err := time.Parse(dateForm, s.str("last_active")); err == nil && time.Since(t) > 10*time.Minute {
-		p.db.put(s, "last_active", dateOf(time.Now()))
+		p.db.put(s, "last_active", dateOf(p.now()))
 	}
 	return s, nil
 }
@@ -27,7 +27,7 @@ func (p *Pool) login(user, password, originator string) (*object, error) {
 	if !ok {
 		return nil, fail("SESSION_AUTHENTICATION_FAILED", user, "Authentication failure")
 	}
-	now := dateOf(time.Now())
+	now := dateOf(p.now())
 	s := p.db.create("session", map[string]any{
 		"this_host": p.hosts[0].ref, "this_user": nullRef, "last_active": now, "validation_time": now,
 		"is_local_superuser": role == "", "auth_user_name": user, "originator": originator,

@@ -8,7 +8,7 @@ import (
 // newTask adds a pending task.
 func (p *Pool) newTask(label, description string) *object {
 	return p.db.create("task", map[string]any{
-		"name_label": label, "name_description": description, "created": dateOf(time.Now()),
+		"name_label": label, "name_description": description, "created": dateOf(p.now()),
 		"finished": epoch, "status": "pending", "resident_on": p.hosts[0].ref,
 		"progress": float64(0), "type": "<none/>",
 	})
@@ -30,7 +30,7 @@ func (p *Pool) complete(ref, result string, e *Error) {
 	if t == nil || t.str("status") != "pending" {
 		return
 	}
-	p.db.put(t, "finished", dateOf(time.Now()))
+	p.db.put(t, "finished", dateOf(p.now()))
 	p.db.put(t, "progress", float64(1))
 	p.db.put(t, "current_operations", map[string]any{})
 	switch {
@@ -147,9 +147,10 @@ func (p *Pool) housekeeping(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
+		case <-tick.C:
 			p.mu.Lock()
-			p.expireOld(now)
+			p.expireOld(p.now())
+			p.runSchedules()
 			p.mu.Unlock()
 		}
 	}

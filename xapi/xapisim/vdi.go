@@ -283,7 +283,7 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 	if tracked && !v.CBTEnabled() {
 		p.lostCBT(vdi, "VDI_CBT_SNAPSHOT_FAILED", "Creating CBT metadata log for disk %s failed.")
 	}
-	now := dateOf(time.Now())
+	now := dateOf(p.now())
 	f := map[string]any{
 		"uuid": uuid, "location": uuid, "managed": true, "snapshot_time": now, "SR": vdi.str("SR"),
 		"is_a_snapshot": snapshot, "sm_config": withoutKey(withoutKey(vdi.mapv("sm_config"), "vhd-parent"), "image-format"),
@@ -305,7 +305,7 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 func (p *Pool) baseCopy(vdi *object, uuid string) {
 	p.syncVDI(p.db.create("VDI", map[string]any{
 		"uuid": uuid, "name_label": "base copy", "SR": vdi.str("SR"), "type": vdi.str("type"),
-		"managed": false, "location": uuid, "snapshot_time": dateOf(time.Now()), "sm_config": vdi.mapv("sm_config"),
+		"managed": false, "location": uuid, "snapshot_time": dateOf(p.now()), "sm_config": vdi.mapv("sm_config"),
 	}))
 }
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"sort"
 	"strings"
-	"time"
 )
 
 // devices are what a VM's copy gets, planned before any record is made.
@@ -111,7 +110,7 @@ func (p *Pool) snapshotVM(c *call, vm *object, name string, ignore []any, k snap
 	f := copyFields(vm)
 	f["name_label"] = name
 	f["is_a_snapshot"], f["is_a_template"] = true, true
-	f["snapshot_of"], f["snapshot_time"] = vm.ref, dateOf(time.Now())
+	f["snapshot_of"], f["snapshot_time"] = vm.ref, dateOf(p.now())
 	f["snapshot_info"] = k.info
 	f["snapshot_metadata"] = metadataText(vm)
 	f["generation_id"] = newGenerationID()
@@ -136,7 +135,7 @@ func (p *Pool) snapshotVM(c *call, vm *object, name string, ignore []any, k snap
 	p.db.put(vm, "parent", snap.ref)
 	p.origin[snap.ref] = vm.uuid()
 	p.db.create("message", map[string]any{
-		"name": "VM_SNAPSHOTTED", "priority": int64(5), "cls": "VM", "obj_uuid": vm.uuid(), "timestamp": dateOf(time.Now()),
+		"name": "VM_SNAPSHOTTED", "priority": int64(5), "cls": "VM", "obj_uuid": vm.uuid(), "timestamp": dateOf(p.now()),
 		"body": fmt.Sprintf("VM '%s' (uuid: %s) snapshotted, snapshot name: %s", vm.str("name_label"), vm.uuid(), name),
 	})
 	return snap.ref, nil

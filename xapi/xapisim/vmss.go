@@ -143,6 +143,17 @@ func (p *Pool) vmssCalls() map[string]handler {
 			p.db.put(s, "schedule", withoutKey(s.mapv("schedule"), c.str(1)))
 			return nil
 		}),
+		"VMSS.snapshot_now": func(c *call) (any, error) {
+			if !p.licensed {
+				return nil, fail("LICENCE_RESTRICTION", "VMSS")
+			}
+			s, err := c.object(0)
+			if err != nil {
+				return nil, err
+			}
+			p.runSchedule(s)
+			return "", nil
+		},
 		"VMSS.set_type": on(func(c *call, s *object) error { p.db.put(s, "type", c.args[1]); return nil }),
 		"VMSS.set_last_run_time": on(func(c *call, s *object) error {
 			p.db.put(s, "last_run_time", c.args[1])
