@@ -30,7 +30,7 @@ func (p *Pool) furnish() error {
 		}
 	}
 	p.db.create("pool", map[string]any{
-		"master": p.hosts[0].ref, "default_SR": nullRef,
+		"master": p.hosts[0].ref, "default_SR": nullRef, "ha_enabled": p.cfg.HA,
 		"other_config": map[string]any{"memory-ratio-hvm": "0.25", "memory-ratio-pv": "0.25"},
 	})
 	p.db.create("secret", map[string]any{"value": newUUID()})

@@ -52,6 +52,9 @@ type Config struct {
 	CancelDelay time.Duration
 	// Unlicensed switches the licensed features off.
 	Unlicensed bool
+	// HA says that high availability is enabled. The pool has no plan of its
+	// own and restarts nothing.
+	HA bool
 	// NBDHybrid makes full exports as hosts with NBD attachments do.
 	NBDHybrid bool
 	// XVAWithoutMap lets whole-VM exports look for zeros instead of reading the

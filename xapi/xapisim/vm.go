@@ -250,6 +250,13 @@ func (p *Pool) vmCalls() map[string]handler {
 			}
 			return void, err
 		},
+		"VM.set_ha_restart_priority": func(c *call) (any, error) {
+			vm, err := c.object(0)
+			if err == nil {
+				p.db.put(vm, "ha_restart_priority", c.args[1])
+			}
+			return void, err
+		},
 		"VM.set_memory_limits": func(c *call) (any, error) {
 			vm, err := c.object(0)
 			if err != nil {
