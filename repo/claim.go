@@ -39,13 +39,16 @@ type Claim struct {
 	Started time.Time `json:"started"`
 	Roots   []HexID   `json:"roots"` // roots of snapshots it builds on
 
-	name string
+	name   string
+	writer seal.WriterID
 }
 
 // Reference is the list of packs that a run uses and did not make.
 type Reference struct {
 	Run   string   `json:"run"`
 	Packs []string `json:"packs"` // hex
+
+	writer seal.WriterID
 }
 
 // Condemned is a list of packs that a pruner means to delete in a later pass
@@ -145,7 +148,8 @@ func (r *Repository) PutClaim(ctx context.Context, c *Claim) error {
 	return err
 }
 
-// DropClaim ends a claim, and takes away the reference lists of its run.
+// DropClaim ends a claim, and takes away the reference lists of its run, which
+// must do nothing any more.
 func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 	var names []string
 	err := r.objects.List(ctx, referencePrefix+c.Run+"-", func(i object.Info) error {
@@ -160,7 +164,7 @@ func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 		if errors.Is(derr, object.ErrPermission) {
 			// Who may only add says that the run is over; a pruner, which may
 			// delete, takes the rest away.
-			return errors.Join(err, r.PutRetired(ctx, &Retired{Run: c.Run, Time: time.Now().UTC(), Reason: "over"}))
+			return errors.Join(err, r.PutRetired(ctx, &Retired{Run: c.Run, Time: time.Now().UTC(), Reason: "over", Ended: true}))
 		}
 		err = errors.Join(err, derr)
 	}
@@ -170,7 +174,7 @@ func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 // Claims reads the claims of all runs, live or dead. Claims that cannot be read
 // are returned as problems.
 func (r *Repository) Claims(ctx context.Context) ([]*Claim, []Problem, error) {
-	claims, bad, err := readAll(ctx, r, claimPrefix, seal.KindClaim, func(c *Claim, name string, _ *seal.Cert) { c.name = name })
+	claims, bad, err := readAll(ctx, r, claimPrefix, seal.KindClaim, func(c *Claim, name string, by *seal.Cert) { c.name, c.writer = name, by.Writer() })
 	return claims, bad, err
 }
 

@@ -14,14 +14,29 @@ import (
 const retiredPrefix = "retired/"
 
 // Retired declares a run dead: what its claim and reference lists protect goes
-// once it has been there for long enough. It outlives the claim.
+// once it has been there for long enough and the run was ended (Over). It
+// outlives the claim.
 type Retired struct {
 	Run    string    `json:"run"` // hex
 	Time   time.Time `json:"time"`
 	Reason string    `json:"reason,omitempty"`
+	// Ended tells that the run does nothing any more, for sure: it says so
+	// itself, or the machine on which its process has ended. It needs no Over
+	// then. It counts from the writer of the run's claim.
+	Ended bool `json:"ended,omitempty"`
 
-	name string
+	name   string
+	writer seal.WriterID
 }
+
+// Writer is who declared it.
+func (t *Retired) Writer() seal.WriterID { return t.writer }
+
+// Writer is whose run it is.
+func (c *Claim) Writer() seal.WriterID { return c.writer }
+
+// Writer is whose run it is.
+func (f *Reference) Writer() seal.WriterID { return f.writer }
 
 // Name is the claim's object in storage.
 func (c *Claim) Name() string { return c.name }
@@ -48,7 +63,7 @@ func (r *Repository) PutRetired(ctx context.Context, t *Retired) error {
 // Retirements reads what was declared dead; those that cannot be read are
 // problems.
 func (r *Repository) Retirements(ctx context.Context) ([]*Retired, []Problem, error) {
-	return readAll(ctx, r, retiredPrefix, seal.KindRetired, func(t *Retired, name string, _ *seal.Cert) { t.name = name })
+	return readAll(ctx, r, retiredPrefix, seal.KindRetired, func(t *Retired, name string, by *seal.Cert) { t.name, t.writer = name, by.Writer() })
 }
 
 // IsRetired tells whether the run of this claim, which is the caller's own, was
@@ -70,7 +85,7 @@ func (r *Repository) IsRetired(ctx context.Context, c *Claim) (bool, error) {
 // References reads the reference lists of all runs; those that cannot be read
 // are problems.
 func (r *Repository) References(ctx context.Context) ([]*Reference, []Problem, error) {
-	return readAll(ctx, r, referencePrefix, seal.KindReference, func(*Reference, string, *seal.Cert) {})
+	return readAll(ctx, r, referencePrefix, seal.KindReference, func(f *Reference, _ string, by *seal.Cert) { f.writer = by.Writer() })
 }
 
 // DropRun takes away what a dead run published to protect itself.

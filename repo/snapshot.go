@@ -194,8 +194,9 @@ func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
 	return err
 }
 
-// Snapshots reads all snapshots, oldest data first. Those that cannot be read
-// are named in bad; they are never passed over in silence.
+// Snapshots reads all snapshots, oldest data first. Those that cannot be read,
+// and those that do not count (ErrWithdrawn), are named in bad; they are never
+// passed over in silence.
 func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Problem, err error) {
 	var names []string
 	if err := r.objects.List(ctx, snapshotPrefix, func(i object.Info) error {
@@ -247,6 +248,11 @@ func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Prob
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
+	all, withdrawn, err := r.counted(ctx, all)
+	if err != nil {
+		return nil, nil, err
+	}
+	bad = append(bad, withdrawn...)
 	slices.SortFunc(all, func(a, b *Snapshot) int {
 		return cmp.Or(a.Data.Compare(b.Data), a.Written.Compare(b.Written), strings.Compare(a.id, b.id))
 	})

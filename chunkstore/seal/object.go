@@ -51,6 +51,7 @@ const (
 	KindConfig    ObjectKind = 9
 	KindRevoked   ObjectKind = 10 // a writer that is shut out
 	KindCatalogue ObjectKind = 11 // many snapshot objects, as they are
+	KindOver      ObjectKind = 12 // a dead run's end, and which of its snapshots count
 )
 
 // Object is a small object, opened.

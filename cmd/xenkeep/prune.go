@@ -132,6 +132,16 @@ func printPrune(w io.Writer, l *pruneLine) error {
 			return err
 		}
 	}
+	if p.End > 0 {
+		if _, err := fmt.Fprintf(w, "%s ended: what only they need is condemned by the next prune\n", plural(p.End, "dead run")); err != nil {
+			return err
+		}
+	}
+	if p.NeedEnd > 0 {
+		if _, err := fmt.Fprintf(w, "%s protected until xenkeep prune runs with a full key\n", plural(p.NeedEnd, "dead run")); err != nil {
+			return err
+		}
+	}
 	if n := l.Result.Extended; n > 0 {
 		if _, err := fmt.Fprintf(w, "%s locked for longer\n", plural(n, "object")); err != nil {
 			return err

@@ -139,10 +139,15 @@ func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*repo.Rep
 	return r, nil
 }
 
-// tellProblems says what was wrong and worked around.
+// tellProblems says what was wrong and worked around, and which snapshots do
+// not count.
 func tellProblems(stderr io.Writer, problems []repo.Problem) {
 	for _, p := range problems {
-		tell(stderr, "damage: "+cmp.Or(oneLine(p.Err.Error()), p.Object), "")
+		what := "damage: "
+		if errors.Is(p.Err, repo.ErrWithdrawn) {
+			what = "withdrawn: "
+		}
+		tell(stderr, what+cmp.Or(oneLine(p.Err.Error()), p.Object), "")
 	}
 }
 

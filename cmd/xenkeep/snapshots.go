@@ -72,6 +72,7 @@ type diskLine struct {
 type badLine struct {
 	Type   string `json:"type"` // "bad_snapshot"
 	Object string `json:"object"`
+	State  string `json:"state"` // "damaged" or "withdrawn"
 	Error  string `json:"error"`
 }
 
@@ -174,6 +175,12 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 		return err
 	}
 	tellProblems(cmd.ErrOrStderr(), badNotes)
+	damaged := 0
+	for _, p := range bad {
+		if !errors.Is(p.Err, repo.ErrWithdrawn) {
+			damaged++
+		}
+	}
 	var some []*repo.Snapshot
 	for _, s := range snapshots {
 		if (vm == "" || s.VM.UUID == vm || s.VM.Name == vm) && (writer == "" || s.Writer().String() == writer) && s.HasTags(o.tags) {
@@ -189,8 +196,8 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 	switch {
 	case err != nil:
 		return err
-	case len(bad) > 0:
-		return fmt.Errorf("%s cannot be read: %w", plural(len(bad), "snapshot"), errDamage)
+	case damaged > 0:
+		return fmt.Errorf("%s cannot be read: %w", plural(damaged, "snapshot"), errDamage)
 	case vm != "" && len(some) == 0 && writer == "" && len(o.tags) == 0:
 		return fmt.Errorf("VM %q: %w", vm, repo.ErrNoSnapshot)
 	}
@@ -240,10 +247,18 @@ func writeSnapshots(w io.Writer, snapshots []*repo.Snapshot, bad []repo.Problem)
 		errs = append(errs, writeLine(w, lineOf(s)))
 	}
 	for _, p := range bad {
-		errs = append(errs, writeLine(w, badLine{Type: "bad_snapshot", Object: p.Object, Error: oneLine(p.Err.Error())}))
+		errs = append(errs, writeLine(w, lineOfBad(p)))
 	}
 	errs = append(errs, writeLine(w, snapshotsSummary{Type: "summary", Snapshots: len(snapshots), Bad: len(bad)}))
 	return errors.Join(errs...)
+}
+
+func lineOfBad(p repo.Problem) badLine {
+	l := badLine{Type: "bad_snapshot", Object: p.Object, State: "damaged", Error: oneLine(p.Err.Error())}
+	if errors.Is(p.Err, repo.ErrWithdrawn) {
+		l.State = "withdrawn"
+	}
+	return l
 }
 
 func lineOf(s *repo.Snapshot) snapshotLine {

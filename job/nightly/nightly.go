@@ -305,6 +305,10 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 		return err
 	}
 	for _, p := range bad {
+		if errors.Is(p.Err, repo.ErrWithdrawn) {
+			x.warn("%v", p.Err)
+			continue
+		}
 		x.partial(fmt.Errorf("snapshot %s: %w", p.Object, p.Err))
 	}
 	o.Chosen = queue(x.sel, all, x.rep.PoolUUID)

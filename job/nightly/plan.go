@@ -220,6 +220,10 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 		return err
 	}
 	for _, b := range bad {
+		if errors.Is(b.Err, repo.ErrWithdrawn) {
+			p.find("note", b.Object, "xenkeep forget takes it away", "%w", b.Err)
+			continue
+		}
 		p.find("error", b.Object, "run xenkeep check, then xenkeep repair", "%w", b.Err)
 	}
 	f, err := job.Foresee(ctx, r, pool, *o)

@@ -153,6 +153,9 @@ func cure(name string, err error) string {
 	if errors.Is(err, seal.ErrRevoked) {
 		return "it counts for nothing; xenkeep forget takes a snapshot away"
 	}
+	if errors.Is(err, repo.ErrWithdrawn) {
+		return "nothing else is lost with it; xenkeep forget takes it away"
+	}
 	return cureOf(name)
 }
 
@@ -164,6 +167,8 @@ func cureOf(name string) string {
 		return "what it covered is found again in the packs themselves; xenkeep repair index puts it right"
 	case strings.HasPrefix(name, "snapshots/"):
 		return "this backup is lost unless another copy of the object exists"
+	case strings.HasPrefix(name, "over/"):
+		return "snapshots that it kept from counting are checked like others; delete the object"
 	case strings.HasPrefix(name, "catalogue/"):
 		return "nothing is lost: delete the object, and the next prune writes another"
 	}

@@ -162,7 +162,7 @@ func (c *checker) index(ctx context.Context) error {
 // stored reads the snapshots where they lie, and with ReadData the index
 // objects: what was opened so far may have come from the cache here.
 func (c *checker) stored(ctx context.Context) error {
-	prefixes := []string{"snapshots/", "catalogue/", "references/", "retired/", "revoked/"}
+	prefixes := []string{"snapshots/", "catalogue/", "references/", "retired/", "revoked/", "over/"}
 	if c.o.ReadData {
 		prefixes = append(prefixes, "index/")
 	}
@@ -207,7 +207,7 @@ func (c *checker) stored(ctx context.Context) error {
 var kinds = map[string]seal.ObjectKind{
 	"snapshots": seal.KindSnapshot, "index": seal.KindIndex, "notes": seal.KindNote, "claims": seal.KindClaim,
 	"references": seal.KindReference, "condemned": seal.KindCondemned, "retired": seal.KindRetired, "damage": seal.KindDamage,
-	"revoked": seal.KindRevoked, "catalogue": seal.KindCatalogue,
+	"revoked": seal.KindRevoked, "catalogue": seal.KindCatalogue, "over": seal.KindOver,
 }
 
 // small opens claims, notes, damage and condemned lists.

@@ -106,9 +106,10 @@ func New(ctx context.Context, from, to *repo.Repository, o Options) (*Plan, erro
 	if err != nil {
 		return nil, err
 	}
-	if len(bad) > 0 {
-		// It may be one that was copied.
-		return nil, bad[0].Err
+	for _, p := range bad {
+		if !errors.Is(p.Err, repo.ErrWithdrawn) {
+			return nil, p.Err // it may be one that was copied
+		}
 	}
 	p := &Plan{
 		Unreadable: unreadable, Recut: from.Config().Chunker != to.Config().Chunker,

@@ -23,6 +23,7 @@ type Result struct {
 	Written   int   `json:"packs_written"`
 	TakenBack int   `json:"packs_taken_back"` // needed after all, when it was looked a second time
 	Retired   int   `json:"claims_retired"`
+	Ended     int   `json:"runs_ended"`
 	Extended  int   `json:"locks_extended"`
 	Forgotten int   `json:"given_up"`
 }
@@ -96,8 +97,8 @@ func (e *execution) beside(ctx context.Context) error {
 	return e.condemn(ctx, append(slices.Clone(e.p.condemn), e.p.repack...))
 }
 
-// retire declares dead runs dead, and takes away what those left that were
-// declared dead long enough ago. The retirement itself stays for long, and with
+// retire declares dead runs dead, ends those that were declared dead long enough
+// ago, and takes away what those left that an earlier pass has ended. The retirement itself stays for long, and with
 // it the lists of what was deleted since.
 func (e *execution) retire(ctx context.Context) error {
 	if err := e.fresh(); err != nil {
@@ -110,13 +111,18 @@ func (e *execution) retire(ctx context.Context) error {
 		}
 		e.res.Retired++
 	}
-	for _, t := range e.s.retired {
-		if e.s.over[t.Run] && e.s.runs[t.Run] {
-			if err := e.r.DropRun(ctx, t.Run); err != nil {
+	if err := e.putOver(ctx); err != nil {
+		return err
+	}
+	for _, run := range slices.Sorted(maps.Keys(e.s.runs)) {
+		if e.s.over[run] {
+			if err := e.r.DropRun(ctx, run); err != nil {
 				return err
 			}
 		}
-		if e.s.at.Sub(t.Time) >= forgetAfter && !e.s.runs[t.Run] {
+	}
+	for _, t := range e.s.retired {
+		if e.s.at.Sub(t.Time) >= forgetAfter && e.s.runs[t.Run] == nil {
 			if err := e.r.Objects().Delete(ctx, t.Name()); err != nil {
 				return err
 			}
@@ -171,7 +177,10 @@ func (e *execution) deleteDue(ctx context.Context) error {
 // given up may come back, and put an index object of packs that are gone;
 // others must go on to avoid these.
 func (e *execution) waits() map[string]bool {
-	waits := maps.Clone(e.s.runs)
+	waits := make(map[string]bool)
+	for run := range e.s.runs {
+		waits[run] = true
+	}
 	for _, t := range e.s.retired {
 		waits[t.Run] = true
 	}
@@ -411,6 +420,10 @@ func (e *execution) exclusive(ctx context.Context) error {
 		}
 		e.res.Retired++
 	}
+	// What such a run publishes, should it live in spite of what the user says.
+	if err := e.putOver(ctx); err != nil && !errors.Is(err, object.ErrNoSpace) {
+		return err
+	}
 	gone := make(map[pack.ID]bool)
 	end := &repo.Condemned{Time: e.o.Now().UTC(), Deleted: true}
 	for _, id := range append(slices.Clone(e.p.remove), e.p.repack...) {
@@ -463,6 +476,9 @@ func (e *execution) exclusive(ctx context.Context) error {
 		if err := tell(); err != nil {
 			return err
 		}
+	}
+	if err := e.putOver(ctx); err != nil {
+		return err
 	}
 	for run := range e.s.runs {
 		if err := e.r.DropRun(ctx, run); err != nil {

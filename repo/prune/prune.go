@@ -128,6 +128,8 @@ type Plan struct {
 	Repack  Count      `json:"repack"`            // of the partly dead, those that are copied
 	Copy    int64      `json:"bytes_copied"`      // what lives in them
 	Retire  int        `json:"claims_retired"`    // claims whose runs look dead
+	End     int        `json:"runs_ended"`        // retired runs that protect nothing from the next pass on
+	NeedEnd int        `json:"runs_to_end"`       // those that only a full key can end
 	Freed   int64      `json:"bytes_freed"`       // now
 	Later   int64      `json:"bytes_freed_later"` // by a pass after Until
 
@@ -176,6 +178,11 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 		}
 	}
 	p.Retire = len(p.retire)
+	if s.canEnd() {
+		p.End = len(s.end)
+	} else if !o.Exclusive {
+		p.NeedEnd = len(s.end)
+	}
 	return p, nil
 }
 

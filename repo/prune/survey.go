@@ -74,8 +74,9 @@ type survey struct {
 	lists     []*repo.Condemned
 	claims    []*repo.Claim
 	retired   []*repo.Retired
-	over      map[string]bool // runs whose retirement counts
-	runs      map[string]bool // all that have a claim or reference list
+	runs      map[string]map[seal.WriterID]bool // all that have a claim or reference list, and whose they are
+	over      map[string]bool                   // those of them that protect nothing any more
+	end       []*repo.Over                      // those of them that can be ended
 	heads     []chunkstore.IndexHead
 	everyCopy bool // something is known to be damaged: no copy is given up, but for those that
 	badPacks  map[pack.ID]bool
@@ -171,19 +172,21 @@ func (s *survey) look(ctx context.Context) error {
 			return unreadable(p.Object, p.Err)
 		}
 	}
-	s.claims, s.over, s.runs = claims, make(map[string]bool), make(map[string]bool)
-	for _, t := range s.retired {
-		if s.at.Sub(t.Time) >= s.wait() {
-			s.over[t.Run] = true
-		}
+	s.claims, s.runs = claims, make(map[string]map[seal.WriterID]bool)
+	for _, c := range claims {
+		s.known(c.Run, c.Writer())
+	}
+	for _, f := range refs {
+		s.known(f.Run, f.Writer())
+	}
+	if err := s.ended(ctx); err != nil {
+		return err
 	}
 	active := make(map[string]bool)
 	for _, c := range claims {
-		s.runs[c.Run] = true
 		active[c.Run] = !s.over[c.Run] && !s.o.Exclusive
 	}
 	for _, f := range refs {
-		s.runs[f.Run] = true
 		if s.over[f.Run] || s.o.Exclusive {
 			continue
 		}
@@ -203,11 +206,12 @@ func (s *survey) look(ctx context.Context) error {
 		return err
 	}
 	for _, p := range bad {
-		if !errors.Is(p.Err, seal.ErrRevoked) && !s.givenUp(p.Object) {
+		if !errors.Is(p.Err, seal.ErrRevoked) && !errors.Is(p.Err, repo.ErrWithdrawn) && !s.givenUp(p.Object) {
 			return unreadable(p.Object, p.Err)
 		}
 	}
 	s.snapshots = len(snapshots)
+	s.ending(snapshots)
 	// After the snapshots, so that all they need is in it.
 	if err := s.readIndex(ctx, active); err != nil {
 		return err

@@ -1,0 +1,133 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/seal"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const overPrefix = "over/"
+
+// ErrWithdrawn is returned for a snapshot that came after its run had been
+// given up: something that it needs may be gone. The run takes such a snapshot
+// away itself, unless it is killed right after it has put it.
+var ErrWithdrawn = errors.New("published by a run that was given up before, so that something of it may be gone: it does not count")
+
+// Over ends a run that was declared dead. Of its snapshots those count that a
+// pruner saw then; any other, whenever it comes, counts for nothing. A run may
+// be held up within the request that puts a snapshot for however long, so this
+// object is never taken away. It counts where a full key signed it: else
+// whoever steals a key that may only write could make backups void with it.
+type Over struct {
+	Run       string    `json:"run"` // hex
+	Time      time.Time `json:"time"`
+	Snapshots []string  `json:"snapshots"` // whole IDs
+
+	full bool
+}
+
+// PutOver ends a run. What its claim and reference lists protect may go once
+// this can be read, and not before.
+func (r *Repository) PutOver(ctx context.Context, o *Over) error {
+	if err := r.NeedsFull("end a dead run"); err != nil {
+		return err
+	}
+	if o.Snapshots == nil {
+		o.Snapshots = []string{}
+	}
+	slices.Sort(o.Snapshots)
+	_, _, err := r.putObject(ctx, overPrefix+o.Run+"-", seal.KindOver, o)
+	return err
+}
+
+// Overs reads the ends of those runs that of names, by run. Ends that cannot be
+// read end nothing: what they would have kept from counting is counted, and
+// what their runs protect stays. They are added to Problems.
+func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[string][]*Over, error) {
+	var names []string
+	if err := r.objects.List(ctx, overPrefix, func(i object.Info) error {
+		if of(overRun(i.Name)) {
+			names = append(names, i.Name)
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	all := make([]*Over, len(names))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, r.objects.Traits().Parallel))
+	for i, name := range names {
+		g.Go(func() error {
+			v := new(Over)
+			o, err := r.readObject(gctx, name, seal.KindOver, v)
+			if err == nil && v.Run != overRun(name) {
+				err = fmt.Errorf("%s: it is of run %s: %w", name, v.Run, seal.ErrCorrupt)
+			}
+			switch {
+			case gctx.Err() != nil:
+				return gctx.Err()
+			case object.Retriable(err):
+				return err
+			case err == nil:
+				v.full = o.Cert.Role() == seal.Full
+				all[i] = v
+			case !errors.Is(err, object.ErrNotFound) && !errors.Is(err, seal.ErrRevoked):
+				r.addProblems(Problem{Object: name, Err: err})
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	overs := make(map[string][]*Over)
+	for _, o := range all {
+		if o != nil && o.full {
+			overs[o.Run] = append(overs[o.Run], o)
+		}
+	}
+	return overs, nil
+}
+
+// overRun is the run that an object's name under over/ begins with.
+func overRun(name string) string {
+	run, _, _ := strings.Cut(strings.TrimPrefix(name, overPrefix), "-")
+	return run
+}
+
+// counted leaves out the snapshots that came after their run was ended, and
+// gives them as problems. Where a run was ended twice, both must name a
+// snapshot: pruners may have acted upon either.
+func (r *Repository) counted(ctx context.Context, all []*Snapshot) ([]*Snapshot, []Problem, error) {
+	if len(all) == 0 {
+		return all, nil, nil
+	}
+	runs := make(map[string]bool)
+	for _, s := range all {
+		runs[s.Run] = true
+	}
+	overs, err := r.Overs(ctx, func(run string) bool { return runs[run] })
+	if err != nil {
+		return nil, nil, err
+	}
+	var withdrawn []Problem
+	all = slices.DeleteFunc(all, func(s *Snapshot) bool {
+		for _, o := range overs[s.Run] {
+			if !slices.Contains(o.Snapshots, s.id) {
+				name := snapshotPrefix + s.id
+				withdrawn = append(withdrawn, Problem{Object: name, Err: fmt.Errorf("%s: %w", name, ErrWithdrawn)})
+				return true
+			}
+		}
+		return false
+	})
+	return all, withdrawn, nil
+}

@@ -1,0 +1,161 @@
+package repo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/object/mem"
+	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/chunkstore/seal"
+	"xenkeep/chunkstore/slot"
+	"xenkeep/repo"
+)
+
+// overWorld is a repository with two snapshots of one run, written with a key
+// that may only write.
+func overWorld(t *testing.T) (store object.Store, full, writer *repo.Repository, a, b *repo.Snapshot) {
+	t.Helper()
+	store = mem.New()
+	first, second := slot.Secret{KeyFile: bytes.Repeat([]byte{1}, 32)}, slot.Secret{KeyFile: bytes.Repeat([]byte{2}, 32)}
+	full, err := repo.Init(t.Context(), store, repo.Options{Secret: first})
+	if err == nil {
+		_, err = full.AddSlot(t.Context(), second, "machine", seal.WriteOnly, time.Now())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if writer, err = repo.Open(t.Context(), store, repo.Options{Secret: second}); err != nil {
+		t.Fatal(err)
+	}
+	put := func(vm string) *repo.Snapshot {
+		s := &repo.Snapshot{Run: "0a", VM: repo.Named{UUID: vm}, Complete: true}
+		if err := writer.PutSnapshot(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	return store, full, writer, put("a"), put("b")
+}
+
+// counts gives the VMs of the snapshots that count, and how many do not.
+func counts(t *testing.T, r *repo.Repository) (vms string, withdrawn int) {
+	t.Helper()
+	all, bad, err := r.Snapshots(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, vm := range []string{"a", "b"} {
+		for _, s := range all {
+			if s.VM.UUID == vm {
+				vms += vm
+			}
+		}
+	}
+	for _, p := range bad {
+		if !errors.Is(p.Err, repo.ErrWithdrawn) || !strings.HasPrefix(p.Object, "snapshots/") {
+			t.Errorf("%s: %v", p.Object, p.Err)
+		}
+	}
+	return vms, len(bad)
+}
+
+// Where a run was ended those of its snapshots count that all its ends name;
+// those of other runs are none of its business.
+func TestOver(t *testing.T) {
+	_, full, writer, a, b := overWorld(t)
+	for _, c := range []struct {
+		end       repo.Over
+		vms       string
+		withdrawn int
+	}{
+		{repo.Over{Run: "0b"}, "ab", 0},
+		{repo.Over{Run: "0"}, "ab", 0},
+		{repo.Over{Run: "0a", Snapshots: []string{b.ID(), a.ID()}}, "ab", 0},
+		{repo.Over{Run: "0a", Snapshots: []string{a.ID()}}, "a", 1},
+		{repo.Over{Run: "0a", Snapshots: []string{b.ID()}}, "", 2},
+	} {
+		if err := full.PutOver(t.Context(), &c.end); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []*repo.Repository{full, writer} {
+			if vms, n := counts(t, r); vms != c.vms || n != c.withdrawn {
+				t.Errorf("after %+v: %q count, %d do not", c.end, vms, n)
+			}
+		}
+	}
+}
+
+// A key that may only write ends no run: with it a thief could void what was
+// written with it before. Nor does an end that was changed, or put in the place
+// of another.
+func TestOverForged(t *testing.T) {
+	store, full, writer, _, _ := overWorld(t)
+	if err := writer.PutOver(t.Context(), &repo.Over{Run: "0a"}); !errors.Is(err, seal.ErrNoDataKey) {
+		t.Errorf("a key that may only write: %v", err)
+	}
+	data, name, err := writer.Keys().SealObject(seal.KindOver, nil, []byte(`{"run":"0a","snapshots":[]}`))
+	if err == nil {
+		err = store.Put(t.Context(), "over/0a-"+name, data)
+	}
+	if err == nil {
+		err = full.PutOver(t.Context(), &repo.Over{Run: "0b"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if vms, _ := counts(t, full); vms != "ab" {
+		t.Errorf("signed by a key that may only write: %q count", vms)
+	}
+	var other string
+	if err := store.List(t.Context(), "over/0b-", func(i object.Info) error { other = i.Name; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	data, err = store.Get(t.Context(), other, 0, -1)
+	if err == nil {
+		err = store.Put(t.Context(), "over/0a-"+strings.TrimPrefix(other, "over/0b-"), data)
+	}
+	if err == nil {
+		err = store.Put(t.Context(), "over/0a-"+strings.Repeat("0", 64), data)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if vms, _ := counts(t, full); vms != "ab" {
+		t.Errorf("an end of another run, renamed: %q count", vms)
+	}
+	if n := len(full.Problems()); n != 2 {
+		t.Errorf("%d problems are told of: %v", n, full.Problems())
+	}
+}
+
+// Ends cost one request where no run of a snapshot was ended, and one that
+// cannot be asked for is an error, not a snapshot too many.
+func TestOverRequests(t *testing.T) {
+	inner, full, _, a, _ := overWorld(t)
+	for _, run := range []string{"0b", "0c", "0d"} {
+		if err := full.PutOver(t.Context(), &repo.Over{Run: run, Snapshots: []string{a.ID()}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store := objecttest.NewFaulty(inner)
+	r, err := repo.Open(t.Context(), store, repo.Options{Secret: slot.Secret{KeyFile: bytes.Repeat([]byte{1}, 32)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists, gets := store.Calls(objecttest.List), store.Calls(objecttest.Get)
+	if vms, _ := counts(t, r); vms != "ab" {
+		t.Errorf("%q count", vms)
+	}
+	if lists, gets = store.Calls(objecttest.List)-lists, store.Calls(objecttest.Get)-gets; lists != 2 || gets != 2 {
+		t.Errorf("%d listings and %d reads for two snapshots", lists, gets)
+	}
+	store.Inject(objecttest.Fault{Verb: objecttest.List, Prefix: "over/", Stay: true, Err: object.ErrUnavailable})
+	if _, _, err := r.Snapshots(context.Background()); !errors.Is(err, object.ErrUnavailable) {
+		t.Errorf("ends cannot be listed: %v", err)
+	}
+}
