@@ -169,8 +169,8 @@ type Concurrency struct {
 	PerSR   int `toml:"per-sr"`
 }
 
-// Limits bound the rates, in bytes a second: "50M", or "50M 08:00-18:00,
-// 200M": see docs/reference.md, --limit-read.
+// Limits bound the rates, in bytes a second: "50M", or
+// "20M@08:00-18:00,200M": see docs/reference.md, --limit-read.
 type Limits struct {
 	Read  string `toml:"read"`
 	Write string `toml:"write"`

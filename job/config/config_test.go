@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -216,30 +217,33 @@ func TestVmBackup(t *testing.T) {
 	}
 }
 
+// Lines of the README's chapter on regular expressions.
+var vmBackupLines = []struct {
+	line, matches, not string
+	keep               int
+}{
+	{"exclude=DEV-phishing-test", "DEV-phishing-test", "DEV-phishing-test2", 0},
+	{"exclude=PRD-PRINTER1", "PRD-PRINTER1", "PRD-PRINTER12", 0},
+	{"exclude=PRD-PRINT$", "PRD-PRINT", "PRD-PRINTER", 0},
+	{"exclude=PRD-a.*", "PRD-abc", "PRD-b", 0},
+	{"exclude=DEV-V.*TEMP$", "DEV-VxTEMP", "DEV-VxTEMP2", 0},
+	{"vdi-export=DEV-web3", "DEV-web3", "DEV-web33", 0},
+	{"vdi-export=DEV-web3:7", "DEV-web3", "DEV-web", 7},
+	{"vdi-export=DEV-.*(TEST|test).*", "DEV-a-test-2", "DEV-a-Test-2", 0},
+	{"vdi-export=DEV-.*[Tt]est.*", "DEV-a-Test", "DEV-a-TEST", 0},
+	{"vm-export=.*SAVE$:5", "mySAVE", "mySAVED", 5},
+	{"vm-export=PRD-.*print[4-5]$:5", "PRD-xprint4", "PRD-xprint6", 5},
+	{"vm-export=PRD-.*print[6-8]$:10", "PRD-print8", "PRD-print9", 10},
+	{`vm-export=PRD-.*print[\d{1,}]$:8`, "PRD-print7", "PRD-printx", 8},
+	{"vm-export=PRD-a*", "PRD-Test", "PRD", 0},
+	{"vm-export=my vm 2 ", "my vm 2", "my vm 2 ", 0},
+	{"vm-export=DEV mySql:0", "DEV mySql", "DEV-mySql", 0},
+	{"vm-export=", "anything", "", 0},
+}
+
 // The lines of the README's chapter on regular expressions.
 func TestVmBackupLines(t *testing.T) {
-	for _, c := range []struct {
-		line, matches, not string
-		keep               int
-	}{
-		{"exclude=DEV-phishing-test", "DEV-phishing-test", "DEV-phishing-test2", 0},
-		{"exclude=PRD-PRINTER1", "PRD-PRINTER1", "PRD-PRINTER12", 0},
-		{"exclude=PRD-PRINT$", "PRD-PRINT", "PRD-PRINTER", 0},
-		{"exclude=PRD-a.*", "PRD-abc", "PRD-b", 0},
-		{"exclude=DEV-V.*TEMP$", "DEV-VxTEMP", "DEV-VxTEMP2", 0},
-		{"vdi-export=DEV-web3", "DEV-web3", "DEV-web33", 0},
-		{"vdi-export=DEV-web3:7", "DEV-web3", "DEV-web", 7},
-		{"vdi-export=DEV-.*(TEST|test).*", "DEV-a-test-2", "DEV-a-Test-2", 0},
-		{"vdi-export=DEV-.*[Tt]est.*", "DEV-a-Test", "DEV-a-TEST", 0},
-		{"vm-export=.*SAVE$:5", "mySAVE", "mySAVED", 5},
-		{"vm-export=PRD-.*print[4-5]$:5", "PRD-xprint4", "PRD-xprint6", 5},
-		{"vm-export=PRD-.*print[6-8]$:10", "PRD-print8", "PRD-print9", 10},
-		{`vm-export=PRD-.*print[\d{1,}]$:8`, "PRD-print7", "PRD-printx", 8},
-		{"vm-export=PRD-a*", "PRD-Test", "PRD", 0},
-		{"vm-export=my vm 2 ", "my vm 2", "my vm 2 ", 0},
-		{"vm-export=DEV mySql:0", "DEV mySql", "DEV-mySql", 0},
-		{"vm-export=", "anything", "", 0},
-	} {
+	for _, c := range vmBackupLines {
 		v, err := ParseVmBackup("x", []byte(c.line), VmBackupParams{})
 		if err != nil {
 			t.Errorf("%s: %v", c.line, err)
@@ -289,6 +293,10 @@ func TestVmBackupLines(t *testing.T) {
 
 func FuzzVmBackup(f *testing.F) {
 	f.Add([]byte(vmBackupExample))
+	for _, c := range vmBackupLines {
+		f.Add([]byte(c.line))
+		f.Add([]byte("max_backups=3\n" + c.line + "\n#comment\nexclude=" + c.not + "\n"))
+	}
 	f.Add([]byte("vm-export=a'\"\\b.*:3\nexclude=[\\d]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if len(text) > 1000 {
@@ -300,6 +308,35 @@ func FuzzVmBackup(f *testing.F) {
 		}
 		if _, err := Parse("imported", v.TOML()); err != nil {
 			t.Errorf("%q\n%s\n%v", text, v.TOML(), err)
+		}
+	})
+}
+
+// Whatever a file holds, it is a config or what is wrong with it is said.
+func FuzzParse(f *testing.F) {
+	f.Add(Example)
+	f.Add([]byte(strings.Replace(small, "%s", "limits={read='20M@07:00-19:00,100M'}\nkeep={within='1y6m', last='all'}", 1)))
+	f.Add([]byte("[[jobs.j.rules]]\nnames=['x']\n[[jobs.j.rules]]\nkeep={last=-2}\n[pools.\"a.b\"]\nurl=1979-05-27"))
+	if v, err := ParseVmBackup("x.cfg", []byte(vmBackupExample), VmBackupParams{PreClean: true}); err == nil {
+		f.Add(v.TOML())
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if len(text) > 4000 {
+			return
+		}
+		c, err := Parse("x.toml", text)
+		var bad *Problems
+		if (c == nil) == (err == nil) || err != nil && (!errors.As(err, &bad) || len(bad.List) == 0) {
+			t.Fatalf("%q\n%v", text, err)
+		}
+		if bad == nil {
+			return
+		}
+		lines := bytes.Count(text, []byte("\n")) + 1
+		for _, x := range bad.List {
+			if x.Line < 0 || x.Line > lines || x.Text == "" {
+				t.Errorf("%q\n%+v of %d lines", text, x, lines)
+			}
 		}
 	})
 }
