@@ -6,7 +6,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -100,29 +99,6 @@ func TestWarnings(t *testing.T) {
 	log.With("vm", "web").Warn("delta failed", "error", errors.New("x\ny"))
 	if got, want := out.String(), "xenkeep: warning: delta failed, vm web, error x; y\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
-	}
-}
-
-func TestIDSet(t *testing.T) {
-	var s idSet
-	known := make(map[[8]byte]bool)
-	r := rand.New(rand.NewPCG(1, 2))
-	for range 20000 {
-		var id chunk.ID
-		v := r.Uint64N(9000)
-		for i := range 8 {
-			id[i] = byte(v >> (8 * i))
-		}
-		if v == 0 {
-			continue // the table's empty place; an ID of it counts as 1
-		}
-		if fresh := s.add(id); fresh == known[[8]byte(id[:8])] {
-			t.Fatalf("%d: new %v", v, fresh)
-		}
-		known[[8]byte(id[:8])] = true
-	}
-	if s.n != len(known) {
-		t.Errorf("%d in the set of %d", s.n, len(known))
 	}
 }
 

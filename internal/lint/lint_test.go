@@ -50,6 +50,7 @@ var allowed = []struct {
 	{"repo/repair", "repo repo/check chunkstore/... internal/disk"},
 	{"repo/copy", "repo repo/backup repo/diff chunkstore/... internal/disk"},
 	{"repo/retention", "repo"},
+	{"repo/stats", "repo chunkstore/... internal/disk"},
 	{"repo/formattest", ""},
 	{"job/notify", "job/config job/report"},
 	{"job/report", "job"},
