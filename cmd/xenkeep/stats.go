@@ -16,7 +16,7 @@ type statsOptions struct {
 // statsLine is what stats prints with --json.
 type statsLine struct {
 	Type string `json:"type"` // "stats"
-	*stats.Stats
+	stats.Stats
 }
 
 func newStatsCommand() *cobra.Command {
@@ -52,7 +52,7 @@ func runStats(cmd *cobra.Command, o *statsOptions) error {
 		return err
 	}
 	if o.output.json {
-		err = writeLine(cmd.OutOrStdout(), statsLine{"stats", s})
+		err = writeLine(cmd.OutOrStdout(), statsLine{"stats", *s})
 	} else {
 		t := newTable(cmd.OutOrStdout())
 		t.row("snapshots", fmt.Sprintf("%d, of %s, with %s", s.Snapshots, plural(s.VMs, "VM"), plural(s.Disks, "disk")))
