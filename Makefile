@@ -12,7 +12,7 @@ FUZZTIME    ?= 3s
 # Packages whose goroutines share memory: the race detector pays there. Long
 # tests that add no concurrency of their own are left to the plain run.
 RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/check ./repo/view ./job ./nbd ./xapi ./xapi/xapisim
-NORACE      := ^(TestDamage|TestQuietVMs|TestDelta|TestSizes|TestGolden|TestBlobSizes|TestStorageFails|TestImage.*|TestCrash.*|TestExportFailures|TestStreamBreaksAnywhere|TestUntracked|TestTwoRepositories|TestXVA.*)$$
+NORACE      := ^(TestDamage|TestErrors.*|TestNPMClient|TestMemoryDoesNotGrow|TestQuietVMs|TestDelta|TestSizes|TestGolden|TestBlobSizes|TestStorageFails|TestImage.*|TestCrash.*|TestExportFailures|TestStreamBreaksAnywhere|TestUntracked|TestTwoRepositories|TestXVA.*)$$
 
 .PHONY: build test race lint fuzz bench scale crash soak demo ci clean
 .SILENT:
