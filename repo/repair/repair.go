@@ -190,6 +190,7 @@ type PacksResult struct {
 // stay: a prune deletes them once nothing is needed of them.
 func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResult, error) {
 	o.defaults()
+	r.Store().AsStored()
 	res := &PacksResult{}
 	ids := o.Packs
 	if len(ids) == 0 {
