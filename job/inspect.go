@@ -112,3 +112,10 @@ const ThinNeed = thinNeed
 
 // DeviceOf is how people name a disk by its connection.
 func DeviceOf(b xapi.VBD) string { return deviceOf(b) }
+
+// IsUnable tells whether a kind of snapshot cannot be had, so that another may
+// be tried.
+func IsUnable(err error) bool {
+	var u *unable
+	return errors.As(err, &u)
+}

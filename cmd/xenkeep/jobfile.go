@@ -110,6 +110,9 @@ func (f *jobFileFlags) night(cmd *cobra.Command, name string, params []string, r
 	if err != nil {
 		return nil, nil, err
 	}
+	if j.Type == config.PoolSnapshot {
+		return nil, nil, usagef("job %q takes snapshots on the pool, no backups: xenkeep pool snapshot run --job %s --config %s", j.Name, j.Name, f.config)
+	}
 	var p *config.Pool
 	if f.config != "" {
 		if p, err = c.PoolOf(j); err != nil {

@@ -25,7 +25,7 @@ func newPoolSnapshotCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		newPoolSnapshotCreateCommand(), newPoolSnapshotListCommand(), newPoolSnapshotShowCommand(), newPoolSnapshotRevertCommand(),
-		newPoolSnapshotDeleteCommand(), newPoolSnapshotCopyCommand(false), newPoolSnapshotCopyCommand(true), newPoolSnapshotExportCommand(),
+		newPoolSnapshotDeleteCommand(), newPoolSnapshotCopyCommand(false), newPoolSnapshotCopyCommand(true), newPoolSnapshotExportCommand(), newPoolSnapshotRunCommand(),
 	)
 	return cmd
 }

@@ -30,7 +30,11 @@ func (s Secret) check(bad *Problems, key string) {
 
 // check tells what TOML cannot.
 func (c *Config) check(bad *Problems) {
-	if c.Repository.Location == "" {
+	backups := len(c.Jobs) == 0
+	for _, j := range c.Jobs {
+		backups = backups || j.Type != PoolSnapshot
+	}
+	if c.Repository.Location == "" && backups {
 		bad.add(0, "repository.location: which repository?")
 	}
 	if s3, ok := strings.CutPrefix(c.Repository.Location, "s3:"); ok && !strings.HasPrefix(s3, "//") {
@@ -231,6 +235,12 @@ func (j *Job) check(bad *Problems, key string) {
 		if len(r.Names)+len(r.UUIDs)+len(r.Patterns)+len(r.Tags) == 0 {
 			bad.add(0, "%s: for which VMs? give names, uuids, patterns or tags", at)
 		}
+	}
+	oneOf(bad, key+".type", j.Type, Backup, PoolSnapshot)
+	if j.Type == PoolSnapshot {
+		j.checkPoolSnapshot(bad, key)
+	} else if j.Schedule != "" {
+		bad.add(0, "%s.schedule: jobs of type %q alone have one; call backups from cron or a timer", key, PoolSnapshot)
 	}
 	oneOf(bad, key+".transport", j.Transport, "auto", "nbd", "vhd")
 	oneOf(bad, key+".keep-base", j.KeepBase, "auto", "cbt", "snapshot", "none")

@@ -43,6 +43,13 @@ type Pool struct {
 type Job struct {
 	Name string `toml:"-"`
 
+	// Type is Backup, also where it is empty, or PoolSnapshot: a job that takes
+	// VM snapshots on the pool and has nothing to do with the repository.
+	Type Type `toml:"type"`
+	// Schedule is when a job of type PoolSnapshot is due, as cron has it, in
+	// local time.
+	Schedule string `toml:"schedule"`
+
 	Pool    string    `toml:"pool"`
 	Select  Selection `toml:"select"`
 	Exclude Exclusion `toml:"exclude"`
@@ -78,6 +85,15 @@ type Job struct {
 	// rules for names that match nothing are its own.
 	VmBackup *VmBackup `toml:"-"`
 }
+
+// Type is what a job does.
+type Type string
+
+// The types of jobs.
+const (
+	Backup       Type = "backup"
+	PoolSnapshot Type = "pool-snapshot"
+)
 
 // Kind is a way of taking a VM snapshot.
 type Kind string
@@ -276,7 +292,7 @@ func (c *Config) PoolNames() []string { return sorted(c.Pools) }
 func (c *Config) JobsOf(pool string) []*Job {
 	var list []*Job
 	for _, name := range sorted(c.Jobs) {
-		if j := c.Jobs[name]; j.Pool == pool || j.Pool == "" {
+		if j := c.Jobs[name]; j.Type != PoolSnapshot && (j.Pool == pool || j.Pool == "") {
 			list = append(list, j)
 		}
 	}

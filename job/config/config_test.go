@@ -34,7 +34,8 @@ func TestExample(t *testing.T) {
 	for line := range strings.Lines(string(Example)) {
 		for _, key := range []string{"# [", "# report-file", "# window", "# limits", "# transport", "# tags = [\"imp", "# priority", "# disks = \"first",
 			"# server", "# tls =", "# user", "# password = { file = \"/etc/xenkeep/mail", "# from", "# to =", "# attempts", "# url", "# token", "# start", "# success", "# failure",
-			"# before", "# vm-before", "# time-out", "# file =", "# format", "# retries", "# max-repack"} {
+			"# before", "# vm-before", "# time-out", "# file =", "# format", "# retries", "# max-repack",
+			"# type", "# schedule", "# select", "# keep = { last = 12", "# snapshot = [\"check", "# tags = [\"hour"} {
 			if strings.HasPrefix(line, key) {
 				line = strings.TrimPrefix(line, "# ")
 				break
@@ -44,6 +45,9 @@ func TestExample(t *testing.T) {
 	}
 	if c, err = Parse("x", []byte(strings.Join(on, ""))); err != nil {
 		t.Fatal(err)
+	}
+	if h := c.Jobs["hourly"]; h == nil || h.Type != PoolSnapshot || h.Schedule == "" || h.Keep.Policy().Last != 12 {
+		t.Errorf("%+v", h)
 	}
 	if c.Notify.Mail == nil || len(c.Notify.Mail.To) != 2 || c.Jobs["nightly"].Hooks.TimeOut != Duration(10*time.Minute) || *c.Jobs["nightly"].Rules[0].Priority != 10 {
 		t.Errorf("%+v", c.Notify)
