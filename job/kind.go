@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -94,8 +95,13 @@ func (p *vmPlan) memorySpace() error {
 }
 
 // noVSS are guests whose quiesced snapshots the vendor does not support
-// (XenServer's guide, VM snapshots), by what their tools report.
-var noVSS = []string{"windows 8.1", "windows 8", "windows 7", "windows 2000", "windows xp", "windows server 2003", "windows 2003", "windows vista", "windows (r) 7"}
+// (XenServer's guide, VM snapshots), by the name that their tools report with
+// the marks of trade taken out: "Microsoft Windows Server 2003, Standard
+// Edition".
+var (
+	noVSS      = regexp.MustCompile(`windows (server )?(8\.1|8|7|2000|xp|2003|vista)\b`)
+	tradeMarks = strings.NewReplacer("(r)", "", "(tm)", "", "®", "", "™", "")
+)
 
 // kindWarnings are what the vendor says of a VM that is to be snapshotted in
 // some way.
@@ -115,16 +121,13 @@ func (p *vmPlan) kindWarnings(k Kind) []string {
 		}
 		w = append(w, text)
 	}
-	if os := p.guestOS(); os != "" {
-		for _, x := range noVSS {
-			if i := strings.Index(strings.ReplaceAll(strings.ToLower(os), "microsoft ", ""), x); i >= 0 && !strings.Contains(strings.ToLower(os), "server 2008") {
-				w = append(w, "quiesced snapshots of "+os+" are not supported")
-				break
-			}
-		}
-		if strings.Contains(strings.ToLower(os), "windows") {
-			w = append(w, "dynamic disks of Windows cannot be quiesced; the pool does not tell whether there are such")
-		}
+	os := p.guestOS()
+	name := strings.Join(strings.Fields(tradeMarks.Replace(strings.ToLower(os))), " ")
+	if noVSS.MatchString(name) {
+		w = append(w, "quiesced snapshots of "+os+" are not supported")
+	}
+	if strings.Contains(name, "windows") {
+		w = append(w, "dynamic disks of Windows cannot be quiesced; the pool does not tell whether there are such")
 	}
 	return w
 }

@@ -63,7 +63,7 @@ func TestKinds(t *testing.T) {
 		{what: "quiesced, else regular", kinds: []job.Kind{job.KindQuiesced, job.KindRegular}, want: "regular", says: "no quiesced snapshot: the pool's version has none any more"},
 		{what: "quiesced, timed out twice", cfg: xapisim.Config{Version: xapisim.Version80}, kinds: []job.Kind{job.KindQuiesced}, want: "quiesced",
 			faults: []xapisim.Fault{{On: "VM.snapshot_with_quiesce", Code: "VM_SNAPSHOT_WITH_QUIESCE_TIMEOUT", Params: []string{"x"}, Times: 2}}},
-		{what: "quiesced, timed out for good", cfg: xapisim.Config{Version: xapisim.Version80}, kinds: []job.Kind{job.KindQuiesced, job.KindOffline}, want: "offline", says: "could not be quiesced",
+		{what: "quiesced, timed out for good", cfg: xapisim.Config{Version: xapisim.Version80}, kinds: []job.Kind{job.KindQuiesced, job.KindOffline}, want: "offline", says: "did not freeze its disks within the 10 s",
 			faults: []xapisim.Fault{{On: "VM.snapshot_with_quiesce", Code: "VM_SNAPSHOT_WITH_QUIESCE_TIMEOUT", Params: []string{"x"}, Times: 3}}},
 		{what: "quiesced, halted", cfg: xapisim.Config{Version: xapisim.Version80}, state: "clean_shutdown", kinds: []job.Kind{job.KindQuiesced}, says: "only a running guest can take part"},
 		{what: "checkpoint", kinds: []job.Kind{job.KindCheckpoint}, want: "checkpoint"},
@@ -145,6 +145,44 @@ func vhdChain(before, after map[string]map[string]map[string]any) bool {
 		}
 	}
 	return true
+}
+
+// A quiesced VM snapshot of many disks is warned of before and after, and made;
+// on hosts that have none any more the plan and the run say the same.
+func TestQuiesceManyDisks(t *testing.T) {
+	for _, version := range []xapisim.Version{xapisim.Version80, xapisim.Version82} {
+		dir := t.TempDir()
+		vm := xapisim.VMConfig{Name: "web", Drivers: true}
+		for i := range 3 {
+			vm.Disks = append(vm.Disks, image(t, filepath.Join(dir, fmt.Sprint(i)), 4*mib, uint64(i), 2))
+		}
+		w := newWorld(t, xapisim.Config{Version: version, VMs: []xapisim.VMConfig{vm}})
+		o := w.options()
+		o.Chosen = w.chosen("web")
+		o.Chosen[0].Kinds = []job.Kind{job.KindQuiesced}
+		f, err := job.Foresee(t.Context(), w.repo, w.pool, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fc, ferr := f.VM(t.Context(), o.Chosen[0])
+		s, err := job.Backup(t.Context(), w.repo, w.pool, o)
+		if version == xapisim.Version80 {
+			const want = "it has 3 disks: quiesced snapshots of more than two may not be done within the 10 s that the guest has; spread them over several SRs"
+			if ferr != nil || fc.Kind != job.KindQuiesced || len(fc.Warnings) != 1 || fc.Warnings[0] != want {
+				t.Errorf("foreseen: %+v %v", fc, ferr)
+			}
+			if err != nil || kindOf(s) != "quiesced" || len(s.Warnings) != 1 || s.Warnings[0] != "VM web: "+want {
+				t.Errorf("%+v %v", s, err)
+			}
+			continue
+		}
+		for what, err := range map[string]error{"foreseen": ferr, "run": err} {
+			if err == nil || !strings.Contains(err.Error(), "no quiesced snapshot: the pool's version has none any more (they went with 8.1)") || job.CureOf(err) == "" {
+				t.Errorf("%s: %v, cure %q", what, err, job.CureOf(err))
+			}
+		}
+		w.clean()
+	}
 }
 
 // The memory of a checkpoint comes back as it was.
