@@ -26,7 +26,7 @@ type CleanupOptions struct {
 	// Unfinished removes the disks too that failed restores left for --resume.
 	Unfinished bool
 
-	keep func(*xapi.VDI) bool // disks that are none of its business
+	keep func(*xapi.VDI) bool // half-restored disks that are still wanted
 }
 
 // States of a Leftover.
@@ -202,7 +202,6 @@ func (c *cleanup) find(ctx context.Context) error {
 		v := &vdis[i]
 		m, ok := readMarks(v.OtherConfig, v.SnapshotTime.Time)
 		switch {
-		case c.o.keep != nil && c.o.keep(v):
 		case !ok || seen[v.Ref] || m.role == roleBase || !v.Managed && v.Type != "cbt_metadata":
 		case v.IsASnapshot != (m.role == roleSnapshot) && m.role != "":
 			// copied by somebody, with its marks
@@ -284,6 +283,7 @@ func (c *cleanup) decide(ctx context.Context) error {
 			l.Action = ActBase
 		case done[n] || l.Role == "" && !isSnapshot:
 			l.Action = ActFinish
+		case l.Class == "VDI" && c.o.keep != nil && c.o.keep(c.vdis[l.ref]):
 		case l.Role == roleResume && !c.o.Unfinished:
 			// What was written so far is worth keeping.
 		default:

@@ -39,6 +39,7 @@ type order struct {
 	Repository, State   string
 	Keep                job.Keep
 	Restore             string // snapshot; empty for a backup
+	How                 string // of a restore: see restoreBy
 	SR                  string
 	Storage             int // the storage call before which it kills itself; -1 for none
 }
@@ -93,7 +94,7 @@ func child(text string) (calls int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		_, err = job.RestoreVM(ctx, r, pool, s, job.VMRestore{Target: job.Target{SR: o.SR}, Name: "back"}, job.RestoreOptions{})
+		_, err = restoreBy(ctx, r, pool, s, o.How, o.SR)
 		return objects.Calls(objecttest.Any) - before, err
 	}
 	_, err = job.Backup(ctx, r, pool, job.BackupOptions{Common: job.Common{StateDir: o.State, Job: "crash"}, VMs: []string{"web"}, Keep: o.Keep})

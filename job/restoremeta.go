@@ -55,7 +55,11 @@ func (m *vmRestore) byImport(ctx context.Context) error {
 		}
 	}
 	m.tried = true
-	refs, err := m.pool.ImportMetadata(ctx, b.Bytes(), xapi.MetadataImport{Restore: true, VDIs: to})
+	o := xapi.MetadataImport{Restore: true, VDIs: to}
+	if len(m.poolRestore.vdis) > 0 {
+		o.Disk = m.poolRestore.vdis[0]
+	}
+	refs, err := m.pool.ImportMetadata(ctx, b.Bytes(), o)
 	var ref xapi.Ref
 	if len(refs) > 0 {
 		ref = refs[0]

@@ -32,6 +32,9 @@ func RestoreOver(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *
 			return err
 		}
 		for _, t := range targets {
+			if err := p.dropStray(ctx, t.vdi.Ref); err != nil {
+				return err
+			}
 			if err := p.over(ctx, t, over); err != nil {
 				return err
 			}
@@ -123,6 +126,38 @@ func (p *poolRestore) writable(ctx context.Context, t overTarget) error {
 		}
 		if !vm.IsControlDomain && (b.CurrentlyAttached || vm.PowerState != "Halted") {
 			return fmt.Errorf("it belongs to VM %s, which is %s: %w", vm.NameLabel, strings.ToLower(vm.PowerState), ErrNotHalted)
+		}
+	}
+	return nil
+}
+
+// dropStray takes away the tasks that a killed restore over a VDI has left: the
+// VDI bears no marks that would tell of it, but no host holds it any more.
+func (p *poolRestore) dropStray(ctx context.Context, vdi xapi.Ref) error {
+	rec, err := p.pool.VDI(ctx, vdi)
+	if err != nil {
+		return err
+	}
+	for _, ref := range rec.VBDs {
+		if b, err := p.pool.VBD(ctx, ref); err == nil && b.CurrentlyAttached {
+			return nil
+		}
+	}
+	return p.dropTransfers(ctx, vdi)
+}
+
+// dropTransfers takes away the tasks of transfers of a VDI, whose run is dead.
+func (p *poolRestore) dropTransfers(ctx context.Context, vdi xapi.Ref) error {
+	tasks, err := p.pool.Tasks(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range tasks {
+		if about, _ := transferOf(&tasks[i]); about == vdi && tasks[i].Status == "pending" {
+			_ = p.pool.CancelTask(ctx, tasks[i].Ref) // it may be over
+			if err := p.pool.DestroyTask(ctx, tasks[i].Ref); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -30,6 +30,12 @@ func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, erro
 		if !p.resumable(v) || v.OtherConfig[markDisk] != d.d.Device || v.SR != d.sr.Ref || int64(v.VirtualSize) < d.im.Size() {
 			continue
 		}
+		if used, err := p.used(ctx, v); used || err != nil {
+			if err != nil {
+				return *v, false, err
+			}
+			continue // a restore completed it, and had no time to take its marks off
+		}
 		m, _ := readMarks(v.OtherConfig, v.SnapshotTime.Time)
 		if m.process != "" {
 			gone, err := j.dead(ctx, &m)
@@ -41,9 +47,33 @@ func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, erro
 			}
 		}
 		p.vdis = append(p.vdis, v.Ref)
+		if err := p.dropTransfers(ctx, v.Ref); err != nil {
+			return *v, false, err
+		}
 		return *v, true, p.lease.mark(ctx, "VDI", v.Ref, p.role)
 	}
 	return xapi.VDI{}, false, nil
+}
+
+// used tells whether a VDI belongs to a VM.
+func (p *poolRestore) used(ctx context.Context, v *xapi.VDI) (bool, error) {
+	for _, ref := range v.VBDs {
+		b, err := p.pool.VBD(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		vm, err := p.pool.VM(ctx, b.VM)
+		if err != nil {
+			return false, err
+		}
+		if !vm.IsControlDomain {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // leave gives up what was written so far for a later run to go on with, and

@@ -83,13 +83,15 @@ type MetadataImport struct {
 	// VDIs are the disks of the archive on this pool: UUIDs by those in the
 	// archive. Others are looked for by their SR and location.
 	VDIs map[string]string
+	// Disk is one of these disks, by which the task is known while it is there.
+	Disk Ref
 }
 
 // ImportMetadata makes VMs of an archive that holds their records alone, as
 // /export_metadata gives it: their disks must be there. A failed import leaves
 // nothing. References beside an error are VMs that were made all the same.
 func (c *Client) ImportMetadata(ctx context.Context, archive []byte, o MetadataImport) ([]Ref, error) {
-	task, err := c.CreateTask(ctx, c.cfg.UserAgent+": import metadata", "metadata of a VM")
+	task, err := c.CreateTask(ctx, c.cfg.UserAgent+": import metadata", "import to "+string(o.Disk))
 	if err != nil {
 		return nil, fmt.Errorf("import metadata: %w", err)
 	}
