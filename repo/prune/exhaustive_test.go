@@ -49,8 +49,8 @@ func play(t *testing.T, order string, declared, actual time.Duration) error {
 		t.Fatal(err)
 	}
 	defer w.stop()
-	run := func() { w.step(w.clients[0], 1<<30) }
-	w.backup("a", []uint64{1, 2})
+	run := func() { w.step(w.clients[0], toEnd) }
+	w.backup("a", []uint64{1, 2}, false)
 	run()
 	w.store.DelayLists(declared, actual, w.c.Now) // what is there is shown
 	for _, c := range order {
@@ -63,7 +63,7 @@ func play(t *testing.T, order string, declared, actual time.Duration) error {
 			w.prune(prune.Options{})
 			run()
 		case 'b':
-			w.backup("b", []uint64{1, 2, 3})
+			w.backup("b", []uint64{1, 2, 3}, false)
 			run()
 		case 't':
 			w.c.Add(4 * day)
@@ -156,12 +156,12 @@ func interleave(t *testing.T, i, j int, killed string) (over, beyond bool) {
 		t.Fatal(err)
 	}
 	defer w.stop()
-	w.backup("a", []uint64{1, 2})
-	w.step(w.clients[0], 1<<30)
+	w.backup("a", []uint64{1, 2}, false)
+	w.step(w.clients[0], toEnd)
 	if err := w.forget(0); err != nil {
 		t.Fatal(err)
 	}
-	w.backup("b", []uint64{1, 2, 3})
+	w.backup("b", []uint64{1, 2, 3}, false)
 	run := w.clients[0]
 	alive := func(c *client) bool {
 		for _, o := range w.clients {
@@ -191,13 +191,13 @@ func interleave(t *testing.T, i, j int, killed string) (over, beyond bool) {
 		if killed == c.name {
 			w.kill(c.c)
 		} else {
-			w.step(c.c, 1<<30)
+			w.step(c.c, toEnd)
 		}
 	}
 	for range 2 {
 		w.c.Add(2 * day)
 		w.prune(prune.Options{MaxRepack: 1 << 30})
-		w.step(w.clients[0], 1<<30)
+		w.step(w.clients[0], toEnd)
 	}
 	if err := sound(w.ctx, w.inner); err != nil {
 		t.Fatalf("backup held up after %d calls, prune after %d, killed: %q: %v\n%s", i, j, killed, err, strings.Join(w.log, "\n"))

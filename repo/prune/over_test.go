@@ -56,8 +56,8 @@ func heldUp(t *testing.T, hold, more int) (over bool, counted, all error) {
 		t.Fatal(err)
 	}
 	defer w.stop()
-	w.backup("a", []uint64{1, 2, 3})
-	w.step(w.clients[0], 1<<30)
+	w.backup("a", []uint64{1, 2, 3}, false)
+	w.step(w.clients[0], toEnd)
 	w.start("backup of b", func(ctx context.Context, objects object.Store) error {
 		r, err := openRepo(ctx, objects)
 		if err == nil {
@@ -81,15 +81,15 @@ func heldUp(t *testing.T, hold, more int) (over bool, counted, all error) {
 			w.c.Add(day)
 		}
 		w.prune(prune.Options{})
-		w.step(w.clients[1], 1<<30)
+		w.step(w.clients[1], toEnd)
 	}
 	w.step(held, more)
 	if len(w.clients) > 0 {
 		w.kill(held)
 	}
 	// Nobody is kept from working by what was left, and nothing is astray.
-	w.backup("c", []uint64{2, 3, 5})
-	w.step(w.clients[0], 1<<30)
+	w.backup("c", []uint64{2, 3, 5}, false)
+	w.step(w.clients[0], toEnd)
 	if counted = sound(w.ctx, w.inner); counted != nil {
 		counted = fmt.Errorf("%w\n%s", counted, strings.Join(w.log, "\n"))
 	}

@@ -81,24 +81,29 @@ func content(seeds ...uint64) *disk.Mem {
 func save(ctx context.Context, r *repo.Repository, c *clock, m *disk.Mem, vm string, roots ...chunk.ID) (*repo.Snapshot, error) {
 	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: vm, Name: vm}, Data: c.Now(), Complete: true}
 	err := backup.Do(ctx, r, backup.Options{Now: c.Now, Workers: 1, Uploads: 1, Roots: roots, AdoptOrphans: true}, func(ctx context.Context, run *backup.Run) error {
-		o := backup.DiskOptions{Size: m.Size()}
-		if len(roots) > 0 {
-			o.Base = roots[0]
-		}
-		d, err := run.Disk(ctx, m.Source(), o)
-		if err != nil {
-			return err
-		}
-		rec, err := run.Record(ctx, "vm", []byte(vm))
-		if err != nil {
-			return err
-		}
-		s.Records = []repo.Record{rec}
-		s.Disks = []repo.Disk{{Device: "xvda", Size: o.Size, Root: repo.HexID(d.Root), Method: "full", Counts: d.Counts}}
-		run.Add(s)
-		return run.Flush(ctx)
+		return store(ctx, run, s, m, roots...)
 	})
 	return s, err
+}
+
+// store publishes a snapshot with one disk within a run.
+func store(ctx context.Context, run *backup.Run, s *repo.Snapshot, m *disk.Mem, roots ...chunk.ID) error {
+	o := backup.DiskOptions{Size: m.Size()}
+	if len(roots) > 0 {
+		o.Base = roots[0]
+	}
+	d, err := run.Disk(ctx, m.Source(), o)
+	if err != nil {
+		return err
+	}
+	rec, err := run.Record(ctx, "vm", []byte(s.VM.UUID))
+	if err != nil {
+		return err
+	}
+	s.Records = []repo.Record{rec}
+	s.Disks = []repo.Disk{{Device: "xvda", Size: o.Size, Root: repo.HexID(d.Root), Method: "full", Counts: d.Counts}}
+	run.Add(s)
+	return run.Flush(ctx)
 }
 
 func mustSave(t *testing.T, objects object.Store, c *clock, m *disk.Mem, vm string) *repo.Snapshot {
