@@ -26,7 +26,7 @@ test: $(BIN)/versitygw
 
 race: $(BIN)/versitygw
 	scripts/need $(JUDGES)
-	go test -race -short -skip '$(NORACE)' $(RACE)
+	go test -race -short -timeout 18m -skip '$(NORACE)' $(RACE)
 
 lint: $(BIN)/staticcheck
 	test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt would change these files" >&2; exit 1; }
