@@ -11,7 +11,7 @@ import (
 )
 
 // thorough tells whether the exhaustive tests leave nothing out: with
-// XENKEEP_TEST_THOROUGH=1, about ten minutes.
+// XENKEEP_TEST_THOROUGH=1, half an hour on two busy cores: give it -timeout 60m.
 func thorough() bool { return os.Getenv("XENKEEP_TEST_THOROUGH") != "" }
 
 // orders are all orders of n whole doings: f forgets the oldest snapshot, p
