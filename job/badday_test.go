@@ -184,7 +184,7 @@ func TestThick(t *testing.T) {
 	})
 	before := w.sim.Dump()
 	_, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
-	if !errors.Is(err, job.ErrSpace) || !strings.Contains(err.Error(), "24 MiB") {
+	if !errors.Is(err, job.ErrSpace) || !strings.Contains(err.Error(), "needs 40 MiB") {
 		t.Fatalf("without room: %v", err)
 	}
 	samePool(t, before, w.sim.Dump())

@@ -66,6 +66,9 @@ type Leftover struct {
 	mark marked
 }
 
+// Disk is the disk that a VDI snapshot is of; null for anything else.
+func (l *Leftover) Disk() xapi.Ref { return l.of }
+
 // CleanupReport is what Cleanup found and did.
 type CleanupReport struct {
 	Found []Leftover

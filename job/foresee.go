@@ -34,6 +34,7 @@ type DiskForecast struct {
 	Bytes                 int64  // to be read at most; -1 where that cannot be known
 	Tracked               bool   // its changes are tracked now
 	Left                  string // why it is left out
+	Asked                 bool   // it is left out because that was asked for
 }
 
 // Foresight foresees runs on a pool; it changes nothing there.
@@ -113,7 +114,7 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 		out.Disks = append(out.Disks, x)
 	}
 	for _, d := range p.left {
-		out.Disks = append(out.Disks, DiskForecast{Device: d.device(), VDI: d.vdi.UUID, Name: d.vdi.NameLabel, SR: d.sr.NameLabel, Size: int64(d.vdi.VirtualSize), Left: d.reason})
+		out.Disks = append(out.Disks, DiskForecast{Device: d.device(), VDI: d.vdi.UUID, Name: d.vdi.NameLabel, SR: d.sr.NameLabel, Size: int64(d.vdi.VirtualSize), Left: d.reason, Asked: c.Leave[d.vdi.UUID] != ""})
 	}
 	return out, nil
 }

@@ -264,6 +264,11 @@ func vhdBacked(sr xapi.SR, v xapi.VDI) bool {
 // two empty leaves with their tables.
 const thinNeed = 16 << 20
 
+// thickNeed is the same on an SR of LVM: a new leaf that could be written in
+// full, with a bitmap for each block, and the tables of two volumes, which have
+// room for a disk of 2 TiB from the start (sm drivers/lvhdutil.py).
+func thickNeed(size int64) int64 { return size + size/512 + thinNeed }
+
 // checkSpace refuses plans whose snapshots their SRs have no room for.
 func checkSpace(p *vmPlan) error {
 	need := make(map[xapi.Ref]int64)
@@ -271,7 +276,7 @@ func checkSpace(p *vmPlan) error {
 	for _, d := range p.disks {
 		srs[d.sr.Ref] = d.sr
 		if thick(d.sr) && d.vbd.CurrentlyAttached {
-			need[d.sr.Ref] += int64(d.vdi.VirtualSize)
+			need[d.sr.Ref] += thickNeed(int64(d.vdi.VirtualSize))
 		} else {
 			need[d.sr.Ref] += thinNeed
 		}

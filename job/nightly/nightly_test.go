@@ -40,8 +40,13 @@ var key = slot.Secret{KeyFile: bytes.Repeat([]byte{3}, 32)}
 
 func newHouse(t *testing.T, toml string, vms, disks int, size int64) *house {
 	t.Helper()
+	return newHouseOn(t, xapisim.Config{}, toml, vms, disks, size)
+}
+
+func newHouseOn(t *testing.T, cfg xapisim.Config, toml string, vms, disks int, size int64) *house {
+	t.Helper()
 	h := &house{t: t, dir: t.TempDir(), now: time.Now(), size: size}
-	cfg := xapisim.Config{Scale: 0.001, CancelDelay: time.Millisecond, LoginDelay: time.Millisecond}
+	cfg.Scale, cfg.CancelDelay, cfg.LoginDelay = 0.001, time.Millisecond, time.Millisecond
 	for v := range vms {
 		vm := xapisim.VMConfig{Name: fmt.Sprintf("vm%d", v), Drivers: true}
 		for d := range disks {

@@ -130,6 +130,9 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 	if len(sel.VMs) == 0 {
 		p.find("error", "selection", "choose VMs in the config", "no VM is backed up")
 	}
+	if err := p.database(ctx, pool); err != nil {
+		return nil, err
+	}
 	if err := p.vms(ctx, r, pool, sel, &o); err != nil {
 		return nil, err
 	}
@@ -143,10 +146,14 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 		case job.StateDead:
 			p.find("note", l.Class+" "+l.Name, "", "left by a dead run; the run cleans it up (%s)", l.Action)
 		case job.StateLive:
+			if vm := sel.Owner(l.Disk()); vm != "" {
+				p.find("error", vm, "wait for that run to end", "run %.8s on %s is backing it up", l.Run, l.Machine)
+				continue
+			}
 			p.find("warn", l.Class+" "+l.Name, "wait for that run to end", "in use by run %.8s on %s", l.Run, l.Machine)
 		}
 	}
-	p.repository(ctx, r)
+	p.repository(r)
 	return p.plan, nil
 }
 
@@ -262,7 +269,7 @@ func (p *planner) forecast(name string, fc *job.Forecast, f *job.Foresight, out 
 	out.Kind = string(fc.Kind)
 	for _, x := range fc.Fallback {
 		if fc.Kind != "" {
-			p.find("warn", name, "", "%s: %s is taken", x, fc.Kind)
+			p.find("warn", name, "", "%s; %s is taken", x, fc.Kind)
 		}
 	}
 	for _, x := range fc.Warnings {
@@ -278,6 +285,9 @@ func (p *planner) forecast(name string, fc *job.Forecast, f *job.Foresight, out 
 		})
 		if d.Left == "" && !d.Tracked {
 			untracked++
+		}
+		if d.Left != "" && !d.Asked {
+			p.find("error", name, "exclude the disk, and the VM is whole without it", "disk %s cannot be saved, and its VM would be partial: %s", d.Device, d.Left)
 		}
 	}
 	if untracked > 0 && f.Untracked == "" {
@@ -320,10 +330,10 @@ func (p *planner) srs(inv *selection.Inventory, sel *selection.Result) {
 			children[up]++
 		}
 	}
-	used := make(map[xapi.Ref]bool)
+	used := make(map[xapi.Ref]int) // disks of the job
 	for i := range sel.VMs {
 		for _, d := range sel.VMs[i].Disks {
-			used[d.SR.Ref] = true
+			used[d.SR.Ref]++
 			depth := 1
 			for v := &d.VDI; v != nil && depth <= chainLimit && v.SMConfig["vhd-parent"] != ""; depth++ {
 				v = byUUID[v.SMConfig["vhd-parent"]]
@@ -345,7 +355,10 @@ func (p *planner) srs(inv *selection.Inventory, sel *selection.Result) {
 				backlog++
 			}
 		}
-		if backlog > 0 {
+		switch {
+		case backlog > used[ref]: // more than one night leaves
+			p.find("warn", "SR "+sr.NameLabel, "see why the SR does not coalesce: xe sr-scan uuid="+sr.UUID+", then /var/log/SMlog", "%d parents wait to be coalesced", backlog)
+		case backlog > 0:
 			p.find("note", "SR "+sr.NameLabel, "", "%d parents wait to be coalesced", backlog)
 		}
 		if sr.PhysicalSize > 0 {
@@ -354,8 +367,22 @@ func (p *planner) srs(inv *selection.Inventory, sel *selection.Result) {
 	}
 }
 
+// database looks whether the pool would send its database.
+func (p *planner) database(ctx context.Context, pool *xapi.Client) error {
+	if !p.Job.PoolMetadata {
+		return nil
+	}
+	rec, err := pool.Pool(ctx)
+	// The key is there from the first upgraded host to the last (xen-api
+	// ocaml/xapi/xapi_globs.ml).
+	if _, upgrading := rec.OtherConfig["rolling_upgrade_in_progress"]; err == nil && upgrading {
+		p.find("error", "pool-metadata", "finish the upgrade of all hosts, or leave pool-metadata out until then", "the pool is in the middle of a rolling upgrade and sends a database without content")
+	}
+	return err
+}
+
 // repository looks at the space behind a repository in a folder.
-func (p *planner) repository(_ context.Context, r *repo.Repository) {
+func (p *planner) repository(r *repo.Repository) {
 	for _, x := range r.Problems() {
 		p.find("error", x.Object, "run xenkeep check", "%w", x.Err)
 	}
@@ -366,13 +393,29 @@ func (p *planner) repository(_ context.Context, r *repo.Repository) {
 		}
 		return
 	}
-	free, total := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
-	level, cure := "note", ""
+	most := uint64(0)
+	for i := range p.plan.VMs {
+		for _, d := range p.plan.VMs[i].Disks {
+			if d.Left == "" {
+				most += uint64(max(d.Bytes, 0))
+			}
+		}
+	}
+	p.room(st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize), most)
+}
+
+// room judges the space behind a repository, against what is read at most as
+// far as that is known.
+func (p *planner) room(free, total, most uint64) {
+	level, cure, beside := "note", "", ""
 	switch {
 	case free < 64<<20:
 		level, cure = "error", "make room, or run xenkeep prune --exclusive"
+	case free < most:
+		level, cure = "warn", "make room, unless much of it is compressible or stored already"
+		beside = ", and up to " + humanize.IBytes(most) + " are read in full"
 	case free < total/20:
 		level, cure = "warn", "make room, keep fewer snapshots, or run xenkeep prune"
 	}
-	p.find(level, "repository", cure, "%s free of %s", humanize.IBytes(free), humanize.IBytes(total))
+	p.find(level, "repository", cure, "%s free of %s%s", humanize.IBytes(free), humanize.IBytes(total), beside)
 }

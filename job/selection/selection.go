@@ -135,6 +135,18 @@ type Result struct {
 	Findings []Finding
 }
 
+// Owner is the name of the chosen VM that a disk is of, or "".
+func (r *Result) Owner(disk xapi.Ref) string {
+	for i := range r.VMs {
+		for j := range r.VMs[i].Disks {
+			if r.VMs[i].Disks[j].VDI.Ref == disk {
+				return r.VMs[i].Record.NameLabel
+			}
+		}
+	}
+	return ""
+}
+
 type chooser struct {
 	inv  *Inventory
 	job  *config.Job
