@@ -122,6 +122,15 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, p)
 		}
 	}
+	page, err := os.ReadFile("../../docs/reference.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l := range strings.Lines(string(p)) {
+		if name, ok := strings.CutPrefix(l, "# HELP "); ok && !strings.Contains(string(page), "| `"+strings.Fields(name)[0]+"` |") {
+			t.Errorf("docs/reference.md lacks %s", strings.Fields(name)[0])
+		}
+	}
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
 		t.Skip("SKIP: no promtool (Debian package prometheus)")
