@@ -11,8 +11,11 @@ PEERS       := restic borgbackup e2fsprogs bindfs nbdkit libnbd-bin fuse3
 FUZZTIME    ?= 3s
 # Packages whose goroutines share memory: the race detector pays there. Long
 # tests that add no concurrency of their own are left to the plain run.
-RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/check ./repo/view ./job ./nbd ./xapi ./xapi/xapisim
-NORACE      := ^(TestDamage|TestErrors.*|TestNPMClient|TestMemoryDoesNotGrow|TestQuietVMs|TestDelta|TestSizes|TestGolden|TestBlobSizes|TestStorageFails|TestImage.*|TestCrash.*|TestExportFailures|TestStreamBreaksAnywhere|TestUntracked|TestTwoRepositories|TestXVA.*)$$
+RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/view ./nbd ./xapi ./xapi/xapisim
+NORACE      := ^(TestGolden|TestBlobSizes|TestStorageFails|TestNPMClient|TestXVA.*)$$
+# Of these packages only the tests in which much goes on at once.
+RACESOME    := ./job ./repo/check ./repo/prune
+RACETESTS   := ^(TestDayAfterDay|TestRestoreToPool|TestInterrupted|TestTrackedDays|TestLeaseIsRenewed|TestManyAtOnce|TestTwoRunsOneVM|TestGates.*|TestCeilings.*|TestQueue|TestLimits|TestRestoreInPlace|TestServeNBD|TestRunsAtOnce|TestFlushBesideDisk|TestChanged|TestKeyless|TestBudget|TestWriteOnly|TestTogether)$$
 
 .PHONY: build test race lint fuzz bench scale crash soak demo ci clean
 .SILENT:
@@ -27,6 +30,7 @@ test: $(BIN)/versitygw
 race: $(BIN)/versitygw
 	scripts/need $(JUDGES)
 	go test -race -short -timeout 18m -skip '$(NORACE)' $(RACE)
+	go test -race -short -timeout 18m -run '$(RACETESTS)' $(RACESOME)
 
 lint: $(BIN)/staticcheck
 	test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt would change these files" >&2; exit 1; }
