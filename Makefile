@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSITYGW   := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 JUDGES      := qemu-utils libvhdi-utils libnbd-bin e2fsprogs xfsprogs ntfs-3g lvm2 fdisk dosfstools btrfs-progs fuse3 nodejs npm prometheus
 PEERS       := restic borgbackup e2fsprogs bindfs nbdkit libnbd-bin fuse3
-FUZZTIME    ?= 3s
+FUZZTIME    ?= 2s
 # Packages whose goroutines share memory: the race detector pays there. Long
 # tests that add no concurrency of their own are left to the plain run.
 RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/view ./nbd ./xapi ./xapi/xapisim
