@@ -25,7 +25,7 @@ build:
 
 test: $(BIN)/versitygw
 	scripts/need $(JUDGES)
-	go test ./...
+	go test -timeout 30m ./...
 
 race: $(BIN)/versitygw
 	scripts/need $(JUDGES)

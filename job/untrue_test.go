@@ -29,20 +29,26 @@ func (w *world) call(method string, args ...any) string {
 	return out
 }
 
+// snapshotByOthers is a VM snapshot that somebody else takes.
+func (w *world) snapshotByOthers() (vm xapi.VM, snapshot xapi.Ref) {
+	w.t.Helper()
+	vm, err := w.pool.FindVM(w.t.Context(), "web")
+	if err == nil {
+		snapshot, err = w.pool.SnapshotVM(w.t.Context(), vm.Ref, "old")
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return vm, snapshot
+}
+
 // A VM that was reverted by storage which keeps the disks' identity, and whose
 // log says that nothing changed, is read in full.
 func TestStorageRevert(t *testing.T) {
 	w := newWorld(t, tracked(true))
 	file := filepath.Join(w.dir, "web0.img")
 	w.backup(w.options("web"))
-	vm, err := w.pool.FindVM(t.Context(), "web")
-	if err != nil {
-		t.Fatal(err)
-	}
-	old, err := w.pool.SnapshotVM(t.Context(), vm.Ref, "old")
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, old := w.snapshotByOthers()
 	w.write("day1.img", file, 71, 3)
 	if d := w.backup(w.options("web")).Snapshots[0].Disks[0]; d.Method != "cbt" {
 		t.Fatalf("%s (%s)", d.Method, d.Reason)
@@ -86,14 +92,7 @@ func TestTrackingLies(t *testing.T) {
 	o := w.options("web")
 	o.VerifyCBT = true
 	w.backup(o)
-	vm, err := w.pool.FindVM(t.Context(), "web")
-	if err != nil {
-		t.Fatal(err)
-	}
-	old, err := w.pool.SnapshotVM(t.Context(), vm.Ref, "old")
-	if err != nil {
-		t.Fatal(err)
-	}
+	vm, old := w.snapshotByOthers()
 	w.write("day1.img", file, 71, 3)
 	before := w.backup(o).Snapshots[0].ID
 	if vm.PowerState == "Running" {
@@ -146,14 +145,7 @@ func TestRevertedMeanwhile(t *testing.T) {
 	w := newWorld(t, tracked(true))
 	file := filepath.Join(w.dir, "web0.img")
 	w.backup(w.options("web"))
-	vm, err := w.pool.FindVM(t.Context(), "web")
-	if err != nil {
-		t.Fatal(err)
-	}
-	old, err := w.pool.SnapshotVM(t.Context(), vm.Ref, "old")
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, old := w.snapshotByOthers()
 	w.write("day1.img", file, 71, 3)
 	w.backup(w.options("web"))
 	w.sim.Fault(xapisim.Fault{On: "VM.snapshot", Do: func() { w.call("VM.revert", old) }})
