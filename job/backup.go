@@ -39,7 +39,7 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 		return nil, err
 	}
 	defer release()
-	b := &poolBackup{r: r, pool: pool, o: o, started: o.Now(), damaged: map[string]soundness{}, ways: map[string]string{}}
+	b := &poolBackup{r: r, pool: pool, o: o, started: o.Now(), damaged: map[string]soundness{}}
 	b.sum = &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: b.started.UTC(), Snapshots: []VMSummary{}}
 	err = b.run(ctx)
 	b.sum.Requests = requests(b.r)
@@ -88,8 +88,7 @@ type poolBackup struct {
 
 	mu     sync.Mutex // held where sum is told of failures and warnings
 	sum    *Summary
-	untrue error             // ErrUntrue where it was so
-	ways   map[string]string // disk's VDI -> transport
+	untrue error // ErrUntrue where it was so
 
 	dump    *repo.Snapshot // of the pool's database, added to the run
 	waiting []*vmBackup    // read, not published yet
@@ -315,11 +314,7 @@ func (b *poolBackup) publish(ctx context.Context, run *backup.Run) error {
 	defer cancel()
 	for _, v := range b.waiting {
 		v.watch.published = took
-		s := v.summary()
-		for i := range s.Disks {
-			s.Disks[i].Transport = b.ways[s.Disks[i].VDI]
-		}
-		b.sum.Snapshots = append(b.sum.Snapshots, s)
+		b.sum.Snapshots = append(b.sum.Snapshots, v.summary())
 		b.done = append(b.done, v.snap)
 		if err := v.settle(clean); err != nil {
 			b.warn("VM %s: %v", v.plan.vm.NameLabel, err)

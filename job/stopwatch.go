@@ -32,6 +32,9 @@ func (w Waits) Bottleneck() string {
 // summary is what the run's report tells of a VM.
 func (v *vmBackup) summary() VMSummary {
 	s := summarise(v.snap)
+	for i := range s.Disks {
+		s.Disks[i].Transport = v.transports[i]
+	}
 	s.Started, s.Duration = v.watch.started.UTC(), v.watch.wall().Seconds()
 	s.Waits = v.watch.shares()
 	s.Slowest = s.Waits.Bottleneck()

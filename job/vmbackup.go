@@ -38,6 +38,8 @@ type vmBackup struct {
 	memory   *diskPlan             // of a checkpoint: its memory image
 	marked   bool                  // all of them
 	snap     *repo.Snapshot
+	// transports are those by which the disks of snap came, in their order.
+	transports []string
 
 	watch stopwatch
 }
@@ -72,7 +74,7 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	if v.memory != nil {
 		disks = append(slices.Clone(disks), v.memory)
 	}
-	v.snap.Disks = make([]repo.Disk, len(disks))
+	v.snap.Disks, v.transports = make([]repo.Disk, len(disks)), make([]string, len(disks))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.b.o.DiskConcurrency)
 	for i, d := range disks {
@@ -80,7 +82,7 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 			if gctx.Err() != nil {
 				return nil // another failed
 			}
-			if err := v.readDisk(gctx, d, &v.snap.Disks[i]); err != nil {
+			if err := v.readDisk(gctx, d, &v.snap.Disks[i], &v.transports[i]); err != nil {
 				return fmt.Errorf("disk %s: %w", d.device(), err)
 			}
 			return nil
@@ -269,8 +271,9 @@ func (v *vmBackup) storeRecords(ctx context.Context) error {
 }
 
 // readDisk saves one disk, by the cheapest way that is sure; where that fails
-// the disk is read in full, once.
-func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk) error {
+// the disk is read in full, once. It tells the disk and by which transport it
+// came.
+func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk, transport *string) error {
 	if d == v.memory {
 		return v.readMemory(ctx, out)
 	}
@@ -308,9 +311,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk) er
 		}
 		if res, err = w.read(); err == nil {
 			rec.Method = w.method
-			v.b.mu.Lock()
-			v.b.ways[rec.VDI] = w.transport
-			v.b.mu.Unlock()
+			*transport = w.transport
 			break
 		}
 		if ctx.Err() != nil || i == len(ways)-1 {
