@@ -149,7 +149,7 @@ func (w *Writer) NewWorker() (*Worker, error) {
 		return nil, err
 	}
 	return &Worker{
-		w: w, hasher: w.s.hasher.Clone(), comp: c, buf: make([]byte, 0, pack.GroupSize),
+		w: w, hasher: w.s.hasher.Clone(), comp: c, buf: make([]byte, 0, seal.Bound(pack.GroupSize)),
 		used: make(map[pack.ID]struct{}),
 	}, nil
 }

@@ -16,8 +16,7 @@ const (
 	Zstd  Encoding = 1
 )
 
-// Level is a compression level: the four of klauspost/compress. The zero value
-// is the default.
+// Level is a compression level. The zero value is the default.
 type Level int
 
 const (
@@ -45,37 +44,23 @@ func ParseLevel(s string) (Level, error) {
 // A Compressor compresses one piece after another. It is not safe for
 // concurrent use.
 type Compressor struct {
-	enc   *zstd.Encoder
-	probe *zstd.Encoder // made when first needed
+	enc   encoder
 	level Level
-}
-
-// levels are the encoder's names for ours.
-var levels = [...]zstd.EncoderLevel{
-	LevelDefault: zstd.SpeedDefault, LevelFastest: zstd.SpeedFastest,
-	LevelBetter: zstd.SpeedBetterCompression, LevelBest: zstd.SpeedBestCompression,
 }
 
 // spare holds closed Compressors: one takes megabytes, and the tables of
 // contents and nodes of a large disk ask for thousands.
-var spare [len(levels)]sync.Pool
-
-// window is how far back a match may lie, in bytes: what is compressed as one
-// is rarely larger.
-const window = 1 << 20
+var spare [LevelBest + 1]sync.Pool
 
 // NewCompressor returns a Compressor of the given level; Close ends it.
 func NewCompressor(l Level) (*Compressor, error) {
-	if l < 0 || int(l) >= len(levels) {
+	if l < 0 || l > LevelBest {
 		return nil, fmt.Errorf("compression level %d", l)
 	}
 	if c, ok := spare[l].Get().(*Compressor); ok {
 		return c, nil
 	}
-	// Entropy coding of literals without matches: 0.3 % less on system disks
-	// for 1 % more time.
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(levels[l]), zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderCRC(false), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true), zstd.WithAllLitEntropyCompression(true))
+	enc, err := newEncoder(l)
 	if err != nil {
 		return nil, err
 	}
@@ -85,14 +70,18 @@ func NewCompressor(l Level) (*Compressor, error) {
 // Close makes c free for another to use.
 func (c *Compressor) Close() { spare[c.level].Put(c) }
 
+// Bound is the room, in bytes, with which Compress needs no buffer of its own
+// for n bytes.
+func Bound(n int) int { return n + n>>8 + 64 }
+
 // Compress returns p compressed, in dst[:0] where it has room, or p itself
 // where that is not larger, or where a look at it says that it will not be.
 func (c *Compressor) Compress(dst, p []byte) ([]byte, Encoding) {
 	if len(p) < 64 || (looksRandom(p) && c.probeFails(dst, p)) {
 		return p, Plain
 	}
-	out := c.enc.EncodeAll(p, dst[:0])
-	if len(out) >= len(p) {
+	out := c.enc.encode(dst, p)
+	if out == nil || len(out) >= len(p) {
 		return p, Plain
 	}
 	return out, Zstd
@@ -135,16 +124,9 @@ func looksRandom(p []byte) bool {
 
 // probeFails tells whether a stretch of p does not get smaller by 1 %.
 func (c *Compressor) probeFails(dst, p []byte) bool {
-	if c.probe == nil {
-		probe, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
-			zstd.WithEncoderCRC(false), zstd.WithWindowSize(probeSize), zstd.WithLowerEncoderMem(true))
-		if err != nil {
-			return false // then the whole is compressed
-		}
-		c.probe = probe
-	}
 	from := (len(p) - probeSize) / 2
-	return len(c.probe.EncodeAll(p[from:from+probeSize], dst[:0])) > probeSize*99/100
+	out := c.enc.encodeFast(dst, p[from:from+probeSize])
+	return out != nil && len(out) > probeSize*99/100
 }
 
 // decoder is shared: DecodeAll is safe for concurrent use. The output is

@@ -152,15 +152,23 @@ func TestDataKey(t *testing.T) {
 }
 
 func TestCompress(t *testing.T) {
+	// More than the largest window that readers take, and little alike nearby.
+	large := make([]byte, 20<<20)
+	for i := range large {
+		large[i] = byte(i*i>>12) ^ byte(i>>9)
+	}
 	for l := LevelDefault; l <= LevelBest; l++ {
 		c, err := NewCompressor(l)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range [][]byte{nil, []byte("short"), bytes.Repeat([]byte("text "), 8000), random(40000), make([]byte, 96<<10)} {
+		for _, p := range [][]byte{nil, []byte("short"), bytes.Repeat([]byte("text "), 8000), random(40000), make([]byte, 96<<10), large} {
 			body, enc := c.Compress(nil, p)
 			if len(body) > len(p) {
 				t.Errorf("%d bytes grew to %d", len(p), len(body))
+			}
+			if len(p) == len(large) && enc != Zstd {
+				t.Error("what repeats is not compressed")
 			}
 			out, err := Decompress(nil, body, enc, len(p))
 			if err != nil || !bytes.Equal(out, p) {

@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"xenkeep/chunkstore"
@@ -85,17 +84,8 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// memoryLimit keeps a run under 512 MiB: the garbage collector works harder
-// from here on. Its own variables, where set, come first.
-const memoryLimit = 400 << 20
-
 func main() {
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(75)
-	}
+	setMemory()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)

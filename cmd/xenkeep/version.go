@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
 )
 
@@ -41,6 +42,7 @@ type versionLine struct {
 	Format  int    `json:"format"` // of repositories
 	Go      string `json:"go"`
 	System  string `json:"system"`
+	Zstd    string `json:"zstd"` // what compresses: seal.Encoder
 }
 
 func newVersionCommand() *cobra.Command {
@@ -50,11 +52,11 @@ func newVersionCommand() *cobra.Command {
 		Short: "Show the version",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := versionLine{"version", versionText(), repo.Format, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+			v := versionLine{"version", versionText(), repo.Format, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, seal.Encoder}
 			if o.json {
 				return writeLine(cmd.OutOrStdout(), v)
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "xenkeep %s, repository format %d, %s, %s\n", v.Version, v.Format, v.Go, v.System)
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "xenkeep %s, repository format %d, %s, %s, zstd by %s\n", v.Version, v.Format, v.Go, v.System, v.Zstd)
 			return err
 		},
 	}
