@@ -60,7 +60,11 @@ func (c *checker) data(ctx context.Context) error {
 	add, done := c.o.Begin("packs", total)
 	defer done()
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(3) // packs in memory at once: 32 MiB each
+	g.SetLimit(atOnce)
+	rooms := make(chan *room, atOnce)
+	for range atOnce {
+		rooms <- new(room)
+	}
 	var vanished []pack.ID
 	for _, id := range ids {
 		g.Go(func() error {
@@ -68,9 +72,11 @@ func (c *checker) data(ctx context.Context) error {
 				return gctx.Err()
 			}
 			size := there[id].size
-			data, err := c.r.Objects().Get(gctx, id.ObjectName(), 0, -1)
+			in := <-rooms
+			defer func() { rooms <- in }()
+			data, err := in.read(gctx, c.r.Objects(), id.ObjectName(), size)
 			if err == nil {
-				err = c.pack(id, data)
+				err = c.pack(id, data, in)
 			}
 			switch {
 			case gctx.Err() != nil:
@@ -119,6 +125,28 @@ func (c *checker) data(ctx context.Context) error {
 	return c.affected(ctx, c.bad)
 }
 
+// atOnce is how many packs, of some 32 MiB each, are in memory at once.
+const atOnce = 3
+
+// room is memory that one pack after another is read and opened in.
+type room struct{ data, plain []byte }
+
+// read reads the object, which was size bytes long when it was listed.
+func (m *room) read(ctx context.Context, s object.Store, name string, size int64) ([]byte, error) {
+	if size > 2*pack.TargetSize { // not one of ours
+		return s.Get(ctx, name, 0, -1)
+	}
+	if int64(cap(m.data)) < size {
+		m.data = make([]byte, size, size+size/8)
+	}
+	data := m.data[:size]
+	err := s.GetInto(ctx, name, 0, data)
+	if errors.Is(err, object.ErrShort) { // it is not any more
+		return s.Get(ctx, name, 0, -1)
+	}
+	return data, err
+}
+
 // gone names packs that were listed and are not there any more, unless a pruner
 // has deleted them meanwhile.
 func (c *checker) gone(ctx context.Context, ids []pack.ID) error {
@@ -139,7 +167,7 @@ func (c *checker) gone(ctx context.Context, ids []pack.ID) error {
 }
 
 // pack proves one pack and notes the blobs of it that are damaged.
-func (c *checker) pack(id pack.ID, data []byte) error {
+func (c *checker) pack(id pack.ID, data []byte, in *room) error {
 	bad := c.bad
 	if got := seal.Name(data); got == id.String() {
 		// Every byte is what was written; what was written must open.
@@ -150,11 +178,11 @@ func (c *checker) pack(id pack.ID, data []byte) error {
 			c.mu.Unlock()
 			return err
 		}
-		return c.open(id, d, data, bad)
+		return c.open(id, d, data, in)
 	}
 	err := fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
 	if d, perr := pack.Parse(c.r.Keys(), data); perr == nil {
-		if oerr := c.open(id, d, data, bad); oerr != nil {
+		if oerr := c.open(id, d, data, in); oerr != nil {
 			return oerr
 		}
 		return err
@@ -166,7 +194,7 @@ func (c *checker) pack(id pack.ID, data []byte) error {
 	return fmt.Errorf("%w, and its directory does not open", err)
 }
 
-func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, bad *damaged) error {
+func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, in *room) error {
 	unlocked := true
 	if err := d.Unlock(); errors.Is(err, seal.ErrNoDataKey) && !c.o.ReadData {
 		unlocked = false // the hashes of what is stored prove it too
@@ -174,12 +202,11 @@ func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, bad *damaged)
 		return err
 	}
 	h := c.r.Store().NewHasher()
-	var plain []byte
 	var first error
 	n := 0
 	note := func(id2 chunk.ID, err error) {
 		c.mu.Lock()
-		bad.blobs[badBlob{id, id2}] = true
+		c.bad.blobs[badBlob{id, id2}] = true
 		c.mu.Unlock()
 		if n++; first == nil {
 			first = err
@@ -190,7 +217,7 @@ func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, bad *damaged)
 		var p []byte
 		var err error
 		if unlocked {
-			p, err = d.Open(plain, b, data[b.Offset:b.Offset+b.Stored])
+			p, err = d.Open(in.plain, b, data[b.Offset:b.Offset+b.Stored])
 		} else {
 			err = b.CheckStored(data[b.Offset : b.Offset+b.Stored])
 		}
@@ -208,7 +235,7 @@ func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, bad *damaged)
 			}
 		}
 		if err == nil && unlocked {
-			plain = p
+			in.plain = p
 		}
 	}
 	if first != nil && n > 1 {
