@@ -101,11 +101,14 @@ func (s *Store) IndexWithout(ctx context.Context, name string, gone func(pack.ID
 	return SealIndexObject(s.keys, fresh)
 }
 
-// Keep names the blobs of a pack that are still needed, by their offsets.
+// Span is a stretch of a pack, from its first byte to that after its last.
+type Span struct{ From, To uint32 }
+
+// Keep names the blobs of a pack that are still needed, by where they lie.
 type Keep struct {
-	Pack    pack.ID
-	Size    int64
-	Offsets []uint32 // ascending
+	Pack pack.ID
+	Size int64
+	Live []Span // of whole blobs, ascending
 }
 
 // Repack copies blobs out of packs into new ones, as they are sealed, and puts
@@ -145,42 +148,49 @@ func (r *repacker) copy(ctx context.Context, kind pack.Kind, k *Keep) error {
 	if err != nil || d.Kind != kind {
 		return err
 	}
-	for i := 0; i < len(k.Offsets); {
-		// What lies together is read together.
-		first, ok := d.Find(k.Offsets[i])
-		if !ok {
-			return &pack.Error{Pack: k.Pack, Offset: int64(k.Offsets[i]), Err: seal.ErrCorrupt}
+	for _, live := range k.Live {
+		if err := r.span(ctx, k.Pack, d, live); err != nil {
+			return err
 		}
-		blobs := []*pack.Blob{first}
-		length := int64(first.Stored)
-		for i++; i < len(k.Offsets); i++ {
-			b, ok := d.Find(k.Offsets[i])
-			if !ok {
-				return &pack.Error{Pack: k.Pack, Offset: int64(k.Offsets[i]), Err: seal.ErrCorrupt}
+	}
+	return nil
+}
+
+// span takes the blobs of one stretch.
+func (r *repacker) span(ctx context.Context, from pack.ID, d *pack.Directory, live Span) error {
+	for at := live.From; at < live.To; {
+		// What lies together is read together.
+		var blobs []*pack.Blob
+		first := at
+		for at < live.To {
+			b, ok := d.Find(at)
+			if !ok || b.Stored == 0 || b.Stored > live.To-at {
+				return &pack.Error{Pack: from, Offset: int64(at), Err: seal.ErrCorrupt}
 			}
-			if int64(b.Offset) != int64(first.Offset)+length || length+int64(b.Stored) > maxSpan {
+			if len(blobs) > 0 && int64(at-first)+int64(b.Stored) > maxSpan {
 				break
 			}
 			blobs = append(blobs, b)
-			length += int64(b.Stored)
+			at += b.Stored
 		}
+		length := int64(at - first)
 		if int64(cap(r.buf)) < length {
 			r.buf = make([]byte, max(length, minSpan))
 		}
 		p := r.buf[:length]
-		if err := r.s.objects.GetInto(ctx, k.Pack.ObjectName(), int64(first.Offset), p); err != nil {
+		if err := r.s.objects.GetInto(ctx, from.ObjectName(), int64(first), p); err != nil {
 			return err
 		}
 		for _, b := range blobs {
 			fits, err := r.c.Add(d, b, p[:b.Stored])
 			if err == nil && !fits {
 				if err = r.put(ctx); err == nil {
-					r.c = pack.NewCopier(r.s.keys, kind)
+					r.c = pack.NewCopier(r.s.keys, d.Kind)
 					_, err = r.c.Add(d, b, p[:b.Stored])
 				}
 			}
 			if err != nil {
-				return &pack.Error{Pack: k.Pack, Offset: int64(b.Offset), Err: err}
+				return &pack.Error{Pack: from, Offset: int64(b.Offset), Err: err}
 			}
 			p = p[b.Stored:]
 		}

@@ -241,11 +241,7 @@ func (e *execution) repack(ctx context.Context, ids []pack.ID) error {
 	var from []chunkstore.Keep
 	for _, id := range ids {
 		st := e.s.packs[id]
-		st.compact()
-		k := chunkstore.Keep{Pack: id, Size: st.size}
-		for _, b := range st.live {
-			k.Offsets = append(k.Offsets, uint32(b>>32))
-		}
+		k := chunkstore.Keep{Pack: id, Size: st.size, Live: st.live.stretches()}
 		from = append(from, k)
 	}
 	var run chunkstore.RunID
@@ -261,7 +257,7 @@ func (e *execution) repack(ctx context.Context, ids []pack.ID) error {
 	for _, id := range ids {
 		e.res.Repacked.Packs++
 		e.res.Repacked.Bytes += e.s.packs[id].size
-		e.s.packs[id].live = nil // it lives elsewhere now
+		e.s.packs[id].live = liveSet{} // it lives elsewhere now
 	}
 	return nil
 }
@@ -460,7 +456,7 @@ func (e *execution) exclusive(ctx context.Context) error {
 			id := e.p.repack[0]
 			batch = append(batch, id)
 			drop[id] = true
-			n += e.s.packs[id].liveBytes()
+			n += e.s.packs[id].live.bytes()
 		}
 		if err := e.repack(ctx, batch); err != nil {
 			return err
@@ -580,7 +576,7 @@ func (e *execution) dropInPlace(ctx context.Context, gone map[pack.ID]bool) erro
 func (e *execution) coverLive(ctx context.Context) error {
 	orphans := make(map[pack.ID]int64)
 	for id, st := range e.s.packs {
-		if _, condemned := e.s.condemned[id]; !st.indexed && !st.keep && !condemned && len(st.live) > 0 {
+		if _, condemned := e.s.condemned[id]; !st.indexed && !st.keep && !condemned && !st.live.empty() {
 			orphans[id] = st.size
 		}
 	}

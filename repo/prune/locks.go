@@ -94,7 +94,7 @@ func (p *Plan) locked(ctx context.Context) error {
 		was := p.Repack.Bytes - p.Copy
 		p.Repack, p.Copy = s.count(p.repack), 0
 		for _, id := range p.repack {
-			p.Copy += s.packs[id].liveBytes()
+			p.Copy += s.packs[id].live.bytes()
 		}
 		p.Freed -= was - (p.Repack.Bytes - p.Copy)
 	}
@@ -147,7 +147,7 @@ func (e *execution) extendLocks(ctx context.Context) error {
 	var names []string
 	young := func(modified time.Time) bool { return modified.Add(whole / 2).After(e.s.at) }
 	for id, st := range e.s.packs {
-		if len(st.live) > 0 && !young(st.modified) {
+		if !st.live.empty() && !young(st.modified) {
 			names = append(names, id.ObjectName())
 		}
 	}

@@ -251,7 +251,7 @@ func (p *Plan) sort() {
 			one(&p.Unindexed)
 		}
 		_, condemned := s.condemned[id]
-		live := st.liveBytes()
+		live := st.live.bytes()
 		switch {
 		case st.dead():
 			one(&p.Dead)

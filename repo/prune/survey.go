@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -23,36 +24,25 @@ import (
 type state struct {
 	size     int64
 	modified time.Time
-	// live are the blobs that something needs: offset in the upper half,
-	// stored length in the lower. Twice now and then, until compact.
-	live    []uint64
-	sorted  int  // so many of live are sorted and differ
-	keep    bool // named by a reference list, made by a live run, or unclear
-	indexed bool
-}
-
-func (s *state) compact() {
-	slices.Sort(s.live)
-	s.live = slices.Compact(s.live)
-	s.sorted = len(s.live)
+	live     liveSet
+	keep     bool // named by a reference list, made by a live run, or unclear
+	indexed  bool
 }
 
 func (s *state) mark(at index.Location) {
-	s.live = append(s.live, uint64(at.Offset)<<32|uint64(at.Length))
-	if len(s.live) > 2*s.sorted+64 {
-		s.compact()
+	if to := uint64(at.Offset) + uint64(at.Length); to <= math.MaxUint32 {
+		s.live.add(at.Offset, uint32(to))
+		return
 	}
+	s.keep = true // no pack of ours is as large
 }
 
-func (s *state) liveBytes() (n int64) {
-	s.compact()
-	for _, b := range s.live {
-		n += int64(uint32(b))
-	}
-	return n
+func (s *state) marked(at index.Location) bool {
+	to := uint64(at.Offset) + uint64(at.Length)
+	return to <= math.MaxUint32 && s.live.has(at.Offset, uint32(to))
 }
 
-func (s *state) dead() bool { return len(s.live) == 0 && !s.keep }
+func (s *state) dead() bool { return s.live.empty() && !s.keep }
 
 // nodeKey is a node; where it is a disk's last one, what its lists must cover
 // depends on the disk's size too.
@@ -86,8 +76,9 @@ type survey struct {
 
 	walked    map[string]bool // snapshots and claimed roots
 	nodes     map[nodeKey]struct{}
-	blocks    map[[16]byte]struct{} // block lists
+	partial   map[[16]byte]struct{} // block lists that are marked, and not all below them was there
 	places    []index.Location
+	copies    []index.Location
 	snapshots int
 }
 
@@ -98,7 +89,7 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 		r: r, o: o, at: o.Now(),
 		packs: make(map[pack.ID]*state), condemned: make(map[pack.ID]time.Time), deleted: make(map[pack.ID]bool),
 		badPacks: make(map[pack.ID]bool), badBlobs: make(map[chunkstore.BadBlob]bool),
-		walked: make(map[string]bool), nodes: make(map[nodeKey]struct{}), blocks: make(map[[16]byte]struct{}),
+		walked: make(map[string]bool), nodes: make(map[nodeKey]struct{}), partial: make(map[[16]byte]struct{}),
 	}
 	var err error
 	if s.lists, err = s.condemnations(ctx); err != nil {
@@ -385,14 +376,19 @@ func (s *survey) node(ctx context.Context, id chunk.ID, first, size int64, lenie
 	var ids []chunk.ID
 	var at []int64
 	for i, list := range node {
-		if _, seen := s.blocks[index.PrefixOf(list)]; seen || list.IsZero() {
+		if list.IsZero() {
 			continue
 		}
-		if err := s.mark(ctx, chunk.List, list); err != nil {
+		// A list is marked when all below it is.
+		copies, err := s.find(ctx, chunk.List, list)
+		if err != nil {
 			if !absent(err, lenient) {
 				return false, err
 			}
 			whole = false
+			continue
+		}
+		if s.seen(list, copies) {
 			continue
 		}
 		ids, at = append(ids, list), append(at, first+int64(i))
@@ -424,18 +420,49 @@ func (s *survey) node(ctx context.Context, id chunk.ID, first, size int64, lenie
 				complete = false
 			}
 		}
+		if err := s.mark(ctx, chunk.List, ids[i]); err != nil {
+			return false, err
+		}
 		if complete {
-			s.blocks[index.PrefixOf(ids[i])] = struct{}{}
+			delete(s.partial, index.PrefixOf(ids[i]))
+		} else {
+			s.partial[index.PrefixOf(ids[i])] = struct{}{}
 		}
 		whole = whole && complete
 	}
 	return whole, nil
 }
 
-// mark says that a blob is needed: in the best of the packs that hold it. All
-// pruners choose alike, so that two never give up each other's copy.
+// seen tells whether a block list, which is to be marked at copies, and all
+// below it are marked already.
+func (s *survey) seen(list chunk.ID, copies []index.Location) bool {
+	if _, partial := s.partial[index.PrefixOf(list)]; partial || len(copies) == 0 {
+		return false
+	}
+	for _, at := range copies {
+		if !s.packs[at.Pack].marked(at) {
+			return false
+		}
+	}
+	return true
+}
+
+// mark says that a blob is needed.
 func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
+	copies, err := s.find(ctx, kind, id)
+	for _, at := range copies {
+		s.packs[at.Pack].mark(at)
+	}
+	return err
+}
+
+// find gives the copies of a blob that are to be marked: that in the best of the
+// packs that hold it. All pruners choose alike, so that two never give up each
+// other's copy. None, where it lies in a pack that was put since the packs were
+// listed, and that is kept. The result is good until the next call.
+func (s *survey) find(ctx context.Context, kind chunk.Kind, id chunk.ID) ([]index.Location, error) {
 	s.places = s.r.Store().Index().Locate(index.PrefixOf(id), s.places[:0])
+	s.copies = s.copies[:0]
 	best, rank := -1, 0
 	for i, at := range s.places {
 		p := s.packs[at.Pack]
@@ -453,7 +480,7 @@ func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
 			if p == nil || int64(at.Offset)+int64(at.Length) > p.size || rank == 0 && s.bad(at.Pack, id) {
 				continue
 			}
-			p.mark(at)
+			s.copies = append(s.copies, at)
 		}
 	}
 	if best < 0 || rank > 0 {
@@ -467,17 +494,16 @@ func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
 				continue
 			}
 			if err != nil {
-				return err
+				return s.copies, err
 			}
 			s.packs[at.Pack] = &state{size: info.Size, modified: info.Modified, keep: true, indexed: true}
-			return nil
+			return s.copies, nil
 		}
 	}
 	if best < 0 {
-		return &chunkstore.BlobError{Kind: kind, ID: id, Err: chunkstore.ErrMissing}
+		return s.copies, &chunkstore.BlobError{Kind: kind, ID: id, Err: chunkstore.ErrMissing}
 	}
-	s.packs[s.places[best].Pack].mark(s.places[best])
-	return nil
+	return append(s.copies, s.places[best]), nil
 }
 
 // rank orders copies of a blob: 0 in a pack that stays, 1 condemned, 2 about to

@@ -225,7 +225,7 @@ func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResul
 		if done[id] {
 			continue
 		}
-		keep, lost, err := sound(ctx, r, id)
+		keep, saved, lost, err := sound(ctx, r, id)
 		add(pack.TargetSize)
 		switch {
 		case ctx.Err() != nil || object.Retriable(err):
@@ -237,7 +237,7 @@ func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResul
 			continue // whole
 		default:
 			from = append(from, keep)
-			res.Saved += len(keep.Offsets)
+			res.Saved += saved
 			res.Lost += lost
 		}
 		res.Packs++
@@ -258,25 +258,26 @@ func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResul
 
 // sound finds the blobs of a pack that are as they were stored. Their hashes
 // prove it without a key that opens them.
-func sound(ctx context.Context, r *repo.Repository, id pack.ID) (keep chunkstore.Keep, lost int, err error) {
+func sound(ctx context.Context, r *repo.Repository, id pack.ID) (keep chunkstore.Keep, saved, lost int, err error) {
 	data, err := r.Objects().Get(ctx, id.ObjectName(), 0, -1)
 	if err != nil {
-		return keep, 0, err
+		return keep, 0, 0, err
 	}
 	d, err := pack.Parse(r.Keys(), data)
 	if err != nil {
-		return keep, 0, err
+		return keep, 0, 0, err
 	}
 	keep = chunkstore.Keep{Pack: id, Size: int64(len(data))}
 	for i := range d.Blobs {
 		b := &d.Blobs[i]
 		if b.CheckStored(data[b.Offset:b.Offset+b.Stored]) == nil {
-			keep.Offsets = append(keep.Offsets, b.Offset)
+			keep.Live = append(keep.Live, chunkstore.Span{From: b.Offset, To: b.Offset + b.Stored})
+			saved++
 		} else {
 			lost++
 		}
 	}
-	return keep, lost, nil
+	return keep, saved, lost, nil
 }
 
 // ParsePack reads a pack's name: its ID, or the name of its object.

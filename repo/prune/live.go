@@ -1,0 +1,78 @@
+package prune
+
+import (
+	"cmp"
+	"slices"
+
+	"xenkeep/chunkstore"
+)
+
+// liveSet is which bytes of a pack something needs. What lies together in a
+// pack mostly lives and dies together, so stretches are far fewer than blobs:
+// the memory of a survey is bounded by packs, not by chunks.
+type liveSet struct {
+	spans  []chunkstore.Span // the first sorted of them ascend and lie apart
+	sorted int
+}
+
+// add says that what lies from from up to to is needed.
+func (l *liveSet) add(from, to uint32) {
+	if n := len(l.spans); n > 0 {
+		last := &l.spans[n-1]
+		if from >= last.From && to <= last.To {
+			return
+		}
+		if from == last.To {
+			last.To = to
+			return
+		}
+	}
+	l.spans = append(l.spans, chunkstore.Span{From: from, To: to})
+	if len(l.spans) > l.sorted+l.sorted/4+16 {
+		l.compact()
+	}
+}
+
+// has tells whether all from from up to to is known to be needed. It may say no
+// where it was added in parts.
+func (l *liveSet) has(from, to uint32) bool {
+	i, found := slices.BinarySearchFunc(l.spans[:l.sorted], from, func(s chunkstore.Span, at uint32) int { return cmp.Compare(s.From, at) })
+	if !found {
+		i--
+	}
+	if i >= 0 && to <= l.spans[i].To {
+		return true
+	}
+	return slices.ContainsFunc(l.spans[l.sorted:], func(s chunkstore.Span) bool { return from >= s.From && to <= s.To })
+}
+
+func (l *liveSet) compact() {
+	slices.SortFunc(l.spans, func(a, b chunkstore.Span) int { return cmp.Compare(a.From, b.From) })
+	n := 0
+	for _, s := range l.spans {
+		if n > 0 && s.From <= l.spans[n-1].To {
+			l.spans[n-1].To = max(l.spans[n-1].To, s.To)
+			continue
+		}
+		l.spans[n] = s
+		n++
+	}
+	l.spans = l.spans[:n]
+	l.sorted = n
+}
+
+func (l *liveSet) empty() bool { return len(l.spans) == 0 }
+
+// stretches gives what is needed, ascending and apart.
+func (l *liveSet) stretches() []chunkstore.Span {
+	l.compact()
+	return l.spans
+}
+
+// bytes is how much is needed.
+func (l *liveSet) bytes() (n int64) {
+	for _, s := range l.stretches() {
+		n += int64(s.To - s.From)
+	}
+	return n
+}
