@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/job"
 	"xenkeep/repo"
@@ -271,6 +274,43 @@ func TestManyAtOnce(t *testing.T) {
 	w.backup(o)
 	w.sim.GC()
 	samePool(t, before, w.sim.Dump())
+	w.clean()
+}
+
+// A run of many VMs publishes the first of them while it reads the others.
+func TestPublishBesideReading(t *testing.T) {
+	dir := t.TempDir()
+	cfg := xapisim.Config{}
+	sums := make(map[string]string)
+	for i := range 6 {
+		p := make([]byte, 26<<20) // more than may lie in open packs
+		_, _ = rand.NewChaCha8([32]byte{byte(i), 77}).Read(p)
+		f := filepath.Join(dir, fmt.Sprint(i, ".img"))
+		if err := os.WriteFile(f, p, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg.VMs = append(cfg.VMs, xapisim.VMConfig{Name: fmt.Sprint("vm", i), Disks: []string{f}})
+		sums[fmt.Sprint("vm", i)] = fileSum(t, f)
+	}
+	w := newWorld(t, cfg)
+	o := w.options()
+	o.All, o.VMConcurrency = true, 3
+	s := w.backup(o)
+	if len(s.Snapshots) != len(sums) {
+		t.Fatalf("%d snapshots", len(s.Snapshots))
+	}
+	indexes := 0
+	if err := w.objects.List(t.Context(), "index/", func(object.Info) error { indexes++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if indexes < 2 {
+		t.Errorf("all was published at once, at the end")
+	}
+	for _, v := range s.Snapshots {
+		if w.restoredTo(w.snapshot(v.ID), "xvda") != sums[v.VMName] {
+			t.Errorf("%s comes back otherwise", v.VMName)
+		}
+	}
 	w.clean()
 }
 
