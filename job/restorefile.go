@@ -63,14 +63,6 @@ func RestoreFile(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *r
 	return out, nil
 }
 
-// fileSink writes to a file.
-type fileSink struct{ f *os.File }
-
-func (s fileSink) WriteAt(_ context.Context, p []byte, off int64) error {
-	_, err := s.f.WriteAt(p, off)
-	return err
-}
-
 func restoreNew(ctx context.Context, im *restore.Image, file string, o restore.Options) (res restore.Result, err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*.part")
 	if err != nil {
@@ -83,9 +75,9 @@ func restoreNew(ctx context.Context, im *restore.Image, file string, o restore.O
 		}
 	}()
 	if strings.EqualFold(filepath.Ext(file), ".vhd") {
-		res, err = writeVHD(ctx, im, f, o)
+		res, err = writeVHD(ctx, im, &behindFile{File: f}, o)
 	} else if err = f.Truncate(im.Size()); err == nil {
-		res, err = im.Run(ctx, fileSink{f}, o)
+		res, err = im.Run(ctx, &behindFile{File: f}, o)
 	}
 	if err != nil {
 		return res, err
@@ -118,7 +110,7 @@ func restoreDevice(ctx context.Context, im *restore.Image, file string, o restor
 		return res, fmt.Errorf("%s has %d bytes, the disk %d", file, size, im.Size())
 	}
 	o.Zeros = true
-	if res, err = im.Run(ctx, fileSink{f}, o); err != nil {
+	if res, err = im.Run(ctx, &behindFile{File: f}, o); err != nil {
 		return res, err
 	}
 	return res, f.Sync()
