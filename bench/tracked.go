@@ -134,6 +134,9 @@ func (b *bench) trackedDays(ctx context.Context, img workload.Image, rounds int)
 		}
 		b.note("tracked: %d MiB of %d changed", changed>>20, size>>20)
 	}
+	if err := os.RemoveAll(r.dir); err != nil { // room for the restored disk
+		return err
+	}
 	return b.trackedRight(ctx, x, dir, disk)
 }
 
