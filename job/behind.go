@@ -2,6 +2,7 @@ package job
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +16,8 @@ const (
 // behindFile writes a large file without filling the page cache with it: each
 // span is sent to the disk as soon as it is written, and dropped when it is
 // there. A virtual machine often pays more for a new page of cache than for what
-// is written into it, and what else the cache holds is of more use. All of this
-// is advice: a file system that takes none works as ever.
+// is written into it, and what else the cache holds is of more use. A file
+// system that knows no such thing works as ever.
 type behindFile struct {
 	*os.File
 	at       int64 // of the next Write
@@ -29,33 +30,53 @@ type fileSpan struct{ from, n int64 }
 // WriteAt implements disk.Sink, whose offsets ascend.
 func (b *behindFile) WriteAt(_ context.Context, p []byte, off int64) error {
 	n, err := b.File.WriteAt(p, off)
-	b.wrote(off, int64(n))
-	return err
+	if err != nil {
+		return err
+	}
+	return b.wrote(off, int64(n))
 }
 
 // Write implements io.Writer.
 func (b *behindFile) Write(p []byte) (int, error) {
 	n, err := b.File.Write(p)
-	b.wrote(b.at, int64(n))
+	if err != nil {
+		return n, err
+	}
 	b.at += int64(n)
-	return n, err
+	return n, b.wrote(b.at-int64(n), int64(n))
 }
 
-func (b *behindFile) wrote(off, n int64) {
+func (b *behindFile) wrote(off, n int64) error {
 	if b.from == b.to {
 		b.from = off
 	}
 	b.to = off + n
 	if b.to-b.from < behindSpan {
-		return
+		return nil
 	}
-	fd, s := int(b.Fd()), fileSpan{b.from, b.to - b.from}
+	s := fileSpan{b.from, b.to - b.from}
 	b.from = b.to
-	_ = unix.SyncFileRange(fd, s.from, s.n, unix.SYNC_FILE_RANGE_WRITE)
+	if err := b.sync(s, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+		return err
+	}
 	if b.under = append(b.under, s); len(b.under) <= behindSpans {
-		return
+		return nil
 	}
 	s, b.under = b.under[0], b.under[1:]
-	_ = unix.SyncFileRange(fd, s.from, s.n, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
-	_ = unix.Fadvise(fd, s.from, s.n, unix.FADV_DONTNEED)
+	if err := b.sync(s, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil {
+		return err
+	}
+	_ = unix.Fadvise(int(b.Fd()), s.from, s.n, unix.FADV_DONTNEED)
+	return nil
+}
+
+// sync calls sync_file_range(2). An error of the disk that it tells of is not
+// told again by a later fsync, so it counts.
+func (b *behindFile) sync(s fileSpan, flags int) error {
+	err := unix.SyncFileRange(int(b.Fd()), s.from, s.n, flags)
+	switch {
+	case err == nil, errors.Is(err, unix.EINTR), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ESPIPE), errors.Is(err, unix.EOPNOTSUPP):
+		return nil
+	}
+	return &os.PathError{Op: "write", Path: b.Name(), Err: err}
 }

@@ -50,5 +50,11 @@ func TestBehindFile(t *testing.T) {
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("stream %v: the file is not what was written (%v)", stream, err)
 		}
+		// What the disk says is passed on, for fsync will not say it again.
+		f.Close()
+		b.from = b.to
+		if err := b.wrote(0, behindSpan); err == nil {
+			t.Error("an error of the disk went unseen")
+		}
 	}
 }
