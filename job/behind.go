@@ -21,7 +21,8 @@ const (
 type behindFile struct {
 	*os.File
 	at       int64 // of the next Write
-	from, to int64 // written, and not on its way
+	from, to int64 // written in between, and not on its way
+	written  int64 // of these; the rest are holes
 	under    []fileSpan
 }
 
@@ -47,15 +48,15 @@ func (b *behindFile) Write(p []byte) (int, error) {
 }
 
 func (b *behindFile) wrote(off, n int64) error {
-	if b.from == b.to {
+	if b.written == 0 {
 		b.from = off
 	}
-	b.to = off + n
-	if b.to-b.from < behindSpan {
+	b.to, b.written = off+n, b.written+n
+	if b.written < behindSpan {
 		return nil
 	}
 	s := fileSpan{b.from, b.to - b.from}
-	b.from = b.to
+	b.written = 0
 	if err := b.sync(s, unix.SYNC_FILE_RANGE_WRITE); err != nil {
 		return err
 	}

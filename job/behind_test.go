@@ -52,9 +52,26 @@ func TestBehindFile(t *testing.T) {
 		}
 		// What the disk says is passed on, for fsync will not say it again.
 		f.Close()
-		b.from = b.to
 		if err := b.wrote(0, behindSpan); err == nil {
 			t.Error("an error of the disk went unseen")
 		}
+	}
+}
+
+// Small writes far apart are left to the kernel to order: none is waited for.
+func TestBehindFileSparse(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := &behindFile{File: f}
+	for i := range int64(100) {
+		if err := b.WriteAt(t.Context(), make([]byte, 4096), i*2*behindSpan); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(b.under) > 0 {
+		t.Errorf("%d spans are under way for 400 KiB", len(b.under))
 	}
 }
