@@ -7,6 +7,7 @@ VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSITYGW   := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+COMPILER    := gcc libc6-dev
 JUDGES      := qemu-utils libvhdi-utils libnbd-bin e2fsprogs xfsprogs ntfs-3g lvm2 fdisk dosfstools btrfs-progs fuse3 nodejs npm prometheus
 PEERS       := restic borgbackup e2fsprogs bindfs nbdkit libnbd-bin fuse3
 FUZZTIME    ?= 2s
@@ -24,7 +25,7 @@ RACETESTS   := ^(TestDayAfterDay|TestRestoreToPool|TestInterrupted|TestTrackedDa
 # A static binary, with libzstd in it where there is a C compiler; without one
 # zstd is Go's, which is slower.
 build:
-	scripts/need gcc libc6-dev
+	scripts/need $(COMPILER)
 	if command -v gcc >/dev/null; then \
 		CGO_ENABLED=1 go build -trimpath -tags netgo,osusergo -ldflags '$(LDFLAGS) -linkmode external -extldflags "-static"' -o $(BIN)/xenkeep ./cmd/xenkeep; \
 	else \
@@ -32,11 +33,11 @@ build:
 	fi
 
 test: $(BIN)/versitygw
-	scripts/need $(JUDGES)
+	scripts/need $(COMPILER) $(JUDGES)
 	go test -timeout 30m ./...
 
 race: $(BIN)/versitygw
-	scripts/need $(JUDGES)
+	scripts/need $(COMPILER) $(JUDGES)
 	go test -race -short -timeout 18m -skip '$(NORACE)' $(RACE)
 	go test -race -short -timeout 18m -run '$(RACETESTS)' $(RACESOME)
 

@@ -111,6 +111,15 @@ type Keep struct {
 	Live []Span // of whole blobs, ascending
 }
 
+// Add adds a blob that lies behind those added before.
+func (k *Keep) Add(b *pack.Blob) {
+	if n := len(k.Live); n > 0 && k.Live[n-1].To == b.Offset {
+		k.Live[n-1].To += b.Stored
+		return
+	}
+	k.Live = append(k.Live, Span{From: b.Offset, To: b.Offset + b.Stored})
+}
+
 // Repack copies blobs out of packs into new ones, as they are sealed, and puts
 // these and an index object of theirs. When it returns nil all that was to be
 // kept can be had without the old packs, which it leaves alone. It holds one

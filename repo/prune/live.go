@@ -8,8 +8,8 @@ import (
 )
 
 // liveSet is which bytes of a pack something needs. What lies together in a
-// pack mostly lives and dies together, so stretches are far fewer than blobs:
-// the memory of a survey is bounded by packs, not by chunks.
+// pack mostly lives and dies together, so that stretches are far fewer than
+// blobs; at worst there are half as many.
 type liveSet struct {
 	spans  []chunkstore.Span // the first sorted of them ascend and lie apart
 	sorted int

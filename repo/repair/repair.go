@@ -271,7 +271,7 @@ func sound(ctx context.Context, r *repo.Repository, id pack.ID) (keep chunkstore
 	for i := range d.Blobs {
 		b := &d.Blobs[i]
 		if b.CheckStored(data[b.Offset:b.Offset+b.Stored]) == nil {
-			keep.Live = append(keep.Live, chunkstore.Span{From: b.Offset, To: b.Offset + b.Stored})
+			keep.Add(b)
 			saved++
 		} else {
 			lost++
