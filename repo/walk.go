@@ -55,14 +55,8 @@ func walk(ctx context.Context, r *Repository, root chunk.ID, lenient bool, tree 
 				ids, at = append(ids, list), append(at, int64(i)*NodeBlocks+int64(j))
 			}
 		}
-		lists := make([][]byte, len(ids))
-		var mu sync.Mutex
-		if err := r.store.Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-			mu.Lock()
-			defer mu.Unlock()
-			lists[i] = bytes.Clone(p)
-			return nil
-		}); err != nil {
+		lists, err := r.ReadLists(ctx, ids)
+		if err != nil {
 			if !pass(err) {
 				return err
 			}
@@ -109,4 +103,18 @@ func (r *Repository) ReadNode(ctx context.Context, id chunk.ID) (*NodeIDs, error
 		return nil, err
 	}
 	return DecodeNode(p)
+}
+
+// ReadLists reads block lists. With an error come those that could be read
+// before it; the others are nil.
+func (r *Repository) ReadLists(ctx context.Context, ids []chunk.ID) ([][]byte, error) {
+	lists := make([][]byte, len(ids))
+	var mu sync.Mutex
+	err := r.store.Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
+		mu.Lock()
+		defer mu.Unlock()
+		lists[i] = bytes.Clone(p)
+		return nil
+	})
+	return lists, err
 }

@@ -1,11 +1,9 @@
 package backup
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"slices"
-	"sync"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object"
@@ -89,14 +87,7 @@ func (d *diskRun) findSuspects(ctx context.Context) (*suspects, error) {
 
 // readLists reads block lists; those that cannot be read are nil.
 func readLists(ctx context.Context, r *repo.Repository, ids []chunk.ID) ([][]byte, error) {
-	lists := make([][]byte, len(ids))
-	var mu sync.Mutex
-	err := r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-		mu.Lock()
-		defer mu.Unlock()
-		lists[i] = bytes.Clone(p)
-		return nil
-	})
+	lists, err := r.ReadLists(ctx, ids)
 	if err == nil {
 		return lists, nil
 	}

@@ -3,10 +3,8 @@
 package diff
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"sync"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
@@ -139,15 +137,13 @@ func Ranges(ctx context.Context, r *repo.Repository, a, b chunk.ID, fn func(Rang
 					}
 				}
 			}
-			lists := make(map[int][]byte, len(ids))
-			var mu sync.Mutex
-			if err := r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-				mu.Lock()
-				defer mu.Unlock()
-				lists[at[i]] = bytes.Clone(p)
-				return nil
-			}); err != nil {
+			read, err := r.ReadLists(ctx, ids)
+			if err != nil {
 				return err
+			}
+			lists := make(map[int][]byte, len(ids))
+			for i, list := range read {
+				lists[at[i]] = list
 			}
 			for j := from; j < from+step; j++ {
 				if na[j] == nb[j] {

@@ -328,11 +328,7 @@ func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
 		}
 		return err
 	}
-	p, err := s.r.Store().Load(ctx, chunk.Root, root)
-	if err != nil {
-		return err
-	}
-	rn, err := repo.DecodeRoot(p)
+	rn, err := s.r.ReadRoot(ctx, root)
 	if err != nil {
 		return err
 	}

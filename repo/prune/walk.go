@@ -1,12 +1,10 @@
 package prune
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
 	"slices"
-	"sync"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/index"
@@ -59,11 +57,7 @@ func (w *walk) node(ctx context.Context, key nodeKey, first int64) error {
 		}
 		return err
 	}
-	p, err := s.r.Store().Load(ctx, chunk.Node, key.id)
-	if err != nil {
-		return err
-	}
-	blocks, err := repo.DecodeNode(p)
+	blocks, err := s.r.ReadNode(ctx, key.id)
 	if err != nil {
 		return err
 	}
@@ -87,14 +81,8 @@ func (w *walk) node(ctx context.Context, key nodeKey, first int64) error {
 		}
 		ids, at = append(ids, list), append(at, first+int64(i))
 	}
-	lists := make([][]byte, len(ids))
-	var mu sync.Mutex
-	if err := s.r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-		mu.Lock()
-		defer mu.Unlock()
-		lists[i] = bytes.Clone(p)
-		return nil
-	}); err != nil {
+	lists, err := s.r.ReadLists(ctx, ids)
+	if err != nil {
 		return err
 	}
 	w.nodes = append(w.nodes, n)

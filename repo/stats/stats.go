@@ -2,11 +2,9 @@
 package stats
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"strings"
-	"sync"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object"
@@ -111,14 +109,8 @@ func (m *measurement) node(ctx context.Context, id chunk.ID, first, diskSize int
 			ids, lengths = append(ids, list), append(lengths, repo.BlockLength(diskSize, block))
 		}
 	}
-	lists := make([][]byte, len(ids))
-	var mu sync.Mutex
-	if err := m.r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-		mu.Lock()
-		defer mu.Unlock()
-		lists[i] = bytes.Clone(p)
-		return nil
-	}); err != nil {
+	lists, err := m.r.ReadLists(ctx, ids)
+	if err != nil {
 		return 0, err
 	}
 	var pieces []repo.Piece
