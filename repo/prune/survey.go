@@ -332,7 +332,6 @@ func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
 	if err != nil {
 		return err
 	}
-	w := &walk{s: s, lenient: lenient, size: rn.Size, queued: make(map[nodeKey]struct{})}
 	for i, id := range rn.Nodes {
 		key := nodeKey{id: id}
 		if i == len(rn.Nodes)-1 {
@@ -341,11 +340,82 @@ func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
 		if _, seen := s.nodes[key]; seen || id.IsZero() {
 			continue
 		}
-		if err := w.node(ctx, key, int64(i)*repo.NodeBlocks); err != nil {
+		whole, err := s.node(ctx, id, int64(i)*repo.NodeBlocks, rn.Size, lenient)
+		if err != nil {
 			return err
 		}
+		if whole {
+			s.nodes[key] = struct{}{}
+		}
 	}
-	return w.flush(ctx)
+	return nil
+}
+
+// node marks a node and what is below it; it reports whether all was there.
+func (s *survey) node(ctx context.Context, id chunk.ID, first, size int64, lenient bool) (whole bool, err error) {
+	if err := s.mark(ctx, chunk.Node, id); err != nil {
+		if absent(err, lenient) {
+			return false, nil
+		}
+		return false, err
+	}
+	node, err := s.r.ReadNode(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	whole = true
+	var ids []chunk.ID
+	var at []int64
+	for i, list := range node {
+		if list.IsZero() {
+			continue
+		}
+		// A list is marked when all below it is.
+		copies, err := s.find(ctx, chunk.List, list)
+		if err != nil {
+			if !absent(err, lenient) {
+				return false, err
+			}
+			whole = false
+			continue
+		}
+		if s.seen(list, copies) {
+			continue
+		}
+		ids, at = append(ids, list), append(at, first+int64(i))
+	}
+	lists, err := s.r.ReadLists(ctx, ids)
+	if err != nil {
+		return false, err
+	}
+	var pieces []repo.Piece
+	for i, list := range lists {
+		if pieces, err = repo.DecodeList(pieces[:0], list, repo.BlockLength(size, at[i])); err != nil {
+			return false, err
+		}
+		complete := true
+		for _, piece := range pieces {
+			if piece.IsGap() {
+				continue
+			}
+			if err := s.mark(ctx, chunk.Data, piece.ID); err != nil {
+				if !absent(err, lenient) {
+					return false, err
+				}
+				complete = false
+			}
+		}
+		if err := s.mark(ctx, chunk.List, ids[i]); err != nil {
+			return false, err
+		}
+		if complete {
+			delete(s.partial, index.PrefixOf(ids[i]))
+		} else {
+			s.partial[index.PrefixOf(ids[i])] = struct{}{}
+		}
+		whole = whole && complete
+	}
+	return whole, nil
 }
 
 // seen tells whether a block list, which is to be marked at copies, and all

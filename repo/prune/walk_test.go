@@ -1,7 +1,6 @@
 package prune_test
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -10,45 +9,40 @@ import (
 	"xenkeep/repo/prune"
 )
 
-// A disk of several nodes, two of them alike, keeps all it needs whether it is
-// looked up in one go or node by node, and what nothing needs goes.
+// A disk of several nodes, two of them alike, keeps all it needs, and what
+// nothing needs goes.
 func TestWalkOfManyNodes(t *testing.T) {
-	for _, chunks := range []int{1, 1 << 18} {
-		t.Run(fmt.Sprint(chunks), func(t *testing.T) {
-			defer prune.GatherChunks(chunks)()
-			store, c := mem.New(), newClock()
-			initRepo(t, store)
-			m := disk.NewMem(4<<30 + 4096)
-			write := func(seed byte, at int64) {
-				p := make([]byte, 300<<10)
-				_, _ = rand.NewChaCha8([32]byte{seed}).Read(p)
-				if err := m.WriteAt(t.Context(), p, at); err != nil {
-					t.Fatal(err)
-				}
-			}
-			write(1, 8<<10)
-			write(2, 1<<30)
-			write(3, 1<<30+disk.BlockSize)
-			write(1, 2<<30+8<<10)
-			write(4, 3<<30)
-			first := mustSave(t, store, c, m, "a")
-			write(5, 1<<30+disk.BlockSize)
-			write(6, 3<<30)
-			write(7, 1<<30)
-			mustSave(t, store, c, m, "a")
-			mustSave(t, store, c, content(9, 10), "b")
-			o := prune.Options{Now: c.Now, Wait: c.Wait, MaxRepack: 1 << 30}
-			p, _ := mustPass(t, store, o)
-			if p.Dead.Packs != 0 {
-				t.Fatalf("nothing is dead: %+v", p)
-			}
-			forget(t, store, first)
-			o.Exclusive = true
-			_, res := mustPass(t, store, o)
-			if freed := res.Deleted.Bytes; freed < 300<<10 {
-				t.Errorf("freed %d bytes", freed)
-			}
-			mustClean(t, store)
-		})
+	store, c := mem.New(), newClock()
+	initRepo(t, store)
+	m := disk.NewMem(4<<30 + 4096)
+	write := func(seed byte, at int64) {
+		p := make([]byte, 300<<10)
+		_, _ = rand.NewChaCha8([32]byte{seed}).Read(p)
+		if err := m.WriteAt(t.Context(), p, at); err != nil {
+			t.Fatal(err)
+		}
 	}
+	write(1, 8<<10)
+	write(2, 1<<30)
+	write(3, 1<<30+disk.BlockSize)
+	write(1, 2<<30+8<<10)
+	write(4, 3<<30)
+	first := mustSave(t, store, c, m, "a")
+	write(5, 1<<30+disk.BlockSize)
+	write(6, 3<<30)
+	write(7, 1<<30)
+	mustSave(t, store, c, m, "a")
+	mustSave(t, store, c, content(9, 10), "b")
+	o := prune.Options{Now: c.Now, Wait: c.Wait, MaxRepack: 1 << 30}
+	p, _ := mustPass(t, store, o)
+	if p.Dead.Packs != 0 {
+		t.Fatalf("nothing is dead: %+v", p)
+	}
+	forget(t, store, first)
+	o.Exclusive = true
+	_, res := mustPass(t, store, o)
+	if freed := res.Deleted.Bytes; freed < 300<<10 {
+		t.Errorf("freed %d bytes", freed)
+	}
+	mustClean(t, store)
 }
