@@ -141,15 +141,24 @@ func (v *view) lookup(hi, lo uint64) (Location, bool) {
 	return Location{}, false
 }
 
-// locate appends the places of a prefix, visible or hidden.
-func (v *view) locate(hi, lo uint64, hidden bool, dst []Location) []Location {
+// which tells of what packs locate gives places.
+type which int
+
+const (
+	visiblePacks which = iota
+	hiddenPacks
+	anyPack
+)
+
+// locate appends the places of a prefix.
+func (v *view) locate(hi, lo uint64, in which, dst []Location) []Location {
 	for _, s := range v.segments {
 		for i := s.find(hi, lo); i >= 0 && i < s.n; i++ {
 			if h, l := s.key(i); h != hi || l != lo {
 				break
 			}
 			pack, offset, length := s.place(i)
-			if s.live.has(pack) && s.visible.has(pack) != hidden {
+			if s.live.has(pack) && (in == anyPack || s.visible.has(pack) == (in == visiblePacks)) {
 				dst = append(dst, Location{Pack: [32]byte(s.packID(int(pack))), Offset: offset, Length: length})
 			}
 		}

@@ -26,6 +26,9 @@ func (l *liveSet) add(from, to uint32) {
 			last.To = to
 			return
 		}
+		if l.has(from, to) {
+			return
+		}
 	}
 	l.spans = append(l.spans, chunkstore.Span{From: from, To: to})
 	if len(l.spans) > l.sorted+l.sorted/4+16 {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -18,6 +19,10 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
 )
+
+// gatherStep is how many gathered chunks are marked between two looks at the
+// time.
+const gatherStep = 1 << 14
 
 // state is what is known of one pack in storage.
 type state struct {
@@ -76,6 +81,9 @@ type survey struct {
 	walked    map[string]bool // snapshots and claimed roots
 	nodes     map[nodeKey]struct{}
 	partial   map[[16]byte]struct{} // block lists that are marked, and not all below them was there
+	again     map[[16]byte]struct{} // while all is walked once more: block lists that are done
+	later     *index.Gather         // of data chunks that are to be marked, while there is one
+	gathered  int64                 // bytes of them
 	places    []index.Location
 	copies    []index.Location
 	snapshots int
@@ -206,6 +214,59 @@ func (s *survey) look(ctx context.Context) error {
 	if err := s.readIndex(ctx, active); err != nil {
 		return err
 	}
+	return s.walk(ctx, func() error { return s.roots(ctx, snapshots, active) })
+}
+
+// walk marks what roots lead to. Data chunks, which are nearly all there is, are
+// gathered and marked in the end. Where one is nowhere, all is walked once more
+// without that, so that what needs it can be named.
+func (s *survey) walk(ctx context.Context, roots func() error) error {
+	if s.everyCopy {
+		return roots() // copies are chosen by whole IDs
+	}
+	walked, nodes := maps.Clone(s.walked), maps.Clone(s.nodes)
+	lost, found, progress := false, 0, func() {}
+	s.gathered = 0
+	s.later = s.r.Store().Index().Gather(func(p index.Prefix, at []index.Location) error {
+		if found++; found%gatherStep == 0 {
+			progress()
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+		}
+		var id chunk.ID
+		copy(id[:], p[:])
+		copies, err := s.choose(ctx, chunk.Data, id, at)
+		s.markAt(copies)
+		if errors.Is(err, chunkstore.ErrMissing) {
+			lost = true
+			return nil
+		}
+		return err
+	})
+	defer s.later.Close()
+	err := roots()
+	g := s.later
+	s.later = nil
+	if err != nil {
+		return err
+	}
+	if n := g.Len(); n > 0 {
+		add, done := s.o.Begin("chunks", s.gathered)
+		defer done()
+		step := int64(float64(s.gathered) / float64(n) * gatherStep)
+		progress = func() { add(step) }
+	}
+	if err := g.Flush(); err != nil || !lost {
+		return err
+	}
+	s.walked, s.nodes, s.again = walked, nodes, make(map[[16]byte]struct{})
+	defer func() { s.again = nil }()
+	return roots()
+}
+
+// roots marks what snapshots and the claims of active runs lead to.
+func (s *survey) roots(ctx context.Context, snapshots []*repo.Snapshot, active map[string]bool) error {
 	var total int64
 	for _, snap := range snapshots {
 		total += snap.Size()
@@ -231,7 +292,7 @@ func (s *survey) look(ctx context.Context) error {
 		}
 		s.walked[snap.ID()] = true
 	}
-	for _, c := range claims {
+	for _, c := range s.claims {
 		if !active[c.Run] {
 			continue
 		}
@@ -398,7 +459,13 @@ func (s *survey) node(ctx context.Context, id chunk.ID, first, size int64, lenie
 			if piece.IsGap() {
 				continue
 			}
-			if err := s.mark(ctx, chunk.Data, piece.ID); err != nil {
+			if s.later != nil {
+				s.gathered += int64(piece.Length)
+				err = s.later.Add(index.PrefixOf(piece.ID))
+			} else {
+				err = s.mark(ctx, chunk.Data, piece.ID)
+			}
+			if err != nil {
 				if !absent(err, lenient) {
 					return false, err
 				}
@@ -410,6 +477,9 @@ func (s *survey) node(ctx context.Context, id chunk.ID, first, size int64, lenie
 		}
 		if complete {
 			delete(s.partial, index.PrefixOf(ids[i]))
+			if s.again != nil {
+				s.again[index.PrefixOf(ids[i])] = struct{}{}
+			}
 		} else {
 			s.partial[index.PrefixOf(ids[i])] = struct{}{}
 		}
@@ -421,6 +491,10 @@ func (s *survey) node(ctx context.Context, id chunk.ID, first, size int64, lenie
 // seen tells whether a block list, which is to be marked at copies, and all
 // below it are marked already.
 func (s *survey) seen(list chunk.ID, copies []index.Location) bool {
+	if s.again != nil {
+		_, done := s.again[index.PrefixOf(list)]
+		return done
+	}
 	if _, partial := s.partial[index.PrefixOf(list)]; partial || len(copies) == 0 {
 		return false
 	}
@@ -435,32 +509,41 @@ func (s *survey) seen(list chunk.ID, copies []index.Location) bool {
 // mark says that a blob is needed.
 func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
 	copies, err := s.find(ctx, kind, id)
-	for _, at := range copies {
-		s.packs[at.Pack].mark(at)
-	}
+	s.markAt(copies)
 	return err
 }
 
-// find gives the copies of a blob that are to be marked: that in the best of the
-// packs that hold it. All pruners choose alike, so that two never give up each
-// other's copy. None, where it lies in a pack that was put since the packs were
-// listed, and that is kept. The result is good until the next call.
+func (s *survey) markAt(copies []index.Location) {
+	for _, at := range copies {
+		s.packs[at.Pack].mark(at)
+	}
+}
+
+// find gives the copies of a blob that are to be marked.
 func (s *survey) find(ctx context.Context, kind chunk.Kind, id chunk.ID) ([]index.Location, error) {
 	s.places = s.r.Store().Index().Locate(index.PrefixOf(id), s.places[:0])
+	return s.choose(ctx, kind, id, s.places)
+}
+
+// choose gives, of the places of a blob, those that are to be marked: that in the
+// best of the packs that hold it. All pruners choose alike, so that two never
+// give up each other's copy. None, where it lies in a pack that was put since the
+// packs were listed, and that is kept. The result is good until the next call.
+func (s *survey) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, places []index.Location) ([]index.Location, error) {
 	s.copies = s.copies[:0]
 	best, rank := -1, 0
-	for i, at := range s.places {
+	for i, at := range places {
 		p := s.packs[at.Pack]
 		if p == nil || int64(at.Offset)+int64(at.Length) > p.size {
 			continue
 		}
 		n := s.rank(at.Pack, id)
-		if best < 0 || n < rank || n == rank && bytes.Compare(at.Pack[:], s.places[best].Pack[:]) < 0 {
+		if best < 0 || n < rank || n == rank && bytes.Compare(at.Pack[:], places[best].Pack[:]) < 0 {
 			best, rank = i, n
 		}
 	}
 	if s.everyCopy {
-		for _, at := range s.places {
+		for _, at := range places {
 			p := s.packs[at.Pack]
 			if p == nil || int64(at.Offset)+int64(at.Length) > p.size || rank == 0 && s.bad(at.Pack, id) {
 				continue
@@ -470,7 +553,7 @@ func (s *survey) find(ctx context.Context, kind chunk.Kind, id chunk.ID) ([]inde
 	}
 	if best < 0 || rank > 0 {
 		// Perhaps in a pack that was put since the packs were listed.
-		for _, at := range s.places {
+		for _, at := range places {
 			if s.packs[at.Pack] != nil {
 				continue
 			}
@@ -488,7 +571,7 @@ func (s *survey) find(ctx context.Context, kind chunk.Kind, id chunk.ID) ([]inde
 	if best < 0 {
 		return s.copies, &chunkstore.BlobError{Kind: kind, ID: id, Err: chunkstore.ErrMissing}
 	}
-	return append(s.copies, s.places[best]), nil
+	return append(s.copies, places[best]), nil
 }
 
 // rank orders copies of a blob: 0 in a pack that stays, 1 condemned, 2 about to

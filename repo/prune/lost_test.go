@@ -1,0 +1,71 @@
+package prune_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"xenkeep/chunkstore/object/mem"
+	"xenkeep/repo"
+	"xenkeep/repo/prune"
+)
+
+// Where a data pack is gone, each snapshot that needs it is named in turn, and
+// nothing is done until all of them are given up.
+func TestLostChunks(t *testing.T) {
+	store, c := mem.New(), newClock()
+	initRepo(t, store)
+	before := make(map[string]bool)
+	for _, name := range names(t, store, "packs/") {
+		before[name] = true
+	}
+	a := mustSave(t, store, c, content(1, 2, 3), "a")
+	var data string
+	for _, name := range names(t, store, "packs/") {
+		if d, err := store.Get(t.Context(), name, 0, -1); err == nil && !before[name] && len(d) > 200<<10 {
+			data = name
+		}
+	}
+	b := mustSave(t, store, c, content(1, 2, 3), "b") // all shared
+	mixed := mustSave(t, store, c, content(9, 2), "c")
+	sound := mustSave(t, store, c, content(11, 12), "d")
+	if data == "" {
+		t.Fatal("no pack of data")
+	}
+	if err := store.Delete(t.Context(), data); err != nil {
+		t.Fatal(err)
+	}
+	o := prune.Options{Now: c.Now, Wait: c.Wait}
+	lost := map[string]*repo.Snapshot{a.ID(): a, b.ID(): b, mixed.ID(): mixed}
+	for len(lost) > 0 {
+		objects := len(names(t, store, ""))
+		_, _, err := pass(t.Context(), store, o)
+		if !errors.Is(err, prune.ErrUnreadable) {
+			t.Fatalf("%d snapshots lack chunks: %v", len(lost), err)
+		}
+		if n := len(names(t, store, "")); n != objects {
+			t.Fatalf("%d objects of %d left", n, objects)
+		}
+		named := ""
+		for id, s := range lost {
+			if strings.Contains(err.Error(), "snapshot "+s.Short()) {
+				named = id
+			}
+		}
+		if named == "" {
+			t.Fatalf("names none of those that lack something: %v", err)
+		}
+		delete(lost, named)
+		o.ForgetDamaged = append(o.ForgetDamaged, named)
+	}
+	p, _ := mustPass(t, store, o)
+	if p.Forget != 3 {
+		t.Errorf("%d given up", p.Forget)
+	}
+	if err := findings(t.Context(), store); err != nil && strings.Contains(err.Error(), "snapshots/") {
+		t.Error(err) // that the pack is missing is all
+	}
+	if left := names(t, store, "snapshots/"); len(left) != 1 || left[0] != "snapshots/"+sound.ID() {
+		t.Errorf("snapshots left: %v", left)
+	}
+}
