@@ -49,7 +49,7 @@ func FuzzSegment(f *testing.F) {
 		for i := range 60 {
 			hi, lo := split(prefix(i))
 			v.lookup(hi, lo)
-			v.locate(hi, lo, visiblePacks, nil)
+			v.locate(hi, lo, false, nil)
 		}
 		for i := range s.n {
 			hi, lo := s.key(i)

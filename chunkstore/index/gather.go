@@ -119,7 +119,7 @@ func (g *Gather) look(v *view, prefixes []byte) error {
 	for ; len(prefixes) > 0; prefixes = prefixes[len(Prefix{}):] {
 		p := Prefix(prefixes)
 		hi, lo := split(p)
-		g.at = v.locate(hi, lo, anyPack, g.at[:0])
+		g.at = v.gather(hi, lo, g.at[:0])
 		if err := g.found(p, g.at); err != nil {
 			return err
 		}

@@ -133,8 +133,8 @@ func (x *Index) Lookup(p Prefix) (Location, bool) {
 func (x *Index) Locate(p Prefix, dst []Location) []Location {
 	v := x.view.Load()
 	hi, lo := split(p)
-	dst = v.locate(hi, lo, visiblePacks, dst)
-	dst = v.locate(hi, lo, hiddenPacks, dst)
+	dst = v.locate(hi, lo, false, dst)
+	dst = v.locate(hi, lo, true, dst)
 	runtime.KeepAlive(v)
 	return dst
 }

@@ -220,7 +220,15 @@ const linearSearch = 128
 
 // find gives the first entry of a prefix, or -1.
 func (s *segment) find(hi, lo uint64) int {
-	if s.n == 0 || !s.mayHold(hi, lo) {
+	if !s.mayHold(hi, lo) {
+		return -1
+	}
+	return s.seek(hi, lo)
+}
+
+// seek is find without the filter.
+func (s *segment) seek(hi, lo uint64) int {
+	if s.n == 0 {
 		return -1
 	}
 	bucket := int(hi >> (64 - s.fanBits)) // a shift by 64 gives 0
@@ -259,16 +267,22 @@ func (s *segment) find(hi, lo uint64) int {
 	return -1
 }
 
+// next gives the entry behind i if it is of the same prefix, else -1.
+func (s *segment) next(i int) int {
+	if i+1 == s.n || [16]byte(s.entries[i*entrySize:]) != [16]byte(s.entries[(i+1)*entrySize:]) {
+		return -1
+	}
+	return i + 1
+}
+
+// location is a place with its pack's ID for its number.
+func (s *segment) location(pack, offset, length uint32) Location {
+	return Location{Pack: [32]byte(s.packID(int(pack))), Offset: offset, Length: length}
+}
+
 // holds tells whether the segment has this very entry.
 func (s *segment) holds(hi, lo uint64, pack, offset, length uint32) bool {
-	i := s.find(hi, lo)
-	if i < 0 {
-		return false
-	}
-	for ; i < s.n; i++ {
-		if h, l := s.key(i); h != hi || l != lo {
-			break
-		}
+	for i := s.find(hi, lo); i >= 0; i = s.next(i) {
 		if p, o, n := s.place(i); p == pack && o == offset && n == length {
 			return true
 		}

@@ -128,38 +128,37 @@ func eachPack(parts []*part, fn func(id []byte, where []numbered) bool) {
 // lookup finds the first visible place of a prefix.
 func (v *view) lookup(hi, lo uint64) (Location, bool) {
 	for _, s := range v.segments {
-		for i := s.find(hi, lo); i >= 0 && i < s.n; i++ {
-			if h, l := s.key(i); h != hi || l != lo {
-				break
-			}
+		for i := s.find(hi, lo); i >= 0; i = s.next(i) {
 			pack, offset, length := s.place(i)
 			if s.visible.has(pack) {
-				return Location{Pack: [32]byte(s.packID(int(pack))), Offset: offset, Length: length}, true
+				return s.location(pack, offset, length), true
 			}
 		}
 	}
 	return Location{}, false
 }
 
-// which tells of what packs locate gives places.
-type which int
-
-const (
-	visiblePacks which = iota
-	hiddenPacks
-	anyPack
-)
-
-// locate appends the places of a prefix.
-func (v *view) locate(hi, lo uint64, in which, dst []Location) []Location {
+// locate appends the places of a prefix, visible or hidden.
+func (v *view) locate(hi, lo uint64, hidden bool, dst []Location) []Location {
 	for _, s := range v.segments {
-		for i := s.find(hi, lo); i >= 0 && i < s.n; i++ {
-			if h, l := s.key(i); h != hi || l != lo {
-				break
-			}
+		for i := s.find(hi, lo); i >= 0; i = s.next(i) {
 			pack, offset, length := s.place(i)
-			if s.live.has(pack) && (in == anyPack || s.visible.has(pack) == (in == visiblePacks)) {
-				dst = append(dst, Location{Pack: [32]byte(s.packID(int(pack))), Offset: offset, Length: length})
+			if s.live.has(pack) && s.visible.has(pack) != hidden {
+				dst = append(dst, s.location(pack, offset, length))
+			}
+		}
+	}
+	return dst
+}
+
+// gather appends all places of a prefix. Where many are asked for in the order
+// of the index, the filter would be all that lies anywhere.
+func (v *view) gather(hi, lo uint64, dst []Location) []Location {
+	for _, s := range v.segments {
+		for i := s.seek(hi, lo); i >= 0; i = s.next(i) {
+			pack, offset, length := s.place(i)
+			if s.live.has(pack) {
+				dst = append(dst, s.location(pack, offset, length))
 			}
 		}
 	}
