@@ -125,7 +125,7 @@ func run(ctx context.Context, args []string) (err error) {
 				return err
 			}
 			at := filepath.Join(dir, "repository")
-			for _, op := range []string{"make", "open, cold", "open, cached", "lookups, known", "lookups, unknown", "incremental", "prune plan", "restore, cold"} {
+			for _, op := range []string{"make", "open, cold", "open, cached", "lookups, known", "lookups, unknown", "incremental", "prune plan", "check", "restore, cold"} {
 				if err := do(text+" TiB", job{Op: op, Dir: at, Bytes: int64(tib * (1 << 40)), Disk: int64(*disk * (1 << 30))}); err != nil {
 					return err
 				}

@@ -14,6 +14,7 @@ import (
 	"xenkeep/chunkstore/object/local"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
+	"xenkeep/repo/check"
 	"xenkeep/repo/prune"
 	"xenkeep/repo/restore"
 )
@@ -27,6 +28,7 @@ var operations = map[string]func(ctx context.Context, j job) (outcome, error){
 	"lookups, unknown":  func(ctx context.Context, j job) (outcome, error) { return lookups(ctx, j, false) },
 	"incremental":       incremental,
 	"prune plan":        prunePlan,
+	"check":             checkAll,
 	"restore, cold":     restoreCold,
 	"make snapshots":    makeSnapshots,
 	"snapshots, cold":   func(ctx context.Context, j job) (outcome, error) { return listSnapshots(ctx, j, false) },
@@ -174,6 +176,25 @@ func prunePlan(ctx context.Context, j job) (outcome, error) {
 	}
 	o := counts(f)
 	o.Note = fmt.Sprintf("%d snapshots", p.Snapshots)
+	return o, nil
+}
+
+// checkAll checks that all there is resolves; no pack is read whole.
+func checkAll(ctx context.Context, j job) (outcome, error) {
+	r, f, err := open(ctx, j.Dir, filepath.Join(j.Dir, "cold"))
+	if err != nil {
+		return outcome{}, err
+	}
+	defer r.Close()
+	rep, err := check.Run(ctx, r, check.Options{})
+	if err != nil {
+		return outcome{}, err
+	}
+	if n := len(rep.Findings); n > 0 {
+		return outcome{}, fmt.Errorf("%d findings, the first: %+v", n, rep.Findings[0])
+	}
+	o := counts(f)
+	o.Note = fmt.Sprintf("%d snapshots", rep.Snapshots)
 	return o, nil
 }
 

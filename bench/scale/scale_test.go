@@ -28,7 +28,7 @@ func TestMemoryDoesNotGrow(t *testing.T) {
 	first := make(map[string]int64)
 	for i, size := range sizes {
 		dir := filepath.Join(t.TempDir(), fmt.Sprint(i))
-		for _, op := range []string{"make", "open, cold", "open, cached", "lookups, known", "lookups, unknown", "incremental", "prune plan", "restore, cold"} {
+		for _, op := range []string{"make", "open, cold", "open, cached", "lookups, known", "lookups, unknown", "incremental", "prune plan", "check", "restore, cold"} {
 			r, err := measured(t.Context(), fmt.Sprint(size>>30, " GiB"), job{Op: op, Dir: dir, Bytes: size, Disk: 64 << 20})
 			if err != nil {
 				t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/index"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
@@ -113,7 +114,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	o.defaults()
 	r.Store().AsStored() // not what is kept on this machine
 	c := &checker{
-		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[nodeKey]string), lean: make(map[pack.ID]bool),
+		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[nodeKey]string), lists: make(map[listKey]struct{}), lean: make(map[pack.ID]bool),
 		deleted: make(map[pack.ID]bool), suspects: make(map[pack.ID]bool), proofs: openProofs(r.CacheDir()),
 		bad: &damaged{packs: make(map[pack.ID]bool), blobs: make(map[badBlob]bool)},
 	}
@@ -191,7 +192,14 @@ type checker struct {
 	// nodes are those walked, with what was wrong below them, so that shared
 	// subtrees are walked once.
 	nodes map[nodeKey]string
-	lean  map[pack.ID]bool // packs that snapshots need and no index object covers
+	lists map[listKey]struct{} // block lists whose chunks are gathered
+	lean  map[pack.ID]bool     // packs that snapshots need and no index object covers
+
+	// Chunks are gathered and looked up in the end, unless they are read.
+	later    *index.Gather
+	bytes    int64 // of them
+	failed   error
+	progress func() // after each
 }
 
 // stored is a pack in storage; its size is negative where it is known not to be
@@ -207,6 +215,15 @@ type nodeKey struct {
 	id   chunk.ID
 	size int64
 }
+
+// listKey is a block list, of a block of so many bytes.
+type listKey struct {
+	id     index.Prefix
+	length int
+}
+
+// listsMost bounds what is known of block lists: some 130 MB for 8 TiB.
+const listsMost = 4 << 20
 
 func (c *checker) add(object, where string, err error, cure string) {
 	c.mu.Lock()

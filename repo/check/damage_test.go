@@ -2,6 +2,7 @@ package check_test
 
 import (
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -300,5 +301,63 @@ func TestDamagedRanges(t *testing.T) {
 	}
 	if ranges == 0 || ranges > 8 {
 		t.Errorf("%d ranges: %v", ranges, rep.Findings)
+	}
+}
+
+// Of every snapshot that needs chunks of a pack that is gone, all lost ranges
+// are named, and none that are not lost; also where block lists are shared.
+func TestLostRanges(t *testing.T) {
+	store := mem.New()
+	r := initRepo(t, store)
+	m := disk.NewMem(8 << 20)
+	write := func(seed byte, block int64) {
+		p := make([]byte, disk.BlockSize)
+		_, _ = rand.NewChaCha8([32]byte{seed}).Read(p)
+		if err := m.WriteAt(t.Context(), p, block*disk.BlockSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	save := func() *repo.Snapshot {
+		s, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	for i := range 3 {
+		write(byte(i), int64(i))
+	}
+	first := save()
+	old := make(map[string]bool)
+	for _, name := range names(t, store) {
+		old[name] = kindOf(t, store, name) == "data pack"
+	}
+	write(9, 1)
+	second := save()
+	again := save()
+	for name, data := range old {
+		if data {
+			if err := store.Delete(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rep, err := check.Run(t.Context(), openRepo(t, store), check.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := make(map[string][4]int64) // bytes of each block
+	for _, l := range rep.Damage().Ranges {
+		of := lost[l.Snapshot.ID()]
+		for at := l.From; at < l.To; at++ {
+			of[at/disk.BlockSize]++
+		}
+		lost[l.Snapshot.ID()] = of
+	}
+	const all = disk.BlockSize
+	for id, want := range map[string][4]int64{first.ID(): {all, all, all}, second.ID(): {all, 0, all}, again.ID(): {all, 0, all}} {
+		if lost[id] != want {
+			t.Errorf("snapshot %s lost %v, want %v", id[:8], lost[id], want)
+		}
 	}
 }

@@ -30,6 +30,18 @@ func (c *checker) structure(ctx context.Context) error {
 	for _, s := range c.all {
 		total += s.Size()
 	}
+	missing := make(map[index.Prefix]struct{})
+	if !c.deep() {
+		c.progress = func() {}
+		c.later = c.r.Store().Index().Gather(func(p index.Prefix, at []index.Location) error {
+			c.progress()
+			if !c.held(ctx, at) {
+				missing[p] = struct{}{}
+			}
+			return ctx.Err()
+		})
+		defer c.later.Close()
+	}
 	add, done := c.o.Begin("disks", total)
 	defer done()
 	for _, s := range c.all {
@@ -42,6 +54,14 @@ func (c *checker) structure(ctx context.Context) error {
 			if err := c.disk(ctx, s, &s.Disks[i], add); err != nil {
 				return err
 			}
+		}
+	}
+	if c.later != nil {
+		if err := c.gathered(ctx); err != nil {
+			return err
+		}
+		if err := c.missing(ctx, missing); err != nil {
+			return err
 		}
 	}
 	if n := len(c.lean); n > 0 {
@@ -74,8 +94,13 @@ func (c *checker) deep() bool { return c.o.ReadData && len(c.o.Snapshots) > 0 }
 
 // have tells whether a blob is in a pack that is there.
 func (c *checker) have(ctx context.Context, id chunk.ID) bool {
+	return c.held(ctx, c.r.Store().Index().Locate(index.PrefixOf(id), nil))
+}
+
+// held tells whether one of a blob's places is in a pack that is there.
+func (c *checker) held(ctx context.Context, places []index.Location) bool {
 	var uncovered *pack.ID
-	for _, at := range c.r.Store().Index().Locate(index.PrefixOf(id), nil) {
+	for _, at := range places {
 		if size, ok := c.there(ctx, at.Pack); ok && int64(at.Offset)+int64(at.Length) <= size {
 			in := pack.ID(at.Pack)
 			if c.rep.Orphans == 0 || !c.r.Store().Adopted(in) {
@@ -90,24 +115,68 @@ func (c *checker) have(ctx context.Context, id chunk.ID) bool {
 	return uncovered != nil
 }
 
-func (c *checker) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, progress func(n int64)) error {
-	where := vmName(s) + " " + d.Device
-	report := func(err error, from, to int64) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
+// gathered looks up the chunks that were gathered.
+func (c *checker) gathered(ctx context.Context) error {
+	if n := c.later.Len(); n > 0 {
+		add, done := c.o.Begin("chunks", c.bytes)
+		defer done()
+		each, left := c.bytes/n, int64(0)
+		c.progress = func() {
+			if left += each; left > disk.BlockSize {
+				add(left)
+				left = 0
+			}
 		}
-		if object.Retriable(err) || errors.Is(err, seal.ErrNoDataKey) {
-			return err
-		}
-		c.suspect(err)
-		at := where
-		if to > from {
-			at = fmt.Sprintf("%s, bytes %d to %d", where, from, min(to, d.Size))
-			c.lose(s, d, from, to)
-		}
-		c.add("snapshots/"+s.ID(), at, err, "")
+	}
+	return c.later.Flush()
+}
+
+// missing names the ranges of disks whose chunks are nowhere.
+func (c *checker) missing(ctx context.Context, missing map[index.Prefix]struct{}) error {
+	if len(missing) == 0 {
 		return nil
 	}
+	for _, s := range c.all {
+		for i := range s.Disks {
+			d := &s.Disks[i]
+			var rerr error
+			err := repo.WalkReadable(ctx, c.r, chunk.ID(d.Root), func(p repo.Piece, at int64) {
+				if _, is := missing[index.PrefixOf(p.ID)]; is && rerr == nil {
+					rerr = c.report(ctx, s, d, fmt.Errorf("chunk %s: %w", p.ID.String()[:8], chunkstore.ErrMissing), at, at+int64(p.Length))
+				}
+			})
+			if err != nil && (ctx.Err() != nil || object.Retriable(err)) {
+				return err // what else a walk finds was told
+			}
+			if rerr != nil {
+				return rerr
+			}
+		}
+	}
+	return nil
+}
+
+// report tells of a disk, or of a range of it, that cannot be read. It passes on
+// what is no damage.
+func (c *checker) report(ctx context.Context, s *repo.Snapshot, d *repo.Disk, err error, from, to int64) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if object.Retriable(err) || errors.Is(err, seal.ErrNoDataKey) {
+		return err
+	}
+	c.suspect(err)
+	at := vmName(s) + " " + d.Device
+	if to > from {
+		at = fmt.Sprintf("%s, bytes %d to %d", at, from, min(to, d.Size))
+		c.lose(s, d, from, to)
+	}
+	c.add("snapshots/"+s.ID(), at, err, "")
+	return nil
+}
+
+func (c *checker) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, progress func(n int64)) error {
+	report := func(err error, from, to int64) error { return c.report(ctx, s, d, err, from, to) }
 	p, err := c.r.Store().Load(ctx, chunk.Root, chunk.ID(d.Root))
 	if err != nil {
 		return report(err, 0, d.Size)
@@ -153,6 +222,9 @@ func (c *checker) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, prog
 		if rerr != nil {
 			return rerr
 		}
+		if c.failed != nil {
+			return c.failed
+		}
 		c.nodes[key] = bad
 	}
 	return nil
@@ -168,12 +240,15 @@ func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size in
 				complain(fmt.Errorf("block %d behind the disk's end: %w", b, seal.ErrCorrupt), 0, 0)
 				continue
 			}
+			if _, seen := c.lists[listKey{index.PrefixOf(id), repo.BlockLength(size, first+int64(i))}]; seen {
+				continue
+			}
 			ids, at = append(ids, id), append(at, first+int64(i))
 		}
 	}
 	var mu sync.Mutex
 	var data []dataAt
-	one := func(block int64, p []byte) {
+	one := func(id index.Prefix, block int64, p []byte) {
 		pieces, err := repo.DecodeList(nil, p, repo.BlockLength(size, block))
 		mu.Lock()
 		defer mu.Unlock()
@@ -182,17 +257,29 @@ func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size in
 			return
 		}
 		for _, piece := range pieces {
-			if !piece.IsGap() && !c.have(ctx, piece.ID) {
-				from := block*disk.BlockSize + int64(piece.Offset)
-				complain(fmt.Errorf("chunk %s: %w", piece.ID.String()[:8], chunkstore.ErrMissing), from, from+int64(piece.Length))
-			} else if c.deep() && !piece.IsGap() {
-				data = append(data, dataAt{id: piece.ID, at: block*disk.BlockSize + int64(piece.Offset), length: int64(piece.Length)})
+			if piece.IsGap() {
+				continue
 			}
+			if c.later != nil {
+				c.bytes += int64(piece.Length)
+				if c.failed == nil {
+					c.failed = c.later.Add(index.PrefixOf(piece.ID))
+				}
+				continue
+			}
+			if at := block*disk.BlockSize + int64(piece.Offset); c.have(ctx, piece.ID) {
+				data = append(data, dataAt{id: piece.ID, at: at, length: int64(piece.Length)})
+			} else {
+				complain(fmt.Errorf("chunk %s: %w", piece.ID.String()[:8], chunkstore.ErrMissing), at, at+int64(piece.Length))
+			}
+		}
+		if c.later != nil && len(c.lists) < listsMost {
+			c.lists[listKey{id, repo.BlockLength(size, block)}] = struct{}{}
 		}
 	}
 	seen := make([]bool, len(ids))
 	err := c.r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-		one(at[i], p)
+		one(index.PrefixOf(ids[i]), at[i], p)
 		seen[i] = true
 		return nil
 	})
@@ -213,7 +300,7 @@ func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size in
 			complain(err, at[i]*disk.BlockSize, (at[i]+1)*disk.BlockSize)
 			continue
 		}
-		one(at[i], p)
+		one(index.PrefixOf(id), at[i], p)
 	}
 }
 
