@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"unsafe"
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
@@ -16,35 +17,34 @@ import (
 // of contents of a full data pack usually fits.
 const tailGuess = 96 << 10
 
-// What directories may hold: pieces, of about 50 bytes each with their share of
-// a blob, and packs in any case.
+// What directories may hold: bytes, and packs in any case.
 const (
-	maxDirPieces = 1_000_000
-	minDirs      = 8
+	maxDirBytes = 64 << 20
+	minDirs     = 8
 )
 
 // directories caches what packs say of themselves, as many as memory bears: a
 // pack has from a thousand entries to 32768.
 type directories struct {
-	mu     sync.Mutex
-	pieces int
-	byID   map[pack.ID]*list.Element
-	lru    list.List
+	mu    sync.Mutex
+	bytes int
+	byID  map[pack.ID]*list.Element
+	lru   list.List
 }
 
 // shrink forgets the directories used longest ago; mu must be held.
 func (c *directories) shrink() {
-	for c.pieces > maxDirPieces && c.lru.Len() > minDirs {
+	for c.bytes > maxDirBytes && c.lru.Len() > minDirs {
 		old := c.lru.Remove(c.lru.Back()).(*cachedDirectory)
 		delete(c.byID, old.id)
-		c.pieces -= old.n
+		c.bytes -= old.n
 	}
 }
 
 type cachedDirectory struct {
 	id   pack.ID
 	done chan struct{} // closed once d or err is set
-	n    int           // pieces counted
+	n    int           // bytes counted
 	d    *pack.Directory
 	err  error
 }
@@ -74,9 +74,9 @@ func (s *Store) directory(ctx context.Context, from ranges, id pack.ID) (*pack.D
 					delete(c.byID, id)
 				} else {
 					for i := range d.d.Blobs {
-						d.n += len(d.d.Blobs[i].Pieces)
+						d.n += int(unsafe.Sizeof(pack.Blob{})) + len(d.d.Blobs[i].Pieces)*int(unsafe.Sizeof(pack.Piece{}))
 					}
-					c.pieces += d.n
+					c.bytes += d.n
 					c.shrink()
 				}
 			}
@@ -117,7 +117,7 @@ func (s *Store) recoverPack(ctx context.Context, id pack.ID) bool {
 	if e, ok := s.dirs.byID[id]; ok {
 		s.dirs.lru.Remove(e)
 		delete(s.dirs.byID, id)
-		s.dirs.pieces -= e.Value.(*cachedDirectory).n
+		s.dirs.bytes -= e.Value.(*cachedDirectory).n
 	}
 	return true
 }

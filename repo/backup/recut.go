@@ -19,6 +19,9 @@ import (
 //   - Where a chunk ends depends on its own bytes and the one behind. So an old
 //     chunk stands where cutting arrives at its beginning and neither its bytes
 //     nor the one behind have changed.
+//   - So the cuts cannot meet again before the end of the old chunk that a
+//     change ends in, and what lies up to there, and in the chunk that it begins
+//     in, is read with it: nothing that is not needed, in few requests.
 type recutter struct {
 	cut   chunk.Chunker
 	buf   []byte // the block, as far as it is known
@@ -29,9 +32,6 @@ type recutter struct {
 
 // fetch reads part of the block into p.
 type fetch func(ctx context.Context, p []byte, off int) error
-
-// step is how much more is read at a time to find a cut, in bytes.
-const step = 16 << 10
 
 // pieces returns the new pieces of a block of length bytes. old are those of
 // the base; dirty are the ranges that may differ from it, in the block,
@@ -51,9 +51,21 @@ func (c *recutter) pieces(ctx context.Context, length int, old []repo.Piece, dir
 		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
 			c.known[i] = false
 		}
-		if err := c.ensure(ctx, int(d.Offset), int(d.End()), get); err != nil {
+	}
+	for i := 0; i < len(dirty); {
+		from, to := around(old, dirty[i])
+		for i++; i < len(dirty); i++ {
+			next, end := around(old, dirty[i])
+			if next > to {
+				break
+			}
+			to = max(to, end)
+		}
+		if err := c.ensure(ctx, from, min(to, length), get); err != nil {
 			return nil, err
 		}
+	}
+	for _, d := range dirty {
 		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
 			c.zero[i] = zeroPage(c.buf, i*disk.PageSize)
 		}
@@ -127,7 +139,7 @@ func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, old [
 			continue
 		}
 		limit := min(end, at+c.cut.Max())
-		to := min(limit, max(at+step, lastDirty(at, limit, dirty)))
+		to := min(limit, max(behind(old, at), lastDirty(at, limit, dirty)))
 		for {
 			if err := c.ensure(ctx, at, to, get); err != nil {
 				return nil, err
@@ -141,10 +153,43 @@ func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, old [
 				at += n
 				break
 			}
-			to = min(limit, to+step)
+			to = min(limit, behind(old, to))
 		}
 	}
 	return out, nil
+}
+
+// around is what must be read where e has changed: the old chunks that it begins
+// and ends in, and one byte more on either side.
+func around(old []repo.Piece, e disk.Extent) (from, to int) {
+	from, to = int(e.Offset), int(e.End())
+	if p, ok := chunkAt(old, from-1); ok {
+		from = p.Offset
+	}
+	if _, ok := chunkAt(old, to-1); ok {
+		to = behind(old, to-1)
+	}
+	return from, to
+}
+
+// behind is the end of the old chunk that byte at lies in, and one more.
+func behind(old []repo.Piece, at int) int {
+	if p, ok := chunkAt(old, at); ok {
+		at = p.Offset + p.Length
+	}
+	return at + 1
+}
+
+// chunkAt gives the old chunk that byte at lies in, if it lies in one.
+func chunkAt(old []repo.Piece, at int) (repo.Piece, bool) {
+	i, ok := slices.BinarySearchFunc(old, at, func(p repo.Piece, at int) int { return p.Offset - at })
+	if !ok {
+		i--
+	}
+	if i < 0 || old[i].IsGap() || at >= old[i].Offset+old[i].Length {
+		return repo.Piece{}, false
+	}
+	return old[i], true
 }
 
 // standing returns the old chunk that begins at offset at, if neither its bytes

@@ -114,7 +114,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	o.defaults()
 	r.Store().AsStored() // not what is kept on this machine
 	c := &checker{
-		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[nodeKey]string), lists: make(map[listKey]struct{}), lean: make(map[pack.ID]bool),
+		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[nodeKey]string), lists: make(map[index.Prefix]struct{}), lean: make(map[pack.ID]bool),
 		deleted: make(map[pack.ID]bool), suspects: make(map[pack.ID]bool), proofs: openProofs(r.CacheDir()),
 		bad: &damaged{packs: make(map[pack.ID]bool), blobs: make(map[badBlob]bool)},
 	}
@@ -192,8 +192,8 @@ type checker struct {
 	// nodes are those walked, with what was wrong below them, so that shared
 	// subtrees are walked once.
 	nodes map[nodeKey]string
-	lists map[listKey]struct{} // block lists whose chunks are gathered
-	lean  map[pack.ID]bool     // packs that snapshots need and no index object covers
+	lists map[index.Prefix]struct{} // block lists of whole blocks whose chunks are gathered
+	lean  map[pack.ID]bool          // packs that snapshots need and no index object covers
 
 	// Chunks are gathered and looked up in the end, unless they are read.
 	later    *index.Gather
@@ -216,14 +216,9 @@ type nodeKey struct {
 	size int64
 }
 
-// listKey is a block list, of a block of so many bytes.
-type listKey struct {
-	id     index.Prefix
-	length int
-}
-
-// listsMost bounds what is known of block lists: some 130 MB for 8 TiB.
-const listsMost = 4 << 20
+// listsMost bounds how many block lists are known to be gathered: some 80 MB,
+// for 4 TiB. Others are gathered again.
+const listsMost = 2 << 20
 
 func (c *checker) add(object, where string, err error, cure string) {
 	c.mu.Lock()

@@ -240,7 +240,7 @@ func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size in
 				complain(fmt.Errorf("block %d behind the disk's end: %w", b, seal.ErrCorrupt), 0, 0)
 				continue
 			}
-			if _, seen := c.lists[listKey{index.PrefixOf(id), repo.BlockLength(size, first+int64(i))}]; seen {
+			if _, seen := c.lists[index.PrefixOf(id)]; seen && repo.BlockLength(size, first+int64(i)) == disk.BlockSize {
 				continue
 			}
 			ids, at = append(ids, id), append(at, first+int64(i))
@@ -273,8 +273,8 @@ func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size in
 				complain(fmt.Errorf("chunk %s: %w", piece.ID.String()[:8], chunkstore.ErrMissing), at, at+int64(piece.Length))
 			}
 		}
-		if c.later != nil && len(c.lists) < listsMost {
-			c.lists[listKey{id, repo.BlockLength(size, block)}] = struct{}{}
+		if c.later != nil && len(c.lists) < listsMost && repo.BlockLength(size, block) == disk.BlockSize {
+			c.lists[id] = struct{}{}
 		}
 	}
 	seen := make([]bool, len(ids))
