@@ -193,10 +193,6 @@ type IndexProblem struct {
 	Err    error
 }
 
-// loadBytes bounds the index objects that LoadIndex holds at once, by their
-// size in storage, which is about that of their entries in memory.
-const loadBytes = 16 << 20
-
 // LoadIndex takes in the index objects that are new in the repository and
 // forgets those that are gone. Objects that cannot be read are returned, not
 // fatal: what they covered counts as absent until it is found in its packs.
@@ -228,7 +224,7 @@ func (s *Store) loadIndex(ctx context.Context) (problems []IndexProblem, replace
 	for len(missing) > 0 {
 		var size int64
 		n := 0
-		for n < len(missing) && (n == 0 || size+missing[n].Size <= loadBytes) {
+		for n < len(missing) && (n == 0 || size+missing[n].Size <= s.index.Portion()) {
 			size += missing[n].Size
 			n++
 		}
@@ -255,10 +251,10 @@ func (s *Store) loadIndex(ctx context.Context) (problems []IndexProblem, replace
 }
 
 // takeIn reads index objects at once and adds them to the index.
-func (s *Store) takeIn(ctx context.Context, objects []object.Info) ([]IndexProblem, error) {
+func (s *Store) takeIn(ctx context.Context, objects []object.Info) (problems []IndexProblem, err error) {
+	in := s.index.Intake()
+	defer in.Close()
 	var mu sync.Mutex
-	var problems []IndexProblem
-	sources := make([]index.Source, 0, len(objects))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, s.objects.Traits().Parallel))
 	for _, i := range objects {
@@ -268,7 +264,7 @@ func (s *Store) takeIn(ctx context.Context, objects []object.Info) ([]IndexProbl
 			defer mu.Unlock()
 			switch {
 			case err == nil:
-				sources = append(sources, index.Source{Name: i.Name, Packs: o.Packs})
+				return in.Add(index.Source{Name: i.Name, Packs: o.Packs})
 			case gctx.Err() != nil:
 				return gctx.Err()
 			case object.Retriable(err):
@@ -279,10 +275,11 @@ func (s *Store) takeIn(ctx context.Context, objects []object.Info) ([]IndexProbl
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
+	err = g.Wait()
+	if in.Len() > 0 && ctx.Err() == nil {
+		err = errors.Join(err, in.Finish()) // what was read need not be read again
 	}
-	return problems, s.index.Update(nil, sources)
+	return problems, err
 }
 
 func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject, error) {

@@ -53,7 +53,7 @@ func TestGather(t *testing.T) {
 					}
 				}
 				early := len(got) > 0
-				if round == 0 && early != (where != "folder") || where == "folder" && g.Len() != chunks+5+times {
+				if round == 0 && early != (where == "no room") || where != "no room" && g.Len() != chunks+5+times {
 					t.Errorf("%d prefixes wait, looked up before: %v", g.Len(), early)
 				}
 				if err := g.Flush(); err != nil {
@@ -87,7 +87,7 @@ func TestGatherFails(t *testing.T) {
 	why := errors.New("no more")
 	g := x.Gather(func(Prefix, []Location) error { return why })
 	defer g.Close()
-	for range 2*gatherBlock/len(Prefix{}) + 1 {
+	for range 2*spoolBlock/len(Prefix{}) + 1 {
 		if err := g.Add(prefix(1)); err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func TestGatherFails(t *testing.T) {
 	if err := g.Flush(); !errors.Is(err, why) {
 		t.Errorf("error %v", err)
 	}
-	if err := g.file.Truncate(gatherBlock + 5); err != nil {
+	if err := g.spool.file.Truncate(spoolBlock + 5); err != nil {
 		t.Fatal(err)
 	}
 	g.found = func(Prefix, []Location) error { return nil }

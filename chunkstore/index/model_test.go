@@ -147,7 +147,23 @@ func TestModel(t *testing.T) {
 						sources = append(sources, other)
 					}
 				}
-				if err := x.Update(remove, sources); err != nil {
+				if rapid.Bool().Draw(rt, "intake") {
+					// Another takes some of them in meanwhile.
+					in := x.Intake()
+					defer in.Close()
+					for _, s := range sources {
+						if err := in.Add(s); err != nil {
+							rt.Fatal(err)
+						}
+					}
+					some := rapid.IntRange(0, len(sources)).Draw(rt, "some")
+					if err := rapid.SampledFrom(xs).Draw(rt, "other").Update(remove, sources[:some]); err != nil {
+						rt.Fatal(err)
+					}
+					if err := in.Finish(); err != nil {
+						rt.Fatal(err)
+					}
+				} else if err := x.Update(remove, sources); err != nil {
 					rt.Fatal(err)
 				}
 				// A split object whose half goes leaves what is known of its packs.

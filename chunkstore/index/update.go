@@ -1,7 +1,6 @@
 package index
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -30,6 +29,11 @@ func (x *Index) Update(remove []string, add []Source) error {
 	if err := x.change(func() error { return x.apply(remove, add) }); err != nil {
 		return fmt.Errorf("update index: %w", err)
 	}
+	return x.merge()
+}
+
+// merge does all merges that are due; x.mu must be held.
+func (x *Index) merge() error {
 	for {
 		merged, err := x.mergeOnce()
 		if err != nil {
@@ -153,7 +157,14 @@ func (x *Index) apply(remove []string, add []Source) error {
 		}
 		return x.publish(parts)
 	}
-	s, err := x.write(v, fresh)
+	take := newIntake(x.folder, v)
+	defer take.close()
+	for i := range fresh {
+		if err := take.add(&fresh[i]); err != nil {
+			return err
+		}
+	}
+	s, err := take.build(v)
 	if err != nil {
 		return err
 	}
@@ -162,100 +173,6 @@ func (x *Index) apply(remove []string, add []Source) error {
 		return err
 	}
 	return nil
-}
-
-// write makes a segment of sources. Entries that another segment has already
-// are left out, whether their pack counts or not: the pack will.
-func (x *Index) write(v *view, sources []Source) (*segment, error) {
-	ids := make([][32]byte, 0, 64)
-	sizes := make(map[[32]byte]int64)
-	for _, s := range sources {
-		for _, p := range s.Packs {
-			if _, ok := sizes[p.Pack]; !ok {
-				ids = append(ids, p.Pack)
-			}
-			sizes[p.Pack] = max(sizes[p.Pack], p.Size)
-		}
-	}
-	slices.SortFunc(ids, func(a, b [32]byte) int { return bytes.Compare(a[:], b[:]) })
-	numbers := make(map[[32]byte]uint32, len(ids))
-	for i, id := range ids {
-		numbers[id] = uint32(i)
-	}
-
-	n := 0
-	for _, s := range sources {
-		for _, p := range s.Packs {
-			n += len(p.Entries)
-		}
-	}
-	rows := make([]row, 0, n)
-	type known struct {
-		*segment
-		pack uint32
-	}
-	for _, s := range sources {
-		for _, p := range s.Packs {
-			var elsewhere []known
-			for _, seg := range v.segments {
-				if n, ok := seg.packNumber(&p.Pack); ok {
-					if _, entries := seg.packInfo(int(n)); entries > 0 {
-						elsewhere = append(elsewhere, known{seg.segment, n})
-					}
-				}
-			}
-			for _, e := range p.Entries {
-				hi, lo := split(e.Prefix)
-				if !slices.ContainsFunc(elsewhere, func(k known) bool {
-					return k.holds(hi, lo, k.pack, e.Offset, e.Length)
-				}) {
-					rows = append(rows, row{hi, lo, numbers[p.Pack], e.Offset, e.Length})
-				}
-			}
-		}
-	}
-	slices.SortFunc(rows, func(a, b row) int { return a.compare(&b) })
-	rows = slices.Compact(rows)
-
-	budget := int64(filterMemory)
-	for _, s := range v.segments {
-		budget -= int64(len(s.filter))
-	}
-	t, err := x.folder.create()
-	if err != nil {
-		return nil, err
-	}
-	defer t.discard()
-	b, err := newBuilder(t, uint64(len(rows)), len(ids), budget)
-	if err != nil {
-		return nil, err
-	}
-	for i := range rows {
-		r := &rows[i]
-		if err := b.entry(r.hi, r.lo, r.pack, r.offset, r.length); err != nil {
-			return nil, err
-		}
-	}
-	for i := range ids {
-		if err := b.pack(ids[i][:], sizes[ids[i]]); err != nil {
-			return nil, err
-		}
-	}
-	var covers []uint32
-	for _, s := range sources {
-		covers = covers[:0]
-		for _, p := range s.Packs {
-			covers = append(covers, numbers[p.Pack])
-		}
-		if err := b.source(s.Name, covers); err != nil {
-			return nil, err
-		}
-	}
-	size, err := b.finish()
-	if err != nil {
-		return nil, err
-	}
-	return t.segment(size)
 }
 
 // mergeOnce does one merge, if one is due. The work is done without the lock,

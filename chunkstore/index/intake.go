@@ -1,0 +1,395 @@
+package index
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Intake collects index objects that come in together, in one durable step in
+// the end: each entry is then written and put in order once, however many they
+// are. Of the entries a few MiB are in memory, the rest in a file in the index's
+// folder. Its methods are not to be called at once, and it must be closed.
+type Intake struct {
+	x    *Index
+	take *intake
+}
+
+// Intake begins an intake.
+func (x *Index) Intake() *Intake {
+	return &Intake{x: x, take: newIntake(x.folder, nil)}
+}
+
+// Portion is how much of index objects an intake should have, in bytes of their
+// size in storage: all that a run has collected when it ends too soon is to be
+// read again, and an index in memory holds it twice.
+func (x *Index) Portion() int64 {
+	if x.folder.memory() {
+		return 16 << 20
+	}
+	return 512 << 20
+}
+
+// Add takes an index object to the others.
+func (in *Intake) Add(s Source) error { return in.take.add(&s) }
+
+// Len is how many index objects were added.
+func (in *Intake) Len() int { return len(in.take.sources) }
+
+// Close frees what the intake holds.
+func (in *Intake) Close() { in.take.close() }
+
+// finishTries is how often an intake is built without the lock before it is
+// built with it.
+const finishTries = 3
+
+// Finish takes in what was added, like Update. Other processes go on meanwhile,
+// so it may find that they took in some of the same.
+func (in *Intake) Finish() error {
+	x := in.x
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.closed {
+		return errClosed
+	}
+	for try := 1; ; try++ {
+		if err := x.change(func() error { return nil }); err != nil {
+			return fmt.Errorf("update index: %w", err)
+		}
+		v := x.view.Load()
+		var s *segment
+		build := func() (err error) {
+			s, err = in.take.build(v)
+			return err
+		}
+		if try < finishTries {
+			if err := build(); err != nil {
+				return fmt.Errorf("update index: %w", err)
+			}
+		}
+		done := false
+		err := x.change(func() error {
+			now := x.view.Load()
+			if now.stamp != v.stamp && try < finishTries {
+				return nil
+			}
+			if v = now; s == nil {
+				if err := build(); err != nil {
+					return err
+				}
+			}
+			done = true
+			if s == nil {
+				return nil // there is nothing new
+			}
+			return x.publish(append(now.copyParts(), &part{segment: s}))
+		})
+		if s != nil && (err != nil || !done) {
+			x.folder.remove(s)
+		}
+		if err != nil {
+			return fmt.Errorf("update index: %w", err)
+		}
+		if done {
+			return x.merge()
+		}
+	}
+}
+
+// intake makes one segment of index objects.
+type intake struct {
+	seen    *view  // what has an entry in it is left out at once; nil: in the end
+	rows    *spool // as entries of a segment, with packs numbered as they came
+	numbers map[[32]byte]uint32
+	ids     [][32]byte
+	sizes   []int64
+	sources []intakeSource
+}
+
+type intakeSource struct {
+	name  string
+	packs []uint32
+}
+
+func newIntake(f folder, v *view) *intake {
+	return &intake{seen: v, rows: newSpool(f, entrySize), numbers: make(map[[32]byte]uint32)}
+}
+
+func (t *intake) close() { t.rows.close() }
+
+func (t *intake) add(s *Source) error {
+	src := intakeSource{name: s.Name}
+	for i := range s.Packs {
+		p := &s.Packs[i]
+		n, ok := t.numbers[p.Pack]
+		if !ok {
+			n = uint32(len(t.ids))
+			t.numbers[p.Pack] = n
+			t.ids, t.sizes = append(t.ids, p.Pack), append(t.sizes, 0)
+		}
+		t.sizes[n] = max(t.sizes[n], p.Size)
+		src.packs = append(src.packs, n)
+		var elsewhere []packIn
+		if t.seen != nil {
+			elsewhere = t.seen.elsewhere(&p.Pack)
+		}
+		for k := range p.Entries {
+			e := &p.Entries[k]
+			if len(elsewhere) > 0 {
+				hi, lo := split(e.Prefix)
+				if holds(elsewhere, hi, lo, e.Offset, e.Length) {
+					continue
+				}
+			}
+			if err := t.rows.room(e.Prefix[0]); err != nil {
+				return err
+			}
+			var r [entrySize]byte
+			copy(r[:], e.Prefix[:])
+			binary.LittleEndian.PutUint32(r[16:], n)
+			binary.LittleEndian.PutUint32(r[20:], e.Offset)
+			binary.LittleEndian.PutUint32(r[24:], e.Length)
+			t.rows.add(r[:])
+		}
+	}
+	t.sources = append(t.sources, src)
+	return nil
+}
+
+// packIn is a pack as a segment numbers it.
+type packIn struct {
+	*segment
+	pack uint32
+}
+
+// elsewhere gives the segments that have entries of a pack.
+func (v *view) elsewhere(id *[32]byte) (in []packIn) {
+	for _, s := range v.segments {
+		if n, ok := s.packNumber(id); ok {
+			if _, entries := s.packInfo(int(n)); entries > 0 {
+				in = append(in, packIn{s.segment, n})
+			}
+		}
+	}
+	return in
+}
+
+func holds(in []packIn, hi, lo uint64, offset, length uint32) bool {
+	return slices.ContainsFunc(in, func(p packIn) bool { return p.segment.holds(hi, lo, p.pack, offset, length) })
+}
+
+// build writes a segment of the sources that v lacks, nil where there are none.
+// Entries that a segment of v has already are left out, whether their pack
+// counts or not: the pack will.
+func (t *intake) build(v *view) (made *segment, err error) {
+	const none = ^uint32(0)
+	var fresh []intakeSource
+	taken := make(map[string]bool)
+	numbers := slices.Repeat([]uint32{none}, len(t.ids)) // of ours, in the segment
+	for _, s := range t.sources {
+		if _, in := v.sources[s.name]; in && t.seen == nil || taken[s.name] {
+			continue
+		}
+		taken[s.name] = true
+		fresh = append(fresh, s)
+		for _, n := range s.packs {
+			numbers[n] = 0
+		}
+	}
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	var order []uint32
+	for n, of := range numbers {
+		if of != none {
+			order = append(order, uint32(n))
+		}
+	}
+	slices.SortFunc(order, func(a, b uint32) int { return bytes.Compare(t.ids[a][:], t.ids[b][:]) })
+	for i, n := range order {
+		numbers[n] = uint32(i)
+	}
+	elsewhere := make([][]packIn, len(order)) // by number in the segment
+	some := false
+	if v != t.seen {
+		for i, n := range order {
+			elsewhere[i] = v.elsewhere(&t.ids[n])
+			some = some || len(elsewhere[i]) > 0
+		}
+	}
+	left := func(r *row) bool { return !holds(elsewhere[r.pack], r.hi, r.lo, r.offset, r.length) }
+	entries := uint64(t.rows.n)
+	if some {
+		if entries, err = t.count(numbers, left); err != nil {
+			return nil, err
+		}
+	}
+
+	budget := int64(filterMemory)
+	for _, s := range v.segments {
+		budget -= int64(len(s.filter))
+	}
+	out, err := t.rows.folder.create()
+	if err != nil {
+		return nil, err
+	}
+	defer out.discard()
+	b, err := newBuilder(out, entries, len(order), budget)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.sorted(numbers, func(rows []row) error {
+		var last row
+		for i := range rows {
+			r := &rows[i]
+			if i > 0 && *r == last {
+				continue
+			}
+			last = *r
+			if some && !left(r) {
+				continue
+			}
+			if err := b.entry(r.hi, r.lo, r.pack, r.offset, r.length); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	for _, n := range order {
+		if err := b.pack(t.ids[n][:], t.sizes[n]); err != nil {
+			return nil, err
+		}
+	}
+	var covers []uint32
+	for _, s := range fresh {
+		covers = covers[:0]
+		for _, n := range s.packs {
+			covers = append(covers, numbers[n])
+		}
+		if err := b.source(s.name, covers); err != nil {
+			return nil, err
+		}
+	}
+	size, err := b.finish()
+	if err != nil {
+		return nil, err
+	}
+	return out.segment(size)
+}
+
+// each gives all rows of one first byte; those of packs that have no number are
+// left out.
+func (t *intake) each(first byte, numbers []uint32, fn func(r row)) error {
+	return t.rows.each(first, func(p []byte) error {
+		for ; len(p) > 0; p = p[entrySize:] {
+			le := binary.LittleEndian
+			if pack := numbers[le.Uint32(p[16:])]; pack != ^uint32(0) {
+				hi, lo := split(Prefix(p))
+				fn(row{hi, lo, pack, le.Uint32(p[20:]), le.Uint32(p[24:])})
+			}
+		}
+		return nil
+	})
+}
+
+// count is how many rows are left, those that came twice counted so.
+func (t *intake) count(numbers []uint32, left func(r *row) bool) (n uint64, err error) {
+	for i := range spoolParts {
+		if err := t.each(byte(i), numbers, func(r row) {
+			if left(&r) {
+				n++
+			}
+		}); err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
+}
+
+// sorted gives all rows in order, in parts, those of the next part being sorted
+// meanwhile.
+func (t *intake) sorted(numbers []uint32, fn func(rows []row) error) error {
+	parts := make(chan []row)
+	spare := make(chan []row, 2)
+	spare <- nil
+	spare <- nil
+	g, ctx := errgroup.WithContext(context.Background())
+	g.Go(func() error {
+		defer close(parts)
+		var scratch []row
+		for i := range spoolParts {
+			n := t.rows.count(byte(i))
+			if n == 0 {
+				continue
+			}
+			var rows []row
+			select {
+			case rows = <-spare:
+			case <-ctx.Done():
+				return nil
+			}
+			rows = slices.Grow(rows[:0], n)
+			if err := t.each(byte(i), numbers, func(r row) { rows = append(rows, r) }); err != nil {
+				return err
+			}
+			scratch = slices.Grow(scratch[:0], len(rows))[:len(rows)]
+			sortRows(rows, scratch)
+			select {
+			case parts <- rows:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for rows := range parts {
+			if err := fn(rows); err != nil {
+				return err
+			}
+			spare <- rows // has room for both
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// sortRows sorts rows that share their first byte. As keys are spread evenly,
+// it first puts them in buckets of about eight.
+func sortRows(rows, scratch []row) {
+	compare := func(a, b row) int { return a.compare(&b) }
+	width := bits.Len(uint(len(rows) / 8))
+	if width == 0 {
+		slices.SortFunc(rows, compare)
+		return
+	}
+	bucket := func(r *row) uint64 { return r.hi << 8 >> (64 - width) }
+	ends := make([]uint32, 1<<width)
+	for i := range rows {
+		ends[bucket(&rows[i])]++
+	}
+	sum := uint32(0)
+	for i, n := range ends {
+		ends[i], sum = sum, sum+n
+	}
+	for i := range rows {
+		k := bucket(&rows[i])
+		scratch[ends[k]] = rows[i]
+		ends[k]++
+	}
+	copy(rows, scratch)
+	from := uint32(0)
+	for _, to := range ends {
+		if to-from > 1 {
+			slices.SortFunc(rows[from:to], compare)
+		}
+		from = to
+	}
+}
