@@ -44,12 +44,11 @@ func (in *Intake) Len() int { return len(in.take.sources) }
 // Close frees what the intake holds.
 func (in *Intake) Close() { in.take.close() }
 
-// finishTries is how often an intake is built without the lock before it is
-// built with it.
-const finishTries = 3
+// finishTries is how often an intake is built without the lock, in vain where
+// others change the index meanwhile, before it is built with it.
+const finishTries = 2
 
-// Finish takes in what was added, like Update. Other processes go on meanwhile,
-// so it may find that they took in some of the same.
+// Finish takes in what was added, like Update.
 func (in *Intake) Finish() error {
 	x := in.x
 	x.mu.Lock()
@@ -57,48 +56,54 @@ func (in *Intake) Finish() error {
 	if x.closed {
 		return errClosed
 	}
-	for try := 1; ; try++ {
-		if err := x.change(func() error { return nil }); err != nil {
-			return fmt.Errorf("update index: %w", err)
+	if err := in.finish(); err != nil {
+		return fmt.Errorf("update index: %w", err)
+	}
+	return x.merge()
+}
+
+func (in *Intake) finish() error {
+	x := in.x
+	publish := func(s *segment) error {
+		if s == nil {
+			return nil
 		}
-		v := x.view.Load()
-		var s *segment
-		build := func() (err error) {
-			s, err = in.take.build(v)
-			return err
-		}
-		if try < finishTries {
-			if err := build(); err != nil {
-				return fmt.Errorf("update index: %w", err)
-			}
-		}
-		done := false
-		err := x.change(func() error {
-			now := x.view.Load()
-			if now.stamp != v.stamp && try < finishTries {
-				return nil
-			}
-			if v = now; s == nil {
-				if err := build(); err != nil {
-					return err
-				}
-			}
-			done = true
-			if s == nil {
-				return nil // there is nothing new
-			}
-			return x.publish(append(now.copyParts(), &part{segment: s}))
-		})
-		if s != nil && (err != nil || !done) {
+		err := x.publish(append(x.view.Load().copyParts(), &part{segment: s}))
+		if err != nil {
 			x.folder.remove(s)
 		}
-		if err != nil {
-			return fmt.Errorf("update index: %w", err)
+		return err
+	}
+	for range finishTries {
+		if err := x.change(func() error { return nil }); err != nil {
+			return err
 		}
-		if done {
-			return x.merge()
+		v := x.view.Load()
+		s, err := in.take.build(v)
+		if err != nil {
+			return err
+		}
+		same := false
+		err = x.change(func() error {
+			if same = x.view.Load().stamp == v.stamp; same {
+				return publish(s)
+			}
+			return nil
+		})
+		if !same && s != nil {
+			x.folder.remove(s)
+		}
+		if same || err != nil {
+			return err
 		}
 	}
+	return x.change(func() error {
+		s, err := in.take.build(x.view.Load())
+		if err != nil {
+			return err
+		}
+		return publish(s)
+	})
 }
 
 // intake makes one segment of index objects.

@@ -92,3 +92,50 @@ func TestSortRows(t *testing.T) {
 		}
 	}
 }
+
+// Others change the index while an intake is built: nothing of either is lost.
+func TestIntakeBesideUpdates(t *testing.T) {
+	dir := t.TempDir()
+	x, y := open(t, dir), open(t, dir)
+	in := x.Intake()
+	defer in.Close()
+	const each = 100_000
+	for i := range 4 {
+		if err := in.Add(Source{Name: fmt.Sprint("index/", i), Packs: []PackEntries{packOf(i, i*each, (i+1)*each)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan error)
+	go func() { done <- in.Finish() }()
+	updates := 0
+	for ended := false; !ended; {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended = true
+		default:
+			p := packOf(1000+updates, 10_000_000+100*updates, 10_000_100+100*updates)
+			if err := y.Update(nil, []Source{{Name: fmt.Sprint("index/more-", updates), Packs: []PackEntries{p}}}); err != nil {
+				t.Fatal(err)
+			}
+			updates++
+		}
+	}
+	t.Logf("%d updates meanwhile", updates)
+	for _, z := range []*Index{x, y, open(t, dir)} {
+		if err := z.Update(nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 4 {
+			wantChunks(t, z, i, i*each, (i+1)*each)
+		}
+		for i := range updates {
+			wantChunks(t, z, 1000+i, 10_000_000+100*i, 10_000_100+100*i)
+		}
+		if s := z.Stats(); s.Entries != int64(4*each+100*updates) || s.Sources != 4+updates {
+			t.Errorf("%+v, %d updates", s, updates)
+		}
+	}
+}
