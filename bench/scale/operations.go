@@ -310,25 +310,35 @@ func makeIndex(_ context.Context, j job) (outcome, error) {
 	}
 	g := rand.NewChaCha8([32]byte{1})
 	chunks := j.Bytes / (disk.BlockSize / chunksOfBlock)
+	const perSource = indexPacks * packBlobs * blobChunks
 	source := 0
-	for made := int64(0); made < chunks; source++ {
-		packs := make([]index.PackEntries, indexPacks)
-		for i := range packs {
-			packs[i].Size = packSize
-			_, _ = g.Read(packs[i].Pack[:])
-			packs[i].Entries = make([]index.Entry, packBlobs*blobChunks)
-			for k := range packs[i].Entries {
-				e := &packs[i].Entries[k]
-				_, _ = g.Read(e.Prefix[:])
-				e.Offset, e.Length = uint32(4096+k/blobChunks*blobSize), blobSize
+	some := func() error {
+		in := x.Intake()
+		defer in.Close()
+		for left := x.Portion() / 16 / perSource; left > 0 && int64(source)*perSource < chunks; left-- {
+			s := index.Source{Name: fmt.Sprintf("%064x", source), Packs: make([]index.PackEntries, indexPacks)}
+			for i := range s.Packs {
+				p := &s.Packs[i]
+				p.Size = packSize
+				_, _ = g.Read(p.Pack[:])
+				p.Entries = make([]index.Entry, packBlobs*blobChunks)
+				for k := range p.Entries {
+					e := &p.Entries[k]
+					_, _ = g.Read(e.Prefix[:])
+					e.Offset, e.Length = uint32(4096+k/blobChunks*blobSize), blobSize
+				}
 			}
-			made += int64(len(packs[i].Entries))
+			if err := in.Add(s); err != nil {
+				return err
+			}
+			source++
 		}
-		if err := x.Add(fmt.Sprintf("%064x", source), packs); err != nil {
-			return outcome{}, errors.Join(err, x.Close())
-		}
+		return in.Finish()
 	}
-	return outcome{Note: fmt.Sprintf("%.0f million entries", float64(chunks)/1e6)}, x.Close()
+	for int64(source)*perSource < chunks && err == nil {
+		err = some()
+	}
+	return outcome{Note: fmt.Sprintf("%.0f million entries", float64(chunks)/1e6)}, errors.Join(err, x.Close())
 }
 
 func indexAlone(_ context.Context, j job) (outcome, error) {
