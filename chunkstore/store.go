@@ -276,10 +276,10 @@ func (s *Store) takeIn(ctx context.Context, objects []object.Info) (problems []I
 		})
 	}
 	err = g.Wait()
-	if in.Len() > 0 && ctx.Err() == nil {
-		err = errors.Join(err, in.Finish()) // what was read need not be read again
+	if err != nil && (ctx.Err() != nil || !object.Retriable(err)) {
+		return nil, err
 	}
-	return problems, err
+	return problems, errors.Join(err, in.Finish()) // what was read need not be read again
 }
 
 func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject, error) {

@@ -60,7 +60,7 @@ func (c *checker) structure(ctx context.Context) error {
 		if err := c.gathered(ctx); err != nil {
 			return err
 		}
-		if err := c.missing(ctx, missing); err != nil {
+		if err := c.nowhere(ctx, missing); err != nil {
 			return err
 		}
 	}
@@ -131,8 +131,8 @@ func (c *checker) gathered(ctx context.Context) error {
 	return c.later.Flush()
 }
 
-// missing names the ranges of disks whose chunks are nowhere.
-func (c *checker) missing(ctx context.Context, missing map[index.Prefix]struct{}) error {
+// nowhere names the ranges of disks whose chunks are missing.
+func (c *checker) nowhere(ctx context.Context, missing map[index.Prefix]struct{}) error {
 	if len(missing) == 0 {
 		return nil
 	}
