@@ -32,7 +32,7 @@ func (x *Index) Portion() int64 {
 	if x.folder.memory() {
 		return 16 << 20
 	}
-	return 512 << 20
+	return 2 << 30
 }
 
 // Add takes an index object to the others.
