@@ -50,10 +50,12 @@ func FuzzSegment(f *testing.F) {
 			hi, lo := split(prefix(i))
 			v.lookup(hi, lo)
 			v.locate(hi, lo, false, nil)
+			v.gather(hi, lo, nil)
 		}
 		for i := range s.n {
 			hi, lo := s.key(i)
 			v.lookup(hi, lo)
+			v.gather(hi, lo, nil)
 		}
 		if _, _, err := v.merge(folder{}, v.segments); err != nil {
 			return

@@ -220,7 +220,7 @@ const linearSearch = 128
 
 // find gives the first entry of a prefix, or -1.
 func (s *segment) find(hi, lo uint64) int {
-	if !s.mayHold(hi, lo) {
+	if s.n == 0 || !s.mayHold(hi, lo) {
 		return -1
 	}
 	return s.seek(hi, lo)
