@@ -255,19 +255,41 @@ func TestDamageAndClose(t *testing.T) {
 	if bad == 0 || bad > 32 {
 		t.Errorf("%d reads of %d tell of damage", bad, m.Size()/int64(len(got)))
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	other, err := v.Open(t.Context(), root)
+	v.Close()
+}
+
+func TestCancelAndClose(t *testing.T) {
+	plain, _ := newRepo(t)
+	m := disk.NewMem(8 << 20)
+	p := make([]byte, 8<<20)
+	_, _ = rand.NewChaCha8([32]byte{5}).Read(p)
+	if err := m.WriteAt(t.Context(), p, 0); err != nil {
+		t.Fatal(err)
+	}
+	root := put(t, plain, m)
+	v := New(plain, Options{})
+	d, err := v.Open(t.Context(), root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.cache = newCache(minCache)
-	if err := other.ReadAt(ctx, got, 0); err != nil && !errors.Is(err, context.Canceled) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	got := make([]byte, 64<<10)
+	// What is on its way is brought for others who may want it.
+	if err := d.ReadAt(ctx, got, 0); err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
+	if err := d.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, p[:len(got)]) {
+		t.Errorf("after a cancelled read: %v", err)
+	}
 	v.Close()
-	v.cache = newCache(minCache)
-	if err := other.ReadAt(t.Context(), got, 5<<20); !errors.Is(err, ErrClosed) {
+
+	v = New(plain, Options{})
+	if d, err = v.Open(t.Context(), root); err != nil {
+		t.Fatal(err)
+	}
+	v.Close()
+	if err := d.ReadAt(t.Context(), got, 5<<20); !errors.Is(err, ErrClosed) {
 		t.Errorf("after close: %v", err)
 	}
 }
