@@ -22,7 +22,7 @@ type Intake struct {
 
 // Intake begins an intake.
 func (x *Index) Intake() *Intake {
-	return &Intake{x: x, take: newIntake(x.folder, nil)}
+	return &Intake{x: x, take: newIntake(x.folder)}
 }
 
 // Portion is how much of index objects an intake should have, in bytes of their
@@ -79,7 +79,7 @@ func (in *Intake) finish() error {
 			return err
 		}
 		v := x.view.Load()
-		s, err := in.take.build(v)
+		s, err := in.take.build(v, v.has)
 		if err != nil {
 			return err
 		}
@@ -98,7 +98,8 @@ func (in *Intake) finish() error {
 		}
 	}
 	return x.change(func() error {
-		s, err := in.take.build(x.view.Load())
+		v := x.view.Load()
+		s, err := in.take.build(v, v.has)
 		if err != nil {
 			return err
 		}
@@ -108,7 +109,6 @@ func (in *Intake) finish() error {
 
 // intake makes one segment of index objects.
 type intake struct {
-	seen    *view  // what has an entry in it is left out at once; nil: in the end
 	rows    *spool // as entries of a segment, with packs numbered as they came
 	numbers map[[32]byte]uint32
 	ids     [][32]byte
@@ -121,8 +121,8 @@ type intakeSource struct {
 	packs []uint32
 }
 
-func newIntake(f folder, v *view) *intake {
-	return &intake{seen: v, rows: newSpool(f, entrySize), numbers: make(map[[32]byte]uint32)}
+func newIntake(f folder) *intake {
+	return &intake{rows: newSpool(f, entrySize), numbers: make(map[[32]byte]uint32)}
 }
 
 func (t *intake) close() { t.rows.close() }
@@ -139,18 +139,8 @@ func (t *intake) add(s *Source) error {
 		}
 		t.sizes[n] = max(t.sizes[n], p.Size)
 		src.packs = append(src.packs, n)
-		var elsewhere []packIn
-		if t.seen != nil {
-			elsewhere = t.seen.elsewhere(&p.Pack)
-		}
 		for k := range p.Entries {
 			e := &p.Entries[k]
-			if len(elsewhere) > 0 {
-				hi, lo := split(e.Prefix)
-				if holds(elsewhere, hi, lo, e.Offset, e.Length) {
-					continue
-				}
-			}
 			if err := t.rows.room(e.Prefix[0]); err != nil {
 				return err
 			}
@@ -164,6 +154,12 @@ func (t *intake) add(s *Source) error {
 	}
 	t.sources = append(t.sources, src)
 	return nil
+}
+
+// has tells whether an index object has been taken in.
+func (v *view) has(source string) bool {
+	_, in := v.sources[source]
+	return in
 }
 
 // packIn is a pack as a segment numbers it.
@@ -188,16 +184,16 @@ func holds(in []packIn, hi, lo uint64, offset, length uint32) bool {
 	return slices.ContainsFunc(in, func(p packIn) bool { return p.segment.holds(hi, lo, p.pack, offset, length) })
 }
 
-// build writes a segment of the sources that v lacks, nil where there are none.
-// Entries that a segment of v has already are left out, whether their pack
+// build writes a segment of the sources that are not known, nil where there are
+// none. Entries that a segment of v has already are left out, whether their pack
 // counts or not: the pack will.
-func (t *intake) build(v *view) (made *segment, err error) {
+func (t *intake) build(v *view, known func(source string) bool) (made *segment, err error) {
 	const none = ^uint32(0)
 	var fresh []intakeSource
 	taken := make(map[string]bool)
 	numbers := slices.Repeat([]uint32{none}, len(t.ids)) // of ours, in the segment
 	for _, s := range t.sources {
-		if _, in := v.sources[s.name]; in && t.seen == nil || taken[s.name] {
+		if known(s.name) || taken[s.name] {
 			continue
 		}
 		taken[s.name] = true
@@ -221,11 +217,9 @@ func (t *intake) build(v *view) (made *segment, err error) {
 	}
 	elsewhere := make([][]packIn, len(order)) // by number in the segment
 	some := false
-	if v != t.seen {
-		for i, n := range order {
-			elsewhere[i] = v.elsewhere(&t.ids[n])
-			some = some || len(elsewhere[i]) > 0
-		}
+	for i, n := range order {
+		elsewhere[i] = v.elsewhere(&t.ids[n])
+		some = some || len(elsewhere[i]) > 0
 	}
 	left := func(r *row) bool { return !holds(elsewhere[r.pack], r.hi, r.lo, r.offset, r.length) }
 	entries := uint64(t.rows.n)

@@ -157,14 +157,14 @@ func (x *Index) apply(remove []string, add []Source) error {
 		}
 		return x.publish(parts)
 	}
-	take := newIntake(x.folder, v)
+	take := newIntake(x.folder)
 	defer take.close()
 	for i := range fresh {
 		if err := take.add(&fresh[i]); err != nil {
 			return err
 		}
 	}
-	s, err := take.build(v)
+	s, err := take.build(v, func(string) bool { return false })
 	if err != nil {
 		return err
 	}
