@@ -104,13 +104,16 @@ func (b *bench) trackedDays(ctx context.Context, img workload.Image, rounds int)
 		if err := x.replace(ctx, "vm", disk); err != nil {
 			return err
 		}
-		tools := []interface {
-			tool
-			open(ctx context.Context) (cost, error)
-		}{x, r}
+		tools := []struct {
+			tool interface {
+				tool
+				open(ctx context.Context) (cost, error)
+			}
+			reads []string // files and folders
+		}{{x, []string{start, filepath.Join(dir, "xenkeep", "pool")}}, {r, []string{disk}}}
 		for i := range tools {
-			t := tools[(i+n)%2]
-			if _, err := measure.Warm(disk); err != nil {
+			t := tools[(i+n)%2].tool
+			if err := warmTrees(tools[(i+n)%2].reads); err != nil {
 				return err
 			}
 			unix.Sync()
@@ -138,6 +141,22 @@ func (b *bench) trackedDays(ctx context.Context, img workload.Image, rounds int)
 		return err
 	}
 	return b.trackedRight(ctx, x, dir, disk)
+}
+
+// warmTrees reads files, and all files in folders, into the page cache.
+func warmTrees(paths []string) error {
+	for _, path := range paths {
+		if err := filepath.WalkDir(path, func(path string, d os.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			_, err = measure.Warm(path)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // trackedRight compares the last day, restored, with the disk.
