@@ -49,8 +49,8 @@ const (
 	// back even later publishes no snapshot, as its claim is gone, but could
 	// put an index object of packs that are gone.
 	forgetAfter = 90 * 24 * time.Hour
-	// repackBatch is how many live bytes are copied before the packs they came
-	// from go, where nothing else runs.
+	// repackBatch is how many live bytes at most are copied before the packs they
+	// came from go, where nothing else runs.
 	repackBatch = 256 << 20
 )
 
