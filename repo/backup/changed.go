@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,8 +32,7 @@ type ChangedOptions struct {
 	// Verify tells which unchanged blocks are read all the same and compared;
 	// nil: none.
 	Verify func(block int64) bool
-	// Readers is how many blocks are worked on at once; each waits for the
-	// transport most of the time. 0 is 8.
+	// Readers is how many blocks are read at once. 0 is 8.
 	Readers  int
 	Progress func(n int64) // bytes read; from several goroutines at once
 }
@@ -58,13 +58,17 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 	copy(d.nodes, d.base.Nodes)
 
 	blocks := newChangedBlocks(o, d.base.Size)
-	work := make(chan changedBlock)
+	// Readers wait for the transport most of the time, and run ahead of the
+	// workers, one for each core: more of these would only push each other out
+	// of the caches.
+	work, ready := make(chan changedBlock), make(chan *changedRead)
+	free := make(chan *changedRead, o.Readers+d.run.opts.Workers)
+	for range cap(free) {
+		free <- new(changedRead)
+	}
 	var read atomic.Int64
-	var source atomic.Int64 // nanoseconds, of all readers together
 	began := time.Now()
 	get := func(ctx context.Context, p []byte, off int64) error {
-		asked := time.Now()
-		defer func() { source.Add(int64(time.Since(asked))) }()
 		if err := r.ReadAt(ctx, p, off); err != nil {
 			return err
 		}
@@ -93,30 +97,67 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 			}
 		}
 	})
+	var readers sync.WaitGroup
+	readers.Add(o.Readers)
 	for range o.Readers {
+		g.Go(func() error {
+			defer readers.Done()
+			for b := range work {
+				var c *changedRead
+				select {
+				case c = <-free:
+				case <-gctx.Done():
+					return context.Cause(gctx)
+				}
+				if err := d.readChanged(gctx, c, b, get); err != nil {
+					return err
+				}
+				select {
+				case ready <- c:
+				case <-gctx.Done():
+					return context.Cause(gctx)
+				}
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		readers.Wait()
+		close(ready)
+		return nil
+	})
+	for range d.run.opts.Workers {
 		g.Go(func() error {
 			w, err := d.newBlockWorker()
 			if err != nil {
 				return err
 			}
 			defer w.k.Done()
-			rc := &recutter{cut: w.cut}
-			for b := range work {
+			var idle time.Duration
+			for {
+				asked := time.Now()
+				c, ok := <-ready
 				began := time.Now()
-				list, err := w.changed(gctx, rc, b, get)
+				idle += began.Sub(asked)
+				if !ok {
+					break
+				}
+				list, err := w.changed(gctx, c)
 				w.busy += time.Since(began)
 				if err != nil {
 					return err
 				}
-				if err := d.leave(w.k, block{index: b.index, node: b.node}, list); err != nil {
+				if err := d.leave(w.k, block{index: c.index, node: c.node}, list); err != nil {
 					return err
 				}
+				free <- c
 			}
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.counts.Changed += w.counts.Changed
 			d.counts.New += w.counts.New
 			d.counts.Stored += w.counts.Stored
+			d.spent.source += idle
 			d.spent.busy += w.busy
 			d.spent.storage += w.k.Waited()
 			return nil
@@ -126,9 +167,8 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 		return DiskResult{}, err
 	}
 	d.counts.Read = read.Load()
-	d.spent.source = time.Duration(source.Load())
 	res, err := d.finish()
-	res.Waited = d.atOnce(time.Since(began))
+	res.Waited = d.ahead(time.Since(began))
 	return res, err
 }
 
@@ -207,38 +247,50 @@ func (c *changedBlocks) dirty() []disk.Extent {
 	return out
 }
 
-// changed cuts a block again, or compares it.
-func (w *blockWorker) changed(ctx context.Context, rc *recutter, b changedBlock, get func(ctx context.Context, p []byte, off int64) error) (chunk.ID, error) {
-	d := w.d
+// changedRead is a changed block of which what is needed was read, in most
+// cases.
+type changedRead struct {
+	recutter
+	index  int64
+	node   *node
+	verify bool // compared, not changed
+}
+
+// readChanged reads into c what cutting b again needs for certain.
+func (d *diskRun) readChanged(ctx context.Context, c *changedRead, b changedBlock, get fetch) error {
 	length := repo.BlockLength(d.o.Size, b.index)
 	start := b.index * disk.BlockSize
+	c.index, c.node, c.verify = b.index, b.node, len(b.dirty) == 0
 	dirty := b.dirty
-	verify := len(dirty) == 0
-	if verify {
+	if c.verify {
 		dirty = []disk.Extent{{Length: int64(length)}}
 	}
 	var old []repo.Piece
-	whole := len(dirty) == 1 && dirty[0].Offset == 0 && dirty[0].Length == int64(length) && !verify
+	whole := len(dirty) == 1 && dirty[0].Offset == 0 && dirty[0].Length == int64(length) && !c.verify
 	if start < d.base.Size && repo.BlockLength(d.base.Size, b.index) == length && !whole {
 		var err error
 		if old, err = d.oldPieces(ctx, b.index); err != nil {
-			return chunk.ID{}, err
+			return err
 		}
 	}
+	return c.begin(ctx, length, old, dirty, func(ctx context.Context, p []byte, off int64) error { return get(ctx, p, start+off) })
+}
+
+// changed cuts a block again, or compares it.
+func (w *blockWorker) changed(ctx context.Context, c *changedRead) (chunk.ID, error) {
+	d := w.d
 	w.fresh = w.fresh[:0]
-	pieces, err := rc.pieces(ctx, length, old, dirty,
-		func(ctx context.Context, p []byte, off int) error { return get(ctx, p, start+int64(off)) },
-		func(p []byte) (chunk.ID, error) {
-			id := w.k.Sum(chunk.Data, p)
-			if !w.known(id, old) {
-				// Stored below, while rc still holds the bytes.
-				w.fresh = append(w.fresh, chunkstore.Piece{ID: id, Data: p})
-			}
-			if !verify {
-				w.counts.Changed += int64(len(p))
-			}
-			return id, nil
-		})
+	pieces, err := c.pieces(ctx, w.cut, func(p []byte) (chunk.ID, error) {
+		id := w.k.Sum(chunk.Data, p)
+		if !w.known(id, c.old) {
+			// Stored below, while c still holds the bytes.
+			w.fresh = append(w.fresh, chunkstore.Piece{ID: id, Data: p})
+		}
+		if !c.verify {
+			w.counts.Changed += int64(len(p))
+		}
+		return id, nil
+	})
 	if err != nil {
 		return chunk.ID{}, err
 	}
@@ -252,16 +304,17 @@ func (w *blockWorker) changed(ctx context.Context, rc *recutter, b changedBlock,
 	if len(pieces) > 0 && !(len(pieces) == 1 && pieces[0].IsGap()) {
 		w.list = repo.AppendList(w.list[:0], pieces)
 		id = w.k.Sum(chunk.List, w.list)
-		if res, err = d.putUnless(w.k, chunk.List, id, w.list, d.oldList(b.index)); err != nil {
+		if res, err = d.putUnless(w.k, chunk.List, id, w.list, d.oldList(c.index)); err != nil {
 			return chunk.ID{}, err
 		}
 		w.counts.Stored += res.Stored
 	}
 	d.mu.Lock()
-	was := b.node.lists[b.index%repo.NodeBlocks] // the base's, until this block is done
+	was := c.node.lists[c.index%repo.NodeBlocks] // the base's, until this block is done
 	d.mu.Unlock()
-	if verify && id != was {
-		return chunk.ID{}, fmt.Errorf("bytes %d to %d: %w", start, start+int64(length), ErrUnsaidChange)
+	if c.verify && id != was {
+		start := c.index * disk.BlockSize
+		return chunk.ID{}, fmt.Errorf("bytes %d to %d: %w", start, start+int64(repo.BlockLength(d.o.Size, c.index)), ErrUnsaidChange)
 	}
 	return id, nil
 }

@@ -23,21 +23,22 @@ import (
 //     change ends in, and what lies up to there, and in the chunk that it begins
 //     in, is read with it: nothing that is not needed, in few requests.
 type recutter struct {
-	cut   chunk.Chunker
-	buf   []byte // the block, as far as it is known
-	known []bool // by page
-	zero  []bool // by page; settled for all pages by runs
-	read  int64  // bytes asked of the reader
+	buf   []byte // the block, as far as it was read
+	known []bool // by page: read, or zero
+	zero  []bool // by page; settled for all pages by pieces
+	old   []repo.Piece
+	dirty []disk.Extent
+	get   fetch
+	read  int64 // bytes asked of the reader
 }
 
-// fetch reads part of the block into p.
-type fetch func(ctx context.Context, p []byte, off int) error
+// fetch reads a part of the block or disk at hand, from byte off on, into p.
+type fetch func(ctx context.Context, p []byte, off int64) error
 
-// pieces returns the new pieces of a block of length bytes. old are those of
-// the base; dirty are the ranges that may differ from it, in the block,
-// ascending, in whole pages (or to the end of the block). sum stores a chunk
-// that is not one of the old, and names it.
-func (c *recutter) pieces(ctx context.Context, length int, old []repo.Piece, dirty []disk.Extent, get fetch, sum func(p []byte) (chunk.ID, error)) ([]repo.Piece, error) {
+// begin takes up a block of length bytes and reads what is needed of it for
+// certain. old are the pieces of the base; dirty are the ranges that may differ
+// from it, in the block, ascending, in whole pages (or to the end of the block).
+func (c *recutter) begin(ctx context.Context, length int, old []repo.Piece, dirty []disk.Extent, get fetch) error {
 	pages := (length + disk.PageSize - 1) / disk.PageSize
 	if cap(c.buf) < length {
 		c.buf = make([]byte, disk.BlockSize)
@@ -45,8 +46,8 @@ func (c *recutter) pieces(ctx context.Context, length int, old []repo.Piece, dir
 	c.buf = c.buf[:length]
 	c.known = append(c.known[:0], make([]bool, pages)...)
 	c.zero = append(c.zero[:0], make([]bool, pages)...)
-	c.read = 0
-	c.oldZeros(old, pages)
+	c.old, c.dirty, c.get, c.read = old, dirty, get, 0
+	c.oldZeros()
 	for _, d := range dirty {
 		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
 			c.known[i] = false
@@ -61,16 +62,23 @@ func (c *recutter) pieces(ctx context.Context, length int, old []repo.Piece, dir
 			}
 			to = max(to, end)
 		}
-		if err := c.ensure(ctx, from, min(to, length), get); err != nil {
-			return nil, err
+		if err := c.ensure(ctx, from, min(to, length)); err != nil {
+			return err
 		}
 	}
-	for _, d := range dirty {
+	return nil
+}
+
+// pieces returns the new pieces of the block that was begun. sum stores a chunk
+// that is not one of the old, and names it.
+func (c *recutter) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]repo.Piece, error) {
+	for _, d := range c.dirty {
 		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
 			c.zero[i] = zeroPage(c.buf, i*disk.PageSize)
 		}
 	}
 	var out []repo.Piece
+	length := len(c.buf)
 	for at := 0; at < length; {
 		end := at
 		zero := c.zero[at/disk.PageSize]
@@ -81,7 +89,7 @@ func (c *recutter) pieces(ctx context.Context, length int, old []repo.Piece, dir
 			out = append(out, repo.Piece{Offset: at, Length: end - at})
 		} else {
 			var err error
-			if out, err = c.run(ctx, out, at, end, old, dirty, get, sum); err != nil {
+			if out, err = c.run(ctx, out, at, end, cut, sum); err != nil {
 				return nil, err
 			}
 		}
@@ -90,18 +98,19 @@ func (c *recutter) pieces(ctx context.Context, length int, old []repo.Piece, dir
 	return out, nil
 }
 
-// oldZeros notes what the old pieces tell of pages: gaps are known, and zero.
-func (c *recutter) oldZeros(old []repo.Piece, pages int) {
+// oldZeros notes what the old pieces tell of pages: gaps are zero, and known as
+// far as anybody looks at them. So they are not cleared in the buffer: that would
+// be up to 2 MiB of memory for a block of which a granule changed.
+func (c *recutter) oldZeros() {
 	mark := func(from, to int) {
-		clear(c.buf[from:to])
 		for i := from / disk.PageSize; i*disk.PageSize < to; i++ {
 			c.known[i], c.zero[i] = true, true
 		}
 	}
-	if len(old) == 0 {
+	if len(c.old) == 0 {
 		mark(0, len(c.buf))
 	}
-	for _, p := range old {
+	for _, p := range c.old {
 		if p.IsGap() {
 			mark(p.Offset, p.Offset+p.Length)
 		}
@@ -109,7 +118,7 @@ func (c *recutter) oldZeros(old []repo.Piece, pages int) {
 }
 
 // ensure makes the bytes [from, to) known, in whole pages.
-func (c *recutter) ensure(ctx context.Context, from, to int, get fetch) error {
+func (c *recutter) ensure(ctx context.Context, from, to int) error {
 	for i := from / disk.PageSize; i*disk.PageSize < to; {
 		if c.known[i] {
 			i++
@@ -121,7 +130,7 @@ func (c *recutter) ensure(ctx context.Context, from, to int, get fetch) error {
 			j++
 		}
 		p := c.buf[i*disk.PageSize : min(j*disk.PageSize, len(c.buf))]
-		if err := get(ctx, p, i*disk.PageSize); err != nil {
+		if err := c.get(ctx, p, int64(i)*disk.PageSize); err != nil {
 			return err
 		}
 		c.read += int64(len(p))
@@ -131,20 +140,20 @@ func (c *recutter) ensure(ctx context.Context, from, to int, get fetch) error {
 }
 
 // run cuts the run [at, end).
-func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, old []repo.Piece, dirty []disk.Extent, get fetch, sum func(p []byte) (chunk.ID, error)) ([]repo.Piece, error) {
+func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]repo.Piece, error) {
 	for at < end {
-		if p, ok := standing(at, end, old, dirty); ok {
+		if p, ok := standing(at, end, c.old, c.dirty); ok {
 			out = append(out, p)
 			at += p.Length
 			continue
 		}
-		limit := min(end, at+c.cut.Max())
-		to := min(limit, max(behind(old, at), lastDirty(at, limit, dirty)))
+		limit := min(end, at+cut.Max())
+		to := min(limit, max(behind(c.old, at), lastDirty(at, limit, c.dirty)))
 		for {
-			if err := c.ensure(ctx, at, to, get); err != nil {
+			if err := c.ensure(ctx, at, to); err != nil {
 				return nil, err
 			}
-			if n := c.cut.First(c.buf[at:to], to == end); n > 0 {
+			if n := cut.First(c.buf[at:to], to == end); n > 0 {
 				id, err := sum(c.buf[at : at+n])
 				if err != nil {
 					return nil, err
@@ -153,7 +162,7 @@ func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, old [
 				at += n
 				break
 			}
-			to = min(limit, behind(old, to))
+			to = min(limit, behind(c.old, to))
 		}
 	}
 	return out, nil

@@ -63,7 +63,6 @@ func TestRecutEqualsFullRead(t *testing.T) {
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
 	n := cases(t, 20_000)
 	var rc recutter
-	rc.cut = cut
 	for i := range n {
 		r := rand.New(rand.NewPCG(uint64(i), 9))
 		// Small blocks make most cases cheap and their edges frequent.
@@ -108,9 +107,10 @@ func TestRecutEqualsFullRead(t *testing.T) {
 			}
 		}
 		want := fullCut(cut, h, data)
-		got, err := rc.pieces(t.Context(), length, old, dirty,
-			func(_ context.Context, p []byte, off int) error { copy(p, data[off:]); return nil },
-			func(p []byte) (chunk.ID, error) { return h.Sum(chunk.Data, p), nil })
+		if err := rc.begin(t.Context(), length, old, dirty, func(_ context.Context, p []byte, off int64) error { copy(p, data[off:]); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		got, err := rc.pieces(t.Context(), cut, func(p []byte) (chunk.ID, error) { return h.Sum(chunk.Data, p), nil })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -144,10 +144,12 @@ func TestRecutReadsLittle(t *testing.T) {
 			for range 5 {
 				next[e.Offset+r.Int64N(e.Length)] ^= 1
 			}
-			rc := recutter{cut: cut}
-			if _, err := rc.pieces(t.Context(), len(next), old, []disk.Extent{e},
-				func(_ context.Context, p []byte, off int) error { reads++; copy(p, next[off:]); return nil },
-				func(p []byte) (chunk.ID, error) { return h.Sum(chunk.Data, p), nil }); err != nil {
+			var rc recutter
+			if err := rc.begin(t.Context(), len(next), old, []disk.Extent{e},
+				func(_ context.Context, p []byte, off int64) error { reads++; copy(p, next[off:]); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := rc.pieces(t.Context(), cut, func(p []byte) (chunk.ID, error) { return h.Sum(chunk.Data, p), nil }); err != nil {
 				t.Fatal(err)
 			}
 			read, asked = read+rc.read, asked+e.Length

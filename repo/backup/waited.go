@@ -25,14 +25,14 @@ func (d *diskRun) inOrder(wall time.Duration) Waited {
 	return w.rest(wall-w.Source, d.spent.storage, d.spent.busy-d.spent.storage)
 }
 
-// atOnce is for pipelines whose workers read for themselves.
-func (d *diskRun) atOnce(wall time.Duration) Waited {
+// ahead is for pipelines whose readers run ahead of the workers: source is how
+// long these, all together, have waited for what is read.
+func (d *diskRun) ahead(wall time.Duration) Waited {
 	var w Waited
-	if d.spent.busy <= 0 {
-		return w.rest(wall, 0, 1)
+	if all := d.spent.source + d.spent.busy; all > 0 {
+		w.Source = time.Duration(float64(wall) * d.spent.source.Seconds() / all.Seconds())
 	}
-	w.Source = time.Duration(float64(wall) * min(1, d.spent.source.Seconds()/d.spent.busy.Seconds()))
-	return w.rest(wall-w.Source, d.spent.storage, d.spent.busy-d.spent.source-d.spent.storage)
+	return w.rest(wall-w.Source, d.spent.storage, d.spent.busy-d.spent.storage)
 }
 
 // rest divides what is left between storage and CPU.

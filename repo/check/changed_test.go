@@ -5,10 +5,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
@@ -110,6 +113,74 @@ func TestChanged(t *testing.T) {
 		}
 		compare(t, r, chunk.ID(s.Disks[0].Root), m, false)
 		mustClean(t, r)
+	}
+}
+
+// slowReader answers a read, and slowStore takes an object, after a time.
+type slowReader struct {
+	memReader
+	after time.Duration
+}
+
+func (r slowReader) ReadAt(ctx context.Context, p []byte, off int64) error {
+	time.Sleep(r.after)
+	return r.memReader.ReadAt(ctx, p, off)
+}
+
+type slowStore struct {
+	object.Store
+	after time.Duration
+}
+
+func (s *slowStore) Put(ctx context.Context, name string, data []byte) error {
+	if strings.HasPrefix(name, "packs/") {
+		time.Sleep(s.after)
+	}
+	return s.Store.Put(ctx, name, data)
+}
+
+// What a backup of changed blocks waited for is told: the disk, or the storage. It
+// has one worker, as a bubble's time stands still while one waits for a mutex.
+func TestChangedWaited(t *testing.T) {
+	old := disk.NewMem(128 << 20)
+	scribble(t, old, 1, 20)
+	store := &slowStore{Store: mem.New()}
+	r := initRepo(t, store)
+	base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: old.Size()}, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range []struct {
+		source, storage time.Duration
+		blames          func(w backup.Waited) time.Duration
+	}{
+		{time.Second, 0, func(w backup.Waited) time.Duration { return w.Source }},
+		{0, 20 * time.Second, func(w backup.Waited) time.Duration { return w.Storage }},
+	} {
+		m := disk.NewMem(old.Size())
+		noise := make([]byte, old.Size())
+		_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(noise)
+		if err := m.WriteAt(t.Context(), noise, 0); err != nil {
+			t.Fatal(err)
+		}
+		store.after = c.storage
+		synctest.Test(t, func(t *testing.T) {
+			var d backup.DiskResult
+			began := time.Now()
+			err := backup.Do(t.Context(), r, backup.Options{Roots: []chunk.ID{chunk.ID(base.Disks[0].Root)}, Workers: 1, Uploads: 1}, func(ctx context.Context, run *backup.Run) (err error) {
+				d, err = run.Changed(ctx, slowReader{memReader{m}, c.source}, backup.ChangedOptions{
+					Size: m.Size(), Base: chunk.ID(base.Disks[0].Root), Changed: []disk.Extent{{Length: m.Size()}},
+				})
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, wall := d.Waited, time.Since(began)
+			if all := w.Source + w.CPU + w.Storage; c.blames(w) < all*9/10 || all > wall || wall < 5*time.Second {
+				t.Errorf("case %d: %+v of %v", i, w, wall)
+			}
+		})
 	}
 }
 
