@@ -59,8 +59,7 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 
 	blocks := newChangedBlocks(o, d.base.Size)
 	// Readers wait for the transport most of the time, and run ahead of the
-	// workers, one for each core: more of these would only push each other out
-	// of the caches.
+	// workers. As many of these would push each other out of the caches.
 	work, ready := make(chan changedBlock), make(chan *changedRead)
 	free := make(chan *changedRead, o.Readers+d.run.opts.Workers)
 	for range cap(free) {

@@ -29,6 +29,11 @@ import (
 // that small VMs share packs and large ones are published soon.
 const flushBytes = 24 << 20
 
+// spareWorkers is how many workers there are beyond the cores: where one waits,
+// for a lock, for room in a pack or for a thread to come back from C, another
+// has work.
+const spareWorkers = 2
+
 // ErrRetired is returned when a run finds that its claim was declared dead:
 // what it leaned on may be gone.
 var ErrRetired = errors.New("this run was declared dead by a pruner: run it again")
@@ -46,7 +51,7 @@ type Options struct {
 	// It lists all packs.
 	AdoptOrphans bool
 	Level        seal.Level
-	Workers      int // blocks worked on at once; 0 is one for each core
+	Workers      int // blocks worked on at once; 0 is two more than cores
 	Uploads      int // packs on their way at once; 0 is the storage's choice
 	Now          func() time.Time
 }
@@ -86,7 +91,7 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 		o.Now = time.Now
 	}
 	if o.Workers <= 0 {
-		o.Workers = runtime.GOMAXPROCS(0)
+		o.Workers = runtime.GOMAXPROCS(0) + spareWorkers
 	}
 	var runID chunkstore.RunID
 	_, _ = rand.Read(runID[:])
