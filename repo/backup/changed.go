@@ -57,14 +57,6 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 	d.nodes = make([]chunk.ID, repo.Nodes(o.Size))
 	copy(d.nodes, d.base.Nodes)
 
-	blocks := newChangedBlocks(o, d.base.Size)
-	// Readers wait for the transport most of the time, and run ahead of the
-	// workers. As many of these would push each other out of the caches.
-	work, ready := make(chan changedBlock), make(chan *changedRead)
-	free := make(chan *changedRead, o.Readers+d.run.opts.Workers)
-	for range cap(free) {
-		free <- new(changedRead)
-	}
 	var read atomic.Int64
 	began := time.Now()
 	get := func(ctx context.Context, p []byte, off int64) error {
@@ -77,22 +69,45 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 		}
 		return nil
 	}
+	free := make(chan *changedRead, o.Readers+d.run.opts.Workers)
+	for range cap(free) {
+		free <- new(changedRead)
+	}
 	g, gctx := errgroup.WithContext(ctx)
+	ready := d.readAhead(gctx, g, o, get, free)
+	for range d.run.opts.Workers {
+		g.Go(func() error { return d.workChanged(gctx, ready, free) })
+	}
+	if err := g.Wait(); err != nil {
+		return DiskResult{}, err
+	}
+	d.counts.Read = read.Load()
+	res, err := d.finish()
+	res.Waited = d.ahead(time.Since(began))
+	return res, err
+}
+
+// readAhead starts readers in g, which wait for the transport most of the time
+// and run ahead of the workers: as many of these would push each other out of
+// the processor's caches. It returns where the blocks that are read come from.
+func (d *diskRun) readAhead(ctx context.Context, g *errgroup.Group, o ChangedOptions, get fetch, free <-chan *changedRead) <-chan *changedRead {
+	work, ready := make(chan changedBlock), make(chan *changedRead)
 	g.Go(func() error {
 		defer close(work)
+		blocks := newChangedBlocks(o, d.base.Size)
 		for {
 			b, ok := blocks.next()
 			if !ok {
 				return d.closeNodes(len(d.nodes))
 			}
 			var err error
-			if b.node, err = d.enter(gctx, b.index); err != nil {
+			if b.node, err = d.enter(ctx, b.index); err != nil {
 				return err
 			}
 			select {
 			case work <- b:
-			case <-gctx.Done():
-				return context.Cause(gctx)
+			case <-ctx.Done():
+				return context.Cause(ctx)
 			}
 		}
 	})
@@ -105,16 +120,16 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 				var c *changedRead
 				select {
 				case c = <-free:
-				case <-gctx.Done():
-					return context.Cause(gctx)
+				case <-ctx.Done():
+					return context.Cause(ctx)
 				}
-				if err := d.readChanged(gctx, c, b, get); err != nil {
+				if err := d.readChanged(ctx, c, b, get); err != nil {
 					return err
 				}
 				select {
 				case ready <- c:
-				case <-gctx.Done():
-					return context.Cause(gctx)
+				case <-ctx.Done():
+					return context.Cause(ctx)
 				}
 			}
 			return nil
@@ -125,50 +140,44 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 		close(ready)
 		return nil
 	})
-	for range d.run.opts.Workers {
-		g.Go(func() error {
-			w, err := d.newBlockWorker()
-			if err != nil {
-				return err
-			}
-			defer w.k.Done()
-			var idle time.Duration
-			for {
-				asked := time.Now()
-				c, ok := <-ready
-				began := time.Now()
-				idle += began.Sub(asked)
-				if !ok {
-					break
-				}
-				list, err := w.changed(gctx, c)
-				w.busy += time.Since(began)
-				if err != nil {
-					return err
-				}
-				if err := d.leave(w.k, block{index: c.index, node: c.node}, list); err != nil {
-					return err
-				}
-				free <- c
-			}
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.counts.Changed += w.counts.Changed
-			d.counts.New += w.counts.New
-			d.counts.Stored += w.counts.Stored
-			d.spent.source += idle
-			d.spent.busy += w.busy
-			d.spent.storage += w.k.Waited()
-			return nil
-		})
+	return ready
+}
+
+// workChanged is a worker: it cuts again what is ready, and gives it back.
+func (d *diskRun) workChanged(ctx context.Context, ready <-chan *changedRead, free chan<- *changedRead) error {
+	w, err := d.newBlockWorker()
+	if err != nil {
+		return err
 	}
-	if err := g.Wait(); err != nil {
-		return DiskResult{}, err
+	defer w.k.Done()
+	var idle time.Duration
+	for {
+		asked := time.Now()
+		c, ok := <-ready
+		began := time.Now()
+		idle += began.Sub(asked)
+		if !ok {
+			break
+		}
+		list, err := w.changed(ctx, c)
+		w.busy += time.Since(began)
+		if err != nil {
+			return err
+		}
+		if err := d.leave(w.k, block{index: c.index, node: c.node}, list); err != nil {
+			return err
+		}
+		free <- c
 	}
-	d.counts.Read = read.Load()
-	res, err := d.finish()
-	res.Waited = d.ahead(time.Since(began))
-	return res, err
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.counts.Changed += w.counts.Changed
+	d.counts.New += w.counts.New
+	d.counts.Stored += w.counts.Stored
+	d.spent.source += idle
+	d.spent.busy += w.busy
+	d.spent.storage += w.k.Waited()
+	return nil
 }
 
 // changedBlock is a block to be cut again, or with no dirty part one to be
