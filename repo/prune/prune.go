@@ -7,7 +7,7 @@
 // decides only how long that waits and when a claim looks dead. A pass may end
 // anywhere: the next one goes on from what lies in storage.
 //
-// Memory: 8 to 24 bytes for each blob that lives (a blob is up to 512 KiB of
+// Memory: 8 to 24 bytes for each blob that lives (a blob is up to 1 MiB of
 // chunks that were new together), about 40 for each block list that differs
 // (2 MiB of a disk) and 200 for each pack.
 package prune
