@@ -108,7 +108,7 @@ func (b *poolBackup) fail(vm, uuid string, err error) {
 	b.o.Log.Error("VM failed", "vm", vm, "error", err)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.sum.Failed = append(b.sum.Failed, VMFailure{VM: vm, UUID: uuid, Error: oneLine(err), Cure: CureOf(err), err: err})
+	b.sum.Failed = append(b.sum.Failed, VMFailure{VM: vm, UUID: uuid, Error: oneLine(err), Hint: HintOf(err), err: err})
 }
 
 func (b *poolBackup) run(ctx context.Context) error {

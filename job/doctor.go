@@ -25,15 +25,15 @@ type Finding struct {
 	Level string `json:"level"` // ok, warn or fail
 	What  string `json:"what"`
 	Text  string `json:"text"`
-	Cure  string `json:"cure,omitempty"`
+	Hint  string `json:"hint,omitempty"`
 }
 
 // DoctorPool looks at all that a backup will need of a pool. It changes
 // nothing there.
 func DoctorPool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	var out []Finding
-	add := func(level, what, cure, format string, args ...any) {
-		out = append(out, Finding{Level: level, What: what, Text: fmt.Sprintf(format, args...), Cure: cure})
+	add := func(level, what, hint, format string, args ...any) {
+		out = append(out, Finding{Level: level, What: what, Text: fmt.Sprintf(format, args...), Hint: hint})
 	}
 	rec, err := pool.Pool(ctx)
 	if err != nil {
@@ -137,10 +137,10 @@ func doctorSRs(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 		}
 		switch {
 		case len(hosts) == 0:
-			f.Level, f.Cure = Fail, "plug its PBD on a live host"
+			f.Level, f.Hint = Fail, "plug its PBD on a live host"
 			f.Text += "; no live host reaches it"
 		case !snap:
-			f.Level, f.Cure = Warn, "its disks cannot be backed up: move them to another SR"
+			f.Level, f.Hint = Warn, "its disks cannot be backed up: move them to another SR"
 		case thick(sr):
 			f.Text += "; thick: a snapshot needs the full size of each running disk, and no base is kept unless --keep-base snapshot"
 		}
@@ -160,7 +160,7 @@ func yesNo(b bool) string {
 func DoctorRepository(ctx context.Context, r *repo.Repository) ([]Finding, error) {
 	var out []Finding
 	for _, p := range r.Problems() {
-		out = append(out, Finding{Level: Fail, What: p.Object, Text: p.Err.Error(), Cure: "run: xenkeep check"})
+		out = append(out, Finding{Level: Fail, What: p.Object, Text: p.Err.Error(), Hint: "run: xenkeep check"})
 	}
 	claim := &repo.Claim{Run: "doctor", Machine: hostname(), Process: processName(), Started: time.Now().UTC()}
 	err := r.PutClaim(ctx, claim)
@@ -168,7 +168,7 @@ func DoctorRepository(ctx context.Context, r *repo.Repository) ([]Finding, error
 		err = r.DropClaim(ctx, claim)
 	}
 	if err != nil {
-		return append(out, Finding{Level: Fail, What: "repository", Text: "cannot be written: " + err.Error(), Cure: "check the rights on it, and its free space"}), nil
+		return append(out, Finding{Level: Fail, What: "repository", Text: "cannot be written: " + err.Error(), Hint: "check the rights on it, and its free space"}), nil
 	}
 	return append(out, Finding{Level: OK, What: "repository", Text: fmt.Sprintf("%s opens and can be written; format %d, id %s",
 		r.Objects().Location(), r.Config().Format, r.ID()[:8])}), nil

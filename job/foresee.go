@@ -128,7 +128,7 @@ func (f *Foresight) quiesce(ctx context.Context) error {
 	for _, h := range hosts {
 		// The API of 8.0, the last with such snapshots, is 2.12.
 		if h.APIVersionMajor > 2 || h.APIVersionMajor == 2 && h.APIVersionMinor > 12 {
-			return &unable{kind: KindQuiesced, why: "the pool's version has none any more (they went with 8.1)", cure: "configure another kind after it"}
+			return &unable{kind: KindQuiesced, why: "the pool's version has none any more (they went with 8.1)", hint: "configure another kind after it"}
 		}
 	}
 	return nil

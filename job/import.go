@@ -165,7 +165,7 @@ func (im *importer) failed(file string, err error) {
 	if !strings.Contains(err.Error(), file) {
 		err = fmt.Errorf("%s: %w", file, err)
 	}
-	im.sum.Failed = append(im.sum.Failed, VMFailure{VM: file, Error: oneLine(err), Cure: CureOf(err), err: err})
+	im.sum.Failed = append(im.sum.Failed, VMFailure{VM: file, Error: oneLine(err), Hint: HintOf(err), err: err})
 }
 
 func (im *importer) warn(format string, args ...any) {

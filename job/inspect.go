@@ -19,7 +19,7 @@ func Inspect(ctx context.Context, pool *xapi.Client, nameOrUUID string, leave ma
 	if err != nil {
 		var u *unsupported
 		if errors.As(err, &u) && u.what != "" {
-			return nil, &unsupported{what: u.what, why: u.why, cure: "leave it out with --ignore-disk, where the host can, or make it one that can be snapshotted"}
+			return nil, &unsupported{what: u.what, why: u.why, hint: "leave it out with --ignore-disk, where the host can, or make it one that can be snapshotted"}
 		}
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func Take(ctx context.Context, pool *xapi.Client, vm xapi.Ref, k Kind, name stri
 			again()
 		}
 		if xapi.IsCode(err, xapi.MessageRemoved, xapi.MethodUnknown) {
-			return ref, &unable{kind: k, why: "the pool's version has none any more (they went with 8.1)", cure: "take a snapshot of another kind", err: err}
+			return ref, &unable{kind: k, why: "the pool's version has none any more (they went with 8.1)", hint: "take a snapshot of another kind", err: err}
 		}
 	case KindCheckpoint:
 		ref, err = pool.CheckpointVM(ctx, vm, name)
@@ -86,11 +86,11 @@ func Take(ctx context.Context, pool *xapi.Client, vm xapi.Ref, k Kind, name stri
 	}
 	var refused *xapi.Error
 	if errors.As(err, &refused) && ref.IsNull() {
-		cure := refused.Cure()
-		if cure == "" {
-			cure = "take a snapshot of another kind"
+		hint := refused.Hint()
+		if hint == "" {
+			hint = "take a snapshot of another kind"
 		}
-		return ref, &unable{kind: k, why: "the pool refuses", cure: cure, err: err}
+		return ref, &unable{kind: k, why: "the pool refuses", hint: hint, err: err}
 	}
 	return ref, err
 }

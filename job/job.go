@@ -227,7 +227,7 @@ type VMFailure struct {
 	VM    string `json:"vm"`
 	UUID  string `json:"vm_uuid,omitempty"`
 	Error string `json:"error"`
-	Cure  string `json:"cure,omitempty"`
+	Hint  string `json:"hint,omitempty"`
 
 	err error
 }

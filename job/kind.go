@@ -36,7 +36,7 @@ const quiesceTries = 3
 type unable struct {
 	kind Kind
 	why  string
-	cure string
+	hint string
 	err  error
 }
 
@@ -48,7 +48,7 @@ func (u *unable) Error() string {
 }
 
 func (u *unable) Unwrap() error { return u.err }
-func (u *unable) Cure() string  { return u.cure }
+func (u *unable) Hint() string  { return u.hint }
 
 // Unable says, before anything is done, why a VM snapshot of some kind cannot
 // be had; nil where nothing speaks against it.
@@ -57,18 +57,18 @@ func (p *vmPlan) unable(k Kind) error {
 	switch k {
 	case KindQuiesced:
 		if state != "running" {
-			return &unable{kind: k, why: "the VM is " + state + ", and only a running guest can take part", cure: "start the VM, or take a snapshot of another kind"}
+			return &unable{kind: k, why: "the VM is " + state + ", and only a running guest can take part", hint: "start the VM, or take a snapshot of another kind"}
 		}
 	case KindCheckpoint:
 		if state != "running" && state != "suspended" {
-			return &unable{kind: k, why: "the VM is " + state + " and has no memory to save", cure: "start the VM, or take a snapshot of another kind"}
+			return &unable{kind: k, why: "the VM is " + state + " and has no memory to save", hint: "start the VM, or take a snapshot of another kind"}
 		}
 		if state == "running" {
 			return p.memorySpace()
 		}
 	case KindOffline:
 		if state == "paused" || state == "suspended" {
-			return &unable{kind: k, why: "the VM is " + state + " and cannot be shut down cleanly", cure: "resume the VM, or take a snapshot of another kind"}
+			return &unable{kind: k, why: "the VM is " + state + " and cannot be shut down cleanly", hint: "resume the VM, or take a snapshot of another kind"}
 		}
 	}
 	return nil
@@ -89,7 +89,7 @@ func (p *vmPlan) memorySpace() error {
 	free := int64(p.suspend.PhysicalSize - p.suspend.PhysicalUtilisation)
 	if need := p.memoryNeed(); free < need {
 		return &unable{kind: KindCheckpoint, why: fmt.Sprintf("SR %s: the memory needs %s, %s are free", p.suspend.NameLabel,
-			humanize.IBytes(uint64(need)), humanize.IBytes(uint64(max(free, 0)))), cure: "free space on the SR", err: ErrSpace}
+			humanize.IBytes(uint64(need)), humanize.IBytes(uint64(max(free, 0)))), hint: "free space on the SR", err: ErrSpace}
 	}
 	return nil
 }
@@ -231,7 +231,7 @@ func (v *vmBackup) takeOffline(ctx context.Context) (err error) {
 		if ctx.Err() != nil {
 			return err
 		}
-		return &unable{kind: KindOffline, why: "the guest does not shut down cleanly", cure: "install the guest tools, or take a snapshot of another kind", err: err}
+		return &unable{kind: KindOffline, why: "the guest does not shut down cleanly", hint: "install the guest tools, or take a snapshot of another kind", err: err}
 	}
 	return v.takeRegular(ctx)
 }

@@ -177,8 +177,8 @@ func TestQuiesceManyDisks(t *testing.T) {
 			continue
 		}
 		for what, err := range map[string]error{"foreseen": ferr, "run": err} {
-			if err == nil || !strings.Contains(err.Error(), "no quiesced snapshot: the pool's version has none any more (they went with 8.1)") || job.CureOf(err) == "" {
-				t.Errorf("%s: %v, cure %q", what, err, job.CureOf(err))
+			if err == nil || !strings.Contains(err.Error(), "no quiesced snapshot: the pool's version has none any more (they went with 8.1)") || job.HintOf(err) == "" {
+				t.Errorf("%s: %v, hint %q", what, err, job.HintOf(err))
 			}
 		}
 		w.clean()

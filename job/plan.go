@@ -32,7 +32,7 @@ type diskPlan struct {
 	vdi    xapi.VDI
 	sr     xapi.SR
 	reason string // why it cannot be saved; empty for those that can
-	cure   string
+	hint   string
 	never  bool // it cannot be snapshotted at all
 
 	untracked string // why its changes are not tracked; empty where they are
@@ -80,11 +80,11 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 	}}
 	if v, blocked := vm.BlockedOperations["snapshot"]; blocked {
 		return nil, &unsupported{why: "snapshots of it are blocked on the pool (" + v + ")",
-			cure: "remove \"snapshot\" from the VM's blocked_operations"}
+			hint: "remove \"snapshot\" from the VM's blocked_operations"}
 	}
 	if len(vm.VUSBs) > 0 {
 		return nil, &unsupported{why: "it has a USB device attached, and the pool refuses to snapshot such a VM",
-			cure: "detach the VUSB"}
+			hint: "detach the VUSB"}
 	}
 	for _, ref := range vm.VBDs {
 		vbd, err := pool.VBD(ctx, ref)
@@ -109,7 +109,7 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 		}
 		p.info.VDIs[string(vbd.VDI)] = rawRecord(d.vdi.Raw)
 		p.info.SRs[string(d.vdi.SR)] = rawRecord(d.sr.Raw)
-		d.reason, d.cure = unsnapshottable(d)
+		d.reason, d.hint = unsnapshottable(d)
 		d.never = d.reason != ""
 		why := leave[d.vdi.UUID]
 		if why != "" {
@@ -121,12 +121,12 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 		}
 		if !skip && why == "" {
 			return nil, &unsupported{what: fmt.Sprintf("disk %s (%s): ", d.device(), d.vdi.NameLabel), why: d.reason,
-				cure: d.cure + ", or leave it out with --skip-unsupported"}
+				hint: d.hint + ", or leave it out with --skip-unsupported"}
 		}
 		p.left = append(p.left, d)
 	}
 	if len(p.disks) == 0 {
-		return nil, &unsupported{why: "it has no disk that can be saved", cure: "leave the VM out"}
+		return nil, &unsupported{why: "it has no disk that can be saved", hint: "leave the VM out"}
 	}
 	sort.Slice(p.disks, func(i, j int) bool { return lessDevice(p.disks[i].vbd.UserDevice, p.disks[j].vbd.UserDevice) })
 	return p, p.readRest(ctx, pool)
@@ -194,11 +194,11 @@ func suspendSR(raw []byte) xapi.Ref {
 
 // unsupported is a VM or, where what names it, a disk that cannot be
 // snapshotted.
-type unsupported struct{ what, why, cure string }
+type unsupported struct{ what, why, hint string }
 
 func (u *unsupported) Error() string { return u.what + ErrUnsupported.Error() + ": " + u.why }
 func (u *unsupported) Unwrap() error { return ErrUnsupported }
-func (u *unsupported) Cure() string  { return u.cure }
+func (u *unsupported) Hint() string  { return u.hint }
 
 // image takes down what lies in a CD drive.
 func (p *vmPlan) image(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
@@ -217,8 +217,8 @@ func (p *vmPlan) image(ctx context.Context, pool *xapi.Client, ref xapi.Ref) err
 	return nil
 }
 
-// unsnapshottable says why a disk cannot be snapshotted, and the cure.
-func unsnapshottable(d *diskPlan) (why, cure string) {
+// unsnapshottable says why a disk cannot be snapshotted, and the hint.
+func unsnapshottable(d *diskPlan) (why, hint string) {
 	switch {
 	case d.vdi.Missing:
 		return "its data are missing from the SR", "rescan the SR"
@@ -303,11 +303,11 @@ func (p *vmPlan) gaps() []repo.Gap {
 	return gaps
 }
 
-// CureOf finds what a user can do about an error, or "".
-func CureOf(err error) string {
-	var c interface{ Cure() string }
+// HintOf finds what a user can do about an error, or "".
+func HintOf(err error) string {
+	var c interface{ Hint() string }
 	if errors.As(err, &c) {
-		return c.Cure()
+		return c.Hint()
 	}
 	switch {
 	case errors.Is(err, ErrSpace):

@@ -14,7 +14,7 @@ const (
 	// RetryYes: it may succeed by itself after a while.
 	RetryYes
 	// RetryAfterAction: only once something else was done, by this program
-	// (log in, take another method) or by people; see CodeInfo.Cure.
+	// (log in, take another method) or by people; see CodeInfo.Hint.
 	RetryAfterAction
 )
 
@@ -32,7 +32,7 @@ type CodeInfo struct {
 	Delay    time.Duration
 	MaxDelay time.Duration
 	Text     string // what happened, as a clause
-	Cure     string // what to do, as a sentence
+	Hint     string // what to do, as a sentence
 }
 
 // Waits of the retry classes: busy things that end soon, hosts that start, and

@@ -128,8 +128,8 @@ func TestCodeTable(t *testing.T) {
 			t.Errorf("%s stands twice in the table", info.Code)
 		}
 		seen[info.Code] = true
-		if info.Text == "" || info.Cure == "" || strings.HasSuffix(info.Text, ".") || !strings.HasSuffix(info.Cure, ".") {
-			t.Errorf("%s: text %q, cure %q", info.Code, info.Text, info.Cure)
+		if info.Text == "" || info.Hint == "" || strings.HasSuffix(info.Text, ".") || !strings.HasSuffix(info.Hint, ".") {
+			t.Errorf("%s: text %q, hint %q", info.Code, info.Text, info.Hint)
 		}
 		if yes := info.Class == RetryYes; yes != (info.Attempts > 0) || yes != (info.Delay > 0) || info.MaxDelay < info.Delay {
 			t.Errorf("%s: class %v with %d tries after %v to %v", info.Code, info.Class, info.Attempts, info.Delay, info.MaxDelay)

@@ -120,10 +120,10 @@ func (e *Error) Is(target error) bool {
 	return ok && c == e.Code
 }
 
-// Cure says what the user can do, in one sentence; empty for unknown codes.
-func (e *Error) Cure() string {
+// Hint says what the user can do, in one sentence; empty for unknown codes.
+func (e *Error) Hint() string {
 	info, _ := Lookup(e.Code)
-	return info.Cure
+	return info.Hint
 }
 
 // IsCode tells whether err is a pool error with one of the codes.

@@ -44,7 +44,7 @@ type Error struct {
 	Name  string // object, prefix, or for open and create the location
 	Class error  // one of the sentinels, a context error, or the cause if none fits
 	Cause error  // what the backend said; may be nil
-	Cure  string // what the user can do about it; may be empty
+	Hint  string // what the user can do about it; may be empty
 }
 
 func (e *Error) Error() string {
@@ -58,12 +58,12 @@ func (e *Error) Error() string {
 // Unwrap gives the class.
 func (e *Error) Unwrap() error { return e.Class }
 
-// CureOf is what can be done about an error, as the backend knows it; empty
+// HintOf is what can be done about an error, as the backend knows it; empty
 // where it does not.
-func CureOf(err error) string {
+func HintOf(err error) string {
 	var e *Error
 	if errors.As(err, &e) {
-		return e.Cure
+		return e.Hint
 	}
 	return ""
 }

@@ -116,7 +116,7 @@ func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
 		// that readers of --json wait for.
 		sum = &job.Summary{Type: "summary", Status: "failed", Job: o.job, Started: time.Now().UTC(), Snapshots: []job.VMSummary{}}
 		for _, vm := range vms {
-			sum.Failed = append(sum.Failed, job.VMFailure{VM: vm, Error: sentence(err), Cure: hint(err)})
+			sum.Failed = append(sum.Failed, job.VMFailure{VM: vm, Error: sentence(err), Hint: hint(err)})
 		}
 		if o.output.json {
 			return errors.Join(err, writeLine(cmd.OutOrStdout(), sum))
@@ -147,8 +147,8 @@ func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
 }
 
 func failureHint(f *job.VMFailure) string {
-	if f.Cure != "" || f.Err() == nil {
-		return f.Cure
+	if f.Hint != "" || f.Err() == nil {
+		return f.Hint
 	}
 	return hint(f.Err())
 }

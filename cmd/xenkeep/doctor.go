@@ -92,8 +92,8 @@ func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
 func printFinding(w io.Writer, f job.Finding) error {
 	level := map[string]string{job.OK: "ok  ", job.Warn: "warn", job.Fail: "FAIL"}[f.Level]
 	_, err := fmt.Fprintf(w, "%s  %s: %s\n", level, printable(f.What), oneLine(f.Text))
-	if err == nil && f.Cure != "" {
-		_, err = fmt.Fprintf(w, "      %s\n", oneLine(f.Cure))
+	if err == nil && f.Hint != "" {
+		_, err = fmt.Fprintf(w, "      hint: %s\n", oneLine(f.Hint))
 	}
 	return err
 }
@@ -102,7 +102,7 @@ func printFinding(w io.Writer, f job.Finding) error {
 func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]job.Finding, error) {
 	var findings []job.Finding
 	fail := func(what string, err error) {
-		findings = append(findings, job.Finding{Level: job.Fail, What: what, Text: sentence(err), Cure: hint(err)})
+		findings = append(findings, job.Finding{Level: job.Fail, What: what, Text: sentence(err), Hint: hint(err)})
 	}
 	if o.repository.location != "" {
 		f, what, err := o.examineRepository(ctx, stderr)

@@ -18,7 +18,7 @@ import (
 )
 
 // The voice: one line that begins with "xenkeep:", lower case, the object
-// before the cause; where there is a cure, it is a second line of its own.
+// before the cause; where there is a hint, it is a second line of its own.
 
 // reported is an error that was told already.
 type reported struct{ error }
@@ -33,10 +33,10 @@ func complain(w io.Writer, err error) {
 	tell(w, sentence(err), hint(err))
 }
 
-func tell(w io.Writer, text, cure string) {
+func tell(w io.Writer, text, hint string) {
 	fmt.Fprintf(w, "xenkeep: %s\n", text)
-	if cure != "" {
-		fmt.Fprintf(w, "  %s\n", oneLine(cure))
+	if hint != "" {
+		fmt.Fprintf(w, "  hint: %s\n", oneLine(hint))
 	}
 }
 
@@ -74,10 +74,10 @@ func hint(err error) string {
 	switch {
 	case errors.As(err, &untrusted):
 		return "compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then add --pool-fingerprint " + untrusted.Fingerprint
-	case job.CureOf(err) != "":
-		return job.CureOf(err)
-	case object.CureOf(err) != "":
-		return object.CureOf(err)
+	case job.HintOf(err) != "":
+		return job.HintOf(err)
+	case object.HintOf(err) != "":
+		return object.HintOf(err)
 	case errors.Is(err, object.ErrNoRepository):
 		return "is the path right, and is what should be mounted there? xenkeep init makes a new repository"
 	case errors.Is(err, object.ErrLocked):

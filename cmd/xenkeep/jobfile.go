@@ -193,8 +193,8 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 	n.Progress, n.Log = show, log
 	rep, err := nightly.Run(cmd.Context(), *n)
 	err = errors.Join(err, end())
-	if rep.Error != "" && rep.Cure == "" && err != nil {
-		rep.Cure = hint(err)
+	if rep.Error != "" && rep.Hint == "" && err != nil {
+		rep.Hint = hint(err)
 	}
 	if o.output.json {
 		if werr := writeLine(cmd.OutOrStdout(), rep); werr != nil {
@@ -207,7 +207,7 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 	}
 	for i := range rep.VMs {
 		if v := &rep.VMs[i]; v.Error != "" {
-			tell(cmd.ErrOrStderr(), oneLine("VM "+v.Name+": "+v.Error), v.Cure)
+			tell(cmd.ErrOrStderr(), oneLine("VM "+v.Name+": "+v.Error), v.Hint)
 		}
 	}
 	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) || errors.Is(err, job.ErrMissed) {

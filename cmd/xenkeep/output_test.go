@@ -39,7 +39,7 @@ var exitCases = []struct {
 	{errInterrupted, exitInterrupted},
 }
 
-// What is told is one line, the cure a second one, and no name from elsewhere
+// What is told is one line, the hint a second one, and no name from elsewhere
 // reaches the terminal with control characters in it.
 func TestComplain(t *testing.T) {
 	for _, c := range []struct {
@@ -50,7 +50,7 @@ func TestComplain(t *testing.T) {
 		{reported{errors.New("told")}, ""},
 		{fmt.Errorf("log in: %w", &xapi.UntrustedHostError{Host: "h:443", Fingerprint: "AB:CD"}),
 			"xenkeep: pool host h:443: nothing vouches for its certificate, which has the fingerprint AB:CD\n" +
-				"  compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then add --pool-fingerprint AB:CD\n"},
+				"  hint: compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then add --pool-fingerprint AB:CD\n"},
 		{context.DeadlineExceeded, "xenkeep: timed out: context deadline exceeded\n"},
 	} {
 		var out bytes.Buffer
@@ -60,7 +60,7 @@ func TestComplain(t *testing.T) {
 		}
 	}
 	if h := hint(&xapi.Error{Code: xapi.SRNoSpace}); h == "" {
-		t.Error("no cure for a full SR")
+		t.Error("no hint for a full SR")
 	}
 }
 

@@ -109,8 +109,8 @@ func printPlan(w io.Writer, p *nightly.Plan) error {
 	fmt.Fprintln(w)
 	for _, f := range p.Findings {
 		fmt.Fprintf(w, "%-5s  %s: %s\n", f.Level, printable(f.What), oneLine(f.Text))
-		if f.Cure != "" {
-			fmt.Fprintf(w, "       %s\n", oneLine(f.Cure))
+		if f.Hint != "" {
+			fmt.Fprintf(w, "       hint: %s\n", oneLine(f.Hint))
 		}
 	}
 	verdict := "the job would succeed"

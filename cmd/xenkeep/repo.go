@@ -101,8 +101,8 @@ func runRepoProbe(cmd *cobra.Command, o *repoProbeOptions) error {
 			continue
 		}
 		text := oneLine(r.Text)
-		if r.Cure != "" {
-			text += ": " + r.Cure
+		if r.Hint != "" {
+			text += ": " + r.Hint
 		}
 		t.row(r.Check, string(r.State), seconds(r.Seconds), text)
 	}

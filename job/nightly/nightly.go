@@ -90,7 +90,7 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 	}
 	release, err := job.Lock(n.StateDir, scope, n.Job.Name)
 	if err != nil {
-		x.rep.State, x.rep.Error, x.rep.Cure = report.Skipped, err.Error(), job.CureOf(err)
+		x.rep.State, x.rep.Error, x.rep.Hint = report.Skipped, err.Error(), job.HintOf(err)
 		x.rep.Ended = n.Now().UTC()
 		return x.rep, err
 	}
@@ -99,7 +99,7 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 	x.unsent(send.Start(ctx, x.rep))
 	err = x.run(ctx)
 	if errors.Is(err, job.ErrActive) {
-		x.rep.State, x.rep.Error, x.rep.Cure = report.Skipped, err.Error(), job.CureOf(err)
+		x.rep.State, x.rep.Error, x.rep.Hint = report.Skipped, err.Error(), job.HintOf(err)
 		x.rep.Ended = n.Now().UTC()
 		return x.rep, err
 	}
@@ -135,7 +135,7 @@ func (x *night) judge(err error) {
 		x.rep.State = report.Partial
 	}
 	if err != nil && !errors.Is(err, job.ErrPartial) && !errors.Is(err, job.ErrFailed) && !errors.Is(err, job.ErrMissed) {
-		x.rep.Error, x.rep.Cure = oneLine(err), job.CureOf(err)
+		x.rep.Error, x.rep.Hint = oneLine(err), job.HintOf(err)
 	}
 }
 
@@ -315,7 +315,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 	for _, f := range x.sel.Findings {
 		switch {
 		case f.Missing:
-			x.rep.VMs = append(x.rep.VMs, report.VM{Name: f.Subject, State: report.Failed, Error: f.Text, Cure: f.Cure, Missing: true})
+			x.rep.VMs = append(x.rep.VMs, report.VM{Name: f.Subject, State: report.Failed, Error: f.Text, Hint: f.Hint, Missing: true})
 			x.errs = append(x.errs, fmt.Errorf("VM %s: %s", f.Subject, f.Text))
 		case f.Severity == selection.Error:
 			x.partial(fmt.Errorf("%s", f.Text))
@@ -400,7 +400,7 @@ func (x *night) gather(sum *job.Summary, chosen []job.Chosen) {
 		vms[s.VMUUID] = v
 	}
 	for _, f := range sum.Failed {
-		v := report.VM{Name: f.VM, UUID: f.UUID, State: report.Failed, Error: f.Error, Cure: f.Cure}
+		v := report.VM{Name: f.VM, UUID: f.UUID, State: report.Failed, Error: f.Error, Hint: f.Hint}
 		vms[cmp.Or(f.UUID, f.VM)] = v
 	}
 	for _, s := range sum.Skipped {

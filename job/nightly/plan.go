@@ -47,7 +47,7 @@ type PlannedVM struct {
 	Keeps    int           `json:"keeps"`   // snapshots that retention would leave, the new one included
 	Forgets  int           `json:"forgets"` // those it would forget
 	Error    string        `json:"error,omitempty"`
-	Cure     string        `json:"cure,omitempty"`
+	Hint     string        `json:"hint,omitempty"`
 }
 
 // PlannedDisk is one of its disks.
@@ -68,7 +68,7 @@ type Finding struct {
 	Level string `json:"level"` // "note", "warn" or "error"
 	What  string `json:"what"`
 	Text  string `json:"text"`
-	Cure  string `json:"cure,omitempty"`
+	Hint  string `json:"hint,omitempty"`
 }
 
 // chainLimit is how many files a VHD chain may have (sm drivers/vhdutil.py);
@@ -83,8 +83,8 @@ type planner struct {
 	plan *Plan
 }
 
-func (p *planner) find(level, what, cure, format string, args ...any) {
-	p.plan.Findings = append(p.plan.Findings, Finding{Level: level, What: what, Cure: cure, Text: oneLine(fmt.Errorf(format, args...))})
+func (p *planner) find(level, what, hint, format string, args ...any) {
+	p.plan.Findings = append(p.plan.Findings, Finding{Level: level, What: what, Hint: hint, Text: oneLine(fmt.Errorf(format, args...))})
 	p.plan.OK = p.plan.OK && level != "error"
 }
 
@@ -117,7 +117,7 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 		return nil, err
 	}
 	for _, f := range sel.Findings {
-		p.find([]string{"note", "warn", "error"}[f.Severity], f.Subject, f.Cure, "%s", f.Text)
+		p.find([]string{"note", "warn", "error"}[f.Severity], f.Subject, f.Hint, "%s", f.Text)
 	}
 	if v := n.Job.VmBackup; v != nil {
 		for _, note := range v.Notes {
@@ -253,8 +253,8 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 			return err
 		}
 		if err != nil {
-			out.Error, out.Cure = oneLine(err), job.CureOf(err)
-			p.find("error", c.Name, out.Cure, "%w", err)
+			out.Error, out.Hint = oneLine(err), job.HintOf(err)
+			p.find("error", c.Name, out.Hint, "%w", err)
 		}
 		if fc != nil {
 			p.forecast(c.Name, fc, f, &out)
@@ -276,7 +276,7 @@ func (p *planner) forecast(name string, fc *job.Forecast, f *job.Foresight, out 
 		p.find("warn", name, "", "%s", x)
 	}
 	if fc.Space != nil {
-		p.find("error", name, job.CureOf(fc.Space), "%w", fc.Space)
+		p.find("error", name, job.HintOf(fc.Space), "%w", fc.Space)
 	}
 	untracked := 0
 	for _, d := range fc.Disks {
@@ -407,15 +407,15 @@ func (p *planner) repository(r *repo.Repository) {
 // room judges the space behind a repository, against what is read at most as
 // far as that is known.
 func (p *planner) room(free, total, most uint64) {
-	level, cure, beside := "note", "", ""
+	level, hint, beside := "note", "", ""
 	switch {
 	case free < 64<<20:
-		level, cure = "error", "make room, or run xenkeep prune --exclusive"
+		level, hint = "error", "make room, or run xenkeep prune --exclusive"
 	case free < most:
-		level, cure = "warn", "make room, unless much of it is compressible or stored already"
+		level, hint = "warn", "make room, unless much of it is compressible or stored already"
 		beside = ", and up to " + humanize.IBytes(most) + " are read in full"
 	case free < total/20:
-		level, cure = "warn", "make room, keep fewer snapshots, or run xenkeep prune"
+		level, hint = "warn", "make room, keep fewer snapshots, or run xenkeep prune"
 	}
-	p.find(level, "repository", cure, "%s free of %s%s", humanize.IBytes(free), humanize.IBytes(total), beside)
+	p.find(level, "repository", hint, "%s free of %s%s", humanize.IBytes(free), humanize.IBytes(total), beside)
 }

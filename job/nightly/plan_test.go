@@ -17,7 +17,7 @@ import (
 // told finds a finding by its level and a piece of its text.
 func told(p *Plan, level, text string) bool {
 	for _, f := range p.Findings {
-		if f.Level == level && strings.Contains(f.What+": "+f.Text, text) && (level != "error" || f.Cure != "") {
+		if f.Level == level && strings.Contains(f.What+": "+f.Text, text) && (level != "error" || f.Hint != "") {
 			return true
 		}
 	}
@@ -233,7 +233,7 @@ func TestPlanRoom(t *testing.T) {
 	} {
 		p := &planner{plan: &Plan{OK: true}}
 		p.room(c.free, c.total, c.most)
-		if f := p.plan.Findings[0]; f.Level != c.level || f.Text != c.text || p.plan.OK != (c.level != "error") || (f.Cure == "") != (c.level == "note") {
+		if f := p.plan.Findings[0]; f.Level != c.level || f.Text != c.text || p.plan.OK != (c.level != "error") || (f.Hint == "") != (c.level == "note") {
 			t.Errorf("%+v: %+v", c, f)
 		}
 	}

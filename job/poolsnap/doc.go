@@ -33,18 +33,18 @@ var (
 	ErrValue = errors.New("bad value")
 )
 
-// advised is an error with its cure, in the form that job.CureOf finds.
+// advised is an error with its hint, in the form that job.HintOf finds.
 type advised struct {
 	err  error
-	cure string
+	hint string
 }
 
 func (a *advised) Error() string { return a.err.Error() }
 func (a *advised) Unwrap() error { return a.err }
-func (a *advised) Cure() string  { return a.cure }
+func (a *advised) Hint() string  { return a.hint }
 
-func advise(cure, format string, args ...any) error {
-	return &advised{fmt.Errorf(format, args...), cure}
+func advise(hint, format string, args ...any) error {
+	return &advised{fmt.Errorf(format, args...), hint}
 }
 
 // Warn is told of what is worth knowing and no failure.
@@ -82,7 +82,7 @@ func (w *world) vm(name string) (*xapi.VM, error) {
 	return w.find(name, "VM", "xenkeep pool vms shows them", func(v *xapi.VM) bool { return v.Real() })
 }
 
-func (w *world) find(name, what, cure string, is func(*xapi.VM) bool) (*xapi.VM, error) {
+func (w *world) find(name, what, hint string, is func(*xapi.VM) bool) (*xapi.VM, error) {
 	var found, other []*xapi.VM
 	for i := range w.VMs {
 		v := &w.VMs[i]
@@ -107,9 +107,9 @@ func (w *world) find(name, what, cure string, is func(*xapi.VM) bool) (*xapi.VM,
 		}
 		return nil, e
 	case len(other) > 0:
-		return nil, advise(cure, "%s %q: this is a %s: %w", what, name, kindOf(other[0]), ErrKind)
+		return nil, advise(hint, "%s %q: this is a %s: %w", what, name, kindOf(other[0]), ErrKind)
 	}
-	return nil, advise(cure, "%s %q: %w", what, name, xapi.ErrNotFound)
+	return nil, advise(hint, "%s %q: %w", what, name, xapi.ErrNotFound)
 }
 
 // kindOf is what people call a VM's record.

@@ -240,8 +240,8 @@ func (h *HurtError) Error() string {
 
 func (h *HurtError) Unwrap() error { return h.Err }
 
-// Cure is the first of the Ways.
-func (h *HurtError) Cure() string { return h.Ways()[0] }
+// Hint is the first of the Ways.
+func (h *HurtError) Hint() string { return h.Ways()[0] }
 
 // Ways are commands that put the VM back, the best first.
 func (h *HurtError) Ways() []string {

@@ -42,7 +42,7 @@ type Report struct {
 	Ended      time.Time `json:"ended"`
 	Duration   float64   `json:"duration_s"`
 	Error      string    `json:"error,omitempty"` // why the whole run failed
-	Cure       string    `json:"cure,omitempty"`
+	Hint       string    `json:"hint,omitempty"`
 	VMs        []VM      `json:"vms"`
 	Excluded   []Left    `json:"excluded,omitempty"`
 	Uploaded   int64     `json:"bytes_uploaded"`
@@ -78,7 +78,7 @@ type VM struct {
 	Bottleneck string            `json:"bottleneck,omitempty"`
 	LastGood   time.Time         `json:"last_good,omitzero"` // data of its newest complete snapshot, of any job
 	Error      string            `json:"error,omitempty"`
-	Cure       string            `json:"cure,omitempty"`
+	Hint       string            `json:"hint,omitempty"`
 	Missing    bool              `json:"missing,omitempty"` // it is not in the pool
 }
 
@@ -140,8 +140,8 @@ func (r *Report) Text(w io.Writer) error {
 		r.Started.Local().Format("2006-01-02 15:04:05"), r.Ended.Local().Format("2006-01-02 15:04:05"), took(r.Duration))
 	if r.Error != "" {
 		fmt.Fprintf(&b, "error: %s\n", line(r.Error))
-		if r.Cure != "" {
-			fmt.Fprintf(&b, "  %s\n", line(r.Cure))
+		if r.Hint != "" {
+			fmt.Fprintf(&b, "  hint: %s\n", line(r.Hint))
 		}
 	}
 	if len(r.VMs) > 0 {
@@ -165,8 +165,8 @@ func (r *Report) Text(w io.Writer) error {
 		for _, v := range r.VMs {
 			if v.Error != "" {
 				fmt.Fprintf(&b, "%s %s: %s\n", v.State, line(v.Name), line(v.Error))
-				if v.Cure != "" {
-					fmt.Fprintf(&b, "  %s\n", line(v.Cure))
+				if v.Hint != "" {
+					fmt.Fprintf(&b, "  hint: %s\n", line(v.Hint))
 				}
 			}
 			for _, l := range v.Left {

@@ -23,7 +23,7 @@ func sample() *Report {
 			{Name: "web", UUID: "u1", State: OK, Snapshot: "0123456789abcdef", Kind: "regular", Disks: []job.DiskSummary{
 				{Device: "xvda", Method: "cbt", DiskRead: repo.DiskRead{Read: 1}}, {Device: "xvdb", Method: "full"},
 			}, Size: 30 << 30, Read: 10 << 20, New: 5 << 20, Stored: 2 << 20, Started: at.Add(time.Minute), Duration: 125, Waits: job.Waits{Network: 0.7, Pool: 0.3}, Bottleneck: "network"},
-			{Name: "db\n", UUID: "u2", State: Failed, Error: "SR full", Cure: "free space"},
+			{Name: "db\n", UUID: "u2", State: Failed, Error: "SR full", Hint: "free space"},
 			{Name: "old", UUID: "u3", State: Skipped, Error: "the window ended at 06:00"},
 			{Name: "part", UUID: "u4", State: Partial, FirstDisk: true, Snapshot: "ff", Left: []string{"disk xvdb is left out: raw"}, Started: at, Duration: 60},
 			{Name: "gone", State: Failed, Missing: true, Error: "no VM is called so"},
@@ -38,7 +38,7 @@ func TestText(t *testing.T) {
 	}
 	for _, want := range []string{
 		"xenkeep partial: nightly \"x\" on xk.example.net, 1 of 5 VMs\n", "STATE    VM   DISKS  METHOD    READ", "ok       web  2      cbt,full  10 MiB",
-		"network 70 %", "failed   db?", "failed db?: SR full\n  free space\n", "skipped old: the window ended", "part: disk xvdb is left out: raw",
+		"network 70 %", "failed   db?", "failed db?: SR full\n  hint: free space\n", "skipped old: the window ended", "part: disk xvdb is left out: raw",
 		"warning: odd?line\n", "5.0 MiB uploaded in 2 packs, 2 old snapshots forgotten\n", "prune: done, 1.0 MiB came back, 2.0 MiB more with the next pass\n", "check: not due\n",
 	} {
 		if !strings.Contains(b.String(), want) {

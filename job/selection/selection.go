@@ -123,7 +123,7 @@ type Finding struct {
 	Severity Severity
 	Subject  string // the name, pattern or VM it is about
 	Text     string
-	Cure     string
+	Hint     string
 	// Missing tells that a wanted VM is not there: the run counts it as failed.
 	Missing bool
 }
@@ -185,12 +185,12 @@ func Choose(inv *Inventory, j *config.Job) (*Result, error) {
 	return c.res, nil
 }
 
-func (c *chooser) find(s Severity, subject, cure, format string, args ...any) {
-	c.res.Findings = append(c.res.Findings, Finding{Severity: s, Subject: subject, Cure: cure, Text: fmt.Sprintf(format, args...), Missing: false})
+func (c *chooser) find(s Severity, subject, hint, format string, args ...any) {
+	c.res.Findings = append(c.res.Findings, Finding{Severity: s, Subject: subject, Hint: hint, Text: fmt.Sprintf(format, args...), Missing: false})
 }
 
-func (c *chooser) missing(subject, cure, format string, args ...any) {
-	c.res.Findings = append(c.res.Findings, Finding{Severity: Error, Subject: subject, Cure: cure, Text: fmt.Sprintf(format, args...), Missing: true})
+func (c *chooser) missing(subject, hint, format string, args ...any) {
+	c.res.Findings = append(c.res.Findings, Finding{Severity: Error, Subject: subject, Hint: hint, Text: fmt.Sprintf(format, args...), Missing: true})
 }
 
 // take chooses a VM; found by two, it is told of.

@@ -59,7 +59,7 @@ type Finding struct {
 	Object string `json:"object"`          // in storage, or the snapshot it concerns
 	Where  string `json:"where,omitempty"` // VM, disk and bytes, where it is data
 	Error  string `json:"error"`
-	Cure   string `json:"cure,omitempty"`
+	Hint   string `json:"hint,omitempty"`
 }
 
 func (f Finding) String() string {
@@ -68,8 +68,8 @@ func (f Finding) String() string {
 		s += " (" + f.Where + ")"
 	}
 	s += ": " + f.Error
-	if f.Cure != "" {
-		s += "; " + f.Cure
+	if f.Hint != "" {
+		s += "; " + f.Hint
 	}
 	return s
 }
@@ -149,18 +149,18 @@ func (c *checker) remember() error {
 	return err
 }
 
-// cure is cureOf, but for what needs none.
-func cure(name string, err error) string {
+// hint is hintOf, but for what needs none.
+func hint(name string, err error) string {
 	if errors.Is(err, seal.ErrRevoked) {
 		return "it counts for nothing; xenkeep forget takes a snapshot away"
 	}
 	if errors.Is(err, repo.ErrWithdrawn) {
 		return "nothing else is lost with it; xenkeep forget takes it away"
 	}
-	return cureOf(name)
+	return hintOf(name)
 }
 
-func cureOf(name string) string {
+func hintOf(name string) string {
 	switch {
 	case name == "config":
 		return "keys hold a copy, so the repository still opens"
@@ -220,10 +220,10 @@ type nodeKey struct {
 // for 4 TiB. Others are gathered again.
 const listsMost = 2 << 20
 
-func (c *checker) add(object, where string, err error, cure string) {
+func (c *checker) add(object, where string, err error, hint string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.rep.Findings = append(c.rep.Findings, Finding{Object: object, Where: where, Error: err.Error(), Cure: cure})
+	c.rep.Findings = append(c.rep.Findings, Finding{Object: object, Where: where, Error: err.Error(), Hint: hint})
 }
 
 // lose notes that a range of a disk cannot be read.

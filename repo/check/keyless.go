@@ -78,7 +78,7 @@ func (c *checker) config(ctx context.Context, objects object.Store) (string, err
 		}
 	}
 	if err != nil {
-		c.add("config", "", err, cureOf("config"))
+		c.add("config", "", err, hintOf("config"))
 		return "", nil
 	}
 	return cfg.Repository, nil
@@ -121,7 +121,7 @@ func (k *keyless) small(ctx context.Context) error {
 				err = k.object(s.folder, s.name, data)
 			}
 			if err != nil {
-				k.add(s.name, "", err, cureOf(s.name))
+				k.add(s.name, "", err, hintOf(s.name))
 			}
 			return nil
 		})

@@ -23,7 +23,7 @@ func (c *checker) listSnapshots(ctx context.Context) (err error) {
 // problems are those that did not keep the repository from opening.
 func (c *checker) problems(context.Context) error {
 	for _, p := range c.r.Problems() {
-		c.add(p.Object, "", p.Err, cure(p.Object, p.Err))
+		c.add(p.Object, "", p.Err, hint(p.Object, p.Err))
 	}
 	return nil
 }
@@ -35,7 +35,7 @@ func (c *checker) slots(ctx context.Context) error {
 
 // checkSlots compares the copies of key slots, for which no key is needed. With
 // no repository ID it takes any.
-func checkSlots(ctx context.Context, objects object.Store, repository string, add func(object, where string, err error, cure string)) error {
+func checkSlots(ctx context.Context, objects object.Store, repository string, add func(object, where string, err error, hint string)) error {
 	copies := make(map[string]int)
 	content := make(map[string][]byte)
 	var names []string
@@ -195,7 +195,7 @@ func (c *checker) stored(ctx context.Context) error {
 			case ctx.Err() != nil || object.Retriable(err):
 				return err
 			default:
-				c.add(name, "", err, cure(name, err))
+				c.add(name, "", err, hint(name, err))
 			}
 			return nil
 		})

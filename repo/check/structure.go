@@ -22,7 +22,7 @@ import (
 func (c *checker) structure(ctx context.Context) error {
 	for _, p := range c.badSnaps {
 		if !slices.ContainsFunc(c.rep.Findings, func(f Finding) bool { return f.Object == p.Object }) {
-			c.add(p.Object, "", p.Err, cure(p.Object, p.Err))
+			c.add(p.Object, "", p.Err, hint(p.Object, p.Err))
 		}
 	}
 	c.rep.Snapshots = len(c.all)

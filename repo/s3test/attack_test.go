@@ -200,8 +200,8 @@ func TestLocksNeedABucketThatHasThem(t *testing.T) {
 	if _, err = repo.Init(t.Context(), objects, repo.Options{Secret: secret, LockDays: 7}); err == nil {
 		t.Fatal("locks in a bucket that has none")
 	}
-	if cure := object.CureOf(err); !strings.Contains(cure, "object lock") && !errors.Is(err, object.ErrUnsupported) {
-		t.Errorf("%v, cure %q", err, cure)
+	if hint := object.HintOf(err); !strings.Contains(hint, "object lock") && !errors.Is(err, object.ErrUnsupported) {
+		t.Errorf("%v, hint %q", err, hint)
 	}
 }
 

@@ -34,7 +34,7 @@ type Result struct {
 	Check   string  `json:"check"`
 	State   State   `json:"state"`
 	Text    string  `json:"text"`
-	Cure    string  `json:"cure,omitempty"`
+	Hint    string  `json:"hint,omitempty"`
 	Seconds float64 `json:"duration_s"`
 }
 
@@ -104,7 +104,7 @@ func Run(ctx context.Context, s object.Store, o Options) ([]Result, error) {
 		}
 		r := Result{Check: c.name, State: state, Text: text, Seconds: time.Since(began).Seconds()}
 		if err != nil {
-			r.Text, r.Cure = err.Error(), object.CureOf(err)
+			r.Text, r.Hint = err.Error(), object.HintOf(err)
 		}
 		p.all = append(p.all, r)
 		if o.Found != nil {

@@ -39,7 +39,7 @@ func states(t *testing.T, s object.Store, o probe.Options, want map[string]probe
 			w = probe.OK
 		}
 		if r.State != w || r.Text == "" {
-			t.Errorf("%s: %s, want %s: %s (%s)", r.Check, r.State, w, r.Text, r.Cure)
+			t.Errorf("%s: %s, want %s: %s (%s)", r.Check, r.State, w, r.Text, r.Hint)
 		}
 		delete(want, r.Check)
 	}

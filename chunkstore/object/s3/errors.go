@@ -30,12 +30,12 @@ func (s *Store) fail(ctx context.Context, op, name string, err error) *object.Er
 		if errors.Is(e.Class, object.ErrNoRepository) {
 			e.Cause = fmt.Errorf("no bucket %s", s.bucket)
 		}
-		e.Cure = s.cure(op, answer)
+		e.Hint = s.hint(op, answer)
 	case untrusted(err):
 		e.Class = err
-		e.Cure = "where a CA of your own vouches for the server, name its certificate with --s3-ca-file"
+		e.Hint = "where a CA of your own vouches for the server, name its certificate with --s3-ca-file"
 		if errors.Is(err, http.ErrSchemeMismatch) {
-			e.Cure = "the server speaks no TLS: s3:http:// in place of s3:https://"
+			e.Hint = "the server speaks no TLS: s3:http:// in place of s3:https://"
 		}
 	default: // the connection
 		e.Class = object.ErrUnavailable
@@ -53,8 +53,8 @@ var actions = map[string]string{
 	"open": "s3:ListBucket", "create": "s3:ListBucket", "list versions of": "s3:ListBucketVersions", "lock": "s3:PutObjectRetention",
 }
 
-// cure is what can be done about a server's refusal.
-func (s *Store) cure(op string, answer minio.ErrorResponse) string {
+// hint is what can be done about a server's refusal.
+func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 	switch answer.Code {
 	case "NoSuchBucket":
 		return "correct the bucket's name in the location, or make the bucket: xenkeep makes none"

@@ -188,8 +188,8 @@ func TestCAFile(t *testing.T) {
 	c := config(server, "p")
 	c.Endpoint, c.TLS = proxy.Endpoint, true
 	_, err := s3.Create(t.Context(), c)
-	if err == nil || object.Retriable(err) || !strings.Contains(object.CureOf(err), "--s3-ca-file") {
-		t.Errorf("unknown CA: %v, cure %q", err, object.CureOf(err))
+	if err == nil || object.Retriable(err) || !strings.Contains(object.HintOf(err), "--s3-ca-file") {
+		t.Errorf("unknown CA: %v, hint %q", err, object.HintOf(err))
 	}
 	dir := t.TempDir()
 	c.CAFile = filepath.Join(dir, "ca.pem")
@@ -221,7 +221,7 @@ func TestCAFile(t *testing.T) {
 }
 
 // What the user can do is said for each refusal.
-func TestCures(t *testing.T) {
+func TestHints(t *testing.T) {
 	server := s3server.Start(t)
 	proxy := s3proxy.Start(t, server.Endpoint, false)
 	good := config(server, "p")
@@ -240,8 +240,8 @@ func TestCures(t *testing.T) {
 	} {
 		c := good
 		change(&c)
-		if _, err := s3.Open(t.Context(), c); !strings.Contains(object.CureOf(err), words) {
-			t.Errorf("%v: cure %q, want %q", err, object.CureOf(err), words)
+		if _, err := s3.Open(t.Context(), c); !strings.Contains(object.HintOf(err), words) {
+			t.Errorf("%v: hint %q, want %q", err, object.HintOf(err), words)
 		}
 	}
 	for verb, tt := range map[string]struct {
@@ -257,8 +257,8 @@ func TestCures(t *testing.T) {
 	} {
 		proxy.Break(s3proxy.Answer(403, "AccessDenied"))
 		err := tt.do()
-		if !errors.Is(err, object.ErrPermission) || !strings.Contains(object.CureOf(err), tt.action+" on "+server.Bucket) {
-			t.Errorf("%s: %v, cure %q", verb, err, object.CureOf(err))
+		if !errors.Is(err, object.ErrPermission) || !strings.Contains(object.HintOf(err), tt.action+" on "+server.Bucket) {
+			t.Errorf("%s: %v, hint %q", verb, err, object.HintOf(err))
 		}
 	}
 	proxy.Break(func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
@@ -266,12 +266,12 @@ func TestCures(t *testing.T) {
 		return s3proxy.Answer(403, "RequestTimeTooSkewed")(w, r, pass)
 	})
 	_, err = s.Get(t.Context(), "config", 0, -1)
-	if cure := object.CureOf(err); !strings.Contains(cure, "20m0s ahead of") && !strings.Contains(cure, "20m1s ahead of") {
-		t.Errorf("clock: %v, cure %q", err, cure)
+	if hint := object.HintOf(err); !strings.Contains(hint, "20m0s ahead of") && !strings.Contains(hint, "20m1s ahead of") {
+		t.Errorf("clock: %v, hint %q", err, hint)
 	}
 	proxy.Break(s3proxy.Answer(400, "AuthorizationHeaderMalformed"))
-	if _, err = s.Get(t.Context(), "config", 0, -1); !strings.Contains(object.CureOf(err), "--s3-region") {
-		t.Errorf("region: %v, cure %q", err, object.CureOf(err))
+	if _, err = s.Get(t.Context(), "config", 0, -1); !strings.Contains(object.HintOf(err), "--s3-region") {
+		t.Errorf("region: %v, hint %q", err, object.HintOf(err))
 	}
 }
 
