@@ -56,7 +56,8 @@ func (f *poolFlags) dial(ctx context.Context, stderr io.Writer) (*xapi.Client, e
 
 func (f *poolFlags) password(ctx context.Context, stderr io.Writer) ([]byte, error) {
 	if f.passwordFile != "" {
-		return readPasswordFile(f.passwordFile)
+		k, err := readPasswordFile(f.passwordFile)
+		return k.secret.Password, err
 	}
 	if !f.config.IsZero() {
 		return f.config.Read(ctx)

@@ -117,7 +117,13 @@ func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stde
 	if err != nil {
 		return nil, errors.Join(err, objects.Close())
 	}
-	r, err := repo.Open(ctx, objects, repo.Options{Secret: key.secret, Page: key.page, CacheDir: f.cache()})
+	options := repo.Options{Secret: key.secret, Page: key.page, CacheDir: f.cache()}
+	r, err := repo.Open(ctx, objects, options)
+	if key.literal != nil && errors.Is(err, slot.ErrWrongSecret) {
+		// The repository was made when the mark counted as part of the password.
+		options.Secret.Password = key.literal
+		r, err = repo.Open(ctx, objects, options)
+	}
 	switch {
 	case err == nil:
 		return r, nil

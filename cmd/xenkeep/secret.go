@@ -36,6 +36,18 @@ func (f *secretFlagsValues) add(cmd *cobra.Command) {
 type key struct {
 	secret slot.Secret
 	page   []byte
+	// literal is, of a password from a file or command that begins with a byte
+	// order mark, the password with it: earlier versions took it so.
+	literal []byte
+}
+
+// passwordFrom returns the password that a file or command holds.
+func passwordFrom(p []byte) key {
+	k := key{secret: slot.Secret{Password: config.SecretText(p)}}
+	if literal := bytes.TrimRight(p, "\r\n"); !bytes.Equal(literal, k.secret.Password) {
+		k.literal = literal
+	}
+	return k
 }
 
 // maxSecret bounds what is read of a file that should hold a password or key.
@@ -50,14 +62,12 @@ func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bo
 	case f.keyFile != "":
 		return f.readKeyFile(isNew)
 	case f.passwordFile != "":
-		p, err := readPasswordFile(f.passwordFile)
-		return key{secret: slot.Secret{Password: p}}, err
+		return readPasswordFile(f.passwordFile)
 	case f.passwordCommand != "":
-		p, err := passwordOf(ctx, f.passwordCommand, stderr)
-		return key{secret: slot.Secret{Password: p}}, err
+		return passwordOf(ctx, f.passwordCommand, stderr)
 	case !f.config.IsZero():
-		p, err := f.config.Read(ctx)
-		return key{secret: slot.Secret{Password: p}}, err
+		p, literal, err := f.config.ReadLiteral(ctx)
+		return key{secret: slot.Secret{Password: p}, literal: literal}, err
 	}
 	if p := os.Getenv("XENKEEP_PASSWORD"); p != "" {
 		return key{secret: slot.Secret{Password: []byte(p)}}, nil
@@ -96,17 +106,21 @@ func (f *secretFlagsValues) readKeyFile(isNew bool) (key, error) {
 	if err != nil {
 		return key{}, fmt.Errorf("key file: %w", err)
 	}
-	if slot.IsPage(data) {
+	text := config.SecretText(data)
+	if slot.IsPage(text) {
 		if isNew {
 			return key{}, usagef("key file %s: a key page opens the repository it is of, not a new one", f.keyFile)
 		}
-		if _, _, err := slot.OpenPage(data); err != nil {
+		if _, _, err := slot.OpenPage(text); err != nil {
 			// Typed wrong, like a password: no damage to the repository.
 			return key{}, fmt.Errorf("%s: %v: %w", f.keyFile, err, slot.ErrWrongSecret)
 		}
-		return key{page: data}, nil
+		return key{page: text}, nil
 	}
-	k, err := slot.ParseKeyFile(data)
+	k, err := slot.ParseKeyFile(data) // 32 bytes need no mark to begin with
+	if err != nil {
+		k, err = slot.ParseKeyFile(text)
+	}
 	if err != nil {
 		return key{}, fmt.Errorf("key file %s: %w", f.keyFile, err)
 	}
@@ -126,30 +140,33 @@ func readSmall(name string) ([]byte, error) {
 	return data, err
 }
 
-// readPasswordFile takes the whole file but for the ends of its last lines.
-func readPasswordFile(name string) ([]byte, error) {
+// readPasswordFile reads the password that a file holds, as config.SecretText
+// has it.
+func readPasswordFile(name string) (key, error) {
 	data, err := readSmall(name)
 	if err != nil {
-		return nil, fmt.Errorf("password file: %w", err)
+		return key{}, fmt.Errorf("password file: %w", err)
 	}
-	if data = bytes.TrimRight(data, "\r\n"); len(data) == 0 {
-		return nil, fmt.Errorf("password file %s: empty", name)
+	k := passwordFrom(data)
+	if len(k.secret.Password) == 0 {
+		return key{}, fmt.Errorf("password file %s: empty", name)
 	}
-	return data, nil
+	return k, nil
 }
 
-func passwordOf(ctx context.Context, command string, stderr io.Writer) ([]byte, error) {
+func passwordOf(ctx context.Context, command string, stderr io.Writer) (key, error) {
 	c := exec.CommandContext(ctx, "sh", "-c", command)
 	c.Stderr = stderr
 	c.Stdin = os.Stdin
 	out, err := c.Output()
 	if err != nil {
-		return nil, fmt.Errorf("password command: %w", err)
+		return key{}, fmt.Errorf("password command: %w", err)
 	}
-	if out = bytes.TrimRight(out, "\r\n"); len(out) == 0 {
-		return nil, errors.New("password command: printed nothing")
+	k := passwordFrom(out)
+	if len(k.secret.Password) == 0 {
+		return key{}, errors.New("password command: printed nothing")
 	}
-	return out, nil
+	return k, nil
 }
 
 // ask reads a line from the terminal without showing it. When ctx ends it

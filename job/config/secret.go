@@ -41,8 +41,15 @@ func (s Secret) validate() error {
 	return nil
 }
 
-// Read fetches the secret; ends of lines at its end do not count.
+// Read fetches the secret as SecretText has it.
 func (s Secret) Read(ctx context.Context) ([]byte, error) {
+	p, _, err := s.ReadLiteral(ctx)
+	return p, err
+}
+
+// ReadLiteral is Read that also returns the secret with its byte order mark,
+// and nil where it has none: earlier versions took the mark as part of it.
+func (s Secret) ReadLiteral(ctx context.Context) (secret, literal []byte, err error) {
 	var p []byte
 	var from string
 	switch {
@@ -50,37 +57,40 @@ func (s Secret) Read(ctx context.Context) ([]byte, error) {
 		from = "file " + s.File
 		f, err := os.Open(s.File)
 		if err != nil {
-			return nil, fmt.Errorf("secret: %w", err)
+			return nil, nil, fmt.Errorf("secret: %w", err)
 		}
 		p, err = io.ReadAll(io.LimitReader(f, maxSecret+1))
 		if err = errors.Join(err, f.Close()); err != nil {
-			return nil, fmt.Errorf("secret: %w", err)
+			return nil, nil, fmt.Errorf("secret: %w", err)
 		}
 	case s.Command != "":
 		from = "command"
 		var err error
 		if p, err = exec.CommandContext(ctx, "sh", "-c", s.Command).Output(); err != nil {
-			return nil, fmt.Errorf("secret: command %q: %w", s.Command, err)
+			return nil, nil, fmt.Errorf("secret: command %q: %w", s.Command, err)
 		}
 	case s.Env != "":
 		from = "variable " + s.Env
 		p = []byte(os.Getenv(s.Env))
 	default:
-		return nil, errors.New("secret: none is given")
+		return nil, nil, errors.New("secret: none is given")
 	}
-	p = bytes.TrimRight(p, "\r\n")
+	if whole := bytes.TrimRight(p, "\r\n"); !s.Obscured && !bytes.Equal(whole, SecretText(p)) {
+		literal = whole
+	}
+	p = SecretText(p)
 	if s.Obscured {
 		plain, err := Unobscure(p)
 		if err != nil {
-			return nil, fmt.Errorf("secret: %s: %w", from, err)
+			return nil, nil, fmt.Errorf("secret: %s: %w", from, err)
 		}
 		p = plain
 	}
 	if len(p) == 0 {
-		return nil, fmt.Errorf("secret: %s: empty", from)
+		return nil, nil, fmt.Errorf("secret: %s: empty", from)
 	}
 	if len(p) > maxSecret {
-		return nil, fmt.Errorf("secret: %s: too long", from)
+		return nil, nil, fmt.Errorf("secret: %s: too long", from)
 	}
-	return p, nil
+	return p, literal, nil
 }
