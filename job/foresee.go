@@ -3,6 +3,7 @@ package job
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 
 	"xenkeep/repo"
@@ -97,6 +98,9 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 	for _, d := range p.disks {
 		x := DiskForecast{Device: d.device(), VDI: d.vdi.UUID, Name: d.vdi.NameLabel, SR: d.sr.NameLabel, Size: int64(d.vdi.VirtualSize), Method: "full", Tracked: d.vdi.CBTEnabled}
 		d.untracked = f.Untracked
+		if err := f.o.AllowShrink.checkDisk(newest, d.vdi.UUID, x.Size); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.device(), err)
+		}
 		base, err := findBase(ctx, f.pool, f.r.ID(), newest, &p.vm, d, &d.vdi, f.b.soundness(newest))
 		if err != nil {
 			return nil, err

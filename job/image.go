@@ -40,15 +40,22 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 	}
 	var base chunk.ID
 	var roots []chunk.ID
-	if last := repo.Latest(all, func(x *repo.Snapshot) bool { return sameVM(x, s) }); last != nil && len(last.Disks) == 1 {
+	last := repo.Latest(all, func(x *repo.Snapshot) bool { return sameVM(x, s) })
+	if last != nil && len(last.Disks) == 1 {
 		base = chunk.ID(last.Disks[0].Root)
 		roots = append(roots, base)
+		if err := o.AllowShrink.checkSize(last, last.Disks[0].Size, img.Size()); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.File, err)
+		}
 	}
 	sum := &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: started.UTC(), Snapshots: []VMSummary{}}
 	err = withRun(ctx, r, &o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		m := o.Progress.Begin(name, img.Allocated)
 		defer m.Done()
 		d, err := run.Disk(ctx, o.ReadLimit.Source(img), backup.DiskOptions{Size: img.Size(), Base: base, Progress: metered(m)})
+		if err == nil {
+			err = o.AllowShrink.checkContent(last, &d)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", o.File, err)
 		}

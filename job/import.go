@@ -104,7 +104,7 @@ const (
 )
 
 func kindOf(file string) (kind int, st os.FileInfo, err error) {
-	f, err := os.Open(file)
+	f, err := openSource(file)
 	if err != nil {
 		return 0, nil, err
 	}

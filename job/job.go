@@ -137,6 +137,8 @@ type BackupOptions struct {
 	// SkipUnsupported leaves out disks that cannot be snapshotted, instead of
 	// failing their VM before anything is done; the snapshot says so.
 	SkipUnsupported bool
+	// AllowShrink is how much smaller than in its last backup a disk may be.
+	AllowShrink Shrink
 	// Retention, where it keeps anything, is applied to the VMs that
 	// succeeded.
 	Retention retention.Policy
@@ -162,6 +164,8 @@ type ImageOptions struct {
 	File      string // raw or VHD
 	Name      string // "" is the file's name
 	Retention retention.Policy
+	// AllowShrink is how much smaller than in its last backup the image may be.
+	AllowShrink Shrink
 }
 
 // Summary is the outcome of a run; its JSON form is documented in

@@ -84,6 +84,31 @@ func (s *rawStream) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 // ErrForeignImage is returned for image files in a format that is not read.
 var ErrForeignImage = errors.New("not a raw or VHD image")
 
+// ErrNoDisk is returned for files that cannot hold a disk: pipes, sockets,
+// devices of characters, and devices without a medium.
+var ErrNoDisk = errors.New("want an image file or a block device")
+
+// openSource opens a file, folder or block device for reading. It refuses
+// anything else without opening it, as the opening of a pipe waits for a writer.
+func openSource(name string) (*os.File, error) {
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	kind := ""
+	switch m := st.Mode(); {
+	case m&os.ModeNamedPipe != 0:
+		kind = "a pipe"
+	case m&os.ModeSocket != 0:
+		kind = "a socket"
+	case m&os.ModeCharDevice != 0:
+		kind = "a character device"
+	default:
+		return os.Open(name)
+	}
+	return nil, fmt.Errorf("%s: is %s: %w", name, kind, ErrNoDisk)
+}
+
 // imageFile is an image file or device open for reading.
 type imageFile struct {
 	disk.Source
@@ -96,7 +121,7 @@ func (i *imageFile) Close() error { return i.f.Close() }
 
 // openImage opens a raw file, a block device, or a VHD.
 func openImage(name string) (*imageFile, error) {
-	f, err := os.Open(name)
+	f, err := openSource(name)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +143,9 @@ func newImage(f *os.File) (*imageFile, error) {
 	size, err := f.Seek(0, io.SeekEnd) // a device's size too
 	if err != nil {
 		return nil, err
+	}
+	if size == 0 && !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("is a device without a disk (0 bytes): %w", ErrNoDisk)
 	}
 	head := make([]byte, 8)
 	if _, err := f.ReadAt(head, 0); err != nil && err != io.EOF {

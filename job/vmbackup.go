@@ -286,6 +286,9 @@ func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk, tr
 	if err != nil {
 		return err
 	}
+	if err := v.b.o.AllowShrink.checkDisk(last, d.vdi.UUID, int64(snap.VirtualSize)); err != nil {
+		return err
+	}
 	if v.reverted {
 		base.vdi, base.tracked, base.reason = xapi.NullRef, xapi.NullRef, "the VM was reverted while its backup began"
 	}
@@ -325,6 +328,9 @@ func (v *vmBackup) readDisk(ctx context.Context, d *diskPlan, out *repo.Disk, tr
 		}
 		v.b.o.Log.Info("reading otherwise", "vm", v.plan.vm.NameLabel, "disk", d.device(), "failed", w.name(), "error", err)
 		rec.Reason = w.name() + " failed: " + oneLine(err)
+	}
+	if err := v.b.o.AllowShrink.checkContent(last, &res); err != nil {
+		return err
 	}
 	if v.keeps(d) == keptNothing {
 		rec.VDISnapshot = ""

@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,6 +36,7 @@ type backupOptions struct {
 	verifyCBT       bool
 	compression     choice
 	skipUnsupported bool
+	allowShrink     shrink
 	all             bool
 	vms, disks      int
 	hosts, srs      int
@@ -105,6 +107,8 @@ none of them all remain. The newest complete snapshot always remains.`,
 	s.BoolVar(&o.verifyCBT, "verify-cbt", true, "read 1 % of the blocks that the pool calls unchanged, and compare them")
 	s.Var(&o.compression, "compression", "`level`: fastest, default, better, best")
 	s.BoolVar(&o.skipUnsupported, "skip-unsupported", false, "leave out disks that cannot be snapshotted, instead of failing their VM")
+	s.Var(&o.allowShrink, "allow-shrink", "`percent` that a disk or image may be smaller than in its last backup (20); without a number, any size and an empty disk are allowed")
+	s.Lookup("allow-shrink").NoOptDefVal = "100"
 	o.retention.add(s)
 	return cmd
 }
@@ -191,11 +195,11 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 		ReadLimit: o.limits.read.limiter(), WriteLimit: o.limits.write.limiter(),
 	}
 	if o.image != "" {
-		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Retention: policy})
+		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Retention: policy, AllowShrink: job.Shrink(o.allowShrink)})
 	}
 	return job.Backup(ctx, r, pool, job.BackupOptions{
 		Common: common, VMs: vms, All: o.all, VMConcurrency: o.vms, DiskConcurrency: o.disks, HostConcurrency: o.hosts, SRConcurrency: o.srs, Keep: job.Keep(o.keepBase.text), Transport: job.Transport(o.transport.text),
-		NBDConnections: o.nbdConnections, VerifyCBT: o.verifyCBT, SkipUnsupported: o.skipUnsupported, Retention: policy,
+		NBDConnections: o.nbdConnections, VerifyCBT: o.verifyCBT, SkipUnsupported: o.skipUnsupported, AllowShrink: job.Shrink(o.allowShrink), Retention: policy,
 	})
 }
 
@@ -293,6 +297,27 @@ func (p *period) Set(text string) error {
 	v, err := retention.ParsePeriod(text)
 	*p = period(v)
 	return err
+}
+
+// shrink is a percentage by which a disk may shrink.
+type shrink job.Shrink
+
+func (s *shrink) Type() string { return "percent" }
+
+func (s *shrink) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return strconv.Itoa(max(int(*s), 0))
+}
+
+func (s *shrink) Set(text string) error {
+	n, err := strconv.Atoi(strings.TrimSuffix(text, "%"))
+	if err != nil || n < 0 || n > 100 {
+		return errors.New("want a number of percent from 0 to 100")
+	}
+	*s = shrink(job.ShrinkPercent(n))
+	return nil
 }
 
 // choice is one of a few words.

@@ -260,6 +260,9 @@ func (j *Job) check(bad *Problems, key string) {
 	if j.Retries != nil {
 		between(bad, key+".retries", *j.Retries, 0, 10)
 	}
+	if j.AllowShrink != nil {
+		between(bad, key+".allow-shrink", *j.AllowShrink, 0, 100)
+	}
 	amount(bad, key+".max-repack", j.MaxRepack)
 	amount(bad, key+".check.budget", j.Check.Budget)
 	words(bad, key+".tags", j.Tags)

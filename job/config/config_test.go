@@ -70,7 +70,7 @@ func TestWrong(t *testing.T) {
 		{"prunee = \"weekly\"", `x.toml:6: unknown key "jobs.j.prunee"; did you mean "prune"?`},
 		{"nbd_connections = 3", `did you mean "nbd-connections"?`},
 		{"window = { stopafter = \"06:00\" }", `did you mean "stop-after"?`},
-		{"zzzzzzzzzz = 3", "known here: check,"},
+		{"zzzzzzzzzz = 3", "known here: allow-shrink, check,"},
 		{"prune = \"weeky\"", `jobs.j.prune: "weeky" is none of`},
 		{"keep = { daily = -3 }", "keep daily -3"},
 		{"keep = { daily = \"some\" }", `want a number or "all"`},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,6 +40,9 @@ type DiskResult struct {
 	Root   chunk.ID
 	Counts repo.DiskRead
 	Waited Waited
+	// Emptied reports that the disk holds nothing but zeros, and that its base
+	// holds data.
+	Emptied bool
 }
 
 // Disk reads a source to its end and stores what is new of it. The root
@@ -446,7 +450,12 @@ func (d *diskRun) finish() (DiskResult, error) {
 	d.run.mu.Lock()
 	d.run.roots[id] = true
 	d.run.mu.Unlock()
-	return DiskResult{Root: id, Counts: d.counts}, nil
+	return DiskResult{Root: id, Counts: d.counts, Emptied: d.base != nil && allZero(d.nodes) && !allZero(d.base.Nodes)}, nil
+}
+
+// allZero reports whether nodes of a disk hold no data.
+func allZero(nodes []chunk.ID) bool {
+	return !slices.ContainsFunc(nodes, func(id chunk.ID) bool { return !id.IsZero() })
 }
 
 func (d *diskRun) work(ctx context.Context, work <-chan block, w *blockWorker) error {
