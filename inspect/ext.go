@@ -44,7 +44,8 @@ func extDecode(p []byte) *extSuper {
 		compat: le.Uint32(p[92:]), incompat: le.Uint32(p[96:]), ro: le.Uint32(p[100:]), firstMeta: int64(le.Uint32(p[260:])),
 	}
 	log := le.Uint32(p[24:])
-	if log > 6 || s.perGroup == 0 || s.perGroup > 8*(1024<<log)*65536 {
+	// mke2fs refuses groups of fewer than 256 blocks (misc/mke2fs.c).
+	if log > 6 || s.perGroup < 256 || s.perGroup > 8*(1024<<log)*65536 {
 		return nil
 	}
 	s.blockSize = 1024 << log
@@ -126,7 +127,7 @@ func probeExt(l *look, v *Volume) (bool, error) {
 			l.find(v.Name, Note, "%s: was mounted; the journal will be played back", v.FS)
 		}
 	}
-	v.free = func(ctx context.Context) ([]disk.Extent, error) { return s.freeBlocks(ctx, v) }
+	v.free = s.freeBlocks
 	return true, nil
 }
 
@@ -330,7 +331,7 @@ func (s *extSuper) freeUninit(_ *Volume, free *freeList, g, start, length int64,
 
 // addBits adds the units whose bit is not set, lowest bit first.
 func addBits(free *freeList, p []byte, at, unit, n int64) {
-	for i := int64(0); i < n; {
+	for i := int64(0); i < min(n, 8*int64(len(p))); {
 		b := p[i/8]
 		if i%8 == 0 && b == 0xff {
 			i += 8

@@ -108,7 +108,7 @@ func probeFAT(l *look, v *Volume) (bool, error) {
 	if len(l.rep.Findings) == found {
 		l.find(v.Name, OK, "FAT%d: boot sector and table are sound", b.kind)
 	}
-	v.free = func(ctx context.Context) ([]disk.Extent, error) { return b.freeClusters(ctx, v) }
+	v.free = b.freeClusters
 	return true, nil
 }
 

@@ -16,7 +16,9 @@ package inspect
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"slices"
 
 	"xenkeep/internal/disk"
 )
@@ -58,7 +60,8 @@ type Volume struct {
 	// Reader reads it.
 	Reader disk.Reader
 
-	free func(ctx context.Context) ([]disk.Extent, error)
+	budget *budget // bounds what probes read; nil: unbounded
+	free   func(ctx context.Context, v *Volume) ([]disk.Extent, error)
 }
 
 // Run is a stretch of a disk.
@@ -91,19 +94,35 @@ func (r *Report) Bad() int {
 
 // look is one inspection under way.
 type look struct {
-	ctx context.Context
-	rep *Report
-	pvs []*physical
+	ctx    context.Context
+	rep    *Report
+	pvs    []*physical
+	budget *budget // of all volumes together
+	lvm    lvmLimits
 }
 
+// maxFindings bounds the findings of one inspection, because a hostile disk can
+// hold any number of contradictions.
+const maxFindings = 4096
+
 func (l *look) find(where string, level Level, format string, args ...any) {
+	switch n := len(l.rep.Findings); {
+	case n == maxFindings:
+		where, level, format, args = "", Note, "more findings are left out", nil
+	case n > maxFindings:
+		return
+	}
 	l.rep.Findings = append(l.rep.Findings, Finding{where, level, fmt.Sprintf(format, args...)})
 }
 
 // Disks looks at the disks of one VM, whose volume groups may span several. The
 // error is one of reading: findings tell of all else.
 func Disks(ctx context.Context, disks []Disk) (*Report, error) {
-	l := &look{ctx: ctx, rep: &Report{}}
+	total := int64(0)
+	for _, d := range disks {
+		total += d.Size()
+	}
+	l := &look{ctx: ctx, rep: &Report{}, budget: newBudget(nil, 4*minBudget, total, 256), lvm: lvmLimits{text: 4 * maxText, nodes: maxNodes, runs: maxRuns}}
 	for i, d := range disks {
 		if err := l.disk(i, d); err != nil {
 			return l.rep, fmt.Errorf("%s: %w", d.Name, err)
@@ -159,10 +178,23 @@ func (l *look) content(v *Volume) error {
 	if v.Size() < 512 {
 		return nil
 	}
+	v.budget = newBudget(l.budget, minBudget, v.Size(), 1024)
+	defer func() { v.budget = nil }()
+	err := guard(func() error { return l.probe(v) })
+	var bounded *boundError
+	if errors.As(err, &bounded) {
+		l.find(v.Name, Note, "inspection stopped: %v", bounded)
+		return nil
+	}
+	return err
+}
+
+// probe tries every kind of content.
+func (l *look) probe(v *Volume) error {
 	for _, probe := range []func(*look, *Volume) (bool, error){
 		probeLVM, probeXFS, probeExt, probeBtrfs, probeLUKS, probeNTFS, probeFAT, probeSwap, probeRAID,
-		// Only where nothing is whole: what is left of one thing may lie behind
-		// another that took its place.
+		// These come last, because remains of an older file system can be found
+		// on a volume that holds a sound newer one.
 		brokenExt, brokenXFS, brokenNTFS, brokenFAT, brokenBtrfs, brokenLVM,
 	} {
 		if known, err := probe(l, v); known || err != nil {
@@ -185,6 +217,9 @@ func (l *look) content(v *Volume) error {
 }
 
 func (v *Volume) read(ctx context.Context, p []byte, off int64) error {
+	if err := v.budget.spend(int64(len(p))); err != nil {
+		return err
+	}
 	return v.Reader.ReadAt(ctx, p, off)
 }
 
@@ -207,7 +242,12 @@ func (v *Volume) Free(ctx context.Context) (free []disk.Extent, known bool, err 
 	if v.free == nil {
 		return nil, false, nil
 	}
-	free, err = v.free(ctx)
+	bounded := *v
+	bounded.budget = newBudget(nil, minBudget, v.Size(), 512)
+	err = guard(func() (err error) {
+		free, err = v.free(ctx, &bounded)
+		return err
+	})
 	if len(free) >= maxFree {
 		return nil, false, err
 	}
@@ -233,11 +273,17 @@ func (s *section) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return s.r.ReadAt(ctx, p, s.off+off)
 }
 
-// joined are parts of disks one after the other.
+// joined is the concatenation of parts of disks.
 type joined struct {
-	disks []Disk
-	runs  []Run
-	size  int64
+	disks  []Disk
+	runs   []Run
+	starts []int64 // starts[i] is the offset of runs[i] in the whole
+	size   int64
+}
+
+func (j *joined) add(r Run) {
+	j.runs, j.starts = append(j.runs, r), append(j.starts, j.size)
+	j.size += r.Length
 }
 
 func (j *joined) Size() int64 { return j.size }
@@ -246,19 +292,15 @@ func (j *joined) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if off < 0 || off+int64(len(p)) > j.size {
 		return fmt.Errorf("bytes %d to %d of %d", off, off+int64(len(p)), j.size)
 	}
-	for _, r := range j.runs {
-		if len(p) == 0 {
-			break
-		}
-		if off >= r.Length {
-			off -= r.Length
-			continue
-		}
-		n := min(int64(len(p)), r.Length-off)
-		if err := j.disks[r.Disk].ReadAt(ctx, p[:n], r.Offset+off); err != nil {
+	// The first run that begins after off, less one, holds off.
+	i, _ := slices.BinarySearch(j.starts, off+1)
+	for i--; len(p) > 0; i++ {
+		r, skip := j.runs[i], off-j.starts[i]
+		n := min(int64(len(p)), r.Length-skip)
+		if err := j.disks[r.Disk].ReadAt(ctx, p[:n], r.Offset+skip); err != nil {
 			return err
 		}
-		p, off = p[n:], 0
+		p, off = p[n:], off+n
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -14,6 +15,18 @@ type physical struct {
 	uuid string // without dashes
 	text string // of the newest metadata that is sound; "" where there is none
 }
+
+// The limits of one inspection of LVM's metadata, over all its disks. A node is
+// a name with its value; a logical volume of one segment has about 25.
+const (
+	maxText  = 16 << 20 // bytes of one metadata text
+	maxNodes = 500_000
+	maxDepth = 16 // sections and lists inside each other
+	maxRuns  = 1 << 20
+)
+
+// lvmLimits is what is left of these limits.
+type lvmLimits struct{ text, nodes, runs int64 }
 
 // lvmCRC is the CRC-32 of LVM2 (lib/misc/crc.c): it begins with a number of its
 // own and has no complement.
@@ -112,6 +125,11 @@ func (l *look) lvmArea(v *Volume, pv *physical, off, size int64) error {
 		l.find(v.Name, Bad, "LVM: metadata lies outside its area")
 		return nil
 	}
+	if n > min(maxText, l.lvm.text) {
+		l.find(v.Name, Bad, "LVM: metadata of %d bytes is too large to be read", n)
+		return nil
+	}
+	l.lvm.text -= n
 	p, err := v.at(l.ctx, off+at, min(n, size-at))
 	if err != nil {
 		return err
@@ -156,7 +174,12 @@ func (l *look) groups(disks []Disk) error {
 		if pv.text == "" {
 			continue
 		}
-		g, err := parseVG(pv.text)
+		var g *vgText
+		err := guard(func() (err error) {
+			g, err = parseVG(pv.text, &l.lvm.nodes)
+			return err
+		})
+		pv.text = ""
 		if err != nil {
 			l.find(pv.v.Name, Bad, "LVM: metadata: %v", err)
 			continue
@@ -179,15 +202,15 @@ func (l *look) groups(disks []Disk) error {
 }
 
 func (l *look) group(disks []Disk, g *vgText) error {
+	here := make(map[string]*physical) // by UUID
+	for _, pv := range l.pvs {
+		here[pv.uuid] = pv
+	}
 	where := make(map[string]*physical) // pv0 -> volume
-	for name, p := range g.pvs {
-		for _, pv := range l.pvs {
-			if pv.uuid == strings.ReplaceAll(p.id, "-", "") {
-				where[name] = pv
-			}
-		}
-		if where[name] == nil {
-			l.find(g.name, Note, "volume group: physical volume %s is on none of these disks", p.id)
+	for _, name := range slices.Sorted(maps.Keys(g.pvs)) {
+		id := g.pvs[name].id
+		if where[name] = here[strings.ReplaceAll(id, "-", "")]; where[name] == nil {
+			l.find(g.name, Note, "volume group: physical volume %s is on none of these disks", id)
 		}
 	}
 	for _, lv := range g.lvs {
@@ -195,19 +218,18 @@ func (l *look) group(disks []Disk, g *vgText) error {
 		j := &joined{disks: disks}
 		why := ""
 		for _, s := range lv.segments {
-			runs, err := g.runs(s, where)
+			runs, err := g.runs(s, where, &l.lvm.runs)
 			if err != nil {
 				why = err.Error()
 				break
 			}
 			for _, r := range runs {
-				j.size += r.Length
-				j.runs = append(j.runs, r)
+				j.add(r)
 			}
 		}
 		if why == "" {
 			for _, r := range j.runs {
-				if r.Offset+r.Length > disks[r.Disk].Size() {
+				if r.Offset < 0 || r.Offset > disks[r.Disk].Size()-r.Length {
 					why = fmt.Sprintf("reaches to byte %d of %s, which has %d", r.Offset+r.Length, disks[r.Disk].Name, disks[r.Disk].Size())
 					l.find(v.Name, Bad, "logical volume %s: it is cut", why)
 					break
@@ -236,7 +258,7 @@ func (l *look) group(disks []Disk, g *vgText) error {
 }
 
 // runs maps a segment onto disks: linear, or striped.
-func (g *vgText) runs(s vgSegment, where map[string]*physical) ([]Run, error) {
+func (g *vgText) runs(s vgSegment, where map[string]*physical, left *int64) ([]Run, error) {
 	if s.kind != "striped" {
 		return nil, fmt.Errorf("its segments are of type %q", s.kind)
 	}
@@ -253,14 +275,16 @@ func (g *vgText) runs(s vgSegment, where map[string]*physical) ([]Run, error) {
 		return base.Disk, base.Offset + p.start*sector + st.start*g.extent, nil
 	}
 	if len(s.stripes) == 1 {
+		*left--
 		d, off, err := place(0)
 		return []Run{{d, off, s.extents * g.extent}}, err
 	}
 	stripe := s.stripeSize * sector
 	rows := s.extents / int64(len(s.stripes)) * g.extent / stripe
-	if rows*int64(len(s.stripes)) > 1<<20 {
-		return nil, fmt.Errorf("it has more than %d stripes", 1<<20)
+	if rows > *left/int64(len(s.stripes)) {
+		return nil, fmt.Errorf("it has more than %d stripes", *left)
 	}
+	*left -= rows * int64(len(s.stripes))
 	var runs []Run
 	for row := range rows {
 		for i := range s.stripes {

@@ -53,9 +53,30 @@ type node struct {
 type parser struct {
 	s     string
 	depth int
+	nodes *int64 // that may still be made
 }
 
-var errSyntax = errors.New("metadata cannot be read")
+var (
+	errSyntax = errors.New("metadata cannot be read")
+	errLarge  = errors.New("metadata holds too many values")
+	errDeep   = errors.New("metadata is nested too deeply")
+)
+
+// enter begins a section or a list; the caller ends it by p.depth--.
+func (p *parser) enter() error {
+	if p.depth++; p.depth > maxDepth {
+		return errDeep
+	}
+	return nil
+}
+
+// count counts a value.
+func (p *parser) count() error {
+	if *p.nodes--; *p.nodes < 0 {
+		return errLarge
+	}
+	return nil
+}
 
 func (p *parser) space() {
 	for {
@@ -89,8 +110,8 @@ func (p *parser) word() string {
 
 // sectionBody reads names and their values up to a closing brace, or the end.
 func (p *parser) sectionBody(inner bool) (map[string]node, error) {
-	if p.depth++; p.depth > 16 {
-		return nil, errSyntax
+	if err := p.enter(); err != nil {
+		return nil, err
 	}
 	defer func() { p.depth-- }()
 	out := make(map[string]node)
@@ -105,6 +126,9 @@ func (p *parser) sectionBody(inner bool) (map[string]node, error) {
 		name := p.word()
 		if name == "" {
 			return nil, errSyntax
+		}
+		if err := p.count(); err != nil {
+			return nil, err
 		}
 		switch {
 		case p.take("{"):
@@ -128,10 +152,17 @@ func (p *parser) sectionBody(inner bool) (map[string]node, error) {
 func (p *parser) value() (n node, err error) {
 	switch {
 	case p.take("["):
+		if err := p.enter(); err != nil {
+			return n, err
+		}
+		defer func() { p.depth-- }()
 		for !p.take("]") {
 			p.space()
 			if p.s == "" {
 				return n, errSyntax
+			}
+			if err := p.count(); err != nil {
+				return n, err
 			}
 			v, err := p.value()
 			if err != nil {
@@ -164,9 +195,10 @@ func (p *parser) value() (n node, err error) {
 	return n, err
 }
 
-// parseVG reads the metadata of a volume group.
-func parseVG(text string) (*vgText, error) {
-	p := &parser{s: text}
+// parseVG reads the metadata of a volume group. It takes the values that it
+// reads out of nodes.
+func parseVG(text string, nodes *int64) (*vgText, error) {
+	p := &parser{s: text, nodes: nodes}
 	top, err := p.sectionBody(false)
 	if err != nil {
 		return nil, err
@@ -181,7 +213,11 @@ func parseVG(text string) (*vgText, error) {
 			return nil, errSyntax
 		}
 		for pv, n := range s["physical_volumes"].section {
-			g.pvs[pv] = vgPV{n.section["id"].text, n.section["pe_start"].number}
+			x := vgPV{n.section["id"].text, n.section["pe_start"].number}
+			if x.start < 0 || x.start > 1<<50 {
+				return nil, errSyntax
+			}
+			g.pvs[pv] = x
 		}
 		for lv, n := range s["logical_volumes"].section {
 			v := vgLV{name: lv, id: n.section["id"].text}
@@ -198,7 +234,13 @@ func parseVG(text string) (*vgText, error) {
 				}
 				list := n.section["stripes"].list
 				for i := 0; i+1 < len(list); i += 2 {
+					if s := list[i+1].number; s < 0 || s > 1<<60/g.extent {
+						return nil, errSyntax
+					}
 					x.stripes = append(x.stripes, vgStripe{list[i].text, list[i+1].number})
+				}
+				if x.stripeSize < 0 || x.stripeSize > 1<<40 {
+					return nil, errSyntax
 				}
 				if x.start < 0 || x.extents < 0 || x.extents > 1<<40/g.extent*1024 {
 					return nil, errSyntax

@@ -27,7 +27,7 @@ func ntfsDecode(p []byte) *ntfsBoot {
 	}
 	b.cluster = per * b.sector
 	power2 := func(n int64) bool { return n > 0 && n&(n-1) == 0 }
-	if !power2(b.sector) || b.sector < 256 || b.sector > 4096 || !power2(b.cluster) || b.cluster > 2<<20 || b.sectors <= 0 || b.sectors > 1<<54 {
+	if !power2(b.sector) || b.sector < 256 || b.sector > 4096 || !power2(b.cluster) || b.cluster > 2<<20 || b.sectors <= 0 || b.sectors > 1<<50 {
 		return nil
 	}
 	if n := int64(int8(p[64])); n > 0 {
@@ -124,7 +124,7 @@ func (l *look) ntfs(v *Volume, b *ntfsBoot, boot []byte) error {
 			l.find(v.Name, Note, "ntfs: marked to be checked (chkdsk) when it is next used")
 		}
 	}
-	v.free = func(ctx context.Context) ([]disk.Extent, error) { return b.freeClusters(ctx, v) }
+	v.free = b.freeClusters
 	return nil
 }
 

@@ -63,7 +63,7 @@ func probeXFS(l *look, v *Volume) (bool, error) {
 	if size := s.blocks * s.block; size > v.Size() {
 		l.find(v.Name, Bad, "xfs of %d bytes on a volume of %d: it is cut", size, v.Size())
 	}
-	var wrong []string
+	wrong, first := 0, ""
 	for ag := range s.ags {
 		at := ag * s.agBlocks * s.block
 		head, err := v.at(l.ctx, at, 4*s.size)
@@ -81,13 +81,15 @@ func probeXFS(l *look, v *Volume) (bool, error) {
 			h := head[x.sector*s.size : (x.sector+1)*s.size]
 			if string(h[:4]) != x.magic || s.v5 && !xfsSum(h, x.crc) {
 				if x.sector > 0 || ag > 0 {
-					wrong = append(wrong, fmt.Sprintf("%s of group %d", x.magic, ag))
+					if wrong++; wrong == 1 {
+						first = fmt.Sprintf("%s of group %d", x.magic, ag)
+					}
 				}
 			}
 		}
 	}
-	if len(wrong) > 0 {
-		l.find(v.Name, Bad, "xfs: %s broken, the first is %s", count(len(wrong), "group header"), wrong[0])
+	if wrong > 0 {
+		l.find(v.Name, Bad, "xfs: %s broken, the first is %s", count(wrong, "group header"), first)
 	}
 	if len(l.rep.Findings) == found {
 		how := ""
@@ -96,7 +98,7 @@ func probeXFS(l *look, v *Volume) (bool, error) {
 		}
 		l.find(v.Name, OK, "xfs: superblock and headers of %s%s are sound", count(int(s.ags), "group"), how)
 	}
-	v.free = func(ctx context.Context) ([]disk.Extent, error) { return s.freeBlocks(ctx, v) }
+	v.free = s.freeBlocks
 	return true, nil
 }
 
@@ -129,11 +131,12 @@ func (s *xfsSuper) freeBlocks(ctx context.Context, v *Volume) ([]disk.Extent, er
 			return nil, fmt.Errorf("group %d: no header", ag)
 		}
 		last := int64(-1)
-		if err := s.walk(ctx, v, base, int64(be.Uint32(agf[16:])), int(be.Uint32(agf[28:])), func(start, n int64) error {
-			if start <= last || start+n > s.agBlocks {
+		root, levels := int64(be.Uint32(agf[16:])), int(be.Uint32(agf[28:]))
+		if err := s.walk(ctx, v, base, root, levels, true, func(start, n int64) error {
+			if start <= last || n < 1 || start+n > s.agBlocks {
 				return fmt.Errorf("group %d: free blocks out of order", ag)
 			}
-			last = start
+			last = start + n - 1
 			free.add(base+start*s.block, n*s.block)
 			return nil
 		}); err != nil {
@@ -144,8 +147,10 @@ func (s *xfsSuper) freeBlocks(ctx context.Context, v *Volume) ([]disk.Extent, er
 }
 
 // walk visits the records below a block of a free-space tree that has so many
-// levels.
-func (s *xfsSuper) walk(ctx context.Context, v *Volume, base, block int64, levels int, fn func(start, n int64) error) error {
+// levels. Only a root may be empty: every other block yields a record, and fn
+// refuses records that do not ascend, so a tree whose pointers lead back into
+// itself ends with an error.
+func (s *xfsSuper) walk(ctx context.Context, v *Volume, base, block int64, levels int, root bool, fn func(start, n int64) error) error {
 	if levels < 1 || levels > 9 || block >= s.agBlocks {
 		return fmt.Errorf("tree of free space: block %d, level %d", block, levels)
 	}
@@ -161,6 +166,9 @@ func (s *xfsSuper) walk(ctx context.Context, v *Volume, base, block int64, level
 		return fmt.Errorf("tree of free space: block %d is none of it", block)
 	}
 	n := int64(be.Uint16(p[6:]))
+	if n == 0 && (levels > 1 || !root) {
+		return fmt.Errorf("tree of free space: block %d is empty", block)
+	}
 	if levels == 1 {
 		if head+8*n > s.block {
 			return fmt.Errorf("tree of free space: block %d has %d records", block, n)
@@ -178,7 +186,7 @@ func (s *xfsSuper) walk(ctx context.Context, v *Volume, base, block int64, level
 		return fmt.Errorf("tree of free space: block %d has %d records", block, n)
 	}
 	for i := range n {
-		if err := s.walk(ctx, v, base, int64(be.Uint32(p[head+8*most+4*i:])), levels-1, fn); err != nil {
+		if err := s.walk(ctx, v, base, int64(be.Uint32(p[head+8*most+4*i:])), levels-1, false, fn); err != nil {
 			return err
 		}
 	}
