@@ -11,6 +11,7 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
+	"xenkeep/internal/text"
 	"xenkeep/job"
 	"xenkeep/repo"
 	"xenkeep/repo/prune"
@@ -59,14 +60,7 @@ func oneLine(s string) string {
 	return printable(s)
 }
 
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || (r >= 0x7f && r < 0xa0) {
-			return '?'
-		}
-		return r
-	}, s)
-}
+func printable(s string) string { return text.Clean(s) }
 
 // hint is what can be done about an error; empty where that is plain.
 func hint(err error) string {

@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"xenkeep/internal/text"
 )
 
 // outputFlags say how results are written: as text, or as JSON, one object a
@@ -27,25 +27,26 @@ func writeLine(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// table aligns columns. Cells may hold foreign names.
-type table struct{ w *tabwriter.Writer }
+// table aligns columns. Cells may hold foreign names of any width.
+type table struct {
+	w io.Writer
+	t text.Table
+}
 
 func newTable(w io.Writer, head ...string) *table {
-	t := &table{tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)}
+	t := &table{w: w}
 	if len(head) > 0 {
-		fmt.Fprintln(t.w, strings.Join(head, "\t"))
+		t.row(head...)
 	}
 	return t
 }
 
-func (t *table) row(cells ...string) {
-	for i, c := range cells {
-		cells[i] = printable(c)
-	}
-	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
-}
+func (t *table) row(cells ...string) { t.t.Row(cells...) }
 
-func (t *table) flush() error { return t.w.Flush() }
+func (t *table) flush() error {
+	_, err := t.t.WriteTo(t.w)
+	return err
+}
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 

@@ -1,0 +1,133 @@
+// Package text prepares names from elsewhere for people: it makes them safe for
+// a terminal, measures and shortens them as a terminal shows them, and aligns
+// them in tables.
+package text
+
+import (
+	"io"
+	"strings"
+	"unicode"
+
+	"github.com/mattn/go-runewidth"
+)
+
+// Clean returns s as a single line that cannot control a terminal: control and
+// format characters, which include those that change the direction of writing,
+// and separators of lines become question marks.
+func Clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// Width returns the number of columns that a terminal needs for s: two for a
+// wide character, none for a combining one.
+func Width(s string) int {
+	n := 0
+	for _, r := range s {
+		n += runeWidth(r)
+	}
+	return n
+}
+
+// runeWidth does not depend on the locale, so that reports are the same
+// everywhere.
+func runeWidth(r rune) int {
+	c := runewidth.Condition{StrictEmojiNeutral: true}
+	return c.RuneWidth(r)
+}
+
+// ellipsis stands for the part of a name that is left out.
+const ellipsis = "..."
+
+// Shorten returns s in at most width columns. It leaves out the middle: the
+// beginning and the end tell names apart best. A width below 5 leaves the
+// beginning alone.
+func Shorten(s string, width int) string {
+	if Width(s) <= width {
+		return s
+	}
+	if width < len(ellipsis)+2 {
+		return head(s, width)
+	}
+	rest := width - len(ellipsis)
+	end := tail(s, rest/2)
+	return head(s, rest-Width(end)) + ellipsis + end
+}
+
+// head returns the longest beginning of s that fits into width columns.
+func head(s string, width int) string {
+	n := 0
+	for i, r := range s {
+		n += runeWidth(r)
+		if n > width {
+			return s[:i]
+		}
+	}
+	return s
+}
+
+// tail returns the longest end of s that fits into width columns and does not
+// begin with a combining character.
+func tail(s string, width int) string {
+	runes := []rune(s)
+	n, from := 0, len(runes)
+	for i := len(runes) - 1; i >= 0; i-- {
+		w := runeWidth(runes[i])
+		if n+w > width {
+			break
+		}
+		if n += w; w > 0 {
+			from = i
+		}
+	}
+	return string(runes[from:])
+}
+
+// Pad returns s followed by as many spaces as it is short of width columns.
+func Pad(s string, width int) string {
+	return s + strings.Repeat(" ", max(width-Width(s), 0))
+}
+
+// Table aligns the cells of its rows in columns. Rows may have fewer cells than
+// others, and cells may be empty.
+type Table struct{ rows [][]string }
+
+// Row adds a row. Its cells are cleaned.
+func (t *Table) Row(cells ...string) {
+	row := make([]string, len(cells))
+	for i, c := range cells {
+		row[i] = Clean(c)
+	}
+	t.rows = append(t.rows, row)
+}
+
+// WriteTo writes the table. No line ends with spaces.
+func (t *Table) WriteTo(w io.Writer) (int64, error) {
+	var widths []int
+	for _, row := range t.rows {
+		for i, c := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], Width(c))
+		}
+	}
+	var b strings.Builder
+	for _, row := range t.rows {
+		var line strings.Builder
+		for i, c := range row {
+			if i > 0 {
+				line.WriteString("  ")
+			}
+			line.WriteString(Pad(c, widths[i]))
+		}
+		b.WriteString(strings.TrimRight(line.String(), " "))
+		b.WriteByte('\n')
+	}
+	n, err := io.WriteString(w, b.String())
+	return int64(n), err
+}
