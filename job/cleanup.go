@@ -51,7 +51,7 @@ type Leftover struct {
 	Class      string    `json:"class"` // "VM", "VDI", "VBD" or "task"
 	UUID       string    `json:"uuid"`
 	Name       string    `json:"name"`
-	Role       string    `json:"role"` // "snapshot", "restore" or "offline"
+	Role       string    `json:"role"` // "snapshot", "base", "restore" or "offline"
 	Repository string    `json:"repository"`
 	Run        string    `json:"run"`
 	Machine    string    `json:"machine,omitempty"`
@@ -61,9 +61,10 @@ type Leftover struct {
 	Action     string    `json:"action"`
 	Error      string    `json:"error,omitempty"` // why that could not be done
 
-	ref  xapi.Ref
-	of   xapi.Ref // of a VDI snapshot: its disk
-	mark marked
+	ref    xapi.Ref
+	of     xapi.Ref // of a VDI snapshot: its disk
+	orphan bool     // a base whose disk is gone
+	mark   marked
 }
 
 // Disk is the disk that a VDI snapshot is of; null for anything else.
@@ -88,8 +89,8 @@ func (c *CleanupReport) Err() error {
 func shortRun(run string) string { return run[:min(8, len(run))] }
 
 // Cleanup finds what runs of xenkeep left on a pool and removes what dead runs
-// of this repository left. Bases, what other tools made, and what live runs
-// use are not touched. What cannot be removed is told in the report alone.
+// of this repository left, and its bases whose disk is gone. Other bases, what
+// other tools made, and what live runs use are not touched. What cannot be removed is told in the report alone.
 func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o CleanupOptions) (*CleanupReport, error) {
 	if o.Machine == "" {
 		o.Machine = hostname()
@@ -205,6 +206,10 @@ func (c *cleanup) find(ctx context.Context) error {
 		v := &vdis[i]
 		m, ok := readMarks(v.OtherConfig, v.SnapshotTime.Time)
 		switch {
+		case ok && m.role == roleBase && c.orphan(v):
+			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
+			l.orphan = true
+			c.found = append(c.found, l)
 		case !ok || seen[v.Ref] || m.role == roleBase || !v.Managed && v.Type != "cbt_metadata":
 		case v.IsASnapshot != (m.role == roleSnapshot) && m.role != "":
 			// copied by somebody, with its marks
@@ -215,6 +220,13 @@ func (c *cleanup) find(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// orphan reports whether a VDI snapshot's disk is gone. The pool keeps such a
+// snapshot, and its snapshot_of names nothing. As a base it is of no use, since
+// a disk that comes back from somewhere is another one.
+func (c *cleanup) orphan(v *xapi.VDI) bool {
+	return v.IsASnapshot && c.vdis[v.SnapshotOf] == nil
 }
 
 func leftover(class string, ref xapi.Ref, uuid, name string, m marked) Leftover {
@@ -272,6 +284,11 @@ func (c *cleanup) decide(ctx context.Context) error {
 				l.Action = ActRemove
 				gone[l.ref] = l
 			}
+			continue
+		}
+		if l.orphan { // no run builds on it any more, whether its own is alive or not
+			l.State, l.Action = StateDead, ActRemove
+			gone[l.ref] = l
 			continue
 		}
 		l.State = StateLive
@@ -418,6 +435,12 @@ func (c *cleanup) do(ctx context.Context, l *Leftover) error {
 	}
 	if err != nil {
 		return err
+	}
+	if l.orphan {
+		if _, err := c.pool.VDI(ctx, v.SnapshotOf); !v.SnapshotOf.IsNull() && !xapi.IsCode(err, xapi.HandleInvalid) {
+			return err // its disk is there after all
+		}
+		return c.pool.DestroyVDI(ctx, l.ref)
 	}
 	if isBase(&v, v.OtherConfig[markRepository]) {
 		return nil // its run was alive after all, and has published it

@@ -388,3 +388,76 @@ func TestCleanupKeepsBases(t *testing.T) {
 		t.Errorf("%d bases", n)
 	}
 }
+
+// Row X7 of the fault list: a base whose disk is gone goes with it, whether its
+// snapshot_of dangles or is null, and with or without data of its own. Another
+// repository's base goes with --foreign alone, and the base of a disk that is
+// there stays.
+func TestCleanupOrphanedBases(t *testing.T) {
+	for _, c := range []struct {
+		what string
+		keep job.Keep
+		nbd  xapisim.NBDMode
+		scan bool
+	}{
+		{"dangling, with data", job.KeepSnapshot, "", false},
+		{"null, with data", job.KeepSnapshot, "", true},
+		{"dangling, a list of changes", job.KeepCBT, xapisim.NBDTLS, false},
+		{"null, a list of changes", job.KeepCBT, xapisim.NBDTLS, true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := newWorld(t, xapisim.Config{NBD: c.nbd})
+			o := w.options("web")
+			o.Keep = c.keep
+			w.backup(o)
+			ctx := t.Context()
+			first := w.vdiOf(w.sim.Ready().VMs[0].Disks[0].VDI)
+			for _, ref := range first.VBDs { // the disk of a VM that is halted goes
+				w.halt("web")
+				w.must(nil, "VBD.destroy", ref)
+			}
+			w.must(nil, "VDI.destroy", first.Ref)
+			if c.scan {
+				w.must(nil, "SR.scan", first.SR)
+			}
+			var base xapi.VDI
+			vdis, err := w.pool.VDIs(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range vdis {
+				if v.OtherConfig["xenkeep:role"] == "base" && v.OtherConfig["xenkeep:repository"] == w.repo.ID() && v.NameLabel == first.NameLabel {
+					base = v
+				}
+			}
+			if base.Ref.IsNull() || base.SnapshotOf.IsNull() != c.scan {
+				t.Fatalf("base %s of %s", base.Ref, base.SnapshotOf)
+			}
+			found := w.cleanup(job.CleanupOptions{DryRun: true})
+			if len(found) != 1 {
+				t.Errorf("found %+v", found)
+			}
+			if l := found[base.NameLabel]; l.Role != "base" || l.State != job.StateDead || l.Action != job.ActRemove || l.UUID != base.UUID {
+				t.Errorf("%+v", l)
+			}
+			if !w.there(base.Ref) {
+				t.Fatal("a dry run removed it")
+			}
+			// Seen from another repository it is foreign, and young.
+			foreign, err := repo.Init(ctx, mem.New(), repo.Options{Secret: secret})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := job.Cleanup(ctx, foreign, w.pool, job.CleanupOptions{Foreign: true, OlderThan: time.Hour}); err != nil || !w.there(base.Ref) {
+				t.Fatalf("another repository's cleanup removed a young base: %v", err)
+			}
+			w.cleanup(job.CleanupOptions{})
+			if w.there(base.Ref) {
+				t.Error("it stays")
+			}
+			if n := w.bases(); len(n) != 1 {
+				t.Errorf("bases: %v", n)
+			}
+		})
+	}
+}

@@ -45,8 +45,9 @@ func newCleanupCommand() *cobra.Command {
 		Long: `Remove from the pool what dead runs of this repository left: VM snapshots and their
 VDI snapshots, half-restored disks and VMs, disks held by control domains, tasks. Every
 backup and restore does so at its start. A run is dead when its process is gone from
-this machine, or has given no sign of life for an hour. Bases of later backups, what
-live runs use and what other tools made are not touched.
+this machine, or has given no sign of life for an hour. Bases are removed where their
+disk is no longer on the pool. Other bases, what live runs use and what other tools
+made are not touched.
 
 What runs into other repositories have on the pool is shown, and removed with --foreign
 if it is older than --older-than says: they may be alive on other machines.`,

@@ -144,6 +144,10 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 	for i := range rep.Found {
 		switch l := &rep.Found[i]; l.State {
 		case job.StateDead:
+			if l.Role == "base" {
+				p.find("note", l.Class+" "+l.Name, "", "the base of a disk that is no longer on the pool (%s); the run removes it", l.UUID)
+				continue
+			}
 			p.find("note", l.Class+" "+l.Name, "", "left by a dead run; the run cleans it up (%s)", l.Action)
 		case job.StateLive:
 			if vm := sel.Owner(l.Disk()); vm != "" {

@@ -107,6 +107,15 @@ func TestPlanIsTrue(t *testing.T) {
 			must(w, err)
 			w.mark(w.pool, "VDI", ref, "restore")
 		}},
+		// Row X7 of the fault list: the plan lists bases whose disk is gone.
+		{what: "a base whose disk is gone", level: "note", text: "VDI gone: the base of a disk that is no longer on the pool", prepare: func(w *world) {
+			disk, err := w.pool.CreateVDI(t.Context(), xapi.VDIFields{Name: "gone", SR: w.sr(w.pool), Size: mib})
+			must(w, err)
+			var snap xapi.Ref
+			must(w, w.pool.Call(t.Context(), "VDI.snapshot", &snap, disk))
+			w.mark(w.pool, "VDI", snap, "base")
+			must(w, w.pool.DestroyVDI(t.Context(), disk))
+		}},
 		{what: "a run that lives", level: "error", text: "vm0: run 00112233 on elsewhere is backing it up", fails: true, prepare: func(w *world) {
 			ref, err := w.pool.SnapshotVM(t.Context(), w.vm.Ref, "theirs")
 			must(w, err)

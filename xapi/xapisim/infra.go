@@ -189,6 +189,9 @@ func (p *Pool) infraCalls() map[string]handler {
 				if !vdi.bool("managed") && !vdi.bool("read_only") { // what only a scan notices
 					p.db.put(vdi, "read_only", true)
 				}
+				if vdi.bool("is_a_snapshot") && p.db.find("VDI", vdi.str("snapshot_of")) == nil {
+					p.db.put(vdi, "snapshot_of", nullRef) // it dangled since its disk was destroyed
+				}
 			}
 			return void, nil
 		},
