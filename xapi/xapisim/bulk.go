@@ -185,11 +185,11 @@ func (p *Pool) plugDom0(h *host, vdi *object, mode string) (*object, error) {
 	if vdi.str("type") == "cbt_metadata" {
 		return nil, fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
 	}
-	if attached, rw := p.attachments(vdi); attached && (rw || mode == "RW") && !vdi.bool("sharable") {
-		return nil, fail("VDI_IN_USE", vdi.ref)
-	}
 	if mode == "RW" && vdi.bool("read_only") {
 		return nil, fail("VDI_READONLY", vdi.ref)
+	}
+	if err := p.activate(vdi, mode); err != nil {
+		return nil, err
 	}
 	taken := map[string]bool{}
 	if dom0 := p.db.find("VM", h.dom0); dom0 != nil {
@@ -209,26 +209,34 @@ func (p *Pool) plugDom0(h *host, vdi *object, mode string) (*object, error) {
 }
 
 // unplugDom0 takes dom0's VBDs away, at once or, with Config.Linger, later.
-func (p *Pool) unplugDom0(vbds []*object) {
+func (p *Pool) unplugDom0(vbds []*object) { p.unplugLater(vbds, p.cfg.Linger) }
+
+// unplugLater takes VBDs of dom0 away after a while.
+func (p *Pool) unplugLater(vbds []*object, linger time.Duration) {
 	drop := func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		for _, o := range vbds {
-			if p.db.find("VBD", o.ref) != nil {
-				p.destroyWith("VBD_metrics", o)
-			}
-		}
+		p.dropVBDs(vbds)
 	}
-	if p.cfg.Linger == 0 || len(vbds) == 0 {
+	if linger <= 0 || len(vbds) == 0 {
 		drop()
 		return
 	}
 	p.work.Add(1)
 	go func() {
 		defer p.work.Done()
-		sleep(p.ctx, p.cfg.Linger)
+		sleep(p.ctx, linger)
 		drop()
 	}()
+}
+
+// dropVBDs destroys VBDs that are still there. Pool.mu is held.
+func (p *Pool) dropVBDs(vbds []*object) {
+	for _, o := range vbds {
+		if p.db.find("VBD", o.ref) != nil {
+			p.destroyWith("VBD_metrics", o)
+		}
+	}
 }
 
 // exportKinds are the formats and their media types.

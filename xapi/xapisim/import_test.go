@@ -97,19 +97,6 @@ func TestImportRefusals(t *testing.T) {
 	}
 }
 
-func TestImportIntoAttachedDisk(t *testing.T) {
-	c := start(t, nil)
-	said, task := c.importTask(c.disk(0), "", make([]byte, 512))
-	head, rest, _ := strings.Cut(said, "\r\n\r\n")
-	if !strings.HasPrefix(head, "HTTP/1.1 200 OK\r\n") {
-		t.Errorf("head %q", head)
-	}
-	if !strings.HasPrefix(rest, "HTTP/1.1 400 Bad Request\r\n") || !strings.Contains(rest, "\r\n\r\nHTTP/1.1 500 Internal Error\r\n") {
-		t.Errorf("behind the head: %q", rest)
-	}
-	c.status(task, "failure", "VDI_IN_USE", c.disk(0))
-}
-
 func TestImportRawLengths(t *testing.T) {
 	c := start(t, nil)
 	old := pattern(7, 4*mib)

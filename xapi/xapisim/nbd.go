@@ -179,8 +179,37 @@ func (e *nbdExport) ReadAt(b []byte, off int64) (int, error) {
 }
 
 func (e *nbdExport) Close() error {
-	e.closed.Do(func() { e.p.unplugDom0([]*object{e.vbd}) })
+	e.closed.Do(func() { e.p.unplugNBD(e.vbd) })
 	return nil
+}
+
+// unplugNBD takes the VBD of an ended connection away, when it is due.
+func (p *Pool) unplugNBD(vbd *object) {
+	p.mu.Lock()
+	if p.nbdHold > 0 {
+		p.nbdHeld = append(p.nbdHeld, vbd)
+		p.mu.Unlock()
+		return
+	}
+	p.mu.Unlock()
+	p.unplugLater([]*object{vbd}, p.cfg.NBDLinger)
+}
+
+// HoldNBD keeps dom0's VBDs of NBD connections that end from now on until
+// release is called, whatever Config.NBDLinger says. Release may be called more
+// than once, also from Fault.Do.
+func (p *Pool) HoldNBD() (release func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.nbdHold++
+	return sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.nbdHold--; p.nbdHold == 0 {
+			p.dropVBDs(p.nbdHeld)
+			p.nbdHeld = nil
+		}
+	})
 }
 
 // nbdInfo is VDI.get_nbd_info: one record for each address, on a network that

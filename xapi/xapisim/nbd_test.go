@@ -106,7 +106,6 @@ func TestNBDRefusals(t *testing.T) {
 	refused("another session", func(o *nbd.Options) { o.ExportName = "/" + c.uuid("VDI", snap) + "?session_id=OpaqueRef:x" })
 	refused("no session", func(o *nbd.Options) { o.ExportName = "/" + c.uuid("VDI", snap) })
 	refused("unknown disk", func(o *nbd.Options) { o.ExportName = "/" + newUUID() + "?session_id=" + c.session })
-	refused("a live disk", func(o *nbd.Options) { o.ExportName = "/" + c.uuid("VDI", c.disk(0)) + "?session_id=" + c.session })
 	refused("without TLS", func(o *nbd.Options) { o.PinnedCertPEM = nil })
 	refused("another host's certificate", func(o *nbd.Options) { o.PinnedCertPEM = c.nbdInfo(snap)[1].PinnedCertPEM })
 	if c.dom0VBDs() != 0 {

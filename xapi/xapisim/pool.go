@@ -48,6 +48,10 @@ type Config struct {
 	// Linger is how long dom0's VBD stays after a transfer ended (0: it is
 	// gone before the task completes).
 	Linger time.Duration
+	// NBDLinger is how long dom0's VBD stays after an NBD connection ended, as
+	// on a real host (0: one second, scaled; negative: it is gone at once).
+	// HoldNBD makes a test independent of it.
+	NBDLinger time.Duration
 	// CancelDelay is how long a transfer goes on after task.cancel (10 s).
 	CancelDelay time.Duration
 	// Unlicensed switches the licensed features off.
@@ -149,6 +153,8 @@ type Pool struct {
 	roles   map[string]string // by session; root's have none
 	ahead   time.Duration     // of the machine's clock
 	looked  time.Time         // until when schedules have been run
+	nbdHold int               // how many hold the VBDs of ended NBD connections
+	nbdHeld []*object         // those VBDs
 	refSeq  int               // counts the Ref:N of metadata exports, never reset
 }
 
@@ -218,6 +224,9 @@ func New(cfg Config) (_ *Pool, err error) {
 	}
 	if cfg.HeadTimeout == 0 {
 		cfg.HeadTimeout = 10 * time.Second
+	}
+	if cfg.NBDLinger == 0 {
+		cfg.NBDLinger = time.Duration(float64(time.Second) * cfg.Scale)
 	}
 	if cfg.GCDelay == 0 {
 		cfg.GCDelay = 5 * time.Second

@@ -102,6 +102,36 @@ func (p *Pool) attachments(vdi *object) (attached, readWrite bool) {
 	return attached, readWrite
 }
 
+// illegalTransition is what the storage layer says of a disk that is attached
+// read-only and is now wanted read-write. It does not know how to turn the one
+// into the other (xen-api ocaml/xapi-idl/storage/vdi_automaton.ml).
+const illegalTransition = "Storage_error ([S(Illegal_transition);[[S(Activated);S(RO)];[S(Activated);S(RW)]]])"
+
+// activate applies the storage layer's rule for an attachment: a disk that is
+// attached read-only cannot be attached read-write beside that. Any other
+// combination is allowed, so it does not keep two writers apart.
+func (p *Pool) activate(vdi *object, mode string) error {
+	if attached, readWrite := p.attachments(vdi); attached && !readWrite && mode == "RW" {
+		return fail("INTERNAL_ERROR", illegalTransition)
+	}
+	return nil
+}
+
+// usedByGuests reports whether virtual machines other than control domains have
+// the disk attached, and whether one of them read-write. Only these count when
+// the server checks whether a disk is in use before it attaches it to a VM.
+func (p *Pool) usedByGuests(vdi *object) (attached, readWrite bool) {
+	for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) {
+		vm := p.db.find("VM", vbd.str("VM"))
+		if !vbd.bool("currently_attached") || vm == nil || vm.bool("is_control_domain") {
+			continue
+		}
+		attached = true
+		readWrite = readWrite || vbd.str("mode") == "RW"
+	}
+	return attached, readWrite
+}
+
 // managed refuses base copies.
 func managed(vdi *object) error {
 	if !vdi.bool("managed") {

@@ -172,27 +172,8 @@ func (p *Pool) vmCalls() map[string]handler {
 		"VM.start": p.vmCall("start", func(c *call, vm *object) (any, error) {
 			return void, p.startVM(vm, p.hosts[0], c.args[1].(bool))
 		}),
-		"VM.start_on": func(c *call) (any, error) {
-			vm, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			ho, err := c.object(1)
-			if err != nil {
-				return nil, err
-			}
-			end, err := c.beginVM(vm, "start_on")
-			if err != nil {
-				return nil, err
-			}
-			defer end()
-			for _, h := range p.hosts {
-				if h.ref == ho.ref {
-					return void, p.startVM(vm, h, c.args[2].(bool))
-				}
-			}
-			return nil, fail("HOST_OFFLINE", ho.ref)
-		},
+		"VM.start_on":  p.onHost("start_on", p.startVM),
+		"VM.resume_on": p.onHost("resume_on", p.resumeVM),
 		"VM.pool_migrate": func(c *call) (any, error) {
 			vm, err := c.object(0)
 			if err != nil {
@@ -355,6 +336,33 @@ func (p *Pool) vmCalls() map[string]handler {
 	}
 }
 
+// onHost starts or resumes a VM on the host that the call names.
+func (p *Pool) onHost(op string, run func(vm *object, h *host, paused bool) error) handler {
+	return func(c *call) (any, error) {
+		vm, err := c.object(0)
+		if err != nil {
+			return nil, err
+		}
+		to, err := c.object(1)
+		if err != nil {
+			return nil, err
+		}
+		end, err := c.beginVM(vm, op)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+		for _, h := range p.hosts {
+			if h.ref != to.ref {
+				continue
+			}
+			paused := op == "start_on" && c.args[2].(bool) // a resumed VM runs
+			return void, run(vm, h, paused)
+		}
+		return nil, fail("HOST_OFFLINE", to.ref)
+	}
+}
+
 // plug attaches or detaches a device of a running VM.
 func (p *Pool) plug(cls string, attach bool) handler {
 	return func(c *call) (any, error) {
@@ -392,12 +400,16 @@ func (p *Pool) attachVBD(vbd *object) error {
 		if vdi.str("type") == "cbt_metadata" {
 			return fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
 		}
-		attached, rw := p.attachments(vdi)
-		if attached && !vdi.bool("sharable") && (rw || vbd.str("mode") == "RW") {
+		vm := p.db.find("VM", vbd.str("VM"))
+		attached, rw := p.usedByGuests(vdi)
+		if attached && !vdi.bool("sharable") && (rw || vbd.str("mode") == "RW") && (vm == nil || !vm.bool("is_control_domain")) {
 			return fail("VDI_IN_USE", vdi.ref)
 		}
 		if vbd.str("mode") == "RW" && vdi.bool("read_only") {
 			return fail("VDI_READONLY", vdi.ref)
+		}
+		if err := p.activate(vdi, vbd.str("mode")); err != nil {
+			return err
 		}
 		v, err := p.volume(vdi)
 		if err != nil {

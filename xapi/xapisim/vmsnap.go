@@ -288,6 +288,9 @@ func (p *Pool) revertCall(c *call) (any, error) {
 			}
 		}
 	} else {
+		if why, ok := vm.mapv("blocked_operations")["reverting"]; ok {
+			return nil, fail("OPERATION_BLOCKED", vm.ref, why.(string))
+		}
 		endVM, err := c.begin(vm, "reverting")
 		if err != nil {
 			return nil, err
