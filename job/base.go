@@ -8,6 +8,8 @@ import (
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/repo"
 	"xenkeep/xapi"
+
+	"github.com/dustin/go-humanize"
 )
 
 // isBase tells whether a VDI snapshot is one that this repository's backups
@@ -94,7 +96,9 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 	case int64(v.VirtualSize) != old.Size:
 		return full("the base of snapshot %s has another size", last.Short())
 	}
-	if d.untracked == "" && v.CBTEnabled && snap.CBTEnabled && old.Size == int64(snap.VirtualSize) {
+	// A list of changes goes across a growth of the disk: its bitmap is of the
+	// new size, and what is behind the old end is read in any case.
+	if d.untracked == "" && v.CBTEnabled && snap.CBTEnabled && old.Size <= int64(snap.VirtualSize) {
 		b.tracked = ref
 	}
 	hurt := state == snapshotHurt
@@ -108,8 +112,15 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 		b.vdi = ref
 	case b.tracked.IsNull() && d.untracked != "":
 		return full("the base of snapshot %s has only its list of changes: %s", last.Short(), d.untracked)
+	case b.tracked.IsNull() && !v.CBTEnabled:
+		return full("the base of snapshot %s has no data and no list of changes", last.Short())
+	case b.tracked.IsNull() && !snap.CBTEnabled:
+		return full("the base of snapshot %s has only its list of changes, and the pool no longer tracks the disk's changes", last.Short())
 	case b.tracked.IsNull():
-		return full("the base of snapshot %s has lost its data, and the list of changes with it", last.Short())
+		return full("the base of snapshot %s has only its list of changes, and is larger than the disk", last.Short())
+	}
+	if grown := int64(snap.VirtualSize) - old.Size; grown > 0 {
+		return full("changes since snapshot %s, and %s by which the disk has grown", last.Short(), humanize.IBytes(uint64(grown)))
 	}
 	return full("changes since snapshot %s", last.Short())
 }

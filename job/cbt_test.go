@@ -159,3 +159,54 @@ func TestUntracked(t *testing.T) {
 		})
 	}
 }
+
+// Row X10 of the fault list: a disk that grew is read by its list of changes, or
+// its VHD delta, and the area that is new; the reason says so, and every day
+// comes back as it was.
+func TestGrownDisk(t *testing.T) {
+	for _, c := range []struct {
+		what   string
+		nbd    xapisim.NBDMode
+		method string
+	}{{"cbt", xapisim.NBDTLS, "cbt"}, {"delta", "", "vhd-delta"}} {
+		t.Run(c.what, func(t *testing.T) {
+			const old, size = 24*mib - 3*4096, 40*mib - 5*4096 // the ends of blocks are elsewhere
+			dir := t.TempDir()
+			file := image(t, filepath.Join(dir, "disk.img"), old, 1, 40)
+			w := newWorld(t, xapisim.Config{NBD: c.nbd, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{file}}}})
+			o := w.options("web")
+			o.VerifyCBT = true
+			w.backup(o)
+			vdi := w.vdiOf(w.sim.Ready().VMs[0].Disks[0].VDI)
+			w.halt("web")
+			w.must(nil, "VDI.resize", vdi.Ref, int64(size))
+			grown := filepath.Join(w.dir, "grown.img")
+			copyFile(t, grown, file)
+			if err := os.Truncate(grown, int64(w.vdiOf(vdi.UUID).VirtualSize)); err != nil {
+				t.Fatal(err)
+			}
+			for day := range 3 {
+				// The first day nothing is written: the new area is zero.
+				if day > 0 {
+					grown = w.write(fmt.Sprintf("day%d.img", day), grown, uint64(day+70), 3)
+				}
+				s := w.backup(o)
+				d := s.Snapshots[0].Disks[0]
+				says := "changes since snapshot "
+				if day == 0 {
+					says = "by which the disk has grown"
+				}
+				if d.Method != c.method || !strings.Contains(d.Reason, says) {
+					t.Errorf("day %d: %s (%s), want %s and %q", day, d.Method, d.Reason, c.method, says)
+				}
+				if day == 0 && c.nbd != "" && d.Read > 16*mib+7*disk.BlockSize {
+					t.Errorf("%d bytes are read", d.Read)
+				}
+				if got, want := w.restoredTo(w.snapshot(s.Snapshots[0].ID), "xvda"), fileSum(t, grown); got != want {
+					t.Errorf("day %d comes back otherwise", day)
+				}
+			}
+			w.clean()
+		})
+	}
+}
