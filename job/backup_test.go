@@ -452,6 +452,37 @@ func TestUnsupported(t *testing.T) {
 	_ = before
 }
 
+// Row X6 of the fault list: a raw disk is foreseen as one that cannot be
+// snapshotted on every SR of the VHD family, not on LVM alone, before anything
+// is done; SkipUnsupported leaves it out.
+func TestRawDisk(t *testing.T) {
+	for _, kind := range []string{"nfs", "ext", "smb", "lvm", "lvmoiscsi"} {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t, xapisim.Config{SRs: []xapisim.SRConfig{{Name: "sr", Type: kind, Shared: kind != "ext" && kind != "lvm", Size: 8 << 30}}})
+			ref, err := w.pool.CreateVDI(t.Context(), xapi.VDIFields{Name: "raw", SR: w.sr("sr").Ref, Size: 8 * mib, SMConfig: map[string]string{"type": "raw"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.halt("web")
+			if _, err := w.pool.CreateVBD(t.Context(), xapi.VBD{VM: w.vm("web").Ref, VDI: ref, UserDevice: "5", Mode: "RW", Type: "Disk"}); err != nil {
+				t.Fatal(err)
+			}
+			before := w.sim.Dump()
+			_, err = job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
+			if !errors.Is(err, job.ErrUnsupported) || !strings.Contains(err.Error(), "xvdf (raw)") || !strings.Contains(err.Error(), "it is a raw ") {
+				t.Fatal(err)
+			}
+			samePool(t, before, w.sim.Dump())
+			o := w.options("web")
+			o.SkipUnsupported = true
+			s := w.backup(o)
+			if len(s.Snapshots[0].Disks) != 2 || len(s.Snapshots[0].Missing) != 1 || s.Snapshots[0].Missing[0].Device != "xvdf" {
+				t.Fatalf("%+v", s.Snapshots[0])
+			}
+		})
+	}
+}
+
 func TestUnknownVM(t *testing.T) {
 	w := newWorld(t, xapisim.Config{})
 	s, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web", "nobody"))

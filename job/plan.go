@@ -228,6 +228,8 @@ func unsnapshottable(d *diskPlan) (why, hint string) {
 		return "it is reset at each boot, and such disks cannot be snapshotted", "set its on-boot to persist"
 	case thick(d.sr) && isRaw(d.vdi):
 		return "it is a raw LVM volume, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
+	case keepsVHDs(d.sr) && isRaw(d.vdi):
+		return "it is a raw file, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
 	case d.sr.Type == "udev" || d.sr.Type == "iso":
 		return "it lies on an SR of type " + d.sr.Type + ", which has no snapshots", "copy it to another SR"
 	}
@@ -251,13 +253,18 @@ func isRaw(v xapi.VDI) bool {
 // vhdBacked tells whether a disk is a VHD on its SR, so that it reads as zeros
 // where nothing was written, and deltas of it can be exported.
 func vhdBacked(sr xapi.SR, v xapi.VDI) bool {
+	format := v.SMConfig["image-format"]
+	return keepsVHDs(sr) && !isRaw(v) && (format == "" || format == "vhd")
+}
+
+// keepsVHDs reports whether an SR's driver is one of those that keep disks as
+// VHDs. None of them can snapshot a disk that is kept raw.
+func keepsVHDs(sr xapi.SR) bool {
 	switch sr.Type {
 	case "ext", "nfs", "smb", "file", "lvm", "lvmoiscsi", "lvmohba":
-	default:
-		return false
+		return true
 	}
-	format := v.SMConfig["image-format"]
-	return !isRaw(v) && (format == "" || format == "vhd")
+	return false
 }
 
 // thinNeed is what a snapshot of a disk on a thin SR needs at once, in bytes:
