@@ -183,15 +183,16 @@ func forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 		return nil, err
 	}
 	protected := repo.Protected(notes)
+	judge := retention.NewJudge(all, c.Now())
 	var gone []string
 	for _, s := range done {
 		var same []*repo.Snapshot
 		for _, o := range all {
-			if sameVM(o, s) && o.Job == s.Job {
+			if judge.Group(o) == judge.Group(s) {
 				same = append(same, o)
 			}
 		}
-		for _, d := range policy(s).Apply(same, c.Now()) {
+		for _, d := range judge.Apply(policy(s), same) {
 			if d.Keep || protected[d.Snapshot.ID()] {
 				continue
 			}

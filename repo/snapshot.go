@@ -317,51 +317,6 @@ func Latest(all []*Snapshot, match func(*Snapshot) bool) *Snapshot {
 	return nil
 }
 
-// Resolve finds the snapshot that a user means: "latest", "latest:VM" (name or
-// UUID), an ID or a unique beginning of one.
-func Resolve(all []*Snapshot, spec string) (*Snapshot, error) {
-	if vm, ok := strings.CutPrefix(spec, "latest"); ok && (vm == "" || vm[0] == ':') {
-		vms := make(map[Named]bool)
-		s := Latest(all, func(s *Snapshot) bool {
-			if vm == "" && s.Origin == OriginDatabase {
-				return false
-			}
-			if vm != "" && s.VM.UUID != vm[1:] && s.VM.Name != vm[1:] {
-				return false
-			}
-			vms[Named{UUID: s.Pool.UUID + "/" + s.VM.UUID}] = true
-			return true
-		})
-		if s == nil {
-			return nil, fmt.Errorf("%q: %w", spec, ErrNoSnapshot)
-		}
-		if vm != "" {
-			for _, o := range all {
-				if (o.VM.UUID == vm[1:] || o.VM.Name == vm[1:]) && (o.VM.UUID != s.VM.UUID || o.Pool.UUID != s.Pool.UUID) {
-					return nil, fmt.Errorf("%q: VMs %s and %s have this name: %w: use the UUID", spec, s.VM.UUID, o.VM.UUID, ErrAmbiguous)
-				}
-			}
-		}
-		return s, nil
-	}
-	if len(spec) < 4 {
-		return nil, fmt.Errorf("%q: %w: give at least four characters of an id", spec, ErrNoSnapshot)
-	}
-	var found *Snapshot
-	for _, s := range all {
-		if strings.HasPrefix(s.id, strings.ToLower(spec)) {
-			if found != nil {
-				return nil, fmt.Errorf("%q: %w", spec, ErrAmbiguous)
-			}
-			found = s
-		}
-	}
-	if found == nil {
-		return nil, fmt.Errorf("%q: %w", spec, ErrNoSnapshot)
-	}
-	return found, nil
-}
-
 // ReadRecord reads a metadata blob of a snapshot, by its name; nil where the
 // snapshot has none of that name.
 func (r *Repository) ReadRecord(ctx context.Context, s *Snapshot, name string) ([]byte, error) {

@@ -177,19 +177,36 @@ func copyBetween(ctx context.Context, stderr io.Writer, o *copyOptions, from, to
 	return plan, res, sum, err
 }
 
-// picked tells which snapshots are meant: nil, all.
+// picked returns which snapshots are meant: those of a VM, those named, or all.
 func picked(ctx context.Context, r *repo.Repository, vm string, specs []string, stderr io.Writer) (func(*repo.Snapshot) bool, error) {
+	if vm == "" && len(specs) == 0 {
+		return func(*repo.Snapshot) bool { return true }, nil
+	}
+	all, bad, err := r.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(specs) > 0 { // otherwise the copy itself tells of them
+		tellProblems(stderr, bad)
+	}
+	some, err := (&filter{vm: vm}).apply(all)
+	if err != nil {
+		return nil, err
+	}
 	ids := make(map[string]bool)
 	for _, spec := range specs {
-		s, err := resolve(ctx, r, spec, stderr)
+		s, err := choose(some, spec, stderr)
 		if err != nil {
 			return nil, err
 		}
 		ids[s.ID()] = true
 	}
-	return func(s *repo.Snapshot) bool {
-		return (vm == "" || s.VM.UUID == vm || s.VM.Name == vm) && (len(specs) == 0 || ids[s.ID()])
-	}, nil
+	if len(specs) == 0 {
+		for _, s := range some {
+			ids[s.ID()] = true
+		}
+	}
+	return func(s *repo.Snapshot) bool { return ids[s.ID()] }, nil
 }
 
 func copiedLines(plan *job.CopyPlan, res *copy.Result, dryRun bool, sum *copySummary) []copiedLine {

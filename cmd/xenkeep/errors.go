@@ -108,6 +108,8 @@ func hint(err error) string {
 		return "copy what is to be kept to a new repository, and delete this one"
 	case errors.Is(err, repo.ErrLastSlot):
 		return "add another with xenkeep key add first"
+	case errors.Is(err, repo.ErrRenamed):
+		return "name the VM by its present name, or by its UUID"
 	case errors.Is(err, repo.ErrNoSnapshot), errors.Is(err, repo.ErrAmbiguous):
 		return "xenkeep snapshots lists what there is"
 	case errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):

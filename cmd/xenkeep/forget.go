@@ -50,7 +50,7 @@ func newForgetCommand() *cobra.Command {
 		Use:   "forget [SNAPSHOT...]",
 		Short: "Forget snapshots, by name or by a policy",
 		Long: `Forget snapshots: those named, or those that a policy does not keep. A policy counts
-for each VM and job. Protected snapshots stay, and so does the newest complete one of
+for each VM and job, and "latest" needs its VM: latest:VM. Protected snapshots stay, and so does the newest complete one of
 each VM and job where a policy decides. The space comes back with xenkeep prune.`,
 		Example: "  xenkeep forget --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run\n  xenkeep forget 3f9a01c2",
 		Args: func(_ *cobra.Command, args []string) error {
@@ -106,13 +106,11 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 	var unreadable []string
 	if len(specs) == 0 {
 		tellProblems(cmd.ErrOrStderr(), bad)
-		var some []*repo.Snapshot
-		for _, s := range all {
-			if (o.vm == "" || s.VM.UUID == o.vm || s.VM.Name == o.vm) && (o.job == "" || s.Job == o.job) && s.HasTags(o.tags) {
-				some = append(some, s)
-			}
+		some, err := (&filter{o.vm, o.job, o.tags}).apply(all)
+		if err != nil {
+			return err
 		}
-		decisions = o.retention.policy.Apply(some, time.Now())
+		decisions = retention.NewJudge(all, time.Now()).Apply(o.retention.policy, some)
 		retention.Protect(decisions, protected)
 	} else if decisions, unreadable, err = named(all, bad, protected, specs); err != nil {
 		return err
@@ -142,12 +140,12 @@ func named(all []*repo.Snapshot, bad []repo.Problem, protected map[string]bool, 
 		if found {
 			continue
 		}
-		s, err := repo.Resolve(all, spec)
+		s, err := chooseToDestroy(all, spec)
 		if err != nil {
 			return nil, nil, err
 		}
 		if protected[s.ID()] {
-			return nil, nil, fmt.Errorf("snapshot %s is protected: xenkeep snapshots unprotect %s lets it go", s.Short(), s.Short())
+			return nil, nil, &advised{fmt.Errorf("snapshot %s is protected", s.Short()), "xenkeep snapshots unprotect " + s.Short() + " lets it go"}
 		}
 		if !seen[s.ID()] {
 			seen[s.ID()] = true

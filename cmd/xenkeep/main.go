@@ -19,6 +19,7 @@ import (
 	"xenkeep/chunkstore/slot"
 	"xenkeep/job"
 	"xenkeep/job/poolsnap"
+	"xenkeep/repo"
 	"xenkeep/repo/prune"
 )
 
@@ -64,7 +65,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.Is(err, errInterrupted):
 		return exitInterrupted
-	case errors.Is(err, errUsage), errors.Is(err, poolsnap.ErrValue), errors.Is(err, poolsnap.ErrSeveral):
+	case errors.Is(err, errUsage), errors.Is(err, poolsnap.ErrValue), errors.Is(err, poolsnap.ErrSeveral), errors.Is(err, repo.ErrTime):
 		return exitUsage
 	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered), errors.Is(err, job.ErrUnstarted):
 		return exitPartial

@@ -156,14 +156,3 @@ func tellProblems(stderr io.Writer, problems []repo.Problem) {
 		tell(stderr, what+cmp.Or(oneLine(p.Err.Error()), p.Object), "")
 	}
 }
-
-// resolve finds the snapshot that the user means. Snapshots that cannot be
-// read are told of, since one of them may be what was meant.
-func resolve(ctx context.Context, r *repo.Repository, spec string, stderr io.Writer) (*repo.Snapshot, error) {
-	snapshots, bad, err := r.Snapshots(ctx)
-	if err != nil {
-		return nil, err
-	}
-	tellProblems(stderr, bad)
-	return repo.Resolve(snapshots, spec)
-}

@@ -53,7 +53,7 @@ its size (--to-vdi). Over VDIs that are there only what differs is written. With
 
 All data is verified while it is read. A file becomes a VHD where its name ends in
 .vhd, else raw and sparse; it bears its name only once it is whole. SNAPSHOT is an id
-or its unique beginning, "latest", or "latest:VM"; SR is a name or a UUID, or one for
+or its unique beginning, "latest:VM", or "VM@TIME"; SR is a name or a UUID, or one for
 each disk: xvda=SR,xvdb=SR.`,
 		Example: `  xenkeep restore latest:web --disk xvda --to web.raw
   xenkeep restore 3fa9c2d1 --to-sr "Local storage" --attach rescue

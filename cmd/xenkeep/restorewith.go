@@ -50,7 +50,12 @@ func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string
 	}
 	defer w.repo.Close()
 	tellProblems(stderr, w.repo.Problems())
-	if w.snapshot, err = resolve(ctx, w.repo, spec, stderr); err != nil {
+	if o.inPlace || o.toVDI != "" {
+		w.snapshot, err = resolveToDestroy(ctx, w.repo, spec, stderr)
+	} else {
+		w.snapshot, err = resolve(ctx, w.repo, spec, stderr)
+	}
+	if err != nil {
 		return err
 	}
 	if w.disks, err = o.choose(w.snapshot); err != nil {

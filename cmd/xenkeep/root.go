@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -98,6 +100,9 @@ func prepare(root *cobra.Command, began *bool) {
 			return
 		}
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := refuseEmpty(cmd.Flags(), args); err != nil {
+				return err
+			}
 			if err := fromEnvironment(cmd.Flags()); err != nil {
 				return err
 			}
@@ -105,6 +110,30 @@ func prepare(root *cobra.Command, began *bool) {
 			return inner(cmd, args)
 		}
 	})
+}
+
+// mayBeEmpty are flags with which an empty text is meant: it takes away what is
+// there.
+var mayBeEmpty = []string{"description", "label", "reason"}
+
+// refuseEmpty refuses flags and words without content. They come from variables
+// that are not set, and would allow everything: forget --vm "$VM" must not mean
+// all VMs.
+func refuseEmpty(flags *pflag.FlagSet, args []string) error {
+	var err error
+	flags.Visit(func(f *pflag.Flag) {
+		empty := f.Value.Type() == "string" && f.Value.String() == ""
+		if l, ok := f.Value.(pflag.SliceValue); ok {
+			empty = slices.Contains(l.GetSlice(), "")
+		}
+		if empty && !slices.Contains(mayBeEmpty, f.Name) {
+			err = usagef("--%s is empty: is it a variable that is not set?", f.Name)
+		}
+	})
+	if slices.Contains(args, "") {
+		return usagef("a word of the command is empty: is it a variable that is not set?")
+	}
+	return err
 }
 
 func walk(cmd *cobra.Command, fn func(*cobra.Command)) {
@@ -152,6 +181,10 @@ func (l *list) String() string { return strings.Join(*l, ",") }
 func (l *list) Type() string   { return "list" }
 
 func (l *list) Set(text string) error {
-	*l = append(*l, strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })...)
+	values := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })
+	if len(values) == 0 {
+		return errors.New("empty: is it a variable that is not set?")
+	}
+	*l = append(*l, values...)
 	return nil
 }

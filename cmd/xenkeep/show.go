@@ -36,7 +36,7 @@ func newShowCommand() *cobra.Command {
 		Use:   "show SNAPSHOT",
 		Short: "Show everything stored about a snapshot",
 		Long: `Show everything stored about a snapshot: its disks and how each was read, and the
-VM's records. SNAPSHOT is an id or its unique beginning, "latest", or "latest:VM".`,
+VM's records. SNAPSHOT is an id or its unique beginning, "latest:VM", or "VM@TIME".`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runShow(cmd, &o, args[0]) },
 	}

@@ -135,7 +135,7 @@ func newNoteCommand(kind, short, long string) *cobra.Command {
 			}
 			tellProblems(cmd.ErrOrStderr(), bad)
 			for _, spec := range args {
-				s, err := repo.Resolve(all, spec)
+				s, err := choose(all, spec, cmd.ErrOrStderr())
 				if err != nil {
 					return err
 				}
@@ -182,8 +182,12 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 		}
 	}
 	var some []*repo.Snapshot
+	var none error
+	if vm != "" {
+		snapshots, none = ofVM(snapshots, vm, cmd.ErrOrStderr())
+	}
 	for _, s := range snapshots {
-		if (vm == "" || s.VM.UUID == vm || s.VM.Name == vm) && (writer == "" || s.Writer().String() == writer) && s.HasTags(o.tags) {
+		if (writer == "" || s.Writer().String() == writer) && s.HasTags(o.tags) {
 			some = append(some, s)
 		}
 	}
@@ -198,10 +202,8 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 		return err
 	case damaged > 0:
 		return fmt.Errorf("%s cannot be read: %w", plural(damaged, "snapshot"), errDamage)
-	case vm != "" && len(some) == 0 && writer == "" && len(o.tags) == 0:
-		return fmt.Errorf("VM %q: %w", vm, repo.ErrNoSnapshot)
 	}
-	return nil
+	return none
 }
 
 func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {

@@ -41,7 +41,7 @@ func newTagCommand() *cobra.Command {
 			}
 			tellProblems(cmd.ErrOrStderr(), append(bad, badNotes...))
 			for _, spec := range args {
-				s, err := repo.Resolve(all, spec)
+				s, err := choose(all, spec, cmd.ErrOrStderr())
 				if err != nil {
 					return err
 				}

@@ -14,6 +14,7 @@ import (
 	"xenkeep/job/config"
 	"xenkeep/job/selection"
 	"xenkeep/repo"
+	"xenkeep/repo/retention"
 	"xenkeep/xapi"
 
 	"github.com/dustin/go-humanize"
@@ -307,13 +308,16 @@ func (p *planner) retention(all []*repo.Snapshot, pool string, c *job.Chosen, o 
 		policy = *c.Retention
 	}
 	now := p.Now()
-	mine := []*repo.Snapshot{{Origin: "pool", Pool: repo.Named{UUID: pool}, VM: repo.Named{UUID: c.UUID}, Job: o.Job, Complete: true, Data: now, Written: now}}
+	next := &repo.Snapshot{Origin: "pool", Pool: repo.Named{UUID: pool}, VM: repo.Named{UUID: c.UUID}, Job: o.Job, Complete: true, Data: now, Written: now}
+	all = append(slices.Clip(all), next)
+	judge := retention.NewJudge(all, now)
+	var mine []*repo.Snapshot
 	for _, s := range all {
-		if s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == c.UUID && s.Job == o.Job {
+		if judge.Group(s) == judge.Group(next) {
 			mine = append(mine, s)
 		}
 	}
-	for _, d := range policy.Apply(mine, now) {
+	for _, d := range judge.Apply(policy, mine) {
 		if d.Keep {
 			keeps++
 		} else {

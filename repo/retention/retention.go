@@ -13,6 +13,8 @@
 //   - The newest complete snapshot of a VM and job always stays.
 //   - A snapshot from the future (a pool's clock was wrong) fills no place
 //     either and stays: counted, it would push out every true one until then.
+//   - A VM that moved to another pool with its UUID is one VM: see Judge.Group.
+//     The newest complete snapshot from each pool stays.
 package retention
 
 import (
@@ -88,15 +90,21 @@ func (p Policy) rules() []rule {
 
 // Apply decides on each of all, and returns the decisions in the same order.
 func (p Policy) Apply(all []*repo.Snapshot, now time.Time) []Decision {
-	decisions := make([]Decision, len(all))
+	return NewJudge(all, now).Apply(p, all)
+}
+
+// Apply decides on some of the judge's snapshots, and returns the decisions in
+// the same order.
+func (j *Judge) Apply(p Policy, some []*repo.Snapshot) []Decision {
+	decisions := make([]Decision, len(some))
 	groups := make(map[Group][]*Decision)
-	for i, s := range all {
+	for i, s := range some {
 		decisions[i].Snapshot = s
-		g := GroupOf(s)
+		g := j.Group(s)
 		groups[g] = append(groups[g], &decisions[i])
 	}
 	for _, g := range groups {
-		p.group(g, now)
+		p.group(g, j.now)
 	}
 	return decisions
 }
@@ -114,10 +122,95 @@ func Protect(decisions []Decision, protected map[string]bool) {
 // Group is what a policy counts for itself.
 type Group struct{ Origin, Pool, VM, Job string }
 
-// GroupOf tells which group a snapshot belongs to. An image has no UUID and
-// goes by its name.
+// GroupOf returns the group of a snapshot for itself; Judge.Group also knows
+// VMs that moved. An image has no UUID and goes by its name.
 func GroupOf(s *repo.Snapshot) Group {
 	return Group{Origin: s.Origin, Pool: s.Pool.UUID, VM: cmp.Or(s.VM.UUID, s.VM.Name), Job: s.Job}
+}
+
+// silence is how long a pool must have been without a new snapshot of a VM
+// before its snapshots count with those of the pool that the VM is on now.
+const silence = 30 * 24 * time.Hour
+
+// Judge knows all snapshots of a repository, of which a policy judges some.
+type Judge struct {
+	now   time.Time
+	moved map[vmOnPool]string // UUID of the pool with whose snapshots they count
+}
+
+type vmOnPool struct{ vm, pool string }
+
+// NewJudge looks at all snapshots, also at those that are not to be judged:
+// whether a VM is alive on a pool does not depend on job or tag.
+func NewJudge(all []*repo.Snapshot, now time.Time) *Judge {
+	j := &Judge{now: now, moved: make(map[vmOnPool]string)}
+	spans := make(map[string]map[string]*span) // by VM and pool
+	for _, s := range all {
+		if s.Origin != "pool" || s.VM.UUID == "" || s.Data.After(now.Add(clockSkew)) {
+			continue
+		}
+		pools := spans[s.VM.UUID]
+		if pools == nil {
+			pools = make(map[string]*span)
+			spans[s.VM.UUID] = pools
+		}
+		p := pools[s.Pool.UUID]
+		if p == nil {
+			p = &span{first: s.Data, last: s.Data}
+			pools[s.Pool.UUID] = p
+		}
+		if s.Data.Before(p.first) {
+			p.first = s.Data
+		}
+		if s.Data.After(p.last) {
+			p.last = s.Data
+		}
+	}
+	for vm, pools := range spans {
+		j.follow(vm, pools)
+	}
+	return j
+}
+
+// span is the time between the first and the last snapshot of a VM on a pool.
+type span struct{ first, last time.Time }
+
+// follow finds the pools that a VM left.
+func (j *Judge) follow(vm string, pools map[string]*span) {
+	head := ""
+	for pool, p := range pools {
+		if h := pools[head]; h == nil || p.last.After(h.last) {
+			head = pool
+		}
+	}
+	for pool, p := range pools {
+		left := pool != head && !p.last.Add(silence).After(j.now)
+		for other, o := range pools {
+			// Two spans that overlap are two VMs with one UUID.
+			if other != pool && !p.last.Before(o.first) && !o.last.Before(p.first) {
+				left = false
+			}
+		}
+		if left {
+			j.moved[vmOnPool{vm, pool}] = head
+		}
+	}
+}
+
+// Group returns the group that a snapshot belongs to. Snapshots of one VM on
+// two pools are one group where the VM moved: all snapshots from one pool are
+// older than all from the other, and that pool has given none for 30 days.
+// Otherwise they are two groups, because a copy of a VM may be alive on both
+// pools with the same UUID, and the snapshots of one must not push out those
+// of the other.
+func (j *Judge) Group(s *repo.Snapshot) Group {
+	g := GroupOf(s)
+	if s.Origin == "pool" {
+		if to, ok := j.moved[vmOnPool{s.VM.UUID, s.Pool.UUID}]; ok {
+			g.Pool = to
+		}
+	}
+	return g
 }
 
 // group decides on the snapshots of one VM and job.
@@ -173,5 +266,14 @@ func (p Policy) group(ds []*Decision, now time.Time) {
 	}
 	if !count[0].Keep {
 		keep(count[0], "newest complete")
+	}
+	seen := map[string]bool{count[0].Snapshot.Pool.UUID: true}
+	for _, d := range count[1:] { // of the pools that the VM left
+		if pool := d.Snapshot.Pool; !seen[pool.UUID] {
+			seen[pool.UUID] = true
+			if !d.Keep {
+				keep(d, "newest complete of pool %s", cmp.Or(pool.Name, pool.UUID))
+			}
+		}
 	}
 }

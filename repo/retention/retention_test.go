@@ -297,3 +297,102 @@ func FuzzPeriod(f *testing.F) {
 		}
 	})
 }
+
+// onPools reads one snapshot a line: a time, a pool, and the job.
+func onPools(t *testing.T, text string) []*repo.Snapshot {
+	t.Helper()
+	var all []*repo.Snapshot
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		at, err := time.Parse("2006-01-02", f[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, &repo.Snapshot{Origin: "pool", Pool: repo.Named{UUID: f[1], Name: f[1]}, VM: repo.Named{UUID: "u"}, Complete: true, Job: f[2], Data: at})
+	}
+	return all
+}
+
+// Row X4 of the fault list: a VM that moved to another pool with its UUID is one
+// VM, for retention too; but two VMs with one UUID that are alive on two pools
+// never push out each other's snapshots.
+func TestApplyOverPools(t *testing.T) {
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct{ name, in, want string }{
+		{"moved long ago", `
+			2026-08-01 a x
+			2026-08-02 a x
+			2026-08-03 a x
+			2026-11-27 b x
+			2026-11-28 b x`, `
+			- - newest,complete,of,pool,a last,2 last,1`},
+		{"moved long ago, and new there", `
+			2026-08-01 a x
+			2026-08-02 a x
+			2026-11-28 b x`, `
+			- last,2 last,1`},
+		{"moved a moment ago: it may be a copy", `
+			2026-11-25 a x
+			2026-11-26 a x
+			2026-11-27 b x
+			2026-11-28 b x`, `
+			last,2 last,1 last,2 last,1`},
+		{"alive on both", `
+			2026-08-01 a x
+			2026-08-02 b x
+			2026-08-03 a x
+			2026-08-04 b x`, `
+			last,2 last,2 last,1 last,1`},
+		{"two copies, both gone long ago", `
+			2026-07-01 a x
+			2026-07-02 b x
+			2026-07-03 a x
+			2026-07-04 b x
+			2026-11-28 c x`, `
+			last,2 last,2 last,1 last,1 last,1`},
+		{"one job for each pool", `
+			2026-08-01 a x
+			2026-08-02 a x
+			2026-11-27 b y
+			2026-11-28 b y`, `
+			last,2 last,1 last,2 last,1`},
+		{"over three pools", `
+			2026-06-01 a x
+			2026-06-02 a x
+			2026-08-01 b x
+			2026-11-27 c x
+			2026-11-28 c x`, `
+			- newest,complete,of,pool,a newest,complete,of,pool,b last,2 last,1`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			all := onPools(t, c.in)
+			var got []string
+			for _, d := range (Policy{Last: 2, Location: time.UTC}).Apply(all, now) {
+				why := "-"
+				if d.Keep {
+					why = strings.ReplaceAll(strings.Join(d.Reasons, "+"), " ", ",")
+				}
+				got = append(got, why)
+			}
+			if want := strings.Fields(c.want); !slices.Equal(got, want) {
+				t.Errorf("%v, want %v", got, want)
+			}
+		})
+	}
+	// Whether a pool is silent is seen in all snapshots, not only in those that
+	// are judged.
+	all := onPools(t, "2026-08-01 a x\n2026-08-02 a x\n2026-08-03 a x\n2026-11-20 a other\n2026-11-27 b x\n2026-11-28 b x\n")
+	some := slices.DeleteFunc(slices.Clone(all), func(s *repo.Snapshot) bool { return s.Job != "x" })
+	kept := 0
+	for _, d := range NewJudge(all, now).Apply(Policy{Last: 2}, some) {
+		if d.Keep {
+			kept++
+		}
+	}
+	if kept != 4 {
+		t.Errorf("a VM that another job saved nine days ago counts as gone: %d kept, want 4", kept)
+	}
+}

@@ -1,0 +1,79 @@
+package repo
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// ErrTime is returned for text that is no time.
+var ErrTime = errors.New("no such time")
+
+// When is the stretch of time that a user names: a day, a minute, a second.
+// End is the first moment after it.
+type When struct{ Begin, End time.Time }
+
+// ParseWhen reads a time as people write it, in the time zone of now:
+// 2026-11-24 (that day), 2026-11-24 03:00 (that minute), 2026-11-24 03:00:12
+// (that second), each also with a T between, and with a zone as RFC 3339 has
+// it; today, yesterday, and the names of weekdays, which mean the last such
+// day, today included, each also with a time of day behind it.
+func ParseWhen(text string, now time.Time) (When, error) {
+	text = strings.TrimSpace(text)
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return When{t, t.Add(time.Second)}, nil
+	}
+	if text != "" && text[0] >= '0' && text[0] <= '9' {
+		text = strings.Replace(text, "T", " ", 1)
+	}
+	day, clock, _ := strings.Cut(text, " ")
+	date, err := parseDay(day, now)
+	if err != nil {
+		return When{}, fmt.Errorf("%q: %w", text, err)
+	}
+	if clock = strings.TrimSpace(clock); clock == "" {
+		return When{date, date.AddDate(0, 0, 1)}, nil
+	}
+	for _, l := range []struct {
+		layout string
+		long   time.Duration
+	}{{"15:04", time.Minute}, {"15:04:05", time.Second}} {
+		if c, err := time.Parse(l.layout, clock); err == nil {
+			// The clock of that day, which may have 23 or 25 hours.
+			t := time.Date(date.Year(), date.Month(), date.Day(), c.Hour(), c.Minute(), c.Second(), 0, now.Location())
+			return When{t, t.Add(l.long)}, nil
+		}
+	}
+	return When{}, fmt.Errorf("%q: %w: want a time of day such as 03:00", text, ErrTime)
+}
+
+// weekday reports whether text is the name of a weekday, or its first three
+// letters.
+func weekday(text string) (time.Weekday, bool) {
+	for d := time.Sunday; d <= time.Saturday; d++ {
+		if strings.EqualFold(text, d.String()) || strings.EqualFold(text, d.String()[:3]) {
+			return d, true
+		}
+	}
+	return 0, false
+}
+
+// parseDay returns the first moment of a day.
+func parseDay(text string, now time.Time) (time.Time, error) {
+	today := time.Date(now.Year(), now.Month(), now.Day(), 0, 0, 0, 0, now.Location())
+	switch strings.ToLower(text) {
+	case "today":
+		return today, nil
+	case "yesterday":
+		return today.AddDate(0, 0, -1), nil
+	}
+	if d, ok := weekday(text); ok {
+		return today.AddDate(0, 0, -int(today.Weekday()-d+7)%7), nil
+	}
+	day, err := time.ParseInLocation("2006-01-02", text, now.Location())
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%w: want a day such as 2026-11-24, today, yesterday or tuesday, with a time such as 03:00 if need be", ErrTime)
+	}
+	return day, nil
+}
