@@ -55,7 +55,7 @@ var allowed = []struct {
 	{"repo/formattest", ""},
 	{"job/notify", "job/config job/report"},
 	{"job/report", "job internal/text"},
-	{"job/nightly", "job job/config job/notify job/report job/selection repo repo/check repo/prune chunkstore/seal xapi internal/limit"},
+	{"job/nightly", "job job/config job/notify job/report job/selection repo repo/check repo/prune repo/retention chunkstore/seal xapi internal/limit"},
 	{"repo/s3test", ""},
 	{"job/pyre", ""},
 	{"job/config", "job/pyre repo/retention chunkstore/seal internal/limit"},
