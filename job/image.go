@@ -21,7 +21,7 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 	}
 	defer release()
 	started := o.Now()
-	img, err := openImage(o.File)
+	img, err := openImage(o.File, o.Raw)
 	if err != nil {
 		return nil, err
 	}

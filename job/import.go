@@ -1,21 +1,21 @@
 package job
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/filekind"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/vhd"
+	"xenkeep/xva"
 )
 
 // OriginImport is the origin of a snapshot whose VM came from a file, and of
@@ -27,6 +27,8 @@ type ImportOptions struct {
 	Common
 	Name string    // of disk images; "" is the file's name
 	Date time.Time // zero: what the file, or its folder, says
+	// Raw takes every file as a raw disk, whatever it looks like.
+	Raw bool
 }
 
 // ErrChain is returned for a differencing VHD whose parent is not the file
@@ -94,65 +96,26 @@ type link struct {
 	root chunk.ID
 }
 
-// The kinds of files.
-const (
-	kindRaw = iota
-	kindVHD
-	kindQCOW2
-	kindXVA
-	kindFolder
-)
-
-func kindOf(file string) (kind int, st os.FileInfo, err error) {
-	f, err := openSource(file)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer f.Close()
-	if st, err = f.Stat(); err != nil || st.IsDir() {
-		return kindFolder, st, err
-	}
-	head := make([]byte, 512)
-	n, err := io.ReadFull(f, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return 0, nil, fmt.Errorf("%s: %w", file, err)
-	}
-	head = head[:n]
-	ending := strings.ToLower(file)
-	switch {
-	case bytes.HasPrefix(head, []byte("QFI\xfb")):
-		return kindQCOW2, st, nil
-	case bytes.HasPrefix(head, []byte("ova.xml\x00")),
-		bytes.HasPrefix(head, []byte("\x1f\x8b")), bytes.HasPrefix(head, []byte("\x28\xb5\x2f\xfd")),
-		strings.HasSuffix(ending, ".xva"), strings.HasSuffix(ending, ".xva.gz"), strings.HasSuffix(ending, ".xva.zst"):
-		return kindXVA, st, nil
-	case bytes.HasPrefix(head, []byte("conectix")):
-		return kindVHD, st, nil
-	}
-	foot := make([]byte, 8)
-	if st.Mode().IsRegular() && st.Size() >= 1024 {
-		if _, err := f.ReadAt(foot, st.Size()-512); err == nil && string(foot) == "conectix" {
-			return kindVHD, st, nil // a fixed one
-		}
-	}
-	return kindRaw, st, nil
-}
-
 // take imports one file or folder, and notes how it went.
 func (im *importer) take(ctx context.Context, file string) {
-	kind, st, err := kindOf(file)
+	kind, st, dir, err := kindOf(file, im.o.Raw)
 	if err != nil {
 		im.failed(file, err)
 		return
 	}
-	if kind != kindVHD {
+	if kind != filekind.VHD {
 		im.chain = nil
 	}
-	switch kind {
-	case kindFolder:
+	switch {
+	case dir:
 		err = im.folder(ctx, file)
-	case kindXVA:
+	case kind == filekind.XVA, kind == filekind.Gzip, kind == filekind.Zstd:
 		err = im.archive(ctx, file, archiveOptions{date: st.ModTime()})
+		if k := kind; errors.Is(err, xva.ErrNotXVA) && k != filekind.XVA {
+			no := foreign(file, k)
+			no.why, no.also = k.Name()+" in which there is no XVA archive", xva.ErrNotXVA
+			err = no
+		}
 	default:
 		err = im.image(ctx, file, kind, st)
 	}
@@ -181,7 +144,7 @@ func (im *importer) date(t time.Time) time.Time {
 }
 
 // image imports one disk image.
-func (im *importer) image(ctx context.Context, file string, kind int, st os.FileInfo) error {
+func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, st os.FileInfo) error {
 	src, err := im.open(ctx, file, kind)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/filekind"
 	"xenkeep/internal/disk"
 	"xenkeep/nbd"
 	"xenkeep/vhd"
@@ -33,11 +34,11 @@ func (i *imported) link(file, name string, root chunk.ID) *link {
 }
 
 // open opens a disk image.
-func (im *importer) open(ctx context.Context, file string, kind int) (*imported, error) {
-	switch kind {
-	case kindQCOW2:
+func (im *importer) open(ctx context.Context, file string, kind filekind.Kind) (*imported, error) {
+	switch {
+	case kind == filekind.QCOW2:
 		return openQCOW2(ctx, file)
-	case kindVHD:
+	case kind == filekind.VHD:
 		f, err := os.Open(file)
 		if err != nil {
 			return nil, err
@@ -50,8 +51,10 @@ func (im *importer) open(ctx context.Context, file string, kind int) (*imported,
 			}
 		}
 		return nil, errors.Join(fmt.Errorf("%s: %w", file, err), f.Close())
+	case !kind.IsDisk():
+		return nil, foreign(file, kind)
 	}
-	i, err := openImage(file)
+	i, err := openImage(file, true)
 	if err != nil {
 		return nil, err
 	}

@@ -66,6 +66,9 @@ func (im *importer) folder(ctx context.Context, dir string) error {
 		}
 	}
 	if len(found) == 0 {
+		if err := foreignFolder(dir); err != nil {
+			return err
+		}
 		return fmt.Errorf("no backups of VmBackup (VM/backup-YYYY-MM-DD-(HH:MM:SS)) in it: %w", ErrNothing)
 	}
 	sort.Slice(found, func(i, j int) bool {
@@ -219,7 +222,8 @@ func escapeGlob(s string) string {
 // nauDisk imports an export of the first disk alone, which is all that vdi-export
 // saves.
 func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) error {
-	kind, _, err := kindOf(export)
+	// VmBackup names a raw export so: what the guest keeps on it does not count.
+	kind, _, _, err := kindOf(export, im.o.Raw || strings.EqualFold(filepath.Ext(export), ".raw"))
 	if err != nil {
 		return err
 	}

@@ -162,6 +162,7 @@ type BackupOptions struct {
 type ImageOptions struct {
 	Common
 	File      string // raw or VHD
+	Raw       bool   // the file is a raw disk, whatever it looks like
 	Name      string // "" is the file's name
 	Retention retention.Policy
 	// AllowShrink is how much smaller than in its last backup the image may be.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"xenkeep/filekind"
 	"xenkeep/internal/disk"
 	"xenkeep/vhd"
 	"xenkeep/xapi"
@@ -81,9 +82,6 @@ func (s *rawStream) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	return e, nil
 }
 
-// ErrForeignImage is returned for image files in a format that is not read.
-var ErrForeignImage = errors.New("not a raw or VHD image")
-
 // ErrNoDisk is returned for files that cannot hold a disk: pipes, sockets,
 // devices of characters, and devices without a medium.
 var ErrNoDisk = errors.New("want an image file or a block device")
@@ -119,20 +117,25 @@ type imageFile struct {
 
 func (i *imageFile) Close() error { return i.f.Close() }
 
-// openImage opens a raw file, a block device, or a VHD.
-func openImage(name string) (*imageFile, error) {
+// openImage opens a raw file, a block device, or a VHD. raw takes any file as a
+// raw disk.
+func openImage(name string, raw bool) (*imageFile, error) {
 	f, err := openSource(name)
 	if err != nil {
 		return nil, err
 	}
-	i, err := newImage(f)
+	i, err := newImage(f, raw)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), f.Close())
+		var said *foreignError // it names the file
+		if !errors.As(err, &said) {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+		return nil, errors.Join(err, f.Close())
 	}
 	return i, nil
 }
 
-func newImage(f *os.File) (*imageFile, error) {
+func newImage(f *os.File, raw bool) (*imageFile, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -147,24 +150,28 @@ func newImage(f *os.File) (*imageFile, error) {
 	if size == 0 && !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("is a device without a disk (0 bytes): %w", ErrNoDisk)
 	}
-	head := make([]byte, 8)
-	if _, err := f.ReadAt(head, 0); err != nil && err != io.EOF {
+	k, err := sniffImage(f, raw)
+	if err != nil {
 		return nil, err
 	}
 	switch {
-	case string(head[:4]) == "QFI\xfb":
-		return nil, fmt.Errorf("a qcow2 image: convert it first (qemu-img convert -O raw): %w", ErrForeignImage)
-	case string(head) == "vhdxfile":
-		return nil, fmt.Errorf("a VHDX image: convert it first (qemu-img convert -O raw): %w", ErrForeignImage)
-	}
-	file, err := vhd.OpenFile(f, size, vhd.Options{})
-	switch {
-	case err == nil && file.IsDelta():
-		return nil, fmt.Errorf("a differencing VHD: it is only whole together with its parent %q", file.Header().ParentName())
-	case err == nil:
+	case k.IsDisk():
+	case k == filekind.VHD:
+		file, err := vhd.OpenFile(f, size, vhd.Options{})
+		if err != nil {
+			return nil, err
+		}
+		if file.IsDelta() {
+			return nil, &foreignError{
+				file: f.Name(), why: fmt.Sprintf("a differencing VHD, which is only whole together with its parent %q", file.Header().ParentName()),
+				hint: "import the chain, the parent first: xenkeep import PARENT " + quoteFile(f.Name()),
+			}
+		}
 		return &imageFile{Source: file.Reader(), f: f, Allocated: file.Allocated()}, nil
-	case string(head) == "conectix" || !errors.Is(err, vhd.ErrNotVHD):
-		return nil, err
+	case k == filekind.QCOW2, k == filekind.XVA, k == filekind.Gzip, k == filekind.Zstd:
+		return nil, importFirst(f.Name(), k)
+	default:
+		return nil, foreign(f.Name(), k)
 	}
 	s := &rawFile{f: f, size: size, sparse: st.Mode().IsRegular()}
 	allocated := size

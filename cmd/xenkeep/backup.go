@@ -28,6 +28,7 @@ type backupOptions struct {
 	progress        progressFlags
 	retention       retentionFlags
 	image, name     string
+	format          choice
 	job             string
 	tags            list
 	keepBase        choice
@@ -45,6 +46,7 @@ type backupOptions struct {
 
 func newBackupCommand() *cobra.Command {
 	o := backupOptions{
+		format:      formatChoice(),
 		keepBase:    choice{text: string(job.KeepAuto), of: []string{string(job.KeepAuto), string(job.KeepCBT), string(job.KeepSnapshot), string(job.KeepNone)}},
 		transport:   choice{text: string(job.TransportAuto), of: []string{string(job.TransportAuto), string(job.TransportNBD), string(job.TransportVHD)}},
 		compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}},
@@ -75,6 +77,8 @@ none of them all remain. The newest complete snapshot always remains.`,
 				return usagef("--image backs up a file: name no VMs beside it")
 			case o.image == "" && o.name != "":
 				return usagef("--name goes with --image: a VM has its name")
+			case o.image == "" && o.format.text != "auto":
+				return usagef("--format goes with --image: disks of a pool are read as they are")
 			}
 			return nil
 		},
@@ -92,6 +96,7 @@ none of them all remain. The newest complete snapshot always remains.`,
 	s := cmd.Flags()
 	o.files.add(s)
 	s.StringVar(&o.image, "image", "", "back up this raw or VHD `file`")
+	s.Var(&o.format, "format", formatUsage)
 	s.BoolVar(&o.all, "all", false, "back up every VM of the pool that has disks")
 	s.IntVar(&o.vms, "vm-concurrency", 2, "work on at most `n` VMs at once")
 	s.IntVar(&o.disks, "disk-concurrency", 2, "read at most `n` disks of a VM at once")
@@ -195,7 +200,7 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 		ReadLimit: o.limits.read.limiter(), WriteLimit: o.limits.write.limiter(),
 	}
 	if o.image != "" {
-		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Retention: policy, AllowShrink: job.Shrink(o.allowShrink)})
+		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Raw: o.format.text == formatRaw, Retention: policy, AllowShrink: job.Shrink(o.allowShrink)})
 	}
 	return job.Backup(ctx, r, pool, job.BackupOptions{
 		Common: common, VMs: vms, All: o.all, VMConcurrency: o.vms, DiskConcurrency: o.disks, HostConcurrency: o.hosts, SRConcurrency: o.srs, Keep: job.Keep(o.keepBase.text), Transport: job.Transport(o.transport.text),

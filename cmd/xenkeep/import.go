@@ -19,13 +19,14 @@ type importOptions struct {
 	progress    progressFlags
 	name        string
 	date        date
+	format      choice
 	job         string
 	tags        list
 	compression choice
 }
 
 func newImportCommand() *cobra.Command {
-	o := importOptions{compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}}}
+	o := importOptions{format: formatChoice(), compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}}}
 	cmd := &cobra.Command{
 		Use:   "import FILE...",
 		Short: "Take images, XVA archives and VmBackup's folders into the repository",
@@ -47,6 +48,7 @@ can be repeated. qcow2 is read through qemu-nbd (Debian package qemu-utils).`,
 	o.progress.add(cmd)
 	s := cmd.Flags()
 	s.StringVar(&o.name, "name", "", "`name` of disk images in the repository (the file's)")
+	s.Var(&o.format, "format", formatUsage)
 	s.Var(&o.date, "date", "`date` of the data, 2026-03-16T12:30:27Z (the file's)")
 	s.StringVar(&o.job, "job", "default", "the `name` of the job that the snapshots count for in retention")
 	s.Var(&o.tags, "tag", "a `tag` for the snapshots; may be repeated")
@@ -94,9 +96,16 @@ func importFiles(ctx context.Context, stderr io.Writer, o *importOptions, files 
 			Job: o.job, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
 			Progress: show, Log: warnings(show),
 		},
-		Name: o.name, Date: time.Time(o.date),
+		Name: o.name, Date: time.Time(o.date), Raw: o.format.text == formatRaw,
 	})
 }
+
+// formatRaw is the format of a file that is a disk byte for byte.
+const formatRaw = "raw"
+
+const formatUsage = "what an image is: `auto` (by its content), or raw: a raw disk, whatever it looks like"
+
+func formatChoice() choice { return choice{text: "auto", of: []string{"auto", formatRaw}} }
 
 // date is an instant: RFC 3339, or without zone the local one.
 type date time.Time

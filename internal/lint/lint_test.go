@@ -29,6 +29,7 @@ var allowed = []struct {
 	{"vhd", "internal/disk"},
 	{"xva", "internal/disk"},
 	{"qcow2", "internal/disk"},
+	{"filekind", ""},
 	{"inspect", "internal/disk"},
 	{"inspect/inspecttest", ""},
 	{"mount", "repo repo/view repo/restore chunkstore/chunk inspect vhd internal/disk"},
@@ -61,7 +62,7 @@ var allowed = []struct {
 	{"job/config", "job/pyre repo/retention chunkstore/seal internal/limit"},
 	{"job/selection", "job/config job/pyre repo/retention xapi"},
 	{"job/poolsnap", "job job/config job/selection repo repo/retention xapi xva internal/disk"},
-	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 nbd inspect internal/disk internal/limit"},
+	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 filekind nbd inspect internal/disk internal/limit"},
 	{"cmd/xenkeep", "job/... repo/... chunkstore/... xapi/... vhd nbd inspect mount internal/disk internal/limit internal/text"},
 	{"bench/...", "..."},
 }
