@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"xenkeep/job"
+	"xenkeep/repo"
 )
 
 // refusedImage tries to import a file and to back it up, and returns the two
@@ -179,6 +180,39 @@ func TestXenOrchestraFiles(t *testing.T) {
 		imported, backedUp := refusedImage(t, file, false)
 		if !errors.Is(imported, job.ErrForeignImage) || !strings.Contains(imported.Error(), "Xen Orchestra") || job.HintOf(imported) == "" || backedUp == nil {
 			t.Errorf("%s: import: %v; backup: %v", file, imported, backedUp)
+		}
+	}
+}
+
+// Row C1 of the fault list: verify names a container that an older version stored
+// as if it were the disk, and does not call it damage where the user said that it
+// is raw.
+func TestVerifyNamesContainers(t *testing.T) {
+	if _, err := exec.LookPath("qemu-img"); err != nil {
+		t.Skip("SKIP: no qemu-img")
+	}
+	dir := t.TempDir()
+	raw := image(t, filepath.Join(dir, "b.raw"), 6*mib, 5, 30)
+	file := filepath.Join(dir, "a.vdi")
+	run(t, "qemu-img", "convert", "-f", "raw", "-O", "vdi", raw, file)
+	r := newRepo(t)
+	if _, err := job.BackupImage(t.Context(), r, job.ImageOptions{Common: job.Common{StateDir: t.TempDir()}, File: file, Raw: true}); err != nil {
+		t.Fatal(err)
+	}
+	all, _, err := r.Snapshots(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		reason, origin string
+		bad            int
+	}{{all[0].Disks[0].Reason, "image", 0}, {"image file", "image", 1}, {"read in full", "pool", 0}} {
+		s := *all[0]
+		s.Origin, s.Disks = c.origin, append([]repo.Disk(nil), s.Disks...)
+		s.Disks[0].Reason = c.reason
+		v, err := job.Verify(t.Context(), r, &s, "")
+		if err != nil || v.Bad != c.bad || !strings.Contains(v.Findings[len(v.Findings)-1].Text, "a VDI image") {
+			t.Errorf("%+v: %+v, %v", c, v, err)
 		}
 	}
 }

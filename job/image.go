@@ -61,7 +61,7 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 		}
 		s.Disks = []repo.Disk{{
 			Device: name, Size: img.Size(), Root: repo.HexID(d.Root), Method: "full",
-			Reason: "image file", Counts: d.Counts,
+			Reason: o.reason("image file"), Counts: d.Counts,
 		}}
 		run.Add(s)
 		err = run.Flush(ctx)
@@ -77,4 +77,12 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 	sum.Requests = requests(r)
 	sum.Duration = o.Now().Sub(started).Seconds()
 	return sum, err
+}
+
+// reason is why the disk was read in full.
+func (o *ImageOptions) reason(text string) string {
+	if o.Raw {
+		text += storedRaw
+	}
+	return text
 }

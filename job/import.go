@@ -187,8 +187,12 @@ func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, 
 		roots = append(roots, base)
 	}
 	im.chain = nil
+	reason := "imported from " + filepath.Base(file)
+	if im.o.Raw {
+		reason += storedRaw
+	}
 	if err := im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
-		return im.disk(ctx, run, s, src, repo.Disk{Device: name, Size: src.Size(), Reason: "imported from " + filepath.Base(file)},
+		return im.disk(ctx, run, s, src, repo.Disk{Device: name, Size: src.Size(), Reason: reason},
 			backup.DiskOptions{Size: src.Size(), Base: base, Delta: delta}, src.allocated)
 	}); err != nil {
 		return err
