@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -77,10 +78,10 @@ config file: compress=True, pre_clean=True, ignore_extra_keys=True.`,
 				return err
 			}
 			_, err = f.Write(v.TOML())
-			if cerr := f.Close(); err == nil {
-				err = cerr
+			if err = errors.Join(err, f.Close()); err != nil {
+				return errors.Join(err, os.Remove(out)) // a part of it would only be in the way
 			}
-			return err
+			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "", "write it to this `file`, which must not be there")

@@ -202,10 +202,11 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 }
 
 // writeTemp writes data to a new file beside name, syncs it and gives its path.
-func (s *Store) writeTemp(ctx context.Context, name string, data []byte) (temp string, err error) {
+// On failure it leaves no file.
+func (s *Store) writeTemp(ctx context.Context, name string, data []byte) (_ string, err error) {
 	var random [12]byte
 	rand.Read(random[:])
-	temp = filepath.Join(filepath.Dir(s.path(name)), tempPrefix+hex.EncodeToString(random[:]))
+	temp := filepath.Join(filepath.Dir(s.path(name)), tempPrefix+hex.EncodeToString(random[:]))
 	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
 	f, err := os.OpenFile(temp, flags, 0o666)
 	if errors.Is(err, fs.ErrNotExist) {

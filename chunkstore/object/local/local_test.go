@@ -1,7 +1,9 @@
 package local_test
 
 import (
+	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -246,5 +248,40 @@ func BenchmarkGetInto(b *testing.B) {
 		if err := s.GetInto(b.Context(), "packs/00/x", 8<<20, p); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// Row E2 of the fault list: a write that fails or is interrupted leaves no
+// hidden file, which would keep its space for a day.
+func TestInterruptedPutLeavesNothing(t *testing.T) {
+	s, dir := create(t)
+	halfway := errors.New("interrupted")
+	data := make([]byte, 3*object.ThrottlePiece)
+	written := 0
+	throttled := object.WithThrottle(t.Context(), func(_ context.Context, n int) error {
+		if written += n; written >= len(data) {
+			return halfway
+		}
+		return nil
+	})
+	if err := s.Put(throttled, "packs/00/x", data); !errors.Is(err, halfway) {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	throttled = object.WithThrottle(ctx, func(ctx context.Context, _ int) error {
+		cancel(halfway)
+		return context.Cause(ctx)
+	})
+	if err := s.Put(throttled, "packs/00/x", data); !errors.Is(err, halfway) {
+		t.Fatal(err)
+	}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			t.Errorf("%s is left", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
