@@ -253,7 +253,7 @@ func (p *prober) ranges(ctx context.Context) (State, string, error) {
 	if err != nil {
 		return Fail, "", err
 	}
-	for _, r := range [][2]int64{{0, 1}, {1000, 70_000}, {1<<20 - 5, 5}, {500_000, -1}, {-96 << 10, -1}} {
+	for _, r := range [][2]int64{{0, 1}, {1000, 70_000}, {1<<20 - 5, 5}, {500_000, -1}, {-96 << 10, -1}, {-4 << 20, -1}} {
 		got, err := p.s.Get(ctx, name, r[0], r[1])
 		if err != nil {
 			return Fail, "", err
@@ -266,7 +266,7 @@ func (p *prober) ranges(ctx context.Context) (State, string, error) {
 	if _, err := p.s.Get(ctx, name, 1<<20-5, 10); !errors.Is(err, object.ErrShort) {
 		return Fail, "", fmt.Errorf("a range behind the end is not refused: %w", orNil(err))
 	}
-	return OK, "parts of an object are read alone, from its end too", nil
+	return OK, "parts of an object are read alone, from its end too, also where it is shorter than what is asked for", nil
 }
 
 func (p *prober) atOnce(ctx context.Context) (State, string, error) {

@@ -98,6 +98,39 @@ func TestS3(t *testing.T) {
 	})
 }
 
+// Row E12 of the fault list: the probe reads with a suffix range that is longer
+// than the object, and a store that cannot is found.
+func TestShortSuffix(t *testing.T) {
+	server := s3server.Start(t)
+	proxy := s3proxy.Start(t, server.Endpoint, false)
+	proxy.Break(s3proxy.ShortSuffix)
+	s := connect(t, server, proxy.Endpoint)
+	states(t, s, probe.Options{Conditional: s.PutNew, Skew: s.Skew}, map[string]probe.State{"versions": probe.None, "object lock": probe.None})
+	if proxy.Hits() == 0 {
+		t.Error("no suffix range was asked for")
+	}
+	all, err := probe.Run(t.Context(), shortSuffix{mem.New()}, probe.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if (r.State == probe.Fail) != (r.Check == "ranged reads") {
+			t.Errorf("%s is %s: %s", r.Check, r.State, r.Text)
+		}
+	}
+}
+
+// shortSuffix refuses to read more from an object's end than it holds.
+type shortSuffix struct{ object.Store }
+
+func (s shortSuffix) Get(ctx context.Context, name string, offset, length int64) ([]byte, error) {
+	p, err := s.Store.Get(ctx, name, offset, length)
+	if err == nil && offset < 0 && int64(len(p)) < -offset {
+		return nil, object.ErrShort
+	}
+	return p, err
+}
+
 func TestLockedBucket(t *testing.T) {
 	server := s3server.StartWith(t, s3server.Options{Lock: true})
 	s := connect(t, server, server.Endpoint)

@@ -327,14 +327,19 @@ func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length 
 	var beyond rangeError
 	if length < 0 && errors.As(err, &beyond) {
 		// Reading to the end from the end itself is no error to us.
-		info, _, err := s.head(ctx, name, id)
-		if err != nil {
-			return nil, err
+		info, _, herr := s.head(ctx, name, id)
+		if herr != nil {
+			return nil, herr
 		}
 		if _, n, err := object.Span("get", name, info.Size, offset, length); err != nil {
 			return nil, err
 		} else if n == 0 {
 			return []byte{}, nil
+		}
+		if offset < -info.Size {
+			// Some servers refuse a suffix that is longer than the object. RFC
+			// 9110, section 14.1.2, has it mean the whole object.
+			body, n, err = s.request(ctx, name, id, 0, -1)
 		}
 	}
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/chunkstore/object/objecttest/s3proxy"
 	"xenkeep/chunkstore/object/objecttest/s3server"
 	"xenkeep/chunkstore/object/s3"
 )
@@ -40,6 +41,28 @@ func TestContract(t *testing.T) {
 		}
 		return s
 	})
+}
+
+// Row E12 of the fault list: a server that refuses a suffix range longer than
+// the object keeps the contract too.
+func TestContractShortSuffix(t *testing.T) {
+	server := s3server.Start(t)
+	proxy := s3proxy.Start(t, server.Endpoint, false)
+	proxy.Break(s3proxy.ShortSuffix)
+	n := 0
+	objecttest.Run(t, func(t *testing.T) object.Store {
+		n++
+		c := config(server, fmt.Sprintf("some/prefix-%d", n))
+		c.Endpoint = proxy.Endpoint
+		s, err := s3.Create(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+	if proxy.Hits() == 0 {
+		t.Error("no suffix range was asked for")
+	}
 }
 
 func TestOpenAndCreate(t *testing.T) {

@@ -176,6 +176,27 @@ func Storm(n int, faults ...Fault) Fault {
 	}
 }
 
+// ShortSuffix refuses, as gofakes3 does, a suffix range that is longer than the
+// object. Other servers answer with the whole object.
+func ShortSuffix(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+	suffix, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=-")
+	want, err := strconv.Atoi(suffix)
+	if !ok || err != nil || r.Method != http.MethodGet {
+		return false
+	}
+	rec := httptest.NewRecorder()
+	pass.ServeHTTP(rec, r)
+	if rec.Code < 300 && rec.Body.Len() < want {
+		return Answer(http.StatusRequestedRangeNotSatisfiable, "InvalidRange")(w, r, pass)
+	}
+	for k, v := range rec.Header() {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(rec.Code)
+	_, _ = w.Write(rec.Body.Bytes())
+	return true
+}
+
 // AppendOnly refuses, as a bucket's policy would, to delete anything and to
 // replace what is there; folder is where the server keeps the bucket's objects.
 func AppendOnly(folder string) Fault {

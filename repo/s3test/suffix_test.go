@@ -1,0 +1,37 @@
+package s3test
+
+import (
+	"testing"
+
+	"xenkeep/chunkstore/object/objecttest/s3proxy"
+	"xenkeep/chunkstore/object/objecttest/s3server"
+	"xenkeep/internal/disk"
+	"xenkeep/repo"
+	"xenkeep/repo/repair"
+)
+
+// Row E12 of the fault list: where a server answers 416 to a suffix range that
+// is longer than the object, a sound repository is sound to check, a repair
+// harms nothing, and disks come back.
+func TestShortSuffix(t *testing.T) {
+	server := s3server.Start(t)
+	proxy := s3proxy.Start(t, server.Endpoint, false)
+	at := "s3:http://" + proxy.Endpoint + "/" + server.Bucket + "/repo"
+	o := options(server)
+	create(t, at, o, repo.Options{})
+	proxy.Break(s3proxy.ShortSuffix)
+	day1 := disk.NewMem(4<<20 + 512)
+	scribble(t, day1, 1, 3) // packs of less than a suffix range
+	s1 := mustBackUp(t, open(t, at, o, ""), day1)
+	mustClean(t, open(t, at, o, ""))
+	res, err := repair.Index(t.Context(), open(t, at, o, ""), repair.IndexOptions{All: true})
+	if err != nil || res.Missing+res.Unread != 0 || len(res.Findings) > 0 {
+		t.Fatalf("repair: %+v, %v", res, err)
+	}
+	r := open(t, at, o, "")
+	mustClean(t, r)
+	same(t, r, s1.Disks[0].Root, day1)
+	if proxy.Hits() == 0 {
+		t.Error("no suffix range was asked for")
+	}
+}
