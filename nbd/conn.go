@@ -19,9 +19,13 @@ type Conn struct {
 	nc    net.Conn
 	info  Info
 	stall time.Duration
+	drain time.Duration
 	free  chan *call    // calls nobody uses
 	gone  chan struct{} // closed when err is set
 	ended chan struct{} // closed when the receiver has returned
+
+	leaving chan struct{} // closed when closing is set
+	drained chan struct{} // closed when closing is set and no call is under way
 
 	sendMu sync.Mutex
 	out    [requestSize]byte
@@ -71,13 +75,23 @@ type call struct {
 
 func (c *call) cookie() uint64 { return uint64(c.uses)<<32 | uint64(c.index) }
 
-func newConn(nc net.Conn, info Info, depth int, stall time.Duration) *Conn {
+func newConn(nc net.Conn, info Info, o *Options) *Conn {
+	depth := o.Depth
+	if depth <= 0 {
+		depth = defaultDepth
+	}
+	depth = min(depth, maxDepth)
 	c := &Conn{
-		nc: nc, info: info, stall: stall,
-		free:  make(chan *call, depth),
-		gone:  make(chan struct{}),
-		ended: make(chan struct{}),
-		calls: make([]call, depth),
+		nc: nc, info: info, stall: o.stall(), drain: o.Drain,
+		free:    make(chan *call, depth),
+		gone:    make(chan struct{}),
+		ended:   make(chan struct{}),
+		leaving: make(chan struct{}),
+		drained: make(chan struct{}),
+		calls:   make([]call, depth),
+	}
+	if c.drain <= 0 {
+		c.drain = defaultDrain
 	}
 	for i := range c.calls {
 		c.calls[i].index = uint32(i)
@@ -115,15 +129,24 @@ func (c *Conn) Err() error {
 	return c.err
 }
 
-// Close ends the connection: requests under way fail with ErrClosed, and the
-// server is told.
+// Close ends the connection. Requests under way fail with ErrClosed at once,
+// but Close takes in their answers before it sends NBD_CMD_DISC and hangs up: a
+// server that writes to a closed connection may die of SIGPIPE, as xapi-nbd
+// does, and takes the connections of all other clients with it. A server that
+// stops answering is waited for no longer than Options.Drain.
 func (c *Conn) Close() error {
 	c.mu.Lock()
+	if !c.closing {
+		c.closing = true
+		close(c.leaving)
+		if c.waiting == 0 {
+			close(c.drained)
+		}
+	}
 	over := c.err != nil
-	c.closing = true
 	c.mu.Unlock()
-	if !over && c.sendMu.TryLock() {
-		// A courtesy: a server may take its time to notice a closed socket.
+	if !over && c.await(c.drained) {
+		c.sendMu.Lock() // no request is under way, so nobody keeps it for long
 		req := request{command: cmdDisconnect}
 		req.put(c.out[:])
 		_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
@@ -133,6 +156,39 @@ func (c *Conn) Close() error {
 	c.fail(ErrClosed)
 	<-c.ended
 	return nil
+}
+
+// drainFactor is how many times Options.Drain a server that does send, but
+// slowly, is waited for.
+const drainFactor = 6
+
+// await waits for done as long as the server keeps sending, within limits. It
+// reports whether done came.
+func (c *Conn) await(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+	}
+	tick := time.NewTicker(max(c.drain/8, time.Millisecond))
+	defer tick.Stop()
+	start := time.Now()
+	received, since := c.received.Load(), start
+	for {
+		select {
+		case <-done:
+			return true
+		case <-c.gone:
+			return false
+		case now := <-tick.C:
+			if n := c.received.Load(); n != received {
+				received, since = n, now
+			}
+			if now.Sub(since) >= c.drain || now.Sub(start) >= drainFactor*c.drain {
+				return false
+			}
+		}
+	}
 }
 
 // fail ends the connection for the reason err, unless it has ended before.
@@ -162,6 +218,9 @@ func (c *Conn) finish(k *call, err error) {
 	abandoned := k.state == callAbandoned
 	k.state, k.p, k.err = callIdle, nil, err
 	c.waiting--
+	if c.closing && c.waiting == 0 {
+		close(c.drained) // no call begins once closing is set
+	}
 	if abandoned {
 		c.free <- k // has room for all calls
 		return
@@ -205,6 +264,8 @@ func (c *Conn) acquire(ctx context.Context) (*call, error) {
 		return k, nil
 	case <-c.gone:
 		return nil, c.Err()
+	case <-c.leaving:
+		return nil, ErrClosed
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -223,8 +284,11 @@ func (c *Conn) do(ctx context.Context, command uint16, p []byte, off, length int
 		return nil, err
 	}
 	c.mu.Lock()
-	if c.err != nil {
+	if c.err != nil || c.closing {
 		err := c.err
+		if err == nil {
+			err = ErrClosed
+		}
 		c.mu.Unlock()
 		c.free <- k
 		return nil, err
@@ -248,30 +312,30 @@ func (c *Conn) do(ctx context.Context, command uint16, p []byte, off, length int
 	case <-k.done:
 		return k, k.err
 	case <-ctx.Done():
+		return c.abandon(ctx.Err(), k)
+	case <-c.leaving:
+		return c.abandon(ErrClosed, k)
 	}
-	return c.abandon(ctx, k)
 }
 
-// abandon gives up a request whose caller no longer wants it. If its answer is
-// coming in just now, it waits for the end of it for a moment, and after that
-// gives the connection up: p must be the caller's again.
-func (c *Conn) abandon(ctx context.Context, k *call) (*call, error) {
+// abandon gives up a request whose caller no longer wants it, for the reason
+// why; its answer is thrown away when it comes. If the answer is coming in just
+// now, abandon waits for the end of it, because p must be the caller's again,
+// and because the server must not write to a closed connection. Only if the
+// server stops sending within the answer is the connection given up.
+func (c *Conn) abandon(why error, k *call) (*call, error) {
 	c.mu.Lock()
 	if k.state == callWaiting && !k.active {
 		k.state, k.p = callAbandoned, nil
 		c.mu.Unlock()
-		return nil, ctx.Err()
+		return nil, why
 	}
 	c.mu.Unlock()
-	t := time.NewTimer(time.Second)
-	defer t.Stop()
-	select {
-	case <-k.done:
-	case <-t.C:
+	if !c.await(k.done) {
 		c.fail(fmt.Errorf("cancelled within an answer: %w", ErrLost))
 		<-k.done
 	}
-	return k, ctx.Err()
+	return k, why
 }
 
 func lost(what string, err error) error {

@@ -41,6 +41,10 @@ type Options struct {
 	// Stall is how long the server may stay silent while it owes an answer,
 	// in the handshake too; one minute if zero.
 	Stall time.Duration
+	// Drain is how long Close and a cancelled read wait for answers under way
+	// while none of their bytes come, 5 s if zero. A server that does send is
+	// waited for six times as long at most.
+	Drain time.Duration
 	// Dial replaces net.Dialer's DialContext.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -69,6 +73,7 @@ const (
 	defaultDepth = 16
 	maxDepth     = 1024
 	defaultStall = time.Minute
+	defaultDrain = 5 * time.Second
 	// connectLimit is how long a host may take to accept: there may be
 	// another one to ask.
 	connectLimit = 15 * time.Second
@@ -164,10 +169,7 @@ func dialOnce(ctx context.Context, o *Options, conf *tls.Config) (*Conn, error) 
 	if network == "" {
 		network = "tcp"
 	}
-	stall := o.Stall
-	if stall <= 0 {
-		stall = defaultStall
-	}
+	stall := o.stall()
 	dial := o.Dial
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: min(stall, connectLimit)}).DialContext
@@ -199,11 +201,14 @@ func dialOnce(ctx context.Context, o *Options, conf *tls.Config) (*Conn, error) 
 		return nil, err
 	}
 	_ = nc.SetDeadline(time.Time{})
-	depth := o.Depth
-	if depth <= 0 {
-		depth = defaultDepth
+	return newConn(h.conn, h.info, o), nil
+}
+
+func (o *Options) stall() time.Duration {
+	if o.Stall <= 0 {
+		return defaultStall
 	}
-	return newConn(h.conn, h.info, min(depth, maxDepth), stall), nil
+	return o.Stall
 }
 
 // handshake is one negotiation. It reads exactly what belongs to it: a byte

@@ -44,6 +44,7 @@ type DiskOptions struct {
 	Connections int // at most this many, 4 if zero
 	Depth       int // requests under way per connection, as in Options
 	Stall       time.Duration
+	Drain       time.Duration // as in Options
 	// Limiter is shared by the disks of a process; nil for one of the disk's
 	// own.
 	Limiter *Limiter
@@ -169,7 +170,8 @@ func (d *Disk) Connections() int {
 // Reconnects is how many connections replaced a lost one.
 func (d *Disk) Reconnects() int64 { return d.reconnects.Load() }
 
-// Close ends all connections. Reads under way fail with ErrClosed.
+// Close ends all connections. Reads under way fail with ErrClosed; Close waits
+// for their answers, within limits, as Conn.Close does.
 func (d *Disk) Close() error {
 	d.mu.Lock()
 	select {
@@ -180,16 +182,20 @@ func (d *Disk) Close() error {
 	}
 	close(d.closed)
 	d.mu.Unlock()
+	var all sync.WaitGroup
 	for _, l := range d.lanes {
 		l.mu.Lock()
 		c, at := l.conn, l.at
 		l.conn, l.at = nil, nil
 		l.mu.Unlock()
 		if c != nil {
-			_ = c.Close()
-			at.release()
+			all.Go(func() {
+				_ = c.Close()
+				at.release()
+			})
 		}
 	}
+	all.Wait()
 	return nil
 }
 

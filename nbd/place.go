@@ -170,7 +170,7 @@ func (d *Disk) dial(ctx context.Context, at *place) (*Conn, error) {
 	c, err := Dial(ctx, Options{
 		Address: e.Address, Network: e.Network, ExportName: e.ExportName,
 		TLS: e.TLS, PinnedCertPEM: e.PinnedCertPEM, ServerName: e.ServerName,
-		Basic: basic, Depth: d.opts.Depth, Stall: d.opts.Stall, Dial: d.opts.Dial,
+		Basic: basic, Depth: d.opts.Depth, Stall: d.opts.Stall, Drain: d.opts.Drain, Dial: d.opts.Dial,
 	})
 	if err != nil {
 		at.release()
