@@ -247,10 +247,10 @@ func (b *poolBackup) find(ctx context.Context) ([]target, error) {
 // save reads the VMs, some at once, and publishes them as they come: all that
 // publishes and tidies is done here, by one goroutine.
 func (b *poolBackup) save(ctx context.Context, run *backup.Run, targets []target) (err error) {
-	if b.lease, err = newLease(ctx, b.pool, b.r.ID(), run.ID(), &b.o.Common); err != nil {
+	if b.lease, err = newLease(ctx, b.pool, owner{repository: b.r.ID(), run: run.ID(), job: b.o.Job, machine: b.o.Machine, renewEvery: b.o.RenewEvery}); err != nil {
 		return err
 	}
-	stop := b.lease.start(ctx, renewEvery, func(err error) { b.warn("marks on the pool were not renewed: %w", err) })
+	stop := b.lease.start(ctx, func(err error) { b.warn("marks on the pool were not renewed: %w", err) })
 	defer stop()
 	b.srs = newGates()
 	b.places = newCeilings(b.o.HostConcurrency, b.o.SRConcurrency)

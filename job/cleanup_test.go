@@ -185,13 +185,14 @@ func TestCleanupByName(t *testing.T) {
 // A run that is under way says so, by the pool's clock, on all it has made.
 func TestLeaseIsRenewed(t *testing.T) {
 	w := newWorld(t, xapisim.Config{})
-	job.RenewEvery(t, 20*time.Millisecond)
 	w.sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Stall: true, Cut: true, CutAt: mib, Times: -1})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error)
 	go func() {
-		_, err := job.Backup(ctx, w.repo, w.pool, w.options("web"))
+		o := w.options("web")
+		o.RenewEvery = 20 * time.Millisecond
+		_, err := job.Backup(ctx, w.repo, w.pool, o)
 		done <- err
 	}()
 	alive := func() map[xapi.Ref]string {

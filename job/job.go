@@ -96,6 +96,9 @@ type Common struct {
 	Progress              Progress
 	Log                   *slog.Logger
 	Now                   func() time.Time
+	// RenewEvery is the time between two renewals of the marks of a run on the
+	// pool; 0: five minutes.
+	RenewEvery time.Duration
 }
 
 func (c *Common) defaults() {

@@ -1,6 +1,7 @@
 package job
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -46,8 +47,15 @@ const (
 // deadAfter is how long after its last sign of life a run counts as dead.
 const deadAfter = time.Hour
 
-// renewEvery is how often a run says on its objects that it is alive.
-var renewEvery = 5 * time.Minute
+// renewEvery is the time between two renewals of a run's marks, unless its
+// owner asks for another.
+const renewEvery = 5 * time.Minute
+
+// owner identifies the run that objects on a pool belong to.
+type owner struct {
+	repository, run, job, machine string
+	renewEvery                    time.Duration // 0: the default
+}
 
 // poolTime is the pool's clock: that of its master.
 func poolTime(ctx context.Context, pool *xapi.Client) (time.Time, error) {
@@ -62,8 +70,9 @@ func poolTime(ctx context.Context, pool *xapi.Client) (time.Time, error) {
 // lease marks what a run makes on a pool, and renews the marks' time while the
 // run is alive.
 type lease struct {
-	pool *xapi.Client
-	own  map[string]string // marks but for role and time
+	pool  *xapi.Client
+	own   map[string]string // marks but for role and time
+	every time.Duration     // between renewals
 
 	mu     sync.Mutex // held while a mark is being renewed
 	clock  time.Time  // the pool's, at read
@@ -71,9 +80,9 @@ type lease struct {
 	marked map[xapi.Ref]string // class of what is renewed
 }
 
-func newLease(ctx context.Context, pool *xapi.Client, repository, run string, c *Common) (*lease, error) {
-	l := &lease{pool: pool, marked: make(map[xapi.Ref]string), own: map[string]string{
-		markRepository: repository, markRun: run, markMachine: c.Machine, markProcess: processName(), markJob: c.Job,
+func newLease(ctx context.Context, pool *xapi.Client, o owner) (*lease, error) {
+	l := &lease{pool: pool, every: cmp.Or(o.renewEvery, renewEvery), marked: make(map[xapi.Ref]string), own: map[string]string{
+		markRepository: o.repository, markRun: o.run, markMachine: o.machine, markProcess: processName(), markJob: o.job,
 	}}
 	var err error
 	l.clock, err = poolTime(ctx, pool)
@@ -137,11 +146,11 @@ func (l *lease) drop(refs ...xapi.Ref) {
 }
 
 // start renews all marks from time to time, until stop.
-func (l *lease) start(ctx context.Context, every time.Duration, failed func(error)) (stop func()) {
+func (l *lease) start(ctx context.Context, failed func(error)) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		t := time.NewTicker(every)
+		t := time.NewTicker(l.every)
 		defer t.Stop()
 		for {
 			select {

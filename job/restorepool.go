@@ -91,12 +91,11 @@ func (p *poolRestore) run(ctx context.Context, fn func() error) error {
 	if err != nil && ctx.Err() == nil {
 		p.warn("what earlier runs left on the pool: %s", oneLine(err))
 	}
-	c := &Common{}
-	c.defaults()
-	if p.lease, err = newLease(ctx, p.pool, p.r.ID(), newRunID(), c); err != nil {
+	own := owner{repository: p.r.ID(), run: newRunID(), job: "default", machine: hostname()}
+	if p.lease, err = newLease(ctx, p.pool, own); err != nil {
 		return err
 	}
-	stop := p.lease.start(ctx, renewEvery, func(err error) {
+	stop := p.lease.start(ctx, func(err error) {
 		p.o.Log.Warn("marks on the pool were not renewed", "error", err)
 	})
 	defer stop()
