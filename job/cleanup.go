@@ -25,6 +25,8 @@ type CleanupOptions struct {
 	OlderThan time.Duration
 	// Unfinished removes the disks too that failed restores left for --resume.
 	Unfinished bool
+	// Unblock gives VMs free whose disks are half restored, as they are.
+	Unblock bool
 
 	keep func(*xapi.VDI) bool // half-restored disks that are still wanted
 }
@@ -38,11 +40,12 @@ const (
 
 // What Cleanup does with a Leftover.
 const (
-	ActRemove = "remove"
-	ActBase   = "base"   // published: it becomes the base of the next backup
-	ActFinish = "finish" // the restore was complete: its marks go
-	ActStart  = "start"  // a VM that was shut down for its backup
-	ActNone   = "none"
+	ActRemove  = "remove"
+	ActBase    = "base"    // published: it becomes the base of the next backup
+	ActFinish  = "finish"  // the restore was complete: its marks go
+	ActStart   = "start"   // a VM that was shut down for its backup
+	ActUnblock = "unblock" // the block of a restore over a VM's disks, or its mark on a disk, goes
+	ActNone    = "none"
 )
 
 // Leftover is something on a pool that a run of xenkeep made and that will not
@@ -51,7 +54,7 @@ type Leftover struct {
 	Class      string    `json:"class"` // "VM", "VDI", "VBD" or "task"
 	UUID       string    `json:"uuid"`
 	Name       string    `json:"name"`
-	Role       string    `json:"role"` // "snapshot", "base", "restore" or "offline"
+	Role       string    `json:"role"` // "snapshot", "base", "restore", "over", "offline", ...
 	Repository string    `json:"repository"`
 	Run        string    `json:"run"`
 	Machine    string    `json:"machine,omitempty"`
@@ -60,6 +63,7 @@ type Leftover struct {
 	State      string    `json:"state"`
 	Action     string    `json:"action"`
 	Error      string    `json:"error,omitempty"` // why that could not be done
+	Hint       string    `json:"hint,omitempty"`  // the next step, where cleanup leaves it to people
 
 	ref    xapi.Ref
 	of     xapi.Ref // of a VDI snapshot: its disk
@@ -79,7 +83,11 @@ type CleanupReport struct {
 func (c *CleanupReport) Err() error {
 	var errs []error
 	for i := range c.Found {
-		if l := &c.Found[i]; l.Error != "" {
+		switch l := &c.Found[i]; {
+		case l.Error == "":
+		case l.Action == ActUnblock:
+			errs = append(errs, fmt.Errorf("%s %s (%s): the block or mark of run %s stays: %s", l.Class, l.UUID, l.Name, shortRun(l.Run), l.Error))
+		default:
 			errs = append(errs, fmt.Errorf("%s %s (%s) of run %s stays behind on the pool: %s", l.Class, l.UUID, l.Name, shortRun(l.Run), l.Error))
 		}
 	}
@@ -107,6 +115,9 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 	if err := c.findOffline(ctx); err != nil { // apart: these are nobody's to be removed
 		return nil, err
 	}
+	if err := c.findGuarded(ctx); err != nil {
+		return nil, err
+	}
 	order := map[string]int{"task": 0, "VBD": 1, "VM": 2, "VDI": 3}
 	slices.SortStableFunc(c.found, func(a, b Leftover) int {
 		return cmp.Or(cmp.Compare(finishing(a.Action), finishing(b.Action)), cmp.Compare(order[a.Class], order[b.Class]))
@@ -129,7 +140,7 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 // finishing puts what stays behind what goes: the record of a VM snapshot goes
 // before its VDI snapshots become bases.
 func finishing(action string) int {
-	if action == ActBase || action == ActFinish || action == ActStart {
+	if action == ActBase || action == ActFinish || action == ActStart || action == ActUnblock {
 		return 1
 	}
 	return 0
@@ -415,6 +426,8 @@ func (c *cleanup) do(ctx context.Context, l *Leftover) error {
 		return unmark(ctx, c.pool, l.Class, l.ref)
 	case l.Action == ActBase:
 		return c.keepAsBase(ctx, l)
+	case l.Action == ActUnblock:
+		return c.giveFree(ctx, l)
 	case l.Action == ActStart:
 		return restart(ctx, c.pool, l.ref)
 	case l.Class == "task":

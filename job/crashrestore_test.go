@@ -108,7 +108,7 @@ func restoreOver(t *testing.T) operation {
 	id := w.again(job.KeepNone).Snapshots[0].ID
 	vdi := w.diskAt("web", "0").UUID
 	other := image(t, filepath.Join(t.TempDir(), "b.img"), 6*mib, 2, 10)
-	return restoring(w, id, "over", func() {
+	op := restoring(w, id, "over", func() {
 		if _, err := w.sim.GuestWrite(vdi, other); err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +116,28 @@ func restoreOver(t *testing.T) operation {
 		if w.volumeSum(vdi, 6*mib) != fileSum(t, w.file) {
 			t.Error("the disk differs")
 		}
+		if vm := w.vm("web"); len(vm.BlockedOperations) > 0 {
+			t.Errorf("the VM stays blocked: %v", vm.BlockedOperations)
+		}
 	})
+	// Whatever went wrong: a VM whose disk is neither as it was nor as it is to be
+	// cannot be started, and cleanup leaves it at that.
+	after := op.after
+	op.after = func() {
+		w.idle()
+		w.reopen()
+		sum := w.volumeSum(vdi, 6*mib)
+		if sum != fileSum(t, other) && sum != fileSum(t, w.file) {
+			if _, err := job.Cleanup(t.Context(), w.repo, w.pool, job.CleanupOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if w.vm("web").BlockedOperations["start"] == "" {
+				t.Error("a VM with a half-restored disk can be started")
+			}
+		}
+		after()
+	}
+	return op
 }
 
 func drilled(t *testing.T) operation {

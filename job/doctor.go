@@ -81,6 +81,11 @@ func DoctorPool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 		return nil, err
 	}
 	out = append(out, srs...)
+	half, err := HalfRestored(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, half...)
 	nets, err := pool.Networks(ctx)
 	if err != nil {
 		return nil, err

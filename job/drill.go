@@ -140,7 +140,7 @@ func (p *poolRestore) drill(ctx context.Context, d DrillOptions, out *Drill) err
 	if err := m.restore(ctx); err != nil {
 		return err
 	}
-	if err := p.pool.StartVM(ctx, p.vm); err != nil {
+	if err := p.patiently(ctx, p.pool.StartVM); err != nil {
 		return fmt.Errorf("start the VM of the drill: %w", err)
 	}
 	began := time.Now()

@@ -41,6 +41,7 @@ const (
 	roleRestore  = "restore"  // a disk or VM that is being restored
 	roleResume   = "resume"   // such a disk, to be gone on with by restore --resume
 	roleDrill    = "drill"    // a VM that is started only to see whether it does
+	roleOver     = "over"     // in reports alone: a disk that is written over, or a VM that has one, see restoreguard.go
 	roleOffline  = "offline"  // in reports alone: a VM that was shut down, see markOffline
 )
 

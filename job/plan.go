@@ -78,6 +78,9 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 		VM: rawRecord(vm.Raw), VBDs: map[string]rawRecord{}, VDIs: map[string]rawRecord{},
 		VIFs: map[string]rawRecord{}, Networks: map[string]rawRecord{}, SRs: map[string]rawRecord{},
 	}}
+	if guarded(&vm) {
+		return nil, guardedVM(ctx, pool, &vm)
+	}
 	if v, blocked := vm.BlockedOperations["snapshot"]; blocked {
 		return nil, &unsupported{why: "snapshots of it are blocked on the pool (" + v + ")",
 			hint: "remove \"snapshot\" from the VM's blocked_operations"}
@@ -111,6 +114,9 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 		p.info.SRs[string(d.vdi.SR)] = rawRecord(d.sr.Raw)
 		d.reason, d.hint = unsnapshottable(d)
 		d.never = d.reason != ""
+		if half := halfRestored(&d.vdi); half != "" {
+			d.reason, d.hint = half, halfHint
+		}
 		why := leave[d.vdi.UUID]
 		if why != "" {
 			d.reason = why

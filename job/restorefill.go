@@ -27,7 +27,7 @@ func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI,
 	var res restore.Result
 	if !vhdBacked(sr, vdi) || im.Size() > vhd.MaxSize {
 		zeros := !readsAsZero(sr, vdi)
-		res, err := p.pieces(ctx, im, vdi, restore.Options{Zeros: zeros, Progress: progress}, zeros)
+		res, _, err := p.pieces(ctx, im, vdi, restore.Options{Zeros: zeros, Progress: progress}, zeros)
 		return res, err
 	}
 	layout := vhd.Layout{Profile: vhd.ForXenServer, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
@@ -41,12 +41,13 @@ func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI,
 }
 
 // pieces writes a disk, or some blocks of it, as pieces with their offsets.
-// What lies behind the disk's end is overwritten with zeros where tail is set.
-func (p *poolRestore) pieces(ctx context.Context, im *restore.Image, vdi xapi.VDI, o restore.Options, tail bool) (restore.Result, error) {
-	var res restore.Result
-	err := p.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: vdi.Ref, Format: xapi.FormatRaw, Chunked: true, ContentLength: -1},
+// What lies behind the disk's end is overwritten with zeros where tail is set. It
+// reports whether anything was sent, also beside an error.
+func (p *poolRestore) pieces(ctx context.Context, im *restore.Image, vdi xapi.VDI, o restore.Options, tail bool) (res restore.Result, sent bool, err error) {
+	err = p.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: vdi.Ref, Format: xapi.FormatRaw, Chunked: true, ContentLength: -1},
 		func(w io.Writer) (err error) {
 			sink := &pieceSink{w: w}
+			defer func() { sent = sink.sent }()
 			if res, err = im.Run(ctx, sink, o); err != nil {
 				return err
 			}
@@ -60,13 +61,16 @@ func (p *poolRestore) pieces(ctx context.Context, im *restore.Image, vdi xapi.VD
 			}
 			return sink.end()
 		})
-	return res, err
+	return res, sent, err
 }
 
 // pieceSink frames pieces: byte offset (64 bits) and length (32 bits), little
 // endian, then the bytes; offset and length zero are the end (xen-api
 // ocaml/vhd-tool/src/chunked.ml).
-type pieceSink struct{ w io.Writer }
+type pieceSink struct {
+	w    io.Writer
+	sent bool // a piece was begun
+}
 
 func (s *pieceSink) head(off int64, n int) error {
 	var h [12]byte
@@ -80,6 +84,7 @@ func (s *pieceSink) WriteAt(_ context.Context, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil // would be the end
 	}
+	s.sent = true
 	if err := s.head(off, len(p)); err != nil {
 		return err
 	}
@@ -104,7 +109,8 @@ func readsAsZero(sr xapi.SR, v xapi.VDI) bool {
 }
 
 // compare reads a VDI and tells in which blocks it differs from the image. It
-// must not be written to meanwhile; nothing holds it any more afterwards.
+// must not be written to meanwhile. When compare returns without an error no host
+// holds the disk any more, so that it can be written to, or its VM be started.
 func (p *poolRestore) compare(ctx context.Context, im *restore.Image, vdi xapi.VDI, label string) (differs []uint64, err error) {
 	m := p.o.Progress.Begin(label, im.Size())
 	defer m.Done()
@@ -112,7 +118,11 @@ func (p *poolRestore) compare(ctx context.Context, im *restore.Image, vdi xapi.V
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, end()) }()
+	defer func() {
+		if err = errors.Join(err, end()); err == nil {
+			err = p.pool.WaitReleased(ctx, vdi.Ref)
+		}
+	}()
 	return im.Compare(ctx, src, metered(m))
 }
 

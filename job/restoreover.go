@@ -31,15 +31,20 @@ func RestoreOver(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *
 		if err != nil {
 			return err
 		}
-		for _, t := range targets {
-			if err := p.dropStray(ctx, t.vdi.Ref); err != nil {
-				return err
+		g, err := p.newGuard(ctx, targets)
+		if err != nil {
+			return err
+		}
+		err = g.raise(ctx)
+		for i := range targets {
+			if err != nil {
+				break
 			}
-			if err := p.over(ctx, t, over); err != nil {
-				return err
+			if err = p.dropStray(ctx, targets[i].vdi.Ref); err == nil {
+				err = p.over(ctx, g, &targets[i], over)
 			}
 		}
-		return nil
+		return g.settle(ctx, err)
 	})
 	return p.out, err
 }
@@ -164,42 +169,58 @@ func (p *poolRestore) dropTransfers(ctx context.Context, vdi xapi.Ref) error {
 }
 
 // over writes one disk.
-func (p *poolRestore) over(ctx context.Context, t overTarget, over Over) error {
+func (p *poolRestore) over(ctx context.Context, g *guard, t *overTarget, over Over) error {
 	label := p.s.VM.Name + " " + t.d.Device
 	done := RestoredDisk{Device: t.d.Device, VDI: t.vdi.UUID, Size: t.im.Size()}
 	var differs []uint64
 	if over.Differential {
 		var err error
 		if differs, err = p.compare(ctx, t.im, t.vdi, label+" (compare)"); err != nil {
-			return fmt.Errorf("disk %s: read VDI %s: %w; nothing of it was written", t.d.Device, t.vdi.UUID, err)
+			return fmt.Errorf("disk %s: read VDI %s: %w%s", t.d.Device, t.vdi.UUID, err, g.untouched(t))
 		}
 		done.Compared = t.im.Size()
 	}
 	if over.KeepOld && (!over.Differential || restore.Differing(differs) > 0) {
 		ref, err := p.pool.SnapshotVDI(ctx, t.vdi.Ref)
 		if err != nil {
-			return fmt.Errorf("disk %s: snapshot of VDI %s: %w; nothing of it was written", t.d.Device, t.vdi.UUID, err)
+			return fmt.Errorf("disk %s: snapshot of VDI %s: %w%s", t.d.Device, t.vdi.UUID, err, g.untouched(t))
 		}
 		old, err := p.pool.VDI(ctx, ref)
+		if err == nil {
+			err = dropCopied(ctx, p.pool, &old)
+		}
 		if err != nil {
 			return err
 		}
 		done.Old = old.UUID
+		g.old = append(g.old, old.UUID)
 	}
-	err := p.rewrite(ctx, t.im, t.vdi, differs, label, &done)
-	if err == nil && p.o.Verify {
-		err = p.verify(ctx, t.im, t.vdi, label)
-		done.Verified = err == nil
-	}
-	if err != nil {
-		old := ""
-		if done.Old != "" {
-			old = fmt.Sprintf("; what it was is VDI snapshot %s", done.Old)
+	if !over.Differential || restore.Differing(differs) > 0 {
+		if err := g.begin(ctx, t); err != nil {
+			return fmt.Errorf("disk %s: mark VDI %s: %w%s", t.d.Device, t.vdi.UUID, err, g.untouched(t))
 		}
-		return fmt.Errorf("disk %s: VDI %s is half written, and the same command with --differential goes on%s: %w", t.d.Device, t.vdi.UUID, old, err)
+		sent, err := p.rewrite(ctx, t.im, t.vdi, differs, label, &done)
+		g.sent[t.vdi.Ref] = g.sent[t.vdi.Ref] || sent
+		if err != nil {
+			return fmt.Errorf("disk %s: write VDI %s: %w%s", t.d.Device, t.vdi.UUID, err, g.untouched(t))
+		}
+	}
+	if p.o.Verify {
+		if err := p.verify(ctx, t.im, t.vdi, label); err != nil {
+			return fmt.Errorf("disk %s: %w", t.d.Device, err)
+		}
+		done.Verified = true
 	}
 	p.out.Disks = append(p.out.Disks, done)
 	return nil
+}
+
+// untouched ends an error about a disk that nothing was written to.
+func (g *guard) untouched(t *overTarget) string {
+	if g.sent[t.vdi.Ref] {
+		return ""
+	}
+	return "; nothing of it was written"
 }
 
 // overwrite compares a VDI with the image, and writes what differs.
@@ -209,31 +230,34 @@ func (p *poolRestore) overwrite(ctx context.Context, im *restore.Image, vdi xapi
 		return err
 	}
 	done.Compared = im.Size()
-	return p.rewrite(ctx, im, vdi, differs, label, done)
+	_, err = p.rewrite(ctx, im, vdi, differs, label, done)
+	return err
 }
 
 // rewrite writes the blocks that differ, or all where differs is nil; zeros as
-// zeros.
-func (p *poolRestore) rewrite(ctx context.Context, im *restore.Image, vdi xapi.VDI, differs []uint64, label string, done *RestoredDisk) error {
+// zeros. It reports whether any of it may have reached the disk, also beside an
+// error.
+func (p *poolRestore) rewrite(ctx context.Context, im *restore.Image, vdi xapi.VDI, differs []uint64, label string, done *RestoredDisk) (sent bool, out error) {
 	o := restore.Options{Zeros: true}
 	if differs != nil {
 		if restore.Differing(differs) == 0 {
-			return nil
+			return false, nil
 		}
 		o.Only = func(b int64) bool { return differs[b/64]&(1<<(b%64)) != 0 }
 	}
-	var out error
 	_ = p.pool.Retry(ctx, func(ctx context.Context) error {
 		m := p.o.Progress.Begin(label, im.Size())
 		defer m.Done()
 		o.Progress = metered(m)
 		var res restore.Result
-		res, out = p.pieces(ctx, im, vdi, o, false)
+		var went bool
+		res, went, out = p.pieces(ctx, im, vdi, o, false)
 		done.Written = res.Written
-		if xapi.IsCode(out, xapi.VDIInUse) { // the host that read it lets go of it in a moment
+		if xapi.InUse(out) { // a host that read the disk lets go of it in a moment
 			return out
 		}
+		sent = sent || went
 		return nil
 	})
-	return out
+	return sent, out
 }

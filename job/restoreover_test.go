@@ -263,7 +263,7 @@ func TestRestoreInPlaceRefusals(t *testing.T) {
 	}
 	w.sim.Fault(xapisim.Fault{On: "/import_raw_vdi", Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}, Cut: true, CutAt: 3 * mib, Embedded: true})
 	_, err := job.RestoreOver(t.Context(), w.repo, w.pool, s, disksOf(s), job.Over{KeepOld: true}, job.RestoreOptions{})
-	if err == nil || !strings.Contains(err.Error(), "is half written, and the same command with --differential goes on; what it was is VDI snapshot ") {
+	if err == nil || !strings.Contains(err.Error(), "disk xvda of VM web is half restored: do not start the VM; run the same command again; what was there is kept as VDI snapshot ") {
 		t.Fatalf("%v", err)
 	}
 	w.sim.ClearFaults()

@@ -121,16 +121,31 @@ func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 		return &leftError{err, left}
 	}
 	if p.o.Resume && len(p.vdis) > 0 {
-		return fmt.Errorf("%w; %s", err, p.leave(clean))
+		return &resumableError{err, p.leave(clean)}
 	}
 	return err
 }
+
+// resumableError is a failure after which the same command goes on.
+type resumableError struct {
+	err    error
+	leaves string
+}
+
+func (e *resumableError) Error() string  { return e.err.Error() + "; " + e.leaves }
+func (e *resumableError) Unwrap() error  { return e.err }
+func (e *resumableError) Leaves() string { return e.leaves }
 
 // leftError is a failure after which something stays on the pool.
 type leftError struct{ err, left error }
 
 func (e *leftError) Error() string {
 	return fmt.Sprintf("%v; and what was made so far could not be removed (xenkeep cleanup tries again): %v", e.err, e.left)
+}
+
+// Leaves describes what is left on the pool.
+func (e *leftError) Leaves() string {
+	return fmt.Sprintf("what was made so far could not be removed (xenkeep cleanup tries again): %v", e.left)
 }
 
 func (e *leftError) Unwrap() error { return e.err }

@@ -438,13 +438,26 @@ func (p *poolRestore) settle(ctx context.Context, start bool) error {
 	}
 	var err error
 	if p.out.Power == "Suspended" {
-		err = p.pool.ResumeVM(ctx, p.vm)
+		err = p.patiently(ctx, p.pool.ResumeVM)
 	} else {
-		err = p.pool.StartVM(ctx, p.vm)
+		err = p.patiently(ctx, p.pool.StartVM)
 	}
 	if err != nil {
 		return fmt.Errorf("VM %s (%s): %w: %w", p.out.VMName, p.out.VM, ErrUnstarted, err)
 	}
 	p.out.Power = "Running"
 	return nil
+}
+
+// patiently starts or resumes the VM, and tries again while a host still holds one
+// of its disks for a read that is over.
+func (p *poolRestore) patiently(ctx context.Context, start func(context.Context, xapi.Ref) error) error {
+	var out error
+	_ = p.pool.Retry(ctx, func(ctx context.Context) error {
+		if out = start(ctx, p.vm); xapi.InUse(out) {
+			return out
+		}
+		return nil
+	})
+	return out
 }

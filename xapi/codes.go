@@ -170,6 +170,7 @@ var codes = []CodeInfo{
 	{"NETWORK_INCOMPATIBLE_PURPOSES", RetryNo, 0, 0, 0, "NBD with and without TLS cannot both be on in one pool", "Remove the other purpose from the pool's networks."},
 
 	// Imports of whole VMs.
+	{NotNewerVersion, RetryNo, 0, 0, 0, "a VM of this UUID is on the pool, and the file holds no newer version of it", "Delete the VM that is there first, or import the file as a new VM, without --preserve."},
 	{"IMPORT_INCOMPATIBLE_VERSION", RetryNo, 0, 0, 0, "the file was made by a newer version", "Import it into a pool of that version."},
 	{"IMPORT_ERROR*", RetryNo, 0, 0, 0, "the VM's file cannot be imported", "The reason stands in the brackets."},
 }
@@ -181,6 +182,32 @@ var codeTable = func() map[Code]CodeInfo {
 	}
 	return m
 }()
+
+// info is what the table holds for an error. Some codes mean different things in
+// different calls or with different parameters.
+func (e *Error) info() (CodeInfo, bool) {
+	info, ok := Lookup(e.Code)
+	switch {
+	case e.heldElsewhere():
+		held, _ := Lookup(VDIInUse)
+		info.Class, info.Attempts, info.Delay, info.MaxDelay = held.Class, held.Attempts, held.Delay, held.MaxDelay
+		info.Text = "the disk is attached to a control domain in another mode"
+		info.Hint = "A read of the disk holds it for some seconds after its end; if it stays, look for VBDs of the control domain."
+	case e.Code == NoHostsAvailable && startsVM(e.Method):
+		info.Text = "no running host can start the VM: memory is short, or no host reaches all its storage and networks"
+		info.Hint = "Free memory on a host, or see that one host is plugged to all SRs and networks of the VM."
+	}
+	return info, ok
+}
+
+// startsVM reports whether a call brings a VM up on a host.
+func startsVM(method string) bool {
+	switch method {
+	case "VM.start", "VM.start_on", "VM.resume", "VM.resume_on":
+		return true
+	}
+	return false
+}
 
 // Lookup returns what is known of a code.
 func Lookup(code Code) (CodeInfo, bool) {

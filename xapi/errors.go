@@ -40,6 +40,7 @@ const (
 	VDIIncompatibleType         Code = "VDI_INCOMPATIBLE_TYPE"
 	VDINotManaged               Code = "VDI_NOT_MANAGED"
 	SRNoSpace                   Code = "SR_BACKEND_FAILURE_44"
+	NotNewerVersion             Code = "VM_TO_IMPORT_IS_NOT_NEWER_VERSION"
 	SRChainTooLong              Code = "SR_BACKEND_FAILURE_109"
 )
 
@@ -84,7 +85,7 @@ func (e *Error) Error() string {
 	if e.Method != "" {
 		b.WriteString(e.Method + ": ")
 	}
-	if info, ok := Lookup(e.Code); ok {
+	if info, ok := e.info(); ok {
 		b.WriteString(info.Text + " ")
 	} else {
 		b.WriteString("pool error ")
@@ -122,7 +123,7 @@ func (e *Error) Is(target error) bool {
 
 // Hint says what the user can do, in one sentence; empty for unknown codes.
 func (e *Error) Hint() string {
-	info, _ := Lookup(e.Code)
+	info, _ := e.info()
 	return info.Hint
 }
 

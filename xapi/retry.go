@@ -62,7 +62,7 @@ type final struct{ error }
 func policy(err error) CodeInfo {
 	var e *Error
 	if errors.As(err, &e) {
-		info, _ := Lookup(e.Code)
+		info, _ := e.info()
 		return info
 	}
 	var h *HTTPError

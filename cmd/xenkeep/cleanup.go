@@ -19,6 +19,7 @@ type cleanupOptions struct {
 	dryRun     bool
 	foreign    bool
 	unfinished bool
+	unblock    bool
 	olderThan  time.Duration
 }
 
@@ -72,6 +73,7 @@ if it is older than --older-than says: they may be alive on other machines.`,
 	s.BoolVar(&o.dryRun, "dry-run", false, "only show what would be done")
 	s.BoolVar(&o.foreign, "foreign", false, "remove what runs into other repositories left, too")
 	s.BoolVar(&o.unfinished, "unfinished", false, "remove disks too that failed restores left for --resume")
+	s.BoolVar(&o.unblock, "unblock", false, "let VMs start again whose disks are half restored, as they are")
 	s.DurationVar(&o.olderThan, "older-than", 24*time.Hour, "with --foreign: whose last sign of life is `longer` ago")
 	return cmd
 }
@@ -118,6 +120,9 @@ func printLeftovers(w io.Writer, found []job.Leftover, sum cleanupSummary) error
 			return err
 		}
 	}
+	if err := printLeftoverHints(w, found); err != nil {
+		return err
+	}
 	verb := "cleaned up"
 	if sum.DryRun {
 		verb = "to be cleaned up"
@@ -128,6 +133,19 @@ func printLeftovers(w io.Writer, found []job.Leftover, sum cleanupSummary) error
 	}
 	_, err := fmt.Fprintf(w, "%s %s, %d stay%s\n", plural(sum.Done, "leftover"), verb, sum.Stay, failed)
 	return err
+}
+
+// printLeftoverHints says what is left for people to do.
+func printLeftoverHints(w io.Writer, found []job.Leftover) error {
+	for _, l := range found {
+		if l.Hint == "" || l.Action != job.ActNone {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%s %s (%s) is half restored\n  hint: %s\n", l.Class, printable(l.Name), l.UUID, oneLine(l.Hint)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func cleanup(ctx context.Context, stderr io.Writer, o *cleanupOptions) (*job.CleanupReport, error) {
@@ -147,5 +165,5 @@ func cleanup(ctx context.Context, stderr io.Writer, o *cleanupOptions) (*job.Cle
 		return nil, err
 	}
 	defer pool.Close(ctx)
-	return job.Cleanup(ctx, r, pool, job.CleanupOptions{DryRun: o.dryRun, Foreign: o.foreign, Unfinished: o.unfinished, OlderThan: o.olderThan})
+	return job.Cleanup(ctx, r, pool, job.CleanupOptions{DryRun: o.dryRun, Foreign: o.foreign, Unfinished: o.unfinished, Unblock: o.unblock, OlderThan: o.olderThan})
 }

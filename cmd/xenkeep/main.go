@@ -99,6 +99,26 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
+// interrupted is the error of a command that was interrupted: what it leaves, if
+// anything, in place of what failed.
+func interrupted(err error) error {
+	var left interface {
+		error
+		Leaves() string
+	}
+	if !errors.As(err, &left) {
+		return errInterrupted
+	}
+	return &leaving{left.Leaves(), job.HintOf(err)}
+}
+
+// leaving is an interrupted command that leaves something unfinished.
+type leaving struct{ leaves, hint string }
+
+func (l *leaving) Error() string { return errInterrupted.Error() + "; " + l.leaves }
+func (l *leaving) Unwrap() error { return errInterrupted }
+func (l *leaving) Hint() string  { return l.hint }
+
 // run runs one command line and returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	began := false
@@ -113,8 +133,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = usagef("%w", err)
 	}
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
-		// What failed, failed because of that.
-		err = errInterrupted
+		// What failed, failed because of that; what it leaves is told all the same.
+		err = interrupted(err)
 	}
 	if err != nil {
 		complain(stderr, err)

@@ -143,7 +143,12 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 		return nil, err
 	}
 	for i := range rep.Found {
-		switch l := &rep.Found[i]; l.State {
+		l := &rep.Found[i]
+		if l.Hint != "" { // its own VM's plan is an error already
+			p.find("warn", l.Class+" "+l.Name, l.Hint, "a restore over its disks has not come to its end")
+			continue
+		}
+		switch l.State {
 		case job.StateDead:
 			if l.Role == "base" {
 				p.find("note", l.Class+" "+l.Name, "", "the base of a disk that is no longer on the pool (%s); the run removes it", l.UUID)
