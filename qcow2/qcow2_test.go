@@ -12,11 +12,12 @@ import (
 	"testing"
 
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/qcow2"
 )
 
 // write writes what m holds to a file.
-func write(t *testing.T, name string, m *disk.Mem) {
+func write(t *testing.T, name string, m *disktest.Mem) {
 	t.Helper()
 	f, err := os.Create(name)
 	if err != nil {
@@ -75,7 +76,7 @@ func TestJudge(t *testing.T) {
 		"far apart":    {2200 << 20, manyBlocks(20)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := disk.NewMem(c.size)
+			m := disktest.NewMem(c.size)
 			data := rand.NewChaCha8([32]byte{1})
 			for _, b := range c.blocks {
 				p := make([]byte, min(100_000, c.size-b*disk.BlockSize))

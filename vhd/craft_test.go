@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 )
 
 // craft makes VHDs as other tools do: any block size, any bitmap, any order.
@@ -77,7 +78,7 @@ func noise(seed uint64, n int64) []byte {
 }
 
 // drainTo applies a source to a disk and checks what Source promises.
-func drainTo(t testing.TB, src disk.Source, to *disk.Mem) (extents []disk.Extent) {
+func drainTo(t testing.TB, src disk.Source, to *disktest.Mem) (extents []disk.Extent) {
 	t.Helper()
 	extents, err := apply(src, to)
 	if err != nil {
@@ -96,7 +97,7 @@ func drainTo(t testing.TB, src disk.Source, to *disk.Mem) (extents []disk.Extent
 	return extents
 }
 
-func apply(src disk.Source, to *disk.Mem) (extents []disk.Extent, err error) {
+func apply(src disk.Source, to *disktest.Mem) (extents []disk.Extent, err error) {
 	ctx := context.Background()
 	buf := make([]byte, disk.BlockSize)
 	for {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 )
 
 func judge(t *testing.T, name string) {
@@ -69,7 +70,7 @@ func TestReadQemu(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				m := disk.NewMem(size)
+				m := disktest.NewMem(size)
 				drainTo(t, v.Reader(), m)
 				if !bytes.Equal(contents(t, m, size), raw) || !bytes.Equal(contents(t, v, size), raw) {
 					t.Error("contents differ")

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 )
 
 // flat is what c's disk holds, and which of its sectors it says it holds.
@@ -108,7 +109,7 @@ func raggedBitmap(rnd *rand.Rand, sectors int64) []byte {
 // source the right bytes.
 func checkSource(t *testing.T, src disk.Source, delta bool, raw []byte, held []bool) {
 	t.Helper()
-	m := disk.NewMem(src.Size())
+	m := disktest.NewMem(src.Size())
 	extents := drainTo(t, src, m)
 	if got := contents(t, m, src.Size()); !bytes.Equal(got, raw) {
 		t.Error("contents differ")
@@ -179,7 +180,7 @@ func TestAuthoritativeSize(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m = disk.NewMem(size)
+		m = disktest.NewMem(size)
 		drainTo(t, f.Reader(), m)
 		if !bytes.Equal(contents(t, m, size), raw[:size]) {
 			t.Errorf("size %d as a file: contents differ", size)
@@ -217,7 +218,7 @@ func TestFixed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := disk.NewMem(size)
+		m := disktest.NewMem(size)
 		drainTo(t, f.Reader(), m)
 		if !bytes.Equal(contents(t, m, size), raw) || f.IsDelta() || f.Allocated() != size {
 			t.Errorf("size %d differs", size)
@@ -315,7 +316,7 @@ func TestBadHeads(t *testing.T) {
 			t.Errorf("%s: file: %v", c.name, err)
 		}
 		if err == nil {
-			drainTo(t, f.Reader(), disk.NewMem(f.Size()))
+			drainTo(t, f.Reader(), disktest.NewMem(f.Size()))
 		}
 	}
 	for _, n := range []int{0, 1, 511, 512, 600, len(stream) - 1, len(stream) - 512, len(stream) / 2} {

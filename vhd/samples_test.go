@@ -11,9 +11,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/klauspost/compress/zstd"
+	"xenkeep/internal/disk/disktest"
 
-	"xenkeep/internal/disk"
+	"github.com/klauspost/compress/zstd"
 )
 
 const (
@@ -42,7 +42,7 @@ func sample(t testing.TB, name string) []byte {
 	return p
 }
 
-func sum(t testing.TB, m *disk.Mem) string {
+func sum(t testing.TB, m *disktest.Mem) string {
 	t.Helper()
 	h := sha256.New()
 	if _, err := io.Copy(h, io.NewSectionReader(m, 0, m.Size())); err != nil {
@@ -62,10 +62,10 @@ func openSample(t testing.TB, name string) *File {
 }
 
 // chainDisk builds a disk from the VHD files of a storage repository.
-func chainDisk(t testing.TB, names ...string) *disk.Mem {
+func chainDisk(t testing.TB, names ...string) *disktest.Mem {
 	t.Helper()
 	last := openSample(t, "chain/"+names[len(names)-1])
-	m := disk.NewMem(last.Size())
+	m := disktest.NewMem(last.Size())
 	for i, name := range names {
 		f := openSample(t, "chain/"+name)
 		if f.IsDelta() != (i > 0) {
@@ -130,7 +130,7 @@ func TestSampleStreams(t *testing.T) {
 			if want := int64(len(c.blocks)) * BlockSize; r.Allocated() != want {
 				t.Errorf("allocated %d", r.Allocated())
 			}
-			m := disk.NewMem(r.Size())
+			m := disktest.NewMem(r.Size())
 			if c.base != nil {
 				base := chainDisk(t, c.base...).Source()
 				drainTo(t, base, m)
@@ -168,7 +168,7 @@ func TestStreamNeedsOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := disk.NewMem(r.Size())
+	m := disktest.NewMem(r.Size())
 	drainTo(t, r, m)
 	if got := sum(t, m); got != sumRoot {
 		t.Errorf("root as a stream: %s", got)

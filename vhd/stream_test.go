@@ -13,6 +13,7 @@ import (
 	"testing/iotest"
 
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 )
 
 // page is what xapi appends to a stream that failed, as recorded from the real
@@ -27,12 +28,12 @@ func page(info string) string {
 const ioError = "VDI_IO_ERROR: [ Device I/O errors ]"
 
 // readAll reads a stream to its end, into a disk.
-func readAll(r io.Reader, opts Options) (*disk.Mem, error) {
+func readAll(r io.Reader, opts Options) (*disktest.Mem, error) {
 	src, err := NewReader(r, opts)
 	if err != nil {
 		return nil, err
 	}
-	m := disk.NewMem(src.Size())
+	m := disktest.NewMem(src.Size())
 	_, err = apply(src, m)
 	return m, err
 }

@@ -8,10 +8,11 @@ import (
 	"testing"
 
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/vhd"
 )
 
-type memDisk struct{ *disk.Mem }
+type memDisk struct{ *disktest.Mem }
 
 func (m memDisk) ReadAt(_ context.Context, p []byte, off int64) error {
 	_, err := m.Mem.ReadAt(p, off)
@@ -21,7 +22,7 @@ func (m memDisk) ReadAt(_ context.Context, p []byte, off int64) error {
 // A virtual VHD has the bytes that the Writer writes, wherever it is read.
 func TestVirtual(t *testing.T) {
 	for _, size := range []int64{9 << 20, 5<<20 + 12345, 2 << 20, 0} {
-		m := disk.NewMem(size)
+		m := disktest.NewMem(size)
 		data := rand.NewChaCha8([32]byte{1})
 		for off := int64(0); off < size; off += 4 << 20 {
 			p := make([]byte, min(70000, size-off))
@@ -72,7 +73,7 @@ func TestVirtual(t *testing.T) {
 			}
 		}
 	}
-	if _, err := vhd.NewVirtual(vhd.Layout{Size: 5}, memDisk{disk.NewMem(6)}); err == nil {
+	if _, err := vhd.NewVirtual(vhd.Layout{Size: 5}, memDisk{disktest.NewMem(6)}); err == nil {
 		t.Error("another size is no error")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 )
 
 var (
@@ -45,7 +46,7 @@ func TestSizes(t *testing.T) {
 				if err != nil {
 					t.Fatalf("size %d, profile %d: %v", size, profile, err)
 				}
-				m := disk.NewMem(r.Size())
+				m := disktest.NewMem(r.Size())
 				extents := drainTo(t, r, m)
 				if len(extents) != len(blocks) || r.Size() != size {
 					t.Fatalf("size %d, profile %d: %d blocks, size %d", size, profile, len(extents), r.Size())
@@ -63,7 +64,7 @@ func TestSizes(t *testing.T) {
 				if err != nil {
 					t.Fatalf("size %d, profile %d as a file: %v", size, profile, err)
 				}
-				if got := drainTo(t, f.Reader(), disk.NewMem(size)); len(got) != len(blocks) {
+				if got := drainTo(t, f.Reader(), disktest.NewMem(size)); len(got) != len(blocks) {
 					t.Errorf("size %d, profile %d as a file: %d blocks", size, profile, len(got))
 				}
 			}

@@ -12,13 +12,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/klauspost/compress/zstd"
-
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // archive writes disks as an archive.
-func archive(t testing.TB, disks ...*disk.Mem) []byte {
+func archive(t testing.TB, disks ...*disktest.Mem) []byte {
 	t.Helper()
 	var plain []PlainDisk
 	for i, m := range disks {
@@ -60,13 +61,13 @@ func archive(t testing.TB, disks ...*disk.Mem) []byte {
 }
 
 // read reads all disks of an archive.
-func read(b []byte) (map[string]*disk.Mem, error) {
+func read(b []byte) (map[string]*disktest.Mem, error) {
 	r, err := NewReader(bytes.NewReader(b))
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	out, buf := map[string]*disk.Mem{}, make([]byte, disk.BlockSize)
+	out, buf := map[string]*disktest.Mem{}, make([]byte, disk.BlockSize)
 	for {
 		d, err := r.Next()
 		if err == io.EOF {
@@ -75,7 +76,7 @@ func read(b []byte) (map[string]*disk.Mem, error) {
 		if err != nil {
 			return out, err
 		}
-		m := disk.NewMem(d.Size())
+		m := disktest.NewMem(d.Size())
 		out[d.Disk().VDI.Get("uuid").Text] = m
 		last := int64(0)
 		for {
@@ -97,7 +98,7 @@ func read(b []byte) (map[string]*disk.Mem, error) {
 	}
 }
 
-func equal(t *testing.T, got, want *disk.Mem) {
+func equal(t *testing.T, got, want *disktest.Mem) {
 	t.Helper()
 	if got == nil || got.Size() != want.Size() {
 		t.Fatalf("disk %v", got)
@@ -110,8 +111,8 @@ func equal(t *testing.T, got, want *disk.Mem) {
 	}
 }
 
-func scattered(t testing.TB, size int64, seed byte) *disk.Mem {
-	m := disk.NewMem(size)
+func scattered(t testing.TB, size int64, seed byte) *disktest.Mem {
+	m := disktest.NewMem(size)
 	random, data := rand.New(rand.NewPCG(uint64(seed), 1)), rand.NewChaCha8([32]byte{seed})
 	for range 4 {
 		p := make([]byte, 1+random.IntN(300<<10))
@@ -128,7 +129,7 @@ func TestRoundTrip(t *testing.T) {
 	for _, sizes := range [][]int64{
 		{16 << 20, 8 << 20}, {5<<20 + 512, 1 << 20, 3 << 20}, {512 << 10, 12 << 20}, {1 << 20}, nil,
 	} {
-		var disks []*disk.Mem
+		var disks []*disktest.Mem
 		for i, size := range sizes {
 			disks = append(disks, scattered(t, size, byte(i)))
 		}
@@ -181,7 +182,7 @@ func tarOf(t testing.TB, size int64, blocks ...any) []byte {
 // archive's first block.
 func TestCounters(t *testing.T) {
 	mib := func(c byte) []byte { return bytes.Repeat([]byte{c}, 1<<20) }
-	want := disk.NewMem(8 << 20)
+	want := disktest.NewMem(8 << 20)
 	for at, c := range map[int64]byte{0: 1, 5: 2, 6: 3, 7: 4} {
 		_ = want.WriteAt(context.Background(), mib(c), at<<20)
 	}
@@ -190,7 +191,7 @@ func TestCounters(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, got["disk0"], want)
-	small := disk.NewMem(1000)
+	small := disktest.NewMem(1000)
 	_ = small.WriteAt(context.Background(), bytes.Repeat([]byte{1}, 100), 0)
 	_ = small.WriteAt(context.Background(), bytes.Repeat([]byte{2}, 700), 300)
 	if got, err = read(tarOf(t, 1000, "00000000", bytes.Repeat([]byte{1}, 100), "00000003", bytes.Repeat([]byte{2}, 700))); err != nil {

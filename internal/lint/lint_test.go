@@ -22,6 +22,7 @@ var allowed = []struct {
 	may string
 }{
 	{"internal/disk", ""},
+	{"internal/disk/disktest", "internal/disk"},
 	{"internal/lint", ""},
 	{"internal/limit", "internal/disk"},
 	{"internal/text", ""},

@@ -14,11 +14,12 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 )
 
-type memReader struct{ *disk.Mem }
+type memReader struct{ *disktest.Mem }
 
 func (m memReader) ReadAt(_ context.Context, p []byte, off int64) error {
 	_, err := m.Mem.ReadAt(p, off)
@@ -27,7 +28,7 @@ func (m memReader) ReadAt(_ context.Context, p []byte, off int64) error {
 
 // granules are the 64 KiB ranges in which two disks differ, as changed-block
 // tracking tells of them, and some more that were written and are the same.
-func granules(old, now *disk.Mem, r *rand.Rand) []disk.Extent {
+func granules(old, now *disktest.Mem, r *rand.Rand) []disk.Extent {
 	const size = 64 << 10
 	a, b := make([]byte, size), make([]byte, size)
 	var out []disk.Extent
@@ -48,7 +49,7 @@ func granules(old, now *disk.Mem, r *rand.Rand) []disk.Extent {
 	return out
 }
 
-func changedBackup(t *testing.T, r *repo.Repository, m *disk.Mem, o backup.ChangedOptions) (*repo.Snapshot, error) {
+func changedBackup(t *testing.T, r *repo.Repository, m *disktest.Mem, o backup.ChangedOptions) (*repo.Snapshot, error) {
 	t.Helper()
 	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, Data: time.Now(), Complete: true}
 	err := backup.Do(t.Context(), r, backup.Options{Roots: []chunk.ID{o.Base}}, func(ctx context.Context, run *backup.Run) error {
@@ -73,7 +74,7 @@ func TestChanged(t *testing.T) {
 	for seed := range uint64(n) {
 		rnd := rand.New(rand.NewPCG(seed, 4))
 		size := 1 + rnd.Int64N(9<<20)
-		old := disk.NewMem(size)
+		old := disktest.NewMem(size)
 		scribble(t, old, seed, 10)
 		r := initRepo(t, mem.New())
 		base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: size}, backup.Options{})
@@ -83,7 +84,7 @@ func TestChanged(t *testing.T) {
 		if rnd.IntN(3) == 0 {
 			size += rnd.Int64N(5 << 20)
 		}
-		m := disk.NewMem(size)
+		m := disktest.NewMem(size)
 		if err := copyDisk(t.Context(), m, old); err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +143,7 @@ func (s *slowStore) Put(ctx context.Context, name string, data []byte) error {
 // What a backup of changed blocks waited for is told: the disk, or the storage. It
 // has one worker, as a bubble's time stands still while one waits for a mutex.
 func TestChangedWaited(t *testing.T) {
-	old := disk.NewMem(128 << 20)
+	old := disktest.NewMem(128 << 20)
 	scribble(t, old, 1, 20)
 	store := &slowStore{Store: mem.New()}
 	r := initRepo(t, store)
@@ -157,7 +158,7 @@ func TestChangedWaited(t *testing.T) {
 		{time.Second, 0, func(w backup.Waited) time.Duration { return w.Source }},
 		{0, 20 * time.Second, func(w backup.Waited) time.Duration { return w.Storage }},
 	} {
-		m := disk.NewMem(old.Size())
+		m := disktest.NewMem(old.Size())
 		noise := make([]byte, old.Size())
 		_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(noise)
 		if err := m.WriteAt(t.Context(), noise, 0); err != nil {
@@ -187,14 +188,14 @@ func TestChangedWaited(t *testing.T) {
 // A change that was not told of is found where the sample falls, and nowhere is
 // it taken for a backup.
 func TestUnsaidChange(t *testing.T) {
-	old := disk.NewMem(8 << 20)
+	old := disktest.NewMem(8 << 20)
 	scribble(t, old, 1, 20)
 	r := initRepo(t, mem.New())
 	base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: old.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := disk.NewMem(old.Size())
+	m := disktest.NewMem(old.Size())
 	if err := copyDisk(t.Context(), m, old); err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +214,7 @@ func TestUnsaidChange(t *testing.T) {
 
 // Of a large disk only what changed is read, and a sample costs its share.
 func TestChangedReadsLittle(t *testing.T) {
-	m := disk.NewMem(1 << 40)
+	m := disktest.NewMem(1 << 40)
 	for i := range int64(100) {
 		if err := m.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i + 1)}, 100_000), i*9_999_999_999); err != nil {
 			t.Fatal(err)

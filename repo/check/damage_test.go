@@ -15,6 +15,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -65,7 +66,7 @@ var kindsOfDamage = map[string]func(own, other []byte) [][]byte{
 func TestDamage(t *testing.T) {
 	store := mem.New()
 	r := initRepo(t, store)
-	m := disk.NewMem(3<<20 + 100)
+	m := disktest.NewMem(3<<20 + 100)
 	scribble(t, m, 1, 10)
 	o := backup.DiskOptions{Size: m.Size()}
 	first, err := diskBackup(t.Context(), r, m.Source(), o, backup.Options{})
@@ -76,7 +77,7 @@ func TestDamage(t *testing.T) {
 	foreign := mem.New()
 	initRepo(t, foreign)
 	own := names(t, store)
-	n := disk.NewMem(m.Size())
+	n := disktest.NewMem(m.Size())
 	scribble(t, n, 2, 10)
 	if _, err := diskBackup(t.Context(), r, n.Source(), o, backup.Options{}); err != nil {
 		t.Fatal(err)
@@ -136,7 +137,7 @@ func TestDamage(t *testing.T) {
 }
 
 // live opens, restores, checks and backs up in a damaged repository.
-func live(t *testing.T, store object.Store, root chunk.ID, want *disk.Mem, i int, opens, restores, unseen bool) {
+func live(t *testing.T, store object.Store, root chunk.ID, want *disktest.Mem, i int, opens, restores, unseen bool) {
 	t.Helper()
 	r, err := repo.Open(t.Context(), store, repo.Options{Secret: secret})
 	if err != nil {
@@ -149,7 +150,7 @@ func live(t *testing.T, store object.Store, root chunk.ID, want *disk.Mem, i int
 		t.Errorf("%d: index: %v", i, err)
 		return
 	}
-	got := disk.NewMem(want.Size())
+	got := disktest.NewMem(want.Size())
 	im, err := restore.Open(t.Context(), r, root)
 	if err == nil {
 		_, err = im.Run(t.Context(), got, restore.Options{})
@@ -231,7 +232,7 @@ func TestLostIndex(t *testing.T) {
 	for _, adopt := range []bool{false, true} {
 		store := mem.New()
 		r := initRepo(t, store)
-		m := disk.NewMem(5 << 20)
+		m := disktest.NewMem(5 << 20)
 		scribble(t, m, 1, 10)
 		s, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 		if err != nil {
@@ -267,7 +268,7 @@ func TestLostIndex(t *testing.T) {
 func TestDamagedRanges(t *testing.T) {
 	store := mem.New()
 	r := initRepo(t, store)
-	m := disk.NewMem(8 << 20)
+	m := disktest.NewMem(8 << 20)
 	if err := m.WriteAt(t.Context(), func() []byte {
 		b := make([]byte, 8<<20)
 		for i := int64(0); i < 4; i++ {
@@ -309,7 +310,7 @@ func TestDamagedRanges(t *testing.T) {
 func TestLostRanges(t *testing.T) {
 	store := mem.New()
 	r := initRepo(t, store)
-	m := disk.NewMem(8 << 20)
+	m := disktest.NewMem(8 << 20)
 	write := func(seed byte, block int64) {
 		p := make([]byte, disk.BlockSize)
 		_, _ = rand.NewChaCha8([32]byte{seed}).Read(p)

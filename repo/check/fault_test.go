@@ -9,6 +9,7 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 )
@@ -26,9 +27,9 @@ var wherever = map[string]objecttest.Fault{
 // Whatever storage call of a backup fails, the repository stays clean, what was
 // published is whole, and a second try succeeds.
 func TestEveryCallFails(t *testing.T) {
-	day1 := disk.NewMem(4<<20 + 512)
+	day1 := disktest.NewMem(4<<20 + 512)
 	scribble(t, day1, 1, 8)
-	day2 := disk.NewMem(day1.Size())
+	day2 := disktest.NewMem(day1.Size())
 	if err := copyDisk(t.Context(), day2, day1); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +59,7 @@ func TestEveryCallFails(t *testing.T) {
 }
 
 // failCall does one backup under a fault, and tells whether it struck.
-func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2 *disk.Mem) bool {
+func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2 *disktest.Mem) bool {
 	t.Helper()
 	inner := mem.New()
 	r := initRepo(t, inner)
@@ -66,7 +67,7 @@ func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2
 	source := func() disk.Source { return day1.Source() }
 	o := backup.DiskOptions{Size: day1.Size()}
 	ro := backup.Options{AdoptOrphans: true}
-	known := make(map[repo.HexID]*disk.Mem)
+	known := make(map[repo.HexID]*disktest.Mem)
 	if incremental {
 		s, err := diskBackup(t.Context(), r, day1.Source(), o, ro)
 		if err != nil {

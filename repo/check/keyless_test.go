@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"xenkeep/chunkstore/object/mem"
-	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -27,7 +27,7 @@ func mustKeyless(t *testing.T, o check.KeylessOptions, store *mem.Store) *check.
 func TestKeyless(t *testing.T) {
 	store := mem.New()
 	r := initRepo(t, store)
-	m := disk.NewMem(3 << 20)
+	m := disktest.NewMem(3 << 20)
 	scribble(t, m, 1, 10)
 	if _, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
 		t.Fatal(err)
@@ -103,7 +103,7 @@ func TestBudget(t *testing.T) {
 	store := mem.New()
 	initRepo(t, store)
 	save := func(seed uint64) {
-		m := disk.NewMem(2 << 20)
+		m := disktest.NewMem(2 << 20)
 		scribble(t, m, seed, 10)
 		if _, err := diskBackup(t.Context(), openRepo(t, store), m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
 			t.Fatal(err)
@@ -187,7 +187,7 @@ func TestCheckSnapshot(t *testing.T) {
 	r := initRepo(t, store)
 	var snaps []*repo.Snapshot
 	for seed := range uint64(2) {
-		m := disk.NewMem(2 << 20)
+		m := disktest.NewMem(2 << 20)
 		scribble(t, m, seed, 10)
 		s, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 		if err != nil {
@@ -196,7 +196,7 @@ func TestCheckSnapshot(t *testing.T) {
 		snaps = append(snaps, s)
 	}
 	before := names(t, store)
-	m := disk.NewMem(2 << 20)
+	m := disktest.NewMem(2 << 20)
 	scribble(t, m, 5, 10)
 	hurt, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
-	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -36,7 +36,7 @@ func TestRevoked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := disk.NewMem(3 << 20)
+	before := disktest.NewMem(3 << 20)
 	scribble(t, before, 1, 10)
 	o := backup.DiskOptions{Size: before.Size()}
 	good, err := diskBackup(t.Context(), thief, before.Source(), o, backup.Options{})
@@ -50,7 +50,7 @@ func TestRevoked(t *testing.T) {
 		t.Errorf("the slot still opens: %v", err)
 	}
 	kept := names(t, store)
-	after := disk.NewMem(3 << 20)
+	after := disktest.NewMem(3 << 20)
 	scribble(t, after, 2, 10)
 	evil, err := diskBackup(t.Context(), thief, after.Source(), o, backup.Options{})
 	if err != nil {

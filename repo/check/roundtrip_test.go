@@ -15,6 +15,7 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -76,7 +77,7 @@ func mustClean(t testing.TB, r *repo.Repository) {
 }
 
 // compare restores a root and compares it with want, which is read by ReadAt.
-func compare(t testing.TB, r *repo.Repository, root chunk.ID, want *disk.Mem, zeros bool) {
+func compare(t testing.TB, r *repo.Repository, root chunk.ID, want *disktest.Mem, zeros bool) {
 	t.Helper()
 	im, err := restore.Open(t.Context(), r, root)
 	if err != nil {
@@ -85,7 +86,7 @@ func compare(t testing.TB, r *repo.Repository, root chunk.ID, want *disk.Mem, ze
 	if im.Size() != want.Size() {
 		t.Fatalf("restored size %d, want %d", im.Size(), want.Size())
 	}
-	got := disk.NewMem(want.Size())
+	got := disktest.NewMem(want.Size())
 	if zeros { // a target full of garbage must come out equal too
 		if err := got.WriteAt(t.Context(), bytes.Repeat([]byte{0xee}, int(want.Size())), 0); err != nil {
 			t.Fatal(err)
@@ -97,7 +98,7 @@ func compare(t testing.TB, r *repo.Repository, root chunk.ID, want *disk.Mem, ze
 	same(t, got, want)
 }
 
-func same(t testing.TB, got, want *disk.Mem) {
+func same(t testing.TB, got, want *disktest.Mem) {
 	t.Helper()
 	a, b := make([]byte, disk.BlockSize), make([]byte, disk.BlockSize)
 	for i := range disk.Blocks(want.Size()) {
@@ -117,7 +118,7 @@ func same(t testing.TB, got, want *disk.Mem) {
 	}
 }
 
-func scribble(t testing.TB, m *disk.Mem, seed uint64, n int) {
+func scribble(t testing.TB, m *disktest.Mem, seed uint64, n int) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 1))
 	for range n {
@@ -146,7 +147,7 @@ func TestSizes(t *testing.T) {
 	for _, size := range []int64{0, 1, 511, 512, 4095, 4097, 2<<20 - 1, 2 << 20, 2<<20 + 512, 1<<30 + 4096, 3 << 40} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			r := initRepo(t, mem.New())
-			m := disk.NewMem(size)
+			m := disktest.NewMem(size)
 			scribble(t, m, uint64(size), 20)
 			if size > 0 { // the very last byte
 				if err := m.WriteAt(t.Context(), []byte{9}, size-1); err != nil {
@@ -175,7 +176,7 @@ func TestSizes(t *testing.T) {
 
 // deltaSource gives only the blocks that differ from old, or were grown.
 type deltaSource struct {
-	m, old *disk.Mem
+	m, old *disktest.Mem
 	next   int64
 	split  bool // give halves of blocks
 }
@@ -213,7 +214,7 @@ func TestDelta(t *testing.T) {
 	for seed := range uint64(40) {
 		rnd := rand.New(rand.NewPCG(seed, 2))
 		size := 1 + rnd.Int64N(9<<20)
-		old := disk.NewMem(size)
+		old := disktest.NewMem(size)
 		scribble(t, old, seed, 12)
 		r := initRepo(t, mem.New())
 		base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: size}, backup.Options{})
@@ -223,7 +224,7 @@ func TestDelta(t *testing.T) {
 		if rnd.IntN(2) == 0 {
 			size += rnd.Int64N(5 << 20)
 		}
-		m := disk.NewMem(size)
+		m := disktest.NewMem(size)
 		if err := copyDisk(t.Context(), m, old); err != nil {
 			t.Fatal(err)
 		}
@@ -246,7 +247,7 @@ func TestDelta(t *testing.T) {
 	}
 }
 
-func copyDisk(ctx context.Context, to, from *disk.Mem) error {
+func copyDisk(ctx context.Context, to, from *disktest.Mem) error {
 	src := from.Source()
 	buf := make([]byte, disk.BlockSize)
 	for {
@@ -280,7 +281,7 @@ func (b *brokenSource) Next(ctx context.Context, buf []byte) (disk.Extent, error
 // A disk that breaks at any block publishes nothing, harms neither the run nor
 // the repository, and its data is not uploaded again.
 func TestBrokenSource(t *testing.T) {
-	m := disk.NewMem(40 << 20)
+	m := disktest.NewMem(40 << 20)
 	scribble(t, m, 7, 100)
 	r := initRepo(t, mem.New())
 	for n := range 21 {

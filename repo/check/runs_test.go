@@ -27,6 +27,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -187,10 +188,10 @@ func (s *noiseSink) WriteAt(ctx context.Context, p []byte, off int64) error {
 // A hundred VMs that changed little make few packs.
 func TestQuietVMs(t *testing.T) {
 	r := initRepo(t, mem.New())
-	disks := make([]*disk.Mem, 100)
+	disks := make([]*disktest.Mem, 100)
 	roots := make([]chunk.ID, len(disks))
 	for i := range disks {
-		disks[i] = disk.NewMem(5 << 20)
+		disks[i] = disktest.NewMem(5 << 20)
 		scribble(t, disks[i], uint64(i), 2)
 	}
 	var snaps []*repo.Snapshot
@@ -248,12 +249,12 @@ func TestQuietVMs(t *testing.T) {
 func TestRunsAtOnce(t *testing.T) {
 	store := mem.New()
 	initRepo(t, store)
-	shared := disk.NewMem(12 << 20)
+	shared := disktest.NewMem(12 << 20)
 	scribble(t, shared, 99, 40)
 	var wg sync.WaitGroup
 	for i := range 4 {
 		r := openRepo(t, store)
-		m := disk.NewMem(shared.Size())
+		m := disktest.NewMem(shared.Size())
 		if err := copyDisk(t.Context(), m, shared); err != nil {
 			t.Fatal(err)
 		}
@@ -271,7 +272,7 @@ func TestRunsAtOnce(t *testing.T) {
 					t.Errorf("open: %v", err)
 					return
 				}
-				if _, err := im.Run(t.Context(), disk.NewMem(m.Size()), restore.Options{}); err != nil {
+				if _, err := im.Run(t.Context(), disktest.NewMem(m.Size()), restore.Options{}); err != nil {
 					t.Errorf("restore: %v", err)
 				}
 			}
@@ -293,7 +294,7 @@ func TestFlushBesideDisk(t *testing.T) {
 	reader := openRepo(t, store)
 	err := backup.Do(t.Context(), r, backup.Options{Workers: 3}, func(ctx context.Context, run *backup.Run) error {
 		for i := range 40 {
-			m := disk.NewMem(4 << 20)
+			m := disktest.NewMem(4 << 20)
 			scribble(t, m, uint64(1000+i), 12)
 			read := func() (backup.DiskResult, error) {
 				return run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
@@ -357,7 +358,7 @@ func putSmall(t *testing.T, r *repo.Repository, prefix string, kind seal.ObjectK
 func TestCondemned(t *testing.T) {
 	store := mem.New()
 	r := initRepo(t, store)
-	m := disk.NewMem(9 << 20)
+	m := disktest.NewMem(9 << 20)
 	scribble(t, m, 3, 30)
 	old, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil {
@@ -402,7 +403,7 @@ func TestCondemned(t *testing.T) {
 func TestPublishedDamage(t *testing.T) {
 	store := mem.New()
 	r := initRepo(t, store)
-	m := disk.NewMem(4 << 20)
+	m := disktest.NewMem(4 << 20)
 	scribble(t, m, 3, 10)
 	o := backup.DiskOptions{Size: m.Size()}
 	old, err := diskBackup(t.Context(), r, m.Source(), o, backup.Options{})
@@ -486,13 +487,13 @@ func TestWriteOnly(t *testing.T) {
 	if err := w.LoadIndex(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	m := disk.NewMem(6 << 20)
+	m := disktest.NewMem(6 << 20)
 	scribble(t, m, 1, 20)
 	s, err := diskBackup(t.Context(), w, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := disk.NewMem(m.Size())
+	next := disktest.NewMem(m.Size())
 	if err := copyDisk(t.Context(), next, m); err != nil {
 		t.Fatal(err)
 	}
@@ -513,7 +514,7 @@ func TestWriteOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := im.Run(t.Context(), disk.NewMem(m.Size()), restore.Options{}); !errors.Is(err, seal.ErrNoDataKey) {
+	if _, err := im.Run(t.Context(), disktest.NewMem(m.Size()), restore.Options{}); !errors.Is(err, seal.ErrNoDataKey) {
 		t.Errorf("restore: %v", err)
 	}
 	if _, err := w.ReadRecord(t.Context(), s, "vm"); !errors.Is(err, seal.ErrNoDataKey) {
@@ -582,7 +583,7 @@ func (nowhere) WriteAt(context.Context, []byte, int64) error { return nil }
 // claim is not leant on.
 func TestPrunedBeforeClaim(t *testing.T) {
 	store := mem.New()
-	m := disk.NewMem(4 << 20)
+	m := disktest.NewMem(4 << 20)
 	scribble(t, m, 1, 10)
 	if _, err := diskBackup(t.Context(), initRepo(t, store), m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
 		t.Fatal(err)

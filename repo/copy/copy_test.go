@@ -18,6 +18,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -66,7 +67,7 @@ func mustClean(t *testing.T, r *repo.Repository) {
 }
 
 // scribble writes n stretches of random bytes.
-func scribble(t *testing.T, m *disk.Mem, seed uint64, n int) {
+func scribble(t *testing.T, m *disktest.Mem, seed uint64, n int) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(seed, 1))
 	for range n {
@@ -80,9 +81,9 @@ func scribble(t *testing.T, m *disk.Mem, seed uint64, n int) {
 }
 
 // later is a disk of size bytes that begins as m, with changes.
-func later(t *testing.T, m *disk.Mem, size int64, seed uint64, n int) *disk.Mem {
+func later(t *testing.T, m *disktest.Mem, size int64, seed uint64, n int) *disktest.Mem {
 	t.Helper()
-	d := disk.NewMem(size)
+	d := disktest.NewMem(size)
 	buf := make([]byte, disk.BlockSize)
 	src := m.Source()
 	for {
@@ -104,7 +105,7 @@ func later(t *testing.T, m *disk.Mem, size int64, seed uint64, n int) *disk.Mem 
 type vm struct {
 	name  string
 	data  time.Time
-	disks []*disk.Mem
+	disks []*disktest.Mem
 	tags  []string
 }
 
@@ -135,13 +136,13 @@ func backUp(ctx context.Context, r *repo.Repository, v vm) (*repo.Snapshot, erro
 	return s, err
 }
 
-func same(t *testing.T, r *repo.Repository, d repo.Disk, want *disk.Mem) {
+func same(t *testing.T, r *repo.Repository, d repo.Disk, want *disktest.Mem) {
 	t.Helper()
 	im, err := restore.Open(t.Context(), r, chunk.ID(d.Root))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := disk.NewMem(d.Size)
+	got := disktest.NewMem(d.Size)
 	if _, err := im.Run(t.Context(), got, restore.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -182,18 +183,18 @@ func TestCopy(t *testing.T) {
 	from, to := mustOpen(t, a, ours), mustOpen(t, b, theirs)
 
 	start := time.Date(2026, 3, 1, 2, 0, 0, 0, time.UTC)
-	d1 := disk.NewMem(21<<20 + 512)
+	d1 := disktest.NewMem(21<<20 + 512)
 	scribble(t, d1, 1, 60)
-	d2 := disk.NewMem(3 << 20)
+	d2 := disktest.NewMem(3 << 20)
 	scribble(t, d2, 2, 5)
 	grown := later(t, d1, 25<<20, 3, 2)
 	if err := grown.WriteAt(t.Context(), make([]byte, 4<<20), 6<<20); err != nil { // zeros come
 		t.Fatal(err)
 	}
 	vms := []vm{
-		{"web", start, []*disk.Mem{d1, d2}, nil},
-		{"db", start.Add(time.Minute), []*disk.Mem{later(t, d1, d1.Size(), 9, 1)}, []string{"weekly", "off-site"}},
-		{"web", start.Add(24 * time.Hour), []*disk.Mem{grown, d2}, nil},
+		{"web", start, []*disktest.Mem{d1, d2}, nil},
+		{"db", start.Add(time.Minute), []*disktest.Mem{later(t, d1, d1.Size(), 9, 1)}, []string{"weekly", "off-site"}},
+		{"web", start.Add(24 * time.Hour), []*disktest.Mem{grown, d2}, nil},
 	}
 	var made []*repo.Snapshot
 	for _, v := range vms {
@@ -298,9 +299,9 @@ func TestDamagedSource(t *testing.T) {
 	before := make(map[string]bool)
 	var lost string
 	for i := range 2 {
-		m := disk.NewMem(4 << 20)
+		m := disktest.NewMem(4 << 20)
 		scribble(t, m, uint64(i+1), 20)
-		if _, err := backUp(t.Context(), from, vm{fmt.Sprint("vm", i), time.Unix(int64(i), 0), []*disk.Mem{m}, nil}); err != nil {
+		if _, err := backUp(t.Context(), from, vm{fmt.Sprint("vm", i), time.Unix(int64(i), 0), []*disktest.Mem{m}, nil}); err != nil {
 			t.Fatal(err)
 		}
 		var big int64
@@ -336,13 +337,13 @@ func TestInterrupted(t *testing.T) {
 	a, b := mem.New(), mem.New()
 	initRepo(t, a, ours, chunk.Params{})
 	initRepo(t, b, theirs, chunk.Params{})
-	m := disk.NewMem(64 << 20)
+	m := disktest.NewMem(64 << 20)
 	for off := int64(0); off < m.Size(); off += 8 << 20 {
 		if err := m.WriteAt(t.Context(), objecttest.Bytes(uint64(off), 8<<20), off); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := backUp(t.Context(), mustOpen(t, a, ours), vm{"big", time.Unix(1, 0), []*disk.Mem{m}, nil}); err != nil {
+	if _, err := backUp(t.Context(), mustOpen(t, a, ours), vm{"big", time.Unix(1, 0), []*disktest.Mem{m}, nil}); err != nil {
 		t.Fatal(err)
 	}
 	faulty := objecttest.NewFaulty(b)
@@ -366,13 +367,13 @@ func TestInterrupted(t *testing.T) {
 // Whatever storage call of either side fails, both stay clean, what was
 // published is whole, and a second try succeeds.
 func TestEveryCallFails(t *testing.T) {
-	m1 := disk.NewMem(4<<20 + 512)
+	m1 := disktest.NewMem(4<<20 + 512)
 	scribble(t, m1, 1, 6)
 	m2 := later(t, m1, 5<<20, 2, 2)
 	src := mem.New()
 	initRepo(t, src, ours, chunk.Params{})
-	for i, m := range []*disk.Mem{m1, m2} {
-		if _, err := backUp(t.Context(), mustOpen(t, src, ours), vm{"vm", time.Unix(int64(i), 0), []*disk.Mem{m}, nil}); err != nil {
+	for i, m := range []*disktest.Mem{m1, m2} {
+		if _, err := backUp(t.Context(), mustOpen(t, src, ours), vm{"vm", time.Unix(int64(i), 0), []*disktest.Mem{m}, nil}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -10,12 +10,13 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/diff"
 )
 
-func put(t *testing.T, r *repo.Repository, m *disk.Mem) chunk.ID {
+func put(t *testing.T, r *repo.Repository, m *disktest.Mem) chunk.ID {
 	t.Helper()
 	var root chunk.ID
 	if err := backup.Do(t.Context(), r, backup.Options{}, func(ctx context.Context, run *backup.Run) error {
@@ -32,9 +33,9 @@ func put(t *testing.T, r *repo.Repository, m *disk.Mem) chunk.ID {
 	return root
 }
 
-func copyOf(t *testing.T, m *disk.Mem, size int64) *disk.Mem {
+func copyOf(t *testing.T, m *disktest.Mem, size int64) *disktest.Mem {
 	t.Helper()
-	c, p := disk.NewMem(size), make([]byte, disk.BlockSize)
+	c, p := disktest.NewMem(size), make([]byte, disk.BlockSize)
 	for b := range disk.Blocks(m.Size()) {
 		if !m.Holds(b) || b*disk.BlockSize >= size {
 			continue
@@ -59,8 +60,8 @@ func TestAgainstBytes(t *testing.T) {
 	for seed := range uint64(6) {
 		random, data := rand.New(rand.NewPCG(seed, 3)), rand.NewChaCha8([32]byte{byte(seed)})
 		size := []int64{24 << 20, 1100 << 20, 5<<20 + 777}[seed%3]
-		a := disk.NewMem(size)
-		scribble := func(m *disk.Mem, n, most int) {
+		a := disktest.NewMem(size)
+		scribble := func(m *disktest.Mem, n, most int) {
 			for range n {
 				p := make([]byte, 1+random.IntN(most))
 				if random.IntN(4) > 0 {

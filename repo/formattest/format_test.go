@@ -17,7 +17,7 @@ import (
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object/local"
 	"xenkeep/chunkstore/slot"
-	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -36,8 +36,8 @@ type facts struct {
 }
 
 // seededDisk is a disk of random text, random bytes and holes.
-func seededDisk(seed uint64, size int64) *disk.Mem {
-	m := disk.NewMem(size)
+func seededDisk(seed uint64, size int64) *disktest.Mem {
+	m := disktest.NewMem(size)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range 8 {
 		p := make([]byte, 100+r.IntN(24<<10))
@@ -52,7 +52,7 @@ func seededDisk(seed uint64, size int64) *disk.Mem {
 	return m
 }
 
-func all(t testing.TB, m *disk.Mem) []byte {
+func all(t testing.TB, m *disktest.Mem) []byte {
 	t.Helper()
 	p := make([]byte, m.Size())
 	if _, err := m.ReadAt(p, 0); err != nil {
@@ -78,7 +78,7 @@ func fill(t testing.TB, r *repo.Repository, now time.Time) map[string][]byte {
 			func(ctx context.Context, run *backup.Run) error {
 				for _, d := range []struct {
 					device string
-					m      *disk.Mem
+					m      *disktest.Mem
 				}{{"xvda", a}, {"xvdb", b}} {
 					o := backup.DiskOptions{Size: d.m.Size()}
 					if d.device == "xvda" {
@@ -236,7 +236,7 @@ func TestFormat1ForEver(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				m := disk.NewMem(im.Size())
+				m := disktest.NewMem(im.Size())
 				if _, err := im.Run(t.Context(), m, restore.Options{}); err != nil {
 					t.Fatal(err)
 				}

@@ -15,6 +15,7 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -63,8 +64,8 @@ func openRepo(ctx context.Context, objects object.Store) (*repo.Repository, erro
 }
 
 // content is a disk whose blocks are random, each by a seed of its own.
-func content(seeds ...uint64) *disk.Mem {
-	m := disk.NewMem(int64(len(seeds)) * disk.BlockSize)
+func content(seeds ...uint64) *disktest.Mem {
+	m := disktest.NewMem(int64(len(seeds)) * disk.BlockSize)
 	for i, seed := range seeds {
 		src := rand.New(rand.NewPCG(seed, 7))
 		p := make([]byte, 100<<10)
@@ -76,7 +77,7 @@ func content(seeds ...uint64) *disk.Mem {
 	return m
 }
 
-func save(ctx context.Context, r *repo.Repository, c *clock, m *disk.Mem, vm string, roots ...chunk.ID) (*repo.Snapshot, error) {
+func save(ctx context.Context, r *repo.Repository, c *clock, m *disktest.Mem, vm string, roots ...chunk.ID) (*repo.Snapshot, error) {
 	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: vm, Name: vm}, Data: c.Now(), Complete: true}
 	err := backup.Do(ctx, r, backup.Options{Now: c.Now, Workers: 1, Uploads: 1, Roots: roots, AdoptOrphans: true}, func(ctx context.Context, run *backup.Run) error {
 		return store(ctx, run, s, m, roots...)
@@ -85,7 +86,7 @@ func save(ctx context.Context, r *repo.Repository, c *clock, m *disk.Mem, vm str
 }
 
 // store publishes a snapshot with one disk within a run.
-func store(ctx context.Context, run *backup.Run, s *repo.Snapshot, m *disk.Mem, roots ...chunk.ID) error {
+func store(ctx context.Context, run *backup.Run, s *repo.Snapshot, m *disktest.Mem, roots ...chunk.ID) error {
 	o := backup.DiskOptions{Size: m.Size()}
 	if len(roots) > 0 {
 		o.Base = roots[0]
@@ -104,7 +105,7 @@ func store(ctx context.Context, run *backup.Run, s *repo.Snapshot, m *disk.Mem, 
 	return run.Flush(ctx)
 }
 
-func mustSave(t *testing.T, objects object.Store, c *clock, m *disk.Mem, vm string) *repo.Snapshot {
+func mustSave(t *testing.T, objects object.Store, c *clock, m *disktest.Mem, vm string) *repo.Snapshot {
 	t.Helper()
 	r, err := openRepo(t.Context(), objects)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo/prune"
 )
 
@@ -14,7 +15,7 @@ import (
 func TestWalkOfManyNodes(t *testing.T) {
 	store, c := mem.New(), newClock()
 	initRepo(t, store)
-	m := disk.NewMem(4<<30 + 4096)
+	m := disktest.NewMem(4<<30 + 4096)
 	write := func(seed byte, at int64) {
 		p := make([]byte, 300<<10)
 		_, _ = rand.NewChaCha8([32]byte{seed}).Read(p)

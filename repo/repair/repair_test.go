@@ -16,6 +16,7 @@ import (
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -32,14 +33,14 @@ type house struct {
 	store object.Store
 	cache string
 	now   time.Time
-	m     *disk.Mem
+	m     *disktest.Mem
 	last  *repo.Snapshot
 }
 
 const diskSize = 9<<20 + 4096
 
 func newHouse(t *testing.T) *house {
-	h := &house{t: t, store: mem.New(), cache: t.TempDir(), now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), m: disk.NewMem(diskSize)}
+	h := &house{t: t, store: mem.New(), cache: t.TempDir(), now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), m: disktest.NewMem(diskSize)}
 	if _, err := repo.Init(t.Context(), h.store, repo.Options{Secret: secret}); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func (h *house) open(objects object.Store) *repo.Repository {
 	return r
 }
 
-type memReader struct{ *disk.Mem }
+type memReader struct{ *disktest.Mem }
 
 func (m memReader) ReadAt(_ context.Context, p []byte, off int64) error {
 	_, err := m.Mem.ReadAt(p, off)
@@ -188,7 +189,7 @@ func (h *house) check(o check.Options) *check.Report {
 func (h *house) sound(s *repo.Snapshot) bool {
 	h.t.Helper()
 	rep := h.check(check.Options{ReadData: true, Snapshots: []*repo.Snapshot{s}})
-	got := disk.NewMem(diskSize)
+	got := disktest.NewMem(diskSize)
 	im, err := restore.Open(h.t.Context(), h.open(h.store), chunk.ID(s.Disks[0].Root))
 	if err == nil {
 		_, err = im.Run(h.t.Context(), got, restore.Options{})

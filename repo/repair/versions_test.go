@@ -10,7 +10,7 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/versions"
-	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/repair"
 )
@@ -67,7 +67,7 @@ func (f *failing) LockedUntil(ctx context.Context, name, id string) (until time.
 // deleted, or both; and how it was.
 func attacked(t *testing.T) (*house, *mem.Keeper, map[string][]byte) {
 	raw := mem.NewKeeper(time.Now)
-	h := &house{t: t, store: versions.New(raw), cache: t.TempDir(), now: time.Now(), m: disk.NewMem(diskSize)}
+	h := &house{t: t, store: versions.New(raw), cache: t.TempDir(), now: time.Now(), m: disktest.NewMem(diskSize)}
 	if _, err := repo.Init(t.Context(), h.store, repo.Options{Secret: secret, LockDays: 7}); err != nil {
 		t.Fatal(err)
 	}

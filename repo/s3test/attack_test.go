@@ -8,17 +8,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
-
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/all"
 	"xenkeep/chunkstore/object/objecttest/s3proxy"
 	"xenkeep/chunkstore/object/objecttest/s3server"
 	"xenkeep/chunkstore/object/versions"
-	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/repair"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
 // attack deletes and overwrites everything, as whoever has stolen the backup
@@ -74,12 +74,12 @@ func TestAttack(t *testing.T) {
 	server := s3server.StartWith(t, s3server.Options{Lock: true})
 	at, o := server.Location("repo"), options(server)
 	create(t, at, o, repo.Options{LockDays: 7})
-	day1 := disk.NewMem(24<<20 + 512)
+	day1 := disktest.NewMem(24<<20 + 512)
 	scribble(t, day1, 1, 60)
 	r := open(t, at, o, "")
 	s1 := mustBackUp(t, r, day1)
 	scribble(t, day1, 2, 0) // the same disk, whose backup stores nothing
-	day2 := disk.NewMem(day1.Size())
+	day2 := disktest.NewMem(day1.Size())
 	scribble(t, day2, 3, 80)
 	s2 := mustBackUp(t, r, day2)
 	mustClean(t, r)
@@ -155,7 +155,7 @@ func TestVersionsWithoutLocks(t *testing.T) {
 	server := s3server.StartWith(t, s3server.Options{Lock: true})
 	at, o := server.Location("repo"), options(server)
 	create(t, at, o, repo.Options{})
-	m := disk.NewMem(8 << 20)
+	m := disktest.NewMem(8 << 20)
 	scribble(t, m, 1, 20)
 	r := open(t, at, o, "")
 	s := mustBackUp(t, r, m)
@@ -213,7 +213,7 @@ func TestAppendOnly(t *testing.T) {
 	at := "s3:http://" + proxy.Endpoint + "/" + server.Bucket + "/repo"
 	o := options(server)
 	create(t, at, o, repo.Options{})
-	m := disk.NewMem(12 << 20)
+	m := disktest.NewMem(12 << 20)
 	cache := t.TempDir()
 	var last *repo.Snapshot
 	for day := range 3 {

@@ -19,6 +19,7 @@ import (
 	"xenkeep/chunkstore/object/s3"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
@@ -68,7 +69,7 @@ func open(t *testing.T, location string, o all.Options, cache string) *repo.Repo
 	return r
 }
 
-func scribble(t *testing.T, m *disk.Mem, seed uint64, n int) {
+func scribble(t *testing.T, m *disktest.Mem, seed uint64, n int) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(seed, 1))
 	for range n {
@@ -82,7 +83,7 @@ func scribble(t *testing.T, m *disk.Mem, seed uint64, n int) {
 }
 
 // backUp saves a disk as a snapshot of its own, as a run of a job does.
-func backUp(ctx context.Context, r *repo.Repository, m *disk.Mem) (*repo.Snapshot, error) {
+func backUp(ctx context.Context, r *repo.Repository, m *disktest.Mem) (*repo.Snapshot, error) {
 	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, Data: time.Now(), Complete: true}
 	err := backup.Do(ctx, r, backup.Options{Job: "nightly", Machine: "here"}, func(ctx context.Context, run *backup.Run) error {
 		d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
@@ -101,7 +102,7 @@ func backUp(ctx context.Context, r *repo.Repository, m *disk.Mem) (*repo.Snapsho
 	return s, err
 }
 
-func mustBackUp(t *testing.T, r *repo.Repository, m *disk.Mem) *repo.Snapshot {
+func mustBackUp(t *testing.T, r *repo.Repository, m *disktest.Mem) *repo.Snapshot {
 	t.Helper()
 	s, err := backUp(t.Context(), r, m)
 	if err != nil {
@@ -111,13 +112,13 @@ func mustBackUp(t *testing.T, r *repo.Repository, m *disk.Mem) *repo.Snapshot {
 }
 
 // same restores a disk and compares it.
-func same(t *testing.T, r *repo.Repository, root repo.HexID, want *disk.Mem) {
+func same(t *testing.T, r *repo.Repository, root repo.HexID, want *disktest.Mem) {
 	t.Helper()
 	im, err := restore.Open(t.Context(), r, chunk.ID(root))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := disk.NewMem(want.Size())
+	got := disktest.NewMem(want.Size())
 	if _, err := im.Run(t.Context(), got, restore.Options{}); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 
 	"xenkeep/chunkstore/object/objecttest/s3proxy"
 	"xenkeep/chunkstore/object/objecttest/s3server"
-	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/prune"
 )
@@ -29,10 +29,10 @@ func TestStorm(t *testing.T) {
 		s3proxy.Lost,
 		s3proxy.Answer(http.StatusBadGateway, ""),
 	))
-	day1 := disk.NewMem(40<<20 + 512)
+	day1 := disktest.NewMem(40<<20 + 512)
 	scribble(t, day1, 1, 150)
 	s1 := mustBackUp(t, open(t, at, o, ""), day1)
-	day2 := disk.NewMem(day1.Size())
+	day2 := disktest.NewMem(day1.Size())
 	scribble(t, day2, 2, 150)
 	s2 := mustBackUp(t, open(t, at, o, ""), day2)
 	r := open(t, at, o, "")

@@ -5,7 +5,7 @@ import (
 
 	"xenkeep/chunkstore/object/objecttest/s3proxy"
 	"xenkeep/chunkstore/object/objecttest/s3server"
-	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/repair"
 )
@@ -20,7 +20,7 @@ func TestShortSuffix(t *testing.T) {
 	o := options(server)
 	create(t, at, o, repo.Options{})
 	proxy.Break(s3proxy.ShortSuffix)
-	day1 := disk.NewMem(4<<20 + 512)
+	day1 := disktest.NewMem(4<<20 + 512)
 	scribble(t, day1, 1, 3) // packs of less than a suffix range
 	s1 := mustBackUp(t, open(t, at, o, ""), day1)
 	mustClean(t, open(t, at, o, ""))

@@ -14,7 +14,7 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
-	"xenkeep/internal/disk"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 )
@@ -30,7 +30,7 @@ func newRepo(t *testing.T) (*repo.Repository, *mem.Store) {
 }
 
 // put stores a disk and returns its root.
-func put(t *testing.T, r *repo.Repository, m *disk.Mem) chunk.ID {
+func put(t *testing.T, r *repo.Repository, m *disktest.Mem) chunk.ID {
 	t.Helper()
 	var root chunk.ID
 	if err := backup.Do(t.Context(), r, backup.Options{}, func(ctx context.Context, run *backup.Run) error {
@@ -48,9 +48,9 @@ func put(t *testing.T, r *repo.Repository, m *disk.Mem) chunk.ID {
 }
 
 // filled is a disk of 3 GiB and a bit, with data here and there.
-func filled(t *testing.T, seed byte) *disk.Mem {
+func filled(t *testing.T, seed byte) *disktest.Mem {
 	t.Helper()
-	m := disk.NewMem(3<<30 + 12345)
+	m := disktest.NewMem(3<<30 + 12345)
 	random, data := rand.New(rand.NewPCG(uint64(seed), 1)), rand.NewChaCha8([32]byte{seed})
 	for range 24 {
 		p := make([]byte, 1+random.IntN(3<<20))
@@ -209,7 +209,7 @@ func TestSharedIsReadOnce(t *testing.T) {
 
 func TestDamageAndClose(t *testing.T) {
 	plain, objects := newRepo(t)
-	m := disk.NewMem(8 << 20)
+	m := disktest.NewMem(8 << 20)
 	data := rand.NewChaCha8([32]byte{4})
 	p := make([]byte, 8<<20)
 	_, _ = data.Read(p)
@@ -260,7 +260,7 @@ func TestDamageAndClose(t *testing.T) {
 
 func TestCancelAndClose(t *testing.T) {
 	plain, _ := newRepo(t)
-	m := disk.NewMem(8 << 20)
+	m := disktest.NewMem(8 << 20)
 	p := make([]byte, 8<<20)
 	_, _ = rand.NewChaCha8([32]byte{5}).Read(p)
 	if err := m.WriteAt(t.Context(), p, 0); err != nil {
