@@ -16,21 +16,12 @@ import (
 	"time"
 
 	"xenkeep/chunkstore/object/mem"
-	"xenkeep/chunkstore/slot"
 	"xenkeep/inspect/inspecttest"
 	"xenkeep/job"
 	"xenkeep/mount"
 	"xenkeep/repo"
+	"xenkeep/repo/repotest"
 )
-
-func newRepo(t *testing.T) *repo.Repository {
-	t.Helper()
-	r, err := repo.Init(t.Context(), mem.New(), repo.Options{Secret: slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
 
 // put imports an image as a snapshot of a VM.
 func put(t *testing.T, r *repo.Repository, file, name string, date time.Time) {
@@ -112,7 +103,7 @@ var day1, day2 = time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC), time.Date(2024, 5,
 // Every snapshot with its disks and partitions, equal to what was backed up.
 func TestTree(t *testing.T) {
 	const mib = inspecttest.MiB
-	r := newRepo(t)
+	r := repotest.Init(t, mem.New())
 	files := inspecttest.Files()
 	ext, ntfs := inspecttest.Ext(t, "ext4", 24*mib, files), inspecttest.NTFS(t, 16*mib, files)
 	disk := inspecttest.Disk(t, "gpt", "L="+ext, "L="+ntfs)
@@ -215,7 +206,7 @@ func TestFileRestore(t *testing.T) {
 		}, "vg-root.raw", loop("noload")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRepo(t)
+			r := repotest.Init(t, mem.New())
 			put(t, r, c.disk(), "xvda", day1)
 			dir, stop := served(t, r, mount.Options{})
 			t.Run("files", func(t *testing.T) { // what it mounts is unmounted at its end
@@ -257,7 +248,7 @@ func ntfs3g(t *testing.T, file string) string {
 }
 
 func TestRefusals(t *testing.T) {
-	r := newRepo(t)
+	r := repotest.Init(t, mem.New())
 	full := t.TempDir()
 	if err := os.WriteFile(filepath.Join(full, "x"), nil, 0o600); err != nil {
 		t.Fatal(err)

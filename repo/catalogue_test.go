@@ -9,19 +9,14 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
-	"xenkeep/chunkstore/slot"
 	"xenkeep/repo"
+	"xenkeep/repo/repotest"
 )
-
-var key = slot.Secret{KeyFile: make([]byte, 32)}
 
 // many makes a repository with n snapshots of nothing.
 func many(t *testing.T, objects object.Store, n int) *repo.Repository {
 	t.Helper()
-	r, err := repo.Init(t.Context(), objects, repo.Options{Secret: key})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := repotest.Init(t, objects)
 	for i := range n {
 		put(t, r, i)
 	}
@@ -41,7 +36,7 @@ func put(t *testing.T, r *repo.Repository, i int) *repo.Snapshot {
 // snapshots; it counts the requests for that.
 func read(t *testing.T, objects *objecttest.Faulty, cache string) (all []*repo.Snapshot, gets int) {
 	t.Helper()
-	r, err := repo.Open(t.Context(), objects, repo.Options{Secret: key, CacheDir: cache})
+	r, err := repo.Open(t.Context(), objects, repo.Options{Secret: repotest.Secret(), CacheDir: cache})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package repo_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -12,8 +11,8 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/chunkstore/seal"
-	"xenkeep/chunkstore/slot"
 	"xenkeep/repo"
+	"xenkeep/repo/repotest"
 )
 
 // overWorld is a repository with two snapshots of one run, written with a key
@@ -21,7 +20,7 @@ import (
 func overWorld(t *testing.T) (store object.Store, full, writer *repo.Repository, a, b *repo.Snapshot) {
 	t.Helper()
 	store = mem.New()
-	first, second := slot.Secret{KeyFile: bytes.Repeat([]byte{1}, 32)}, slot.Secret{KeyFile: bytes.Repeat([]byte{2}, 32)}
+	first, second := repotest.Key(1), repotest.Key(2)
 	full, err := repo.Init(t.Context(), store, repo.Options{Secret: first})
 	if err == nil {
 		_, err = full.AddSlot(t.Context(), second, "machine", seal.WriteOnly, time.Now())
@@ -143,7 +142,7 @@ func TestOverRequests(t *testing.T) {
 		}
 	}
 	store := objecttest.NewFaulty(inner)
-	r, err := repo.Open(t.Context(), store, repo.Options{Secret: slot.Secret{KeyFile: bytes.Repeat([]byte{1}, 32)}})
+	r, err := repo.Open(t.Context(), store, repo.Options{Secret: repotest.Key(1)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,6 +55,7 @@ var allowed = []struct {
 	{"repo/retention", "repo"},
 	{"repo/stats", "repo chunkstore/... internal/disk"},
 	{"repo/formattest", ""},
+	{"repo/repotest", "repo repo/backup repo/check repo/restore chunkstore/... internal/disk/..."},
 	{"job/notify", "job/config job/report"},
 	{"job/report", "job internal/text"},
 	{"job/nightly", "job job/config job/notify job/report job/selection repo repo/check repo/prune repo/retention chunkstore/seal xapi internal/limit"},

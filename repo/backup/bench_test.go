@@ -16,10 +16,10 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/seal"
-	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/repo/repotest"
 	"xenkeep/repo/restore"
 )
 
@@ -101,15 +101,6 @@ func perCPU(b *testing.B, n int64, fn func()) {
 	b.ReportMetric(float64(n)*float64(b.N)/1e6/(cpu()-before).Seconds(), "MB/cpu-s")
 }
 
-func newRepo(b *testing.B, s object.Store) *repo.Repository {
-	b.Helper()
-	r, err := repo.Init(b.Context(), s, repo.Options{Secret: slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	return r
-}
-
 func write(b *testing.B, r *repo.Repository, p []byte, base chunk.ID, level seal.Level) backup.DiskResult {
 	b.Helper()
 	var res backup.DiskResult
@@ -142,7 +133,7 @@ func BenchmarkNewData(b *testing.B) {
 			b.Run(data.name+"/"+level.name, func(b *testing.B) {
 				var stored int64
 				perCPU(b, int64(len(data.bytes)), func() {
-					stored = write(b, newRepo(b, discard{mem.New()}), data.bytes, chunk.ID{}, level.Level).Counts.Stored
+					stored = write(b, repotest.Init(b, discard{mem.New()}), data.bytes, chunk.ID{}, level.Level).Counts.Stored
 				})
 				b.ReportMetric(100*float64(stored)/float64(len(data.bytes)), "%stored")
 			})
@@ -152,7 +143,7 @@ func BenchmarkNewData(b *testing.B) {
 
 func BenchmarkKnownData(b *testing.B) {
 	p := realFiles(b)
-	r := newRepo(b, mem.New())
+	r := repotest.Init(b, mem.New())
 	root := write(b, r, p, chunk.ID{}, seal.LevelFastest).Root
 	for name, base := range map[string]chunk.ID{"base": root, "no base": {}} {
 		b.Run(name, func(b *testing.B) {
@@ -171,7 +162,7 @@ func (nowhere) WriteAt(context.Context, []byte, int64) error { return nil }
 
 func BenchmarkRestore(b *testing.B) {
 	p := realFiles(b)
-	r := newRepo(b, mem.New())
+	r := repotest.Init(b, mem.New())
 	root := write(b, r, p, chunk.ID{}, seal.LevelDefault).Root
 	perCPU(b, int64(len(p)), func() {
 		im, err := restore.Open(b.Context(), r, root)

@@ -17,14 +17,8 @@ import (
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/repo/repotest"
 )
-
-type memReader struct{ *disktest.Mem }
-
-func (m memReader) ReadAt(_ context.Context, p []byte, off int64) error {
-	_, err := m.Mem.ReadAt(p, off)
-	return err
-}
 
 // granules are the 64 KiB ranges in which two disks differ, as changed-block
 // tracking tells of them, and some more that were written and are the same.
@@ -53,7 +47,7 @@ func changedBackup(t *testing.T, r *repo.Repository, m *disktest.Mem, o backup.C
 	t.Helper()
 	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, Data: time.Now(), Complete: true}
 	err := backup.Do(t.Context(), r, backup.Options{Roots: []chunk.ID{o.Base}}, func(ctx context.Context, run *backup.Run) error {
-		d, err := run.Changed(ctx, memReader{m}, o)
+		d, err := run.Changed(ctx, m.Reader(), o)
 		if err != nil {
 			return err
 		}
@@ -75,20 +69,17 @@ func TestChanged(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 4))
 		size := 1 + rnd.Int64N(9<<20)
 		old := disktest.NewMem(size)
-		scribble(t, old, seed, 10)
-		r := initRepo(t, mem.New())
-		base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: size}, backup.Options{})
+		disktest.Scribble(t, old, seed, 10)
+		r := repotest.Init(t, mem.New())
+		base, err := repotest.Save(t.Context(), r, "vm", old.Source(), backup.DiskOptions{Size: size}, backup.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if rnd.IntN(3) == 0 {
 			size += rnd.Int64N(5 << 20)
 		}
-		m := disktest.NewMem(size)
-		if err := copyDisk(t.Context(), m, old); err != nil {
-			t.Fatal(err)
-		}
-		scribble(t, m, seed+1000, rnd.IntN(4))
+		m := old.Resized(size)
+		disktest.Scribble(t, m, seed+1000, rnd.IntN(4))
 		if rnd.IntN(3) == 0 && size > 3<<20 {
 			if err := m.WriteAt(t.Context(), make([]byte, 2<<20), 512*rnd.Int64N((size-2<<20)/512)); err != nil {
 				t.Fatal(err)
@@ -102,7 +93,7 @@ func TestChanged(t *testing.T) {
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
-		full, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: size}, backup.Options{})
+		full, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: size}, backup.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -112,20 +103,20 @@ func TestChanged(t *testing.T) {
 		if full.Disks[0].Counts.New != 0 {
 			t.Fatalf("seed %d: the full read stores %d bytes more", seed, full.Disks[0].Counts.New)
 		}
-		compare(t, r, chunk.ID(s.Disks[0].Root), m, false)
-		mustClean(t, r)
+		repotest.MustRestore(t, r, s.Disks[0].Root, m)
+		repotest.MustBeClean(t, r)
 	}
 }
 
 // slowReader answers a read, and slowStore takes an object, after a time.
 type slowReader struct {
-	memReader
+	disk.Reader
 	after time.Duration
 }
 
 func (r slowReader) ReadAt(ctx context.Context, p []byte, off int64) error {
 	time.Sleep(r.after)
-	return r.memReader.ReadAt(ctx, p, off)
+	return r.Reader.ReadAt(ctx, p, off)
 }
 
 type slowStore struct {
@@ -144,10 +135,10 @@ func (s *slowStore) Put(ctx context.Context, name string, data []byte) error {
 // has one worker, as a bubble's time stands still while one waits for a mutex.
 func TestChangedWaited(t *testing.T) {
 	old := disktest.NewMem(128 << 20)
-	scribble(t, old, 1, 20)
+	disktest.Scribble(t, old, 1, 20)
 	store := &slowStore{Store: mem.New()}
-	r := initRepo(t, store)
-	base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: old.Size()}, backup.Options{})
+	r := repotest.Init(t, store)
+	base, err := repotest.Save(t.Context(), r, "vm", old.Source(), backup.DiskOptions{Size: old.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +160,7 @@ func TestChangedWaited(t *testing.T) {
 			var d backup.DiskResult
 			began := time.Now()
 			err := backup.Do(t.Context(), r, backup.Options{Roots: []chunk.ID{chunk.ID(base.Disks[0].Root)}, Workers: 1, Uploads: 1}, func(ctx context.Context, run *backup.Run) (err error) {
-				d, err = run.Changed(ctx, slowReader{memReader{m}, c.source}, backup.ChangedOptions{
+				d, err = run.Changed(ctx, slowReader{m.Reader(), c.source}, backup.ChangedOptions{
 					Size: m.Size(), Base: chunk.ID(base.Disks[0].Root), Changed: []disk.Extent{{Length: m.Size()}},
 				})
 				return err
@@ -189,16 +180,13 @@ func TestChangedWaited(t *testing.T) {
 // it taken for a backup.
 func TestUnsaidChange(t *testing.T) {
 	old := disktest.NewMem(8 << 20)
-	scribble(t, old, 1, 20)
-	r := initRepo(t, mem.New())
-	base, err := diskBackup(t.Context(), r, old.Source(), backup.DiskOptions{Size: old.Size()}, backup.Options{})
+	disktest.Scribble(t, old, 1, 20)
+	r := repotest.Init(t, mem.New())
+	base, err := repotest.Save(t.Context(), r, "vm", old.Source(), backup.DiskOptions{Size: old.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := disktest.NewMem(old.Size())
-	if err := copyDisk(t.Context(), m, old); err != nil {
-		t.Fatal(err)
-	}
+	m := old.Clone()
 	if err := m.WriteAt(t.Context(), []byte("changed"), 5<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -220,8 +208,8 @@ func TestChangedReadsLittle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := initRepo(t, mem.New())
-	base, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	r := repotest.Init(t, mem.New())
+	base, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +240,7 @@ func TestChangedReadsLittle(t *testing.T) {
 	if got := s.Disks[0].Counts.Read; got > 4*2*65536 {
 		t.Errorf("%d bytes are read for two granules", got)
 	}
-	full, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	full, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil || full.Disks[0].Root != s.Disks[0].Root {
 		t.Fatalf("the root is not that of a full read: %v", err)
 	}

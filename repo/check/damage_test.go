@@ -19,6 +19,7 @@ import (
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
+	"xenkeep/repo/repotest"
 	"xenkeep/repo/restore"
 )
 
@@ -65,21 +66,21 @@ var kindsOfDamage = map[string]func(own, other []byte) [][]byte{
 // checks then either works as if nothing were or says so in the right class.
 func TestDamage(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
+	r := repotest.Init(t, store)
 	m := disktest.NewMem(3<<20 + 100)
-	scribble(t, m, 1, 10)
+	disktest.Scribble(t, m, 1, 10)
 	o := backup.DiskOptions{Size: m.Size()}
-	first, err := diskBackup(t.Context(), r, m.Source(), o, backup.Options{})
+	first, err := repotest.Save(t.Context(), r, "vm", m.Source(), o, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Of another repository and of another backup: what is swapped in.
 	foreign := mem.New()
-	initRepo(t, foreign)
+	repotest.Init(t, foreign)
 	own := names(t, store)
 	n := disktest.NewMem(m.Size())
-	scribble(t, n, 2, 10)
-	if _, err := diskBackup(t.Context(), r, n.Source(), o, backup.Options{}); err != nil {
+	disktest.Scribble(t, n, 2, 10)
+	if _, err := repotest.Save(t.Context(), r, "vm", n.Source(), o, backup.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	other := func(kind string) []byte {
@@ -139,7 +140,7 @@ func TestDamage(t *testing.T) {
 // live opens, restores, checks and backs up in a damaged repository.
 func live(t *testing.T, store object.Store, root chunk.ID, want *disktest.Mem, i int, opens, restores, unseen bool) {
 	t.Helper()
-	r, err := repo.Open(t.Context(), store, repo.Options{Secret: secret})
+	r, err := repo.Open(t.Context(), store, repo.Options{Secret: repotest.Secret()})
 	if err != nil {
 		if opens || (!isDamage(err) && !errors.Is(err, slot.ErrWrongSecret)) {
 			t.Errorf("%d: open: %v", i, err)
@@ -157,18 +158,18 @@ func live(t *testing.T, store object.Store, root chunk.ID, want *disktest.Mem, i
 	}
 	switch {
 	case err == nil:
-		same(t, got, want)
+		disktest.MustEqual(t, got, want)
 	case restores || !isDamage(err):
 		t.Errorf("%d: restore: %v", i, err)
 	}
-	rep, err := check.Run(t.Context(), openRepo(t, store), check.Options{ReadData: true})
+	rep, err := check.Run(t.Context(), repotest.Open(t, store), check.Options{ReadData: true})
 	switch {
 	case err != nil:
 		t.Errorf("%d: check: %v", i, err)
 	case len(rep.Findings) == 0 && !unseen:
 		t.Errorf("%d: check finds nothing", i)
 	}
-	s, err := diskBackup(t.Context(), openRepo(t, store), want.Source(), backup.DiskOptions{Size: want.Size(), Base: root}, backup.Options{Roots: []chunk.ID{root}, AdoptOrphans: true})
+	s, err := repotest.Save(t.Context(), repotest.Open(t, store), "vm", want.Source(), backup.DiskOptions{Size: want.Size(), Base: root}, backup.Options{Roots: []chunk.ID{root}, AdoptOrphans: true})
 	if err != nil {
 		t.Errorf("%d: a full read: %v", i, err)
 	} else if chunk.ID(s.Disks[0].Root) != root {
@@ -231,10 +232,10 @@ func kindOf(t *testing.T, store object.Store, name string) string {
 func TestLostIndex(t *testing.T) {
 	for _, adopt := range []bool{false, true} {
 		store := mem.New()
-		r := initRepo(t, store)
+		r := repotest.Init(t, store)
 		m := disktest.NewMem(5 << 20)
-		scribble(t, m, 1, 10)
-		s, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+		disktest.Scribble(t, m, 1, 10)
+		s, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -246,12 +247,12 @@ func TestLostIndex(t *testing.T) {
 			}
 		}
 		root := chunk.ID(s.Disks[0].Root)
-		compare(t, openRepo(t, store), root, m, false)
-		rep, err := check.Run(t.Context(), openRepo(t, store), check.Options{})
+		repotest.MustRestore(t, repotest.Open(t, store), repo.HexID(root), m)
+		rep, err := check.Run(t.Context(), repotest.Open(t, store), check.Options{})
 		if err != nil || len(rep.Findings) != 1 || rep.Findings[0].Object != "index/" {
 			t.Errorf("check: %+v %v", rep, err)
 		}
-		again, err := diskBackup(t.Context(), openRepo(t, store), m.Source(),
+		again, err := repotest.Save(t.Context(), repotest.Open(t, store), "vm", m.Source(),
 			backup.DiskOptions{Size: m.Size(), Base: root}, backup.Options{Roots: []chunk.ID{root}, AdoptOrphans: adopt})
 		if err != nil {
 			t.Fatal(err)
@@ -259,7 +260,7 @@ func TestLostIndex(t *testing.T) {
 		if c := again.Disks[0].Counts; c.New != 0 {
 			t.Errorf("%d bytes are stored again", c.New)
 		}
-		mustClean(t, openRepo(t, store))
+		repotest.MustBeClean(t, repotest.Open(t, store))
 	}
 }
 
@@ -267,7 +268,7 @@ func TestLostIndex(t *testing.T) {
 // sound copy elsewhere ends the matter.
 func TestDamagedRanges(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
+	r := repotest.Init(t, store)
 	m := disktest.NewMem(8 << 20)
 	if err := m.WriteAt(t.Context(), func() []byte {
 		b := make([]byte, 8<<20)
@@ -278,7 +279,7 @@ func TestDamagedRanges(t *testing.T) {
 	}(), 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
+	if _, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range names(t, store) {
@@ -290,7 +291,7 @@ func TestDamagedRanges(t *testing.T) {
 			}
 		}
 	}
-	rep, err := check.Run(t.Context(), openRepo(t, store), check.Options{ReadData: true})
+	rep, err := check.Run(t.Context(), repotest.Open(t, store), check.Options{ReadData: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +310,7 @@ func TestDamagedRanges(t *testing.T) {
 // are named, and none that are not lost; also where block lists are shared.
 func TestLostRanges(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
+	r := repotest.Init(t, store)
 	m := disktest.NewMem(8 << 20)
 	write := func(seed byte, block int64) {
 		p := make([]byte, disk.BlockSize)
@@ -319,7 +320,7 @@ func TestLostRanges(t *testing.T) {
 		}
 	}
 	save := func() *repo.Snapshot {
-		s, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+		s, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -343,7 +344,7 @@ func TestLostRanges(t *testing.T) {
 			}
 		}
 	}
-	rep, err := check.Run(t.Context(), openRepo(t, store), check.Options{})
+	rep, err := check.Run(t.Context(), repotest.Open(t, store), check.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/repo/repotest"
 )
 
 // wherever are the ways a storage call goes wrong in a sweep.
@@ -28,12 +29,9 @@ var wherever = map[string]objecttest.Fault{
 // published is whole, and a second try succeeds.
 func TestEveryCallFails(t *testing.T) {
 	day1 := disktest.NewMem(4<<20 + 512)
-	scribble(t, day1, 1, 8)
-	day2 := disktest.NewMem(day1.Size())
-	if err := copyDisk(t.Context(), day2, day1); err != nil {
-		t.Fatal(err)
-	}
-	scribble(t, day2, 2, 2)
+	disktest.Scribble(t, day1, 1, 8)
+	day2 := day1.Clone()
+	disktest.Scribble(t, day2, 2, 2)
 	for how, fault := range wherever {
 		if testing.Short() && fault.After {
 			continue // the slow half
@@ -62,14 +60,14 @@ func TestEveryCallFails(t *testing.T) {
 func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2 *disktest.Mem) bool {
 	t.Helper()
 	inner := mem.New()
-	r := initRepo(t, inner)
+	r := repotest.Init(t, inner)
 	now := day1
 	source := func() disk.Source { return day1.Source() }
 	o := backup.DiskOptions{Size: day1.Size()}
 	ro := backup.Options{AdoptOrphans: true}
 	known := make(map[repo.HexID]*disktest.Mem)
 	if incremental {
-		s, err := diskBackup(t.Context(), r, day1.Source(), o, ro)
+		s, err := repotest.Save(t.Context(), r, "vm", day1.Source(), o, ro)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,12 +79,12 @@ func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2
 	}
 	faulty := objecttest.NewFaulty(inner)
 	inject := faulty.Inject(fault)
-	broken, err := repo.Open(t.Context(), faulty, repo.Options{Secret: secret})
+	broken, err := repo.Open(t.Context(), faulty, repo.Options{Secret: repotest.Secret()})
 	if err == nil {
 		err = broken.LoadIndex(t.Context())
 	}
 	if err == nil {
-		_, err = diskBackup(t.Context(), broken, source(), o, ro)
+		_, err = repotest.Save(t.Context(), broken, "vm", source(), o, ro)
 	}
 	fired := inject.Fired()
 	if !fired && err != nil {
@@ -94,15 +92,15 @@ func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2
 	}
 	faulty.Heal()
 
-	after := openRepo(t, inner)
-	mustClean(t, after)
-	s, err := diskBackup(t.Context(), after, source(), o, ro)
+	after := repotest.Open(t, inner)
+	repotest.MustBeClean(t, after)
+	s, err := repotest.Save(t.Context(), after, "vm", source(), o, ro)
 	if err != nil {
 		t.Fatalf("call %d: second try: %v", fault.N, err)
 	}
 	known[s.Disks[0].Root] = now
-	last := openRepo(t, inner)
-	mustClean(t, last)
+	last := repotest.Open(t, inner)
+	repotest.MustBeClean(t, last)
 	all, bad, err := last.Snapshots(t.Context())
 	if err != nil || len(bad) > 0 {
 		t.Fatalf("call %d: %v %v", fault.N, bad, err)
@@ -112,7 +110,7 @@ func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2
 		if want == nil {
 			t.Fatalf("call %d: a snapshot of another root was published", fault.N)
 		}
-		compare(t, last, chunk.ID(s.Disks[0].Root), want, false)
+		repotest.MustRestore(t, last, s.Disks[0].Root, want)
 	}
 	if t.Failed() {
 		t.Fatalf("at call %d", fault.N)
@@ -128,7 +126,7 @@ func TestEveryCallOfInitFails(t *testing.T) {
 				inner := mem.New()
 				faulty := objecttest.NewFaulty(inner)
 				inject := faulty.Inject(fault)
-				_, err := repo.Init(t.Context(), faulty, repo.Options{Secret: secret})
+				_, err := repo.Init(t.Context(), faulty, repo.Options{Secret: repotest.Secret()})
 				if fired = inject.Fired(); !fired {
 					break
 				}
@@ -142,8 +140,8 @@ func TestEveryCallOfInitFails(t *testing.T) {
 						return nil
 					})
 				}
-				initRepo(t, inner)
-				openRepo(t, inner)
+				repotest.Init(t, inner)
+				repotest.Open(t, inner)
 			}
 		})
 	}

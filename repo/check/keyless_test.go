@@ -11,6 +11,7 @@ import (
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
+	"xenkeep/repo/repotest"
 )
 
 func mustKeyless(t *testing.T, o check.KeylessOptions, store *mem.Store) *check.Report {
@@ -26,10 +27,10 @@ func mustKeyless(t *testing.T, o check.KeylessOptions, store *mem.Store) *check.
 // that a pruner says it deletes are not missing.
 func TestKeyless(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
+	r := repotest.Init(t, store)
 	m := disktest.NewMem(3 << 20)
-	scribble(t, m, 1, 10)
-	if _, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
+	disktest.Scribble(t, m, 1, 10)
+	if _, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.PutNote(t.Context(), &repo.Note{Kind: "protect", Time: time.Now()}); err != nil {
@@ -72,7 +73,7 @@ func TestKeyless(t *testing.T) {
 		t.Errorf("a pack that a pruner deleted: %v", rep.Findings)
 	}
 	// With a key: not missing for itself, but what snapshots need of it is.
-	full, err := check.Run(t.Context(), openRepo(t, store), check.Options{})
+	full, err := check.Run(t.Context(), repotest.Open(t, store), check.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,11 +102,11 @@ func put(t *testing.T, store *mem.Store, name string, p []byte) {
 // meanwhile, and the memory of it survives damage to itself.
 func TestBudget(t *testing.T) {
 	store := mem.New()
-	initRepo(t, store)
+	repotest.Init(t, store)
 	save := func(seed uint64) {
 		m := disktest.NewMem(2 << 20)
-		scribble(t, m, seed, 10)
-		if _, err := diskBackup(t.Context(), openRepo(t, store), m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
+		disktest.Scribble(t, m, seed, 10)
+		if _, err := repotest.Save(t.Context(), repotest.Open(t, store), "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -116,7 +117,7 @@ func TestBudget(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	one := func(o check.Options) *check.Report {
 		t.Helper()
-		r, err := repo.Open(t.Context(), store, repo.Options{Secret: secret, CacheDir: dir})
+		r, err := repo.Open(t.Context(), store, repo.Options{Secret: repotest.Secret(), CacheDir: dir})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,12 +185,12 @@ func TestParseSubset(t *testing.T) {
 // A check beside a backup that ends meanwhile, and single snapshots.
 func TestCheckSnapshot(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
+	r := repotest.Init(t, store)
 	var snaps []*repo.Snapshot
 	for seed := range uint64(2) {
 		m := disktest.NewMem(2 << 20)
-		scribble(t, m, seed, 10)
-		s, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+		disktest.Scribble(t, m, seed, 10)
+		s, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -197,8 +198,8 @@ func TestCheckSnapshot(t *testing.T) {
 	}
 	before := names(t, store)
 	m := disktest.NewMem(2 << 20)
-	scribble(t, m, 5, 10)
-	hurt, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	disktest.Scribble(t, m, 5, 10)
+	hurt, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +211,7 @@ func TestCheckSnapshot(t *testing.T) {
 		}
 	}
 	for i, s := range append(snaps, hurt) {
-		rep, err := check.Run(t.Context(), openRepo(t, store), check.Options{ReadData: true, Snapshots: []*repo.Snapshot{s}})
+		rep, err := check.Run(t.Context(), repotest.Open(t, store), check.Options{ReadData: true, Snapshots: []*repo.Snapshot{s}})
 		if err != nil {
 			t.Fatal(err)
 		}

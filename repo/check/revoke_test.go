@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
@@ -16,6 +15,7 @@ import (
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 // What a revoked writer wrote before stays; what it writes later, with all the
@@ -23,7 +23,7 @@ import (
 // goes. It stops neither backups nor prunes.
 func TestRevoked(t *testing.T) {
 	store := mem.New()
-	full := initRepo(t, store)
+	full := repotest.Init(t, store)
 	stolen := slot.Secret{KeyFile: []byte(strings.Repeat("k", 32))}
 	id, err := full.AddSlot(t.Context(), stolen, "machine", seal.WriteOnly, time.Now())
 	if err != nil {
@@ -37,13 +37,13 @@ func TestRevoked(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := disktest.NewMem(3 << 20)
-	scribble(t, before, 1, 10)
+	disktest.Scribble(t, before, 1, 10)
 	o := backup.DiskOptions{Size: before.Size()}
-	good, err := diskBackup(t.Context(), thief, before.Source(), o, backup.Options{})
+	good, err := repotest.Save(t.Context(), thief, "vm", before.Source(), o, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openRepo(t, store).Revoke(t.Context(), id, "", time.Now()); err != nil {
+	if _, err := repotest.Open(t, store).Revoke(t.Context(), id, "", time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := repo.Open(t.Context(), store, repo.Options{Secret: stolen}); !errors.Is(err, slot.ErrWrongSecret) {
@@ -51,8 +51,8 @@ func TestRevoked(t *testing.T) {
 	}
 	kept := names(t, store)
 	after := disktest.NewMem(3 << 20)
-	scribble(t, after, 2, 10)
-	evil, err := diskBackup(t.Context(), thief, after.Source(), o, backup.Options{})
+	disktest.Scribble(t, after, 2, 10)
+	evil, err := repotest.Save(t.Context(), thief, "vm", after.Source(), o, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestRevoked(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := openRepo(t, store)
+	r := repotest.Open(t, store)
 	all, bad, err := r.Snapshots(t.Context())
 	if err != nil || len(all) != 1 || len(bad) != 1 || !errors.Is(bad[0].Err, seal.ErrRevoked) || !strings.HasSuffix(bad[0].Object, evil.ID()) {
 		t.Fatalf("%v %v %v", all, bad, err)
@@ -81,18 +81,18 @@ func TestRevoked(t *testing.T) {
 			t.Errorf("%s: %d, %v", what, got, err)
 		}
 	}
-	again, err := diskBackup(t.Context(), r, after.Source(), o, backup.Options{AdoptOrphans: true})
+	again, err := repotest.Save(t.Context(), r, "vm", after.Source(), o, backup.Options{AdoptOrphans: true})
 	if err != nil || again.Disks[0].Counts.New == 0 {
 		t.Fatalf("a backup leans on what the thief stored: %+v %v", again, err)
 	}
-	rep, err := check.Run(t.Context(), openRepo(t, store), check.Options{})
+	rep, err := check.Run(t.Context(), repotest.Open(t, store), check.Options{})
 	if err != nil || !slices.ContainsFunc(rep.Findings, func(f check.Finding) bool { return strings.HasSuffix(f.Object, evil.ID()) }) {
 		t.Errorf("check does not name it: %v %v", rep, err)
 	}
 	if err := store.Delete(t.Context(), "snapshots/"+evil.ID()); err != nil {
 		t.Fatal(err)
 	}
-	p, err := prune.New(t.Context(), openRepo(t, store), prune.Options{Exclusive: true})
+	p, err := prune.New(t.Context(), repotest.Open(t, store), prune.Options{Exclusive: true})
 	if err == nil {
 		_, err = p.Execute(t.Context())
 	}
@@ -100,7 +100,7 @@ func TestRevoked(t *testing.T) {
 		t.Fatal(err)
 	}
 	mine := 0
-	if err := openRepo(t, store).PacksOf(t.Context(), id, func(name string, _ int64) error {
+	if err := repotest.Open(t, store).PacksOf(t.Context(), id, func(name string, _ int64) error {
 		if mine++; !slices.Contains(kept, name) {
 			t.Errorf("%s stays", name)
 		}
@@ -108,6 +108,6 @@ func TestRevoked(t *testing.T) {
 	}); err != nil || mine == 0 {
 		t.Errorf("%d packs of before: %v", mine, err)
 	}
-	compare(t, openRepo(t, store), chunk.ID(good.Disks[0].Root), before, false)
-	compare(t, openRepo(t, store), chunk.ID(again.Disks[0].Root), after, false)
+	repotest.MustRestore(t, repotest.Open(t, store), good.Disks[0].Root, before)
+	repotest.MustRestore(t, repotest.Open(t, store), again.Disks[0].Root, after)
 }

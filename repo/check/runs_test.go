@@ -31,6 +31,7 @@ import (
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
+	"xenkeep/repo/repotest"
 	"xenkeep/repo/restore"
 )
 
@@ -91,8 +92,8 @@ func TestKilledChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := openRepo(t, &doomed{Store: store, half: size / 2, die: func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }})
-	_, err = diskBackup(t.Context(), r, &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{})
+	r := repotest.Open(t, &doomed{Store: store, half: size / 2, die: func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }})
+	_, err = repotest.Save(t.Context(), r, "vm", &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{})
 	t.Fatalf("not killed: %v", err)
 }
 
@@ -108,9 +109,9 @@ func TestInterrupted(t *testing.T) {
 	again := func(t *testing.T, store object.Store) {
 		t.Helper()
 		counted := objecttest.NewFaulty(store)
-		r := openRepo(t, counted)
+		r := repotest.Open(t, counted)
 		counted.ResetCounts()
-		s, err := diskBackup(t.Context(), r, &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{AdoptOrphans: true})
+		s, err := repotest.Save(t.Context(), r, "vm", &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{AdoptOrphans: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +137,7 @@ func TestInterrupted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		initRepo(t, store)
+		repotest.Init(t, store)
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledChild$")
 		cmd.Env = append(os.Environ(), childDir+"="+dir, childSize+"="+fmt.Sprint(size))
 		out, err := cmd.CombinedOutput()
@@ -147,15 +148,15 @@ func TestInterrupted(t *testing.T) {
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		store := mem.New()
-		initRepo(t, store)
+		repotest.Init(t, store)
 		ctx, cancel := context.WithCancel(t.Context())
-		r := openRepo(t, &doomed{Store: store, half: size / 2, die: cancel})
-		_, err := diskBackup(ctx, r, &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{})
+		r := repotest.Open(t, &doomed{Store: store, half: size / 2, die: cancel})
+		_, err := repotest.Save(ctx, r, "vm", &noise{size: size}, backup.DiskOptions{Size: size}, backup.Options{})
 		if !errors.Is(err, context.Canceled) {
 			t.Fatalf("cancelled: %v", err)
 		}
 		// Nothing is left for a later run to look for.
-		orphans, err := openRepo(t, store).Store().Orphans(t.Context())
+		orphans, err := repotest.Open(t, store).Store().Orphans(t.Context())
 		if err != nil || len(orphans) > 3 {
 			t.Errorf("%d packs without an index: %v", len(orphans), err)
 		}
@@ -187,12 +188,12 @@ func (s *noiseSink) WriteAt(ctx context.Context, p []byte, off int64) error {
 
 // A hundred VMs that changed little make few packs.
 func TestQuietVMs(t *testing.T) {
-	r := initRepo(t, mem.New())
+	r := repotest.Init(t, mem.New())
 	disks := make([]*disktest.Mem, 100)
 	roots := make([]chunk.ID, len(disks))
 	for i := range disks {
 		disks[i] = disktest.NewMem(5 << 20)
-		scribble(t, disks[i], uint64(i), 2)
+		disktest.Scribble(t, disks[i], uint64(i), 2)
 	}
 	var snaps []*repo.Snapshot
 	for day := range 2 {
@@ -239,30 +240,27 @@ func TestQuietVMs(t *testing.T) {
 			t.Errorf("100 quiet VMs make %d packs", packs)
 		}
 	}
-	mustClean(t, openRepo(t, r.Objects()))
+	repotest.MustBeClean(t, repotest.Open(t, r.Objects()))
 	for i, s := range snaps {
-		compare(t, r, chunk.ID(s.Disks[0].Root), disks[i], false)
+		repotest.MustRestore(t, r, s.Disks[0].Root, disks[i])
 	}
 }
 
 // Runs of several processes work in one repository at once.
 func TestRunsAtOnce(t *testing.T) {
 	store := mem.New()
-	initRepo(t, store)
+	repotest.Init(t, store)
 	shared := disktest.NewMem(12 << 20)
-	scribble(t, shared, 99, 40)
+	disktest.Scribble(t, shared, 99, 40)
 	var wg sync.WaitGroup
 	for i := range 4 {
-		r := openRepo(t, store)
-		m := disktest.NewMem(shared.Size())
-		if err := copyDisk(t.Context(), m, shared); err != nil {
-			t.Fatal(err)
-		}
-		scribble(t, m, uint64(i), 5)
+		r := repotest.Open(t, store)
+		m := shared.Clone()
+		disktest.Scribble(t, m, uint64(i), 5)
 		src := m.Source
 		wg.Go(func() {
 			for range 3 {
-				s, err := diskBackup(t.Context(), r, src(), backup.DiskOptions{Size: m.Size()}, backup.Options{AdoptOrphans: i%2 == 0})
+				s, err := repotest.Save(t.Context(), r, "vm", src(), backup.DiskOptions{Size: m.Size()}, backup.Options{AdoptOrphans: i%2 == 0})
 				if err != nil {
 					t.Errorf("run: %v", err)
 					return
@@ -279,8 +277,8 @@ func TestRunsAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	r := openRepo(t, store)
-	mustClean(t, r)
+	r := repotest.Open(t, store)
+	repotest.MustBeClean(t, r)
 	if claims, _, err := r.Claims(t.Context()); err != nil || len(claims) != 0 {
 		t.Errorf("%d claims are left: %v", len(claims), err)
 	}
@@ -290,12 +288,12 @@ func TestRunsAtOnce(t *testing.T) {
 // leans on nothing that is not in storage yet.
 func TestFlushBesideDisk(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
-	reader := openRepo(t, store)
+	r := repotest.Init(t, store)
+	reader := repotest.Open(t, store)
 	err := backup.Do(t.Context(), r, backup.Options{Workers: 3}, func(ctx context.Context, run *backup.Run) error {
 		for i := range 40 {
 			m := disktest.NewMem(4 << 20)
-			scribble(t, m, uint64(1000+i), 12)
+			disktest.Scribble(t, m, uint64(1000+i), 12)
 			read := func() (backup.DiskResult, error) {
 				return run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
 			}
@@ -334,7 +332,7 @@ func TestFlushBesideDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mustClean(t, openRepo(t, store))
+	repotest.MustBeClean(t, repotest.Open(t, store))
 }
 
 // putSmall stores a small object that this version only reads.
@@ -357,10 +355,10 @@ func putSmall(t *testing.T, r *repo.Repository, prefix string, kind seal.ObjectK
 // when the packs are gone nothing is missing.
 func TestCondemned(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
+	r := repotest.Init(t, store)
 	m := disktest.NewMem(9 << 20)
-	scribble(t, m, 3, 30)
-	old, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	disktest.Scribble(t, m, 3, 30)
+	old, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,12 +369,12 @@ func TestCondemned(t *testing.T) {
 	putSmall(t, r, "condemned/", seal.KindCondemned, repo.Condemned{Time: time.Now(), Packs: packs})
 
 	base := chunk.ID(old.Disks[0].Root)
-	_, err = diskBackup(t.Context(), openRepo(t, store), &deltaSource{m: m, old: m},
+	_, err = repotest.Save(t.Context(), repotest.Open(t, store), "vm", &deltaSource{m: m, old: m},
 		backup.DiskOptions{Size: m.Size(), Base: base, Delta: true}, backup.Options{Roots: []chunk.ID{base}})
 	if !errors.Is(err, backup.ErrBadBase) {
 		t.Fatalf("a delta on a condemned base: %v", err)
 	}
-	s, err := diskBackup(t.Context(), openRepo(t, store), m.Source(), backup.DiskOptions{Size: m.Size(), Base: base}, backup.Options{Roots: []chunk.ID{base}})
+	s, err := repotest.Save(t.Context(), repotest.Open(t, store), "vm", m.Source(), backup.DiskOptions{Size: m.Size(), Base: base}, backup.Options{Roots: []chunk.ID{base}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -394,19 +392,19 @@ func TestCondemned(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	last := openRepo(t, store)
-	mustClean(t, last)
-	compare(t, last, chunk.ID(s.Disks[0].Root), m, false)
+	last := repotest.Open(t, store)
+	repotest.MustBeClean(t, last)
+	repotest.MustRestore(t, last, s.Disks[0].Root, m)
 }
 
 // Published damage is made good by the next full read, once.
 func TestPublishedDamage(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
+	r := repotest.Init(t, store)
 	m := disktest.NewMem(4 << 20)
-	scribble(t, m, 3, 10)
+	disktest.Scribble(t, m, 3, 10)
 	o := backup.DiskOptions{Size: m.Size()}
-	old, err := diskBackup(t.Context(), r, m.Source(), o, backup.Options{})
+	old, err := repotest.Save(t.Context(), r, "vm", m.Source(), o, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -442,17 +440,17 @@ func TestPublishedDamage(t *testing.T) {
 	o.Base = chunk.ID(old.Disks[0].Root)
 	ro := backup.Options{Roots: []chunk.ID{o.Base}}
 	for try := range 2 {
-		s, err := diskBackup(t.Context(), openRepo(t, store), m.Source(), o, ro)
+		s, err := repotest.Save(t.Context(), repotest.Open(t, store), "vm", m.Source(), o, ro)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if c := s.Disks[0].Counts; (c.New > 0) != (try == 0) {
 			t.Errorf("try %d stores %d new bytes", try, c.New)
 		}
-		compare(t, openRepo(t, store), chunk.ID(s.Disks[0].Root), m, false)
+		repotest.MustRestore(t, repotest.Open(t, store), s.Disks[0].Root, m)
 	}
 	// The delta is allowed again: a sound copy is there.
-	if _, err := diskBackup(t.Context(), openRepo(t, store), &deltaSource{m: m, old: m},
+	if _, err := repotest.Save(t.Context(), repotest.Open(t, store), "vm", &deltaSource{m: m, old: m},
 		backup.DiskOptions{Size: m.Size(), Base: o.Base, Delta: true}, ro); err != nil {
 		t.Error(err)
 	}
@@ -461,7 +459,7 @@ func TestPublishedDamage(t *testing.T) {
 // A write-only key backs up and checks the structure, and opens no data.
 func TestWriteOnly(t *testing.T) {
 	store := mem.New()
-	r := initRepo(t, store)
+	r := repotest.Init(t, store)
 	keys, err := r.Keys().ForNewWriter(seal.WriteOnly)
 	if err != nil {
 		t.Fatal(err)
@@ -470,7 +468,7 @@ func TestWriteOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	weak := slot.Secret{KeyFile: bytes.Repeat([]byte{8}, 32)}
+	weak := repotest.Key(8)
 	data, id, err := slot.Seal(keys, raw, weak, "weak", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -488,18 +486,15 @@ func TestWriteOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := disktest.NewMem(6 << 20)
-	scribble(t, m, 1, 20)
-	s, err := diskBackup(t.Context(), w, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	disktest.Scribble(t, m, 1, 20)
+	s, err := repotest.Save(t.Context(), w, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := disktest.NewMem(m.Size())
-	if err := copyDisk(t.Context(), next, m); err != nil {
-		t.Fatal(err)
-	}
-	scribble(t, next, 2, 1)
+	next := m.Clone()
+	disktest.Scribble(t, next, 2, 1)
 	base := chunk.ID(s.Disks[0].Root)
-	s2, err := diskBackup(t.Context(), w, &deltaSource{m: next, old: m}, backup.DiskOptions{Size: m.Size(), Base: base, Delta: true}, backup.Options{Roots: []chunk.ID{base}})
+	s2, err := repotest.Save(t.Context(), w, "vm", &deltaSource{m: next, old: m}, backup.DiskOptions{Size: m.Size(), Base: base, Delta: true}, backup.Options{Roots: []chunk.ID{base}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -520,9 +515,9 @@ func TestWriteOnly(t *testing.T) {
 	if _, err := w.ReadRecord(t.Context(), s, "vm"); !errors.Is(err, seal.ErrNoDataKey) {
 		t.Errorf("record: %v", err)
 	}
-	full := openRepo(t, store)
-	compare(t, full, chunk.ID(s2.Disks[0].Root), next, false)
-	mustClean(t, full)
+	full := repotest.Open(t, store)
+	repotest.MustRestore(t, full, s2.Disks[0].Root, next)
+	repotest.MustBeClean(t, full)
 }
 
 // Memory does not grow with the disk: 1 TiB, sparse, and half a gigabyte that
@@ -537,7 +532,7 @@ func TestMemoryIsBounded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := initRepo(t, store)
+			r := repotest.Init(t, store)
 			var peak uint64
 			sample := func(int64) {
 				var m runtime.MemStats
@@ -545,7 +540,7 @@ func TestMemoryIsBounded(t *testing.T) {
 				peak = max(peak, m.HeapInuse)
 			}
 			runtime.GC()
-			s, err := diskBackup(t.Context(), r, &src, backup.DiskOptions{Size: src.size, Progress: sample}, backup.Options{Workers: 2})
+			s, err := repotest.Save(t.Context(), r, "vm", &src, backup.DiskOptions{Size: src.size, Progress: sample}, backup.Options{Workers: 2})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -584,11 +579,11 @@ func (nowhere) WriteAt(context.Context, []byte, int64) error { return nil }
 func TestPrunedBeforeClaim(t *testing.T) {
 	store := mem.New()
 	m := disktest.NewMem(4 << 20)
-	scribble(t, m, 1, 10)
-	if _, err := diskBackup(t.Context(), initRepo(t, store), m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
+	disktest.Scribble(t, m, 1, 10)
+	if _, err := repotest.Save(t.Context(), repotest.Init(t, store), "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	r := openRepo(t, store)
+	r := repotest.Open(t, store)
 	for _, name := range names(t, store) {
 		if name != "config" && name[:5] != "slots" {
 			if err := store.Delete(t.Context(), name); err != nil {
@@ -596,11 +591,11 @@ func TestPrunedBeforeClaim(t *testing.T) {
 			}
 		}
 	}
-	s, err := diskBackup(t.Context(), r, m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
+	s, err := repotest.Save(t.Context(), r, "vm", m.Source(), backup.DiskOptions{Size: m.Size()}, backup.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	last := openRepo(t, store)
-	mustClean(t, last)
-	compare(t, last, chunk.ID(s.Disks[0].Root), m, false)
+	last := repotest.Open(t, store)
+	repotest.MustBeClean(t, last)
+	repotest.MustRestore(t, last, s.Disks[0].Root, m)
 }

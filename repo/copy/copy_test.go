@@ -1,12 +1,9 @@
 package copy_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -16,89 +13,24 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/chunkstore/seal"
-	"xenkeep/chunkstore/slot"
-	"xenkeep/internal/disk"
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
-	"xenkeep/repo/check"
 	"xenkeep/repo/copy"
-	"xenkeep/repo/restore"
+	"xenkeep/repo/repotest"
 )
 
+// The two repositories have keys of their own.
 var (
-	ours   = slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}
-	theirs = slot.Secret{KeyFile: bytes.Repeat([]byte{6}, 32)}
+	ours   = repo.Options{Secret: repotest.Key(5)}
+	theirs = repo.Options{Secret: repotest.Key(6)}
 )
 
-func initRepo(t *testing.T, objects object.Store, secret slot.Secret, cut chunk.Params) {
-	t.Helper()
-	if _, err := repo.Init(t.Context(), objects, repo.Options{Secret: secret, Chunker: cut}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func open(ctx context.Context, objects object.Store, secret slot.Secret) (*repo.Repository, error) {
-	r, err := repo.Open(ctx, objects, repo.Options{Secret: secret})
-	if err == nil {
-		err = r.LoadIndex(ctx)
-	}
-	return r, err
-}
-
-func mustOpen(t *testing.T, objects object.Store, secret slot.Secret) *repo.Repository {
-	t.Helper()
-	r, err := open(t.Context(), objects, secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
-
-func mustClean(t *testing.T, r *repo.Repository) {
-	t.Helper()
-	rep, err := check.Run(t.Context(), r, check.Options{ReadData: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range rep.Findings {
-		t.Errorf("check: %v", f)
-	}
-}
-
-// scribble writes n stretches of random bytes.
-func scribble(t *testing.T, m *disktest.Mem, seed uint64, n int) {
-	t.Helper()
-	random := rand.New(rand.NewPCG(seed, 1))
-	for range n {
-		p := objecttest.Bytes(random.Uint64(), 1+random.IntN(200_000))
-		off := random.Int64N(m.Size())
-		p = p[:min(int64(len(p)), m.Size()-off)]
-		if err := m.WriteAt(t.Context(), p, off); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// later is a disk of size bytes that begins as m, with changes.
+// later returns a disk of size bytes that begins as m, with changes.
 func later(t *testing.T, m *disktest.Mem, size int64, seed uint64, n int) *disktest.Mem {
 	t.Helper()
-	d := disktest.NewMem(size)
-	buf := make([]byte, disk.BlockSize)
-	src := m.Source()
-	for {
-		e, err := src.Next(t.Context(), buf)
-		if err == io.EOF {
-			break
-		}
-		if err == nil {
-			err = d.WriteAt(t.Context(), buf[:e.Length], e.Offset)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	scribble(t, d, seed, n)
+	d := m.Resized(size)
+	disktest.Scribble(t, d, seed, n)
 	return d
 }
 
@@ -136,27 +68,6 @@ func backUp(ctx context.Context, r *repo.Repository, v vm) (*repo.Snapshot, erro
 	return s, err
 }
 
-func same(t *testing.T, r *repo.Repository, d repo.Disk, want *disktest.Mem) {
-	t.Helper()
-	im, err := restore.Open(t.Context(), r, chunk.ID(d.Root))
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := disktest.NewMem(d.Size)
-	if _, err := im.Run(t.Context(), got, restore.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	a, b := make([]byte, disk.BlockSize), make([]byte, disk.BlockSize)
-	for i := range disk.Blocks(want.Size()) {
-		n := repo.BlockLength(want.Size(), i)
-		_, _ = got.ReadAt(a[:n], i*disk.BlockSize)
-		_, _ = want.ReadAt(b[:n], i*disk.BlockSize)
-		if !bytes.Equal(a[:n], b[:n]) {
-			t.Fatalf("disk %s: block %d differs", d.Device, i)
-		}
-	}
-}
-
 func run(t *testing.T, from, to *repo.Repository, o copy.Options) (*copy.Plan, *copy.Result) {
 	t.Helper()
 	p, err := copy.New(t.Context(), from, to, o)
@@ -177,16 +88,16 @@ func run(t *testing.T, from, to *repo.Repository, o copy.Options) (*copy.Plan, *
 
 func TestCopy(t *testing.T) {
 	a, b := mem.New(), mem.New()
-	initRepo(t, a, ours, chunk.Params{})
+	repotest.InitWith(t, a, ours)
 	other := chunk.Params{Algorithm: chunk.FastCDC, Min: 32 << 10, Normal: 64 << 10, Max: 128 << 10}
-	initRepo(t, b, theirs, other)
-	from, to := mustOpen(t, a, ours), mustOpen(t, b, theirs)
+	repotest.InitWith(t, b, repo.Options{Secret: theirs.Secret, Chunker: other})
+	from, to := repotest.OpenWith(t, a, ours), repotest.OpenWith(t, b, theirs)
 
 	start := time.Date(2026, 3, 1, 2, 0, 0, 0, time.UTC)
 	d1 := disktest.NewMem(21<<20 + 512)
-	scribble(t, d1, 1, 60)
+	disktest.Scribble(t, d1, 1, 60)
 	d2 := disktest.NewMem(3 << 20)
-	scribble(t, d2, 2, 5)
+	disktest.Scribble(t, d2, 2, 5)
 	grown := later(t, d1, 25<<20, 3, 2)
 	if err := grown.WriteAt(t.Context(), make([]byte, 4<<20), 6<<20); err != nil { // zeros come
 		t.Fatal(err)
@@ -207,7 +118,7 @@ func TestCopy(t *testing.T) {
 	if err := from.PutNote(t.Context(), &repo.Note{Snapshot: made[1].ID(), Kind: "protect", Time: start}); err != nil {
 		t.Fatal(err)
 	}
-	from = mustOpen(t, a, ours)
+	from = repotest.OpenWith(t, a, ours)
 
 	// One first, as a user names it, then the rest.
 	_, res := run(t, from, to, copy.Options{Pick: func(s *repo.Snapshot) bool { return s.ID() == made[0].ID() }})
@@ -227,8 +138,8 @@ func TestCopy(t *testing.T) {
 	if first, err := to.ReadRoot(t.Context(), chunk.ID(res.Copied[1].As.Disks[1].Root)); err != nil || first.Size != d2.Size() {
 		t.Errorf("second disk: %v", err)
 	}
-	to = mustOpen(t, b, theirs)
-	mustClean(t, to)
+	to = repotest.OpenWith(t, b, theirs)
+	repotest.MustBeClean(t, to)
 	all, _, err := to.Snapshots(t.Context())
 	if err != nil || len(all) != 3 {
 		t.Fatalf("%d snapshots, %v", len(all), err)
@@ -241,7 +152,7 @@ func TestCopy(t *testing.T) {
 			t.Errorf("snapshot of %s: %+v", v.name, s)
 		}
 		for k, d := range s.Disks {
-			same(t, to, d, v.disks[k])
+			repotest.MustRestore(t, to, d.Root, v.disks[k])
 			if d.Root == o.Disks[k].Root {
 				t.Error("two repositories name a disk alike")
 			}
@@ -268,15 +179,15 @@ func TestCopy(t *testing.T) {
 		}
 	}
 	// Again, and back: nothing but that last one, which is no copy.
-	p, res = run(t, from, mustOpen(t, b, theirs), copy.Options{})
+	p, res = run(t, from, repotest.OpenWith(t, b, theirs), copy.Options{})
 	if len(p.Todo) != 0 || len(p.Known) != 3 || res.Uploaded != 0 || res.Protected != 0 {
 		t.Errorf("again: %d to do, %+v", len(p.Todo), res)
 	}
-	p, res = run(t, mustOpen(t, b, theirs), mustOpen(t, a, ours), copy.Options{})
+	p, res = run(t, repotest.OpenWith(t, b, theirs), repotest.OpenWith(t, a, ours), copy.Options{})
 	if len(p.Todo) != 1 || len(res.Copied) != 1 || res.Copied[0].From.ID() != s.ID() || res.Copied[0].Read != 0 {
 		t.Errorf("back: %d to do, %+v", len(p.Todo), res)
 	}
-	mustClean(t, mustOpen(t, a, ours))
+	repotest.MustBeClean(t, repotest.OpenWith(t, a, ours))
 	// What is unprotected there stays so.
 	if err := to.PutNote(t.Context(), &repo.Note{Snapshot: all[1].ID(), Kind: "unprotect", Time: time.Now()}); err != nil {
 		t.Fatal(err)
@@ -284,7 +195,7 @@ func TestCopy(t *testing.T) {
 	if _, res = run(t, from, to, copy.Options{}); res.Protected != 0 {
 		t.Error("protected against its own repository's word")
 	}
-	if _, err := copy.New(t.Context(), from, mustOpen(t, a, ours), copy.Options{}); !errors.Is(err, copy.ErrSame) {
+	if _, err := copy.New(t.Context(), from, repotest.OpenWith(t, a, ours), copy.Options{}); !errors.Is(err, copy.ErrSame) {
 		t.Errorf("into itself: %v", err)
 	}
 }
@@ -293,14 +204,14 @@ func TestCopy(t *testing.T) {
 // copied.
 func TestDamagedSource(t *testing.T) {
 	a, b := mem.New(), mem.New()
-	initRepo(t, a, ours, chunk.Params{})
-	initRepo(t, b, theirs, chunk.Params{})
-	from := mustOpen(t, a, ours)
+	repotest.InitWith(t, a, ours)
+	repotest.InitWith(t, b, theirs)
+	from := repotest.OpenWith(t, a, ours)
 	before := make(map[string]bool)
 	var lost string
 	for i := range 2 {
 		m := disktest.NewMem(4 << 20)
-		scribble(t, m, uint64(i+1), 20)
+		disktest.Scribble(t, m, uint64(i+1), 20)
 		if _, err := backUp(t.Context(), from, vm{fmt.Sprint("vm", i), time.Unix(int64(i), 0), []*disktest.Mem{m}, nil}); err != nil {
 			t.Fatal(err)
 		}
@@ -316,7 +227,7 @@ func TestDamagedSource(t *testing.T) {
 	if err := a.Delete(t.Context(), lost); err != nil {
 		t.Fatal(err)
 	}
-	p, err := copy.New(t.Context(), mustOpen(t, a, ours), mustOpen(t, b, theirs), copy.Options{})
+	p, err := copy.New(t.Context(), repotest.OpenWith(t, a, ours), repotest.OpenWith(t, b, theirs), copy.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,26 +240,26 @@ func TestDamagedSource(t *testing.T) {
 			t.Errorf("%s: %v", c.From.VM.Name, c.Err)
 		}
 	}
-	mustClean(t, mustOpen(t, b, theirs))
+	repotest.MustBeClean(t, repotest.OpenWith(t, b, theirs))
 }
 
 // killed copies until the n-th pack is up.
 func TestInterrupted(t *testing.T) {
 	a, b := mem.New(), mem.New()
-	initRepo(t, a, ours, chunk.Params{})
-	initRepo(t, b, theirs, chunk.Params{})
+	repotest.InitWith(t, a, ours)
+	repotest.InitWith(t, b, theirs)
 	m := disktest.NewMem(64 << 20)
 	for off := int64(0); off < m.Size(); off += 8 << 20 {
 		if err := m.WriteAt(t.Context(), objecttest.Bytes(uint64(off), 8<<20), off); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := backUp(t.Context(), mustOpen(t, a, ours), vm{"big", time.Unix(1, 0), []*disktest.Mem{m}, nil}); err != nil {
+	if _, err := backUp(t.Context(), repotest.OpenWith(t, a, ours), vm{"big", time.Unix(1, 0), []*disktest.Mem{m}, nil}); err != nil {
 		t.Fatal(err)
 	}
 	faulty := objecttest.NewFaulty(b)
 	half := faulty.Inject(objecttest.Fault{Verb: objecttest.Put, Prefix: "packs/", N: 8, Stay: true})
-	p, err := copy.New(t.Context(), mustOpen(t, a, ours), mustOpen(t, faulty, theirs), copy.Options{})
+	p, err := copy.New(t.Context(), repotest.OpenWith(t, a, ours), repotest.OpenWith(t, faulty, theirs), copy.Options{})
 	if err == nil {
 		_, err = p.Execute(t.Context())
 	}
@@ -356,24 +267,24 @@ func TestInterrupted(t *testing.T) {
 		t.Fatalf("not interrupted: %v", err)
 	}
 	faulty.Heal()
-	mustClean(t, mustOpen(t, b, theirs))
-	_, res := run(t, mustOpen(t, a, ours), mustOpen(t, b, theirs), copy.Options{})
+	repotest.MustBeClean(t, repotest.OpenWith(t, b, theirs))
+	_, res := run(t, repotest.OpenWith(t, a, ours), repotest.OpenWith(t, b, theirs), copy.Options{})
 	if res.Uploaded > 40<<20 {
 		t.Errorf("the second try uploads %d bytes of 64 MiB", res.Uploaded)
 	}
-	mustClean(t, mustOpen(t, b, theirs))
+	repotest.MustBeClean(t, repotest.OpenWith(t, b, theirs))
 }
 
 // Whatever storage call of either side fails, both stay clean, what was
 // published is whole, and a second try succeeds.
 func TestEveryCallFails(t *testing.T) {
 	m1 := disktest.NewMem(4<<20 + 512)
-	scribble(t, m1, 1, 6)
+	disktest.Scribble(t, m1, 1, 6)
 	m2 := later(t, m1, 5<<20, 2, 2)
 	src := mem.New()
-	initRepo(t, src, ours, chunk.Params{})
+	repotest.InitWith(t, src, ours)
 	for i, m := range []*disktest.Mem{m1, m2} {
-		if _, err := backUp(t.Context(), mustOpen(t, src, ours), vm{"vm", time.Unix(int64(i), 0), []*disktest.Mem{m}, nil}); err != nil {
+		if _, err := backUp(t.Context(), repotest.OpenWith(t, src, ours), vm{"vm", time.Unix(int64(i), 0), []*disktest.Mem{m}, nil}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -384,7 +295,7 @@ func TestEveryCallFails(t *testing.T) {
 				fault, struck := fault, 0
 				for ; ; fault.N++ {
 					a, b := src.Clone(), mem.New()
-					initRepo(t, b, theirs, chunk.Params{})
+					repotest.InitWith(t, b, theirs)
 					fa, fb := objecttest.NewFaulty(a), objecttest.NewFaulty(b)
 					faulty := map[string]*objecttest.Faulty{"source": fa, "target": fb}[side]
 					inject := faulty.Inject(fault)
@@ -397,16 +308,16 @@ func TestEveryCallFails(t *testing.T) {
 					}
 					struck++
 					faulty.Heal()
-					mustClean(t, mustOpen(t, b, theirs))
-					_, _ = run(t, mustOpen(t, a, ours), mustOpen(t, b, theirs), copy.Options{})
-					to := mustOpen(t, b, theirs)
-					mustClean(t, to)
+					repotest.MustBeClean(t, repotest.OpenWith(t, b, theirs))
+					_, _ = run(t, repotest.OpenWith(t, a, ours), repotest.OpenWith(t, b, theirs), copy.Options{})
+					to := repotest.OpenWith(t, b, theirs)
+					repotest.MustBeClean(t, to)
 					all, _, err := to.Snapshots(t.Context())
 					if err != nil || len(all) != 2 {
 						t.Fatalf("call %d: %d snapshots, %v", fault.N, len(all), err)
 					}
-					same(t, to, all[0].Disks[0], m1)
-					same(t, to, all[1].Disks[0], m2)
+					repotest.MustRestore(t, to, all[0].Disks[0].Root, m1)
+					repotest.MustRestore(t, to, all[1].Disks[0].Root, m2)
 					if t.Failed() {
 						t.Fatalf("at call %d", fault.N)
 					}
@@ -420,11 +331,11 @@ func TestEveryCallFails(t *testing.T) {
 }
 
 func attempt(ctx context.Context, a, b object.Store) error {
-	from, err := open(ctx, a, ours)
+	from, err := repotest.TryOpen(ctx, a, ours)
 	if err != nil {
 		return err
 	}
-	to, err := open(ctx, b, theirs)
+	to, err := repotest.TryOpen(ctx, b, theirs)
 	if err != nil {
 		return err
 	}

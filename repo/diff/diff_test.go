@@ -2,61 +2,19 @@ package diff_test
 
 import (
 	"bytes"
-	"context"
 	"math/rand/v2"
 	"testing"
 
-	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object/mem"
-	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
 	"xenkeep/internal/disk/disktest"
-	"xenkeep/repo"
-	"xenkeep/repo/backup"
 	"xenkeep/repo/diff"
+	"xenkeep/repo/repotest"
 )
-
-func put(t *testing.T, r *repo.Repository, m *disktest.Mem) chunk.ID {
-	t.Helper()
-	var root chunk.ID
-	if err := backup.Do(t.Context(), r, backup.Options{}, func(ctx context.Context, run *backup.Run) error {
-		d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
-		root = d.Root
-		if err == nil {
-			run.Add(&repo.Snapshot{Origin: "image", Complete: true, Disks: []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(root)}}})
-			err = run.Flush(ctx)
-		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return root
-}
-
-func copyOf(t *testing.T, m *disktest.Mem, size int64) *disktest.Mem {
-	t.Helper()
-	c, p := disktest.NewMem(size), make([]byte, disk.BlockSize)
-	for b := range disk.Blocks(m.Size()) {
-		if !m.Holds(b) || b*disk.BlockSize >= size {
-			continue
-		}
-		n := min(disk.BlockSize, m.Size()-b*disk.BlockSize, size-b*disk.BlockSize)
-		if _, err := m.ReadAt(p[:n], b*disk.BlockSize); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.WriteAt(t.Context(), p[:n], b*disk.BlockSize); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return c
-}
 
 // Ranges cover every byte that differs, and little more; Blocks says the same.
 func TestAgainstBytes(t *testing.T) {
-	r, err := repo.Init(t.Context(), mem.New(), repo.Options{Secret: slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := repotest.Init(t, mem.New())
 	for seed := range uint64(6) {
 		random, data := rand.New(rand.NewPCG(seed, 3)), rand.NewChaCha8([32]byte{byte(seed)})
 		size := []int64{24 << 20, 1100 << 20, 5<<20 + 777}[seed%3]
@@ -78,9 +36,9 @@ func TestAgainstBytes(t *testing.T) {
 		if seed > 3 {
 			other += int64(seed-4)*6<<20 - 3<<20
 		}
-		b := copyOf(t, a, other)
+		b := a.Resized(other)
 		scribble(b, 4, 200<<10)
-		ra, rb := put(t, r, a), put(t, r, b)
+		ra, rb := repotest.Put(t, r, a), repotest.Put(t, r, b)
 		bits, err := diff.Blocks(t.Context(), r, ra, rb)
 		if err != nil {
 			t.Fatal(err)

@@ -10,24 +10,26 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/chunkstore/pack"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 // A repository without room is rescued.
 func TestFull(t *testing.T) {
-	store, c := objecttest.NewFaulty(mem.New()), newClock()
-	initRepo(t, store)
+	store, c := objecttest.NewFaulty(mem.New()), repotest.NewClock()
+	repotest.Init(t, store)
 	// One run, one index object for both.
-	r, err := openRepo(t.Context(), store)
+	r, err := repotest.TryOpen(t.Context(), store, repo.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var first *repo.Snapshot
 	err = backup.Do(t.Context(), r, backup.Options{Now: c.Now}, func(ctx context.Context, run *backup.Run) error {
 		for i := range 2 {
-			m := content(uint64(10*i), uint64(10*i+1), uint64(10*i+2))
+			m := disktest.Content(uint64(10*i), uint64(10*i+1), uint64(10*i+2))
 			d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
 			if err != nil {
 				return err
@@ -51,7 +53,7 @@ func TestFull(t *testing.T) {
 	if err := r.PutClaim(t.Context(), &repo.Claim{Run: "0123", Started: c.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	forget(t, store, first)
+	repotest.Forget(t, store, first)
 	store.LimitSpace(0)
 	o := prune.Options{Now: c.Now, Wait: c.Wait, MaxRepack: 1 << 30}
 	if _, _, err := pass(t.Context(), store, o); !errors.Is(err, object.ErrNoSpace) {
@@ -66,18 +68,18 @@ func TestFull(t *testing.T) {
 		t.Fatalf("%+v, refused %v", res, full.refused)
 	}
 	mustClean(t, store)
-	if n := len(names(t, store, "claims/")); n != 0 {
+	if n := len(repotest.Names(t, store, "claims/")); n != 0 {
 		t.Errorf("%d claims left", n)
 	}
-	mustSave(t, full, c, content(30), "c")
+	mustSave(t, full, c, disktest.Content(30), "c")
 	mustClean(t, store)
 }
 
 // Where nothing is dead as a whole, a repository without room is rescued all the
 // same: room for what lives in one pack is enough.
 func TestFullOfMostlyDead(t *testing.T) {
-	store, c := mem.New(), newClock()
-	initRepo(t, store)
+	store, c := mem.New(), repotest.NewClock()
+	repotest.Init(t, store)
 	const vms, blocks = 12, 6
 	var all [vms]*repo.Snapshot
 	for i := range uint64(vms) {
@@ -85,11 +87,11 @@ func TestFullOfMostlyDead(t *testing.T) {
 		for k := range uint64(blocks) {
 			seeds = append(seeds, 100*i+k)
 		}
-		all[i] = mustSave(t, store, c, content(seeds...), fmt.Sprint(i))
-		mustSave(t, store, c, content(seeds[:1+i%2]...), fmt.Sprint(i))
+		all[i] = mustSave(t, store, c, disktest.Content(seeds...), fmt.Sprint(i))
+		mustSave(t, store, c, disktest.Content(seeds[:1+i%2]...), fmt.Sprint(i))
 	}
 	for _, s := range all {
-		forget(t, store, s)
+		repotest.Forget(t, store, s)
 	}
 	o := prune.Options{Now: c.Now, Wait: c.Wait, MaxRepack: 1 << 30, Exclusive: true}
 	full := &fullStore{Store: store, room: 120 << 10}
@@ -132,13 +134,13 @@ func pack0(name string) bool { _, ok := pack.ParseObjectName(name); return ok }
 // merge puts one index object in the place of all.
 func merge(t *testing.T, objects object.Store) {
 	t.Helper()
-	old := names(t, objects, "index/")
+	old := repotest.Names(t, objects, "index/")
 	for _, name := range old {
 		if err := objects.Delete(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r, err := openRepo(t.Context(), objects)
+	r, err := repotest.TryOpen(t.Context(), objects, repo.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,14 +8,16 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 func clone(t *testing.T, from object.Store) object.Store {
 	t.Helper()
 	to := mem.New()
-	for _, name := range names(t, from, "") {
+	for _, name := range repotest.Names(t, from, "") {
 		data, err := from.Get(t.Context(), name, 0, -1)
 		if err == nil {
 			err = to.Put(t.Context(), name, data)
@@ -31,14 +33,14 @@ func clone(t *testing.T, from object.Store) object.Store {
 // it, once or for good: nothing that a snapshot needs is lost, and the next try
 // frees what is to be freed.
 func TestEveryCallFails(t *testing.T) {
-	c := newClock()
+	c := repotest.NewClock()
 	start := mem.New()
-	initRepo(t, start)
-	a := mustSave(t, start, c, content(1, 2, 3, 4, 5, 6), "a")
-	mustSave(t, start, c, content(1, 2), "b")
-	gone := mustSave(t, start, c, content(7, 8), "c")
+	repotest.Init(t, start)
+	a := mustSave(t, start, c, disktest.Content(1, 2, 3, 4, 5, 6), "a")
+	mustSave(t, start, c, disktest.Content(1, 2), "b")
+	gone := mustSave(t, start, c, disktest.Content(7, 8), "c")
 	forgetAndPrune := func(ctx context.Context, objects object.Store, o prune.Options) error {
-		r, err := repo.Open(ctx, objects, repo.Options{Secret: secret})
+		r, err := repo.Open(ctx, objects, repo.Options{Secret: repotest.Secret()})
 		if err == nil {
 			err = r.DeleteSnapshot(ctx, a)
 		}
@@ -52,10 +54,10 @@ func TestEveryCallFails(t *testing.T) {
 			"before": {}, "after": {After: true}, "for good": {Stay: true}, "after, for good": {After: true, Stay: true},
 		} {
 			t.Run(fmt.Sprintf("exclusive %v, %s", exclusive, how), func(t *testing.T) {
-				c := &clock{t: c.Now()}
+				c := repotest.ClockAt(c.Now())
 				o := prune.Options{Now: c.Now, Wait: c.Wait, MaxRepack: 1 << 30, Exclusive: exclusive}
 				base := clone(t, start)
-				forget(t, base, gone)
+				repotest.Forget(t, base, gone)
 				if !exclusive { // so that this pass deletes, repacks and condemns
 					mustPass(t, base, prune.Options{Now: c.Now, Wait: c.Wait})
 				}
@@ -86,10 +88,10 @@ func TestEveryCallFails(t *testing.T) {
 							t.Fatalf("call %d: third try: %v", n, err)
 						}
 						mustSound(t, inner, n)
-						c = &clock{t: at}
+						c = repotest.ClockAt(at)
 						o.Now, o.Wait = c.Now, c.Wait
 					}
-					if n := len(names(t, inner, "packs/")); n > 6 {
+					if n := len(repotest.Names(t, inner, "packs/")); n > 6 {
 						t.Errorf("%d packs are left", n)
 					}
 				}

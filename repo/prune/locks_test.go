@@ -8,8 +8,10 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/versions"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 const lockDays = 30
@@ -34,14 +36,14 @@ func until(t *testing.T, k object.Keeper, name string) time.Time {
 // What is dead goes when its lock ends, and not before, and the plan says when;
 // what lives is locked for longer when less than half of its time is left.
 func TestLocks(t *testing.T) {
-	c := newClock()
+	c := repotest.NewClock()
 	k := mem.NewKeeper(c.Now)
-	if _, err := repo.Init(t.Context(), locked(t, k), repo.Options{Secret: secret, LockDays: lockDays, Now: c.Now}); err != nil {
+	if _, err := repo.Init(t.Context(), locked(t, k), repo.Options{Secret: repotest.Secret(), LockDays: lockDays, Now: c.Now}); err != nil {
 		t.Fatal(err)
 	}
 	start := c.Now()
-	goes := mustSave(t, locked(t, k), c, content(1, 2, 3), "goes")
-	stays := mustSave(t, locked(t, k), c, content(4, 5, 6), "stays")
+	goes := mustSave(t, locked(t, k), c, disktest.Content(1, 2, 3), "goes")
+	stays := mustSave(t, locked(t, k), c, disktest.Content(4, 5, 6), "stays")
 	o := prune.Options{Now: c.Now, Wait: c.Wait}
 
 	// It cannot be forgotten while it is locked.
@@ -94,12 +96,12 @@ func TestLocks(t *testing.T) {
 
 // A pack whose time is up waits for its lock, and the plan says until when.
 func TestLockedPacksWait(t *testing.T) {
-	c := newClock()
+	c := repotest.NewClock()
 	k := mem.NewKeeper(c.Now)
-	if _, err := repo.Init(t.Context(), locked(t, k), repo.Options{Secret: secret, LockDays: lockDays, Now: c.Now}); err != nil {
+	if _, err := repo.Init(t.Context(), locked(t, k), repo.Options{Secret: repotest.Secret(), LockDays: lockDays, Now: c.Now}); err != nil {
 		t.Fatal(err)
 	}
-	s := mustSave(t, locked(t, k), c, content(1, 2), "vm")
+	s := mustSave(t, locked(t, k), c, disktest.Content(1, 2), "vm")
 	ends := c.Now().Add(days(lockDays))
 	// As one who may bypass governance does.
 	k.KeepFor(0)
@@ -124,7 +126,7 @@ func TestLockedPacksWait(t *testing.T) {
 }
 
 // removeAll takes a snapshot away at a time when its lock has ended.
-func removeAll(t *testing.T, k *mem.Keeper, c *clock, name string, ends time.Time) error {
+func removeAll(t *testing.T, k *mem.Keeper, c *repotest.Clock, name string, ends time.Time) error {
 	t.Helper()
 	c.Add(ends.Sub(c.Now()) + time.Second)
 	var ids []string
@@ -142,16 +144,16 @@ func removeAll(t *testing.T, k *mem.Keeper, c *clock, name string, ends time.Tim
 // What a list condemns and a snapshot needs all the same stays, also where
 // nothing else runs.
 func TestExclusiveKeepsWhatIsNeeded(t *testing.T) {
-	c := newClock()
+	c := repotest.NewClock()
 	objects := mem.New()
-	initRepo(t, objects)
-	mustSave(t, objects, c, content(1, 2, 3), "vm")
-	r, err := openRepo(t.Context(), objects)
+	repotest.Init(t, objects)
+	mustSave(t, objects, c, disktest.Content(1, 2, 3), "vm")
+	r, err := repotest.TryOpen(t.Context(), objects, repo.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	list := &repo.Condemned{Time: c.Now()}
-	for _, name := range names(t, objects, "packs/") {
+	for _, name := range repotest.Names(t, objects, "packs/") {
 		list.Packs = append(list.Packs, name[len("packs/ab/"):])
 	}
 	if err := r.PutCondemned(t.Context(), list); err != nil {

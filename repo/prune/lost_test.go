@@ -6,29 +6,31 @@ import (
 	"testing"
 
 	"xenkeep/chunkstore/object/mem"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 // Where a data pack is gone, each snapshot that needs it is named in turn, and
 // nothing is done until all of them are given up.
 func TestLostChunks(t *testing.T) {
-	store, c := mem.New(), newClock()
-	initRepo(t, store)
+	store, c := mem.New(), repotest.NewClock()
+	repotest.Init(t, store)
 	before := make(map[string]bool)
-	for _, name := range names(t, store, "packs/") {
+	for _, name := range repotest.Names(t, store, "packs/") {
 		before[name] = true
 	}
-	a := mustSave(t, store, c, content(1, 2, 3), "a")
+	a := mustSave(t, store, c, disktest.Content(1, 2, 3), "a")
 	var data string
-	for _, name := range names(t, store, "packs/") {
+	for _, name := range repotest.Names(t, store, "packs/") {
 		if d, err := store.Get(t.Context(), name, 0, -1); err == nil && !before[name] && len(d) > 200<<10 {
 			data = name
 		}
 	}
-	b := mustSave(t, store, c, content(1, 2, 3), "b") // all shared
-	mixed := mustSave(t, store, c, content(9, 2), "c")
-	sound := mustSave(t, store, c, content(11, 12), "d")
+	b := mustSave(t, store, c, disktest.Content(1, 2, 3), "b") // all shared
+	mixed := mustSave(t, store, c, disktest.Content(9, 2), "c")
+	sound := mustSave(t, store, c, disktest.Content(11, 12), "d")
 	if data == "" {
 		t.Fatal("no pack of data")
 	}
@@ -38,12 +40,12 @@ func TestLostChunks(t *testing.T) {
 	o := prune.Options{Now: c.Now, Wait: c.Wait}
 	lost := map[string]*repo.Snapshot{a.ID(): a, b.ID(): b, mixed.ID(): mixed}
 	for len(lost) > 0 {
-		objects := len(names(t, store, ""))
+		objects := len(repotest.Names(t, store, ""))
 		_, _, err := pass(t.Context(), store, o)
 		if !errors.Is(err, prune.ErrUnreadable) {
 			t.Fatalf("%d snapshots lack chunks: %v", len(lost), err)
 		}
-		if n := len(names(t, store, "")); n != objects {
+		if n := len(repotest.Names(t, store, "")); n != objects {
 			t.Fatalf("%d objects of %d left", n, objects)
 		}
 		named := ""
@@ -65,7 +67,7 @@ func TestLostChunks(t *testing.T) {
 	if err := findings(t.Context(), store); err != nil && strings.Contains(err.Error(), "snapshots/") {
 		t.Error(err) // that the pack is missing is all
 	}
-	if left := names(t, store, "snapshots/"); len(left) != 1 || left[0] != "snapshots/"+sound.ID() {
+	if left := repotest.Names(t, store, "snapshots/"); len(left) != 1 || left[0] != "snapshots/"+sound.ID() {
 		t.Errorf("snapshots left: %v", left)
 	}
 }

@@ -15,10 +15,12 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 
 	"pgregory.net/rapid"
 )
@@ -27,7 +29,7 @@ import (
 // name or lack where no snapshot suffers from it, and over snapshots that do
 // not count.
 func sound(ctx context.Context, objects object.Store) error {
-	r, err := openRepo(ctx, objects)
+	r, err := repotest.TryOpen(ctx, objects, repo.Options{})
 	if err != nil {
 		return err
 	}
@@ -153,7 +155,7 @@ func (g *gate) Traits() object.Traits {
 // world is a repository and its clients.
 type world struct {
 	ctx     context.Context
-	c       *clock
+	c       *repotest.Clock
 	inner   object.Store
 	store   *objecttest.Faulty
 	clients []*client
@@ -163,8 +165,8 @@ type world struct {
 }
 
 func newWorld(ctx context.Context, declared, actual time.Duration) (*world, error) {
-	w := &world{ctx: ctx, c: newClock(), inner: mem.New(), killed: make(map[string]bool)}
-	if _, err := repo.Init(ctx, w.inner, repo.Options{Secret: secret}); err != nil {
+	w := &world{ctx: ctx, c: repotest.NewClock(), inner: mem.New(), killed: make(map[string]bool)}
+	if _, err := repo.Init(ctx, w.inner, repo.Options{Secret: repotest.Secret()}); err != nil {
 		return nil, err
 	}
 	w.store = objecttest.NewFaulty(w.inner)
@@ -229,7 +231,7 @@ func (w *world) kill(c *client) {
 func (w *world) backup(vm string, seeds []uint64, restart bool) {
 	machine := fmt.Sprintf("backup of %s %d", vm, w.n+1) // the client's name
 	w.start("backup of "+vm, func(ctx context.Context, objects object.Store) error {
-		r, err := repo.Open(ctx, objects, repo.Options{Secret: secret})
+		r, err := repo.Open(ctx, objects, repo.Options{Secret: repotest.Secret()})
 		if err != nil {
 			return err
 		}
@@ -260,7 +262,8 @@ func (w *world) backup(vm string, seeds []uint64, restart bool) {
 					}
 				}
 			}
-			return store(ctx, run, s, content(seeds...), roots...)
+			m := disktest.Content(seeds...)
+			return repotest.SaveIn(ctx, run, s, m.Source(), diskOptions(m, roots))
 		})
 	})
 }
@@ -484,9 +487,9 @@ func TestRetired(t *testing.T) {
 		w.step(w.clients[0], toEnd)
 		var got error
 		w.start("backup of b", func(ctx context.Context, objects object.Store) error {
-			r, err := openRepo(ctx, objects)
+			r, err := repotest.TryOpen(ctx, objects, repo.Options{})
 			if err == nil {
-				_, err = save(ctx, r, w.c, content(1, 2, 4), "b")
+				_, err = save(ctx, r, w.c, disktest.Content(1, 2, 4), "b")
 			}
 			got = err
 			return err

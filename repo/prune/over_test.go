@@ -1,7 +1,6 @@
 package prune_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,9 +11,11 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/check"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 // endless is a storage whose reader learns of no run's end: all snapshots
@@ -32,7 +33,7 @@ func (e endless) List(ctx context.Context, prefix string, fn func(object.Info) e
 
 // withdrawn are the snapshots that do not count.
 func withdrawn(ctx context.Context, objects object.Store) (ids []string, err error) {
-	r, err := openRepo(ctx, objects)
+	r, err := repotest.TryOpen(ctx, objects, repo.Options{})
 	if err != nil {
 		return nil, err
 	}
@@ -59,9 +60,9 @@ func heldUp(t *testing.T, hold, more int) (over bool, counted, all error) {
 	w.backup("a", []uint64{1, 2, 3}, false)
 	w.step(w.clients[0], toEnd)
 	w.start("backup of b", func(ctx context.Context, objects object.Store) error {
-		r, err := openRepo(ctx, objects)
+		r, err := repotest.TryOpen(ctx, objects, repo.Options{})
 		if err == nil {
-			_, err = save(ctx, r, w.c, content(1, 2, 4), "b")
+			_, err = save(ctx, r, w.c, disktest.Content(1, 2, 4), "b")
 		}
 		return err
 	})
@@ -137,15 +138,15 @@ func TestHeldWithinPut(t *testing.T) {
 func TestEndNeedsFullKey(t *testing.T) {
 	for _, itself := range []bool{false, true} {
 		t.Run(fmt.Sprint("ended itself ", itself), func(t *testing.T) {
-			store, c := mem.New(), newClock()
-			full := initRepo(t, store)
-			second := slot.Secret{KeyFile: bytes.Repeat([]byte{6}, 32)}
+			store, c := mem.New(), repotest.NewClock()
+			full := repotest.Init(t, store)
+			second := repotest.Key(6)
 			if _, err := full.AddSlot(t.Context(), second, "machine", seal.WriteOnly, c.Now()); err != nil {
 				t.Fatal(err)
 			}
-			s := mustSave(t, store, c, content(1, 2, 3), "a")
-			mustSave(t, store, c, content(4), "b")
-			forget(t, store, s)
+			s := mustSave(t, store, c, disktest.Content(1, 2, 3), "a")
+			mustSave(t, store, c, disktest.Content(4), "b")
+			repotest.Forget(t, store, s)
 			claim := &repo.Claim{Run: "0c", Started: c.Now(), Roots: []repo.HexID{s.Disks[0].Root}}
 			if err := full.PutClaim(t.Context(), claim); err != nil {
 				t.Fatal(err)
@@ -176,20 +177,20 @@ func TestEndNeedsFullKey(t *testing.T) {
 				with(second)
 			}
 			p, _ := with(second)
-			if left := len(names(t, store, "claims/")); (left == 0) != itself || (p.NeedEnd == 0) != itself || p.End != 0 || len(names(t, store, "over/")) > 0 {
+			if left := len(repotest.Names(t, store, "claims/")); (left == 0) != itself || (p.NeedEnd == 0) != itself || p.End != 0 || len(repotest.Names(t, store, "over/")) > 0 {
 				t.Fatalf("%d claims are left: %+v", left, p)
 			}
 			if itself {
 				return
 			}
-			packs := len(names(t, store, "packs/"))
-			if p, res := with(secret); p.End != 1 || res.Ended != 1 || len(names(t, store, "claims/")) != 1 {
+			packs := len(repotest.Names(t, store, "packs/"))
+			if p, res := with(repotest.Secret()); p.End != 1 || res.Ended != 1 || len(repotest.Names(t, store, "claims/")) != 1 {
 				t.Errorf("the pass that ends the run: %+v %+v", p, res)
 			}
-			if _, res := with(second); res.Condemned.Packs == 0 || len(names(t, store, "claims/")) != 0 {
+			if _, res := with(second); res.Condemned.Packs == 0 || len(repotest.Names(t, store, "claims/")) != 0 {
 				t.Errorf("the pass after it: %+v", res)
 			}
-			if _, res := with(second); res.Deleted.Packs == 0 || len(names(t, store, "packs/")) >= packs {
+			if _, res := with(second); res.Deleted.Packs == 0 || len(repotest.Names(t, store, "packs/")) >= packs {
 				t.Errorf("the pass after that: %+v", res)
 			}
 			mustClean(t, store)
@@ -200,9 +201,9 @@ func TestEndNeedsFullKey(t *testing.T) {
 // Where nothing else is said to run, what a run publishes all the same does not
 // count once it has lost its claim.
 func TestExclusiveEnds(t *testing.T) {
-	store, c := mem.New(), newClock()
-	r := initRepo(t, store)
-	before := mustSave(t, store, c, content(1), "a")
+	store, c := mem.New(), repotest.NewClock()
+	r := repotest.Init(t, store)
+	before := mustSave(t, store, c, disktest.Content(1), "a")
 	s := &repo.Snapshot{Run: "0c", VM: repo.Named{UUID: "b"}, Disks: before.Disks}
 	if err := errors.Join(r.PutClaim(t.Context(), &repo.Claim{Run: "0c", Started: c.Now()}), r.PutSnapshot(t.Context(), s)); err != nil {
 		t.Fatal(err)

@@ -1,12 +1,9 @@
 package prune_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,119 +11,38 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/slot"
-	"xenkeep/internal/disk"
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
-var secret = slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}
-
-// clock is a clock that tests move.
-type clock struct {
-	mu sync.Mutex
-	t  time.Time
+// save backs up m as the only disk of a VM. Its chunks are found in roots first.
+func save(ctx context.Context, r *repo.Repository, c *repotest.Clock, m *disktest.Mem, vm string, roots ...chunk.ID) (*repo.Snapshot, error) {
+	return repotest.Save(ctx, r, vm, m.Source(), diskOptions(m, roots), backup.Options{Now: c.Now, Workers: 1, Uploads: 1, Roots: roots, AdoptOrphans: true})
 }
 
-func newClock() *clock { return &clock{t: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)} }
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *clock) Add(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
-
-func (c *clock) Wait(_ context.Context, d time.Duration) error { c.Add(d); return nil }
-
-func initRepo(t testing.TB, objects object.Store) *repo.Repository {
-	t.Helper()
-	r, err := repo.Init(t.Context(), objects, repo.Options{Secret: secret})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
-
-func openRepo(ctx context.Context, objects object.Store) (*repo.Repository, error) {
-	r, err := repo.Open(ctx, objects, repo.Options{Secret: secret})
-	if err == nil {
-		err = r.LoadIndex(ctx)
-	}
-	return r, err
-}
-
-// content is a disk whose blocks are random, each by a seed of its own.
-func content(seeds ...uint64) *disktest.Mem {
-	m := disktest.NewMem(int64(len(seeds)) * disk.BlockSize)
-	for i, seed := range seeds {
-		src := rand.New(rand.NewPCG(seed, 7))
-		p := make([]byte, 100<<10)
-		for j := range p {
-			p[j] = byte(src.Uint32())
-		}
-		_ = m.WriteAt(context.Background(), p, int64(i)*disk.BlockSize)
-	}
-	return m
-}
-
-func save(ctx context.Context, r *repo.Repository, c *clock, m *disktest.Mem, vm string, roots ...chunk.ID) (*repo.Snapshot, error) {
-	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: vm, Name: vm}, Data: c.Now(), Complete: true}
-	err := backup.Do(ctx, r, backup.Options{Now: c.Now, Workers: 1, Uploads: 1, Roots: roots, AdoptOrphans: true}, func(ctx context.Context, run *backup.Run) error {
-		return store(ctx, run, s, m, roots...)
-	})
-	return s, err
-}
-
-// store publishes a snapshot with one disk within a run.
-func store(ctx context.Context, run *backup.Run, s *repo.Snapshot, m *disktest.Mem, roots ...chunk.ID) error {
+func diskOptions(m *disktest.Mem, roots []chunk.ID) backup.DiskOptions {
 	o := backup.DiskOptions{Size: m.Size()}
 	if len(roots) > 0 {
 		o.Base = roots[0]
 	}
-	d, err := run.Disk(ctx, m.Source(), o)
-	if err != nil {
-		return err
-	}
-	rec, err := run.Record(ctx, "vm", []byte(s.VM.UUID))
-	if err != nil {
-		return err
-	}
-	s.Records = []repo.Record{rec}
-	s.Disks = []repo.Disk{{Device: "xvda", Size: o.Size, Root: repo.HexID(d.Root), Method: "full", Counts: d.Counts}}
-	run.Add(s)
-	return run.Flush(ctx)
+	return o
 }
 
-func mustSave(t *testing.T, objects object.Store, c *clock, m *disktest.Mem, vm string) *repo.Snapshot {
+func mustSave(t *testing.T, objects object.Store, c *repotest.Clock, m *disktest.Mem, vm string) *repo.Snapshot {
 	t.Helper()
-	r, err := openRepo(t.Context(), objects)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := save(t.Context(), r, c, m, vm)
+	s, err := save(t.Context(), repotest.Open(t, objects), c, m, vm)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-func forget(t *testing.T, objects object.Store, s *repo.Snapshot) {
-	t.Helper()
-	if err := objects.Delete(t.Context(), "snapshots/"+s.ID()); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func pass(ctx context.Context, objects object.Store, o prune.Options) (*prune.Plan, *prune.Result, error) {
-	r, err := repo.Open(ctx, objects, repo.Options{Secret: secret})
+	r, err := repo.Open(ctx, objects, repo.Options{Secret: repotest.Secret()})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -148,7 +64,7 @@ func mustPass(t *testing.T, objects object.Store, o prune.Options) (*prune.Plan,
 }
 
 func findings(ctx context.Context, objects object.Store) error {
-	r, err := openRepo(ctx, objects)
+	r, err := repotest.TryOpen(ctx, objects, repo.Options{})
 	if err != nil {
 		return err
 	}
@@ -169,31 +85,20 @@ func mustClean(t *testing.T, objects object.Store) {
 	}
 }
 
-func names(t *testing.T, objects object.Store, prefix string) (all []string) {
-	t.Helper()
-	if err := objects.List(t.Context(), prefix, func(i object.Info) error {
-		all = append(all, i.Name)
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return all
-}
-
 const day = 24 * time.Hour
 
 // What is forgotten is condemned, waits a day, goes, and leaves no trace.
 func TestLife(t *testing.T) {
-	store, c := mem.New(), newClock()
-	initRepo(t, store)
-	a := mustSave(t, store, c, content(1, 2, 3, 4, 5), "a")
-	mustSave(t, store, c, content(6, 7), "b")
+	store, c := mem.New(), repotest.NewClock()
+	repotest.Init(t, store)
+	a := mustSave(t, store, c, disktest.Content(1, 2, 3, 4, 5), "a")
+	mustSave(t, store, c, disktest.Content(6, 7), "b")
 	o := prune.Options{Now: c.Now, Wait: c.Wait}
-	if p, _ := mustPass(t, store, o); p.Dead.Packs != 0 || len(names(t, store, "condemned/")) != 0 {
+	if p, _ := mustPass(t, store, o); p.Dead.Packs != 0 || len(repotest.Names(t, store, "condemned/")) != 0 {
 		t.Fatalf("nothing is dead: %+v", p)
 	}
-	forget(t, store, a)
-	before := len(names(t, store, "packs/"))
+	repotest.Forget(t, store, a)
+	before := len(repotest.Names(t, store, "packs/"))
 	p, res := mustPass(t, store, o)
 	if p.Condemn.Packs != 2 || res.Condemned.Packs != 2 || res.Deleted.Packs != 0 || p.Until == nil {
 		t.Fatalf("condemned: %+v %+v", p, res)
@@ -204,7 +109,7 @@ func TestLife(t *testing.T) {
 		t.Fatalf("waiting: %+v %+v", p, res)
 	}
 	c.Add(day)
-	if _, res := mustPass(t, store, o); res.Deleted.Packs != 2 || len(names(t, store, "packs/")) != before-2 {
+	if _, res := mustPass(t, store, o); res.Deleted.Packs != 2 || len(repotest.Names(t, store, "packs/")) != before-2 {
 		t.Fatalf("deleted: %+v", res)
 	}
 	mustClean(t, store)
@@ -212,7 +117,7 @@ func TestLife(t *testing.T) {
 		c.Add(day + time.Hour)
 		mustPass(t, store, o)
 	}
-	if left := names(t, store, "condemned/"); len(left) != 0 {
+	if left := repotest.Names(t, store, "condemned/"); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
 	mustClean(t, store)
@@ -222,11 +127,11 @@ func TestLife(t *testing.T) {
 func TestRepack(t *testing.T) {
 	for _, exclusive := range []bool{false, true} {
 		t.Run(fmt.Sprint("exclusive ", exclusive), func(t *testing.T) {
-			store, c := mem.New(), newClock()
-			r := initRepo(t, store)
-			a := mustSave(t, store, c, content(1, 2, 3, 4, 5, 6, 7, 8), "a")
-			mustSave(t, store, c, content(1, 2), "b")
-			forget(t, store, a)
+			store, c := mem.New(), repotest.NewClock()
+			r := repotest.Init(t, store)
+			a := mustSave(t, store, c, disktest.Content(1, 2, 3, 4, 5, 6, 7, 8), "a")
+			mustSave(t, store, c, disktest.Content(1, 2), "b")
+			repotest.Forget(t, store, a)
 			keys, err := r.Keys().ForNewWriter(2)
 			if err != nil {
 				t.Fatal(err)
@@ -234,14 +139,14 @@ func TestRepack(t *testing.T) {
 			if keys.DataPrivate != nil {
 				t.Fatal("the key opens data")
 			}
-			data, id, err := slot.Seal(keys, []byte(configOf(t, r)), slot.Secret{KeyFile: bytes.Repeat([]byte{6}, 32)}, "w", c.Now())
+			data, id, err := slot.Seal(keys, []byte(configOf(t, r)), repotest.Key(6), "w", c.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := errors.Join(store.Put(t.Context(), "slots/a/"+id, data), store.Put(t.Context(), "slots/b/"+id, data)); err != nil {
 				t.Fatal(err)
 			}
-			w, err := repo.Open(t.Context(), store, repo.Options{Secret: slot.Secret{KeyFile: bytes.Repeat([]byte{6}, 32)}})
+			w, err := repo.Open(t.Context(), store, repo.Options{Secret: repotest.Key(6)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -267,7 +172,7 @@ func TestRepack(t *testing.T) {
 			}
 			mustClean(t, store)
 			// Merged packs can be merged again.
-			mustSave(t, store, c, content(2), "c")
+			mustSave(t, store, c, disktest.Content(2), "c")
 			o.Exclusive = true
 			mustPass(t, store, o)
 			mustClean(t, store)
@@ -292,21 +197,21 @@ func configOf(t *testing.T, r *repo.Repository) string {
 func TestUnreadable(t *testing.T) {
 	for _, what := range []string{"snapshots/", "packs/", "claims/", "condemned/", "notes/"} {
 		t.Run(what, func(t *testing.T) {
-			store, c := mem.New(), newClock()
-			r := initRepo(t, store)
-			a := mustSave(t, store, c, content(1, 2, 3), "a")
-			mustSave(t, store, c, content(4, 5), "b")
+			store, c := mem.New(), repotest.NewClock()
+			r := repotest.Init(t, store)
+			a := mustSave(t, store, c, disktest.Content(1, 2, 3), "a")
+			mustSave(t, store, c, disktest.Content(4, 5), "b")
 			if err := r.PutClaim(t.Context(), &repo.Claim{Run: "00", Started: c.Now()}); err != nil {
 				t.Fatal(err)
 			}
 			if err := r.PutNote(t.Context(), &repo.Note{Kind: "protect", Time: c.Now()}); err != nil {
 				t.Fatal(err)
 			}
-			forget(t, store, a)
+			repotest.Forget(t, store, a)
 			o := prune.Options{Now: c.Now, Wait: c.Wait}
 			mustPass(t, store, o)
 			c.Add(2 * day)
-			for _, name := range names(t, store, what) {
+			for _, name := range repotest.Names(t, store, what) {
 				data, err := store.Get(t.Context(), name, 0, -1)
 				if err != nil {
 					t.Fatal(err)
@@ -318,7 +223,7 @@ func TestUnreadable(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			before := len(names(t, store, ""))
+			before := len(repotest.Names(t, store, ""))
 			for _, exclusive := range []bool{false, true} {
 				o.Exclusive = exclusive
 				_, _, err := pass(t.Context(), store, o)
@@ -331,7 +236,7 @@ func TestUnreadable(t *testing.T) {
 				if err == nil {
 					t.Errorf("exclusive %v: no error", exclusive)
 				}
-				if after := len(names(t, store, "")); after != before {
+				if after := len(repotest.Names(t, store, "")); after != before {
 					t.Errorf("exclusive %v: %d objects of %d left", exclusive, after, before)
 				}
 			}

@@ -14,9 +14,11 @@ import (
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object/local"
+	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 const togetherDir, togetherRole = "XENKEEP_TEST_TOGETHER", "XENKEEP_TEST_TOGETHER_ROLE"
@@ -82,9 +84,9 @@ func TestTogetherChild(t *testing.T) {
 		if len(mine) > 0 {
 			roots = []chunk.ID{chunk.ID(mine[len(mine)-1].Disks[0].Root)}
 		}
-		c := &clock{t: now()}
+		c := repotest.ClockAt(now())
 		// Content that comes and goes, and that the three share.
-		_, err = save(t.Context(), r, c, content(round%4, uint64(role)+round%2*10, 99), vm, roots...)
+		_, err = save(t.Context(), r, c, disktest.Content(round%4, uint64(role)+round%2*10, 99), vm, roots...)
 		if err != nil && !errors.Is(err, backup.ErrRetired) && !errors.Is(err, backup.ErrClaimLeft) {
 			t.Fatalf("%s, round %d: %v", vm, round, err)
 		}
@@ -99,7 +101,7 @@ func TestTogetherChild(t *testing.T) {
 
 func open(t *testing.T, objects *local.Store) (*repo.Repository, error) {
 	t.Helper()
-	return openRepo(context.WithoutCancel(t.Context()), objects)
+	return repotest.TryOpen(context.WithoutCancel(t.Context()), objects, repo.Options{})
 }
 
 // together is how many rounds each process goes; XENKEEP_TEST_TOGETHER_ROUNDS
@@ -122,7 +124,7 @@ func TestTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	initRepo(t, objects)
+	repotest.Init(t, objects)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(together())*30*time.Second)
 	defer cancel()
 	var over sync.WaitGroup
@@ -144,7 +146,7 @@ func TestTogether(t *testing.T) {
 	if err := sound(t.Context(), objects); err != nil {
 		t.Error(err)
 	}
-	r, err := openRepo(t.Context(), objects)
+	r, err := repotest.TryOpen(t.Context(), objects, repo.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,13 +8,14 @@ import (
 	"xenkeep/internal/disk"
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 // A disk of several nodes, two of them alike, keeps all it needs, and what
 // nothing needs goes.
 func TestWalkOfManyNodes(t *testing.T) {
-	store, c := mem.New(), newClock()
-	initRepo(t, store)
+	store, c := mem.New(), repotest.NewClock()
+	repotest.Init(t, store)
 	m := disktest.NewMem(4<<30 + 4096)
 	write := func(seed byte, at int64) {
 		p := make([]byte, 300<<10)
@@ -33,13 +34,13 @@ func TestWalkOfManyNodes(t *testing.T) {
 	write(6, 3<<30)
 	write(7, 1<<30)
 	mustSave(t, store, c, m, "a")
-	mustSave(t, store, c, content(9, 10), "b")
+	mustSave(t, store, c, disktest.Content(9, 10), "b")
 	o := prune.Options{Now: c.Now, Wait: c.Wait, MaxRepack: 1 << 30}
 	p, _ := mustPass(t, store, o)
 	if p.Dead.Packs != 0 {
 		t.Fatalf("nothing is dead: %+v", p)
 	}
-	forget(t, store, first)
+	repotest.Forget(t, store, first)
 	o.Exclusive = true
 	_, res := mustPass(t, store, o)
 	if freed := res.Deleted.Bytes; freed < 300<<10 {

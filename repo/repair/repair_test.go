@@ -1,7 +1,6 @@
 package repair_test
 
 import (
-	"bytes"
 	"context"
 	"math/rand/v2"
 	"slices"
@@ -14,7 +13,6 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/chunkstore/pack"
-	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
@@ -22,10 +20,9 @@ import (
 	"xenkeep/repo/check"
 	"xenkeep/repo/prune"
 	"xenkeep/repo/repair"
+	"xenkeep/repo/repotest"
 	"xenkeep/repo/restore"
 )
-
-var secret = slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}
 
 // house is a repository of one VM and the disk that is backed up into it.
 type house struct {
@@ -41,9 +38,7 @@ const diskSize = 9<<20 + 4096
 
 func newHouse(t *testing.T) *house {
 	h := &house{t: t, store: mem.New(), cache: t.TempDir(), now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), m: disktest.NewMem(diskSize)}
-	if _, err := repo.Init(t.Context(), h.store, repo.Options{Secret: secret}); err != nil {
-		t.Fatal(err)
-	}
+	repotest.Init(t, h.store)
 	for i := range int64(4) { // a block each, and a hole
 		p := make([]byte, 300<<10)
 		_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(p)
@@ -62,22 +57,9 @@ func (h *house) write(p []byte, at int64) {
 
 func (h *house) open(objects object.Store) *repo.Repository {
 	h.t.Helper()
-	r, err := repo.Open(h.t.Context(), objects, repo.Options{Secret: secret, CacheDir: h.cache})
-	if err == nil {
-		err = r.LoadIndex(h.t.Context())
-	}
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	r := repotest.OpenWith(h.t, objects, repo.Options{CacheDir: h.cache})
 	h.t.Cleanup(func() { _ = r.Store().Index().Close() })
 	return r
-}
-
-type memReader struct{ *disktest.Mem }
-
-func (m memReader) ReadAt(_ context.Context, p []byte, off int64) error {
-	_, err := m.Mem.ReadAt(p, off)
-	return err
 }
 
 // backup reads the disk in full, or what the pool calls changed alone.
@@ -103,7 +85,7 @@ func (h *house) tryBackup(incremental bool, changed ...disk.Extent) (*repo.Snaps
 	err := backup.Do(h.t.Context(), h.open(h.store), o, func(ctx context.Context, run *backup.Run) (err error) {
 		var d backup.DiskResult
 		if incremental {
-			d, err = run.Changed(ctx, memReader{h.m}, backup.ChangedOptions{Size: diskSize, Base: base, Changed: changed})
+			d, err = run.Changed(ctx, h.m.Reader(), backup.ChangedOptions{Size: diskSize, Base: base, Changed: changed})
 		} else {
 			d, err = run.Disk(ctx, h.m.Source(), backup.DiskOptions{Size: diskSize})
 		}
@@ -200,12 +182,7 @@ func (h *house) sound(s *repo.Snapshot) bool {
 	if err != nil {
 		return false
 	}
-	a, b := make([]byte, diskSize), make([]byte, diskSize)
-	_, _ = got.ReadAt(a, 0)
-	_, _ = h.m.ReadAt(b, 0)
-	if !bytes.Equal(a, b) {
-		h.t.Fatal("what is restored is not what was saved")
-	}
+	disktest.MustEqual(h.t, got, h.m)
 	return true
 }
 
@@ -438,7 +415,7 @@ func TestIndex(t *testing.T) {
 // ends well.
 func TestEveryCallFails(t *testing.T) {
 	repairs := func(h *house, objects object.Store) error {
-		r, err := repo.Open(t.Context(), objects, repo.Options{Secret: secret, CacheDir: h.cache})
+		r, err := repo.Open(t.Context(), objects, repo.Options{Secret: repotest.Secret(), CacheDir: h.cache})
 		if err == nil {
 			defer func() { _ = r.Store().Index().Close() }()
 			_, err = repair.Index(t.Context(), r, repair.IndexOptions{})

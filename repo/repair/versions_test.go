@@ -13,6 +13,7 @@ import (
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/repair"
+	"xenkeep/repo/repotest"
 )
 
 var errStorage = errors.New("the storage fails")
@@ -68,7 +69,7 @@ func (f *failing) LockedUntil(ctx context.Context, name, id string) (until time.
 func attacked(t *testing.T) (*house, *mem.Keeper, map[string][]byte) {
 	raw := mem.NewKeeper(time.Now)
 	h := &house{t: t, store: versions.New(raw), cache: t.TempDir(), now: time.Now(), m: disktest.NewMem(diskSize)}
-	if _, err := repo.Init(t.Context(), h.store, repo.Options{Secret: secret, LockDays: 7}); err != nil {
+	if _, err := repo.Init(t.Context(), h.store, repo.Options{Secret: repotest.Secret(), LockDays: 7}); err != nil {
 		t.Fatal(err)
 	}
 	h.write(slices.Repeat([]byte("what is on the disk "), 20000), 4096)
@@ -101,7 +102,7 @@ func TestVersionsEveryCallFails(t *testing.T) {
 		for n := 0; ; n++ {
 			h, raw, before := attacked(t)
 			try := func(k object.Keeper) error {
-				r, err := repo.Open(t.Context(), versions.New(k), repo.Options{Secret: secret})
+				r, err := repo.Open(t.Context(), versions.New(k), repo.Options{Secret: repotest.Secret()})
 				if err != nil {
 					return err
 				}

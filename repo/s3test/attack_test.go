@@ -16,6 +16,7 @@ import (
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/repair"
+	"xenkeep/repo/repotest"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
@@ -75,14 +76,14 @@ func TestAttack(t *testing.T) {
 	at, o := server.Location("repo"), options(server)
 	create(t, at, o, repo.Options{LockDays: 7})
 	day1 := disktest.NewMem(24<<20 + 512)
-	scribble(t, day1, 1, 60)
+	disktest.Scribble(t, day1, 1, 60)
 	r := open(t, at, o, "")
-	s1 := mustBackUp(t, r, day1)
-	scribble(t, day1, 2, 0) // the same disk, whose backup stores nothing
+	s1 := repotest.MustSave(t, r, "vm", day1)
+	disktest.Scribble(t, day1, 2, 0) // the same disk, whose backup stores nothing
 	day2 := disktest.NewMem(day1.Size())
-	scribble(t, day2, 3, 80)
-	s2 := mustBackUp(t, r, day2)
-	mustClean(t, r)
+	disktest.Scribble(t, day2, 3, 80)
+	s2 := repotest.MustSave(t, r, "vm", day2)
+	repotest.MustBeClean(t, r)
 	if err := r.DeleteSnapshot(t.Context(), s1); !errors.Is(err, object.ErrLocked) {
 		t.Fatalf("a locked snapshot was forgotten: %v", err)
 	}
@@ -90,7 +91,7 @@ func TestAttack(t *testing.T) {
 		t.Fatalf("locked until %v, %v", until, err)
 	}
 
-	before := names(t, r.Objects(), "")
+	before := repotest.Names(t, r.Objects(), "")
 	if refused := attack(t, server, "repo/"); refused < len(before)/2 {
 		t.Fatalf("the server refused %d deletions of %d objects", refused, len(before))
 	}
@@ -101,13 +102,13 @@ func TestAttack(t *testing.T) {
 	if err != nil || len(bad) > 0 || len(found) != 2 {
 		t.Fatalf("%d snapshots, %v, %v", len(found), bad, err)
 	}
-	same(t, r, s1.Disks[0].Root, day1)
-	same(t, r, s2.Disks[0].Root, day2)
+	repotest.MustRestore(t, r, s1.Disks[0].Root, day1)
+	repotest.MustRestore(t, r, s2.Disks[0].Root, day2)
 	if p, err := r.ReadRecord(t.Context(), found[0], "vm"); err != nil || !strings.Contains(string(p), "vm") {
 		t.Errorf("record: %q, %v", p, err)
 	}
 	// And a backup goes on.
-	if s := mustBackUp(t, open(t, at, o, ""), day2); s.Disks[0].Root != s2.Disks[0].Root || s.Disks[0].Counts.New != 0 {
+	if s := repotest.MustSave(t, open(t, at, o, ""), "vm", day2); s.Disks[0].Root != s2.Disks[0].Root || s.Disks[0].Counts.New != 0 {
 		t.Errorf("a backup after the attack: %+v", s.Disks[0])
 	}
 
@@ -126,7 +127,7 @@ func TestAttack(t *testing.T) {
 		t.Fatal(err)
 	}
 	packs := 0
-	for _, name := range names(t, plain, "") {
+	for _, name := range repotest.Names(t, plain, "") {
 		sum, named := versions.Sum(name)
 		if !named {
 			continue
@@ -144,7 +145,7 @@ func TestAttack(t *testing.T) {
 	if p := r.Problems(); len(p) > 0 {
 		t.Errorf("problems: %v", p)
 	}
-	mustClean(t, r)
+	repotest.MustBeClean(t, r)
 	if again, err := repair.Versions(t.Context(), r, repair.VersionsOptions{}); err != nil || again.Restored != 0 {
 		t.Errorf("again: %+v, %v", again, err)
 	}
@@ -156,9 +157,9 @@ func TestVersionsWithoutLocks(t *testing.T) {
 	at, o := server.Location("repo"), options(server)
 	create(t, at, o, repo.Options{})
 	m := disktest.NewMem(8 << 20)
-	scribble(t, m, 1, 20)
+	disktest.Scribble(t, m, 1, 20)
 	r := open(t, at, o, "")
-	s := mustBackUp(t, r, m)
+	s := repotest.MustSave(t, r, "vm", m)
 	if err := r.DeleteSnapshot(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
@@ -171,13 +172,13 @@ func TestVersionsWithoutLocks(t *testing.T) {
 		t.Errorf("with the deleted: %+v, %v", res, err)
 	}
 	r = open(t, at, o, "")
-	same(t, r, s.Disks[0].Root, m)
-	mustClean(t, r)
+	repotest.MustRestore(t, r, s.Disks[0].Root, m)
+	repotest.MustBeClean(t, r)
 	// Locks can be begun later, and ended.
 	if err := r.SetLockDays(t.Context(), 3); err != nil {
 		t.Fatal(err)
 	}
-	s = mustBackUp(t, open(t, at, o, ""), m)
+	s = repotest.MustSave(t, open(t, at, o, ""), "vm", m)
 	r = open(t, at, o, "")
 	if until, err := r.LockedUntil(t.Context(), s); err != nil || until.IsZero() {
 		t.Errorf("locked until %v, %v", until, err)
@@ -197,7 +198,7 @@ func TestLocksNeedABucketThatHasThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err = repo.Init(t.Context(), objects, repo.Options{Secret: secret, LockDays: 7}); err == nil {
+	if _, err = repo.Init(t.Context(), objects, repo.Options{Secret: repotest.Secret(), LockDays: 7}); err == nil {
 		t.Fatal("locks in a bucket that has none")
 	}
 	if hint := object.HintOf(err); !strings.Contains(hint, "object lock") && !errors.Is(err, object.ErrUnsupported) {
@@ -217,15 +218,15 @@ func TestAppendOnly(t *testing.T) {
 	cache := t.TempDir()
 	var last *repo.Snapshot
 	for day := range 3 {
-		scribble(t, m, uint64(day+1), 10)
-		last = mustBackUp(t, open(t, at, o, cache), m)
+		disktest.Scribble(t, m, uint64(day+1), 10)
+		last = repotest.MustSave(t, open(t, at, o, cache), "vm", m)
 	}
-	same(t, open(t, at, o, cache), last.Disks[0].Root, m)
+	repotest.MustRestore(t, open(t, at, o, cache), last.Disks[0].Root, m)
 	if proxy.Hits() == 0 {
 		t.Error("nothing was refused: the proxy lets all pass")
 	}
 	r := open(t, at, o, "")
-	mustClean(t, r)
+	repotest.MustBeClean(t, r)
 	// Each run that is over says so, since its claim must stay.
 	claims, _, err := r.Claims(t.Context())
 	if err != nil {

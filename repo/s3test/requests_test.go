@@ -18,6 +18,7 @@ import (
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/check"
+	"xenkeep/repo/repotest"
 )
 
 // remote is a storage that behaves, in memory, as S3 does: listings by pages,
@@ -97,7 +98,7 @@ func (d *days) ReadAt(_ context.Context, p []byte, off int64) error {
 func TestRequestsOfAnIncremental(t *testing.T) {
 	const blocks = 10_000
 	inner := &remote{Store: mem.New()}
-	if _, err := repo.Init(t.Context(), inner, repo.Options{Secret: secret}); err != nil {
+	if _, err := repo.Init(t.Context(), inner, repo.Options{Secret: repotest.Secret()}); err != nil {
 		t.Fatal(err)
 	}
 	// every gives the first page of each n-th block.
@@ -114,7 +115,7 @@ func TestRequestsOfAnIncremental(t *testing.T) {
 		day++
 		d := &days{blocks: blocks, day: day}
 		counted := count.New(storage)
-		r, err := repo.Open(t.Context(), counted, repo.Options{Secret: secret, CacheDir: cache})
+		r, err := repo.Open(t.Context(), counted, repo.Options{Secret: repotest.Secret(), CacheDir: cache})
 		if err == nil {
 			err = r.LoadIndex(t.Context())
 		}
@@ -184,7 +185,7 @@ func TestRequestsOfAnIncremental(t *testing.T) {
 	if n, err = run(cache, inner, every(1, 0)); err != nil {
 		t.Errorf("with a damaged cache: %v", err)
 	}
-	r, err := repo.Open(t.Context(), inner, repo.Options{Secret: secret, CacheDir: cache})
+	r, err := repo.Open(t.Context(), inner, repo.Options{Secret: repotest.Secret(), CacheDir: cache})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +201,7 @@ func TestRequestsOfAnIncremental(t *testing.T) {
 // treePacks counts the packs of lists, nodes and roots.
 func treePacks(t *testing.T, s object.Store) (n int) {
 	t.Helper()
-	for _, name := range names(t, s, "packs/") {
+	for _, name := range repotest.Names(t, s, "packs/") {
 		head, err := s.Get(t.Context(), name, 6, 1)
 		if err != nil {
 			t.Fatal(err)

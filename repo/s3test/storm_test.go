@@ -10,6 +10,7 @@ import (
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/repotest"
 )
 
 // Backup, restore, check and prune come through a line on which every third
@@ -30,15 +31,15 @@ func TestStorm(t *testing.T) {
 		s3proxy.Answer(http.StatusBadGateway, ""),
 	))
 	day1 := disktest.NewMem(40<<20 + 512)
-	scribble(t, day1, 1, 150)
-	s1 := mustBackUp(t, open(t, at, o, ""), day1)
+	disktest.Scribble(t, day1, 1, 150)
+	s1 := repotest.MustSave(t, open(t, at, o, ""), "vm", day1)
 	day2 := disktest.NewMem(day1.Size())
-	scribble(t, day2, 2, 150)
-	s2 := mustBackUp(t, open(t, at, o, ""), day2)
+	disktest.Scribble(t, day2, 2, 150)
+	s2 := repotest.MustSave(t, open(t, at, o, ""), "vm", day2)
 	r := open(t, at, o, "")
-	same(t, r, s1.Disks[0].Root, day1)
-	same(t, r, s2.Disks[0].Root, day2)
-	mustClean(t, r)
+	repotest.MustRestore(t, r, s1.Disks[0].Root, day1)
+	repotest.MustRestore(t, r, s2.Disks[0].Root, day2)
+	repotest.MustBeClean(t, r)
 	if err := r.DeleteSnapshot(t.Context(), s1); err != nil {
 		t.Fatal(err)
 	}
@@ -52,8 +53,8 @@ func TestStorm(t *testing.T) {
 		t.Fatalf("prune: %+v, %v", res, err)
 	}
 	r = open(t, at, o, "")
-	same(t, r, s2.Disks[0].Root, day2)
-	mustClean(t, r)
+	repotest.MustRestore(t, r, s2.Disks[0].Root, day2)
+	repotest.MustBeClean(t, r)
 	if proxy.Hits() < 30 {
 		t.Errorf("only %d requests went wrong", proxy.Hits())
 	}

@@ -8,6 +8,7 @@ import (
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/repair"
+	"xenkeep/repo/repotest"
 )
 
 // Row E12 of the fault list: where a server answers 416 to a suffix range that
@@ -21,16 +22,16 @@ func TestShortSuffix(t *testing.T) {
 	create(t, at, o, repo.Options{})
 	proxy.Break(s3proxy.ShortSuffix)
 	day1 := disktest.NewMem(4<<20 + 512)
-	scribble(t, day1, 1, 3) // packs of less than a suffix range
-	s1 := mustBackUp(t, open(t, at, o, ""), day1)
-	mustClean(t, open(t, at, o, ""))
+	disktest.Scribble(t, day1, 1, 3) // packs of less than a suffix range
+	s1 := repotest.MustSave(t, open(t, at, o, ""), "vm", day1)
+	repotest.MustBeClean(t, open(t, at, o, ""))
 	res, err := repair.Index(t.Context(), open(t, at, o, ""), repair.IndexOptions{All: true})
 	if err != nil || res.Missing+res.Unread != 0 || len(res.Findings) > 0 {
 		t.Fatalf("repair: %+v, %v", res, err)
 	}
 	r := open(t, at, o, "")
-	mustClean(t, r)
-	same(t, r, s1.Disks[0].Root, day1)
+	repotest.MustBeClean(t, r)
+	repotest.MustRestore(t, r, s1.Disks[0].Root, day1)
 	if proxy.Hits() == 0 {
 		t.Error("no suffix range was asked for")
 	}

@@ -13,39 +13,9 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/seal"
-	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk/disktest"
-	"xenkeep/repo"
-	"xenkeep/repo/backup"
+	"xenkeep/repo/repotest"
 )
-
-func newRepo(t *testing.T) (*repo.Repository, *mem.Store) {
-	t.Helper()
-	objects := mem.New()
-	r, err := repo.Init(t.Context(), objects, repo.Options{Secret: slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r, objects
-}
-
-// put stores a disk and returns its root.
-func put(t *testing.T, r *repo.Repository, m *disktest.Mem) chunk.ID {
-	t.Helper()
-	var root chunk.ID
-	if err := backup.Do(t.Context(), r, backup.Options{}, func(ctx context.Context, run *backup.Run) error {
-		d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
-		root = d.Root
-		if err == nil {
-			run.Add(&repo.Snapshot{Origin: "image", Complete: true, Disks: []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(root)}}})
-			err = run.Flush(ctx)
-		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return root
-}
 
 // filled is a disk of 3 GiB and a bit, with data here and there.
 func filled(t *testing.T, seed byte) *disktest.Mem {
@@ -66,9 +36,9 @@ func filled(t *testing.T, seed byte) *disktest.Mem {
 }
 
 func TestReadAnywhere(t *testing.T) {
-	r, _ := newRepo(t)
+	r := repotest.Init(t, mem.New())
 	m := filled(t, 1)
-	root := put(t, r, m)
+	root := repotest.Put(t, r, m)
 	v := New(r, Options{Cache: minCache})
 	defer v.Close()
 	d, err := v.Open(t.Context(), root)
@@ -124,11 +94,11 @@ func TestReadAnywhere(t *testing.T) {
 }
 
 func TestExtents(t *testing.T) {
-	r, _ := newRepo(t)
+	r := repotest.Init(t, mem.New())
 	m := filled(t, 2)
 	v := New(r, Options{})
 	defer v.Close()
-	d, err := v.Open(t.Context(), put(t, r, m))
+	d, err := v.Open(t.Context(), repotest.Put(t, r, m))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,21 +141,16 @@ func (s *countingStore) GetInto(ctx context.Context, name string, off int64, p [
 
 // What two snapshots share is read once.
 func TestSharedIsReadOnce(t *testing.T) {
-	plain, objects := newRepo(t)
+	objects := mem.New()
+	plain := repotest.Init(t, objects)
 	m := filled(t, 3)
-	first := put(t, plain, m)
+	first := repotest.Put(t, plain, m)
 	if err := m.WriteAt(t.Context(), bytes.Repeat([]byte{9}, 4096), 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	second := put(t, plain, m)
+	second := repotest.Put(t, plain, m)
 	counting := &countingStore{Store: objects}
-	r, err := repo.Open(t.Context(), counting, repo.Options{Secret: slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}})
-	if err == nil {
-		err = r.LoadIndex(t.Context())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := repotest.Open(t, counting)
 	v := New(r, Options{Cache: 128 << 20})
 	defer v.Close()
 	read := func(root chunk.ID) int64 {
@@ -208,7 +173,8 @@ func TestSharedIsReadOnce(t *testing.T) {
 }
 
 func TestDamageAndClose(t *testing.T) {
-	plain, objects := newRepo(t)
+	objects := mem.New()
+	plain := repotest.Init(t, objects)
 	m := disktest.NewMem(8 << 20)
 	data := rand.NewChaCha8([32]byte{4})
 	p := make([]byte, 8<<20)
@@ -216,7 +182,7 @@ func TestDamageAndClose(t *testing.T) {
 	if err := m.WriteAt(t.Context(), p, 0); err != nil {
 		t.Fatal(err)
 	}
-	root := put(t, plain, m)
+	root := repotest.Put(t, plain, m)
 	// A byte in the middle of the largest object, the pack of data.
 	var big string
 	var most int64
@@ -259,14 +225,14 @@ func TestDamageAndClose(t *testing.T) {
 }
 
 func TestCancelAndClose(t *testing.T) {
-	plain, _ := newRepo(t)
+	plain := repotest.Init(t, mem.New())
 	m := disktest.NewMem(8 << 20)
 	p := make([]byte, 8<<20)
 	_, _ = rand.NewChaCha8([32]byte{5}).Read(p)
 	if err := m.WriteAt(t.Context(), p, 0); err != nil {
 		t.Fatal(err)
 	}
-	root := put(t, plain, m)
+	root := repotest.Put(t, plain, m)
 	v := New(plain, Options{})
 	d, err := v.Open(t.Context(), root)
 	if err != nil {
