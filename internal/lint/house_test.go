@@ -1,0 +1,181 @@
+package lint
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/scanner"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// dialect lists words that a reader of other Go projects does not meet in this
+// sense, with the plain word, and how often each may occur in 10,000 words of
+// comments and of docs. The limits are not zero, because each word has uses that
+// are right: a question can begin with "what", and a command gives an example.
+var dialect = []struct {
+	name, plain    string
+	match          *regexp.Regexp
+	comments, docs float64
+}{
+	{"gives", "returns", word(`gives?|gave|given`), 35, 30},
+	{"tells", "reports", word(`tells?|told`), 60, 60},
+	{"says", "reports, requires, means", word(`says?|said`), 60, 60},
+	{"at once", "concurrently, or immediately", word(`at once`), 20, 20},
+	{"lies", "is stored", word(`lies?|lay`), 30, 30},
+	{"goes", "is deleted", word(`goes|gone`), 30, 30},
+	{"what", "a noun", word(`what`), 140, 130},
+	{"behind", "after", word(`behind`), 20, 20},
+	{"beside", "concurrently with, next to", word(`beside`), 30, 60},
+	{"bears", "has", word(`bears?|bore`), 5, 5},
+	{"leans", "references, relies", word(`leans?|leant`), 5, 5},
+	{"knows", "recognizes, records", word(`knows?|knew`), 30, 30},
+}
+
+func word(s string) *regexp.Regexp { return regexp.MustCompile(`(?i)\b(` + s + `)\b`) }
+
+var anyWord = regexp.MustCompile(`[A-Za-z][A-Za-z'-]*`)
+
+// tracked returns the files of the repository that match a pattern of git.
+func tracked(t *testing.T, pattern string) []string {
+	t.Helper()
+	cmd := exec.Command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern)
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, f := range strings.Split(strings.TrimRight(string(out), "\x00"), "\x00") {
+		name := filepath.Join("../..", f)
+		if _, err := os.Stat(name); err == nil && f != "" {
+			files = append(files, name)
+		}
+	}
+	if len(files) == 0 {
+		t.Fatalf("no files match %s", pattern)
+	}
+	return files
+}
+
+// comments returns the text of a Go file's comments.
+func comments(t *testing.T, name string) string {
+	t.Helper()
+	src, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s scanner.Scanner
+	s.Init(token.NewFileSet().AddFile(name, -1, len(src)), src, nil, scanner.ScanComments)
+	var b strings.Builder
+	for {
+		_, tok, lit := s.Scan()
+		if tok == token.EOF {
+			return b.String()
+		}
+		if tok == token.COMMENT && !strings.HasPrefix(lit, "//go:") {
+			b.WriteString(strings.TrimPrefix(lit, "//") + "\n")
+		}
+	}
+}
+
+var (
+	fenced = regexp.MustCompile("(?s)```.*?```")
+	quoted = regexp.MustCompile("`[^`\n]*`")
+)
+
+// docText returns the prose of a page, without code and quoted output.
+func docText(t *testing.T, name string) string {
+	t.Helper()
+	p, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return quoted.ReplaceAllString(fenced.ReplaceAllString(string(p), ""), "")
+}
+
+// Comments and docs are written in the words of the field.
+func TestPlainEnglish(t *testing.T) {
+	texts := map[string]string{}
+	for _, f := range tracked(t, "*.go") {
+		texts[f] = comments(t, f)
+	}
+	for _, f := range tracked(t, "*.md") {
+		texts[f] = docText(t, f)
+	}
+	var words [2]int
+	for name, text := range texts {
+		words[kind(name)] += len(anyWord.FindAllString(text, -1))
+	}
+	for _, d := range dialect {
+		var found [2]int
+		var worst [2]string
+		var most [2]int
+		for name, text := range texts {
+			n, k := len(d.match.FindAllString(text, -1)), kind(name)
+			if found[k] += n; n > most[k] {
+				worst[k], most[k] = strings.TrimPrefix(name, "../../"), n
+			}
+		}
+		for k, limit := range []float64{d.comments, d.docs} {
+			rate := float64(found[k]) * 10000 / float64(words[k])
+			what := []string{"comments", "docs"}[k]
+			t.Logf("%-8s in %-8s %5.1f of %3.0f allowed in 10,000 words; most in %s", d.name, what, rate, limit, worst[k])
+			if rate > limit {
+				t.Errorf("%q stands %.1f times in 10,000 words of %s, %.0f are allowed; the plain word is %s; most are in %s", d.name, rate, what, limit, d.plain, worst[k])
+			}
+		}
+	}
+}
+
+func kind(name string) int {
+	if strings.HasSuffix(name, ".md") {
+		return 1
+	}
+	return 0
+}
+
+// Functions stay short, types of state small. The limits are the numbers of
+// today: lower them when you make one shorter, and do not raise them.
+func TestShape(t *testing.T) {
+	const (
+		longFunctions = 20 // of more than 80 lines, tests left out
+		largeTypes    = 27 // structs of more than 15 fields
+	)
+	var functions, structs []string
+	fset := token.NewFileSet()
+	for _, name := range tracked(t, "*.go") {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				if lines := fset.Position(n.End()).Line - fset.Position(n.Pos()).Line + 1; lines > 80 {
+					functions = append(functions, fmt.Sprintf("%s %s: %d lines", name, n.Name.Name, lines))
+				}
+			case *ast.TypeSpec:
+				if s, ok := n.Type.(*ast.StructType); ok && s.Fields.NumFields() > 15 {
+					structs = append(structs, fmt.Sprintf("%s %s: %d fields", name, n.Name.Name, s.Fields.NumFields()))
+				}
+			}
+			return true
+		})
+	}
+	t.Logf("%d functions of more than 80 lines, %d structs of more than 15 fields", len(functions), len(structs))
+	if len(functions) > longFunctions {
+		t.Errorf("%d functions have more than 80 lines, %d are allowed:\n%s", len(functions), longFunctions, strings.Join(functions, "\n"))
+	}
+	if len(structs) > largeTypes {
+		t.Errorf("%d structs have more than 15 fields, %d are allowed:\n%s", len(structs), largeTypes, strings.Join(structs, "\n"))
+	}
+}
