@@ -105,7 +105,7 @@ func (b *poolBackup) failure(class error) error {
 
 func (b *poolBackup) fail(vm, uuid string, err error) {
 	err = fmt.Errorf("VM %s: %w", vm, err)
-	b.o.Log.Error("VM failed", "vm", vm, "error", err)
+	b.o.Log.Error("VM failed", "vm", vm, "uuid", uuid, "error", oneLine(err), "hint", HintOf(err))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sum.Failed = append(b.sum.Failed, VMFailure{VM: vm, UUID: uuid, Error: oneLine(err), Hint: HintOf(err), err: err})
@@ -143,6 +143,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 		return err
 	}
 	targets := b.targets
+	b.expect(targets)
 	var roots []chunk.ID
 	for _, t := range targets {
 		if last := b.last(t.uuid); last != nil {
@@ -198,7 +199,7 @@ func (b *poolBackup) tidy(ctx context.Context) {
 func (b *poolBackup) find(ctx context.Context) ([]target, error) {
 	var list []target
 	for _, c := range b.o.Chosen {
-		list = append(list, target{asked: c.Name, uuid: c.UUID, leave: c.Leave, kinds: c.Kinds, retention: c.Retention})
+		list = append(list, target{asked: c.Name, uuid: c.UUID, size: c.Size, leave: c.Leave, kinds: c.Kinds, retention: c.Retention})
 	}
 	seen := make(map[string]bool)
 	add := func(asked, uuid string) {

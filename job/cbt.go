@@ -242,7 +242,7 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *diskPlan, snap xapi.V
 	for _, e := range changed {
 		total += e.Length
 	}
-	m := v.b.o.Progress.Begin(v.plan.vm.NameLabel+" "+d.device(), total)
+	m := v.meter(d, total)
 	defer m.Done()
 	o := backup.ChangedOptions{Size: size, Base: base.root, Changed: changed, Progress: metered(m)}
 	if v.b.o.VerifyCBT {
@@ -285,7 +285,7 @@ func (v *vmBackup) transferNBD(ctx context.Context, d *diskPlan, snap xapi.VDI, 
 		return res, err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	m := v.b.o.Progress.Begin(v.plan.vm.NameLabel+" "+d.device(), total)
+	m := v.meter(d, total)
 	defer m.Done()
 	done := v.watch.disk(v.b.o.Now())
 	defer func() { done(v.b.o.Now(), res.Waited) }()

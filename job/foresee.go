@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"xenkeep/repo"
 	"xenkeep/repo/retention"
@@ -168,4 +169,14 @@ func ForgetVMs(ctx context.Context, r *repo.Repository, c Common, pool string, v
 // where there is none.
 func Good(all []*repo.Snapshot, pool, vm string) *repo.Snapshot {
 	return repo.Latest(all, func(s *repo.Snapshot) bool { return s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == vm })
+}
+
+// Taken returns when the data of a snapshot were so, for telling its age. The
+// pool's clock, by which the snapshot's data time is set, may be ahead of ours;
+// no data is newer than the snapshot that holds it.
+func Taken(s *repo.Snapshot) time.Time {
+	if s.Written.Before(s.Data) {
+		return s.Written
+	}
+	return s.Data
 }

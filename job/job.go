@@ -34,6 +34,9 @@ var (
 	// tracking was found to have called something unchanged that was not: what
 	// was saved is right, what was saved before may not be.
 	ErrUntrue = errors.New("changed-block tracking missed a change")
+	// ErrDamage is returned beside a report of a run that met damage in the
+	// repository.
+	ErrDamage = errors.New("damage found")
 	// ErrHook is returned where a command before a VM or a job failed.
 	ErrHook = errors.New("hook failed")
 	// ErrMissed is returned beside a summary where the window left no time for
@@ -59,6 +62,24 @@ type Progress interface {
 	// Begin announces a transfer of total bytes (0: unknown); the returned
 	// meter is told of bytes and of the end.
 	Begin(label string, total int64) Meter
+}
+
+// Overview is a Progress that follows a backup of several VMs as a whole, too.
+// VMs are named by their UUIDs. Its methods are safe for concurrent use.
+type Overview interface {
+	Progress
+	// Expect announces the VMs of the run, each with the size of its disks; 0
+	// where that is not known yet.
+	Expect(sizes map[string]int64)
+	// BeginVM reports that a VM is begun, maybe again after an attempt that
+	// failed, and the size of the disks that are saved of it.
+	BeginVM(vm string, size int64)
+	// BeginDisk is Begin for the transfer of total bytes of a VM's disk of some
+	// size.
+	BeginDisk(vm, label string, size, total int64) Meter
+	// EndVM reports that nothing more is read of a VM, whether it was saved or
+	// not.
+	EndVM(vm string)
 }
 
 // Meter follows one transfer.

@@ -327,6 +327,8 @@ func HintOf(err error) string {
 		return "free space on the SR, or move disks off it"
 	case errors.Is(err, ErrActive), errors.Is(err, ErrBusy):
 		return "wait for it to end"
+	case errors.Is(err, ErrUntrue):
+		return "this backup is right; to be sure of older ones compare them: xenkeep restore, xenkeep backup --transport vhd. Look at the storage, and for who reverts disks there"
 	}
 	return ""
 }

@@ -25,12 +25,16 @@ type Chosen struct {
 	Kinds []Kind
 	// Retention, where it is not nil, holds in place of the run's.
 	Retention *retention.Policy
+	// Size is that of the disks that are wanted; 0 where it is not known. It
+	// serves the display of progress.
+	Size int64
 }
 
 // target is a VM to be saved.
 type target struct {
 	asked string // what it was called by
 	uuid  string
+	size  int64 // of its disks, 0 where not known
 
 	leave     map[string]string
 	kinds     []Kind
@@ -73,6 +77,7 @@ func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []tar
 				v, err := b.readOne(ctx, run, t)
 				switch {
 				case err == nil:
+					b.ended(t)
 					read <- v
 				case ctx.Err() != nil:
 				case attempt < b.o.Retries && mayPass(err):
@@ -82,6 +87,7 @@ func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []tar
 					again = append(again, t)
 					mu.Unlock()
 				default:
+					b.ended(t)
 					b.fail(t.asked, t.uuid, err)
 				}
 				return nil
@@ -94,6 +100,7 @@ func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []tar
 
 // missed tells of a VM that the window left no time for.
 func (b *poolBackup) missed(t *target, end time.Time) {
+	b.ended(t)
 	if t.err != nil { // it had its chance
 		b.fail(t.asked, t.uuid, t.err)
 		return

@@ -54,6 +54,7 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	if v.plan.vm.OtherConfig["snapmanager"] == "true" {
 		v.b.warn("VM %s: other_config says snapmanager=true, which lets its guest import the disks of other VMs: unset it unless its storage manager needs it", v.plan.vm.NameLabel)
 	}
+	v.planned()
 	if err := checkSpace(v.plan); err != nil {
 		return err
 	}
@@ -453,7 +454,7 @@ func (v *vmBackup) transfer(ctx context.Context, d *diskPlan, snap xapi.VDI, bas
 		}
 		src, total = reader, reader.Allocated()
 	}
-	m := v.b.o.Progress.Begin(v.plan.vm.NameLabel+" "+d.device(), total)
+	m := v.meter(d, total)
 	defer m.Done()
 	done := v.watch.disk(v.b.o.Now())
 	res, err := v.run.Disk(ctx, &exported{Source: src, e: e}, backup.DiskOptions{

@@ -192,7 +192,7 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 		}
 		defer pool.Close(ctx)
 	}
-	show := o.progress.start(stderr, o.output.json)
+	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
 	common := job.Common{
 		Job: o.job, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,

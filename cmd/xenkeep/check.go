@@ -119,7 +119,7 @@ func runCheck(cmd *cobra.Command, o *checkOptions, args []string) error {
 		}
 		prove = func() (*check.Report, error) { return check.Run(ctx, r, options) }
 	}
-	show := o.progress.start(stderr, o.output.json)
+	show := o.progress.start(ctx, stderr, o.output.json)
 	options.Begin = meters(show)
 	rep, err := prove()
 	show.Close()

@@ -156,7 +156,7 @@ func copyBetween(ctx context.Context, stderr io.Writer, o *copyOptions, from, to
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	show := o.progress.start(stderr, o.output.json)
+	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
 	plan, err := job.PlanCopy(ctx, from, to, job.Common{Level: level, Progress: show, Log: warnings(show)}, pick)
 	if errors.Is(err, copy.ErrSame) {

@@ -100,8 +100,6 @@ func hint(err error) string {
 		return "the snapshot's data are sound as far as their IDs tell; restore the VM (--vm) and look at its console"
 	case errors.Is(err, job.ErrActive):
 		return "wait for it to end, or give this run another --job"
-	case errors.Is(err, job.ErrUntrue):
-		return "this backup is right; to be sure of older ones compare them: xenkeep restore, xenkeep backup --transport vhd. Look at the storage, and for who reverts disks there"
 	case errors.Is(err, repo.ErrNoSlot):
 		return "xenkeep key list lists what there is"
 	case errors.Is(err, repo.ErrFullWriter):

@@ -126,7 +126,7 @@ func exportSnapshot(ctx context.Context, stdout, stderr io.Writer, o *exportOpti
 			return nil, err
 		}
 	}
-	show := o.progress.start(stderr, o.output.json)
+	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
 	eo.Progress, eo.Log, eo.Force = show, warnings(show), o.force
 	return job.Export(ctx, r, s, file, stdout, eo)

@@ -89,7 +89,7 @@ func importFiles(ctx context.Context, stderr io.Writer, o *importOptions, files 
 	}
 	defer r.Close()
 	tellProblems(stderr, r.Problems())
-	show := o.progress.start(stderr, o.output.json)
+	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
 	return job.Import(ctx, r, files, job.ImportOptions{
 		Common: job.Common{

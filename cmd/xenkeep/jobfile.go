@@ -16,6 +16,7 @@ import (
 	"xenkeep/job"
 	"xenkeep/job/config"
 	"xenkeep/job/nightly"
+	"xenkeep/job/report"
 	"xenkeep/repo"
 	"xenkeep/xapi"
 )
@@ -142,24 +143,24 @@ func (f *jobFileFlags) night(cmd *cobra.Command, name string, params []string, r
 	}, c, nil
 }
 
-// logger writes the log where the config says; without that, warnings go where
-// progress goes.
-func logger(c *config.Log, stderr io.Writer, otherwise *slog.Logger) (*slog.Logger, func() error, error) {
-	if *c == (config.Log{}) {
-		return otherwise, func() error { return nil }, nil
-	}
+// logger writes the log where the config says. A file that cannot be written
+// must not cost the night: the log goes to stderr then, and the error is
+// returned beside it.
+func logger(c *config.Log, stderr io.Writer) (*slog.Logger, func() error, error) {
 	w, end := stderr, func() error { return nil }
+	var failed error
 	if c.File != "" {
 		f, err := os.OpenFile(c.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
 		if err != nil {
-			return nil, nil, fmt.Errorf("log: %w", err)
+			failed = fmt.Errorf("log: %w", err)
+		} else {
+			w, end = f, f.Close
 		}
-		w, end = f, f.Close
 	}
 	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, nil)), end, nil
+		return slog.New(slog.NewJSONHandler(w, nil)), end, failed
 	}
-	return slog.New(slog.NewTextHandler(w, nil)), end, nil
+	return slog.New(slog.NewTextHandler(w, nil)), end, failed
 }
 
 // runJob runs a job of a config file and shows its report.
@@ -184,18 +185,7 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 	if err != nil {
 		return err
 	}
-	show := o.progress.start(cmd.ErrOrStderr(), o.output.json)
-	defer show.Close()
-	log, end, err := logger(&c.Log, cmd.ErrOrStderr(), warnings(show))
-	if err != nil {
-		return err
-	}
-	n.Progress, n.Log = show, log
-	rep, err := nightly.Run(cmd.Context(), *n)
-	err = errors.Join(err, end())
-	if rep.Error != "" && rep.Hint == "" && err != nil {
-		rep.Hint = hint(err)
-	}
+	rep, err := watchJob(cmd, o, n, &c.Log)
 	if o.output.json {
 		if werr := writeLine(cmd.OutOrStdout(), rep); werr != nil {
 			return errors.Join(err, werr)
@@ -210,8 +200,35 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 			tell(cmd.ErrOrStderr(), oneLine("VM "+v.Name+": "+v.Error), v.Hint)
 		}
 	}
+	if rep.Damage != "" {
+		tell(cmd.ErrOrStderr(), oneLine("DAMAGE: "+rep.Damage), rep.DamageHint)
+		return reported{err}
+	}
 	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) || errors.Is(err, job.ErrMissed) {
 		return reported{err}
 	}
 	return err
+}
+
+// watchJob runs a job, shows its progress, and writes its log. The progress has
+// ended when it returns, so that nothing is drawn over the report.
+func watchJob(cmd *cobra.Command, o *backupOptions, n *nightly.Night, c *config.Log) (*report.Report, error) {
+	show := o.progress.start(cmd.Context(), cmd.ErrOrStderr(), o.output.json)
+	defer show.Close()
+	n.Progress, n.Log, n.Hint = show, warnings(show), hint
+	if *c == (config.Log{}) {
+		return nightly.Run(cmd.Context(), *n)
+	}
+	log, end, err := logger(c, show)
+	if err != nil {
+		n.Log.Warn("the log is written here instead", "error", err)
+		n.Unsent = append(n.Unsent, oneLine(err.Error()))
+	}
+	n.Log = log
+	rep, err := nightly.Run(cmd.Context(), *n)
+	rep.Log(log)
+	if cerr := end(); cerr != nil {
+		fmt.Fprintf(show, "xenkeep: warning: log: %s\n", oneLine(cerr.Error()))
+	}
+	return rep, err
 }

@@ -67,6 +67,8 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.Is(err, errUsage), errors.Is(err, poolsnap.ErrValue), errors.Is(err, poolsnap.ErrSeveral), errors.Is(err, repo.ErrTime):
 		return exitUsage
+	case errors.Is(err, job.ErrDamage):
+		return exitDamage // whatever else went wrong
 	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered), errors.Is(err, job.ErrUnstarted):
 		return exitPartial
 	case errors.Is(err, object.ErrNoRepository):

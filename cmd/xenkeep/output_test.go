@@ -30,6 +30,9 @@ var exitCases = []struct {
 	{usagef("what"), exitUsage},
 	{errors.Join(job.ErrPartial, fmt.Errorf("VM: %w", seal.ErrCorrupt)), exitPartial},
 	{fmt.Errorf("restore: %w", seal.ErrCorrupt), exitDamage},
+	// Row N5 of the fault list: a job that met damage ends with 4, saved or not.
+	{errors.Join(job.ErrDamage, job.ErrPartial), exitDamage},
+	{errors.Join(job.ErrDamage, job.ErrFailed, errors.New("x")), exitDamage},
 	{&chunkstore.BlobError{Kind: chunk.Data, Err: chunkstore.ErrMissing}, exitDamage},
 	{reported{errDamage}, exitDamage},
 	{&object.Error{Op: "open", Name: "/x", Class: object.ErrNoRepository}, exitNoRepository},
@@ -69,7 +72,8 @@ func TestComplain(t *testing.T) {
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		l := newLines(&out, 10*time.Second)
+		l := &tracker{ctx: t.Context(), w: &out, now: time.Now}
+		l.every(linesEvery, l.list)
 		a := l.Begin("web xvda", 4<<30)
 		b := l.Begin("web\x07 xvdb", 0)
 		time.Sleep(5 * time.Second)

@@ -54,7 +54,7 @@ output.`,
 				results = cmd.ErrOrStderr()
 			}
 			return o.on(cmd, func(ctx context.Context, c *xapi.Client) error {
-				d := show.start(cmd.ErrOrStderr(), o.output.json)
+				d := show.start(cmd.Context(), cmd.ErrOrStderr(), o.output.json)
 				eo.Progress = d
 				e, err := export(ctx, c, args[0], eo)
 				d.Close()
@@ -108,7 +108,7 @@ has proved sound: a damaged one leaves nothing on the pool.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.on(cmd, func(ctx context.Context, c *xapi.Client) error {
-				d := show.start(cmd.ErrOrStderr(), o.output.json)
+				d := show.start(cmd.Context(), cmd.ErrOrStderr(), o.output.json)
 				im.Progress = d
 				done, err := poolsnap.Import(ctx, c, args[0], im)
 				d.Close()

@@ -62,7 +62,7 @@ func runPrune(cmd *cobra.Command, o *pruneOptions) error {
 		return err
 	}
 	defer r.Close()
-	show := o.progress.start(cmd.ErrOrStderr(), o.output.json)
+	show := o.progress.start(cmd.Context(), cmd.ErrOrStderr(), o.output.json)
 	defer show.Close()
 	progress := func(int64) {}
 	plan, err := prune.New(ctx, r, prune.Options{
@@ -80,6 +80,7 @@ func runPrune(cmd *cobra.Command, o *pruneOptions) error {
 		line.Result = *res
 		m.Done()
 	}
+	show.Close() // nothing is drawn over the result
 	switch {
 	case o.output.json:
 		err = errors.Join(err, writeLine(w, line))

@@ -85,7 +85,7 @@ func runRepairIndex(cmd *cobra.Command, f *repairFlags, all bool) error {
 		return err
 	}
 	defer r.Close()
-	show := f.progress.start(cmd.ErrOrStderr(), f.output.json)
+	show := f.progress.start(cmd.Context(), cmd.ErrOrStderr(), f.output.json)
 	res, err := repair.Index(ctx, r, repair.IndexOptions{Options: repair.Options{Begin: meters(show)}, All: all})
 	show.Close()
 	if err != nil {
@@ -135,7 +135,7 @@ func runRepairPacks(cmd *cobra.Command, f *repairFlags, args []string) error {
 		return err
 	}
 	defer r.Close()
-	show := f.progress.start(cmd.ErrOrStderr(), f.output.json)
+	show := f.progress.start(cmd.Context(), cmd.ErrOrStderr(), f.output.json)
 	res, err := repair.Packs(ctx, r, repair.PacksOptions{Options: repair.Options{Begin: meters(show)}, Packs: ids})
 	show.Close()
 	if err != nil {
@@ -178,7 +178,7 @@ func runRepairSnapshots(cmd *cobra.Command, f *repairFlags, readData, dryRun boo
 		return err
 	}
 	defer r.Close()
-	show := f.progress.start(cmd.ErrOrStderr(), f.output.json)
+	show := f.progress.start(cmd.Context(), cmd.ErrOrStderr(), f.output.json)
 	res, err := repair.Snapshots(ctx, r, repair.SnapshotsOptions{Options: repair.Options{Begin: meters(show)}, ReadData: readData, DryRun: dryRun})
 	show.Close()
 	if err != nil {

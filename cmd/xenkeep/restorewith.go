@@ -67,7 +67,7 @@ func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string
 		}
 		defer w.pool.Close(ctx)
 	}
-	show := o.progress.start(stderr, o.output.json)
+	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
 	w.options = job.RestoreOptions{Progress: show, Log: warnings(show), Force: o.force, Verify: o.verify, Resume: o.resume, Attach: o.attach}
 	return fn(w)

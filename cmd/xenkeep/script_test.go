@@ -121,7 +121,7 @@ func stories(p testscript.Params, where func(*testscript.Env)) testscript.Params
 	}
 	p.Cmds = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 		"exits": cmdExits, "interrupts": cmdInterrupts, "image": cmdImage, "same": cmdSame, "flip": cmdFlip, "await": cmdAwait,
-		"lines": cmdLines, "field": cmdField, "pool": cmdPool, "proxy": cmdProxy, "mode": cmdMode, "expand": cmdExpand, "lost": cmdLost,
+		"lines": cmdLines, "field": cmdField, "pool": cmdPool, "proxy": cmdProxy, "mode": cmdMode, "expand": cmdExpand, "lost": cmdLost, "terminal": cmdTerminal,
 	}
 	return p
 }

@@ -48,12 +48,18 @@ type Night struct {
 	StateDir   string // for locks and turns
 	Machine    string
 	Version    string
+	Unsent     []string // what could not be written before the run began, for the report
 	Progress   job.Progress
 	Log        *slog.Logger
 	Now        func() time.Time
+	// Hint returns what can be done about an error, or ""; nil is job.HintOf.
+	Hint func(error) string
 }
 
 func (n *Night) defaults() {
+	if n.Hint == nil {
+		n.Hint = job.HintOf
+	}
 	if n.Log == nil {
 		n.Log = slog.New(slog.DiscardHandler)
 	}
@@ -66,7 +72,7 @@ func (n *Night) defaults() {
 type night struct {
 	*Night
 	rep  *report.Report
-	good []report.Good
+	good []report.Good // nil until it is known
 
 	repo *repo.Repository
 	pool *xapi.Client
@@ -82,7 +88,7 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 	started := n.Now()
 	x := &night{Night: &n, rep: &report.Report{
 		Type: "report", State: report.OK, Job: n.Job.Name, Machine: n.Machine, Version: n.Version, Pool: n.PoolName,
-		Repository: n.Location, Started: started.UTC(), VMs: []report.VM{},
+		Repository: n.Location, Started: started.UTC(), VMs: []report.VM{}, Unsent: n.Unsent,
 	}}
 	scope, err := filepath.Abs(n.ConfigFile)
 	if err != nil {
@@ -106,6 +112,9 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 	x.judge(err)
 	x.rep.Ended = n.Now().UTC()
 	x.rep.Duration = x.rep.Ended.Sub(x.rep.Started).Seconds()
+	if x.good == nil && n.Job.MetricsFile != "" {
+		x.goodWithoutPool(ctx)
+	}
 	// Whoever waits for the report gets it, also of a run that was interrupted.
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
 	defer cancel()
@@ -114,9 +123,11 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 	if len(x.rep.Unsent) > 0 && n.Job.ReportFile != "" { // again, with that
 		_ = x.rep.WriteFile(n.Job.ReportFile)
 	}
-	n.Log.Info("run ended", "job", n.Job.Name, "state", string(x.rep.State), "vms", len(x.rep.VMs), "ok", x.rep.Count(report.OK), "duration", x.rep.Duration)
 	if err == nil && len(x.errs) > 0 {
 		err = errors.Join(append([]error{job.ErrPartial}, x.errs...)...)
+	}
+	if x.rep.Damage != "" {
+		err = errors.Join(job.ErrDamage, err)
 	}
 	return x.rep, err
 }
@@ -135,7 +146,7 @@ func (x *night) judge(err error) {
 		x.rep.State = report.Partial
 	}
 	if err != nil && !errors.Is(err, job.ErrPartial) && !errors.Is(err, job.ErrFailed) && !errors.Is(err, job.ErrMissed) {
-		x.rep.Error, x.rep.Hint = oneLine(err), job.HintOf(err)
+		x.rep.Error, x.rep.Hint = oneLine(err), x.Hint(err)
 	}
 }
 
@@ -151,6 +162,19 @@ func (x *night) warn(format string, args ...any) {
 func (x *night) partial(err error) {
 	x.warn("%w", err)
 	x.errs = append(x.errs, err)
+}
+
+// damaged records damage in the repository as a short sentence. The first hint
+// is the one that is shown. A nil err has been recorded already.
+func (x *night) damaged(err error, sentence, hint string) {
+	if x.rep.Damage != "" {
+		x.rep.Damage += "; "
+	}
+	x.rep.Damage += sentence
+	x.rep.DamageHint = cmp.Or(x.rep.DamageHint, hint)
+	if err != nil {
+		x.errs = append(x.errs, err)
+	}
 }
 
 func (x *night) unsent(errs []error) {
@@ -204,6 +228,11 @@ func (x *night) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer x.repo.Close()
+	defer func() {
+		if x.good == nil && x.Job.MetricsFile != "" {
+			x.goodWithoutPool(ctx)
+		}
+	}()
 	x.rep.Repository = x.repo.Objects().Location()
 	if x.pool, err = x.Dial(ctx); err != nil {
 		return err
@@ -223,6 +252,12 @@ func (x *night) run(ctx context.Context) (err error) {
 	}
 	err = x.backup(ctx, inv)
 	x.lastGood(ctx, inv)
+	if errors.Is(err, job.ErrUntrue) {
+		x.damaged(err, "changed-block tracking missed a change, and older snapshots may be wrong", job.HintOf(job.ErrUntrue))
+		if !errors.Is(err, job.ErrPartial) {
+			err = nil // every VM was saved, and rightly
+		}
+	}
 	if err != nil && !errors.Is(err, job.ErrPartial) && !errors.Is(err, job.ErrMissed) && !errors.Is(err, job.ErrFailed) {
 		return err
 	}
@@ -291,7 +326,9 @@ func queue(sel *selection.Result, all []*repo.Snapshot, pool string) []job.Chose
 		for _, d := range v.Disks {
 			if d.Left != "" {
 				c.Leave[d.VDI.UUID] = d.Left
+				continue
 			}
+			c.Size += int64(d.VDI.VirtualSize)
 		}
 		list = append(list, c)
 	}
@@ -307,13 +344,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range bad {
-		if errors.Is(p.Err, repo.ErrWithdrawn) {
-			x.warn("%v", p.Err)
-			continue
-		}
-		x.partial(fmt.Errorf("snapshot %s: %w", p.Object, p.Err))
-	}
+	x.unreadable(bad)
 	o.Chosen = queue(x.sel, all, x.rep.PoolUUID)
 	for _, f := range x.sel.Findings {
 		switch {
@@ -373,6 +404,30 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 	return err
 }
 
+// unreadable records snapshots that cannot be read.
+func (x *night) unreadable(bad []repo.Problem) {
+	n := 0
+	for _, p := range bad {
+		if errors.Is(p.Err, repo.ErrWithdrawn) {
+			x.warn("%v", p.Err)
+			continue
+		}
+		n++
+		x.partial(fmt.Errorf("snapshot %s: %w", p.Object, p.Err))
+	}
+	if n > 0 {
+		x.damaged(nil, plural(n, "snapshot")+" cannot be read",
+			"run xenkeep check: it says what is wrong with them; xenkeep repair snapshots finds out what of them can be saved")
+	}
+}
+
+func plural(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
+}
+
 // gather turns the backup's summary into the report's VMs.
 func (x *night) gather(sum *job.Summary, chosen []job.Chosen) {
 	r := x.rep
@@ -403,7 +458,10 @@ func (x *night) gather(sum *job.Summary, chosen []job.Chosen) {
 		vms[s.VMUUID] = v
 	}
 	for _, f := range sum.Failed {
-		v := report.VM{Name: f.VM, UUID: f.UUID, State: report.Failed, Error: f.Error, Hint: f.Hint}
+		v := report.VM{Name: f.VM, UUID: f.UUID, State: report.Failed, Error: strings.TrimPrefix(f.Error, "VM "+f.VM+": "), Hint: f.Hint}
+		if v.Hint == "" && f.Err() != nil {
+			v.Hint = x.Hint(f.Err())
+		}
 		vms[cmp.Or(f.UUID, f.VM)] = v
 	}
 	for _, s := range sum.Skipped {
@@ -426,19 +484,65 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 		x.warn("the newest good snapshots: %w", err)
 		return
 	}
-	at := make(map[string]time.Time)
+	newest := make(map[string]*repo.Snapshot)
+	x.good = []report.Good{}
 	for i := range inv.VMs {
 		vm := &inv.VMs[i]
 		if !vm.Real() {
 			continue
 		}
+		g := report.Good{Name: vm.NameLabel, UUID: vm.UUID}
 		if s := job.Good(all, x.rep.PoolUUID, vm.UUID); s != nil {
-			at[vm.UUID] = s.Data
+			newest[vm.UUID], g.Data = s, job.Taken(s)
 		}
-		x.good = append(x.good, report.Good{Name: vm.NameLabel, UUID: vm.UUID, Data: at[vm.UUID]})
+		x.good = append(x.good, g)
 	}
 	for i := range x.rep.VMs {
-		x.rep.VMs[i].LastGood = at[x.rep.VMs[i].UUID]
+		v := &x.rep.VMs[i]
+		if s := newest[v.UUID]; s != nil {
+			v.LastGood, v.LastGoodID = job.Taken(s), s.ID()
+		}
+	}
+}
+
+// goodWithoutPool finds the newest good snapshots where the pool did not list
+// its VMs: those of the last metrics file, brought up to date from the
+// repository. Without that file they are those of the job in the repository.
+// An alert on their age depends on them most when nothing works.
+func (x *night) goodWithoutPool(ctx context.Context) {
+	old, err := report.ReadGood(x.Job.MetricsFile)
+	if err != nil {
+		x.Log.Warn("the last metrics file cannot be read", "file", x.Job.MetricsFile, "error", err)
+	}
+	x.good = old
+	if x.repo == nil {
+		return
+	}
+	all, _, err := x.repo.Snapshots(context.WithoutCancel(ctx))
+	if err != nil {
+		x.warn("the newest good snapshots: %w", err)
+		return
+	}
+	at := make(map[string]int)
+	for i, g := range x.good {
+		at[g.UUID] = i
+	}
+	for _, s := range all {
+		if s.Origin != "pool" || !s.Complete {
+			continue
+		}
+		i, known := at[s.VM.UUID]
+		if !known && (len(old) > 0 || s.Job != x.Job.Name) {
+			continue
+		}
+		if !known {
+			i = len(x.good)
+			at[s.VM.UUID] = i
+			x.good = append(x.good, report.Good{UUID: s.VM.UUID})
+		}
+		if g := &x.good[i]; job.Taken(s).After(g.Data) {
+			g.Name, g.Data = cmp.Or(s.VM.Name, g.Name), job.Taken(s)
+		}
 	}
 }
 
@@ -478,6 +582,9 @@ func (x *night) prune(ctx context.Context) {
 	if err != nil {
 		x.rep.Pruned = "failed"
 		x.partial(fmt.Errorf("prune: %w", err))
+		if errors.Is(err, prune.ErrUnreadable) && x.rep.Damage == "" {
+			x.damaged(nil, "prune met a snapshot that cannot be read", "run xenkeep check: it says what is damaged")
+		}
 		return
 	}
 	x.rep.Pruned = "done"
@@ -511,7 +618,36 @@ func (x *night) check(ctx context.Context) {
 	}
 	if n := len(rep.Findings); n > 0 {
 		x.rep.Checked = "damage found"
-		x.errs = append(x.errs, fmt.Errorf("check: %d findings: %w", n, seal.ErrCorrupt))
+		x.damaged(fmt.Errorf("check: %d findings: %w", n, seal.ErrCorrupt), damage(rep),
+			"keep older snapshots, and run xenkeep repair snapshots: it lists what is lost; xenkeep repair packs saves what can be read")
 	}
 	x.turned(func(t *turns) { t.Check = x.Now() })
 }
+
+// damage is a short sentence about the findings of a check: how many snapshots
+// of which VM cannot be read, where that is known.
+func damage(rep *check.Report) string {
+	lost := make(map[string]map[string]bool) // snapshots, by their VM
+	for _, r := range rep.Damage().Ranges {
+		vm := cmp.Or(r.Snapshot.VM.Name, r.Snapshot.VM.UUID)
+		if lost[vm] == nil {
+			lost[vm] = make(map[string]bool)
+		}
+		lost[vm][r.Snapshot.ID()] = true
+	}
+	if len(lost) == 0 {
+		return "check found " + plural(len(rep.Findings), "damaged object")
+	}
+	var parts []string
+	for i, vm := range slices.Sorted(maps.Keys(lost)) {
+		if i == mostNamed {
+			parts = append(parts, fmt.Sprintf("and of %d other VMs", len(lost)-i))
+			break
+		}
+		parts = append(parts, plural(len(lost[vm]), "snapshot")+" of "+vm)
+	}
+	return strings.Join(parts, ", ") + " cannot be read in full"
+}
+
+// mostNamed bounds how many VMs a sentence names.
+const mostNamed = 3

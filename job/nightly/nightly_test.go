@@ -5,10 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -283,5 +287,155 @@ func TestFailures(t *testing.T) {
 	n.Dial = func(ctx context.Context) (*xapi.Client, error) { c, err := dial(ctx); cancel(); return c, err }
 	if rep, err := Run(ctx, n); !errors.Is(err, context.Canceled) || rep.State != report.Failed {
 		t.Errorf("%+v %v", rep, err)
+	}
+}
+
+// Row N4 of the fault list: the alert that docs/operations.md names fires while
+// the pool is down, and does not where backups go on.
+func TestAlertWhilePoolIsDown(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "x.prom")
+	h := newHouse(t, "[jobs.n]\nselect={all=true}\nmetrics-file='"+file+"'\n[jobs.m]\nselect={all=true}\nmetrics-file='"+file+"2'\n[jobs.hook]\nselect={all=true}\nhooks={before='exit 1'}\nmetrics-file='"+file+"'\n", 2, 1, 4*mib)
+	start := h.now
+	last := func(file string) map[string]float64 {
+		t.Helper()
+		good, err := report.ReadGood(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := make(map[string]float64)
+		for _, g := range good {
+			if at[g.Name] = 0; !g.Data.IsZero() {
+				at[g.Name] = g.Data.Sub(start).Seconds()
+			}
+		}
+		return at
+	}
+	run := func(n Night) {
+		t.Helper()
+		if _, err := Run(t.Context(), n); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	if _, err := Run(t.Context(), h.night("n")); err != nil {
+		t.Fatal(err)
+	}
+	first := last(file)
+	if len(first) != 2 || first["vm0"] < -60 {
+		t.Fatalf("%v", first)
+	}
+	down := h.night("n")
+	down.Dial = func(context.Context) (*xapi.Client, error) { return nil, errors.New("no route to host") }
+	closed := down
+	closed.Open = func(context.Context) (*repo.Repository, error) { return nil, errors.New("mount lost") }
+	for _, n := range []Night{down, closed, h.night("hook"), down} {
+		h.now = h.now.Add(14 * time.Hour)
+		run(n)
+		if got := last(file); fmt.Sprint(got) != fmt.Sprint(first) {
+			t.Errorf("the newest good snapshots are %v, want %v", got, first)
+		}
+	}
+	// Without an earlier file they come from the repository.
+	down = h.night("m")
+	down.Dial = func(context.Context) (*xapi.Client, error) { return nil, errors.New("no route to host") }
+	run(down)
+	if got := last(file + "2"); len(got) != 0 {
+		t.Errorf("another job's VMs: %v", got)
+	}
+	down.Job.Name = "n"
+	if err := os.Remove(file + "2"); err != nil {
+		t.Fatal(err)
+	}
+	run(down)
+	if got := last(file + "2"); fmt.Sprint(got) != fmt.Sprint(first) {
+		t.Errorf("from the repository: %v, want %v", got, first)
+	}
+	alert(t, first, 1)  // during the outage
+	alert(t, first, 28) // and after a day of it
+}
+
+// alert asks Prometheus whether the documented alert fires after some hours.
+func alert(t *testing.T, last map[string]float64, hours int) {
+	t.Helper()
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Log("no promtool to ask (Debian package prometheus)")
+		return
+	}
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := regexp.MustCompile("`(time\\(\\) - xenkeep_[^`]+)`").FindSubmatch(page)
+	if rule == nil {
+		t.Fatal("docs/operations.md names no alert")
+	}
+	dir := t.TempDir()
+	rules := "groups:\n- name: x\n  rules:\n  - alert: old\n    expr: " + string(rule[1]) + "\n"
+	test := "rule_files: [rules.yml]\nevaluation_interval: 1h\ntests:\n- interval: 1h\n  input_series:\n"
+	want := "[]"
+	if hours > 26 {
+		want = ""
+	}
+	for _, name := range slices.Sorted(maps.Keys(last)) {
+		test += fmt.Sprintf("  - {series: 'xenkeep_vm_last_good_timestamp_seconds{vm=\"%s\"}', values: '%v+0x48'}\n", name, max(last[name], 1))
+		if hours > 26 {
+			want += fmt.Sprintf("\n    - exp_labels: {vm: %s}", name)
+		}
+	}
+	test += fmt.Sprintf("  alert_rule_test:\n  - eval_time: %dh\n    alertname: old\n    exp_alerts: %s\n", hours, want)
+	for name, text := range map[string]string{"rules.yml": rules, "test.yml": test} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command(promtool, "test", "rules", filepath.Join(dir, "test.yml")).CombinedOutput(); err != nil {
+		t.Errorf("after %d hours: %v\n%s\n%s", hours, err, out, test)
+	}
+}
+
+// Row N5 of the fault list: damage is no partial night. The report, the error
+// and the subject say it, and all VMs are saved nevertheless.
+func TestDamage(t *testing.T) {
+	h := newHouse(t, "[jobs.n]\nselect={all=true}\nprune='always'\ncheck={every='always', budget='1G'}\n[jobs.plain]\nselect={all=true}\n", 2, 1, 4*mib)
+	if _, err := Run(t.Context(), h.night("n")); err != nil {
+		t.Fatal(err)
+	}
+	packs, err := filepath.Glob(filepath.Join(h.dir, "repo", "packs", "*", "*"))
+	if err != nil || len(packs) == 0 {
+		t.Fatalf("no packs: %v", err)
+	}
+	for _, name := range packs {
+		p, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p[len(p)/2] ^= 1
+		_ = os.Chmod(name, 0o600)
+		if err := os.WriteFile(name, p, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.now = h.now.Add(24 * time.Hour)
+	rep, err := Run(t.Context(), h.night("n"))
+	if !errors.Is(err, job.ErrDamage) || rep.Count(report.OK) != 2 || rep.DamageHint == "" || !strings.Contains(rep.Damage, "snapshots of vm") || !strings.HasSuffix(rep.Damage, "cannot be read in full") ||
+		!strings.HasPrefix(rep.Subject(), "xenkeep DAMAGE: n on m, 2 of 2 VMs: ") {
+		t.Errorf("%v\n%s\n%+v", err, rep.Subject(), rep)
+	}
+	// A snapshot that cannot be read is damage in a job without a check, too.
+	snapshots, err := filepath.Glob(filepath.Join(h.dir, "repo", "snapshots", "*"))
+	if err != nil || len(snapshots) == 0 {
+		t.Fatal(err)
+	}
+	_ = os.Chmod(snapshots[0], 0o600)
+	if err := os.WriteFile(snapshots[0], []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(h.dir, "cache")); err != nil { // which holds a copy
+		t.Fatal(err)
+	}
+	rep, err = Run(t.Context(), h.night("plain"))
+	if !errors.Is(err, job.ErrDamage) || rep.Count(report.OK) != 2 || rep.Damage != "1 snapshot cannot be read" {
+		t.Errorf("%v\n%s\n%+v", err, rep.Subject(), rep)
 	}
 }

@@ -1,9 +1,18 @@
 package report
 
 import (
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 )
 
 // Good is the newest good snapshot of a VM; zero where it has none.
@@ -28,6 +37,11 @@ func (r *Report) WriteMetrics(name string, all []Good) error {
 	one("job_duration_seconds", "How long the last run of the job took.", r.Duration)
 	one("job_uploaded_bytes", "Bytes that the last run of the job uploaded.", float64(r.Uploaded))
 	one("job_freed_bytes", "Bytes that prune freed in the last run of the job.", float64(r.Freed))
+	damaged := 0.0
+	if r.Damage != "" {
+		damaged = 1
+	}
+	one("job_damaged", "1 where the last run of the job met damage in the repository.", damaged)
 	one("job_findings", "Damages that the check of the last run found.", float64(len(r.Findings)))
 	states := []State{OK, Partial, Failed, Skipped}
 	is := func(a, b State) float64 {
@@ -69,5 +83,78 @@ func (r *Report) WriteMetrics(name string, all []Good) error {
 		age.WithLabelValues(g.Name, g.UUID).Set(r.Ended.Sub(g.Data).Seconds())
 		at.WithLabelValues(g.Name, g.UUID).Set(float64(g.Data.Unix()))
 	}
-	return prometheus.WriteToTextfile(name, reg)
+	var from prometheus.Gatherer = reg
+	if r.Error != "" { // the run ended before its VMs were known, or in their midst
+		from = prometheus.Gatherers{reg, r.carried(name)}
+	}
+	return prometheus.WriteToTextfile(name, from)
+}
+
+const (
+	lastGoodName = "xenkeep_vm_last_good_timestamp_seconds"
+	vmPrefix     = "xenkeep_vm_"
+)
+
+// families reads a metrics file; one that does not exist is empty.
+func families(name string) (map[string]*dto.MetricFamily, error) {
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p := expfmt.NewTextParser(model.UTF8Validation)
+	return p.TextToMetricFamilies(f)
+}
+
+// label returns the value of a label of m.
+func label(m *dto.Metric, name string) string {
+	for _, l := range m.GetLabel() {
+		if l.GetName() == name {
+			return l.GetValue()
+		}
+	}
+	return ""
+}
+
+// ReadGood reads the newest good snapshots from a metrics file that an earlier
+// run wrote. A file that does not exist has none.
+func ReadGood(name string) ([]Good, error) {
+	all, err := families(name)
+	if err != nil {
+		return nil, err
+	}
+	list := []Good{}
+	for _, m := range all[lastGoodName].GetMetric() {
+		g := Good{Name: label(m, "vm"), UUID: label(m, "uuid")}
+		if v := m.GetGauge().GetValue(); v > 0 {
+			g.Data = time.Unix(int64(v), 0)
+		}
+		list = append(list, g)
+	}
+	return list, nil
+}
+
+// carried returns the metrics of the job's VMs that the last run wrote and this
+// run has nothing to say about: an alert on a VM must not end because the run
+// failed.
+func (r *Report) carried(name string) prometheus.GathererFunc {
+	return func() ([]*dto.MetricFamily, error) {
+		all, _ := families(name) // a file that cannot be read is replaced
+		mine := make(map[string]bool)
+		for _, v := range r.VMs {
+			mine[v.UUID] = true
+		}
+		var list []*dto.MetricFamily
+		for _, key := range slices.Sorted(maps.Keys(all)) {
+			f := all[key]
+			f.Metric = slices.DeleteFunc(f.Metric, func(m *dto.Metric) bool { return label(m, "job") != r.Job || mine[label(m, "uuid")] })
+			if strings.HasPrefix(key, vmPrefix) && len(f.Metric) > 0 {
+				list = append(list, f)
+			}
+		}
+		return list, nil
+	}
 }

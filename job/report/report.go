@@ -4,16 +4,20 @@ package report
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
+	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/google/renameio/v2"
 
+	"xenkeep/internal/text"
 	"xenkeep/job"
 )
 
@@ -43,19 +47,23 @@ type Report struct {
 	Duration   float64   `json:"duration_s"`
 	Error      string    `json:"error,omitempty"` // why the whole run failed
 	Hint       string    `json:"hint,omitempty"`
-	VMs        []VM      `json:"vms"`
-	Excluded   []Left    `json:"excluded,omitempty"`
-	Uploaded   int64     `json:"bytes_uploaded"`
-	Packs      int64     `json:"packs"`
-	Database   string    `json:"database,omitempty"` // snapshot of the pool's database
-	Forgotten  []string  `json:"forgotten,omitempty"`
-	Freed      int64     `json:"bytes_freed"`        // by prune, now
-	FreedLater int64     `json:"bytes_freed_later"`  // by the next prune
-	Pruned     string    `json:"prune,omitempty"`    // "done", "not due" or why it failed
-	Checked    string    `json:"check,omitempty"`    // the same
-	Findings   []string  `json:"findings,omitempty"` // of the check
-	Warnings   []string  `json:"warnings,omitempty"`
-	Unsent     []string  `json:"unsent,omitempty"` // notifications that could not be sent, and why
+	// Damage is a short sentence about damage that the run met in the
+	// repository; empty where it met none.
+	Damage     string   `json:"damage,omitempty"`
+	DamageHint string   `json:"damage_hint,omitempty"`
+	VMs        []VM     `json:"vms"`
+	Excluded   []Left   `json:"excluded,omitempty"`
+	Uploaded   int64    `json:"bytes_uploaded"`
+	Packs      int64    `json:"packs"`
+	Database   string   `json:"database,omitempty"` // snapshot of the pool's database
+	Forgotten  []string `json:"forgotten,omitempty"`
+	Freed      int64    `json:"bytes_freed"`        // by prune, now
+	FreedLater int64    `json:"bytes_freed_later"`  // by the next prune
+	Pruned     string   `json:"prune,omitempty"`    // "done", "not due" or why it failed
+	Checked    string   `json:"check,omitempty"`    // the same
+	Findings   []string `json:"findings,omitempty"` // of the check
+	Warnings   []string `json:"warnings,omitempty"`
+	Unsent     []string `json:"unsent,omitempty"` // notifications that could not be sent, and why
 }
 
 // VM is what became of a VM.
@@ -77,6 +85,7 @@ type VM struct {
 	Waits      job.Waits         `json:"waits"`
 	Bottleneck string            `json:"bottleneck,omitempty"`
 	LastGood   time.Time         `json:"last_good,omitzero"` // data of its newest complete snapshot, of any job
+	LastGoodID string            `json:"last_good_id,omitempty"`
 	Error      string            `json:"error,omitempty"`
 	Hint       string            `json:"hint,omitempty"`
 	Missing    bool              `json:"missing,omitempty"` // it is not in the pool
@@ -100,20 +109,90 @@ func (r *Report) Count(s State) int {
 	return n
 }
 
-// Subject is the report in a line: state, job, host, n of m VMs.
+// Subject is the report in a line: state, job, host, n of m VMs, and what is
+// wrong. Damage comes before every state: it does not pass by itself.
 func (r *Report) Subject() string {
-	return line(fmt.Sprintf("xenkeep %s: %s on %s, %d of %d VMs", r.State, r.Job, r.Machine, r.Count(OK), len(r.VMs)))
+	word := string(r.State)
+	if r.Damage != "" {
+		word = "DAMAGE"
+	}
+	s := fmt.Sprintf("xenkeep %s: %s on %s, %d of %d VMs", word, r.Job, r.Machine, r.Count(OK), len(r.VMs))
+	switch {
+	case r.Damage != "":
+		s += ": " + r.Damage
+	case r.Error != "":
+		s += ": " + text.Shorten(line(r.Error), reasonWidth)
+	default:
+		s += r.failed()
+	}
+	return line(s)
 }
 
-// line keeps foreign names from breaking a line.
-func line(s string) string {
-	return strings.Map(func(c rune) rune {
-		if c < ' ' || c == 0x7f {
-			return '?'
+const (
+	reasonWidth = 100 // of an error in the subject
+	mostNamed   = 3   // VMs in the subject
+)
+
+// failed names the VMs that failed, for the subject.
+func (r *Report) failed() string {
+	var names []string
+	for i := range r.VMs {
+		if v := &r.VMs[i]; v.State == Failed {
+			names = append(names, text.Shorten(line(v.Name), nameWidth))
 		}
-		return c
-	}, s)
+	}
+	n := len(names)
+	switch {
+	case n == 0:
+		return ""
+	case n > mostNamed:
+		return fmt.Sprintf(": %s and %d more failed", strings.Join(names[:mostNamed], ", "), n-mostNamed)
+	}
+	return ": " + strings.Join(names, ", ") + " failed"
 }
+
+// Level is how loud a log must be about the run.
+func (r *Report) Level() slog.Level {
+	switch {
+	case r.Damage != "" || r.State == Failed:
+		return slog.LevelError
+	case r.State != OK:
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
+
+// Log writes to l why each VM that is not as it should be is so, and how the run
+// ended. VMs that failed while they were backed up are in the log already.
+func (r *Report) Log(l *slog.Logger) {
+	for i := range r.VMs {
+		v := &r.VMs[i]
+		if v.State == OK || v.State == Failed && !v.Missing {
+			continue
+		}
+		level := slog.LevelWarn
+		if v.State == Failed {
+			level = slog.LevelError
+		}
+		l.Log(context.Background(), level, "VM "+string(v.State), attrs("vm", v.Name, "uuid", v.UUID, "error", cmp.Or(v.Error, strings.Join(v.Left, "; ")), "hint", v.Hint)...)
+	}
+	list := []any{"job", r.Job, "state", string(r.State), "vms", len(r.VMs), "ok", r.Count(OK), "duration", r.Duration}
+	list = append(list, attrs("error", r.Error, "hint", r.Hint, "damage", r.Damage, "damage_hint", r.DamageHint)...)
+	l.Log(context.Background(), r.Level(), "run ended", list...)
+}
+
+// attrs leaves out what is empty.
+func attrs(pairs ...string) []any {
+	var list []any
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			list = append(list, pairs[i], pairs[i+1])
+		}
+	}
+	return list
+}
+
+func line(s string) string { return text.Clean(s) }
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
@@ -133,80 +212,182 @@ func (v *VM) methods() string {
 	return strings.Join(list, ",")
 }
 
-// Text writes the report for people, with its table.
+// Text writes the report for people: first what is wrong and what to do about
+// it, then the table, then the rest.
 func (r *Report) Text(w io.Writer) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s\npool %s, repository %s\nfrom %s to %s (%s)\n", r.Subject(), line(r.Pool), line(r.Repository),
-		r.Started.Local().Format("2006-01-02 15:04:05"), r.Ended.Local().Format("2006-01-02 15:04:05"), took(r.Duration))
+		clock(r.Started), clock(r.Ended), took(r.Duration))
+	hint := func(h string) {
+		if h != "" {
+			fmt.Fprintf(&b, "  hint: %s\n", line(h))
+		}
+	}
 	if r.Error != "" {
 		fmt.Fprintf(&b, "error: %s\n", line(r.Error))
-		if r.Hint != "" {
-			fmt.Fprintf(&b, "  hint: %s\n", line(r.Hint))
+		hint(r.Hint)
+	}
+	if r.Damage != "" {
+		fmt.Fprintf(&b, "\nDAMAGE: %s\n", line(r.Damage))
+		for i, x := range r.Findings {
+			if i == mostFindings {
+				fmt.Fprintf(&b, "  and %d more: xenkeep check lists all\n", len(r.Findings)-i)
+				break
+			}
+			fmt.Fprintf(&b, "  %s\n", line(x))
+		}
+		hint(r.DamageHint)
+	}
+	list := r.worstFirst()
+	r.failures(&b, list)
+	if len(list) > 0 {
+		b.WriteByte('\n')
+		t := table(list)
+		_, _ = t.WriteTo(&b) // a buffer takes everything
+	}
+	b.WriteByte('\n')
+	r.rest(&b)
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// mostFindings bounds how many findings stand above the table, which is not to
+// be pushed off the screen.
+const mostFindings = 10
+
+// worstFirst returns the VMs that failed, then partial ones, then those that
+// were not begun, then those that are as they should be.
+func (r *Report) worstFirst() []*VM {
+	rank := map[State]int{Failed: 0, Partial: 1, Skipped: 2, OK: 3}
+	list := make([]*VM, len(r.VMs))
+	for i := range r.VMs {
+		list[i] = &r.VMs[i]
+	}
+	slices.SortStableFunc(list, func(a, b *VM) int { return cmp.Compare(rank[a.State], rank[b.State]) })
+	return list
+}
+
+// failures writes a paragraph for each VM that is not as it should be.
+func (r *Report) failures(b *bytes.Buffer, list []*VM) {
+	names := make(map[string]int)
+	for _, v := range list {
+		names[v.Name]++
+	}
+	for _, v := range list {
+		if v.State == OK {
+			continue
+		}
+		name := line(v.Name)
+		if names[v.Name] > 1 && v.UUID != "" {
+			name += " (" + v.UUID + ")"
+		}
+		fmt.Fprintf(b, "\n%s %s", v.State, name)
+		if v.Error != "" {
+			fmt.Fprintf(b, ": %s", line(v.Error))
+		}
+		b.WriteByte('\n')
+		for _, l := range v.Left {
+			fmt.Fprintf(b, "  %s\n", line(l))
+		}
+		if v.Hint != "" {
+			fmt.Fprintf(b, "  hint: %s\n", line(v.Hint))
+		}
+		if !v.Missing {
+			fmt.Fprintf(b, "  last good: %s\n", v.lastGood(r.Ended))
 		}
 	}
-	if len(r.VMs) > 0 {
-		b.WriteByte('\n')
-		t := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
-		fmt.Fprintln(t, "STATE\tVM\tDISKS\tMETHOD\tREAD\tNEW\tSTORED\tTIME\tRATE\tBOTTLENECK")
-		for _, v := range r.VMs {
-			cells := []string{string(v.State), line(v.Name), "", "", "", "", "", "", "", ""}
-			if v.Snapshot != "" {
-				rate := ""
-				if v.Duration > 0 {
-					rate = size(int64(float64(v.Read)/v.Duration)) + "/s"
-				}
-				share := max(v.Waits.Pool, v.Waits.Network, v.Waits.CPU, v.Waits.Storage)
-				cells = []string{string(v.State), line(v.Name), fmt.Sprint(len(v.Disks)), v.methods(), size(v.Read), size(v.New), size(v.Stored),
-					took(v.Duration), rate, fmt.Sprintf("%s %.0f %%", v.Bottleneck, 100*share)}
+}
+
+// lastGood describes the VM's newest complete snapshot.
+func (v *VM) lastGood(now time.Time) string {
+	if v.LastGood.IsZero() {
+		return "none"
+	}
+	s := clock(v.LastGood)
+	if v.LastGoodID != "" {
+		s += ", snapshot " + short(v.LastGoodID)
+	}
+	if age := now.Sub(v.LastGood); age > 0 {
+		s += ", " + ago(age)
+	}
+	return s
+}
+
+// ago is an age in its largest unit.
+func ago(d time.Duration) string {
+	switch {
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%.0f minutes old", d.Minutes())
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%.0f hours old", d.Hours())
+	}
+	return fmt.Sprintf("%.0f days old", d.Hours()/24)
+}
+
+func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+// short is a snapshot's ID as people type it.
+func short(id string) string { return id[:min(8, len(id))] }
+
+// nameWidth is how wide a name may be in the table; the paragraphs above it
+// have it in full.
+const nameWidth = 32
+
+func table(list []*VM) *text.Table {
+	t := new(text.Table)
+	t.Row("STATE", "VM", "DISKS", "METHOD", "READ", "NEW", "STORED", "TIME", "RATE", "BOTTLENECK")
+	for _, v := range list {
+		cells := []string{string(v.State), text.Shorten(line(v.Name), nameWidth)}
+		if v.Snapshot != "" {
+			rate := ""
+			if v.Duration > 0 {
+				rate = size(int64(float64(v.Read)/v.Duration)) + "/s"
 			}
-			fmt.Fprintln(t, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
+			share := max(v.Waits.Pool, v.Waits.Network, v.Waits.CPU, v.Waits.Storage)
+			cells = append(cells, fmt.Sprint(len(v.Disks)), v.methods(), size(v.Read), size(v.New), size(v.Stored),
+				took(v.Duration), rate, fmt.Sprintf("%s %.0f %%", v.Bottleneck, 100*share))
 		}
-		_ = t.Flush()
-		for _, v := range r.VMs {
-			if v.Error != "" {
-				fmt.Fprintf(&b, "%s %s: %s\n", v.State, line(v.Name), line(v.Error))
-				if v.Hint != "" {
-					fmt.Fprintf(&b, "  hint: %s\n", line(v.Hint))
-				}
-			}
+		t.Row(cells...)
+	}
+	return t
+}
+
+// rest writes everything below the table.
+func (r *Report) rest(b *bytes.Buffer) {
+	for i := range r.VMs {
+		if v := &r.VMs[i]; v.State == OK {
 			for _, l := range v.Left {
-				fmt.Fprintf(&b, "%s: %s\n", line(v.Name), line(l))
+				fmt.Fprintf(b, "%s: %s\n", line(v.Name), line(l))
 			}
 		}
-		b.WriteByte('\n')
 	}
 	for _, l := range r.Excluded {
-		fmt.Fprintf(&b, "left out: %s: %s\n", line(l.Name), line(l.Reason))
+		fmt.Fprintf(b, "left out: %s: %s\n", line(l.Name), line(l.Reason))
 	}
 	for _, x := range r.Warnings {
-		fmt.Fprintf(&b, "warning: %s\n", line(x))
-	}
-	for _, x := range r.Findings {
-		fmt.Fprintf(&b, "damage: %s\n", line(x))
+		fmt.Fprintf(b, "warning: %s\n", line(x))
 	}
 	for _, x := range r.Unsent {
-		fmt.Fprintf(&b, "not sent: %s\n", line(x))
+		fmt.Fprintf(b, "not sent: %s\n", line(x))
 	}
 	if r.Database != "" {
-		fmt.Fprintf(&b, "pool database: snapshot %s\n", r.Database[:min(8, len(r.Database))])
+		fmt.Fprintf(b, "pool database: snapshot %s\n", short(r.Database))
 	}
-	fmt.Fprintf(&b, "%s uploaded in %d packs", size(r.Uploaded), r.Packs)
+	fmt.Fprintf(b, "%s uploaded in %d packs", size(r.Uploaded), r.Packs)
 	if n := len(r.Forgotten); n > 0 {
-		fmt.Fprintf(&b, ", %d old snapshots forgotten", n)
+		fmt.Fprintf(b, ", %d old snapshots forgotten", n)
 	}
 	b.WriteByte('\n')
 	if r.Pruned != "" {
-		fmt.Fprintf(&b, "prune: %s", line(r.Pruned))
+		fmt.Fprintf(b, "prune: %s", line(r.Pruned))
 		if r.Freed+r.FreedLater > 0 {
-			fmt.Fprintf(&b, ", %s came back, %s more with the next pass", size(r.Freed), size(r.FreedLater))
+			fmt.Fprintf(b, ", %s came back, %s more with the next pass", size(r.Freed), size(r.FreedLater))
 		}
 		b.WriteByte('\n')
 	}
 	if r.Checked != "" {
-		fmt.Fprintf(&b, "check: %s\n", line(r.Checked))
+		fmt.Fprintf(b, "check: %s\n", line(r.Checked))
 	}
-	_, err := w.Write(b.Bytes())
-	return err
 }
 
 // WriteFile writes the report as JSON; the file has its name only when it is

@@ -49,7 +49,7 @@ func (r *Report) statusLines() []string {
 			add(ended, what, "end", fail+v.Name)
 		}
 	}
-	if r.State == Failed && e == 0 {
+	if e == 0 && (r.State == Failed || r.Damage != "") {
 		e++
 	}
 	state := "SUCCESS"

@@ -1,0 +1,43 @@
+package job
+
+// expect announces the VMs of the run to who follows it.
+func (b *poolBackup) expect(targets []target) {
+	o, ok := b.o.Progress.(Overview)
+	if !ok {
+		return
+	}
+	sizes := make(map[string]int64, len(targets))
+	for _, t := range targets {
+		sizes[t.uuid] = t.size
+	}
+	o.Expect(sizes)
+}
+
+// ended reports that nothing more is read of a VM.
+func (b *poolBackup) ended(t *target) {
+	if o, ok := b.o.Progress.(Overview); ok {
+		o.EndVM(t.uuid)
+	}
+}
+
+// planned reports the size of the disks that are about to be read.
+func (v *vmBackup) planned() {
+	o, ok := v.b.o.Progress.(Overview)
+	if !ok {
+		return
+	}
+	var size int64
+	for _, d := range v.plan.disks {
+		size += int64(d.vdi.VirtualSize)
+	}
+	o.BeginVM(v.target.uuid, size)
+}
+
+// meter announces the transfer of total bytes of a disk.
+func (v *vmBackup) meter(d *diskPlan, total int64) Meter {
+	label := v.plan.vm.NameLabel + " " + d.device()
+	if o, ok := v.b.o.Progress.(Overview); ok {
+		return o.BeginDisk(v.target.uuid, label, int64(d.vdi.VirtualSize), total)
+	}
+	return v.b.o.Progress.Begin(label, total)
+}
