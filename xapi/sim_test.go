@@ -483,3 +483,30 @@ func TestSimCreateVM(t *testing.T) {
 	}
 	noTasks(t, c)
 }
+
+// Row X3 of the fault list: a schedule is run by a plain call, because the pool
+// knows no other.
+func TestRunSchedule(t *testing.T) {
+	p, _ := pool(t, nil)
+	c := dialSim(t, p)
+	vm, err := c.FindVM(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := c.CreateVMSS(t.Context(), xapi.VMSS{NameLabel: "s", Enabled: true, Type: "snapshot", Frequency: "hourly", RetainedSnapshots: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.AssignVMSS(t.Context(), vm.Ref, ref); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Async(t.Context(), "VMSS.snapshot_now", ref); !xapi.IsCode(err, "Fault") {
+		t.Fatalf("the pool has a task for it: %v", err)
+	}
+	if _, err := c.RunVMSS(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	if vm, err = c.VM(t.Context(), vm.Ref); err != nil || len(vm.Snapshots) != 1 {
+		t.Errorf("%d snapshots, %v", len(vm.Snapshots), err)
+	}
+}

@@ -81,14 +81,13 @@ func (c *Client) SetVMSS(ctx context.Context, ref Ref, field string, value any) 
 	return c.Call(ctx, "VMSS.set_"+field, nil, ref, value)
 }
 
-// RunVMSS takes the snapshots of a schedule now, and returns what the pool says
-// of it.
+// RunVMSS takes the snapshots of a schedule now, and returns the pool's own
+// text about it. The call has no Async form, so it lasts until the snapshots
+// are there.
 func (c *Client) RunVMSS(ctx context.Context, ref Ref) (string, error) {
-	values, err := c.Async(ctx, "VMSS.snapshot_now", ref)
-	if len(values) > 0 {
-		return values[0], err
-	}
-	return "", err
+	var text string
+	err := c.Call(ctx, "VMSS.snapshot_now", &text, ref)
+	return text, err
 }
 
 // AssignVMSS puts a VM into a schedule, out of the one that it was in; null

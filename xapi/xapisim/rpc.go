@@ -44,7 +44,7 @@ func (p *Pool) dispatch(ctx context.Context, h *host, req *request) (any, *Error
 		}
 	}
 	if m == nil {
-		return nil, fail("MESSAGE_METHOD_UNKNOWN", req.method)
+		return nil, fail("MESSAGE_METHOD_UNKNOWN", name) // without Async.
 	}
 	if async != "" && !m.async() {
 		return nil, fail("Fault", "No async mode for this operation (rpc: "+m.name+")")
@@ -146,26 +146,16 @@ func (s *schema) method(alias string) *method {
 	return nil
 }
 
-// async tells whether the call has an Async. form.
+// async reports whether the call has an Async. form. Getters and setters of
+// fields never have one, nor has any call of some classes; of the others the
+// data model names those without (xen-api ocaml/idl/datamodel.ml,
+// no_async_messages_for).
 func (m *method) async() bool {
 	switch m.class.name {
-	case "session", "task", "event", "message", "auth":
+	case "session", "task", "event", "blob", "message", "auth":
 		return false
 	}
-	switch m.form {
-	case create, destroy:
-		return true
-	case custom:
-		return !strings.Contains(m.name, ".get_") && !syncOnly[m.name]
-	}
-	return false
-}
-
-// syncOnly are calls that the data model flags as without tasks.
-var syncOnly = map[string]bool{
-	"VDI.get_nbd_info": true, "VMSS.set_retained_snapshots": true, "VMSS.set_frequency": true,
-	"VMSS.set_schedule": true, "VMSS.add_to_schedule": true, "VMSS.remove_from_schedule": true,
-	"VMSS.set_type": true, "VMSS.set_last_run_time": true,
+	return m.form == create || m.form == destroy || m.form == custom && !m.sync
 }
 
 // arguments checks number and kinds of the parameters and pads the optional

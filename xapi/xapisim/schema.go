@@ -11,6 +11,9 @@ import (
 //go:embed schema.txt
 var schemaText string
 
+//go:embed sync.txt
+var syncText string
+
 // kind is what a value of the XenAPI is.
 type kind uint8
 
@@ -104,6 +107,7 @@ type method struct {
 	field     *field
 	params    []param
 	noSession bool
+	sync      bool // flagged as having no Async. form
 }
 
 // mandatory is how many parameters a call must have at least, and whether it
@@ -222,6 +226,13 @@ func parseSchema(text string) (*schema, error) {
 		}
 	}
 	flush()
+	for _, l := range strings.Split(syncText, "\n") {
+		if m := s.methods[l]; m != nil {
+			m.sync = true
+		} else if l != "" && !strings.HasPrefix(l, "#") {
+			return nil, fmt.Errorf("table of synchronous calls: no call %s", l)
+		}
+	}
 	return s, s.relate()
 }
 
