@@ -104,7 +104,7 @@ func (b *poolBackup) failure(class error) error {
 }
 
 func (b *poolBackup) fail(vm, uuid string, err error) {
-	err = fmt.Errorf("VM %s: %w", vm, err)
+	err = fmt.Errorf("VM %s: %w", vm, b.pool.Explain(context.Background(), err))
 	b.o.Log.Error("VM failed", "vm", vm, "uuid", uuid, "error", oneLine(err), "hint", HintOf(err))
 	b.mu.Lock()
 	defer b.mu.Unlock()

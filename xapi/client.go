@@ -65,6 +65,8 @@ type Client struct {
 	refused   error    // the pool refused the password; never asked again
 
 	login sync.Mutex // held while logging in
+
+	names names
 }
 
 const (
@@ -188,7 +190,7 @@ func (c *Client) Close(ctx context.Context) error {
 	if IsCode(err, SessionInvalid) {
 		return nil
 	}
-	return redact(err, session)
+	return c.redact(err, session)
 }
 
 // logIn opens a session at the first of the addresses that takes one, follows
@@ -227,15 +229,39 @@ func (c *Client) logInAt(ctx context.Context, endpoint string) error {
 			c.refused = err
 			c.mu.Unlock()
 		}
-		return fmt.Errorf("log in at %s: %w", endpoint, err)
+		return c.explainLogIn(endpoint, err, hops)
 	}
 	if err := c.adopt(ctx, session, endpoint); err != nil {
 		leave, cancel := detach(ctx, cleanupTimeout)
 		defer cancel()
 		_ = c.rpc(leave, endpoint, "session.logout", nil, session)
-		return redact(err, session)
+		return c.redact(err, session)
 	}
 	return nil
+}
+
+// explainLogIn is why no session could be had at an address, to which hops other
+// hosts have led.
+func (c *Client) explainLogIn(endpoint string, err error, hops int) error {
+	url := c.scheme + "://" + endpoint
+	var lost *UnreachableError
+	var page *HTTPError
+	switch {
+	case errors.As(err, &lost):
+		err = lost
+	case errors.As(err, &page) && c.scheme == "http" && page.Status == http.StatusBadRequest:
+		err = &UnreachableError{url, fmt.Sprintf("%s: what answers speaks TLS", url), "begin the address with https://", err}
+	case errors.As(err, &page), errors.Is(err, errNoAnswer):
+		err = &UnreachableError{url, fmt.Sprintf("%s: what answers is no host of a pool (%v)", url, err), "is it the address of a host of the pool?", err}
+	case IsCode(err, HostIsSlave):
+		err = &UnreachableError{url, fmt.Sprintf("%s: the hosts name each other as the master (%v)", url, err), "give the master's address; xe pool-list params=master on a host names it", err}
+	default:
+		err = fmt.Errorf("log in at %s: %w", endpoint, err)
+	}
+	if hops > 0 {
+		return fmt.Errorf("%s is not the master and leads to %s: %w", c.first, endpoint, err)
+	}
+	return err
 }
 
 // adopt takes a new session into use: checks that the pool is the same, and

@@ -211,7 +211,9 @@ func TestRepeatable(t *testing.T) {
 func TestFingerprints(t *testing.T) {
 	der := []byte("certificate")
 	shown := Fingerprint(der)
-	for _, s := range []string{shown, strings.ToLower(shown), strings.ReplaceAll(shown, ":", ""), " " + strings.ToLower(strings.ReplaceAll(shown, ":", "")) + "\n"} {
+	for _, s := range []string{shown, strings.ToLower(shown), strings.ReplaceAll(shown, ":", ""), " " + strings.ToLower(strings.ReplaceAll(shown, ":", "")) + "\n",
+		// Row "a fingerprint pasted from openssl" of the fault list.
+		"SHA256 Fingerprint=" + shown, "sha256 Fingerprint=" + shown + "\n", "SHA-256:" + shown, "sha256:" + strings.ToLower(strings.ReplaceAll(shown, ":", ""))} {
 		if _, err := parseFingerprint(s); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
@@ -220,6 +222,12 @@ func TestFingerprints(t *testing.T) {
 		if _, err := parseFingerprint(s); err == nil {
 			t.Errorf("%q was taken", s)
 		}
+	}
+	if got, err := CleanFingerprint("SHA256 Fingerprint=" + strings.ToLower(shown)); err != nil || got != shown {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := parseFingerprint("SHA1 Fingerprint=" + shown[:59]); err == nil || !strings.Contains(err.Error(), "SHA-1") {
+		t.Errorf("a SHA-1 sum: %v", err)
 	}
 }
 

@@ -77,6 +77,8 @@ type Error struct {
 	Params []string
 	// Method is the call that failed; empty for errors of tasks and streams.
 	Method string
+
+	names *names // of the objects that Params refer to, where the client knows them
 }
 
 // Error gives the sentence of the code table and the raw code in brackets.
@@ -99,6 +101,14 @@ func (e *Error) Error() string {
 			b.WriteByte(',')
 		}
 		b.WriteByte(' ')
+		if e.names != nil {
+			p = opaqueRef.ReplaceAllStringFunc(p, func(ref string) string {
+				if name := e.names.of(Ref(ref)); name != "" {
+					return name
+				}
+				return ref
+			})
+		}
 		if len(p) > 300 {
 			p = p[:300] + "..."
 		}
@@ -170,10 +180,16 @@ type UntrustedHostError struct {
 	Host        string
 	Fingerprint string // SHA-256 of the certificate, hex with colons
 	Cause       error  // what ordinary verification said, if it was tried
+	// Pinned is set where fingerprints are given and this is none of them: the
+	// host has a new certificate, or is another host.
+	Pinned bool
 }
 
 func (e *UntrustedHostError) Error() string {
 	s := fmt.Sprintf("host %s: certificate is not trusted; if it is the right one, trust fingerprint %s", e.Host, e.Fingerprint)
+	if e.Pinned {
+		s = fmt.Sprintf("host %s: certificate has fingerprint %s, which is none of those that are pinned", e.Host, e.Fingerprint)
+	}
 	if e.Cause != nil {
 		s += " (" + e.Cause.Error() + ")"
 	}

@@ -129,7 +129,7 @@ func (e *Export) Read(p []byte) (int, error) {
 			page, _ := io.ReadAll(io.LimitReader(e.body, maxPage))
 			session, _ := e.c.current()
 			if pe := ParseErrorPage(page); pe != nil {
-				e.err = redact(pe, session)
+				e.err = e.c.redact(pe, session)
 			} else {
 				e.err = errors.New("host reports a failure without a reason in place of the data")
 			}

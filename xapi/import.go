@@ -211,7 +211,7 @@ func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, 
 	}
 	session, _ := c.current()
 	if pe := ParseErrorPage(page); pe != nil {
-		return false, redact(pe, session)
+		return false, c.redact(pe, session)
 	}
 	if sendErr != nil {
 		return false, sendErr

@@ -19,6 +19,7 @@ func record[T any, P recordPtr[T]](ctx context.Context, c *Client, class string,
 	if err != nil {
 		return r, fmt.Errorf("%s %w", class, err)
 	}
+	c.names.learn(&r)
 	return r, nil
 }
 
@@ -39,6 +40,7 @@ func records[T any, P recordPtr[T]](ctx context.Context, c *Client, class string
 		if err != nil {
 			return nil, fmt.Errorf("%s %w", class, err)
 		}
+		c.names.learn(&r)
 		list = append(list, r)
 	}
 	return list, nil
@@ -309,7 +311,7 @@ func (c *Client) HostsFor(ctx context.Context, sr Ref) ([]Host, error) {
 		}
 	}
 	if len(list) == 0 {
-		return nil, &Error{Code: NoHostsAvailable, Params: []string{string(sr)}}
+		return nil, c.named(&Error{Code: NoHostsAvailable, Params: []string{string(sr)}})
 	}
 	return list, nil
 }

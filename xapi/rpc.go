@@ -55,7 +55,7 @@ func (c *Client) callOnce(ctx context.Context, method string, result any, args [
 		err := c.rpc(ctx, endpoint, method, result, append([]any{session}, args...)...)
 		var e *Error
 		if !errors.As(err, &e) || again {
-			return redact(err, session)
+			return c.redact(err, session)
 		}
 		switch e.Code {
 		case HostIsSlave: // refused before anything was done
@@ -71,10 +71,10 @@ func (c *Client) callOnce(ctx context.Context, method string, result any, args [
 				return fmt.Errorf("%s: %w", method, lerr)
 			}
 			if !repeatable(method) {
-				return redact(err, session)
+				return c.redact(err, session)
 			}
 		default:
-			return redact(err, session)
+			return c.redact(err, session)
 		}
 	}
 }
@@ -140,7 +140,7 @@ func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, p
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("%s: %w", method, err)
+		return fmt.Errorf("%s: %w", method, c.unreachable(ctx, endpoint, err))
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
@@ -173,6 +173,9 @@ func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, p
 	return nil
 }
 
+// errNoAnswer marks what a host of a pool does not say.
+var errNoAnswer = errors.New("answer is not JSON-RPC")
+
 // decodeAnswer takes an answer apart. API failures come as {code, message,
 // data}, or as the array [CODE, p1, ...] from hosts before 7.3 and from those
 // that fail before they know which version was asked for; both become *Error.
@@ -182,7 +185,7 @@ func decodeAnswer(data []byte) (json.RawMessage, error) {
 		Error  json.RawMessage `json:"error"`
 	}
 	if err := json.Unmarshal(data, &answer); err != nil {
-		return nil, fmt.Errorf("answer is not JSON-RPC: %w", err)
+		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	if len(answer.Error) == 0 || string(answer.Error) == "null" {
 		if answer.Result == nil {
@@ -227,14 +230,15 @@ func text(raw json.RawMessage) string {
 	return string(raw)
 }
 
-// redact takes the session out of a pool error's parameters: whoever knows it
-// has all rights of its user.
-func redact(err error, session Ref) error {
+// redact takes the session out of a pool error's parameters, because whoever
+// has it has all rights of its user, and makes the error name what it refers
+// to.
+func (c *Client) redact(err error, session Ref) error {
 	var e *Error
 	if session != "" && errors.As(err, &e) {
 		for i, p := range e.Params {
 			e.Params[i] = strings.ReplaceAll(p, string(session), "(session)")
 		}
 	}
-	return err
+	return c.named(err)
 }

@@ -100,7 +100,8 @@ func (c *Client) WaitTask(ctx context.Context, task Ref) ([]string, error) {
 			return nil, err
 		}
 		if t.Status != "pending" && t.Status != "cancelling" {
-			return t.outcome()
+			refs, err := t.outcome()
+			return refs, c.named(err)
 		}
 		if !sleep(ctx, delay) {
 			return nil, context.Cause(ctx)

@@ -252,7 +252,7 @@ func (c *Client) refusal(ctx context.Context, s *stream, resp *http.Response, ad
 		}
 	}
 	if pe := ParseErrorPage(page); e.Cause == nil && pe != nil {
-		e.Cause = redact(pe, session)
+		e.Cause = c.redact(pe, session)
 	}
 	return e
 }

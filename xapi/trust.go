@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -74,20 +75,41 @@ func newTrust(cfg Trust) (*trust, error) {
 }
 
 func parseFingerprint(s string) (pin [sha256.Size]byte, err error) {
-	clean := strings.NewReplacer(":", "", " ", "").Replace(strings.TrimSpace(s))
-	clean = strings.TrimPrefix(strings.ToLower(clean), "sha256")
-	b, err := hex.DecodeString(clean)
-	if err != nil || len(b) != len(pin) {
-		return pin, fmt.Errorf("fingerprint %.100q: want a SHA-256 sum as 64 hex digits", s)
+	clean := strings.TrimSpace(fingerprintWords.ReplaceAllString(s, ""))
+	b, err := hex.DecodeString(strings.NewReplacer(":", "", " ", "").Replace(clean))
+	switch {
+	case err == nil && len(b) == len(pin):
+		copy(pin[:], b)
+		return pin, nil
+	case err == nil && (len(b) == 20 || len(b) == 16):
+		return pin, fmt.Errorf("fingerprint %.100q: this is a SHA-1 or MD5 sum: want a SHA-256 sum as 64 hex digits", s)
 	}
-	copy(pin[:], b)
-	return pin, nil
+	return pin, fmt.Errorf("fingerprint %.100q: want a SHA-256 sum as 64 hex digits", s)
+}
+
+// fingerprintWords are what programs write before a sum: "SHA256 Fingerprint=",
+// "sha256:".
+var fingerprintWords = regexp.MustCompile(`(?i)^\s*(sha-?256|sha-?1|md5)?\s*(fingerprint)?\s*[=:]?\s*`)
+
+// CleanFingerprint returns a SHA-256 fingerprint as Fingerprint writes it, of
+// the forms in which people have it: with or without colons, and with the words
+// that openssl writes before it.
+func CleanFingerprint(s string) (string, error) {
+	pin, err := parseFingerprint(s)
+	if err != nil {
+		return "", err
+	}
+	return colons(pin[:]), nil
 }
 
 // Fingerprint is the SHA-256 sum of a certificate (its DER form) as people
 // compare it: upper-case hex with colons.
 func Fingerprint(der []byte) string {
 	sum := sha256.Sum256(der)
+	return colons(sum[:])
+}
+
+func colons(sum []byte) string {
 	parts := make([]string, len(sum))
 	for i, b := range sum {
 		parts[i] = fmt.Sprintf("%02X", b)
@@ -126,7 +148,7 @@ func (t *trust) verify(host string, state tls.ConnectionState) error {
 	if known {
 		return nil
 	}
-	untrusted := &UntrustedHostError{Host: host, Fingerprint: Fingerprint(leaf.Raw)}
+	untrusted := &UntrustedHostError{Host: host, Fingerprint: Fingerprint(leaf.Raw), Pinned: t.fixed}
 	if !t.useCA {
 		return untrusted
 	}
@@ -169,16 +191,21 @@ func (t *trust) dialTLS(ctx context.Context, addr string) (net.Conn, error) {
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, err
+		return nil, &handshakeError{err}
 	}
 	return conn, nil
 }
 
 // dial opens a connection for a bulk transfer, with TLS where the pool is
 // spoken to with it.
-func (c *Client) dial(ctx context.Context, addr string) (net.Conn, error) {
+func (c *Client) dial(ctx context.Context, addr string) (conn net.Conn, err error) {
 	if c.scheme == "https" {
-		return c.trust.dialTLS(ctx, addr)
+		conn, err = c.trust.dialTLS(ctx, addr)
+	} else {
+		conn, err = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext(ctx, "tcp", addr)
 	}
-	return (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, c.unreachable(ctx, addr, err)
+	}
+	return conn, nil
 }

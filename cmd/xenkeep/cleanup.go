@@ -165,5 +165,6 @@ func cleanup(ctx context.Context, stderr io.Writer, o *cleanupOptions) (*job.Cle
 		return nil, err
 	}
 	defer pool.Close(ctx)
-	return job.Cleanup(ctx, r, pool, job.CleanupOptions{DryRun: o.dryRun, Foreign: o.foreign, Unfinished: o.unfinished, Unblock: o.unblock, OlderThan: o.olderThan})
+	rep, err := job.Cleanup(ctx, r, pool, job.CleanupOptions{DryRun: o.dryRun, Foreign: o.foreign, Unfinished: o.unfinished, Unblock: o.unblock, OlderThan: o.olderThan})
+	return rep, pool.Explain(ctx, err)
 }

@@ -44,7 +44,12 @@ func tell(w io.Writer, text, hint string) {
 // sentence is an error as one line.
 func sentence(err error) string {
 	var untrusted *xapi.UntrustedHostError
+	var lost *xapi.UnreachableError
 	switch {
+	case errors.As(err, &lost):
+		return oneLine(err.Error())
+	case errors.As(err, &untrusted) && untrusted.Pinned:
+		return fmt.Sprintf("pool host %s: its certificate is none of the pinned ones: it has the fingerprint %s", untrusted.Host, untrusted.Fingerprint)
 	case errors.As(err, &untrusted):
 		return fmt.Sprintf("pool host %s: nothing vouches for its certificate, which has the fingerprint %s", untrusted.Host, untrusted.Fingerprint)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -66,6 +71,8 @@ func printable(s string) string { return text.Clean(s) }
 func hint(err error) string {
 	var untrusted *xapi.UntrustedHostError
 	switch {
+	case errors.As(err, &untrusted) && untrusted.Pinned:
+		return "the certificate was renewed, or this is another host: compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then replace the old fingerprint in --pool-fingerprint, XENKEEP_POOL_FINGERPRINT or the config"
 	case errors.As(err, &untrusted):
 		return "compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then add --pool-fingerprint " + untrusted.Fingerprint
 	case job.HintOf(err) != "":

@@ -54,6 +54,11 @@ func TestComplain(t *testing.T) {
 		{fmt.Errorf("log in: %w", &xapi.UntrustedHostError{Host: "h:443", Fingerprint: "AB:CD"}),
 			"xenkeep: pool host h:443: nothing vouches for its certificate, which has the fingerprint AB:CD\n" +
 				"  hint: compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then add --pool-fingerprint AB:CD\n"},
+		{&xapi.UntrustedHostError{Host: "h", Fingerprint: "AB:CD", Pinned: true},
+			"xenkeep: pool host h: its certificate is none of the pinned ones: it has the fingerprint AB:CD\n" +
+				"  hint: the certificate was renewed, or this is another host: compare it on the host (openssl x509 -noout -fingerprint -sha256 -in /etc/xensource/xapi-ssl.pem), then replace the old fingerprint in --pool-fingerprint, XENKEEP_POOL_FINGERPRINT or the config\n"},
+		{&xapi.UnreachableError{Text: "nobody answers at https://h:443 (connection refused)", Next: "is the host on?", Err: context.DeadlineExceeded},
+			"xenkeep: nobody answers at https://h:443 (connection refused)\n  hint: is the host on?\n"},
 		{context.DeadlineExceeded, "xenkeep: timed out: context deadline exceeded\n"},
 	} {
 		var out bytes.Buffer

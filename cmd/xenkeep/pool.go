@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"os"
+	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -15,7 +17,7 @@ import (
 // poolFlags say which pool, as whom, and how its hosts are known.
 type poolFlags struct {
 	url, user, passwordFile string
-	fingerprints            list
+	fingerprints            fingerprintList
 	caFile                  string
 	insecure                bool
 
@@ -31,6 +33,32 @@ func (f *poolFlags) add(cmd *cobra.Command) {
 	s.StringVar(&f.caFile, "pool-ca-file", "", "`file` of CA certificates (PEM) that vouch for the hosts")
 	s.BoolVar(&f.insecure, "pool-insecure", false, "trust any host: whoever is between can read and change all")
 }
+
+// fingerprintList is a list of fingerprints, which may stand as openssl writes
+// them: "SHA256 Fingerprint=AB:CD:...".
+type fingerprintList []string
+
+func (l *fingerprintList) String() string { return strings.Join(*l, ",") }
+func (l *fingerprintList) Type() string   { return "list" }
+
+func (l *fingerprintList) Set(text string) error {
+	// The words contain white space, which is between fingerprints too.
+	text = fingerprintWords.ReplaceAllString(text, "sha256=")
+	var words list
+	if err := words.Set(text); err != nil {
+		return err
+	}
+	for _, w := range words {
+		f, err := xapi.CleanFingerprint(w)
+		if err != nil {
+			return err
+		}
+		*l = append(*l, f)
+	}
+	return nil
+}
+
+var fingerprintWords = regexp.MustCompile(`(?i)sha-?256\s+fingerprint\s*=\s*`)
 
 func (f *poolFlags) check() error {
 	if f.url == "" {

@@ -55,7 +55,7 @@ func (o *onPool) on(cmd *cobra.Command, work func(ctx context.Context, c *xapi.C
 		return err
 	}
 	defer c.Close(context.WithoutCancel(ctx))
-	return work(ctx, c)
+	return c.Explain(ctx, work(ctx, c))
 }
 
 // newPoolListCommand is one of the lists: they differ in what they read and in

@@ -70,7 +70,10 @@ func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string
 	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
 	w.options = job.RestoreOptions{Progress: show, Log: warnings(show), Force: o.force, Verify: o.verify, Resume: o.resume, Attach: o.attach}
-	return fn(w)
+	if err = fn(w); w.pool != nil {
+		err = w.pool.Explain(ctx, err)
+	}
+	return err
 }
 
 // choose finds the disks meant; a file or a VDI takes one.

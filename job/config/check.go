@@ -92,6 +92,9 @@ func (p *Pool) check(bad *Problems, key string) {
 	}
 	p.Password.check(bad, key+".password")
 	for _, f := range p.Fingerprints {
+		if i := strings.LastIndexByte(f, '='); i >= 0 { // "SHA256 Fingerprint=..." as openssl prints it
+			f = f[i+1:]
+		}
 		clean := strings.TrimPrefix(strings.ToLower(strings.NewReplacer(":", "", " ", "").Replace(f)), "sha256")
 		if b, err := hex.DecodeString(clean); err != nil || len(b) != 32 {
 			bad.add(0, "%s.fingerprints: %q: want a SHA-256 sum as 64 hex digits", key, f)
