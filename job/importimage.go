@@ -2,19 +2,20 @@ package job
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/filekind"
 	"xenkeep/internal/disk"
 	"xenkeep/nbd"
+	"xenkeep/qcow2"
 	"xenkeep/vhd"
 )
 
@@ -61,26 +62,26 @@ func (im *importer) open(ctx context.Context, file string, kind filekind.Kind) (
 	return &imported{Source: i, allocated: i.Allocated, close: func() { _ = i.Close() }}, nil
 }
 
-// qcow2Head refuses what would make qemu read other files than the one named,
-// or needs a secret ("Qcow2 Image File Format", docs/interop/qcow2.rst of qemu).
-func qcow2Head(file string) error {
-	f, err := os.Open(file)
+// checkQCOW2 proves that all of an image is in its file, and refuses what would
+// make qemu read other files than the one named, or needs a secret.
+func checkQCOW2(f *os.File) error {
+	st, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	h := make([]byte, 80)
-	if _, err := io.ReadFull(f, h); err != nil {
-		return fmt.Errorf("%s: qcow2 header: %w", file, err)
+	h, err := qcow2.ReadHead(f)
+	if err == nil {
+		err = h.Whole(f, st.Size())
 	}
-	be := binary.BigEndian
-	switch {
-	case be.Uint64(h[8:]) != 0:
-		return fmt.Errorf("%s: builds on another file: make it whole first (qemu-img convert -O qcow2): %w", file, ErrForeignImage)
-	case be.Uint32(h[4:]) >= 3 && be.Uint64(h[72:])&4 != 0:
-		return fmt.Errorf("%s: its data is in another file: make it whole first (qemu-img convert -O qcow2): %w", file, ErrForeignImage)
-	case be.Uint32(h[32:]) != 0:
-		return fmt.Errorf("%s: encrypted: decrypt it first (qemu-img convert): %w", file, ErrForeignImage)
+	if errors.Is(err, qcow2.ErrNotAlone) {
+		whole := strings.TrimSuffix(f.Name(), filepath.Ext(f.Name())) + "-whole.qcow2"
+		return &foreignError{
+			file: f.Name(), why: "a qcow2 image: " + err.Error(), also: err,
+			hint: "make it whole first: qemu-img convert -p -O qcow2 " + quoteFile(f.Name()) + " " + quoteFile(whole),
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	return nil
 }
@@ -95,7 +96,16 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: a qcow2 image is read by qemu-nbd, which is not installed here (Debian package qemu-utils), or convert it elsewhere (qemu-img convert -O raw): %w", file, ErrForeignImage)
 	}
-	if err := qcow2Head(file); err != nil {
+	f, err := openSource(file)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+		}
+	}()
+	if err := checkQCOW2(f); err != nil {
 		return nil, err
 	}
 	path, err := filepath.Abs(file)
@@ -155,7 +165,9 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	for _, e := range held {
 		allocated += e.Length
 	}
-	return &imported{Source: src, allocated: allocated, close: func() {
+	// qemu reads what lies behind the file's end as zeros.
+	return &imported{Source: unshrunk(src, f), allocated: allocated, close: func() {
+		_ = f.Close()
 		_ = d.Close()
 		_ = src.Close()
 		stop()

@@ -179,7 +179,7 @@ func newImage(f *os.File, raw bool) (*imageFile, error) {
 	if s.sparse && unix.Fstat(int(f.Fd()), &sys) == nil {
 		allocated = min(size, sys.Blocks*512)
 	}
-	return &imageFile{Source: s, f: f, Allocated: allocated}, nil
+	return &imageFile{Source: unshrunk(s, f), f: f, Allocated: allocated}, nil
 }
 
 // rawFile reads a raw image, passing over the holes that the file system knows.
@@ -224,4 +224,35 @@ func (s *rawFile) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	e := disk.Extent{Offset: s.at, Length: n}
 	s.at += n
 	return e, nil
+}
+
+// wholeFile is a disk from a regular file, which ends only where the file still
+// has the length that it had: behind its end there seems to be a hole.
+type wholeFile struct {
+	disk.Source
+	f    *os.File
+	size int64
+}
+
+// unshrunk guards a source that reads f. A device has no length that could change.
+func unshrunk(src disk.Source, f *os.File) disk.Source {
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return src
+	}
+	return &wholeFile{src, f, st.Size()}
+}
+
+func (w *wholeFile) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
+	e, err := w.Source.Next(ctx, buf)
+	if err == io.EOF {
+		st, serr := w.f.Stat()
+		if serr != nil {
+			return disk.Extent{}, serr
+		}
+		if st.Size() < w.size {
+			return disk.Extent{}, fmt.Errorf("%s shrank from %d to %d bytes while it was read: %w", w.f.Name(), w.size, st.Size(), io.ErrUnexpectedEOF)
+		}
+	}
+	return e, err
 }

@@ -95,6 +95,9 @@ func NewReader(r io.Reader) (*Reader, error) {
 
 func (r *Reader) readOVA() error {
 	h, err := r.t.Next()
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return ended(err) // within a header, or within what is compressed
+	}
 	if err != nil || h.Name != "ova.xml" {
 		if err == nil {
 			err = fmt.Errorf("begins with %.60q", h.Name)
