@@ -234,11 +234,7 @@ func (x *exporter) run(ctx context.Context, im *restore.Image, d *repo.Disk, sin
 
 // vhdID is the unique id of a VHD of a disk, the same in each export, so that a
 // differencing one names the parent that another export wrote.
-func vhdID(root repo.HexID) (id vhd.UUID) {
-	copy(id[:], root[:])
-	id[6], id[8] = id[6]&0x0f|0x80, id[8]&0x3f|0x80 // version 8: made in a way of one's own
-	return id
-}
+func vhdID(root repo.HexID) vhd.UUID { return vhd.HashUUID(root) }
 
 // vhdTime is the time in a VHD's footer: never in the future, nor before 2000.
 func vhdTime(t time.Time) uint32 {

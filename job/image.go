@@ -3,7 +3,6 @@ package job
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/repo"
@@ -11,8 +10,9 @@ import (
 	"xenkeep/repo/retention"
 )
 
-// BackupImage saves one image file as a disk, without a pool. Images of one
-// name are one "VM": the last one is the base of the next.
+// BackupImage saves one image file as a disk, without a pool. A file is one "VM",
+// and so are all files that are given one name: the last one is the base of the
+// next.
 func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summary, error) {
 	o.defaults()
 	release, err := lockJob(o.StateDir, r.ID(), o.Job)
@@ -26,17 +26,22 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 		return nil, err
 	}
 	defer img.Close()
-	name := o.Name
-	if name == "" {
-		name = filepath.Base(o.File)
+	vm, err := imageIdentity(o.Machine, o.File, o.Name)
+	if err != nil {
+		return nil, err
 	}
+	source, err := sourceOf(o.File, img.Kind)
+	if err != nil {
+		return nil, err
+	}
+	name := vm.Name
 	all, _, err := r.Snapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s := &repo.Snapshot{
-		Origin: "image", VM: repo.Named{Name: name, UUID: "image:" + name}, Tags: o.Tags,
-		Data: started.UTC(), Complete: true,
+		Origin: "image", VM: vm, Tags: o.Tags,
+		Data: started.UTC(), Complete: true, Source: source,
 	}
 	var base chunk.ID
 	var roots []chunk.ID
@@ -49,6 +54,10 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 		}
 	}
 	sum := &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: started.UTC(), Snapshots: []VMSummary{}}
+	if text := unnamedBefore(all, vm); text != "" {
+		o.Log.Warn(text)
+		sum.Warnings = append(sum.Warnings, text)
+	}
 	err = withRun(ctx, r, &o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		m := o.Progress.Begin(name, img.Allocated)
 		defer m.Done()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,9 @@ type ImportOptions struct {
 	Date time.Time // zero: what the file, or its folder, says
 	// Raw takes every file as a raw disk, whatever it looks like.
 	Raw bool
+	// AssumeChain takes a differencing VHD to build on the file before it where
+	// that is not proved.
+	AssumeChain bool
 }
 
 // ErrChain is returned for a differencing VHD whose parent is not the file
@@ -90,10 +94,13 @@ type importer struct {
 
 // link is the VHD that a differencing one may stand on.
 type link struct {
-	file string
-	id   vhd.UUID
-	name string // of the series
-	root chunk.ID
+	file  string
+	id    vhd.UUID
+	size  int64
+	times [2]uint32  // of its footer and of its file, as VHDs count
+	vm    repo.Named // as which the chain counts
+	root  chunk.ID
+	made  bool // by this import: what stands on it must be read again
 }
 
 // take imports one file or folder, and notes how it went.
@@ -150,55 +157,78 @@ func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, 
 		return err
 	}
 	defer src.close()
-	name := im.o.Name
-	if name == "" {
-		name = filepath.Base(file)
-	}
-	date := st.ModTime()
-	delta := src.vhd != nil && src.vhd.IsDelta()
-	var parent *link
-	if src.vhd != nil {
-		if t := src.vhd.Footer().Time; t != 0 {
-			date = time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(t) * time.Second)
-		}
-		if delta {
-			if parent, err = im.parent(file, src.vhd); err != nil {
-				return err
-			}
-			name = parent.name
-		}
-	}
-	s := &repo.Snapshot{
-		Origin: "image", VM: repo.Named{Name: name, UUID: "image:" + name}, Tags: im.o.Tags, Data: im.date(date), Complete: true,
-	}
-	if old := im.there(s); old != nil && len(old.Disks) == 1 {
-		im.pass(file, old)
-		im.chain = src.link(file, name, chunk.ID(old.Disks[0].Root))
-		return nil
-	}
-	var base chunk.ID
-	if delta {
-		base = parent.root
-	} else if last := repo.Latest(im.all, func(x *repo.Snapshot) bool { return sameVM(x, s) }); last != nil && len(last.Disks) == 1 {
-		base = chunk.ID(last.Disks[0].Root)
-	}
-	var roots []chunk.ID
-	if !base.IsZero() {
-		roots = append(roots, base)
-	}
-	im.chain = nil
-	reason := "imported from " + filepath.Base(file)
-	if im.o.Raw {
-		reason += storedRaw
-	}
-	if err := im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
-		return im.disk(ctx, run, s, src, repo.Disk{Device: name, Size: src.Size(), Reason: reason},
-			backup.DiskOptions{Size: src.Size(), Base: base, Delta: delta}, src.allocated)
-	}); err != nil {
+	s, base, err := im.imageSnapshot(file, kind, st, src)
+	if err != nil {
 		return err
 	}
-	im.chain = src.link(file, name, chunk.ID(s.Disks[0].Root))
+	var old *repo.Snapshot
+	if !src.isDelta() || !im.chain.made {
+		old = im.unchanged(s)
+	}
+	im.chain = nil
+	if old == nil {
+		reason := "imported from " + filepath.Base(file)
+		if im.o.Raw {
+			reason += storedRaw
+		}
+		var roots []chunk.ID
+		if !base.IsZero() {
+			roots = append(roots, base)
+		}
+		if old, err = im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
+			return im.disk(ctx, run, s, src, repo.Disk{Device: s.VM.Name, Size: src.Size(), Reason: reason},
+				backup.DiskOptions{Size: src.Size(), Base: base, Delta: src.isDelta()}, src.allocated)
+		}); err != nil {
+			return err
+		}
+	}
+	passed := old != nil
+	if passed {
+		im.pass(file, old)
+		s = old
+	}
+	if im.chain = src.link(file, st, s); im.chain != nil {
+		im.chain.made = !passed
+	}
 	return nil
+}
+
+// imageSnapshot describes the snapshot of an image: as which VM it counts, its
+// date, and what it builds on.
+func (im *importer) imageSnapshot(file string, kind filekind.Kind, st os.FileInfo, src *imported) (*repo.Snapshot, chunk.ID, error) {
+	s := &repo.Snapshot{Origin: "image", Tags: im.o.Tags, Complete: true}
+	date := st.ModTime()
+	if src.vhd != nil {
+		switch d := footerDate(src.vhd.Footer().Time, im.o.Now()); {
+		case !d.IsZero():
+			date = d
+		case src.vhd.Footer().Time != 0 && im.o.Date.IsZero():
+			im.warn("%s: the date in its footer is in the future: that of the file is taken", file)
+		}
+	}
+	s.Data = im.date(date)
+	var err error
+	if s.Source, err = sourceOf(file, kind); err != nil {
+		return nil, chunk.ID{}, err
+	}
+	if src.isDelta() {
+		parent, err := im.parent(file, src.vhd)
+		if err != nil {
+			return nil, chunk.ID{}, err
+		}
+		s.VM = parent.vm
+		return s, parent.root, nil
+	}
+	if s.VM, err = imageIdentity(im.o.Machine, file, im.o.Name); err != nil {
+		return nil, chunk.ID{}, err
+	}
+	if text := unnamedBefore(im.all, s.VM); text != "" {
+		im.warn("%s: %s", file, text)
+	}
+	if last := repo.Latest(im.all, func(x *repo.Snapshot) bool { return sameVM(x, s) }); last != nil && len(last.Disks) == 1 {
+		return s, chunk.ID(last.Disks[0].Root), nil
+	}
+	return s, chunk.ID{}, nil
 }
 
 // disk stores one disk and adds it to the snapshot.
@@ -215,54 +245,120 @@ func (im *importer) disk(ctx context.Context, run *backup.Run, s *repo.Snapshot,
 	return nil
 }
 
-// run stores and publishes one snapshot.
-func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID, fn func(ctx context.Context, run *backup.Run) error) error {
-	err := withRun(ctx, im.r, &im.o.Common, roots, func(ctx context.Context, run *backup.Run) error {
+// run stores and publishes one snapshot. Where an equal one is there already, that
+// one is returned and nothing is published.
+func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID, fn func(ctx context.Context, run *backup.Run) error) (old *repo.Snapshot, err error) {
+	err = withRun(ctx, im.r, &im.o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		if err := fn(ctx, run); err != nil {
 			return err
 		}
-		run.Add(s)
+		if old = im.there(s, equalContent); old == nil {
+			run.Add(s)
+		}
 		err := run.Flush(ctx)
 		st := run.Stats()
 		im.sum.Packs, im.sum.Stored = im.sum.Packs+st.Packs, im.sum.Stored+st.Stored
 		return err
 	})
-	if err != nil {
-		return err
+	if err != nil || old != nil {
+		return old, err
 	}
 	im.all = append(im.all, s)
 	im.sum.Snapshots = append(im.sum.Snapshots, summarise(s))
-	return nil
+	return nil, nil
 }
 
-// there is the snapshot of the same VM and time, if it was imported before.
-func (im *importer) there(s *repo.Snapshot) *repo.Snapshot {
+// there is a snapshot of the same VM and time that a proof says to be the same, if
+// there is one.
+func (im *importer) there(s *repo.Snapshot, same func(x, s *repo.Snapshot) bool) *repo.Snapshot {
 	for _, x := range im.all {
-		if sameVM(x, s) && x.Complete && x.Data.Equal(s.Data) {
+		if sameVM(x, s) && x.Complete && x.Data.Equal(s.Data) && same(x, s) {
 			return x
 		}
 	}
 	return nil
 }
 
-func (im *importer) pass(file string, s *repo.Snapshot) {
-	im.known++
-	im.warn("%s: snapshot %s holds %s of %s already: passed over", file, s.Short(), s.VM.Name, s.Data.Local().Format("2006-01-02 15:04:05"))
+// unchanged is the snapshot that was made of the same file, which has not been
+// changed since, if there is one: it need not be read again.
+func (im *importer) unchanged(s *repo.Snapshot) *repo.Snapshot {
+	return im.there(s, func(x, s *repo.Snapshot) bool {
+		return x.Machine == im.o.Machine && x.Source.Same(s.Source) && len(x.Disks) > 0
+	})
 }
 
-// parent is the file before a differencing VHD, if that is its parent.
-// XenServer gives what it exports ids that mean nothing (xen-api
-// ocaml/vhd-tool): with those the order alone counts.
+// equalContent reports whether two snapshots hold the same disks and records.
+func equalContent(a, b *repo.Snapshot) bool {
+	return slices.EqualFunc(a.Disks, b.Disks, func(x, y repo.Disk) bool {
+		return x.Device == y.Device && x.VDI == y.VDI && x.Size == y.Size && x.Root == y.Root
+	}) && slices.Equal(a.Records, b.Records)
+}
+
+func (im *importer) pass(file string, s *repo.Snapshot) {
+	im.known++
+	im.warn("%s: snapshot %s holds %s of %s already, with the same content: passed over", file, s.Short(), s.VM.Name, s.Data.Local().Format("2006-01-02 15:04:05"))
+}
+
+// parent is the file before a differencing VHD, if that is proved to be its parent,
+// or the user says so.
 func (im *importer) parent(file string, f *vhd.File) (*link, error) {
 	h := f.Header()
-	switch {
-	case im.chain == nil:
+	if im.chain == nil {
 		return nil, fmt.Errorf("%s: a differencing VHD: name the file of its parent %q before it: %w", file, h.ParentName(), ErrChain)
-	case im.chain.id == h.ParentID:
-	case f.Footer().Creator == [4]byte([]byte("caml")):
-		im.warn("%s: its server does not say what it builds on: taken to build on %s", file, im.chain.file)
-	default:
-		return nil, fmt.Errorf("%s: builds on %s %q: %s before it is %s: %w", file, h.ParentID, h.ParentName(), im.chain.file, im.chain.id, ErrChain)
 	}
+	doubt := im.chain.doubt(f)
+	if doubt == "" {
+		return im.chain, nil
+	}
+	if !im.o.AssumeChain {
+		return nil, &chainError{file: file, before: im.chain.file, doubt: doubt}
+	}
+	im.warn("%s: %s: taken to build on %s, as --assume-chain says", file, doubt, im.chain.file)
 	return im.chain, nil
+}
+
+// chainError is a differencing VHD that is not proved to build on the file before
+// it.
+type chainError struct{ file, before, doubt string }
+
+func (e *chainError) Error() string {
+	return fmt.Sprintf("%s: %s, so %s before it is not proved to be its parent: %v", e.file, e.doubt, e.before, ErrChain)
+}
+
+func (e *chainError) Is(target error) bool { return target == ErrChain }
+
+// Hint is the next step.
+func (e *chainError) Hint() string {
+	return "name the files of a chain in order, the one that holds the whole disk first; --assume-chain takes the order as it is, and makes a wrong disk where the order is wrong"
+}
+
+// doubt says why a differencing VHD is not proved to build on the file of the link;
+// "" where it is: its parent's ID is that of the file, both disks have one size,
+// and where it notes when its parent was changed, that fits. XenServer gives what
+// it exports no ID of a parent (xen-api ocaml/vhd-tool).
+func (l *link) doubt(f *vhd.File) string {
+	h := f.Header()
+	id := h.ParentID
+	switch {
+	case id == vhd.UUID{} || id == f.Footer().ID:
+		return "it does not say what it builds on"
+	case !sameVHD(id, l.id):
+		return fmt.Sprintf("it builds on the VHD %s %q, not on %s", id, h.ParentName(), l.id)
+	case f.Size() != l.size:
+		return fmt.Sprintf("it is a disk of %d bytes, not of %d", f.Size(), l.size)
+	case h.ParentTime != 0 && !slices.ContainsFunc(l.times[:], func(t uint32) bool { return max(t, h.ParentTime)-min(t, h.ParentTime) <= 2 }):
+		return fmt.Sprintf("its parent was changed last at %s", time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(h.ParentTime)*time.Second).Format(time.RFC3339))
+	}
+	return ""
+}
+
+// sameVHD reports whether two IDs name one VHD. Older versions of xenkeep wrote the
+// same IDs as version 8, this one writes them as version 5.
+func sameVHD(a, b vhd.UUID) bool {
+	for _, id := range []*vhd.UUID{&a, &b} {
+		if id[6]>>4 == 8 {
+			id[6] = id[6]&0x0f | 0x50
+		}
+	}
+	return a == b
 }

@@ -16,6 +16,7 @@ import (
 	"xenkeep/internal/disk"
 	"xenkeep/nbd"
 	"xenkeep/qcow2"
+	"xenkeep/repo"
 	"xenkeep/vhd"
 )
 
@@ -27,11 +28,19 @@ type imported struct {
 	close     func()
 }
 
-func (i *imported) link(file, name string, root chunk.ID) *link {
+// isDelta reports whether the image holds only what differs from another.
+func (i *imported) isDelta() bool { return i.vhd != nil && i.vhd.IsDelta() }
+
+// link makes the image one that a differencing VHD may stand on.
+func (i *imported) link(file string, st os.FileInfo, s *repo.Snapshot) *link {
 	if i.vhd == nil {
 		return nil
 	}
-	return &link{file: file, id: i.vhd.Footer().ID, name: name, root: root}
+	f := i.vhd.Footer()
+	return &link{
+		file: file, id: f.ID, size: i.Size(), times: [2]uint32{f.Time, vhd.Time(st.ModTime())},
+		vm: s.VM, root: chunk.ID(s.Disks[0].Root),
+	}
 }
 
 // open opens a disk image.

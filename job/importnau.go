@@ -122,7 +122,7 @@ func (im *importer) nau(ctx context.Context, dir string) error {
 		for device, cfg := range b.disks {
 			vdis[device] = cfg["orig_uuid"]
 		}
-		return im.archive(ctx, export, archiveOptions{date: b.date, vm: b.vm, vdis: vdis})
+		return im.archive(ctx, export, archiveOptions{date: b.date, vm: b.vm, vdis: vdis, folder: filepath.Dir(dir)})
 	}
 	return im.nauDisk(ctx, b, export)
 }
@@ -235,9 +235,19 @@ func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) er
 	if src.vhd != nil && src.vhd.IsDelta() {
 		return fmt.Errorf("%s: a differencing VHD, not an export of VmBackup: %w", export, ErrChain)
 	}
-	s := im.identity(b.vm)
+	s, err := im.identity(b.vm, filepath.Dir(b.dir))
+	if err != nil {
+		return err
+	}
+	if s.Source, err = sourceOf(export, kind); err != nil {
+		return err
+	}
 	s.Data, s.Complete, s.Kind = im.date(b.date), true, "regular"
-	if old := im.there(s); old != nil {
+	old := im.unchanged(s)
+	if old == nil {
+		old = im.there(s, unsourced)
+	}
+	if old != nil {
 		im.pass(b.dir, old)
 		return nil
 	}
@@ -261,7 +271,7 @@ func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) er
 			roots = append(roots, base)
 		}
 	}
-	return im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
+	old, err = im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
 		if b.ova != nil && b.ova.VM("") != nil {
 			if err := im.records(ctx, run, s, b.ova); err != nil {
 				return err
@@ -269,6 +279,10 @@ func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) er
 		}
 		return im.disk(ctx, run, s, src, d, backup.DiskOptions{Size: d.Size, Base: base}, src.allocated)
 	})
+	if err == nil && old != nil {
+		im.pass(b.dir, old)
+	}
+	return err
 }
 
 // sortDisks puts disks into the order of their places.

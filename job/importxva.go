@@ -3,6 +3,7 @@ package job
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"xenkeep/chunkstore/chunk"
+	"xenkeep/filekind"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/xva"
@@ -24,6 +26,9 @@ type archiveOptions struct {
 	date time.Time
 	vm   repo.Named        // the VM it is of, where that is known better
 	vdis map[string]string // device -> UUID of the disk, where that is known better
+	// folder is that of all backups of the VM, where there is one: the date is
+	// that of the backup, and not of a file.
+	folder string
 }
 
 // archive imports an XVA.
@@ -38,11 +43,15 @@ func (im *importer) archive(ctx context.Context, file string, o archiveOptions) 
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	defer a.Close()
-	s, err := im.describe(a.OVA(), o)
+	s, err := im.describe(a.OVA(), file, o)
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	if old := im.there(s); old != nil {
+	old := im.unchanged(s)
+	if old == nil && o.folder != "" {
+		old = im.there(s, unsourced)
+	}
+	if old != nil {
 		im.pass(file, old)
 		return nil
 	}
@@ -59,7 +68,7 @@ func (im *importer) archive(ctx context.Context, file string, o archiveOptions) 
 	if st, err := f.Stat(); err == nil {
 		total = st.Size()
 	}
-	if err := im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
+	old, err = im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
 		if err := im.records(ctx, run, s, a.OVA()); err != nil {
 			return err
 		}
@@ -80,11 +89,19 @@ func (im *importer) archive(ctx context.Context, file string, o archiveOptions) 
 		}
 		sortDisks(s.Disks)
 		return nil
-	}); err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
+	}
+	if old != nil {
+		im.pass(file, old)
 	}
 	return nil
 }
+
+// unsourced takes a snapshot that an older version made of a backup of VmBackup for
+// the same: VM and date name the backup's folder.
+func unsourced(x, _ *repo.Snapshot) bool { return x.Source == nil }
 
 // diskOf is a disk as an archive's records describe it.
 func diskOf(vdi, vbd xva.Value, size int64) repo.Disk {
@@ -107,7 +124,7 @@ func diskOf(vdi, vbd xva.Value, size int64) repo.Disk {
 
 // describe makes the snapshot of an archive's records, to which it gives the
 // identity that is known better.
-func (im *importer) describe(ova *xva.OVA, o archiveOptions) (*repo.Snapshot, error) {
+func (im *importer) describe(ova *xva.OVA, file string, o archiveOptions) (*repo.Snapshot, error) {
 	vm := ova.VM("")
 	if vm == nil {
 		return nil, fmt.Errorf("ova.xml holds no VM: %w", xva.ErrCorrupt)
@@ -126,17 +143,28 @@ func (im *importer) describe(ova *xva.OVA, o archiveOptions) (*repo.Snapshot, er
 			vdi.Record.Set("uuid", xva.String(uuid))
 		}
 	}
-	s := im.identity(repo.Named{UUID: vm.Record.Get("uuid").Text, Name: vm.Record.Get("name_label").Text})
+	s, err := im.identity(repo.Named{UUID: vm.Record.Get("uuid").Text, Name: vm.Record.Get("name_label").Text}, cmp.Or(o.folder, file))
+	if err != nil {
+		return nil, err
+	}
+	if s.Source, err = sourceOf(file, filekind.XVA); err != nil {
+		return nil, err
+	}
 	s.Data, s.Complete, s.Kind = im.date(o.date), true, "regular"
 	s.Generation = vm.Record.Get("generation_id").Text
 	return s, nil
 }
 
 // identity is a snapshot of a VM: of the pool whose VM it is, where the
-// repository has backups of it from one pool.
-func (im *importer) identity(vm repo.Named) *repo.Snapshot {
+// repository has backups of it from one pool. A VM without a UUID goes by the file
+// or folder that it comes from.
+func (im *importer) identity(vm repo.Named, from string) (*repo.Snapshot, error) {
 	if vm.UUID == "" { // of an archive that no pool made
-		vm.UUID = "name:" + vm.Name
+		at, err := imageIdentity(im.o.Machine, from, "")
+		if err != nil {
+			return nil, err
+		}
+		vm.UUID = at.UUID
 	}
 	s := &repo.Snapshot{Origin: OriginImport, VM: vm, Tags: im.o.Tags}
 	pools := make(map[repo.Named]bool)
@@ -151,7 +179,7 @@ func (im *importer) identity(vm repo.Named) *repo.Snapshot {
 	} else {
 		s.Pool = repo.Named{}
 	}
-	return s
+	return s, nil
 }
 
 // records stores what an archive says of the VM as a backup does.

@@ -118,7 +118,7 @@ func restoreDevice(ctx context.Context, im *restore.Image, file string, o restor
 
 func writeVHD(ctx context.Context, im *restore.Image, w io.Writer, o restore.Options) (restore.Result, error) {
 	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
-	_, _ = rand.Read(layout.ID[:])
+	layout.ID, _ = vhd.NewUUID(rand.Reader) // cannot fail
 	return streamVHD(ctx, im, w, layout, o)
 }
 

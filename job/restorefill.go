@@ -31,7 +31,7 @@ func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI,
 		return res, err
 	}
 	layout := vhd.Layout{Profile: vhd.ForXenServer, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
-	_, _ = rand.Read(layout.ID[:])
+	layout.ID, _ = vhd.NewUUID(rand.Reader) // cannot fail
 	err := p.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: vdi.Ref, Format: xapi.FormatVHD, ContentLength: layout.Length()},
 		func(w io.Writer) (err error) {
 			res, err = streamVHD(ctx, im, w, layout, restore.Options{Progress: progress})

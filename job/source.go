@@ -110,7 +110,8 @@ func openSource(name string) (*os.File, error) {
 // imageFile is an image file or device open for reading.
 type imageFile struct {
 	disk.Source
-	f *os.File
+	f    *os.File
+	Kind filekind.Kind
 	// Allocated is about how many bytes will be read.
 	Allocated int64
 }
@@ -167,7 +168,7 @@ func newImage(f *os.File, raw bool) (*imageFile, error) {
 				hint: "import the chain, the parent first: xenkeep import PARENT " + quoteFile(f.Name()),
 			}
 		}
-		return &imageFile{Source: file.Reader(), f: f, Allocated: file.Allocated()}, nil
+		return &imageFile{Source: file.Reader(), f: f, Kind: k, Allocated: file.Allocated()}, nil
 	case k == filekind.QCOW2, k == filekind.XVA, k == filekind.Gzip, k == filekind.Zstd:
 		return nil, importFirst(f.Name(), k)
 	default:
@@ -179,7 +180,7 @@ func newImage(f *os.File, raw bool) (*imageFile, error) {
 	if s.sparse && unix.Fstat(int(f.Fd()), &sys) == nil {
 		allocated = min(size, sys.Blocks*512)
 	}
-	return &imageFile{Source: unshrunk(s, f), f: f, Allocated: allocated}, nil
+	return &imageFile{Source: unshrunk(s, f), f: f, Kind: k, Allocated: allocated}, nil
 }
 
 // rawFile reads a raw image, passing over the holes that the file system knows.

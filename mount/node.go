@@ -226,8 +226,7 @@ func (c *content) vhd(ctx context.Context, d *repo.Disk, r disk.Reader) (disk.Re
 	if err != nil {
 		return nil, err
 	}
-	l := vhd.Layout{Profile: vhd.ForFile, Size: r.Size(), Present: im.Present, Time: vhd.Time(c.s.Data)}
-	copy(l.ID[:], d.Root[:])
+	l := vhd.Layout{Profile: vhd.ForFile, Size: r.Size(), Present: im.Present, Time: vhd.Time(c.s.Data), ID: vhd.HashUUID(d.Root)}
 	return vhd.NewVirtual(l, r)
 }
 

@@ -60,6 +60,9 @@ type Snapshot struct {
 	// Generation is the VM's generation_id; another one means that the VM
 	// was reverted, copied or imported.
 	Generation string `json:"generation_id,omitempty"`
+	// Source is the file that an image or import was read from; nil for what
+	// came from a pool or a device, or was stored by an older version.
+	Source *Source `json:"source,omitempty"`
 	// Original says what this is a copy of, where it came from another
 	// repository.
 	Original *Original `json:"original,omitempty"`
@@ -67,6 +70,23 @@ type Snapshot struct {
 	id     string
 	writer seal.WriterID
 	size   int
+}
+
+// Source identifies a file on the machine that read it, and its content short of
+// reading it again.
+type Source struct {
+	Path     string    `json:"path"`   // absolute, without symbolic links
+	Format   string    `json:"format"` // "raw", "vhd", "qcow2", "xva" ...
+	Size     int64     `json:"size"`
+	Modified time.Time `json:"modified"`
+	Changed  time.Time `json:"changed"` // of its inode
+	Inode    uint64    `json:"inode,omitempty"`
+}
+
+// Same reports whether the two are one file with one content.
+func (s *Source) Same(o *Source) bool {
+	return s != nil && o != nil && s.Path == o.Path && s.Format == o.Format && s.Size == o.Size && s.Inode == o.Inode &&
+		s.Modified.Equal(o.Modified) && s.Changed.Equal(o.Changed)
 }
 
 // Original names the snapshot that a copy was made of, at first hand.

@@ -23,3 +23,12 @@ func NewUUID(rand io.Reader) (UUID, error) {
 	u[8] = u[8]&0x3f | 0x80
 	return u, nil
 }
+
+// HashUUID returns the first 16 bytes of a hash as a UUID of version 5 (RFC 9562):
+// the same for the same hash. Other programs refuse versions that they do not know.
+func HashUUID(hash [32]byte) (u UUID) {
+	copy(u[:], hash[:])
+	u[6] = u[6]&0x0f | 0x50
+	u[8] = u[8]&0x3f | 0x80
+	return u
+}

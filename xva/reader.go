@@ -86,17 +86,18 @@ func NewReader(r io.Reader) (*Reader, error) {
 	}
 	x.in = &tailReader{r: in}
 	x.t = tar.NewReader(x.in)
-	if err := x.readOVA(); err != nil {
+	if err := x.readOVA(bytes.HasPrefix(head, []byte("ova.xml\x00"))); err != nil {
 		x.close()
 		return nil, err
 	}
 	return x, nil
 }
 
-func (r *Reader) readOVA() error {
+// readOVA reads the records. begun says that the archive begins as one.
+func (r *Reader) readOVA(begun bool) error {
 	h, err := r.t.Next()
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return ended(err) // within a header, or within what is compressed
+	if errors.Is(err, io.ErrUnexpectedEOF) && (begun || errors.Is(r.in.err, io.ErrUnexpectedEOF)) {
+		return ended(err) // within the first header, or within what is compressed
 	}
 	if err != nil || h.Name != "ova.xml" {
 		if err == nil {
@@ -174,6 +175,7 @@ func (r *Reader) finish() error {
 type tailReader struct {
 	r     io.Reader
 	zeros int64
+	err   error // the last
 }
 
 func (t *tailReader) Read(p []byte) (int, error) {
@@ -183,6 +185,7 @@ func (t *tailReader) Read(p []byte) (int, error) {
 	} else {
 		t.zeros += int64(n)
 	}
+	t.err = err
 	return n, err
 }
 

@@ -103,7 +103,7 @@ none of them all remain. The newest complete snapshot always remains.`,
 	s.IntVar(&o.hosts, "host-concurrency", 6, "read at most `n` disks from a host at once")
 	s.IntVar(&o.srs, "sr-concurrency", 4, "read at most `n` disks of an SR at once")
 	o.limits.add(s)
-	s.StringVar(&o.name, "name", "", "`name` of the image in the repository (the file's)")
+	s.StringVar(&o.name, "name", "", "`name` of the image in the repository (the file's; without it two files are two images)")
 	s.StringVar(&o.job, "job", "default", "`name` of the job that this run is of")
 	s.Var(&o.tags, "tag", "`tag` for the snapshots; may be repeated")
 	s.Var(&o.keepBase, "keep-base", "what of VDI snapshots stays on the pool as the next run's base: `auto` (the list of changes, else data on thin SRs), cbt (the list alone), snapshot (data), none")

@@ -39,7 +39,7 @@ which format: .raw or .img (sparse), .vhd, .qcow2, .xva; --format says it otherw
 FILE may be "-" for the standard output.
 
 With --base a VHD holds only what has changed since another snapshot. It needs its
-parent beside it: the VHD exported of that snapshot, under the name of --base-file.`,
+parent beside it: the VHD exported of that snapshot, under the name of --base-file (ID-DEVICE.vhd, with the short ID of the snapshot).`,
 		Example: `  xenkeep export latest:web --disk xvda web.qcow2
   xenkeep export 3fa9c2d1 web.xva
   xenkeep export latest:web --format raw - | ssh other dd of=/dev/vg/web`,
@@ -58,7 +58,7 @@ parent beside it: the VHD exported of that snapshot, under the name of --base-fi
 	s.StringVar(&o.disk, "disk", "", "the disk: its `device`, VDI or name")
 	s.Var(&o.format, "format", "`format`: raw, vhd, qcow2 or xva (the file's ending)")
 	s.StringVar(&o.base, "base", "", "write what has changed since this `snapshot`, as a differencing VHD")
-	s.StringVar(&o.baseFile, "base-file", "", "`name` of the VHD that holds --base, as seen from FILE")
+	s.StringVar(&o.baseFile, "base-file", "", "`name` of the VHD that holds --base, as seen from FILE (ID-DEVICE.vhd)")
 	s.Var(&o.compress, "compress", "compress an XVA: `gzip` or zstd")
 	s.BoolVar(&o.force, "force", false, "replace the file that is there")
 	return cmd

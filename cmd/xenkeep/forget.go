@@ -212,13 +212,18 @@ func writeDecisions(w io.Writer, ds []retention.Decision, sum *forgetSummary) er
 func printDecisions(w io.Writer, ds []retention.Decision, sum *forgetSummary) error {
 	if len(ds) > 0 {
 		t := newTable(w, "ID", "DATA TIME", "VM", "JOB", "DECISION", "WHY")
+		all := make([]*repo.Snapshot, len(ds))
+		for i := range ds {
+			all[i] = ds[i].Snapshot
+		}
+		names := distinctNames(all)
 		for i := range ds {
 			d, s := &ds[i], ds[i].Snapshot
 			word := "forget"
 			if d.Keep {
 				word = "keep"
 			}
-			t.row(s.Short(), clock(s.Data), vmName(s), s.Job, word, strings.Join(why(d), ", "))
+			t.row(s.Short(), clock(s.Data), names(s), s.Job, word, strings.Join(why(d), ", "))
 		}
 		if err := t.flush(); err != nil {
 			return err

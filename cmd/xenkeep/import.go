@@ -20,6 +20,7 @@ type importOptions struct {
 	name        string
 	date        date
 	format      choice
+	assumeChain bool
 	job         string
 	tags        list
 	compression choice
@@ -35,8 +36,8 @@ raw, VHD and qcow2 images; XVA archives (plain, gzip, zstd), as xe vm-export wri
 them; and folders that NAUbackup's VmBackup wrote: the whole tree, one VM's, or one
 backup's. A differencing VHD stands on the file before it: name a chain base first.
 
-What is there already, the same VM at the same time, is passed over, so that an import
-can be repeated. qcow2 is read through qemu-nbd (Debian package qemu-utils).`,
+What is there already, the same content of the same VM at the same time, is passed
+over, so that an import can be repeated. qcow2 is read through qemu-nbd (Debian package qemu-utils).`,
 		Example: `  xenkeep import web.xva
   xenkeep import base.vhd monday.vhd tuesday.vhd
   xenkeep import /mnt/backup/vms`,
@@ -47,8 +48,9 @@ can be repeated. qcow2 is read through qemu-nbd (Debian package qemu-utils).`,
 	o.output.add(cmd)
 	o.progress.add(cmd)
 	s := cmd.Flags()
-	s.StringVar(&o.name, "name", "", "`name` of disk images in the repository (the file's)")
+	s.StringVar(&o.name, "name", "", "`name` of disk images in the repository (the file's; without it two files are two images)")
 	s.Var(&o.format, "format", formatUsage)
+	s.BoolVar(&o.assumeChain, "assume-chain", false, "take a differencing VHD to build on the file before it, though nothing proves it")
 	s.Var(&o.date, "date", "`date` of the data, 2026-03-16T12:30:27Z (the file's)")
 	s.StringVar(&o.job, "job", "default", "the `name` of the job that the snapshots count for in retention")
 	s.Var(&o.tags, "tag", "a `tag` for the snapshots; may be repeated")
@@ -96,7 +98,7 @@ func importFiles(ctx context.Context, stderr io.Writer, o *importOptions, files 
 			Job: o.job, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
 			Progress: show, Log: warnings(show),
 		},
-		Name: o.name, Date: time.Time(o.date), Raw: o.format.text == formatRaw,
+		Name: o.name, Date: time.Time(o.date), Raw: o.format.text == formatRaw, AssumeChain: o.assumeChain,
 	})
 }
 

@@ -46,6 +46,7 @@ type snapshotLine struct {
 	Disks      []diskLine `json:"disks"`
 	Missing    []repo.Gap `json:"missing,omitempty"`
 	Generation string     `json:"generation_id,omitempty"`
+	Source     string     `json:"source,omitempty"` // path of the file it was read from
 
 	// Of show alone: records.json, and what is stored.
 	Records json.RawMessage `json:"records,omitempty"`
@@ -216,6 +217,7 @@ func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {
 		head = append(head, "TAGS")
 	}
 	t := newTable(w, head...)
+	names := distinctNames(snapshots)
 	for _, s := range snapshots {
 		var fresh int64
 		devices := make([]string, len(s.Disks))
@@ -227,7 +229,7 @@ func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {
 		if len(s.Missing) > 0 {
 			complete += " (without " + gaps(s.Missing) + ")"
 		}
-		cells := []string{s.Short(), clock(s.Data), vmName(s), strings.Join(devices, " "), size(s.Size()), size(fresh), complete}
+		cells := []string{s.Short(), clock(s.Data), names(s), strings.Join(devices, " "), size(s.Size()), size(fresh), complete}
 		if tagged {
 			cells = append(cells, strings.Join(s.Tags, " "))
 		}
@@ -241,6 +243,27 @@ func vmName(s *repo.Snapshot) string {
 		return s.VM.Name
 	}
 	return s.VM.UUID
+}
+
+// distinctNames returns names for a list of snapshots: with the UUID where
+// several VMs or images of the list bear one name.
+func distinctNames(all []*repo.Snapshot) func(*repo.Snapshot) string {
+	uuids := make(map[string]string)
+	several := make(map[string]bool)
+	for _, s := range all {
+		n := vmName(s)
+		if u, ok := uuids[n]; ok && u != s.VM.UUID {
+			several[n] = true
+		}
+		uuids[n] = s.VM.UUID
+	}
+	return func(s *repo.Snapshot) string {
+		n := vmName(s)
+		if several[n] && s.VM.UUID != "" && n != s.VM.UUID {
+			n += " (" + s.VM.UUID + ")"
+		}
+		return n
+	}
 }
 
 func writeSnapshots(w io.Writer, snapshots []*repo.Snapshot, bad []repo.Problem) error {
@@ -269,6 +292,9 @@ func lineOf(s *repo.Snapshot) snapshotLine {
 		PoolUUID: s.Pool.UUID, PoolName: s.Pool.Name, VMUUID: s.VM.UUID, VMName: s.VM.Name,
 		Kind: s.Kind, Job: s.Job, Machine: s.Machine, Run: s.Run, Writer: s.Writer().String(), Tags: s.Tags,
 		Complete: s.Complete, Size: s.Size(), Missing: s.Missing, Generation: s.Generation, Disks: []diskLine{},
+	}
+	if s.Source != nil {
+		l.Source = s.Source.Path
 	}
 	for _, d := range s.Disks {
 		root, _ := d.Root.MarshalText() // cannot fail
