@@ -118,6 +118,9 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 	if err := c.findGuarded(ctx); err != nil {
 		return nil, err
 	}
+	if err := c.findEnded(ctx); err != nil {
+		return nil, err
+	}
 	order := map[string]int{"task": 0, "VBD": 1, "VM": 2, "VDI": 3}
 	slices.SortStableFunc(c.found, func(a, b Leftover) int {
 		return cmp.Or(cmp.Compare(finishing(a.Action), finishing(b.Action)), cmp.Compare(order[a.Class], order[b.Class]))
@@ -403,6 +406,51 @@ func (c *cleanup) attached(ctx context.Context, gone map[xapi.Ref]*Leftover) err
 		}
 	}
 	c.found = append(c.found, more...)
+	return nil
+}
+
+// findEnded adds tasks of transfers that have ended and whose run had no time to
+// remove them: their object is gone, or was left by a dead run, or they ended so long
+// ago that no run waits for their verdict.
+func (c *cleanup) findEnded(ctx context.Context) error {
+	by := make(map[xapi.Ref]*Leftover)
+	known := make(map[xapi.Ref]bool)
+	for i := range c.found {
+		l := &c.found[i]
+		known[l.ref] = known[l.ref] || l.Class == "task"
+		if by[l.ref] == nil || l.State == StateLive {
+			by[l.ref] = l
+		}
+	}
+	there := make(map[xapi.Ref]bool)
+	for i := range c.vms {
+		there[c.vms[i].Ref] = true
+	}
+	var now time.Time
+	for i := range c.tasks {
+		t := &c.tasks[i]
+		ref, _ := transferOf(t)
+		if ref.IsNull() || known[t.Ref] || t.Status == "pending" || t.Status == "cancelling" {
+			continue
+		}
+		if now.IsZero() {
+			var err error
+			if now, err = poolTime(ctx, c.pool); err != nil {
+				return err
+			}
+		}
+		l := leftover("task", t.Ref, t.UUID, t.NameLabel, marked{})
+		l.State, l.Action, l.Seen = StateDead, ActRemove, t.Finished.Time
+		old := !t.Finished.IsZero() && now.Sub(t.Finished.Time) > deadAfter
+		of := by[ref]
+		switch {
+		case of != nil && of.State == StateDead:
+			l.Role, l.Repository, l.Run, l.Machine, l.Job = of.Role, of.Repository, of.Run, of.Machine, of.Job
+		case of != nil && !old, c.vdis[ref] != nil && !old, there[ref] && !old:
+			continue
+		}
+		c.found = append(c.found, l)
+	}
 	return nil
 }
 

@@ -13,7 +13,7 @@ import (
 // Target says where disks go on a pool: all on one SR, or each on that of its
 // device.
 type Target struct {
-	SR    string            // name or UUID; of disks that Disks does not name
+	SR    string            // name or UUID, of disks that Disks does not name; "" is the pool's default
 	Disks map[string]string // SR by device
 }
 
@@ -41,7 +41,8 @@ func ParseTarget(text string) (Target, error) {
 	return t, nil
 }
 
-// of is the SR of a disk.
+// of is the SR of a disk; "" is the pool's default, and for memory the SR of the first
+// disk.
 func (t Target) of(d *repo.Disk) (string, error) {
 	for _, name := range []string{d.Device, d.UserDevice, d.VDI} {
 		if sr := t.Disks[name]; sr != "" && name != "" {
@@ -49,8 +50,8 @@ func (t Target) of(d *repo.Disk) (string, error) {
 		}
 	}
 	if t.SR == "" {
-		if d.Device == MemoryDevice {
-			return "", nil // with the first disk
+		if d.Device == MemoryDevice || len(t.Disks) == 0 {
+			return "", nil
 		}
 		return "", fmt.Errorf("disk %s: no SR is given for it", d.Device)
 	}
@@ -96,9 +97,10 @@ func (o *RestoreOptions) defaults() {
 // VMRestore says how a VM comes back.
 type VMRestore struct {
 	Target
-	Name     string // "" is the name it had
+	Name     string // "" is the name it had, with the date where that is taken
 	KeepMAC  bool
 	KeepUUID bool
+	KeepPCI  bool // devices of the host that were passed through
 	Start    bool
 	// Networks are networks of this pool, by name or UUID, by the name or UUID
 	// of that which an interface was on. Others are found by UUID, then name.

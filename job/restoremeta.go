@@ -68,9 +68,12 @@ func (m *vmRestore) byImport(ctx context.Context) error {
 		return err
 	}
 	if m.memory && m.out.Power != "Suspended" {
-		return fmt.Errorf("VM %s: the pool made it %s, not suspended", m.name(), m.out.Power)
+		return fmt.Errorf("VM %s: the pool made it %s, not suspended", m.called, m.out.Power)
 	}
 	if err := m.checkVIFs(ctx); err != nil {
+		return err
+	}
+	if err := m.settings(ctx); err != nil {
 		return err
 	}
 	return m.block(ctx)
@@ -307,7 +310,7 @@ func (b *archiveBuilder) vm() error {
 		uuid = newUUID()
 	}
 	set := map[string]xva.Value{
-		"uuid": xva.String(uuid), "name_label": xva.String(m.name()), "other_config": textMap(other),
+		"uuid": xva.String(uuid), "name_label": xva.String(m.called), "other_config": textMap(other),
 		"ha_always_run": xva.Boolean(false), "ha_restart_priority": xva.String(""), "blocked_operations": {Kind: xva.Struct},
 		"is_default_template": xva.Boolean(false), "snapshot_schedule": xva.String(xva.NullRef), "appliance": xva.String(xva.NullRef),
 		"affinity": xva.String(xva.NullRef), "suspend_SR": xva.String(xva.NullRef), "VGPUs": {Kind: xva.Array}, "VUSBs": {Kind: xva.Array},

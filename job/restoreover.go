@@ -16,6 +16,7 @@ import (
 type Over struct {
 	VDI          string // one disk over this VDI, a name or UUID; "" for the VM's own disks
 	Differential bool   // compare first, and write what differs; always so for the VM's own disks
+	Replaced     bool   // in place, also over disks that have taken the place of those in the snapshot
 	KeepOld      bool   // take a VDI snapshot of what is there, before
 }
 
@@ -97,6 +98,9 @@ func (p *poolRestore) overTargets(ctx context.Context, disks []*repo.Disk, over 
 			return nil, fmt.Errorf("disk %s: %w", d.Device, err)
 		}
 		if over.VDI == "" && t.vdi.UUID != d.VDI {
+			if !over.Replaced {
+				return nil, replaced(d, &t.vdi)
+			}
 			p.warn("disk %s: VDI %s has taken the place of %s, which was backed up", d.Device, t.vdi.UUID, d.VDI)
 		}
 		if t.im, err = restore.Open(ctx, p.r, chunk.ID(d.Root)); err != nil {
@@ -108,6 +112,18 @@ func (p *poolRestore) overTargets(ctx context.Context, disks []*repo.Disk, over 
 		out = append(out, t)
 	}
 	return out, nil
+}
+
+// replaced is the refusal to write over a disk that is not the one in the snapshot.
+func replaced(d *repo.Disk, v *xapi.VDI) error {
+	was := d.VDI
+	if was == "" {
+		was = "not recorded"
+	}
+	return &hinted{
+		fmt.Errorf("disk %s: the VM has another disk there, %q (VDI %s), than the one that was backed up (VDI %s): nothing was written", d.Device, v.NameLabel, v.UUID, was),
+		"--to-sr restores the disk beside it; --replaced writes over the disk that is there, as after its storage was moved, which gives it a new UUID",
+	}
 }
 
 func (p *poolRestore) writable(ctx context.Context, t overTarget) error {
@@ -158,7 +174,7 @@ func (p *poolRestore) dropTransfers(ctx context.Context, vdi xapi.Ref) error {
 		return err
 	}
 	for i := range tasks {
-		if about, _ := transferOf(&tasks[i]); about == vdi && tasks[i].Status == "pending" {
+		if about, _ := transferOf(&tasks[i]); about == vdi {
 			_ = p.pool.CancelTask(ctx, tasks[i].Ref) // it may be over
 			if err := p.pool.DestroyTask(ctx, tasks[i].Ref); err != nil {
 				return err

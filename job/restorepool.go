@@ -202,10 +202,10 @@ func (p *poolRestore) place(ctx context.Context, disks []*repo.Disk, t Target) (
 		sr, ok := srs[name]
 		switch {
 		case ok:
-		case name == "" && len(out) > 0:
-			sr = out[0].sr
+		case name == "" && d.Device == MemoryDevice && len(out) > 0:
+			sr = out[0].sr // with the first disk
 		default:
-			if sr, err = p.pool.FindSR(ctx, name); err != nil {
+			if sr, err = findSR(ctx, p.pool, name); err != nil {
 				return nil, err
 			}
 			srs[name] = sr

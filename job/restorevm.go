@@ -47,6 +47,8 @@ type vmRestore struct {
 	isos   map[xapi.Ref]*xapi.VDI // by what was in the drive
 	memory bool                   // it comes back suspended
 	knows  map[string]bool        // fields that the pool's VMs have
+	called string                 // its name
+	told   []string               // keys of other_config that were warned of
 }
 
 // planVM finds out all that can be known before anything is made.
@@ -98,6 +100,11 @@ func (p *poolRestore) planVM(ctx context.Context, v VMRestore) (*vmRestore, erro
 	if err := m.findISOs(ctx); err != nil {
 		return nil, err
 	}
+	m.called = m.nameFor(vms)
+	m.lostMemory()
+	if err := m.sameMACs(ctx, vms); err != nil {
+		return nil, err
+	}
 	m.placed, err = p.place(ctx, disks, v.Target)
 	return m, err
 }
@@ -117,7 +124,7 @@ func (m *vmRestore) networks(ctx context.Context) error {
 				continue
 			}
 			used[k] = true
-			n, err := m.pool.FindNetwork(ctx, to)
+			n, err := findNetwork(ctx, m.pool, to)
 			if err != nil {
 				return err
 			}
@@ -264,10 +271,11 @@ func (m *vmRestore) byCreation(ctx context.Context) error {
 	if err := m.createVTPM(ctx); err != nil {
 		return err
 	}
+	if err := m.settings(ctx); err != nil {
+		return err
+	}
 	return m.block(ctx)
 }
-
-func (m *vmRestore) name() string { return cmp.Or(m.v.Name, m.stored.vm.NameLabel) }
 
 // otherConfig is what the VM's had, with the marks of this run.
 func (m *vmRestore) otherConfig() map[string]string {
@@ -280,8 +288,9 @@ func (m *vmRestore) otherConfig() map[string]string {
 	maps.Copy(other, m.stored.vm.OtherConfig)
 	maps.DeleteFunc(other, func(k, _ string) bool {
 		// MACs are derived from the seed; marks are of the VM that was.
-		return strings.HasPrefix(k, "xenkeep:") || (k == "mac_seed" && !m.v.KeepMAC)
+		return strings.HasPrefix(k, "xenkeep:") || k == "import_task" || (k == "mac_seed" && !m.v.KeepMAC)
 	})
+	m.fewerDevices(other)
 	maps.Copy(other, m.lease.marks(roleRestore))
 	return other
 }
@@ -295,7 +304,7 @@ func (m *vmRestore) createVM(ctx context.Context) error {
 		raw, ok := fields[name].(json.RawMessage)
 		return string(raw), ok
 	}, func(name string) { delete(fields, name) })
-	fields["name_label"] = m.name()
+	fields["name_label"] = m.called
 	fields["other_config"] = m.otherConfig()
 	fields["ha_always_run"] = false
 	fields["ha_restart_priority"] = ""
@@ -304,8 +313,12 @@ func (m *vmRestore) createVM(ctx context.Context) error {
 	}
 	// Set at the end: it may block what is still to be done, or undone.
 	delete(fields, "blocked_operations")
-	// A new VM: what the guest knows as its generation must change.
+	// A new VM: what the guest reads as its generation must change. A VM that has
+	// none stays without.
 	delete(fields, "generation_id")
+	if m.stored.vm.GenerationID == "" {
+		fields["generation_id"] = ""
+	}
 	m.tried = true
 	ref, err := m.pool.CreateVM(ctx, fields)
 	return m.made(ctx, ref, err)
@@ -318,7 +331,7 @@ func (m *vmRestore) made(ctx context.Context, ref xapi.Ref, err error) error {
 		m.lease.keep("VM", ref)
 	}
 	if err != nil {
-		return fmt.Errorf("VM %s: %w", m.name(), err)
+		return fmt.Errorf("VM %s: %w", m.called, err)
 	}
 	rec, err := m.pool.VM(ctx, ref)
 	if err != nil {
@@ -347,10 +360,12 @@ func (m *vmRestore) drop(names []string, text func(string) (string, bool), drop 
 
 // block sets which operations are blocked on the VM.
 func (m *vmRestore) block(ctx context.Context) error {
-	if len(m.stored.vm.BlockedOperations) == 0 || m.role == roleDrill {
+	blocked := maps.Clone(m.stored.vm.BlockedOperations)
+	maps.DeleteFunc(blocked, func(_, why string) bool { return why == guardText })
+	if len(blocked) == 0 || m.role == roleDrill {
 		return nil
 	}
-	if err := m.pool.SetVMField(ctx, m.vm, "blocked_operations", m.stored.vm.BlockedOperations); err != nil {
+	if err := m.pool.SetVMField(ctx, m.vm, "blocked_operations", blocked); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}

@@ -72,3 +72,13 @@ func (c *Client) heldByDomain(ctx context.Context, vdi Ref) (bool, error) {
 	}
 	return false, nil
 }
+
+// RefusedValue returns the name of the field or key whose value the pool refused, or
+// "" for any other error.
+func RefusedValue(err error) string {
+	var e *Error
+	if errors.As(err, &e) && e.Code == "INVALID_VALUE" && len(e.Params) > 0 {
+		return e.Params[0]
+	}
+	return ""
+}

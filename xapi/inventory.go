@@ -203,6 +203,25 @@ func (c *Client) VIF(ctx context.Context, ref Ref) (VIF, error) {
 	return record[VIF](ctx, c, "VIF", ref)
 }
 
+// UUIDs reads the UUIDs of all objects of a class, by their references. A class that
+// the pool's version does not have holds none.
+func (c *Client) UUIDs(ctx context.Context, class string) (map[Ref]string, error) {
+	var all map[Ref]struct {
+		UUID string `json:"uuid"`
+	}
+	if err := c.Call(ctx, class+".get_all_records", &all); err != nil && !IsCode(err, MethodUnknown, MessageRemoved) {
+		return nil, err
+	}
+	out := make(map[Ref]string, len(all))
+	for ref, o := range all {
+		out[ref] = o.UUID
+	}
+	return out, nil
+}
+
+// VIFs reads the records of all network interfaces.
+func (c *Client) VIFs(ctx context.Context) ([]VIF, error) { return records[VIF](ctx, c, "VIF") }
+
 // SRs reads all SR records.
 func (c *Client) SRs(ctx context.Context) ([]SR, error) { return records[SR](ctx, c, "SR") }
 

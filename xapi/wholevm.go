@@ -57,8 +57,8 @@ func (c *Client) ExportVM(ctx context.Context, opts ExportVMOptions) (*Export, e
 // ImportVMOptions says where a whole VM goes.
 type ImportVMOptions struct {
 	SR Ref // null: the pool's default
-	// Preserve keeps the VM's UUID and MACs; a halted VM of that UUID is
-	// replaced.
+	// Preserve keeps the VM's UUID and MACs. A pool that has a VM of that UUID
+	// refuses the archive, unless it holds a newer version of the VM.
 	Preserve bool
 	// ContentLength is the exact length of the archive.
 	ContentLength int64

@@ -129,6 +129,6 @@ has proved sound: a damaged one leaves nothing on the pool.`,
 	show.add(cmd)
 	s := cmd.Flags()
 	s.StringVar(&im.SR, "to-sr", "", "the `SR` for the disks (the pool's default)")
-	s.BoolVar(&im.Preserve, "preserve", false, "keep UUID and MAC addresses; a halted VM with this UUID is replaced")
+	s.BoolVar(&im.Preserve, "preserve", false, "keep UUID and MAC addresses; refused where a VM with this UUID is on the pool, unless the file has a newer version of it")
 	return cmd
 }

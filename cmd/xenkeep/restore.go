@@ -27,12 +27,14 @@ type restoreOptions struct {
 	vm        bool
 	name      string
 	mac, uuid choice
+	pci       choice
 	networks  []string
 	start     bool
 
 	attach       string
 	differential bool
 	keepOld      bool
+	replaced     bool
 	resume       bool
 	verify       bool
 	force        bool
@@ -42,19 +44,21 @@ type restoreOptions struct {
 }
 
 func newRestoreCommand() *cobra.Command {
-	o := restoreOptions{mac: choice{text: "new", of: []string{"new", "keep"}}, uuid: choice{text: "new", of: []string{"new", "keep"}}}
+	o := restoreOptions{mac: choice{text: "new", of: []string{"new", "keep"}}, uuid: choice{text: "new", of: []string{"new", "keep"}},
+		pci: choice{text: "drop", of: []string{"drop", "keep"}}}
 	cmd := &cobra.Command{
-		Use:   "restore SNAPSHOT (--to FILE | --to-sr SR [--vm | --drill] | --to-vdi VDI | --in-place)",
+		Use:   "restore SNAPSHOT (--to FILE | --to-sr SR | --vm | --drill | --to-vdi VDI | --in-place)",
 		Short: "Restore disks to files or to the pool, or a whole VM",
 		Long: `Restore a disk to a file (--to), disks to new VDIs on the pool (--to-sr), the VM
-itself (--vm --to-sr), disks over the VM's own (--in-place), or one over any VDI of
+itself (--vm), disks over the VM's own (--in-place), or one over any VDI of
 its size (--to-vdi). Over VDIs that are there only what differs is written. With
 --drill the VM is restored on trial: without network, started, waited for, removed.
 
 All data is verified while it is read. A file becomes a VHD where its name ends in
 .vhd, else raw and sparse; it bears its name only once it is whole. SNAPSHOT is an id
 or its unique beginning, "latest:VM", or "VM@TIME"; SR is a name or a UUID, or one for
-each disk: xvda=SR,xvdb=SR.`,
+each disk: xvda=SR,xvdb=SR. An SR whose name holds a comma or "=" is given by its UUID,
+and so is a network whose name holds "=". xenkeep pool srs lists the SRs.`,
 		Example: `  xenkeep restore latest:web --disk xvda --to web.raw
   xenkeep restore 3fa9c2d1 --to-sr "Local storage" --attach rescue
   xenkeep restore latest:web --vm --to-sr "Local storage" --network LAN=Lab --start
@@ -76,18 +80,20 @@ each disk: xvda=SR,xvdb=SR.`,
 	s := cmd.Flags()
 	s.StringArrayVar(&o.disks, "disk", nil, "restore this disk alone: its `device`, VDI or name; may be repeated")
 	s.StringVar(&o.to, "to", "", "restore a disk to this `file`, .vhd or raw")
-	s.StringVar(&o.toSR, "to-sr", "", "restore to new VDIs on this `SR`, or xvda=SR1,xvdb=SR2")
+	s.StringVar(&o.toSR, "to-sr", "", "restore to new VDIs on this `SR`, or xvda=SR1,xvdb=SR2; with --vm and --drill the pool's default where it is left out")
 	s.StringVar(&o.toVDI, "to-vdi", "", "restore a disk over this `VDI`")
 	s.BoolVar(&o.inPlace, "in-place", false, "restore over the disks of the VM, which must be halted")
 	s.BoolVar(&o.vm, "vm", false, "restore the VM, not its disks alone")
-	s.StringVar(&o.name, "name", "", "`name` of the restored VM (the one it had)")
+	s.StringVar(&o.name, "name", "", "`name` of the restored VM (the one it had; with the date if that is taken)")
 	s.Var(&o.mac, "mac", "MAC addresses of the restored VM: `new` or keep")
 	s.Var(&o.uuid, "uuid", "UUID of the restored VM: `new` or keep")
+	s.Var(&o.pci, "pci", "devices of the host that were passed through to the VM: `drop` or keep")
 	s.StringArrayVar(&o.networks, "network", nil, "put interfaces of network OLD on NEW, as `OLD=NEW`; may be repeated")
 	s.BoolVar(&o.start, "start", false, "start the restored VM, or let it go on where it was suspended")
 	s.StringVar(&o.attach, "attach", "", "attach the restored disks to this `VM`")
 	s.BoolVar(&o.differential, "differential", false, "compare with what is there, and write only what differs")
 	s.BoolVar(&o.keepOld, "keep-old", false, "take a VDI snapshot of each disk before it is written over")
+	s.BoolVar(&o.replaced, "replaced", false, "with --in-place: also over disks that have taken the place of those in the snapshot")
 	s.BoolVar(&o.resume, "resume", false, "keep what a failed restore has written, and go on with it")
 	s.BoolVar(&o.verify, "verify", false, "read restored VDIs back and compare them with the snapshot")
 	s.BoolVar(&o.force, "force", false, "replace the file that is there, or write over a block device")
@@ -115,17 +121,17 @@ func (o *restoreOptions) check(changed func(string) bool) error {
 		return nil
 	}
 	switch {
-	case where != 1:
+	case where > 1 || where == 0 && !whole:
 		return usagef("where to? give one of --to FILE, --to-sr SR, --to-vdi VDI and --in-place")
-	case whole && o.toSR == "":
-		return usagef("--vm and --drill restore to new VDIs of a pool: give --to-sr SR")
+	case whole && where == 1 && o.toSR == "":
+		return usagef("--vm and --drill restore to new VDIs of a pool: the place is --to-sr SR, or the pool's default SR without it")
 	case o.vm && o.drill:
 		return usagef("--drill removes the VM again: leave --vm out")
 	case whole && len(o.disks) > 0:
 		return usagef("--vm and --drill restore all disks: leave --disk out")
 	case o.attach != "" && (whole || o.toSR == ""):
 		return usagef("--attach goes with --to-sr, without --vm")
-	case o.resume && (o.toSR == "" || o.drill):
+	case o.resume && (o.toSR == "" && !o.vm || o.drill):
 		return usagef("--resume goes with --to-sr: what is written over VDIs is compared in any case, and a file is begun anew")
 	case o.verify && o.to != "":
 		return usagef("--verify reads VDIs back: a file is verified while it is written")
@@ -133,8 +139,9 @@ func (o *restoreOptions) check(changed func(string) bool) error {
 		return usagef("--drill-timeout %s: must be more than nothing", o.drillTimeout)
 	}
 	return errors.Join(
-		only(o.vm, "--vm", "name", "mac", "uuid", "network", "start"),
+		only(o.vm, "--vm", "name", "mac", "uuid", "pci", "network", "start"),
 		only(over, "--to-vdi or --in-place", "differential", "keep-old"),
+		only(o.inPlace, "--in-place", "replaced"),
 		only(o.to != "", "--to", "force"),
 		only(o.drill, "--drill", "drill-timeout", "drill-key"))
 }
@@ -164,13 +171,13 @@ func restoreSnapshot(ctx context.Context, stderr io.Writer, o *restoreOptions, s
 			res, err = job.RestoreFile(ctx, w.repo, w.snapshot, w.disks[0], o.to, w.options)
 		case o.vm:
 			res, err = job.RestoreVM(ctx, w.repo, w.pool, w.snapshot, job.VMRestore{
-				Target: w.target, Name: o.name, KeepMAC: o.mac.text == "keep", KeepUUID: o.uuid.text == "keep", Start: o.start, Networks: w.networks,
+				Target: w.target, Name: o.name, KeepMAC: o.mac.text == "keep", KeepUUID: o.uuid.text == "keep", KeepPCI: o.pci.text == "keep", Start: o.start, Networks: w.networks,
 			}, w.options)
 		case o.toSR != "":
 			res, err = job.RestoreDisks(ctx, w.repo, w.pool, w.snapshot, w.disks, w.target, w.options)
 		default:
 			res, err = job.RestoreOver(ctx, w.repo, w.pool, w.snapshot, w.disks,
-				job.Over{VDI: o.toVDI, Differential: o.differential, KeepOld: o.keepOld}, w.options)
+				job.Over{VDI: o.toVDI, Differential: o.differential, KeepOld: o.keepOld, Replaced: o.replaced}, w.options)
 		}
 		return err
 	})

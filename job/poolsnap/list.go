@@ -108,7 +108,9 @@ type lister struct {
 	names map[xapi.Ref]string // UUIDs
 }
 
-func newLister(ctx context.Context, c *xapi.Client) (*lister, error) {
+// newLister reads what the pool has; deep is to know the references inside of records
+// too.
+func newLister(ctx context.Context, c *xapi.Client, deep bool) (*lister, error) {
 	w, err := look(ctx, c)
 	if err != nil {
 		return nil, err
@@ -138,6 +140,19 @@ func newLister(ctx context.Context, c *xapi.Client) (*lister, error) {
 	}
 	for ref, v := range w.Hosts {
 		l.names[ref] = v.UUID
+	}
+	if !deep {
+		return l, nil
+	}
+	for _, class := range []string{
+		"VIF", "VM_metrics", "VM_guest_metrics", "VTPM", "VUSB", "VGPU", "console", "PBD", "PIF", "PCI", "host_metrics", "host_cpu", "crashdump",
+		"VMSS", "VM_appliance", "blob", "task", "Bond", "PUSB", "PGPU", "Certificate", "host_patch", "pool_patch", "pool_update", "Feature",
+	} {
+		uuids, err := c.UUIDs(ctx, class)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(l.names, uuids)
 	}
 	return l, nil
 }
@@ -301,7 +316,7 @@ func rawVM(v *xapi.VM) json.RawMessage { return v.Raw }
 
 // VMs lists the VMs of a pool, by name.
 func VMs(ctx context.Context, c *xapi.Client, o ListOptions) ([]VMRow, error) {
-	l, err := newLister(ctx, c)
+	l, err := newLister(ctx, c, o.Params || len(o.Filters) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -318,7 +333,7 @@ func VMs(ctx context.Context, c *xapi.Client, o ListOptions) ([]VMRow, error) {
 
 // Templates lists the templates of a pool, by name, without VM snapshots.
 func Templates(ctx context.Context, c *xapi.Client, o ListOptions) ([]TemplateRow, error) {
-	l, err := newLister(ctx, c)
+	l, err := newLister(ctx, c, o.Params || len(o.Filters) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -339,7 +354,7 @@ func isDefault(v *xapi.VM) bool {
 
 // SRs lists the storage repositories of a pool, by name.
 func SRs(ctx context.Context, c *xapi.Client, o ListOptions) ([]SRRow, error) {
-	l, err := newLister(ctx, c)
+	l, err := newLister(ctx, c, o.Params || len(o.Filters) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -360,7 +375,7 @@ func SRs(ctx context.Context, c *xapi.Client, o ListOptions) ([]SRRow, error) {
 
 // Hosts lists the hosts of a pool, the master first.
 func Hosts(ctx context.Context, c *xapi.Client, o ListOptions) ([]HostRow, error) {
-	l, err := newLister(ctx, c)
+	l, err := newLister(ctx, c, o.Params || len(o.Filters) > 0)
 	if err != nil {
 		return nil, err
 	}

@@ -264,7 +264,7 @@ func readAll(ctx context.Context, r io.Reader) (c contents, err error) {
 // ImportOptions say where an archive goes.
 type ImportOptions struct {
 	SR       string // name or UUID; "" is the pool's default
-	Preserve bool   // UUID and MACs stay; a halted VM of that UUID is replaced
+	Preserve bool   // UUID and MACs stay; refused where a VM of that UUID is there
 	Progress job.Progress
 }
 
