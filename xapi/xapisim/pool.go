@@ -1,3 +1,22 @@
+// Package xapisim is a XenServer pool in one process, for tests and for trying
+// things: hosts that speak XenAPI over HTTPS (JSON-RPC and XML-RPC), storage
+// repositories with chains of VHD files (package sr), disks over NBD, and guests
+// that write.
+//
+// It is written from the contract and from recordings of the real server, never
+// from the calls that this program's client makes: what a real pool refuses, it
+// refuses with the same code and parameters.
+//
+// New starts a pool. Fault scripts a failure at a call, a transfer or a step of
+// the storage. Advance moves the pool's clock. Dump returns all records, for a
+// comparison before and after.
+//
+// A file holds one class or one concern: the methods of VMs are in vm.go, those
+// of disks in vdi.go, exports and imports of disks in bulk.go, whole VMs in
+// xva.go and xvaimport.go, tasks in task.go. schema.go and schema.txt define
+// fields, types and calls of each class; version.go defines what older versions
+// lack; roles.txt defines which role a call needs. docs/simulator.md lists the
+// behaviours, each with the test that shows it.
 package xapisim
 
 import (
