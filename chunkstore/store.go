@@ -212,7 +212,7 @@ func (s *Store) loadIndex(ctx context.Context) (problems []IndexProblem, replace
 	known := s.index.Sources()
 	present := make(map[string]bool)
 	var missing []object.Info
-	if err := s.objects.List(ctx, "index/", func(i object.Info) error {
+	if err := object.ListOwn(ctx, s.objects, "index/", func(i object.Info) error {
 		present[i.Name] = true
 		if !s.index.HasSource(i.Name) {
 			missing = append(missing, i)

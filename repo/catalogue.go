@@ -73,7 +73,7 @@ type catalogued map[string][]string
 // objects are there.
 func (r *Repository) fromCatalogues(ctx context.Context, wanted map[string]bool, fn func(name string, data []byte)) (catalogued, error) {
 	var names []string
-	if err := r.objects.List(ctx, cataloguePrefix, func(i object.Info) error {
+	if err := object.ListOwn(ctx, r.objects, cataloguePrefix, func(i object.Info) error {
 		names = append(names, i.Name)
 		return nil
 	}); err != nil {
@@ -116,7 +116,7 @@ func (r *Repository) fromCatalogues(ctx context.Context, wanted map[string]bool,
 // exists. It is for whoever prunes: a reader goes on with what there is.
 func (r *Repository) MergeCatalogues(ctx context.Context) error {
 	exist := make(map[string]bool)
-	if err := r.objects.List(ctx, snapshotPrefix, func(i object.Info) error {
+	if err := object.ListOwn(ctx, r.objects, snapshotPrefix, func(i object.Info) error {
 		exist[strings.TrimPrefix(i.Name, snapshotPrefix)] = true
 		return nil
 	}); err != nil {

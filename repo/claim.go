@@ -152,7 +152,7 @@ func (r *Repository) PutClaim(ctx context.Context, c *Claim) error {
 // must do nothing any more.
 func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 	var names []string
-	err := r.objects.List(ctx, referencePrefix+c.Run+"-", func(i object.Info) error {
+	err := object.ListOwn(ctx, r.objects, referencePrefix+c.Run+"-", func(i object.Info) error {
 		names = append(names, i.Name)
 		return nil
 	})
@@ -277,7 +277,7 @@ func parsePacks(names []string) ([]pack.ID, error) {
 // readAll reads every small object under prefix.
 func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal.ObjectKind, each func(*T, string, *seal.Cert)) ([]*T, []Problem, error) {
 	var names []string
-	if err := r.objects.List(ctx, prefix, func(i object.Info) error {
+	if err := object.ListOwn(ctx, r.objects, prefix, func(i object.Info) error {
 		names = append(names, i.Name)
 		return nil
 	}); err != nil {

@@ -53,7 +53,7 @@ func (r *Repository) PutOver(ctx context.Context, o *Over) error {
 // what their runs protect stays. They are added to Problems.
 func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[string][]*Over, error) {
 	var names []string
-	if err := r.objects.List(ctx, overPrefix, func(i object.Info) error {
+	if err := object.ListOwn(ctx, r.objects, overPrefix, func(i object.Info) error {
 		if of(overRun(i.Name)) {
 			names = append(names, i.Name)
 		}

@@ -290,7 +290,7 @@ type storedSlot struct {
 // of them is sound shows only when one opens.
 func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) {
 	var names []string
-	if err := objects.List(ctx, "slots/", func(i object.Info) error {
+	if err := object.ListOwn(ctx, objects, "slots/", func(i object.Info) error {
 		names = append(names, i.Name)
 		return nil
 	}); err != nil {

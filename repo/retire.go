@@ -75,7 +75,7 @@ func (r *Repository) IsRetired(ctx context.Context, c *Claim) (bool, error) {
 		return false, err
 	}
 	found := false
-	err := r.objects.List(ctx, retiredPrefix+c.Run+"-", func(object.Info) error {
+	err := object.ListOwn(ctx, r.objects, retiredPrefix+c.Run+"-", func(object.Info) error {
 		found = true
 		return nil
 	})
@@ -92,7 +92,7 @@ func (r *Repository) References(ctx context.Context) ([]*Reference, []Problem, e
 func (r *Repository) DropRun(ctx context.Context, run string) error {
 	for _, prefix := range []string{referencePrefix, claimPrefix} {
 		var names []string
-		if err := r.objects.List(ctx, prefix+run+"-", func(i object.Info) error {
+		if err := object.ListOwn(ctx, r.objects, prefix+run+"-", func(i object.Info) error {
 			names = append(names, i.Name)
 			return nil
 		}); err != nil {

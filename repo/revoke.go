@@ -136,7 +136,7 @@ func packCert(p []byte) bool   { return string(p[:4]) == "XKPK" }
 // passed over: check names them.
 func (r *Repository) writtenBy(ctx context.Context, prefix string, is func([]byte) bool, fn func(name string, size int64, cert *seal.Cert) error) error {
 	var infos []object.Info
-	if err := r.objects.List(ctx, prefix, func(i object.Info) error {
+	if err := object.ListOwn(ctx, r.objects, prefix, func(i object.Info) error {
 		infos = append(infos, i)
 		return nil
 	}); err != nil {

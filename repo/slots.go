@@ -36,7 +36,7 @@ type Slot struct {
 // Slots lists the key slots, oldest first.
 func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 	var names []string
-	if err := r.objects.List(ctx, "slots/", func(i object.Info) error {
+	if err := object.ListOwn(ctx, r.objects, "slots/", func(i object.Info) error {
 		names = append(names, i.Name)
 		return nil
 	}); err != nil {

@@ -219,7 +219,7 @@ func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
 // passed over in silence.
 func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Problem, err error) {
 	var names []string
-	if err := r.objects.List(ctx, snapshotPrefix, func(i object.Info) error {
+	if err := object.ListOwn(ctx, r.objects, snapshotPrefix, func(i object.Info) error {
 		names = append(names, i.Name)
 		return nil
 	}); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -172,6 +173,13 @@ func checkText(sum *checkSummary) string {
 	}
 	if sum.Findings > 0 {
 		text += ", " + plural(sum.Findings, "finding")
+	}
+	if n := len(sum.Foreign); n > 0 {
+		some, more := sum.Foreign, ""
+		if n > 5 {
+			some, more = some[:5], ", ..."
+		}
+		text += "\n" + oneLine(fmt.Sprintf("note: %s that xenkeep did not put there, and leaves alone: %s%s", plural(n, "foreign file"), strings.Join(some, ", "), more))
 	}
 	return text
 }

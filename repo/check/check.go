@@ -84,8 +84,9 @@ type Report struct {
 	DamageLists int        `json:"damage_lists"` // published by repair
 	PacksRead   int        `json:"packs_read"`
 	Read        int64      `json:"bytes_read"`
-	OldestProof *time.Time `json:"oldest_proof,omitempty"` // when the pack that was read longest ago was read
-	NeverRead   int        `json:"packs_never_read"`       // as far as this machine remembers
+	OldestProof *time.Time `json:"oldest_proof,omitempty"`  // when the pack that was read longest ago was read
+	NeverRead   int        `json:"packs_never_read"`        // as far as this machine remembers
+	Foreign     []string   `json:"foreign_files,omitempty"` // what others put into the repository's place
 	Findings    []Finding  `json:"findings"`
 
 	damage Damage
@@ -120,7 +121,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	}
 	// Snapshots first: what they need is in the index and among the packs
 	// that are read after them, whatever other runs do meanwhile.
-	steps := []func(context.Context) error{c.listSnapshots, c.r.LoadIndex, c.problems, c.slots, c.listPacks, c.small, c.index, c.stored, c.structure, c.data}
+	steps := []func(context.Context) error{c.listSnapshots, c.r.LoadIndex, c.problems, c.slots, c.listPacks, c.small, c.index, c.stored, c.foreign, c.structure, c.data}
 	if len(o.Snapshots) > 0 {
 		c.all = o.Snapshots
 		steps = []func(context.Context) error{c.r.LoadIndex, c.listPacks, c.small, c.index, c.structure}

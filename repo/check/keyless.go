@@ -42,7 +42,7 @@ func Keyless(ctx context.Context, objects object.Store, o KeylessOptions) (*Repo
 	}
 	c.proofs = openProofs(dir)
 	k := &keyless{checker: c, objects: objects, repository: id, named: make(map[pack.ID]int64)}
-	for _, step := range []func(context.Context) error{k.slots, k.small, k.listPacks, k.missing, k.data} {
+	for _, step := range []func(context.Context) error{k.slots, k.small, k.listPacks, k.foreign, k.missing, k.data} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, c.remember())
 		}
@@ -91,6 +91,11 @@ type keyless struct {
 	named      map[pack.ID]int64 // by index objects, with size
 }
 
+func (k *keyless) foreign(ctx context.Context) (err error) {
+	k.rep.Foreign, err = foreign(ctx, k.objects)
+	return err
+}
+
 func (k *keyless) slots(ctx context.Context) error {
 	return checkSlots(ctx, k.objects, k.repository, k.add)
 }
@@ -100,7 +105,7 @@ func (k *keyless) small(ctx context.Context) error {
 	type small struct{ folder, name string }
 	var all []small
 	for folder := range kinds {
-		if err := k.objects.List(ctx, folder+"/", func(i object.Info) error {
+		if err := object.ListOwn(ctx, k.objects, folder+"/", func(i object.Info) error {
 			all = append(all, small{folder, i.Name})
 			return nil
 		}); err != nil {
@@ -169,7 +174,7 @@ func (k *keyless) object(folder, name string, data []byte) error {
 }
 
 func (k *keyless) listPacks(ctx context.Context) error {
-	return k.objects.List(ctx, "packs/", func(i object.Info) error {
+	return object.ListOwn(ctx, k.objects, "packs/", func(i object.Info) error {
 		if id, ok := pack.ParseObjectName(i.Name); ok {
 			k.packs[id] = stored{size: i.Size, modified: i.Modified}
 			k.rep.Packs++

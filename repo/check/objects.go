@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"xenkeep/chunkstore/object"
@@ -39,7 +40,7 @@ func checkSlots(ctx context.Context, objects object.Store, repository string, ad
 	copies := make(map[string]int)
 	content := make(map[string][]byte)
 	var names []string
-	if err := objects.List(ctx, "slots/", func(i object.Info) error {
+	if err := object.ListOwn(ctx, objects, "slots/", func(i object.Info) error {
 		names = append(names, i.Name)
 		return nil
 	}); err != nil {
@@ -82,8 +83,34 @@ func checkSlots(ctx context.Context, objects object.Store, repository string, ad
 	return nil
 }
 
+// foreign notes what others put into the repository's place, which is no damage.
+func (c *checker) foreign(ctx context.Context) (err error) {
+	c.rep.Foreign, err = foreign(ctx, c.r.Objects())
+	return err
+}
+
+// foreign lists what others put into a repository's place.
+func foreign(ctx context.Context, objects object.Store) (names []string, err error) {
+	if f, ok := object.ForeignListerOf(objects); ok {
+		err = f.ListForeign(ctx, func(name string) error {
+			names = append(names, name)
+			return nil
+		})
+		return names, err
+	}
+	// Of other storages only names that an object may have are known.
+	err = objects.List(ctx, "", func(i object.Info) error {
+		if !object.Own(i.Name) {
+			names = append(names, i.Name)
+		}
+		return nil
+	})
+	slices.Sort(names)
+	return names, err
+}
+
 func (c *checker) listPacks(ctx context.Context) error {
-	return c.r.Objects().List(ctx, "packs/", func(i object.Info) error {
+	return object.ListOwn(ctx, c.r.Objects(), "packs/", func(i object.Info) error {
 		if id, ok := pack.ParseObjectName(i.Name); ok {
 			c.packs[id] = stored{size: i.Size, modified: i.Modified}
 			c.rep.Packs++
@@ -168,7 +195,7 @@ func (c *checker) stored(ctx context.Context) error {
 	}
 	var names []string
 	for _, prefix := range prefixes {
-		if err := c.r.Objects().List(ctx, prefix, func(i object.Info) error {
+		if err := object.ListOwn(ctx, c.r.Objects(), prefix, func(i object.Info) error {
 			names = append(names, i.Name)
 			return nil
 		}); err != nil {

@@ -152,7 +152,7 @@ func (e *execution) extendLocks(ctx context.Context) error {
 		}
 	}
 	for _, prefix := range []string{"snapshots/", "slots/", "config"} {
-		if err := e.r.Objects().List(ctx, prefix, func(i object.Info) error {
+		if err := object.ListOwn(ctx, e.r.Objects(), prefix, func(i object.Info) error {
 			if !young(i.Modified) {
 				names = append(names, i.Name)
 			}

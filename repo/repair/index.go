@@ -206,7 +206,7 @@ func (x *indexer) orphans(ctx context.Context, heads []chunkstore.IndexHead) err
 	}
 	// Both times are by the storage's clock.
 	var oldest time.Time
-	if err := x.r.Objects().List(ctx, "claims/", func(i object.Info) error {
+	if err := object.ListOwn(ctx, x.r.Objects(), "claims/", func(i object.Info) error {
 		if oldest.IsZero() || i.Modified.Before(oldest) {
 			oldest = i.Modified
 		}

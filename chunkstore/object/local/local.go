@@ -129,7 +129,8 @@ func Connect(dir string) (*Store, error) {
 }
 
 // mustBeVacant tells whether a repository may be made in root: it may hold the
-// empty folders that an interrupted Create left, and a file system's lost+found.
+// empty folders that an interrupted Create left, and what operating systems put into
+// any folder.
 func mustBeVacant(root string) error {
 	errFound := &object.Error{Op: "create", Name: root, Class: object.ErrExists}
 	top, err := os.ReadDir(root)
@@ -137,15 +138,16 @@ func mustBeVacant(root string) error {
 		return err
 	}
 	for _, e := range top {
-		switch e.Name() {
-		case "lost+found":
+		if isLitter(e.Name()) {
 			continue
+		}
+		switch e.Name() {
 		case "index", "snapshots", "notes", "claims", "packs", "slots":
 		default:
 			return errFound
 		}
 		err := filepath.WalkDir(filepath.Join(root, e.Name()), func(_ string, d fs.DirEntry, err error) error {
-			if err == nil && !d.IsDir() {
+			if err == nil && !d.IsDir() && !isLitter(d.Name()) {
 				return errFound
 			}
 			return err
