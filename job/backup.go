@@ -21,6 +21,7 @@ const cleanupTime = time.Minute
 // Backup saves VMs of a pool: all their disks, each VM in one VM snapshot. It
 // returns a summary beside ErrPartial or ErrFailed.
 func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o BackupOptions) (*Summary, error) {
+	alone := o.Job == ""
 	o.defaults()
 	if o.Keep == "" {
 		o.Keep = KeepAuto
@@ -34,14 +35,18 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 	if o.DiskConcurrency <= 0 {
 		o.DiskConcurrency = 2
 	}
-	release, err := lockJob(o.StateDir, r.ID(), o.Job)
-	if err != nil {
-		return nil, err
+	b := &poolBackup{r: r, pool: pool, o: o, damaged: map[string]soundness{}, lockVMs: alone}
+	if !alone {
+		release, err := lockJob(o.StateDir, r.ID(), o.Job)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
 	}
-	defer release()
-	b := &poolBackup{r: r, pool: pool, o: o, started: o.Now(), damaged: map[string]soundness{}}
+	defer b.unlock()
+	b.started = o.Now()
 	b.sum = &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: b.started.UTC(), Snapshots: []VMSummary{}}
-	err = b.run(ctx)
+	err := b.run(ctx)
 	b.sum.Requests = requests(b.r)
 	b.sum.Duration = o.Now().Sub(b.started).Seconds()
 	switch {
@@ -90,9 +95,39 @@ type poolBackup struct {
 	sum    *Summary
 	untrue error // ErrUntrue where it was so
 
+	// lockVMs has a run without a job lock each VM that it begins, in place of
+	// the job; locks are these, by the VM's UUID.
+	lockVMs bool
+	locks   map[string]func()
+
 	dump    *repo.Snapshot // of the pool's database, added to the run
 	waiting []*vmBackup    // read, not published yet
 	done    []*repo.Snapshot
+}
+
+// lock takes the right to back a VM up, where the run has no job. It keeps it to
+// its end.
+func (b *poolBackup) lock(t *target) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.lockVMs || b.locks[t.uuid] != nil {
+		return nil
+	}
+	release, err := lockThing(b.o.StateDir, b.r.ID(), "VM", b.pool.PoolUUID()+"/"+t.uuid, "")
+	if err != nil {
+		return err
+	}
+	if b.locks == nil {
+		b.locks = make(map[string]func())
+	}
+	b.locks[t.uuid] = release
+	return nil
+}
+
+func (b *poolBackup) unlock() {
+	for _, release := range b.locks {
+		release()
+	}
 }
 
 func (b *poolBackup) failure(class error) error {

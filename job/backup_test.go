@@ -535,12 +535,55 @@ func TestActive(t *testing.T) {
 	<-started
 	_, second := job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
 	close(release)
-	if !errors.Is(second, job.ErrActive) {
+	// Row N12 of the fault list: who is active, and since when, is said.
+	want := fmt.Sprintf(" (process %d)", os.Getpid())
+	if !errors.Is(second, job.ErrActive) || !strings.HasPrefix(second.Error(), "job TestActive: a run has been active since ") || !strings.HasSuffix(second.Error(), want) {
 		t.Errorf("a second run gives %v", second)
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Row N23 of the fault list: runs without a job keep each other from the same VM
+// alone. A run with a job keeps runs of that job away.
+func TestRunsWithoutAJob(t *testing.T) {
+	dir := t.TempDir()
+	w := newWorld(t, xapisim.Config{VMs: []xapisim.VMConfig{
+		{Name: "big", Disks: []string{image(t, filepath.Join(dir, "big.img"), 8*mib, 1, 10)}},
+		{Name: "web", Disks: []string{image(t, filepath.Join(dir, "web.img"), 8*mib, 2, 10)}},
+	}})
+	started, release := make(chan struct{}), make(chan struct{})
+	o := w.options("big")
+	o.Job = ""
+	o.VMBefore = func(context.Context, string, string) error {
+		close(started)
+		<-release
+		return nil
+	}
+	done := make(chan error)
+	go func() {
+		_, err := job.Backup(t.Context(), w.repo, w.pool, o)
+		done <- err
+	}()
+	<-started
+	other := w.options("web")
+	other.Job = ""
+	w.backup(other)
+	both := w.options("big", "web")
+	both.Job = ""
+	sum, err := job.Backup(t.Context(), w.repo, w.pool, both)
+	want := fmt.Sprintf("(process %d)", os.Getpid())
+	if !errors.Is(err, job.ErrPartial) || len(sum.Snapshots) != 1 || len(sum.Failed) != 1 || !errors.Is(sum.Failed[0].Err(), job.ErrActive) ||
+		!strings.HasPrefix(sum.Failed[0].Error, "VM big: a run has been active since ") || !strings.HasSuffix(sum.Failed[0].Error, want) {
+		t.Errorf("%v: %+v", err, sum)
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	w.backup(both)
+	w.clean()
 }
 
 // Ctrl-C at any call of the pool leaves it as it was.

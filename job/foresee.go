@@ -12,13 +12,6 @@ import (
 	"xenkeep/xapi"
 )
 
-// Lock takes the right to run a job on this machine before its repository is
-// known; scope tells apart what may bear the same names, such as config files.
-// Else it is ErrActive.
-func Lock(stateDir, scope, job string) (release func(), err error) {
-	return lockJob(stateDir, "config", scope+"\x00"+job)
-}
-
 // Forecast is what a backup of a VM would do.
 type Forecast struct {
 	Kind     Kind     // that its VM snapshot will likely be of

@@ -10,12 +10,26 @@ import (
 	"xenkeep/repo/retention"
 )
 
+// lockImage takes the right to back an image up: that to its job, or to itself
+// where the run has none.
+func lockImage(r *repo.Repository, o *ImageOptions, vm *repo.Named, alone bool) (release func(), err error) {
+	if !alone {
+		return lockJob(o.StateDir, r.ID(), o.Job)
+	}
+	return lockThing(o.StateDir, r.ID(), "image", vm.UUID, "image "+vm.Name)
+}
+
 // BackupImage saves one image file as a disk, without a pool. A file is one "VM",
 // and so are all files that are given one name: the last one is the base of the
 // next.
 func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summary, error) {
+	alone := o.Job == ""
 	o.defaults()
-	release, err := lockJob(o.StateDir, r.ID(), o.Job)
+	vm, err := imageIdentity(o.Machine, o.File, o.Name)
+	if err != nil {
+		return nil, err
+	}
+	release, err := lockImage(r, &o, &vm, alone)
 	if err != nil {
 		return nil, err
 	}
@@ -26,10 +40,6 @@ func BackupImage(ctx context.Context, r *repo.Repository, o ImageOptions) (*Summ
 		return nil, err
 	}
 	defer img.Close()
-	vm, err := imageIdentity(o.Machine, o.File, o.Name)
-	if err != nil {
-		return nil, err
-	}
 	source, err := sourceOf(o.File, img.Kind)
 	if err != nil {
 		return nil, err

@@ -48,8 +48,12 @@ var ErrNothing = errors.New("nothing to import")
 // before it. What fails does not keep the others from being imported; what is
 // there already is passed over.
 func Import(ctx context.Context, r *repo.Repository, files []string, o ImportOptions) (*Summary, error) {
+	lock := func() (func(), error) { return lockThing(o.StateDir, r.ID(), "import", "", "import") }
+	if o.Job != "" {
+		lock = func() (func(), error) { return lockJob(o.StateDir, r.ID(), o.Job) }
+	}
+	release, err := lock()
 	o.defaults()
-	release, err := lockJob(o.StateDir, r.ID(), o.Job)
 	if err != nil {
 		return nil, err
 	}

@@ -106,7 +106,9 @@ const (
 
 // Common are the options of every run that writes to the repository.
 type Common struct {
-	Job      string // "" is "default"
+	// Job is the job that the run is of. A run without one is of "default", and
+	// keeps others from the same VMs or image alone, not from the job.
+	Job      string
 	Machine  string // "" is the host's name
 	StateDir string // where the job's lock file lies; "" is the cache folder's place
 	Tags     []string

@@ -115,6 +115,9 @@ func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_
 	if t.began.IsZero() {
 		t.began = b.o.Now()
 	}
+	if err := b.lock(t); err != nil {
+		return nil, err
+	}
 	if b.o.VMAfter != nil { // also where the one before failed half-way
 		defer func() { b.after(ctx, t, err) }()
 	}
@@ -137,7 +140,7 @@ func (b *poolBackup) after(ctx context.Context, t *target, err error) {
 
 // mayPass tells whether a second attempt on a VM may go better.
 func mayPass(err error) bool {
-	for _, never := range []error{ErrUnsupported, ErrSpace, xapi.ErrNotFound, ErrHook} {
+	for _, never := range []error{ErrUnsupported, ErrSpace, ErrShrunk, xapi.ErrNotFound, ErrHook} {
 		if errors.Is(err, never) {
 			return false
 		}

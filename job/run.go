@@ -3,16 +3,12 @@ package job
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object"
@@ -27,31 +23,6 @@ func hostname() string {
 		return "unknown"
 	}
 	return h
-}
-
-// lockJob takes the right to run a job of a repository on this machine. The
-// kernel gives it back when the process ends, however it ends. It coordinates
-// nothing between machines: the repository needs no lock.
-func lockJob(dir, repository, job string) (release func(), err error) {
-	if dir == "" {
-		dir = filepath.Join(os.TempDir(), fmt.Sprintf("xenkeep-%d", os.Getuid()))
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256([]byte(job))
-	name := filepath.Join(dir, repository+"-"+hex.EncodeToString(sum[:6])+".lock")
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = fmt.Errorf("job %q: %w", job, ErrActive)
-		}
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() { _ = f.Close() }, nil
 }
 
 // processName names this process so that no other will ever have the name:

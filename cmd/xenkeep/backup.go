@@ -30,6 +30,7 @@ type backupOptions struct {
 	image, name     string
 	format          choice
 	job             string
+	jobGiven        bool
 	tags            list
 	keepBase        choice
 	transport       choice
@@ -119,6 +120,7 @@ none of them all remain. The newest complete snapshot always remains.`,
 }
 
 func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
+	o.jobGiven = cmd.Flags().Changed("job")
 	sum, err := backup(cmd.Context(), cmd.ErrOrStderr(), o, vms)
 	if sum == nil && !errors.Is(err, errUsage) {
 		// It failed before there was anything to tell: say so in the form
@@ -194,8 +196,12 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 	}
 	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
+	name := o.job
+	if !o.jobGiven {
+		name = ""
+	}
 	common := job.Common{
-		Job: o.job, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
+		Job: name, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
 		Progress: show, Log: warnings(show),
 		ReadLimit: o.limits.read.limiter(), WriteLimit: o.limits.write.limiter(),
 	}

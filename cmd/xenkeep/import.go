@@ -22,6 +22,7 @@ type importOptions struct {
 	format      choice
 	assumeChain bool
 	job         string
+	jobGiven    bool
 	tags        list
 	compression choice
 }
@@ -59,6 +60,7 @@ over, so that an import can be repeated. qcow2 is read through qemu-nbd (Debian 
 }
 
 func runImport(cmd *cobra.Command, o *importOptions, files []string) error {
+	o.jobGiven = cmd.Flags().Changed("job")
 	sum, err := importFiles(cmd.Context(), cmd.ErrOrStderr(), o, files)
 	if sum == nil {
 		return err
@@ -93,9 +95,13 @@ func importFiles(ctx context.Context, stderr io.Writer, o *importOptions, files 
 	tellProblems(stderr, r.Problems())
 	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
+	name := o.job
+	if !o.jobGiven {
+		name = ""
+	}
 	return job.Import(ctx, r, files, job.ImportOptions{
 		Common: job.Common{
-			Job: o.job, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
+			Job: name, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
 			Progress: show, Log: warnings(show),
 		},
 		Name: o.name, Date: time.Time(o.date), Raw: o.format.text == formatRaw, AssumeChain: o.assumeChain,

@@ -32,6 +32,10 @@ import (
 // defaultRepack is how much a prune copies where the config says nothing.
 const defaultRepack = 10 << 30
 
+// tellTime is how long it may take to tell of a run's end, after an interruption
+// too.
+const tellTime = 5 * time.Minute
+
 // Night is what a run is given.
 type Night struct {
 	Job    *config.Job
@@ -82,7 +86,7 @@ type night struct {
 
 // Run runs a job and returns its report, beside job.ErrFailed, job.ErrPartial
 // and what they join, or job.ErrActive, in which case nothing was done and
-// nobody was told.
+// the notifications say so.
 func Run(ctx context.Context, n Night) (*report.Report, error) {
 	n.defaults()
 	started := n.Now()
@@ -95,19 +99,15 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 		scope = n.ConfigFile
 	}
 	release, err := job.Lock(n.StateDir, scope, n.Job.Name)
+	send := notify.Sender{Config: n.Notify}
 	if err != nil {
-		x.rep.State, x.rep.Error, x.rep.Hint = report.Skipped, err.Error(), job.HintOf(err)
-		x.rep.Ended = n.Now().UTC()
-		return x.rep, err
+		return x.refused(ctx, &send, err)
 	}
 	defer release()
-	send := notify.Sender{Config: n.Notify}
 	x.unsent(send.Start(ctx, x.rep))
 	err = x.run(ctx)
 	if errors.Is(err, job.ErrActive) {
-		x.rep.State, x.rep.Error, x.rep.Hint = report.Skipped, err.Error(), job.HintOf(err)
-		x.rep.Ended = n.Now().UTC()
-		return x.rep, err
+		return x.refused(ctx, &send, err)
 	}
 	x.judge(err)
 	x.rep.Ended = n.Now().UTC()
@@ -116,7 +116,7 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 		x.goodWithoutPool(ctx)
 	}
 	// Whoever waits for the report gets it, also of a run that was interrupted.
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellTime)
 	defer cancel()
 	x.files()
 	x.unsent(send.End(clean, x.rep))
@@ -129,6 +129,22 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 	if x.rep.Damage != "" {
 		err = errors.Join(job.ErrDamage, err)
 	}
+	return x.rep, err
+}
+
+// refused ends a run that another run of the job, or its lock, kept from
+// beginning. Who is to be told of runs is told of it. The files of the config are
+// left to the run that is active.
+func (x *night) refused(ctx context.Context, send *notify.Sender, err error) (*report.Report, error) {
+	x.rep.State, x.rep.Error, x.rep.Hint = report.Skipped, oneLine(err), job.HintOf(err)
+	if !errors.Is(err, job.ErrActive) {
+		x.rep.State = report.Failed
+	}
+	x.rep.Ended = x.Now().UTC()
+	x.rep.Duration = x.rep.Ended.Sub(x.rep.Started).Seconds()
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellTime)
+	defer cancel()
+	x.unsent(send.End(clean, x.rep))
 	return x.rep, err
 }
 

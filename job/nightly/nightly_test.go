@@ -3,10 +3,13 @@ package nightly
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -437,5 +440,49 @@ func TestDamage(t *testing.T) {
 	rep, err = Run(t.Context(), h.night("plain"))
 	if !errors.Is(err, job.ErrDamage) || rep.Count(report.OK) != 2 || rep.Damage != "1 snapshot cannot be read" {
 		t.Errorf("%v\n%s\n%+v", err, rep.Subject(), rep)
+	}
+}
+
+// Row N12 of the fault list: whoever is told of runs is told of one that was
+// refused, in words that name the job, the process and the time.
+func TestRefusedRunIsTold(t *testing.T) {
+	told := make(chan report.Report, 2)
+	hook := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		var rep report.Report
+		if err := json.NewDecoder(r.Body).Decode(&rep); err != nil {
+			t.Error(err)
+		}
+		told <- rep
+	}))
+	defer hook.Close()
+	h := newHouse(t, "[jobs.n]\nselect={all=true}\n[notify.webhook]\nurl='"+hook.URL+"'\nwhen='always'\n", 1, 1, 4*mib)
+	n := h.night("n")
+	inside, release := make(chan struct{}), make(chan struct{})
+	n.Open = func(ctx context.Context) (*repo.Repository, error) {
+		close(inside)
+		<-release
+		return h.open(ctx)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := Run(t.Context(), n)
+		done <- err
+	}()
+	<-inside
+	rep, err := Run(t.Context(), h.night("n"))
+	want := fmt.Sprintf(" (process %d)", os.Getpid())
+	if !errors.Is(err, job.ErrActive) || rep.State != report.Skipped || !strings.HasPrefix(rep.Error, "job n: a run has been active since ") ||
+		!strings.HasSuffix(rep.Error, want) || rep.Hint == "" || len(rep.Unsent) > 0 {
+		t.Errorf("%+v: %v", rep, err)
+	}
+	if got := <-told; got.State != report.Skipped || got.Error != rep.Error {
+		t.Errorf("told: %+v", got)
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := <-told; got.State != report.OK {
+		t.Errorf("told: %+v", got)
 	}
 }
