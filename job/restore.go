@@ -18,24 +18,30 @@ type Target struct {
 }
 
 // ParseTarget reads "SR" or "xvda=SR1,xvdb=SR2", where a part without a device
-// stands for all other disks. The name of an SR that holds a "=" cannot be
-// given, its UUID can.
+// stands for all other disks. An SR is a name or a UUID; a name with a "=", or
+// with a comma beside others, stands in double quotes.
 func ParseTarget(text string) (Target, error) {
-	if !strings.Contains(text, "=") {
+	if !strings.ContainsAny(text, `="`) {
 		return Target{SR: text}, nil
 	}
+	pairs, err := ParsePairs(text)
+	if err != nil {
+		return Target{}, fmt.Errorf("%s: %w: want SR, or DISK=SR for each disk; an SR's name with a comma or = stands in double quotes, and its UUID does as well", text, err)
+	}
+	if len(pairs) == 1 && pairs[0].Key == "" {
+		return Target{SR: pairs[0].Value}, nil
+	}
 	t := Target{Disks: make(map[string]string)}
-	for _, part := range strings.Split(text, ",") {
-		device, sr, ok := strings.Cut(part, "=")
+	for _, p := range pairs {
 		switch {
-		case !ok && t.SR == "" && part != "":
-			t.SR = part
-		case !ok || device == "" || sr == "":
-			return t, fmt.Errorf("%q: want SR, or DISK=SR for each disk", text)
-		case t.Disks[device] != "":
-			return t, fmt.Errorf("%q names disk %s twice", text, device)
+		case p.Key == "" && t.SR == "":
+			t.SR = p.Value
+		case p.Key == "":
+			return t, fmt.Errorf("%s: two SRs are for all other disks, %q and %q: want SR, or DISK=SR for each disk", text, t.SR, p.Value)
+		case t.Disks[p.Key] != "":
+			return t, fmt.Errorf("%q names disk %s twice", text, p.Key)
 		default:
-			t.Disks[device] = sr
+			t.Disks[p.Key] = p.Value
 		}
 	}
 	return t, nil

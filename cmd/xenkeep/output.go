@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"xenkeep/internal/text"
 )
@@ -46,6 +48,12 @@ func (t *table) row(cells ...string) { t.t.Row(cells...) }
 func (t *table) flush() error {
 	_, err := t.t.WriteTo(t.w)
 	return err
+}
+
+// isTerminal reports whether people read what is written to w.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

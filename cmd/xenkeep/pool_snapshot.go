@@ -44,6 +44,7 @@ func newPoolSnapshotCreateCommand() *cobra.Command {
 		Use:   "create VM...",
 		Short: "Take VM snapshots, and print their UUIDs",
 		Long: `Take VM snapshots: of all disks of a VM, crash-consistent, whatever it does meanwhile.
+Where the output is no terminal it is the UUIDs alone, one a line.
 
 With --quiesce the guest's applications take part, through Windows' Volume Shadow Copy
 Service. That needs the Xen VSS provider in the guest (install-XenProvider.cmd) and hosts
@@ -108,7 +109,12 @@ func runPoolSnapshotCreate(cmd *cobra.Command, o *poolCreateOptions, args []stri
 		if o.output.json {
 			return errors.Join(err, writeLines(cmd.OutOrStdout(), made))
 		}
+		people := isTerminal(cmd.OutOrStdout())
 		for _, m := range made {
+			if !people { // a script wants the UUID alone
+				fmt.Fprintln(cmd.OutOrStdout(), m.UUID)
+				continue
+			}
 			left := ""
 			if len(m.Left) > 0 {
 				left = ", " + plural(len(m.Left), "disk") + " left out"
@@ -150,18 +156,24 @@ comes from.`,
 }
 
 func printVMSnapshots(w io.Writer, rows []poolsnap.SnapshotRow) error {
+	current := false
 	t := newTable(w, "UUID", "VM", "TIME", "KIND", "DISKS", "SIZE", "NAME", "DESCRIPTION")
 	for _, r := range rows {
 		name, vm := strings.Repeat("  ", r.Depth)+r.Name, r.VMName
 		if r.Current {
 			name += " *"
+			current = true
 		}
 		if r.VM == "" {
 			vm = "(gone)"
 		}
 		t.row(r.UUID, vm, clock(r.Time), kindText(&r), fmt.Sprint(r.Disks), size(r.Size), name, r.Description)
 	}
-	return t.flush()
+	err := t.flush()
+	if err == nil && current {
+		_, err = fmt.Fprintln(w, "* the snapshot that the present state of its VM comes from")
+	}
+	return err
 }
 
 func kindText(r *poolsnap.SnapshotRow) string {

@@ -39,11 +39,11 @@ func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string
 		return usagef("--to-sr %w", err)
 	}
 	for _, n := range o.networks {
-		was, is, ok := strings.Cut(n, "=")
-		if !ok || was == "" || is == "" {
-			return usagef("--network %s: want OLD=NEW", n)
+		pair, err := job.ParsePair(n)
+		if err != nil {
+			return usagef("--network %s: %w: OLD and NEW are names or UUIDs; a name with a = stands in double quotes", n, err)
 		}
-		w.networks[was] = is
+		w.networks[pair.Key] = pair.Value
 	}
 	if w.repo, err = o.repository.open(ctx, stderr); err != nil {
 		return err
