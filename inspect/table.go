@@ -6,7 +6,11 @@ import (
 	"unicode/utf16"
 )
 
-const sector = 512
+const (
+	sector = 512
+	// largeSector is that of disks whose addresses count sectors of 4096 bytes.
+	largeSector = 4096
+)
 
 // partition is an entry of a partition table.
 type partition struct {
@@ -88,7 +92,7 @@ func (l *look) partitions(d Disk) (table string, parts []partition, err error) {
 	case !signed:
 		if n := plausible(entries, d.Size()); n > 0 {
 			l.find(d.Name, Bad, "sector 0: no boot signature 55 aa, but %d partitions are entered", n)
-			return "mbr", l.mbr(d, entries, true), nil
+			return "mbr", l.mbr(d, entries, l.mbrSector(d, entries), true), nil
 		}
 		return "", nil, nil
 	case plausible(entries, d.Size()) == 0 && entries == [4]entry{}:
@@ -105,8 +109,61 @@ func (l *look) partitions(d Disk) (table string, parts []partition, err error) {
 		}
 		l.find(d.Name, Bad, "MBR: an entry's status is neither 00 nor 80")
 	}
-	return "mbr", l.mbr(d, entries, false), nil
+	return "mbr", l.mbr(d, entries, l.mbrSector(d, entries), false), nil
 }
+
+// mbrSector is the size of the sectors in which an MBR counts, of which it says
+// nothing: 512 bytes, or 4096 where all partitions fit on the disk so, and something
+// is found at the beginning of one that is not found where 512 bytes put it.
+func (l *look) mbrSector(d Disk, entries [4]entry) int64 {
+	found := func(unit int64) (fits, known bool) {
+		for _, e := range entries {
+			if e.kind == 0 {
+				continue
+			}
+			if e.start < 1 || e.count < 1 || (e.start+e.count)*unit > d.Size() {
+				return false, known
+			}
+			known = known || l.known(d, e, unit)
+		}
+		return true, known
+	}
+	if _, known := found(sector); known {
+		return sector
+	}
+	if fits, known := found(largeSector); fits && known {
+		return largeSector
+	}
+	return sector
+}
+
+// known reports whether the mark of a file system, a physical volume, or the table
+// of an extended partition is where an entry puts it.
+func (l *look) known(d Disk, e entry, unit int64) bool {
+	at := e.start * unit
+	if isExtended(e.kind) {
+		s := make([]byte, sector)
+		return d.ReadAt(l.ctx, s, at) == nil && s[510] == 0x55 && s[511] == 0xaa && plausible(mbrEntries(s), d.Size()) > 0
+	}
+	p := make([]byte, min(e.count*unit, 65536+72))
+	if d.ReadAt(l.ctx, p, at) != nil {
+		return false
+	}
+	for _, m := range []struct {
+		at   int
+		mark string
+	}{
+		{0, "XFSB"}, {1080, "\x53\xef"}, {65600, "_BHRfS_M"}, {0, "LUKS\xba\xbe"}, {3, "NTFS    "}, {54, "FAT"}, {82, "FAT32"},
+		{0, "LABELONE"}, {512, "LABELONE"}, {1024, "LABELONE"}, {1536, "LABELONE"}, {4086, "SWAPSPACE2"}, {4096, "\xfc\x4e\x2b\xa9"},
+	} {
+		if m.at+len(m.mark) <= len(p) && string(p[m.at:m.at+len(m.mark)]) == m.mark {
+			return true
+		}
+	}
+	return false
+}
+
+func isExtended(kind byte) bool { return kind == 0x05 || kind == 0x0f || kind == 0x85 }
 
 // isBoot tells a boot sector of FAT or NTFS, which ends in 55 aa too, from an
 // MBR.
@@ -132,14 +189,15 @@ func plausible(all [4]entry, size int64) int {
 	return n
 }
 
-// mbr gives the partitions of an MBR, and of the chain in its extended one.
-func (l *look) mbr(d Disk, entries [4]entry, quiet bool) (parts []partition) {
+// mbr returns the partitions of an MBR that counts in sectors of unit bytes, and
+// those of the chain in its extended one.
+func (l *look) mbr(d Disk, entries [4]entry, unit int64, quiet bool) (parts []partition) {
 	level := Bad
 	if quiet {
 		level = Note
 	}
 	add := func(number int, start, count int64, kind byte) {
-		p := partition{number, start * sector, count * sector, kindOfMBR(kind)}
+		p := partition{number, start * unit, count * unit, kindOfMBR(kind)}
 		name := partitionName(d.Name, number)
 		switch {
 		case p.offset >= d.Size():
@@ -160,15 +218,15 @@ func (l *look) mbr(d Disk, entries [4]entry, quiet bool) (parts []partition) {
 	for i, e := range entries {
 		switch e.kind {
 		case 0:
-		case 0x05, 0x0f, 0x85:
+		case 0x05, 0x0f, 0x85: // see isExtended
 			base, at := e.start, e.start
 			for range 128 {
 				s := make([]byte, sector)
-				if at*sector+sector > d.Size() {
+				if at*unit+sector > d.Size() {
 					l.find(d.Name, level, "extended partition: its table at sector %d is behind the disk's end", at)
 					break
 				}
-				if d.ReadAt(l.ctx, s, at*sector) != nil || s[510] != 0x55 || s[511] != 0xaa {
+				if d.ReadAt(l.ctx, s, at*unit) != nil || s[510] != 0x55 || s[511] != 0xaa {
 					l.find(d.Name, level, "extended partition: no table at sector %d", at)
 					break
 				}
@@ -187,7 +245,11 @@ func (l *look) mbr(d Disk, entries [4]entry, quiet bool) (parts []partition) {
 		}
 	}
 	if !quiet {
-		l.find(d.Name, OK, "MBR with %s", count(len(parts), "partition"))
+		large := ""
+		if unit != sector {
+			large = fmt.Sprintf(", sectors of %d bytes", unit)
+		}
+		l.find(d.Name, OK, "MBR with %s%s", count(len(parts), "partition"), large)
 	}
 	return parts
 }
@@ -210,10 +272,30 @@ type gptHeader struct {
 	crc         uint32
 }
 
-// readGPT reads the header at a sector; why tells what is wrong with it, ""
+// gptTable is what of a GPT is on a disk, taken in sectors of one size.
+type gptTable struct {
+	sector        int64
+	first, second *gptHeader // nil where it cannot be used
+	why1, why2    string     // why not; "" where it is not there
+	at2           int64      // where the second is looked for
+	end           int64      // the disk's last sector
+}
+
+// sound counts the headers that can be used.
+func (g *gptTable) sound() int {
+	n := 0
+	for _, h := range []*gptHeader{g.first, g.second} {
+		if h != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// readGPT reads the header at a sector; why says what is wrong with it, ""
 // where there is none.
-func (l *look) readGPT(d Disk, at int64) (h *gptHeader, why string, err error) {
-	if at < 1 || (at+1)*sector > d.Size() {
+func (l *look) readGPT(d Disk, at, sector int64) (h *gptHeader, why string, err error) {
+	if at < 1 || at >= d.Size()/sector {
 		return nil, "it would be behind the disk's end", nil
 	}
 	s := make([]byte, sector)
@@ -224,7 +306,7 @@ func (l *look) readGPT(d Disk, at int64) (h *gptHeader, why string, err error) {
 		return nil, "", nil
 	}
 	size := le.Uint32(s[12:])
-	if size < 92 || size > sector {
+	if size < 92 || int64(size) > sector {
 		return nil, fmt.Sprintf("its length is %d", size), nil
 	}
 	said := le.Uint32(s[16:])
@@ -254,19 +336,35 @@ func (l *look) readGPT(d Disk, at int64) (h *gptHeader, why string, err error) {
 	return h, "", nil
 }
 
-// gpt reads a GPT, from its backup where it must; expected tells that the MBR
+// findGPT looks for a GPT of 512-byte sectors, and for one of 4096-byte sectors:
+// nothing else on the disk says how large its sectors are. Of two the one with more
+// sound headers counts, because a disk may hold what is left of the other.
+func (l *look) findGPT(d Disk) (*gptTable, error) {
+	var best *gptTable
+	for _, size := range []int64{sector, largeSector} {
+		g := &gptTable{sector: size, end: d.Size()/size - 1}
+		var err error
+		if g.first, g.why1, err = l.readGPT(d, 1, size); err != nil {
+			return nil, err
+		}
+		g.at2 = g.end
+		if g.first != nil {
+			g.at2 = g.first.other
+		}
+		if g.second, g.why2, err = l.readGPT(d, g.at2, size); err != nil {
+			return nil, err
+		}
+		if best == nil || g.sound() > best.sound() || g.sound() == 0 && best.sound() == 0 && best.why1+best.why2 == "" && g.why1 != "" {
+			best = g
+		}
+	}
+	return best, nil
+}
+
+// gpt reads a GPT, from its backup where it must; expected says that the MBR
 // announces one. nil: there is none.
 func (l *look) gpt(d Disk, expected bool) ([]partition, error) {
-	end := d.Size()/sector - 1
-	first, why1, err := l.readGPT(d, 1)
-	if err != nil {
-		return nil, err
-	}
-	at2 := end
-	if first != nil {
-		at2 = first.other
-	}
-	second, why2, err := l.readGPT(d, at2)
+	g, err := l.findGPT(d)
 	if err != nil {
 		return nil, err
 	}
@@ -276,29 +374,44 @@ func (l *look) gpt(d Disk, expected bool) ([]partition, error) {
 		}
 		return why
 	}
+	first, second := g.first, g.second
 	switch {
 	case first == nil && second == nil:
-		if expected || why1 != "" {
-			l.find(d.Name, Bad, "GPT: neither header can be used: at sector 1 %s; at the end %s", missing(why1), missing(why2))
+		if expected || g.why1 != "" {
+			l.find(d.Name, Bad, "GPT: neither header can be used: at sector 1 %s; at the end %s", missing(g.why1), missing(g.why2))
 			if !expected {
 				return []partition{}, nil
 			}
 		}
 		return nil, nil
 	case first == nil:
-		l.find(d.Name, Bad, "GPT: header at sector 1: %s; its backup at sector %d is sound", missing(why1), at2)
+		l.find(d.Name, Bad, "GPT: header at sector 1: %s; its backup at sector %d is sound", missing(g.why1), g.at2)
 	case second == nil:
-		l.find(d.Name, Bad, "GPT: backup header at sector %d: %s; that at sector 1 is sound", at2, missing(why2))
+		l.find(d.Name, Bad, "GPT: backup header at sector %d: %s; that at sector 1 is sound", g.at2, missing(g.why2))
 	case first.crc != second.crc || first.guid != second.guid:
 		l.find(d.Name, Bad, "GPT: the two tables of partitions differ")
-	case at2 != end:
-		l.find(d.Name, Note, "GPT ends at sector %d, the disk at %d: it has grown", at2, end)
+	case g.at2 != g.end:
+		l.find(d.Name, Note, "GPT ends at sector %d, the disk at %d: it has grown", g.at2, g.end)
 	}
 	h := first
 	if h == nil {
 		h = second
 	}
+	parts := l.gptPartitions(d, h, g)
+	if first != nil && second != nil {
+		large := ""
+		if g.sector != sector {
+			large = fmt.Sprintf(", sectors of %d bytes", g.sector)
+		}
+		l.find(d.Name, OK, "GPT with %s%s, both headers sound", count(len(parts), "partition"), large)
+	}
+	return parts, nil
+}
+
+// gptPartitions are the partitions of a table.
+func (l *look) gptPartitions(d Disk, h *gptHeader, g *gptTable) []partition {
 	parts := []partition{}
+	sector, end := g.sector, g.end
 	for i := range h.number {
 		e := h.entries[i*h.entrySize : (i+1)*h.entrySize]
 		if allZero(e[:16]) {
@@ -324,10 +437,7 @@ func (l *look) gpt(d Disk, expected bool) ([]partition, error) {
 		}
 		parts = append(parts, partition{i + 1, from * sector, (to - from + 1) * sector, kind})
 	}
-	if first != nil && second != nil {
-		l.find(d.Name, OK, "GPT with %s, both headers sound", count(len(parts), "partition"))
-	}
-	return parts, nil
+	return parts
 }
 
 // guidText is a GUID as Windows and GPT lay it out.
