@@ -64,6 +64,7 @@ func DoctorPool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 			add(Warn, "host "+h.NameLabel, "bring it back, or take it out of the pool", "is not live; disks on its local SRs cannot be read")
 		default:
 			add(OK, "host "+h.NameLabel, "", "%s %s, at %s", h.SoftwareVersion["product_brand"], version, h.Address)
+			out = append(out, doctorClock(ctx, pool, &h))
 		}
 	}
 	if certs, err := pool.Certificates(ctx); err == nil {
@@ -102,6 +103,29 @@ func DoctorPool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 		add(Warn, "NBD", "", "no network is set up for NBD: disks are read as VHD exports")
 	}
 	return out, nil
+}
+
+// doctorClock compares a host's clock with ours: the pool dates the snapshots,
+// and retention and coverage count from these dates.
+func doctorClock(ctx context.Context, pool *xapi.Client, h *xapi.Host) Finding {
+	f := Finding{Level: OK, What: "clock of host " + h.NameLabel, Text: "agrees with that of this machine"}
+	asked := time.Now()
+	t, err := pool.ServerTime(ctx, h.Ref)
+	if err != nil {
+		f.Level, f.Text, f.Hint = Warn, "cannot be read: "+oneLine(err), "compare it with that of this machine"
+		return f
+	}
+	now := time.Now()
+	switch ahead, behind := t.Sub(now), asked.Sub(t.Time); {
+	case ahead > ClockSkew:
+		f.Level, f.Text = Warn, fmt.Sprintf("is %v ahead of that of this machine", ahead.Round(time.Second))
+	case behind > ClockSkew:
+		f.Level, f.Text = Warn, fmt.Sprintf("is %v behind that of this machine", behind.Round(time.Second))
+	}
+	if f.Level == Warn {
+		f.Hint = "set up NTP on hosts and on this machine: snapshots bear the pool's dates, and retention counts from them"
+	}
+	return f
 }
 
 func doctorRole(ctx context.Context, pool *xapi.Client) error {

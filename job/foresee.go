@@ -164,6 +164,9 @@ func Good(all []*repo.Snapshot, pool, vm string) *repo.Snapshot {
 	return repo.Latest(all, func(s *repo.Snapshot) bool { return s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == vm })
 }
 
+// ClockSkew is how far two clocks may differ before that is worth a warning.
+const ClockSkew = 5 * time.Minute
+
 // Taken returns when the data of a snapshot were so, for telling its age. The
 // pool's clock, by which the snapshot's data time is set, may be ahead of ours;
 // no data is newer than the snapshot that holds it.

@@ -118,6 +118,9 @@ func runCoverage(cmd *cobra.Command, o *coverageOptions) error {
 			age := "none"
 			if c.Snapshot != "" {
 				age = time.Duration(c.Age * float64(time.Second)).Round(time.Minute).String()
+				if c.Age < 0 {
+					age = "from the future"
+				}
 			}
 			if c.TooOld {
 				age += "  TOO OLD"

@@ -77,8 +77,10 @@ func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs [
 		wanted := len(jobs) == 0 || len(c.Jobs) > 0 || c.Left == ""
 		c.TooOld = wanted
 		if s := job.Good(all, p.UUID, vm.UUID); s != nil {
-			c.Snapshot, c.Data, c.Age = s.ID(), s.Data, now.Sub(s.Data).Seconds()
-			c.TooOld = wanted && now.Sub(s.Data) > maxAge
+			age := now.Sub(job.Taken(s))
+			c.Snapshot, c.Data, c.Age = s.ID(), s.Data, age.Seconds()
+			// An age that cannot be true protects nobody.
+			c.TooOld = wanted && (age > maxAge || age < -job.ClockSkew)
 		}
 		list = append(list, c)
 	}

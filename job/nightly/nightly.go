@@ -513,11 +513,20 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 		}
 		x.good = append(x.good, g)
 	}
+	var ahead time.Duration
 	for i := range x.rep.VMs {
 		v := &x.rep.VMs[i]
-		if s := newest[v.UUID]; s != nil {
-			v.LastGood, v.LastGoodID = job.Taken(s), s.ID()
+		s := newest[v.UUID]
+		if s == nil {
+			continue
 		}
+		v.LastGood, v.LastGoodID = job.Taken(s), s.ID()
+		if v.Snapshot == s.ID() {
+			ahead = max(ahead, s.Data.Sub(s.Written))
+		}
+	}
+	if ahead > job.ClockSkew {
+		x.warn("the pool's clock is %v ahead of that of this machine: its snapshots bear wrong dates, and retention counts from them; set up NTP", ahead.Round(time.Minute))
 	}
 }
 
