@@ -89,7 +89,7 @@ func (p *vmPlan) memorySpace() error {
 	free := int64(p.suspend.PhysicalSize - p.suspend.PhysicalUtilisation)
 	if need := p.memoryNeed(); free < need {
 		return &unable{kind: KindCheckpoint, why: fmt.Sprintf("SR %s: the memory needs %s, %s are free", p.suspend.NameLabel,
-			humanize.IBytes(uint64(need)), humanize.IBytes(uint64(max(free, 0)))), hint: "free space on the SR", err: ErrSpace}
+			humanize.IBytes(uint64(need)), humanize.IBytes(uint64(max(free, 0)))), hint: fmt.Sprintf("free %s on SR %s (%s), or take a snapshot of another kind", humanize.IBytes(uint64(need-max(free, 0))), p.suspend.NameLabel, p.suspend.UUID), err: ErrSpace}
 	}
 	return nil
 }

@@ -10,8 +10,6 @@ import (
 
 	"xenkeep/repo"
 	"xenkeep/xapi"
-
-	"github.com/dustin/go-humanize"
 )
 
 // vmPlan is what is known of a VM before anything is done to it.
@@ -281,31 +279,6 @@ const thinNeed = 16 << 20
 // full, with a bitmap for each block, and the tables of two volumes, which have
 // room for a disk of 2 TiB from the start (sm drivers/lvhdutil.py).
 func thickNeed(size int64) int64 { return size + size/512 + thinNeed }
-
-// checkSpace refuses plans whose snapshots their SRs have no room for.
-func checkSpace(p *vmPlan) error {
-	need := make(map[xapi.Ref]int64)
-	srs := make(map[xapi.Ref]xapi.SR)
-	for _, d := range p.disks {
-		srs[d.sr.Ref] = d.sr
-		if thick(d.sr) && d.vbd.CurrentlyAttached {
-			need[d.sr.Ref] += thickNeed(int64(d.vdi.VirtualSize))
-		} else {
-			need[d.sr.Ref] += thinNeed
-		}
-	}
-	for ref, n := range need {
-		sr := srs[ref]
-		if sr.PhysicalSize <= 0 { // drivers that do not tell
-			continue
-		}
-		if free := int64(sr.PhysicalSize - sr.PhysicalUtilisation); free < n {
-			return fmt.Errorf("SR %s: a snapshot needs %s, %s are free: %w", sr.NameLabel,
-				humanize.IBytes(uint64(n)), humanize.IBytes(uint64(max(free, 0))), ErrSpace)
-		}
-	}
-	return nil
-}
 
 // gaps are the disks left out, as the snapshot tells of them.
 func (p *vmPlan) gaps() []repo.Gap {

@@ -119,7 +119,7 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 	err = v.take(ctx)
 	leave()
 	if err != nil {
-		return err
+		return v.explainSpace(ctx, err)
 	}
 	if err := v.b.lease.mark(ctx, "VM", v.record, roleSnapshot); err != nil {
 		return err

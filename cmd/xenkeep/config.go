@@ -37,11 +37,12 @@ func newConfigCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check FILE",
 		Short: "Say what is wrong with a config",
-		Long: `Say what is wrong with a config, each on a line with the line of the file. Neither
-pool nor repository is asked; xenkeep plan does that.`,
+		Long: `Say all that is wrong with a config, each fault on a line with the line of the file.
+The files that runs write (log, reports, metrics) are tried; neither pool nor
+repository is asked: xenkeep plan does that.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := config.Load(args[0])
+			c, err := config.LoadStrictly(args[0])
 			if err != nil {
 				return err
 			}

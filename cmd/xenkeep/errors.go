@@ -13,6 +13,7 @@ import (
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/text"
 	"xenkeep/job"
+	"xenkeep/job/config"
 	"xenkeep/repo"
 	"xenkeep/repo/prune"
 	"xenkeep/xapi"
@@ -29,6 +30,13 @@ func (e reported) Unwrap() error { return e.error }
 func complain(w io.Writer, err error) {
 	var told reported
 	if errors.As(err, &told) {
+		return
+	}
+	var problems *config.Problems
+	if errors.As(err, &problems) { // each on a line of its own
+		for line := range strings.SplitSeq(problems.Error(), "\n") {
+			tell(w, oneLine(line), "")
+		}
 		return
 	}
 	tell(w, sentence(err), hint(err))

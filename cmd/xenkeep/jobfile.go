@@ -124,23 +124,31 @@ func (f *jobFileFlags) night(cmd *cobra.Command, name string, params []string, r
 	if err := errors.Join(r.check(), pool.check()); err != nil {
 		return nil, nil, err
 	}
-	machine, err := os.Hostname()
-	if err != nil {
-		machine = "unknown"
+	n := &nightly.Night{
+		Job: j, Notify: c.Notifications(j), ConfigFile: cmp.Or(f.config, f.vmBackup), Location: r.location, PoolName: pool.url, LogFile: c.Log.File,
+		StateDir: filepath.Join(r.cache(), "jobs"), Machine: machineName(), Version: versionText(),
 	}
-	stderr := cmd.ErrOrStderr()
-	return &nightly.Night{
-		Job: j, Notify: c.Notifications(j), ConfigFile: cmp.Or(f.config, f.vmBackup), Location: r.location, PoolName: pool.url,
-		StateDir: filepath.Join(r.cache(), "jobs"), Machine: machine, Version: versionText(),
-		Open: func(ctx context.Context) (*repo.Repository, error) {
-			r, err := r.open(ctx, stderr)
-			if err == nil {
-				tellProblems(stderr, r.Problems())
-			}
-			return r, err
-		},
-		Dial: func(ctx context.Context) (*xapi.Client, error) { return pool.dial(ctx, stderr) },
-	}, c, nil
+	n.Open, n.Dial = nightDoors(cmd.ErrOrStderr(), r, pool)
+	return n, c, nil
+}
+
+// nightDoors open repository and pool when a run gets to that.
+func nightDoors(stderr io.Writer, r *repositoryFlags, pool *poolFlags) (func(context.Context) (*repo.Repository, error), func(context.Context) (*xapi.Client, error)) {
+	open := func(ctx context.Context) (*repo.Repository, error) {
+		r, err := r.open(ctx, stderr)
+		if err == nil {
+			tellProblems(stderr, r.Problems())
+		}
+		return r, err
+	}
+	return open, func(ctx context.Context) (*xapi.Client, error) { return pool.dial(ctx, stderr) }
+}
+
+func machineName() string {
+	if machine, err := os.Hostname(); err == nil {
+		return machine
+	}
+	return "unknown"
 }
 
 // logger writes the log where the config says. A file that cannot be written

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
+	"regexp"
 
 	"github.com/spf13/cobra"
 
+	"xenkeep/job/config"
 	"xenkeep/job/nightly"
 )
 
@@ -18,18 +21,20 @@ type planOptions struct {
 	pool       poolFlags
 	output     outputFlags
 	files      jobFileFlags
+	all        bool
 }
 
 func newPlanCommand() *cobra.Command {
 	var o planOptions
 	cmd := &cobra.Command{
-		Use:   "plan [JOB] --config FILE",
-		Short: "Show what a job would do, and touch nothing",
-		Long: `Log in, open the repository, and show what a run of a job would do: its settings,
+		Use:   "plan [JOB] --config FILE | plan VM... | plan --all",
+		Short: "Show what a job or a backup would do, and touch nothing",
+		Long: `Log in, open the repository, and show what a run of a job would do, or without a
+config what xenkeep backup would do with these VMs: its settings,
 each VM and disk with the way it will be read and why, and all that is not as it
 should be. Nothing is changed, on the pool or in the repository. The exit code is 0
 when the job would succeed.`,
-		Example: "  xenkeep plan nightly --config /etc/xenkeep/xenkeep.toml\n  xenkeep plan --vmbackup-config weekend.cfg --pool https://HOST pre_clean=True",
+		Example: "  xenkeep plan web db\n  xenkeep plan nightly --config /etc/xenkeep/xenkeep.toml\n  xenkeep plan --vmbackup-config weekend.cfg --pool https://HOST pre_clean=True",
 		Args:    cobra.ArbitraryArgs,
 		RunE:    func(cmd *cobra.Command, args []string) error { return runPlan(cmd, &o, args) },
 	}
@@ -37,6 +42,7 @@ when the job would succeed.`,
 	o.pool.add(cmd)
 	o.output.add(cmd)
 	o.files.add(cmd.Flags())
+	cmd.Flags().BoolVar(&o.all, "all", false, "without a config: every VM of the pool")
 	return cmd
 }
 
@@ -44,7 +50,14 @@ func runPlan(cmd *cobra.Command, o *planOptions, args []string) error {
 	name := ""
 	switch {
 	case !o.files.given():
-		return usagef("which job? give its config with --config or --vmbackup-config")
+		n, err := o.vms(args)
+		if err != nil {
+			return err
+		}
+		n.Open, n.Dial = nightDoors(cmd.ErrOrStderr(), &o.repository, &o.pool)
+		return showPlan(cmd, o, n)
+	case o.all:
+		return usagef("the config of the job says which VMs: leave --all out")
 	case o.files.config != "" && len(args) > 1:
 		return usagef("one job at a time")
 	case o.files.config != "" && len(args) == 1:
@@ -54,6 +67,38 @@ func runPlan(cmd *cobra.Command, o *planOptions, args []string) error {
 	if err != nil {
 		return err
 	}
+	return showPlan(cmd, o, n)
+}
+
+// vms is a run of xenkeep backup without a config, which looks at no marks on
+// VMs and forgets nothing.
+func (o *planOptions) vms(args []string) (*nightly.Night, error) {
+	switch {
+	case len(args) == 0 && !o.all:
+		return nil, usagef("which job, or which VMs? give a config with --config or --vmbackup-config, or name VMs")
+	case len(args) > 0 && o.all:
+		return nil, usagef("--all is every VM of the pool: name nothing beside it")
+	}
+	if err := errors.Join(o.repository.check(), o.pool.check()); err != nil {
+		return nil, err
+	}
+	j := &config.Job{Name: "default", Select: config.Selection{All: o.all}, Exclude: config.Exclusion{IgnoreMarks: true}}
+	for _, vm := range args {
+		if uuidForm.MatchString(vm) {
+			j.Select.UUIDs = append(j.Select.UUIDs, vm)
+		} else {
+			j.Select.Names = append(j.Select.Names, vm)
+		}
+	}
+	return &nightly.Night{
+		Job: j, Location: o.repository.location, PoolName: o.pool.url,
+		StateDir: filepath.Join(o.repository.cache(), "jobs"), Machine: machineName(), Version: versionText(),
+	}, nil
+}
+
+var uuidForm = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+
+func showPlan(cmd *cobra.Command, o *planOptions, n *nightly.Night) error {
 	plan, err := nightly.MakePlan(cmd.Context(), *n)
 	if err != nil {
 		return err

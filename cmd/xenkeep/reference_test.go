@@ -200,6 +200,8 @@ var lineTypes = map[string]any{
 	"xenkeep init: repository":           initLine{},
 	"xenkeep backup: report":             report.Report{},
 	"xenkeep plan: plan":                 nightly.Plan{},
+	"xenkeep notify test: notification":  notificationLine{},
+	"xenkeep notify test: summary":       notifySummary{},
 	"xenkeep coverage: vm":               nightly.Covered{},
 	"xenkeep coverage: summary":          coverageSummary{},
 	"xenkeep backup: summary":            job.Summary{},

@@ -27,7 +27,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 	}
 	root.AddCommand(
 		newInitCommand(), newBackupCommand(), newSnapshotsCommand(), newShowCommand(), newRestoreCommand(),
-		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newRepoCommand(), newCleanupCommand(), newPoolCommand(), newDoctorCommand(), newPlanCommand(), newCoverageCommand(), newConfigCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
+		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newRepoCommand(), newCleanupCommand(), newPoolCommand(), newDoctorCommand(), newPlanCommand(), newCoverageCommand(), newConfigCommand(), newNotifyCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
 	root.AddCommand(newExportCommand(), newImportCommand(), newVerifyCommand(), newDiffCommand(), newMountCommand(), newServeCommand())
 	return root
@@ -112,9 +112,9 @@ func prepare(root *cobra.Command, began *bool) {
 	})
 }
 
-// mayBeEmpty are flags with which an empty text is meant: it takes away what is
+// mayBeEmpty are flags with which an empty text is meant: it clears what is
 // there.
-var mayBeEmpty = []string{"description", "label", "reason"}
+var mayBeEmpty = []string{"description", "label", "param", "reason"}
 
 // refuseEmpty refuses flags and words without content. They come from variables
 // that are not set, and would allow everything: forget --vm "$VM" must not mean

@@ -289,6 +289,9 @@ func (c *Config) PoolOf(j *Job) (*Pool, error) {
 // PoolNames are the pools' names, in order.
 func (c *Config) PoolNames() []string { return sorted(c.Pools) }
 
+// JobNames are the jobs' names, in order.
+func (c *Config) JobNames() []string { return sorted(c.Jobs) }
+
 // JobsOf are the jobs for a pool, by name.
 func (c *Config) JobsOf(pool string) []*Job {
 	var list []*Job

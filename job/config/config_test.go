@@ -3,9 +3,11 @@ package config
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -67,7 +69,7 @@ const small = "[repository]\nlocation='/r'\n[pools.p]\nurl='h'\n[jobs.j]\n%s\n[j
 
 func TestWrong(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
-		{"prunee = \"weekly\"", `x.toml:6: unknown key "jobs.j.prunee"; did you mean "prune"?`},
+		{"prunee = \"weekly\"", `x.toml:6: jobs.j.prunee: unknown key; did you mean "prune"?`},
 		{"nbd_connections = 3", `did you mean "nbd-connections"?`},
 		{"window = { stopafter = \"06:00\" }", `did you mean "stop-after"?`},
 		{"zzzzzzzzzz = 3", "known here: allow-shrink, check,"},
@@ -343,4 +345,131 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Row N14 of the fault list: all faults of a file are found in one go, each on a
+// line of its own with the line of the file and the key, in plain words.
+func TestAllFaults(t *testing.T) {
+	_, err := Parse("x.toml", []byte(`[repository]
+location = 3
+password = "secret"
+[pools.p]
+url = "h"
+fingerprints = "aa"
+insecure = "yes"
+[log]
+format = "xml
+[jobs.n]
+select = "all"
+retries = "two"
+prune = 7
+prunee = "weekly"
+keep = { daily = true, dayly = 3 }
+max-repack = [1]
+check = { budget = "20X" }
+window = { stop-after = 6 }
+rules = { names = ["a"] }
+tags = ["a", 3]
+hooks = { time-out = 1.5 }
+metrics-file =
+[[jobs.n.snapshot]]
+[jobs.other]
+select = { names = [""] }
+notify = { mail = { server = 25, from = "x", to = ["a@b"] } }
+[notify
+ping = 3
+[jobs."a/b"]
+select = { all = true }
+prune = 1979-05-27
+`))
+	var bad *Problems
+	if !errors.As(err, &bad) {
+		t.Fatal(err)
+	}
+	want := strings.Split(`x.toml:2: repository.location: want a text in quotes, not the number 3
+x.toml:3: repository.password: want { file = "..." }, { command = "..." } or { env = "..." }: the secret itself does not belong into a config
+x.toml:6: pools.p.fingerprints: want a list such as ["a", "b"], not the text "aa"
+x.toml:7: pools.p.insecure: want true or false, not the text "yes"
+x.toml:9: log.format: .*
+x.toml:11: jobs.n.select: want a table \[jobs.n.select\], not the text "all"
+x.toml:12: jobs.n.retries: want a whole number, not the text "two"
+x.toml:13: jobs.n.prune: want a text in quotes, not the number 7
+x.toml:14: jobs.n.prunee: unknown key; did you mean "prune"?
+x.toml:15: jobs.n.keep.daily: want a number or "all", not true
+x.toml:15: jobs.n.keep.dayly: unknown key; did you mean "daily"?
+x.toml:16: jobs.n.max-repack: want a size such as "20G", not a list
+x.toml:17: jobs.n.check.budget: size "20X": want a number with K, M, G or T, such as 20G
+x.toml:18: jobs.n.window.stop-after: want a time of day such as "06:00" or a length such as "6h", not the number 6
+x.toml:19: jobs.n.rules: want tables \[\[jobs.n.rules\]\], not a table
+x.toml:20: jobs.n.tags\[1\]: want a text in quotes, not the number 3
+x.toml:21: jobs.n.hooks.time-out: want a length of time such as "10m", not the number 1.5
+x.toml:22: jobs.n.metrics-file: there is no value
+x.toml:23: jobs.n.snapshot\[0\]: want a text in quotes, not a table
+x.toml:25: jobs.other.select.names: "" is no name
+x.toml:26: jobs.other.notify.mail.from: address "x": .*
+x.toml:26: jobs.other.notify.mail.server: want a text in quotes, not the number 25
+x.toml:27: notify: .*
+x.toml:29: jobs.a/b: a job's name has no quotes, slashes or ends of lines
+x.toml:31: jobs.a/b.prune: want a text in quotes, not 1979-05-27`, "\n")
+	got := strings.Split(err.Error(), "\n")
+	for i := range max(len(got), len(want)) {
+		g, w := "", "^$"
+		if i < len(got) {
+			g = got[i]
+		}
+		if i < len(want) {
+			w = "^" + strings.NewReplacer("?", "\\?", "{ ", "\\{ ", " }", " \\}", "[\"a", "\\[\"a", "b\"]", "b\"\\]").Replace(want[i]) + "$"
+		}
+		if !regexp.MustCompile(w).MatchString(g) {
+			t.Errorf("line %d:\n  %s\nwant:\n  %s", i+1, g, w)
+		}
+	}
+	for _, word := range []string{"struct", "Go ", "config.", "[]string", "cannot decode", "toml:  "} {
+		if strings.Contains(err.Error(), word) {
+			t.Errorf("%q in:\n%v", word, err)
+		}
+	}
+}
+
+// Row N11 of the fault list: the files that runs write are tried, with the line
+// of their key, and nothing is left behind.
+func TestOutputs(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "x.toml")
+	write := func(format string, args ...any) {
+		t.Helper()
+		if err := os.WriteFile(file, fmt.Appendf(nil, "[repository]\nlocation='/r'\n[pools.p]\nurl='h'\n"+format, args...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("[log]\nfile='%[1]s/no/log'\n[jobs.j]\nselect={all=true}\nreport-file='%[1]s'\nmetrics-file='%[1]s/no/m'\nstatus-log='%[1]s/x.toml/s'\n", dir)
+	if _, err := Load(file); err != nil {
+		t.Errorf("a run would not begin: %v", err)
+	}
+	_, err := LoadStrictly(file)
+	want := fmt.Sprintf(`%[2]s:6: log.file: %[1]s/no/log cannot be written: there is no folder %[1]s/no
+%[2]s:9: jobs.j.report-file: %[1]s is a folder, not a file
+%[2]s:10: jobs.j.metrics-file: %[1]s/no/m cannot be written: there is no folder %[1]s/no
+%[2]s:11: jobs.j.status-log: %[1]s/x.toml/s cannot be written: not a directory`, dir, file)
+	if err == nil || err.Error() != want {
+		t.Errorf("got:\n%v\nwant:\n%s", err, want)
+	}
+	write("[log]\nfile='%[1]s/log'\n[jobs.j]\nselect={all=true}\nreport-file='%[1]s/r'\nmetrics-file='%[1]s/m'\nstatus-log='%[1]s/s'\n", dir)
+	if _, err := LoadStrictly(file); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+	// Every key that names such a file is tried.
+	for _, key := range []string{"report-file", "metrics-file", "status-log"} {
+		if !slices.ContainsFunc((&Job{Name: "j", ReportFile: "r", MetricsFile: "m", StatusLog: "s"}).Outputs(), func(o Output) bool { return o.Key == "jobs.j."+key }) {
+			t.Errorf("%s is not tried", key)
+		}
+	}
+	for _, key := range keysAt([]string{"jobs", "x"}) {
+		if (strings.HasSuffix(key, "-file") || strings.HasSuffix(key, "-log")) && !slices.Contains([]string{"report-file", "metrics-file", "status-log"}, key) {
+			t.Errorf("%s: is it a file that runs write?", key)
+		}
+	}
 }

@@ -91,14 +91,3 @@ func (p *Problems) locate(places map[string]place) {
 	}
 	slices.SortStableFunc(p.List, func(a, b Problem) int { return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Text, b.Text)) })
 }
-
-// number finds the key whose value is the number that an error quotes: the
-// decoder does not tell of those.
-func number(places map[string]place, text string) (key string, line int) {
-	for _, k := range sorted(places) {
-		if n := places[k].number; n != "" && strings.Contains(text, strconv.Quote(n)) {
-			return k, places[k].line
-		}
-	}
-	return "", 0
-}

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -9,8 +8,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-
-	"github.com/pelletier/go-toml/v2"
 )
 
 // ErrConfig is returned for config files that are not right.
@@ -63,59 +60,61 @@ func Load(file string) (*Config, error) {
 	return Parse(file, text)
 }
 
-// Parse checks the text of a TOML file; the name is for what it says is wrong.
+// Parse checks the text of a TOML file and finds all that is wrong with it; the
+// name is for its messages.
 func Parse(file string, content []byte) (*Config, error) {
-	var c Config
-	bad := &Problems{File: file}
-	d := toml.NewDecoder(bytes.NewReader(content)).DisallowUnknownFields()
-	err := d.Decode(&c)
-	var missing *toml.StrictMissingError
-	var wrong *toml.DecodeError
-	switch {
-	case errors.As(err, &missing):
-		for _, m := range missing.Errors {
-			line, _ := m.Position()
-			key := []string(m.Key())
-			known := keysAt(key[:len(key)-1])
-			text := fmt.Sprintf("unknown key %q", strings.Join(key, "."))
-			near := nearest(key[len(key)-1], known)
-			if near == "" { // of an inline table the path is not told
-				near = nearest(key[len(key)-1], keysBelow(reflect.TypeFor[Config](), nil))
-			}
-			if near != "" {
-				text += fmt.Sprintf("; did you mean %q?", near)
-			} else if len(known) > 0 {
-				text += "; known here: " + strings.Join(known, ", ")
-			}
-			bad.add(line, "%s", text)
-		}
-	case errors.As(err, &wrong):
-		line, _ := wrong.Position()
-		text := strings.TrimPrefix(wrong.Error(), "toml: ")
-		if key := wrong.Key(); len(key) > 0 {
-			text = strings.Join(key, ".") + ": " + text
-		}
-		bad.add(line, "%s", text)
-	case err != nil:
-		text := strings.TrimPrefix(err.Error(), "toml: ")
-		key, line := number(placesOf(content), text)
-		if key != "" {
-			text = key + ": " + text
-		}
-		bad.add(line, "%s", text)
-	}
-	if err != nil {
-		return nil, bad
-	}
-	for name, j := range c.Jobs {
-		j.Name = name
-	}
-	c.check(bad)
-	bad.locate(placesOf(content))
+	c, _, bad := parse(file, content)
 	if err := bad.err(); err != nil {
 		return nil, err
 	}
-	return &c, nil
+	return c, nil
+}
+
+// LoadStrictly is Load, and tries the files that runs write, too. A run goes on where
+// it cannot write them, so Load does not.
+func LoadStrictly(file string) (*Config, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	c, places, bad := parse(file, text)
+	if c != nil {
+		for _, o := range c.Outputs() {
+			if err := o.Try(); err != nil {
+				bad.add(0, "%s: %v", o.Key, err)
+			}
+		}
+		bad.locate(places)
+	}
+	if err := bad.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// parse returns no config where the file cannot be read as TOML.
+func parse(file string, content []byte) (*Config, map[string]place, *Problems) {
+	bad := &Problems{File: file}
+	f := &filler{bad: bad}
+	tree, content := f.syntax(content)
+	if tree == nil {
+		return nil, nil, bad
+	}
+	c := new(Config)
+	f.table(reflect.ValueOf(c).Elem(), tree, "")
+	for name, j := range c.Jobs {
+		j.Name = name
+	}
+	more := new(Problems)
+	c.check(more)
+	for _, p := range more.List {
+		if key, _, _ := strings.Cut(p.Text, ": "); !f.follows(key) {
+			bad.List = append(bad.List, p)
+		}
+	}
+	places := placesOf(content)
+	bad.locate(places)
+	return c, places, bad
 }
 
 // keysAt are the keys known below a path, by the types that it leads through.

@@ -52,6 +52,7 @@ type Night struct {
 	StateDir   string // for locks and turns
 	Machine    string
 	Version    string
+	LogFile    string   // the log, for the plan, which tries it
 	Unsent     []string // what could not be written before the run began, for the report
 	Progress   job.Progress
 	Log        *slog.Logger

@@ -95,6 +95,7 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 	n.defaults()
 	p := &planner{Night: &n, plan: &Plan{Type: "plan", Job: n.Job.Name, OK: true, VMs: []PlannedVM{}, Findings: []Finding{}}}
 	p.settings()
+	p.outputs()
 	o, err := n.options()
 	if err != nil {
 		return nil, err
@@ -165,6 +166,19 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 	}
 	p.repository(r)
 	return p.plan, nil
+}
+
+// outputs tries the files that the run would write.
+func (p *planner) outputs() {
+	list := p.Job.Outputs()
+	if p.LogFile != "" {
+		list = append(list, config.Output{Key: "log.file", File: p.LogFile})
+	}
+	for _, o := range list {
+		if err := o.Try(); err != nil {
+			p.find("error", o.Key, "make the folder, or give another file in the config", "%w", err)
+		}
+	}
 }
 
 func (p *planner) settings() {

@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/wneessen/go-mail"
@@ -66,6 +67,43 @@ func (s *Sender) End(ctx context.Context, r *report.Report) []error {
 		}
 	}
 	return errs(all...)
+}
+
+// Tried is what became of one way of notification in a test.
+type Tried struct {
+	Channel string // "mail", "webhook", "ping start", "ping failure" or "ping success"
+	To      string // the mail's receivers, or the host of an address: the rest may be a secret
+	Err     error
+}
+
+// Test sends r through everything that is configured, whatever it is for. The
+// ping for success comes last, so that who waits for it is content afterwards.
+func (s *Sender) Test(ctx context.Context, r *report.Report) []Tried {
+	var list []Tried
+	if m := s.Config.Mail; m != nil {
+		list = append(list, Tried{"mail", strings.Join(m.To, ", "), s.mail(ctx, m, r)})
+	}
+	if w := s.Config.Webhook; w != nil {
+		list = append(list, Tried{"webhook", hostOf(w.URL), s.webhook(ctx, w, r)})
+	}
+	if p := s.Config.Ping; p != nil {
+		for _, x := range []struct {
+			what, to string
+			body     []byte
+		}{{"ping start", p.Start, nil}, {"ping failure", p.Failure, []byte(r.Subject())}, {"ping success", p.Success, []byte(r.Subject())}} {
+			if x.to != "" {
+				list = append(list, Tried{x.what, hostOf(x.to), s.ping(ctx, x.what, x.to, x.body)})
+			}
+		}
+	}
+	return list
+}
+
+func hostOf(address string) string {
+	if u, err := url.Parse(address); err == nil {
+		return u.Host
+	}
+	return address
 }
 
 func errs(all ...error) []error {
@@ -147,15 +185,11 @@ func named(what, to string, err error) error {
 	if err == nil {
 		return nil
 	}
-	host := to
-	if u, perr := url.Parse(to); perr == nil {
-		host = u.Host
-	}
 	var u *url.Error
 	if errors.As(err, &u) {
 		err = u.Err
 	}
-	return fmt.Errorf("%s to %s: %w", what, host, err)
+	return fmt.Errorf("%s to %s: %w", what, hostOf(to), err)
 }
 
 func send(ctx context.Context, method, to, kind, token string, body []byte) error {

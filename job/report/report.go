@@ -34,7 +34,8 @@ const (
 
 // Report is a run of a job. Its JSON form is documented in docs/reference.md.
 type Report struct {
-	Type       string    `json:"type"` // "report"
+	Type       string    `json:"type"`           // "report"
+	Test       bool      `json:"test,omitempty"` // it tests the notifications, and no run took place
 	State      State     `json:"state"`
 	Job        string    `json:"job"`
 	Machine    string    `json:"machine"`
@@ -112,6 +113,9 @@ func (r *Report) Count(s State) int {
 // Subject is the report in a line: state, job, host, n of m VMs, and what is
 // wrong. Damage comes before every state: it does not pass by itself.
 func (r *Report) Subject() string {
+	if r.Test {
+		return line(fmt.Sprintf("xenkeep TEST: %s on %s: a test of the notifications, nothing was backed up", r.Job, r.Machine))
+	}
 	word := string(r.State)
 	if r.Damage != "" {
 		word = "DAMAGE"
@@ -215,6 +219,10 @@ func (v *VM) methods() string {
 // Text writes the report for people: first what is wrong and what to do about
 // it, then the table, then the rest.
 func (r *Report) Text(w io.Writer) error {
+	if r.Test {
+		_, err := fmt.Fprintf(w, "%s\n", r.Subject())
+		return err
+	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s\npool %s, repository %s\nfrom %s to %s (%s)\n", r.Subject(), line(r.Pool), line(r.Repository),
 		clock(r.Started), clock(r.Ended), took(r.Duration))
