@@ -38,13 +38,14 @@ type Foresight struct {
 	pool      *xapi.Client
 	o         BackupOptions
 	b         *poolBackup
-	Untracked string // why no changes are tracked on this pool; "" where they may be
+	srs       map[xapi.Ref]error // why an SR cannot be reached; nil where it can
+	Untracked string             // why no changes are tracked on this pool; "" where they may be
 }
 
 // Foresee begins to foresee a run.
 func Foresee(ctx context.Context, r *repo.Repository, pool *xapi.Client, o BackupOptions) (*Foresight, error) {
 	o.defaults()
-	f := &Foresight{r: r, pool: pool, o: o, b: &poolBackup{r: r, pool: pool, o: o, damaged: map[string]soundness{}}}
+	f := &Foresight{srs: make(map[xapi.Ref]error), r: r, pool: pool, o: o, b: &poolBackup{r: r, pool: pool, o: o, damaged: map[string]soundness{}}}
 	var err error
 	if f.b.all, _, err = r.Snapshots(ctx); err != nil {
 		return nil, err
@@ -62,6 +63,11 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 	p, err := planVM(ctx, f.pool, c.UUID, f.o.SkipUnsupported, c.Leave)
 	if err != nil {
 		return nil, err
+	}
+	for _, d := range p.disks {
+		if err := f.plugged(ctx, &d.sr); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.device(), err)
+		}
 	}
 	out := &Forecast{Space: checkSpace(p)}
 	kinds := c.Kinds
@@ -115,6 +121,17 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 		out.Disks = append(out.Disks, DiskForecast{Device: d.device(), VDI: d.vdi.UUID, Name: d.vdi.NameLabel, SR: d.sr.NameLabel, Size: int64(d.vdi.VirtualSize), Left: d.reason, Asked: c.Leave[d.vdi.UUID] != ""})
 	}
 	return out, nil
+}
+
+// plugged refuses an SR that no running host reaches: neither a VM snapshot nor
+// an export can be had there.
+func (f *Foresight) plugged(ctx context.Context, sr *xapi.SR) error {
+	if err, known := f.srs[sr.Ref]; known {
+		return err
+	}
+	_, err := f.pool.HostsFor(ctx, sr.Ref)
+	f.srs[sr.Ref] = err
+	return err
 }
 
 // quiesce asks the pool whether it has quiesced snapshots still.

@@ -81,6 +81,27 @@ func TestPlanIsTrue(t *testing.T) {
 			must(w, err)
 			must(w, w.pool.Call(t.Context(), "VDI.set_sharable", nil, ref, true))
 		}},
+		// Row B8 of the fault list: an SR that no host reaches is foreseen.
+		{what: "an SR that is unplugged everywhere", level: "error", text: "no running host can reach the storage", fails: true, prepare: func(w *world) {
+			vms, err := w.pool.VMs(t.Context())
+			must(w, err)
+			for i := range vms {
+				if vms[i].Real() && vms[i].PowerState == "Running" {
+					must(w, w.pool.HardShutdown(t.Context(), vms[i].Ref))
+				}
+			}
+			vdi, err := w.pool.VDIByUUID(t.Context(), w.sim.Ready().VMs[0].Disks[0].VDI)
+			must(w, err)
+			v, err := w.pool.VDI(t.Context(), vdi)
+			must(w, err)
+			pbds, err := w.pool.PBDs(t.Context())
+			must(w, err)
+			for _, b := range pbds {
+				if b.SR == v.SR {
+					must(w, w.pool.Call(t.Context(), "PBD.unplug", nil, b.Ref))
+				}
+			}
+		}},
 		{what: "a long chain", prepare: chain(21), level: "warn", text: "vm0 xvda: its VHD chain has 2"},
 		{what: "a full chain", prepare: chain(29), level: "error", text: "vm0 xvda: its VHD chain has 30 files", fails: true},
 		{what: "a parent that waits", cfg: xapisim.Config{GCDelay: 1000 * time.Hour}, level: "note", text: " parents wait to be coalesced", prepare: func(w *world) {
