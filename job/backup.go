@@ -47,6 +47,9 @@ func Backup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backup
 	b.started = o.Now()
 	b.sum = &Summary{Type: "summary", Status: "ok", Job: o.Job, Started: b.started.UTC(), Snapshots: []VMSummary{}}
 	err := b.run(ctx)
+	if ctx.Err() != nil {
+		b.noteInterrupted()
+	}
 	b.sum.Requests = requests(b.r)
 	b.sum.Duration = o.Now().Sub(b.started).Seconds()
 	switch {
@@ -98,6 +101,7 @@ type poolBackup struct {
 	// lockVMs has a run without a job lock each VM that it begins, in place of
 	// the job; locks are these, by the VM's UUID.
 	lockVMs bool
+	begun   []*vmBackup // each attempt on a VM
 	locks   map[string]func()
 
 	dump    *repo.Snapshot // of the pool's database, added to the run

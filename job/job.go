@@ -198,20 +198,21 @@ type ImageOptions struct {
 // Summary is the outcome of a run; its JSON form is documented in
 // docs/reference.md.
 type Summary struct {
-	Type      string      `json:"type"`   // "summary"
-	Status    string      `json:"status"` // "ok", "partial", "failed" or "skipped"
-	Job       string      `json:"job"`
-	Started   time.Time   `json:"started"`
-	Duration  float64     `json:"duration_s"`
-	Packs     int64       `json:"packs"`          // written
-	Stored    int64       `json:"bytes_uploaded"` // in these packs
-	Requests  Requests    `json:"requests"`       // to the repository's storage
-	Snapshots []VMSummary `json:"snapshots"`
-	Failed    []VMFailure `json:"failed,omitempty"`
-	Skipped   []VMSkip    `json:"skipped,omitempty"`   // not begun, as the window ended
-	Database  string      `json:"database,omitempty"`  // snapshot of the pool's database
-	Forgotten []string    `json:"forgotten,omitempty"` // snapshot ids
-	Warnings  []string    `json:"warnings,omitempty"`
+	Type        string        `json:"type"`   // "summary"
+	Status      string        `json:"status"` // "ok", "partial", "failed" or "skipped"
+	Job         string        `json:"job"`
+	Started     time.Time     `json:"started"`
+	Duration    float64       `json:"duration_s"`
+	Packs       int64         `json:"packs"`          // written
+	Stored      int64         `json:"bytes_uploaded"` // in these packs
+	Requests    Requests      `json:"requests"`       // to the repository's storage
+	Snapshots   []VMSummary   `json:"snapshots"`
+	Failed      []VMFailure   `json:"failed,omitempty"`
+	Skipped     []VMSkip      `json:"skipped,omitempty"`     // not begun, as the window ended
+	Interrupted []VMInterrupt `json:"interrupted,omitempty"` // begun, as the run was interrupted
+	Database    string        `json:"database,omitempty"`    // snapshot of the pool's database
+	Forgotten   []string      `json:"forgotten,omitempty"`   // snapshot ids
+	Warnings    []string      `json:"warnings,omitempty"`
 }
 
 // Requests are what a run asked of the repository's storage.

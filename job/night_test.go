@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -511,5 +512,55 @@ func TestBottleneck(t *testing.T) {
 				t.Errorf("%s: %+v of %.2f s", v.Slowest, v.Waits, v.Duration)
 			}
 		})
+	}
+}
+
+// stopAt is a Progress that cancels a run after some bytes.
+type stopAt struct {
+	bytes  int64
+	cancel context.CancelFunc
+	read   *atomic.Int64
+}
+
+func (s stopAt) Begin(string, int64) job.Meter { return s }
+func (s stopAt) Done()                         {}
+
+func (s stopAt) Add(n int64) {
+	if s.read.Add(n) >= s.bytes {
+		s.cancel()
+	}
+}
+
+// Row N9 of the fault list: a run that is interrupted says of each VM that it had
+// begun how far it came, what becomes of that, and that the pool is clean, also
+// where the pool no longer lets it clean up.
+func TestInterruptedVMIsTold(t *testing.T) {
+	for _, dirty := range []bool{false, true} {
+		w := newWorld(t, xapisim.Config{})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		w.sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Cut: true, CutAt: 6 * mib, Stall: true, Times: -1})
+		if dirty {
+			w.sim.Fault(xapisim.Fault{On: "Async.VM.destroy", Code: "OPERATION_NOT_ALLOWED", Params: []string{"x"}, Times: -1})
+			w.sim.Fault(xapisim.Fault{On: "VM.destroy", Code: "OPERATION_NOT_ALLOWED", Params: []string{"x"}, Times: -1})
+		}
+		o := w.options("web")
+		o.DiskConcurrency = 1
+		o.Progress = stopAt{bytes: 2 * mib, cancel: cancel, read: new(atomic.Int64)}
+		sum, err := job.Backup(ctx, w.repo, w.pool, o)
+		if !errors.Is(err, context.Canceled) || len(sum.Interrupted) != 1 || len(sum.Failed) > 0 || sum.Status != "failed" {
+			t.Fatalf("%v: %+v", err, sum)
+		}
+		i := sum.Interrupted[0]
+		if i.VM != "web" || i.UUID != w.vm("web").UUID || i.Read < 2*mib || i.Read >= i.Total || i.Clean == dirty {
+			t.Errorf("%+v", i)
+		}
+		end := "the pool is clean$"
+		if dirty {
+			end = "its VM snapshot is still on the pool, and the next run or xenkeep cleanup removes it$"
+		}
+		if want := regexp.MustCompile("^after [0-9]+ of [0-9]+ MiB; what was uploaded is used next time; " + end); !want.MatchString(i.Reason()) {
+			t.Errorf("%q", i.Reason())
+		}
 	}
 }

@@ -36,8 +36,9 @@ func (v *vmBackup) planned() {
 // meter announces the transfer of total bytes of a disk.
 func (v *vmBackup) meter(d *diskPlan, total int64) Meter {
 	label := v.plan.vm.NameLabel + " " + d.device()
+	v.moved.total.Add(total)
 	if o, ok := v.b.o.Progress.(Overview); ok {
-		return o.BeginDisk(v.target.uuid, label, int64(d.vdi.VirtualSize), total)
+		return counted{o.BeginDisk(v.target.uuid, label, int64(d.vdi.VirtualSize), total), &v.moved}
 	}
-	return v.b.o.Progress.Begin(label, total)
+	return counted{v.b.o.Progress.Begin(label, total), &v.moved}
 }

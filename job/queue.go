@@ -127,6 +127,9 @@ func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_
 		}
 	}
 	v := &vmBackup{b: b, run: run, target: t, kinds: t.kinds}
+	b.mu.Lock()
+	b.begun = append(b.begun, v)
+	b.mu.Unlock()
 	return v, v.read(ctx, t.uuid)
 }
 

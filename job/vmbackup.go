@@ -42,6 +42,8 @@ type vmBackup struct {
 	transports []string
 
 	watch stopwatch
+	moved transferred
+	stays bool // the VM snapshot could not be removed
 }
 
 // read takes the VM snapshot and reads all its disks; afterwards the VM waits
@@ -544,6 +546,7 @@ func (v *vmBackup) undo(ctx context.Context) {
 		return
 	}
 	if err := v.undoSnapshot(ctx); err != nil {
+		v.stays = true
 		v.b.warn("VM %s: the VM snapshot %q stays behind on the pool: %v", v.plan.vm.NameLabel, v.label(), err)
 	}
 	v.asked = false

@@ -144,6 +144,10 @@ func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
 	} else if werr := printSummary(cmd.OutOrStdout(), sum, o.progress.quiet); werr != nil {
 		return errors.Join(err, werr)
 	}
+	for i := range sum.Interrupted {
+		v := &sum.Interrupted[i]
+		tell(cmd.ErrOrStderr(), oneLine("interrupted "+v.VM+" "+v.Reason()), "")
+	}
 	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) {
 		for i := range sum.Failed {
 			tell(cmd.ErrOrStderr(), oneLine(sum.Failed[i].Error), failureHint(&sum.Failed[i]))

@@ -484,6 +484,10 @@ func (x *night) gather(sum *job.Summary, chosen []job.Chosen) {
 	for _, s := range sum.Skipped {
 		vms[cmp.Or(s.UUID, s.VM)] = report.VM{Name: s.VM, UUID: s.UUID, State: report.Skipped, Error: s.Reason}
 	}
+	for i := range sum.Interrupted {
+		v := &sum.Interrupted[i]
+		vms[v.UUID] = report.VM{Name: v.VM, UUID: v.UUID, State: report.Failed, Error: "interrupted " + v.Reason(), Interrupted: true}
+	}
 	for _, c := range chosen {
 		if _, told := vms[c.UUID]; !told {
 			vms[c.UUID] = report.VM{Name: c.Name, UUID: c.UUID, State: report.Skipped, Error: "the run ended before it was begun"}

@@ -90,6 +90,8 @@ type VM struct {
 	Error      string            `json:"error,omitempty"`
 	Hint       string            `json:"hint,omitempty"`
 	Missing    bool              `json:"missing,omitempty"` // it is not in the pool
+	// Interrupted reports that its backup was begun when the run was interrupted.
+	Interrupted bool `json:"interrupted,omitempty"`
 }
 
 // Left is a VM that was chosen and excluded.
@@ -289,9 +291,13 @@ func (r *Report) failures(b *bytes.Buffer, list []*VM) {
 		if names[v.Name] > 1 && v.UUID != "" {
 			name += " (" + v.UUID + ")"
 		}
-		fmt.Fprintf(b, "\n%s %s", v.State, name)
-		if v.Error != "" {
-			fmt.Fprintf(b, ": %s", line(v.Error))
+		switch {
+		case v.Interrupted:
+			fmt.Fprintf(b, "\ninterrupted %s %s", name, line(strings.TrimPrefix(v.Error, "interrupted ")))
+		case v.Error != "":
+			fmt.Fprintf(b, "\n%s %s: %s", v.State, name, line(v.Error))
+		default:
+			fmt.Fprintf(b, "\n%s %s", v.State, name)
 		}
 		b.WriteByte('\n')
 		for _, l := range v.Left {

@@ -1,0 +1,76 @@
+package job
+
+import (
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/dustin/go-humanize"
+)
+
+// VMInterrupt is a VM whose backup was begun and did not come to its end, since
+// the run was interrupted. Its JSON form is documented in docs/reference.md.
+type VMInterrupt struct {
+	VM    string `json:"vm"`
+	UUID  string `json:"vm_uuid"`
+	Read  int64  `json:"bytes_read"`
+	Total int64  `json:"bytes_total"` // to be read of the disks that were begun
+	Clean bool   `json:"pool_clean"`  // nothing of the backup is left on the pool
+}
+
+// Reason describes how far the backup came, what becomes of that, and what is on
+// the pool.
+func (i *VMInterrupt) Reason() string {
+	text := "before its data were read"
+	if i.Total > 0 {
+		text = "after " + amountOf(i.Read, i.Total) + "; what was uploaded is used next time"
+	}
+	if i.Clean {
+		return text + "; the pool is clean"
+	}
+	return text + "; its VM snapshot is still on the pool, and the next run or xenkeep cleanup removes it"
+}
+
+// amountOf is a part of a whole, in the unit of the whole: "50 of 700 MiB".
+func amountOf(part, whole int64) string {
+	part = min(part, whole)
+	for _, u := range []struct {
+		size int64
+		name string
+	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}} {
+		if whole < 10*u.size {
+			continue
+		}
+		return fmt.Sprintf("%d of %d %s", part/u.size, whole/u.size, u.name)
+	}
+	return humanize.IBytes(uint64(part)) + " of " + humanize.IBytes(uint64(whole))
+}
+
+// transferred counts what was read of a VM.
+type transferred struct{ read, total atomic.Int64 }
+
+// counted is a Meter that counts for its VM, too.
+type counted struct {
+	Meter
+	of *transferred
+}
+
+func (c counted) Add(n int64) {
+	c.of.read.Add(n)
+	c.Meter.Add(n)
+}
+
+// noteInterrupted records the VMs that were begun, and neither saved nor failed.
+func (b *poolBackup) noteInterrupted() {
+	for _, v := range b.begun {
+		t := v.target
+		saved := slices.ContainsFunc(b.sum.Snapshots, func(s VMSummary) bool { return s.VMUUID == t.uuid })
+		failed := slices.ContainsFunc(b.sum.Failed, func(f VMFailure) bool { return f.UUID == t.uuid || f.VM == t.asked })
+		again := slices.ContainsFunc(b.sum.Interrupted, func(i VMInterrupt) bool { return i.UUID == t.uuid })
+		if !saved && !failed && !again {
+			b.sum.Interrupted = append(b.sum.Interrupted, VMInterrupt{
+				VM: t.asked, UUID: t.uuid, Read: v.moved.read.Load(), Total: v.moved.total.Load(), Clean: !v.stays,
+			})
+		}
+	}
+}
