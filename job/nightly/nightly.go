@@ -137,7 +137,7 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 // beginning. Who is to be told of runs is told of it. The files of the config are
 // left to the run that is active.
 func (x *night) refused(ctx context.Context, send *notify.Sender, err error) (*report.Report, error) {
-	x.rep.State, x.rep.Error, x.rep.Hint = report.Skipped, oneLine(err), job.HintOf(err)
+	x.rep.State, x.rep.Error, x.rep.Hint = report.Skipped, oneLine(err), x.Hint(err)
 	if !errors.Is(err, job.ErrActive) {
 		x.rep.State = report.Failed
 	}
