@@ -45,6 +45,9 @@ func (f *repositoryFlags) check() error {
 	if f.location == "" {
 		return usagef("which repository? give --repository or set XENKEEP_REPOSITORY")
 	}
+	if err := object.CheckLocation(f.location); err != nil {
+		return usagef("%w", err)
+	}
 	if all.IsS3(f.location) {
 		if _, err := all.S3Config(f.location, f.storage(io.Discard)); err != nil {
 			return usagef("%w", err)

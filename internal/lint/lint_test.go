@@ -61,7 +61,7 @@ var allowed = []struct {
 	{"job/nightly", "job job/config job/notify job/report job/selection repo repo/check repo/prune repo/retention chunkstore/seal xapi internal/limit"},
 	{"repo/s3test", ""},
 	{"job/pyre", ""},
-	{"job/config", "job/pyre repo/retention chunkstore/seal internal/limit"},
+	{"job/config", "job/pyre repo/retention chunkstore/object chunkstore/seal internal/limit"},
 	{"job/selection", "job/config job/pyre repo/retention xapi"},
 	{"job/poolsnap", "job job/config job/selection repo repo/retention xapi xva internal/disk"},
 	{"job", "repo/... chunkstore/... xapi vhd xva qcow2 filekind nbd inspect internal/disk internal/limit"},

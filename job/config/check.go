@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/limit"
 	"xenkeep/job/pyre"
@@ -36,6 +37,9 @@ func (c *Config) check(bad *Problems) {
 	}
 	if c.Repository.Location == "" && backups {
 		bad.add(0, "repository.location: which repository?")
+	}
+	if err := object.CheckLocation(c.Repository.Location); err != nil {
+		bad.add(0, "repository.location: %v: %s", err, object.HintOf(err))
 	}
 	if s3, ok := strings.CutPrefix(c.Repository.Location, "s3:"); ok && !strings.HasPrefix(s3, "//") {
 		link(bad, "repository.location", s3)

@@ -27,7 +27,8 @@ type Options struct {
 }
 
 // Open opens the storage of a repository: s3:http(s)://host/bucket/prefix,
-// s3://bucket/prefix, or else a path of this machine. Requests are counted (see
+// s3://bucket/prefix, or else a path of this machine. What object.CheckLocation
+// refuses is none. Requests are counted (see
 // package count), tried again, and where older versions of objects are kept,
 // those stand in for what was overwritten. What is not there is
 // object.ErrNoRepository.
@@ -44,6 +45,9 @@ func Create(ctx context.Context, location string, o Options) (object.Store, erro
 // Connect gives storage as it is, whatever is there, and without anything
 // between: for trying it out. A folder must exist.
 func Connect(ctx context.Context, location string, o Options) (object.Store, error) {
+	if err := object.CheckLocation(location); err != nil {
+		return nil, err
+	}
 	if !IsS3(location) {
 		return local.Connect(location)
 	}
@@ -72,6 +76,9 @@ func S3Config(location string, o Options) (s3.Config, error) {
 func choose(ctx context.Context, location string, o Options,
 	onS3 func(context.Context, s3.Config) (*s3.Store, error), onDisk func(string) (*local.Store, error),
 ) (object.Store, error) {
+	if err := object.CheckLocation(location); err != nil {
+		return nil, err
+	}
 	if IsS3(location) {
 		config, err := S3Config(location, o)
 		if err != nil {
