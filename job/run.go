@@ -2,6 +2,7 @@ package job
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -164,6 +165,9 @@ func forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 			}
 		}
 		for _, d := range judge.Apply(policy(s), same) {
+			if retention.FromFuture(d.Snapshot, c.Now()) && !policy(s).IsZero() {
+				c.Log.Warn(FutureText(d.Snapshot))
+			}
 			if d.Keep || protected[d.Snapshot.ID()] {
 				continue
 			}
@@ -178,6 +182,12 @@ func forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 		}
 	}
 	return gone, nil
+}
+
+// FutureText says that a snapshot is dated in the future, and what to do.
+func FutureText(s *repo.Snapshot) string {
+	return fmt.Sprintf("snapshot %s of %s is dated %s, in the future: no policy counts it, and it stays until xenkeep forget %s",
+		s.Short(), cmp.Or(s.VM.Name, s.VM.UUID), s.Data.Local().Format("2006-01-02 15:04:05"), s.Short())
 }
 
 // sameVM tells whether two snapshots are of one VM; names do not count.

@@ -101,6 +101,10 @@ func runCoverage(cmd *cobra.Command, o *coverageOptions) error {
 			if c.TooOld {
 				sum.TooOld++
 			}
+			if c.FromFuture {
+				tell(stderr, fmt.Sprintf("warning: snapshot %s of %s is dated %s, in the future: its age is that since it was written; look at the clock of the pool",
+					c.Snapshot[:8], printable(c.Name), clock(c.Data)), "")
+			}
 			jobs := strings.Join(c.Jobs, ", ")
 			if jobs == "" && o.config != "" {
 				sum.NoJob++

@@ -110,6 +110,7 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 		if err != nil {
 			return err
 		}
+		warnFuture(cmd.ErrOrStderr(), some, time.Now())
 		decisions = retention.NewJudge(all, time.Now()).Apply(o.retention.policy, some)
 		retention.Protect(decisions, protected)
 	} else if decisions, unreadable, err = named(all, bad, protected, specs); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"xenkeep/job"
 	"xenkeep/repo"
+	"xenkeep/repo/retention"
 )
 
 type snapshotsOptions struct {
@@ -192,6 +193,7 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 			some = append(some, s)
 		}
 	}
+	warnFuture(cmd.ErrOrStderr(), some, time.Now())
 	if o.output.json {
 		err = writeSnapshots(cmd.OutOrStdout(), some, bad)
 	} else {
@@ -243,6 +245,15 @@ func vmName(s *repo.Snapshot) string {
 		return s.VM.Name
 	}
 	return s.VM.UUID
+}
+
+// warnFuture warns of snapshots that are dated in the future.
+func warnFuture(w io.Writer, all []*repo.Snapshot, now time.Time) {
+	for _, s := range all {
+		if retention.FromFuture(s, now) {
+			tell(w, "warning: "+oneLine(job.FutureText(s)), "")
+		}
+	}
 }
 
 // distinctNames returns names for a list of snapshots: with the UUID where

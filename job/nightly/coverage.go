@@ -10,6 +10,7 @@ import (
 	"xenkeep/job/config"
 	"xenkeep/job/selection"
 	"xenkeep/repo"
+	"xenkeep/repo/retention"
 	"xenkeep/xapi"
 )
 
@@ -26,6 +27,8 @@ type Covered struct {
 	Jobs     []string  `json:"jobs"` // of the config that choose it
 	// Left is why the jobs leave it out, where one does.
 	Left string `json:"left_out,omitempty"`
+	// FromFuture is set where the snapshot is dated more than a day ahead.
+	FromFuture bool `json:"from_future,omitempty"`
 	// TooOld tells that its newest good snapshot is older than was asked for,
 	// or that there is none, though it should be protected.
 	TooOld bool `json:"too_old"`
@@ -78,7 +81,7 @@ func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs [
 		c.TooOld = wanted
 		if s := job.Good(all, p.UUID, vm.UUID); s != nil {
 			age := now.Sub(job.Taken(s))
-			c.Snapshot, c.Data, c.Age = s.ID(), s.Data, age.Seconds()
+			c.Snapshot, c.Data, c.Age, c.FromFuture = s.ID(), s.Data, age.Seconds(), retention.FromFuture(s, now)
 			// An age that cannot be true protects nobody.
 			c.TooOld = wanted && (age > maxAge || age < -job.ClockSkew)
 		}

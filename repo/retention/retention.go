@@ -12,7 +12,9 @@
 //     data, and goes after that.
 //   - The newest complete snapshot of a VM and job always stays.
 //   - A snapshot from the future (a pool's clock was wrong) fills no place
-//     either and stays: counted, it would push out every true one until then.
+//     either and stays: counted, it would push out every true one until then. Whoever
+//     applies a policy says so (FromFuture), because it stays until it is
+//     forgotten by its ID.
 //   - A VM that moved to another pool with its UUID is one VM: see Judge.Group.
 //     The newest complete snapshot from each pool stays.
 package retention
@@ -62,6 +64,10 @@ type Decision struct {
 // clockSkew is how far a pool's clock may be ahead of ours before a snapshot
 // counts as one from the future.
 const clockSkew = 24 * time.Hour
+
+// FromFuture reports whether a snapshot's date lies so far ahead that policies do
+// not count it: the clock of its pool, or the date of its file, was wrong.
+func FromFuture(s *repo.Snapshot, now time.Time) bool { return s.Data.After(now.Add(clockSkew)) }
 
 type rule struct {
 	name   string
@@ -232,7 +238,7 @@ func (p Policy) group(ds []*Decision, now time.Time) {
 	var count []*Decision // those that rules count
 	for _, d := range ds {
 		switch {
-		case d.Snapshot.Data.After(now.Add(clockSkew)):
+		case FromFuture(d.Snapshot, now):
 			keep(d, "from the future")
 		case d.Snapshot.Complete:
 			count = append(count, d)

@@ -396,3 +396,14 @@ func TestApplyOverPools(t *testing.T) {
 		t.Errorf("a VM that another job saved nine days ago counts as gone: %d kept, want 4", kept)
 	}
 }
+
+// Row F5 of the fault list: a snapshot from the future is known as one, so that it
+// does not stay for ever without a word.
+func TestFromFuture(t *testing.T) {
+	now := time.Date(2026, 3, 10, 0, 0, 0, 0, time.UTC)
+	for hours, want := range map[int]bool{-1: false, 0: false, 23: false, 24: false, 25: true, 260000: true} {
+		if got := FromFuture(&repo.Snapshot{Data: now.Add(time.Duration(hours) * time.Hour)}, now); got != want {
+			t.Errorf("%d hours ahead: %v", hours, got)
+		}
+	}
+}
