@@ -58,5 +58,9 @@ func TestPoolClockAhead(t *testing.T) {
 		if err != nil || len(list) != 1 || list[0].TooOld != c.tooOld || (time.Duration(list[0].Age*float64(time.Second))-c.later).Abs() > 10*time.Minute {
 			t.Errorf("after %v: %v %+v", c.later, err, list)
 		}
+		// Row F5 of the fault list: that its date is in the future is told.
+		if c.later != time.Hour && list[0].FromFuture != (c.later < 0) {
+			t.Errorf("after %v: from the future %v", c.later, list[0].FromFuture)
+		}
 	}
 }
