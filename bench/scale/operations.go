@@ -17,6 +17,7 @@ import (
 	"xenkeep/repo/check"
 	"xenkeep/repo/prune"
 	"xenkeep/repo/restore"
+	"xenkeep/repo/tree"
 )
 
 // operations are what a child process can be told to do.
@@ -123,7 +124,7 @@ func incremental(ctx context.Context, j job) (outcome, error) {
 	s := repo.Latest(all, func(s *repo.Snapshot) bool { return s.VM.Name == "vm0" })
 	before := f.Calls("")
 	began := time.Now()
-	root, err := r.ReadRoot(ctx, chunk.ID(s.Disks[0].Root))
+	root, err := tree.ReadRoot(ctx, r.Store(), chunk.ID(s.Disks[0].Root))
 	if err != nil {
 		return outcome{}, err
 	}
@@ -143,7 +144,7 @@ func incremental(ctx context.Context, j job) (outcome, error) {
 		}
 	}
 	for i := 0; i < len(root.Nodes); i += max(1, len(root.Nodes)/16) {
-		node, err := r.ReadNode(ctx, root.Nodes[i])
+		node, err := tree.ReadNode(ctx, r.Store(), root.Nodes[i])
 		if err != nil {
 			return outcome{}, err
 		}

@@ -22,6 +22,7 @@ import (
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/repo/tree"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -170,16 +171,16 @@ func (m *maker) disk(ctx context.Context, n uint64, size int64) (first, second c
 	defer k.Done()
 	r := rand.NewChaCha8([32]byte{byte(n), byte(n >> 8), 1})
 	packs := &fakePacks{m: m, r: r}
-	days := [2]repo.RootNode{{Size: size}, {Size: size}}
+	days := [2]tree.Root{{Size: size}, {Size: size}}
 	var list []byte
 	put := func(kind chunk.Kind, p []byte) (chunk.ID, error) {
 		id := k.Sum(kind, p)
 		_, err := k.Put(kind, id, p)
 		return id, err
 	}
-	for at := int64(0); at < disk.Blocks(size); at += repo.NodeBlocks {
-		var node repo.NodeIDs
-		for b := range min(repo.NodeBlocks, disk.Blocks(size)-at) {
+	for at := int64(0); at < disk.Blocks(size); at += tree.NodeBlocks {
+		var node tree.Node
+		for b := range min(tree.NodeBlocks, disk.Blocks(size)-at) {
 			if list, err = packs.block(ctx, list[:0]); err != nil {
 				return first, second, err
 			}
@@ -196,7 +197,7 @@ func (m *maker) disk(ctx context.Context, n uint64, size int64) (first, second c
 					return first, second, err
 				}
 			}
-			id, err := put(chunk.Node, repo.AppendNode(nil, &node))
+			id, err := put(chunk.Node, tree.AppendNode(nil, &node))
 			if err != nil {
 				return first, second, err
 			}
@@ -206,10 +207,10 @@ func (m *maker) disk(ctx context.Context, n uint64, size int64) (first, second c
 	if err := packs.flush(ctx); err != nil {
 		return first, second, err
 	}
-	if first, err = put(chunk.Root, repo.AppendRoot(nil, &days[0])); err != nil {
+	if first, err = put(chunk.Root, tree.AppendRoot(nil, &days[0])); err != nil {
 		return first, second, err
 	}
-	second, err = put(chunk.Root, repo.AppendRoot(nil, &days[1]))
+	second, err = put(chunk.Root, tree.AppendRoot(nil, &days[1]))
 	return first, second, err
 }
 
@@ -222,21 +223,21 @@ type fakePacks struct {
 
 // block makes up the chunks of one block, all of them new, and appends its list.
 func (f *fakePacks) block(ctx context.Context, list []byte) ([]byte, error) {
-	pieces := make([]repo.Piece, chunksOfBlock)
+	pieces := make([]tree.Piece, chunksOfBlock)
 	at := 0
 	for i := range pieces {
 		n := disk.BlockSize / chunksOfBlock
 		if i == len(pieces)-1 {
 			n = disk.BlockSize - at
 		}
-		pieces[i] = repo.Piece{Offset: at, Length: n}
+		pieces[i] = tree.Piece{Offset: at, Length: n}
 		_, _ = f.r.Read(pieces[i].ID[:])
 		at += n
 		if err := f.add(ctx, pieces[i].ID); err != nil {
 			return nil, err
 		}
 	}
-	return repo.AppendList(list, pieces), nil
+	return tree.AppendList(list, pieces), nil
 }
 
 func (f *fakePacks) add(ctx context.Context, id chunk.ID) error {

@@ -31,6 +31,10 @@ func (e Extent) End() int64 { return e.Offset + e.Length }
 // Blocks returns how many blocks a disk of size bytes has.
 func Blocks(size int64) int64 { return (size + BlockSize - 1) / BlockSize }
 
+// BlockLength returns the length of block i of a disk of size bytes. Only the last
+// block may be shorter than BlockSize.
+func BlockLength(size, i int64) int { return int(min(BlockSize, size-i*BlockSize)) }
+
 // Source is one disk at one instant, read once, front to back.
 //
 // What a Source does not return is either zero (a complete source) or

@@ -1,23 +1,23 @@
 package backup
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"sync"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
-	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
-// oldNode is a GiB of the base: the IDs and, once asked for, the lists.
+// oldNode is a GiB of the base: the IDs of its lists and, once one is asked for, the
+// pieces of all of them.
 type oldNode struct {
 	index int
-	ids   repo.NodeIDs
+	ids   tree.Node
 
-	once  sync.Mutex
-	lists map[int][]byte // by block within the node; nil until read
+	once   sync.Mutex
+	pieces [][]tree.Piece // by block within the node; nil until the lists are read
 }
 
 // oldNode returns a node of the base, all zero where the base has none.
@@ -31,11 +31,7 @@ func (d *diskRun) oldNode(ctx context.Context, i int) (*oldNode, error) {
 	}
 	n = &oldNode{index: i}
 	if id := d.baseNode(i); !id.IsZero() && (d.suspects == nil || !d.suspects.nodes[i]) {
-		p, err := d.run.r.Store().Load(ctx, chunk.Node, id)
-		if err != nil {
-			return nil, fmt.Errorf("base: %w", err)
-		}
-		ids, err := repo.DecodeNode(p)
+		ids, err := tree.ReadNode(ctx, d.run.r.Store(), id)
 		if err != nil {
 			return nil, fmt.Errorf("base: %w", err)
 		}
@@ -53,74 +49,64 @@ func (d *diskRun) oldNode(ctx context.Context, i int) (*oldNode, error) {
 // oldList is the ID of the base's list of a block, zero where it has none. It
 // answers only for nodes in use: elsewhere no list can be equal.
 func (d *diskRun) oldList(block int64) chunk.ID {
-	i := int(block / repo.NodeBlocks)
+	i := int(block / tree.NodeBlocks)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if n := d.old[i%len(d.old)]; n != nil && n.index == i {
-		return n.ids[block%repo.NodeBlocks]
+		return n.ids[block%tree.NodeBlocks]
 	}
 	return chunk.ID{}
 }
 
-// oldPieces returns the base's pieces of a block, none where it has zeros
-// there. All lists of the node are read together the first time.
-func (d *diskRun) oldPieces(ctx context.Context, block int64) ([]repo.Piece, error) {
+// oldPieces returns the base's pieces of a block, none if it has zeros there. The
+// caller must not change them. All lists of the node are read together the first
+// time.
+func (d *diskRun) oldPieces(ctx context.Context, block int64) ([]tree.Piece, error) {
 	if d.base == nil {
 		return nil, nil
 	}
-	n, err := d.oldNode(ctx, int(block/repo.NodeBlocks))
+	n, err := d.oldNode(ctx, int(block/tree.NodeBlocks))
 	if err != nil {
 		return nil, d.unlessHelp(ctx, err)
 	}
-	at := int(block % repo.NodeBlocks)
+	at := int(block % tree.NodeBlocks)
 	if n.ids[at].IsZero() {
 		return nil, nil
 	}
 	n.once.Lock()
 	defer n.once.Unlock()
-	if n.lists == nil {
-		lists := make(map[int][]byte)
-		var ids []chunk.ID
-		var where []int
-		for i, id := range n.ids {
-			if !id.IsZero() {
-				ids, where = append(ids, id), append(where, i)
-			}
-		}
-		var mu sync.Mutex
-		err := d.run.r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-			mu.Lock()
-			defer mu.Unlock()
-			lists[where[i]] = bytes.Clone(p)
-			return nil
-		})
-		if err != nil && d.suspects != nil {
-			// Blocks whose lists cannot be read are read whole.
-			var all [][]byte
-			if all, err = readLists(ctx, d.run.r, ids); err != nil {
-				return nil, err
-			}
-			for i, p := range all {
-				if p != nil {
-					lists[where[i]] = p
-				}
-			}
-		}
+	if n.pieces == nil {
+		pieces, err := d.readOld(ctx, n)
 		if err != nil {
 			if err = d.unlessHelp(ctx, err); err != nil {
 				return nil, err
 			}
-			lists = map[int][]byte{}
+			pieces = make([][]tree.Piece, tree.NodeBlocks)
 		}
-		n.lists = lists
+		n.pieces = pieces
 	}
-	list, ok := n.lists[at]
-	if !ok {
-		return nil, nil
+	return n.pieces[at], nil
+}
+
+// readOld reads all lists of a node of the base. Where something of the base is
+// suspect, lists that cannot be read are passed over: their blocks are read whole.
+func (d *diskRun) readOld(ctx context.Context, n *oldNode) ([][]tree.Piece, error) {
+	parts := n.ids.Lists(nil, d.base.Node(n.index))
+	blocks := make([]tree.Block, len(parts))
+	for i, p := range parts {
+		blocks[i].Part = p
 	}
-	pieces, err := repo.DecodeList(nil, list, repo.BlockLength(d.base.Size, block))
-	if err != nil {
-		return nil, d.unlessHelp(ctx, err)
+	var broken func(*tree.Block, error) error
+	if d.suspects != nil {
+		broken = func(*tree.Block, error) error { return nil }
+	}
+	if err := tree.ReadLists(ctx, d.run.r.Store(), blocks, broken); err != nil {
+		return nil, err
+	}
+	first := int64(n.index) * tree.NodeBlocks
+	pieces := make([][]tree.Piece, tree.NodeBlocks)
+	for i := range blocks {
+		pieces[blocks[i].Offset/disk.BlockSize-first] = blocks[i].Pieces
 	}
 	return pieces, nil
 }
@@ -142,11 +128,11 @@ func (d *diskRun) grow(ctx context.Context) error {
 		return nil
 	}
 	last := d.base.Size / disk.BlockSize
-	n, err := d.oldNode(ctx, int(last/repo.NodeBlocks))
+	n, err := d.oldNode(ctx, int(last/tree.NodeBlocks))
 	if err != nil {
 		return err
 	}
-	if n.ids[last%repo.NodeBlocks].IsZero() {
+	if n.ids[last%tree.NodeBlocks].IsZero() {
 		return nil
 	}
 	w, err := d.newBlockWorker()
@@ -154,12 +140,12 @@ func (d *diskRun) grow(ctx context.Context) error {
 		return err
 	}
 	defer w.k.Done()
-	b := block{index: last, data: make([]byte, repo.BlockLength(d.o.Size, last))}
+	b := block{index: last, data: make([]byte, disk.BlockLength(d.o.Size, last))}
 	if err := d.fill(ctx, b); err != nil {
 		return err
 	}
 	grown := &node{index: n.index, lists: n.ids}
-	if grown.lists[last%repo.NodeBlocks], err = w.block(ctx, b); err != nil {
+	if grown.lists[last%tree.NodeBlocks], err = w.block(ctx, b); err != nil {
 		return err
 	}
 	d.counts.Stored += w.counts.Stored

@@ -11,7 +11,7 @@ import (
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
-	"xenkeep/repo"
+	"xenkeep/repo/tree"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -42,7 +42,7 @@ type ChangedOptions struct {
 // condemned is read again too. The root is that of a full read.
 func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (DiskResult, error) {
 	d := &diskRun{run: run, o: DiskOptions{Size: o.Size, Base: o.Base, Delta: true}, building: make(map[int]*node), mends: true}
-	if o.Size < 0 || o.Size > repo.MaxSize {
+	if o.Size < 0 || o.Size > tree.MaxSize {
 		return DiskResult{}, fmt.Errorf("disk of %d bytes", o.Size)
 	}
 	if o.Readers <= 0 {
@@ -54,7 +54,7 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 	if d.suspects != nil {
 		o.Changed = merge(o.Changed, d.suspects.blocks)
 	}
-	d.nodes = make([]chunk.ID, repo.Nodes(o.Size))
+	d.nodes = make([]chunk.ID, tree.Nodes(o.Size))
 	copy(d.nodes, d.base.Nodes)
 
 	var read atomic.Int64
@@ -226,7 +226,7 @@ func (c *changedBlocks) next() (changedBlock, bool) {
 // drops the extents that end in or before it.
 func (c *changedBlocks) dirty() []disk.Extent {
 	start := c.at * disk.BlockSize
-	end := start + int64(repo.BlockLength(c.o.Size, c.at))
+	end := start + int64(disk.BlockLength(c.o.Size, c.at))
 	var out []disk.Extent
 	add := func(from, to int64) {
 		from = max(from, start) / disk.PageSize * disk.PageSize
@@ -266,16 +266,16 @@ type changedRead struct {
 
 // readChanged reads into c what cutting b again needs for certain.
 func (d *diskRun) readChanged(ctx context.Context, c *changedRead, b changedBlock, get fetch) error {
-	length := repo.BlockLength(d.o.Size, b.index)
+	length := disk.BlockLength(d.o.Size, b.index)
 	start := b.index * disk.BlockSize
 	c.index, c.node, c.verify = b.index, b.node, len(b.dirty) == 0
 	dirty := b.dirty
 	if c.verify {
 		dirty = []disk.Extent{{Length: int64(length)}}
 	}
-	var old []repo.Piece
+	var old []tree.Piece
 	whole := len(dirty) == 1 && dirty[0].Offset == 0 && dirty[0].Length == int64(length) && !c.verify
-	if start < d.base.Size && repo.BlockLength(d.base.Size, b.index) == length && !whole {
+	if start < d.base.Size && disk.BlockLength(d.base.Size, b.index) == length && !whole {
 		var err error
 		if old, err = d.oldPieces(ctx, b.index); err != nil {
 			return err
@@ -309,8 +309,8 @@ func (w *blockWorker) changed(ctx context.Context, c *changedRead) (chunk.ID, er
 	w.counts.New += res.New
 	w.counts.Stored += res.Stored
 	var id chunk.ID
-	if len(pieces) > 0 && !(len(pieces) == 1 && pieces[0].IsGap()) {
-		w.list = repo.AppendList(w.list[:0], pieces)
+	if len(pieces) > 0 && !(len(pieces) == 1 && pieces[0].IsZero()) {
+		w.list = tree.AppendList(w.list[:0], pieces)
 		id = w.k.Sum(chunk.List, w.list)
 		if res, err = d.putUnless(w.k, chunk.List, id, w.list, d.oldList(c.index)); err != nil {
 			return chunk.ID{}, err
@@ -318,11 +318,11 @@ func (w *blockWorker) changed(ctx context.Context, c *changedRead) (chunk.ID, er
 		w.counts.Stored += res.Stored
 	}
 	d.mu.Lock()
-	was := c.node.lists[c.index%repo.NodeBlocks] // the base's, until this block is done
+	was := c.node.lists[c.index%tree.NodeBlocks] // the base's, until this block is done
 	d.mu.Unlock()
 	if c.verify && id != was {
 		start := c.index * disk.BlockSize
-		return chunk.ID{}, fmt.Errorf("bytes %d to %d: %w", start, start+int64(repo.BlockLength(d.o.Size, c.index)), ErrUnsaidChange)
+		return chunk.ID{}, fmt.Errorf("bytes %d to %d: %w", start, start+int64(disk.BlockLength(d.o.Size, c.index)), ErrUnsaidChange)
 	}
 	return id, nil
 }

@@ -15,6 +15,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -49,7 +50,7 @@ type DiskResult struct {
 // depends on size and content alone.
 func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskResult, error) {
 	d := &diskRun{run: run, src: src, o: o, building: make(map[int]*node)}
-	if o.Size < 0 || o.Size > repo.MaxSize {
+	if o.Size < 0 || o.Size > tree.MaxSize {
 		return DiskResult{}, fmt.Errorf("disk of %d bytes", o.Size)
 	}
 	select {
@@ -61,7 +62,7 @@ func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskR
 	if err := d.openBase(ctx); err != nil {
 		return DiskResult{}, err
 	}
-	d.nodes = make([]chunk.ID, repo.Nodes(o.Size))
+	d.nodes = make([]chunk.ID, tree.Nodes(o.Size))
 	if o.Delta {
 		copy(d.nodes, d.base.Nodes)
 		if err := d.grow(ctx); err != nil {
@@ -99,7 +100,7 @@ type diskRun struct {
 	run  *Run
 	src  disk.Source
 	o    DiskOptions
-	base *repo.RootNode // nil without one
+	base *tree.Root // nil without one
 
 	mends    bool // stores again what of the base is suspect
 	suspects *suspects
@@ -122,7 +123,7 @@ type block struct {
 // node is a GiB that is being built.
 type node struct {
 	index  int
-	lists  repo.NodeIDs
+	lists  tree.Node
 	open   int  // blocks being worked on
 	closed bool // no more blocks come
 }
@@ -138,10 +139,8 @@ func (d *diskRun) openBase(ctx context.Context) error {
 		// Nothing would keep a pruner from it.
 		return errors.New("the base is not among the roots that the run claims or has stored")
 	}
-	p, err := d.run.r.Store().Load(ctx, chunk.Root, d.o.Base)
-	if err == nil {
-		d.base, err = repo.DecodeRoot(p)
-	}
+	var err error
+	d.base, err = tree.ReadRoot(ctx, d.run.r.Store(), d.o.Base)
 	if err == nil && d.o.Delta && d.base.Size > d.o.Size {
 		err = fmt.Errorf("the base is larger: %d bytes, not %d", d.base.Size, d.o.Size)
 	}
@@ -175,9 +174,7 @@ func (run *Run) Inheritable(ctx context.Context, root chunk.ID) error {
 		return nil
 	}
 	bad := false
-	if err := repo.WalkTree(ctx, run.r, root, func(id chunk.ID) { bad = bad || !s.Has(id) }, func(p repo.Piece, _ int64) {
-		bad = bad || !s.Has(p.ID)
-	}); err != nil {
+	if err := tree.IDs(ctx, s, root, func(id chunk.ID) { bad = bad || !s.Has(id) }); err != nil {
 		return err
 	}
 	if bad {
@@ -234,7 +231,7 @@ func (d *diskRun) read(ctx context.Context, work chan<- block) error {
 		switch {
 		case err == nil && e.Length == 0: // all behind the end
 			d.run.giveBack(buf)
-		case err == nil && cur.data == nil && int(e.Length) == repo.BlockLength(d.o.Size, index):
+		case err == nil && cur.data == nil && int(e.Length) == disk.BlockLength(d.o.Size, index):
 			cur = block{index: index, data: buf[:e.Length]}
 			if cur.node, err = d.enter(ctx, index); err == nil {
 				err = emit()
@@ -296,40 +293,36 @@ func (d *diskRun) begin(ctx context.Context, index int64) (block, error) {
 	if err != nil {
 		return block{}, err
 	}
-	b := block{index: index, data: whole[:repo.BlockLength(d.o.Size, index)], node: n}
+	b := block{index: index, data: whole[:disk.BlockLength(d.o.Size, index)], node: n}
 	return b, d.fill(ctx, b)
 }
 
 // fill prepares a block of which only parts will be read: zeros, or what the
 // base has there.
 func (d *diskRun) fill(ctx context.Context, b block) error {
-	clear(b.data)
 	if !d.o.Delta {
+		clear(b.data)
 		return nil
 	}
 	pieces, err := d.oldPieces(ctx, b.index)
 	if err != nil {
 		return err
 	}
-	var ids []chunk.ID
-	var at, long []int
-	for _, p := range pieces {
-		if !p.IsGap() {
-			ids, at, long = append(ids, p.ID), append(at, p.Offset), append(long, p.Length)
-		}
+	at := b.index * disk.BlockSize
+	old := tree.Block{Part: tree.Part{Extent: disk.Extent{Offset: at, Length: int64(len(b.data))}}, Pieces: pieces, Data: b.data}
+	if n := d.base.Size - at; n < old.Length {
+		old.Length = max(n, 0)
+		clear(b.data[old.Length:])
 	}
-	return d.run.r.Store().Fetch(ctx, chunk.Data, ids, func(i int, p []byte) error {
-		if len(p) != long[i] {
-			return fmt.Errorf("base: chunk %s: %d bytes where its block list says %d: %w", ids[i].String()[:8], len(p), long[i], seal.ErrCorrupt)
-		}
-		copy(b.data[at[i]:], p)
-		return nil
-	})
+	if err := tree.ReadData(ctx, d.run.r.Store(), []tree.Block{old}); err != nil {
+		return fmt.Errorf("base: %w", err)
+	}
+	return nil
 }
 
 // enter notes that a block is on its way and ends the nodes before it.
 func (d *diskRun) enter(ctx context.Context, index int64) (*node, error) {
-	n := int(index / repo.NodeBlocks)
+	n := int(index / tree.NodeBlocks)
 	if err := d.closeNodes(n); err != nil {
 		return nil, err
 	}
@@ -386,7 +379,7 @@ func (d *diskRun) closeNodes(limit int) error {
 // leave notes a block's list and ends its node where it was the last.
 func (d *diskRun) leave(k *chunkstore.Worker, b block, list chunk.ID) error {
 	d.mu.Lock()
-	b.node.lists[b.index%repo.NodeBlocks] = list
+	b.node.lists[b.index%tree.NodeBlocks] = list
 	b.node.open--
 	ready := b.node.closed && b.node.open == 0
 	if ready {
@@ -402,7 +395,7 @@ func (d *diskRun) leave(k *chunkstore.Worker, b block, list chunk.ID) error {
 func (d *diskRun) putNode(k *chunkstore.Worker, n *node) error {
 	var id chunk.ID
 	if !n.lists.IsZero() {
-		p := repo.AppendNode(nil, &n.lists)
+		p := tree.AppendNode(nil, &n.lists)
 		id = k.Sum(chunk.Node, p)
 		res, err := d.putUnless(k, chunk.Node, id, p, d.baseNode(n.index))
 		if err != nil {
@@ -440,7 +433,7 @@ func (d *diskRun) finish() (DiskResult, error) {
 		return DiskResult{}, err
 	}
 	defer k.Done()
-	p := repo.AppendRoot(nil, &repo.RootNode{Size: d.o.Size, Nodes: d.nodes})
+	p := tree.AppendRoot(nil, &tree.Root{Size: d.o.Size, Nodes: d.nodes})
 	id := k.Sum(chunk.Root, p)
 	res, err := d.putUnless(k, chunk.Root, id, p, d.o.Base)
 	if err != nil {
@@ -487,7 +480,7 @@ type blockWorker struct {
 	k      *chunkstore.Worker
 	cut    chunk.Chunker
 	ends   []int
-	pieces []repo.Piece
+	pieces []tree.Piece
 	fresh  []chunkstore.Piece // of the block, perhaps new
 	list   []byte
 	counts repo.DiskRead
@@ -508,7 +501,7 @@ func (d *diskRun) newBlockWorker() (*blockWorker, error) {
 func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 	pieces := w.pieces[:0]
 	w.fresh = w.fresh[:0]
-	var old []repo.Piece
+	var old []tree.Piece
 	looked := false
 	next := 0 // of old
 	for at := 0; at < len(b.data); {
@@ -517,7 +510,7 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 			end = min(end+disk.PageSize, len(b.data))
 		}
 		if end > at {
-			pieces = append(pieces, repo.Piece{Offset: at, Length: end - at})
+			pieces = append(pieces, tree.Piece{Offset: at, Length: end - at})
 			at = end
 			continue
 		}
@@ -545,7 +538,7 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 				}
 				w.counts.Changed += int64(len(p))
 			}
-			pieces = append(pieces, repo.Piece{ID: id, Offset: at, Length: len(p)})
+			pieces = append(pieces, tree.Piece{ID: id, Offset: at, Length: len(p)})
 			at = run + e
 		}
 	}
@@ -556,10 +549,10 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 	}
 	w.counts.New += res.New
 	w.counts.Stored += res.Stored
-	if len(pieces) == 0 || (len(pieces) == 1 && pieces[0].IsGap()) {
+	if len(pieces) == 0 || (len(pieces) == 1 && pieces[0].IsZero()) {
 		return chunk.ID{}, nil
 	}
-	w.list = repo.AppendList(w.list[:0], pieces)
+	w.list = tree.AppendList(w.list[:0], pieces)
 	id := w.k.Sum(chunk.List, w.list)
 	res, err = w.d.putUnless(w.k, chunk.List, id, w.list, w.d.oldList(b.index))
 	w.counts.Stored += res.Stored
@@ -568,7 +561,7 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 
 // known tells whether a chunk only moved within its block, so that the base
 // holds it.
-func (w *blockWorker) known(id chunk.ID, old []repo.Piece) bool {
+func (w *blockWorker) known(id chunk.ID, old []tree.Piece) bool {
 	for i := range old {
 		if old[i].ID == id {
 			return w.d.run.r.Store().Trusted(id)

@@ -6,7 +6,7 @@ import (
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
-	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
 // recutter cuts a block again of which only parts may have changed. It reads
@@ -26,7 +26,7 @@ type recutter struct {
 	buf   []byte // the block, as far as it was read
 	known []bool // by page: read, or zero
 	zero  []bool // by page; settled for all pages by pieces
-	old   []repo.Piece
+	old   []tree.Piece
 	dirty []disk.Extent
 	get   fetch
 	read  int64 // bytes asked of the reader
@@ -38,7 +38,7 @@ type fetch func(ctx context.Context, p []byte, off int64) error
 // begin takes up a block of length bytes and reads what is needed of it for
 // certain. old are the pieces of the base; dirty are the ranges that may differ
 // from it, in the block, ascending, in whole pages (or to the end of the block).
-func (c *recutter) begin(ctx context.Context, length int, old []repo.Piece, dirty []disk.Extent, get fetch) error {
+func (c *recutter) begin(ctx context.Context, length int, old []tree.Piece, dirty []disk.Extent, get fetch) error {
 	pages := (length + disk.PageSize - 1) / disk.PageSize
 	if cap(c.buf) < length {
 		c.buf = make([]byte, disk.BlockSize)
@@ -71,13 +71,13 @@ func (c *recutter) begin(ctx context.Context, length int, old []repo.Piece, dirt
 
 // pieces returns the new pieces of the block that was begun. sum stores a chunk
 // that is not one of the old, and names it.
-func (c *recutter) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]repo.Piece, error) {
+func (c *recutter) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]tree.Piece, error) {
 	for _, d := range c.dirty {
 		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
 			c.zero[i] = zeroPage(c.buf, i*disk.PageSize)
 		}
 	}
-	var out []repo.Piece
+	var out []tree.Piece
 	length := len(c.buf)
 	for at := 0; at < length; {
 		end := at
@@ -86,7 +86,7 @@ func (c *recutter) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []b
 			end = min(end+disk.PageSize, length)
 		}
 		if zero {
-			out = append(out, repo.Piece{Offset: at, Length: end - at})
+			out = append(out, tree.Piece{Offset: at, Length: end - at})
 		} else {
 			var err error
 			if out, err = c.run(ctx, out, at, end, cut, sum); err != nil {
@@ -111,7 +111,7 @@ func (c *recutter) oldZeros() {
 		mark(0, len(c.buf))
 	}
 	for _, p := range c.old {
-		if p.IsGap() {
+		if p.IsZero() {
 			mark(p.Offset, p.Offset+p.Length)
 		}
 	}
@@ -140,7 +140,7 @@ func (c *recutter) ensure(ctx context.Context, from, to int) error {
 }
 
 // run cuts the run [at, end).
-func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]repo.Piece, error) {
+func (c *recutter) run(ctx context.Context, out []tree.Piece, at, end int, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]tree.Piece, error) {
 	for at < end {
 		if p, ok := standing(at, end, c.old, c.dirty); ok {
 			out = append(out, p)
@@ -158,7 +158,7 @@ func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, cut c
 				if err != nil {
 					return nil, err
 				}
-				out = append(out, repo.Piece{ID: id, Offset: at, Length: n})
+				out = append(out, tree.Piece{ID: id, Offset: at, Length: n})
 				at += n
 				break
 			}
@@ -170,7 +170,7 @@ func (c *recutter) run(ctx context.Context, out []repo.Piece, at, end int, cut c
 
 // around is what must be read where e has changed: the old chunks that it begins
 // and ends in, and one byte more on either side.
-func around(old []repo.Piece, e disk.Extent) (from, to int) {
+func around(old []tree.Piece, e disk.Extent) (from, to int) {
 	from, to = int(e.Offset), int(e.End())
 	if p, ok := chunkAt(old, from-1); ok {
 		from = p.Offset
@@ -182,7 +182,7 @@ func around(old []repo.Piece, e disk.Extent) (from, to int) {
 }
 
 // behind is the end of the old chunk that byte at lies in, and one more.
-func behind(old []repo.Piece, at int) int {
+func behind(old []tree.Piece, at int) int {
 	if p, ok := chunkAt(old, at); ok {
 		at = p.Offset + p.Length
 	}
@@ -190,28 +190,28 @@ func behind(old []repo.Piece, at int) int {
 }
 
 // chunkAt gives the old chunk that byte at lies in, if it lies in one.
-func chunkAt(old []repo.Piece, at int) (repo.Piece, bool) {
-	i, ok := slices.BinarySearchFunc(old, at, func(p repo.Piece, at int) int { return p.Offset - at })
+func chunkAt(old []tree.Piece, at int) (tree.Piece, bool) {
+	i, ok := slices.BinarySearchFunc(old, at, func(p tree.Piece, at int) int { return p.Offset - at })
 	if !ok {
 		i--
 	}
-	if i < 0 || old[i].IsGap() || at >= old[i].Offset+old[i].Length {
-		return repo.Piece{}, false
+	if i < 0 || old[i].IsZero() || at >= old[i].Offset+old[i].Length {
+		return tree.Piece{}, false
 	}
 	return old[i], true
 }
 
 // standing returns the old chunk that begins at offset at, if neither its bytes
 // nor the one behind have changed.
-func standing(at, end int, old []repo.Piece, dirty []disk.Extent) (repo.Piece, bool) {
-	i, ok := slices.BinarySearchFunc(old, at, func(p repo.Piece, at int) int { return p.Offset - at })
-	if !ok || old[i].IsGap() || old[i].Offset+old[i].Length > end {
-		return repo.Piece{}, false
+func standing(at, end int, old []tree.Piece, dirty []disk.Extent) (tree.Piece, bool) {
+	i, ok := slices.BinarySearchFunc(old, at, func(p tree.Piece, at int) int { return p.Offset - at })
+	if !ok || old[i].IsZero() || old[i].Offset+old[i].Length > end {
+		return tree.Piece{}, false
 	}
 	last := int64(at + old[i].Length) // the byte behind
 	for _, d := range dirty {
 		if d.Offset <= last && d.End() > int64(at) {
-			return repo.Piece{}, false
+			return tree.Piece{}, false
 		}
 	}
 	return old[i], true

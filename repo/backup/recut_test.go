@@ -10,12 +10,12 @@ import (
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
-	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
 // fullCut is what a full read of a block gives.
-func fullCut(cut chunk.Chunker, h *chunk.Hasher, data []byte) []repo.Piece {
-	var out []repo.Piece
+func fullCut(cut chunk.Chunker, h *chunk.Hasher, data []byte) []tree.Piece {
+	var out []tree.Piece
 	for at := 0; at < len(data); {
 		end := at
 		zero := zeroPage(data, at)
@@ -23,13 +23,13 @@ func fullCut(cut chunk.Chunker, h *chunk.Hasher, data []byte) []repo.Piece {
 			end = min(end+disk.PageSize, len(data))
 		}
 		if zero {
-			out = append(out, repo.Piece{Offset: at, Length: end - at})
+			out = append(out, tree.Piece{Offset: at, Length: end - at})
 			at = end
 			continue
 		}
 		run := at
 		for _, e := range cut.Ends(nil, data[at:end]) {
-			out = append(out, repo.Piece{ID: h.Sum(chunk.Data, data[at:run+e]), Offset: at, Length: run + e - at})
+			out = append(out, tree.Piece{ID: h.Sum(chunk.Data, data[at:run+e]), Offset: at, Length: run + e - at})
 			at = run + e
 		}
 	}
@@ -76,7 +76,7 @@ func TestRecutEqualsFullRead(t *testing.T) {
 			clear(data[from:min(length, from+disk.PageSize*(1+r.IntN(20)))])
 		}
 		old := fullCut(cut, h, data)
-		if len(old) == 1 && old[0].IsGap() {
+		if len(old) == 1 && old[0].IsZero() {
 			old = nil
 		}
 		var dirty []disk.Extent
@@ -114,7 +114,7 @@ func TestRecutEqualsFullRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(repo.AppendList(nil, got), repo.AppendList(nil, want)) {
+		if !bytes.Equal(tree.AppendList(nil, got), tree.AppendList(nil, want)) {
 			t.Fatalf("case %d: %d bytes, dirty %v: cut again otherwise than in full", i, length, dirty)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
 // flushBytes is how much may lie in open packs before Due asks for a Flush, so
@@ -324,7 +325,7 @@ func (run *Run) moved(ctx context.Context, s *repo.Snapshot, condemned map[pack.
 		find(chunk.ID(rec.ID))
 	}
 	for i := range s.Disks {
-		if err := repo.WalkTree(ctx, run.r, chunk.ID(s.Disks[i].Root), find, func(p repo.Piece, _ int64) { find(p.ID) }); err != nil {
+		if err := tree.IDs(ctx, run.r.Store(), chunk.ID(s.Disks[i].Root), find); err != nil {
 			return err
 		}
 	}

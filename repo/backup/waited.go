@@ -1,6 +1,8 @@
 package backup
 
-import "time"
+import (
+	"time"
+)
 
 // Waited tells what the backup of a disk waited for. The three make its wall
 // time.

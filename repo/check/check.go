@@ -15,11 +15,11 @@ import (
 	"time"
 
 	"xenkeep/chunkstore"
-	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/index"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
 // Options tell how deep a check goes.
@@ -115,7 +115,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	o.defaults()
 	r.Store().AsStored() // not what is kept on this machine
 	c := &checker{
-		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[nodeKey]string), lists: make(map[index.Prefix]struct{}), lean: make(map[pack.ID]bool),
+		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[tree.Key]string), lists: make(map[index.Prefix]struct{}), lean: make(map[pack.ID]bool),
 		deleted: make(map[pack.ID]bool), suspects: make(map[pack.ID]bool), proofs: openProofs(r.CacheDir()),
 		bad: &damaged{packs: make(map[pack.ID]bool), blobs: make(map[badBlob]bool)},
 	}
@@ -192,14 +192,13 @@ type checker struct {
 	bad      *damaged
 	// nodes are those walked, with what was wrong below them, so that shared
 	// subtrees are walked once.
-	nodes map[nodeKey]string
+	nodes map[tree.Key]string
 	lists map[index.Prefix]struct{} // block lists of whole blocks whose chunks are gathered
 	lean  map[pack.ID]bool          // packs that snapshots need and no index object covers
 
 	// Chunks are gathered and looked up in the end, unless they are read.
 	later    *index.Gather
-	bytes    int64 // of them
-	failed   error
+	bytes    int64  // of them
 	progress func() // after each
 }
 
@@ -208,13 +207,6 @@ type checker struct {
 type stored struct {
 	size     int64
 	modified time.Time
-}
-
-// nodeKey is a node; where it is a disk's last one, what its lists must cover
-// depends on the disk's size too.
-type nodeKey struct {
-	id   chunk.ID
-	size int64
 }
 
 // listsMost bounds how many block lists are known to be gathered: some 80 MB,

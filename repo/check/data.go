@@ -12,7 +12,7 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
-	"xenkeep/repo"
+	"xenkeep/repo/tree"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -278,16 +278,17 @@ func (c *checker) affected(ctx context.Context, bad *damaged) error {
 				}
 				from, to = 0, 0
 			}
-			err := repo.WalkReadable(ctx, c.r, chunk.ID(d.Root), func(p repo.Piece, at int64) {
+			err := c.chunks(ctx, d, func(p tree.Piece, at int64) error {
 				where, is := lost(p.ID)
 				if !is {
-					return
+					return nil
 				}
 				if at != to || where != in {
 					tell()
 					from, in = at, where
 				}
 				to = at + int64(p.Length)
+				return nil
 			})
 			tell()
 			if err != nil && ctx.Err() != nil {

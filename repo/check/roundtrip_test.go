@@ -13,7 +13,6 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/internal/disk"
 	"xenkeep/internal/disk/disktest"
-	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/repo/repotest"
 )
@@ -60,7 +59,7 @@ func (d *deltaSource) Size() int64 { return d.m.Size() }
 
 func (d *deltaSource) Next(_ context.Context, buf []byte) (disk.Extent, error) {
 	for ; d.next < disk.Blocks(d.m.Size()); d.next++ {
-		n := repo.BlockLength(d.m.Size(), d.next)
+		n := disk.BlockLength(d.m.Size(), d.next)
 		b := make([]byte, n)
 		_, _ = d.m.ReadAt(buf[:n], d.next*disk.BlockSize)
 		k, _ := d.old.ReadAt(b, d.next*disk.BlockSize)

@@ -33,6 +33,7 @@ import (
 	"xenkeep/repo/check"
 	"xenkeep/repo/repotest"
 	"xenkeep/repo/restore"
+	"xenkeep/repo/tree"
 )
 
 // noise is a disk of random bytes, every step-th block of it; the others are
@@ -48,7 +49,7 @@ func (s *noise) Next(_ context.Context, buf []byte) (disk.Extent, error) {
 	if s.next >= disk.Blocks(s.size) {
 		return disk.Extent{}, io.EOF
 	}
-	e := disk.Extent{Offset: s.next * disk.BlockSize, Length: int64(repo.BlockLength(s.size, s.next))}
+	e := disk.Extent{Offset: s.next * disk.BlockSize, Length: int64(disk.BlockLength(s.size, s.next))}
 	src := rand.NewChaCha8([32]byte{byte(s.next), byte(s.next >> 8), byte(s.next >> 16), byte(s.next >> 24)})
 	n := int(e.Length)
 	if s.part > 0 {
@@ -316,10 +317,11 @@ func TestFlushBesideDisk(t *testing.T) {
 				err = reader.LoadIndex(ctx)
 			}
 			if err == nil {
-				err = repo.WalkTree(ctx, reader, d.Root, func(chunk.ID) {}, func(p repo.Piece, _ int64) {
+				err = tree.Chunks(ctx, reader.Store(), d.Root, func(p tree.Piece, _ int64) error {
 					if !reader.Store().Has(p.ID) {
 						t.Errorf("after flush %d: chunk %s is not in storage", i, p.ID.String()[:8])
 					}
+					return nil
 				})
 			}
 			wg.Wait()
@@ -409,7 +411,7 @@ func TestPublishedDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	var bad chunk.ID
-	if err := repo.WalkDisk(t.Context(), r, chunk.ID(old.Disks[0].Root), func(p repo.Piece, _ int64) { bad = p.ID }); err != nil {
+	if err := tree.Chunks(t.Context(), r.Store(), chunk.ID(old.Disks[0].Root), func(p tree.Piece, _ int64) error { bad = p.ID; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	at, ok := r.Store().Index().Lookup([16]byte(bad[:16]))
@@ -427,10 +429,11 @@ func TestPublishedDamage(t *testing.T) {
 	}
 	// All chunks of the blob are gone with it.
 	damage := &repo.Damage{Time: time.Now()}
-	if err := repo.WalkDisk(t.Context(), r, chunk.ID(old.Disks[0].Root), func(p repo.Piece, _ int64) {
+	if err := tree.Chunks(t.Context(), r.Store(), chunk.ID(old.Disks[0].Root), func(p tree.Piece, _ int64) error {
 		if place, _ := r.Store().Index().Lookup([16]byte(p.ID[:16])); place == at {
 			damage.Chunks = append(damage.Chunks, repo.BadChunk{ID: repo.HexID(p.ID), Pack: pack.ID(at.Pack).String()})
 		}
+		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}

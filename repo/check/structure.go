@@ -1,12 +1,10 @@
 package check
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
@@ -16,6 +14,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
 // structure walks every tree.
@@ -140,16 +139,17 @@ func (c *checker) nowhere(ctx context.Context, missing map[index.Prefix]struct{}
 		for i := range s.Disks {
 			d := &s.Disks[i]
 			var rerr error
-			err := repo.WalkReadable(ctx, c.r, chunk.ID(d.Root), func(p repo.Piece, at int64) {
-				if _, is := missing[index.PrefixOf(p.ID)]; is && rerr == nil {
+			err := c.chunks(ctx, d, func(p tree.Piece, at int64) error {
+				if _, is := missing[index.PrefixOf(p.ID)]; is {
 					rerr = c.report(ctx, s, d, fmt.Errorf("chunk %s: %w", p.ID.String()[:8], chunkstore.ErrMissing), at, at+int64(p.Length))
 				}
+				return rerr
 			})
-			if err != nil && (ctx.Err() != nil || object.Retriable(err)) {
-				return err // what else a walk finds was told
-			}
 			if rerr != nil {
 				return rerr
+			}
+			if err != nil && (ctx.Err() != nil || object.Retriable(err)) {
+				return err // what else a walk finds was reported before
 			}
 		}
 	}
@@ -176,132 +176,107 @@ func (c *checker) report(ctx context.Context, s *repo.Snapshot, d *repo.Disk, er
 }
 
 func (c *checker) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, progress func(n int64)) error {
-	report := func(err error, from, to int64) error { return c.report(ctx, s, d, err, from, to) }
-	p, err := c.r.Store().Load(ctx, chunk.Root, chunk.ID(d.Root))
-	if err != nil {
-		return report(err, 0, d.Size)
-	}
-	root, err := repo.DecodeRoot(p)
-	if err == nil && root.Size != d.Size {
-		err = fmt.Errorf("root of a disk of %d bytes, not %d: %w", root.Size, d.Size, seal.ErrCorrupt)
+	root, err := tree.ReadRoot(ctx, c.r.Store(), chunk.ID(d.Root))
+	if err == nil {
+		err = root.CheckSize(d.Size)
 	}
 	if err != nil {
-		return report(err, 0, d.Size)
+		return c.report(ctx, s, d, err, 0, d.Size)
 	}
-	for i, id := range root.Nodes {
-		first := int64(i) * repo.NodeBlocks
-		progress(min(repo.NodeBlocks*disk.BlockSize, root.Size-first*disk.BlockSize))
-		if id.IsZero() {
-			continue
-		}
-		key := nodeKey{id: id}
-		if i == len(root.Nodes)-1 {
-			key.size = root.Size
-		}
-		bad, seen := c.nodes[key]
-		if seen && bad == "" {
-			continue
-		}
-		var rerr error
-		complain := func(err error, from, to int64) {
-			bad = err.Error()
-			if e := report(err, from, to); e != nil {
-				rerr = e
+	w := diskCheck{c: c, report: func(err error, from, to int64) error { return c.report(ctx, s, d, err, from, to) }}
+	if err := tree.Walk(ctx, c.r.Store(), root, tree.Visitor{
+		Enter: func(p tree.Part) (bool, error) {
+			if p.Kind == chunk.List {
+				return !c.walked(p), nil
 			}
+			progress(p.End() - w.at)
+			w.at = p.End()
+			return w.enter(p), nil
+		},
+		List:   func(p tree.Part, pieces []tree.Piece) error { return w.list(ctx, p, pieces) },
+		Broken: func(p tree.Part, err error) error { return w.broken(err, p.Offset, p.End()) },
+		Leave:  func(node tree.Part) error { return w.leave(ctx, node) },
+	}); err != nil {
+		return err
+	}
+	progress(root.Size - w.at)
+	return nil
+}
+
+// walked reports whether all that a block list names was gathered before.
+func (c *checker) walked(list tree.Part) bool {
+	_, seen := c.lists[index.PrefixOf(list.ID)]
+	return seen && list.Length == disk.BlockSize
+}
+
+// diskCheck is the walk of one disk's tree.
+type diskCheck struct {
+	c      *checker
+	report func(err error, from, to int64) error
+	at     int64    // bytes of the disk that are done
+	bad    string   // what is wrong below the node that is being walked
+	data   []dataAt // chunks of that node, which are to be read
+}
+
+// enter reports whether a node must be walked: it was not walked before, or
+// something was wrong below it, which is reported for each disk.
+func (w *diskCheck) enter(node tree.Part) bool {
+	bad, seen := w.c.nodes[node.Key()]
+	w.bad, w.data = bad, w.data[:0]
+	return !seen || bad != ""
+}
+
+func (w *diskCheck) broken(err error, from, to int64) error {
+	w.bad = err.Error()
+	return w.report(err, from, to)
+}
+
+// list checks that each chunk that a block list names is there.
+func (w *diskCheck) list(ctx context.Context, p tree.Part, pieces []tree.Piece) error {
+	if w.c.later != nil {
+		return w.c.gather(p, pieces)
+	}
+	return tree.EachChunk(func(piece tree.Piece, at int64) error {
+		if w.c.have(ctx, piece.ID) {
+			w.data = append(w.data, dataAt{id: piece.ID, at: at, length: int64(piece.Length)})
+			return nil
 		}
-		p, err := c.r.Store().Load(ctx, chunk.Node, id)
-		var node *repo.NodeIDs
-		if err == nil {
-			node, err = repo.DecodeNode(p)
+		return w.broken(fmt.Errorf("chunk %s: %w", piece.ID.String()[:8], chunkstore.ErrMissing), at, at+int64(piece.Length))
+	})(p, pieces)
+}
+
+// gather notes the chunks of a block list, which are looked up in the end.
+func (c *checker) gather(list tree.Part, pieces []tree.Piece) error {
+	for i := range pieces {
+		if pieces[i].IsZero() {
+			continue
 		}
-		if err != nil {
-			complain(err, first*disk.BlockSize, (first+repo.NodeBlocks)*disk.BlockSize)
-		} else {
-			c.blocks(ctx, node, first, root.Size, complain)
+		c.bytes += int64(pieces[i].Length)
+		if err := c.later.Add(index.PrefixOf(pieces[i].ID)); err != nil {
+			return err
 		}
-		if rerr != nil {
-			return rerr
-		}
-		if c.failed != nil {
-			return c.failed
-		}
-		c.nodes[key] = bad
+	}
+	if len(c.lists) < listsMost && list.Length == disk.BlockSize {
+		c.lists[index.PrefixOf(list.ID)] = struct{}{}
 	}
 	return nil
 }
 
-// blocks checks the lists of one node and that each chunk they name is there.
-func (c *checker) blocks(ctx context.Context, node *repo.NodeIDs, first, size int64, complain func(err error, from, to int64)) {
-	var ids []chunk.ID
-	var at []int64
-	for i, id := range node {
-		if !id.IsZero() {
-			if b := first + int64(i); b >= disk.Blocks(size) {
-				complain(fmt.Errorf("block %d behind the disk's end: %w", b, seal.ErrCorrupt), 0, 0)
-				continue
-			}
-			if _, seen := c.lists[index.PrefixOf(id)]; seen && repo.BlockLength(size, first+int64(i)) == disk.BlockSize {
-				continue
-			}
-			ids, at = append(ids, id), append(at, first+int64(i))
-		}
+func (w *diskCheck) leave(ctx context.Context, node tree.Part) error {
+	if err := w.c.readData(ctx, w.data, w.broken); err != nil {
+		return err
 	}
-	var mu sync.Mutex
-	var data []dataAt
-	one := func(id index.Prefix, block int64, p []byte) {
-		pieces, err := repo.DecodeList(nil, p, repo.BlockLength(size, block))
-		mu.Lock()
-		defer mu.Unlock()
-		if err != nil {
-			complain(err, block*disk.BlockSize, (block+1)*disk.BlockSize)
-			return
-		}
-		for _, piece := range pieces {
-			if piece.IsGap() {
-				continue
-			}
-			if c.later != nil {
-				c.bytes += int64(piece.Length)
-				if c.failed == nil {
-					c.failed = c.later.Add(index.PrefixOf(piece.ID))
-				}
-				continue
-			}
-			if at := block*disk.BlockSize + int64(piece.Offset); c.have(ctx, piece.ID) {
-				data = append(data, dataAt{id: piece.ID, at: at, length: int64(piece.Length)})
-			} else {
-				complain(fmt.Errorf("chunk %s: %w", piece.ID.String()[:8], chunkstore.ErrMissing), at, at+int64(piece.Length))
-			}
-		}
-		if c.later != nil && len(c.lists) < listsMost && repo.BlockLength(size, block) == disk.BlockSize {
-			c.lists[id] = struct{}{}
-		}
+	w.c.nodes[node.Key()] = w.bad
+	return nil
+}
+
+// chunks calls fn for each chunk of a disk that readable block lists name.
+func (c *checker) chunks(ctx context.Context, d *repo.Disk, fn func(p tree.Piece, at int64) error) error {
+	root, err := tree.ReadRoot(ctx, c.r.Store(), chunk.ID(d.Root))
+	if err != nil {
+		return err
 	}
-	seen := make([]bool, len(ids))
-	err := c.r.Store().Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-		one(index.PrefixOf(ids[i]), at[i], p)
-		seen[i] = true
-		return nil
-	})
-	defer func() { c.readData(ctx, data, complain) }()
-	if err == nil || ctx.Err() != nil {
-		if err != nil {
-			complain(err, 0, 0)
-		}
-		return
-	}
-	// One by one, to name each that is bad.
-	for i, id := range ids {
-		if seen[i] {
-			continue
-		}
-		p, err := c.r.Store().Load(ctx, chunk.List, id)
-		if err != nil {
-			complain(err, at[i]*disk.BlockSize, (at[i]+1)*disk.BlockSize)
-			continue
-		}
-		one(index.PrefixOf(id), at[i], p)
-	}
+	return tree.Walk(ctx, c.r.Store(), root, tree.Visitor{List: tree.EachChunk(fn), Broken: func(tree.Part, error) error { return nil }})
 }
 
 // dataAt is a chunk and where it lies on a disk.
@@ -310,14 +285,12 @@ type dataAt struct {
 	at, length int64
 }
 
-// readData reads chunks of a GiB, each from wherever a sound copy lies.
-func (c *checker) readData(ctx context.Context, data []dataAt, complain func(err error, from, to int64)) {
-	slices.SortFunc(data, func(a, b dataAt) int { return cmp.Compare(a.at, b.at) })
-	for len(data) > 0 && ctx.Err() == nil {
-		n := min(len(data), 1024)
-		part := data[:n]
-		data = data[n:]
-		ids := make([]chunk.ID, n)
+// readData reads chunks of a GiB, each from any pack that has a sound copy.
+func (c *checker) readData(ctx context.Context, data []dataAt, broken func(err error, from, to int64) error) error {
+	for len(data) > 0 {
+		part := data[:min(len(data), 1024)]
+		data = data[len(part):]
+		ids := make([]chunk.ID, len(part))
 		for i := range part {
 			ids[i] = part[i].id
 		}
@@ -329,28 +302,36 @@ func (c *checker) readData(ctx context.Context, data []dataAt, complain func(err
 		}); err == nil {
 			continue
 		}
-		var from, to int64 // what lies side by side is one finding
-		var why error
-		tell := func() {
-			if to > from {
-				complain(why, from, to)
-			}
-			from, to, why = 0, 0, nil
+		if err := c.readEach(ctx, part, broken); err != nil {
+			return err
 		}
-		for i := range part {
-			_, err := c.r.Store().Load(ctx, chunk.Data, ids[i])
-			if err == nil {
-				continue
-			}
-			if part[i].at != to {
-				tell()
-				from, why = part[i].at, err
-			}
-			to = part[i].at + part[i].length
+	}
+	return ctx.Err()
+}
+
+// readEach reads chunks one by one, to name those that are damaged. Damage of
+// chunks that follow each other on the disk is reported once.
+func (c *checker) readEach(ctx context.Context, data []dataAt, broken func(err error, from, to int64) error) error {
+	var from, to int64
+	var why error
+	tell := func() error {
+		if to > from {
+			return broken(why, from, to)
 		}
-		tell()
+		return nil
 	}
-	if ctx.Err() != nil {
-		complain(ctx.Err(), 0, 0)
+	for _, x := range data {
+		_, err := c.r.Store().Load(ctx, chunk.Data, x.id)
+		if err == nil {
+			continue
+		}
+		if x.at != to {
+			if err := tell(); err != nil {
+				return err
+			}
+			from, why = x.at, err
+		}
+		to = x.at + x.length
 	}
+	return tell()
 }

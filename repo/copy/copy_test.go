@@ -18,6 +18,7 @@ import (
 	"xenkeep/repo/backup"
 	"xenkeep/repo/copy"
 	"xenkeep/repo/repotest"
+	"xenkeep/repo/tree"
 )
 
 // The two repositories have keys of their own.
@@ -135,7 +136,7 @@ func TestCopy(t *testing.T) {
 		t.Errorf("day two of %s: %d bytes read", day2.From.VM.Name, day2.Read)
 	}
 	// The disk that did not change was not read at all, and is one.
-	if first, err := to.ReadRoot(t.Context(), chunk.ID(res.Copied[1].As.Disks[1].Root)); err != nil || first.Size != d2.Size() {
+	if first, err := tree.ReadRoot(t.Context(), to.Store(), chunk.ID(res.Copied[1].As.Disks[1].Root)); err != nil || first.Size != d2.Size() {
 		t.Errorf("second disk: %v", err)
 	}
 	to = repotest.OpenWith(t, b, theirs)

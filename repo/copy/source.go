@@ -9,10 +9,10 @@ import (
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object"
-	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
 	"xenkeep/repo/diff"
+	"xenkeep/repo/tree"
 )
 
 // window is how many blocks are read at once: 32 MiB. Two windows are in
@@ -25,10 +25,10 @@ func isGone(err error) bool { return errors.Is(err, object.ErrNotFound) }
 // or those that differ from another disk.
 type source struct {
 	r    *repo.Repository
-	root *repo.RootNode
+	root *tree.Root
 	id   chunk.ID
 
-	node   *repo.NodeIDs // the one read last
+	node   *tree.Node // the one read last
 	nodeAt int
 
 	cancel context.CancelFunc
@@ -44,20 +44,14 @@ type source struct {
 }
 
 type batch struct {
-	blocks [window]blockData
+	blocks [window]tree.Block
 	n      int
 }
 
-type blockData struct {
-	index int64
-	buf   []byte
-	data  []byte
-}
-
 func openSource(ctx context.Context, r *repo.Repository, id chunk.ID, size int64) (*source, error) {
-	root, err := r.ReadRoot(ctx, id)
-	if err == nil && root.Size != size {
-		err = fmt.Errorf("root of a disk of %d bytes, not %d: %w", root.Size, size, seal.ErrCorrupt)
+	root, err := tree.ReadRoot(ctx, r.Store(), id)
+	if err == nil {
+		err = root.CheckSize(size)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errSource, err)
@@ -79,7 +73,7 @@ func (s *source) all(ctx context.Context, yield func(block int64) bool) error {
 			return err
 		}
 		for j, list := range node {
-			if !list.IsZero() && !yield(int64(i)*repo.NodeBlocks+int64(j)) {
+			if !list.IsZero() && !yield(int64(i)*tree.NodeBlocks+int64(j)) {
 				return nil
 			}
 		}
@@ -106,18 +100,11 @@ func (s *source) differing(ctx context.Context, other chunk.ID) (blocks, error) 
 	}, nil
 }
 
-func (s *source) readNode(ctx context.Context, i int) (*repo.NodeIDs, error) {
+func (s *source) readNode(ctx context.Context, i int) (*tree.Node, error) {
 	if s.nodeAt == i {
 		return s.node, nil
 	}
-	if i >= len(s.root.Nodes) || s.root.Nodes[i].IsZero() {
-		return new(repo.NodeIDs), nil
-	}
-	p, err := s.r.Store().Load(ctx, chunk.Node, s.root.Nodes[i])
-	if err != nil {
-		return nil, err
-	}
-	node, err := repo.DecodeNode(p)
+	node, err := tree.ReadNode(ctx, s.r.Store(), s.root.Node(i).ID)
 	if err != nil {
 		return nil, err
 	}
@@ -189,58 +176,24 @@ func (s *source) readAll(ctx context.Context, which blocks, zeros bool) error {
 // fill reads the lists and the chunks of a window.
 func (s *source) fill(ctx context.Context, b *batch, todo []int64, zeros bool) error {
 	b.n = 0
-	var lists []chunk.ID
-	var of []*blockData
 	for _, i := range todo {
-		node, err := s.readNode(ctx, int(i/repo.NodeBlocks))
+		at := s.root.Node(int(i / tree.NodeBlocks))
+		node, err := s.readNode(ctx, int(i/tree.NodeBlocks))
 		if err != nil {
 			return err
 		}
-		list := node[i%repo.NodeBlocks]
-		if list.IsZero() && !zeros {
-			continue
+		if list := node.List(at, int(i%tree.NodeBlocks)); zeros || !list.ID.IsZero() {
+			b.blocks[b.n].Part = list
+			b.n++
 		}
-		blk := &b.blocks[b.n]
-		b.n++
-		blk.index = i
-		if blk.buf == nil {
-			blk.buf = make([]byte, disk.BlockSize)
-		}
-		blk.data = blk.buf[:repo.BlockLength(s.root.Size, i)]
-		if list.IsZero() {
-			clear(blk.data)
-			continue
-		}
-		lists, of = append(lists, list), append(of, blk)
 	}
-	pieces := make([][]repo.Piece, len(lists))
-	if err := s.r.Store().Fetch(ctx, chunk.List, lists, func(i int, p []byte) (err error) {
-		pieces[i], err = repo.DecodeList(nil, p, len(of[i].data))
-		return err
-	}); err != nil {
+	blocks := b.blocks[:b.n]
+	if err := tree.ReadLists(ctx, s.r.Store(), blocks, nil); err != nil {
 		return err
 	}
-	var ids []chunk.ID
-	var to [][]byte
-	for i, blk := range of {
-		for _, p := range pieces[i] {
-			if part := blk.data[p.Offset : p.Offset+p.Length]; p.IsGap() {
-				clear(part)
-			} else {
-				ids, to = append(ids, p.ID), append(to, part)
-			}
-		}
-	}
-	err := s.r.Store().Fetch(ctx, chunk.Data, ids, func(i int, p []byte) error {
-		if len(p) != len(to[i]) {
-			return fmt.Errorf("chunk %s: %d bytes where its block list says %d: %w", ids[i].String()[:8], len(p), len(to[i]), seal.ErrCorrupt)
-		}
-		copy(to[i], p)
-		return nil
-	})
+	err := tree.ReadData(ctx, s.r.Store(), blocks)
 	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("bytes %d to %d: %w", b.blocks[0].index*disk.BlockSize,
-			b.blocks[b.n-1].index*disk.BlockSize+int64(len(b.blocks[b.n-1].data)), err)
+		return fmt.Errorf("bytes %d to %d: %w", blocks[0].Offset, blocks[b.n-1].End(), err)
 	}
 	return err
 }
@@ -270,9 +223,9 @@ func (s *source) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	}
 	blk := &s.cur.blocks[s.next]
 	s.next++
-	n := int64(copy(buf, blk.data))
+	n := int64(copy(buf, blk.Data))
 	s.read += n
-	e := disk.Extent{Offset: blk.index * disk.BlockSize, Length: n}
+	e := disk.Extent{Offset: blk.Offset, Length: n}
 	s.progress(e.End())
 	return e, nil
 }

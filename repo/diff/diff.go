@@ -4,55 +4,38 @@ package diff
 
 import (
 	"context"
-	"fmt"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
-// tree is the upper part of a disk's tree; of no disk where root is nil.
-type tree struct {
-	r    *repo.Repository
-	root *repo.RootNode
-}
-
-func open(ctx context.Context, r *repo.Repository, root chunk.ID) (*tree, error) {
-	top, err := r.ReadRoot(ctx, root)
-	return &tree{r: r, root: top}, err
-}
-
-func (t *tree) nodeID(i int) chunk.ID {
-	if i >= len(t.root.Nodes) {
-		return chunk.ID{}
+// open reads the roots of two disks.
+func open(ctx context.Context, r *repo.Repository, a, b chunk.ID) (ra, rb *tree.Root, err error) {
+	if ra, err = tree.ReadRoot(ctx, r.Store(), a); err == nil {
+		rb, err = tree.ReadRoot(ctx, r.Store(), b)
 	}
-	return t.root.Nodes[i]
+	return ra, rb, err
 }
 
-func (t *tree) node(ctx context.Context, id chunk.ID) (*repo.NodeIDs, error) {
-	if id.IsZero() {
-		return new(repo.NodeIDs), nil
-	}
-	return t.r.ReadNode(ctx, id)
-}
-
-// walk calls fn for each GiB in which some block differs, with the block lists
-// of both disks there; it reads no lists.
-func walk(ctx context.Context, a, b *tree, fn func(first int64, na, nb *repo.NodeIDs) error) error {
-	for i := range max(len(a.root.Nodes), len(b.root.Nodes)) {
-		ia, ib := a.nodeID(i), b.nodeID(i)
+// walk calls fn for each GiB in which some block differs, with the nodes of both
+// disks there; it reads no lists.
+func walk(ctx context.Context, r *repo.Repository, a, b *tree.Root, fn func(first int64, na, nb *tree.Node) error) error {
+	for i := range max(len(a.Nodes), len(b.Nodes)) {
+		ia, ib := a.Node(i).ID, b.Node(i).ID
 		if ia == ib {
 			continue
 		}
-		na, err := a.node(ctx, ia)
+		na, err := tree.ReadNode(ctx, r.Store(), ia)
 		if err != nil {
 			return err
 		}
-		nb, err := b.node(ctx, ib)
+		nb, err := tree.ReadNode(ctx, r.Store(), ib)
 		if err != nil {
 			return err
 		}
-		if err := fn(int64(i)*repo.NodeBlocks, na, nb); err != nil {
+		if err := fn(int64(i)*tree.NodeBlocks, na, nb); err != nil {
 			return err
 		}
 	}
@@ -63,16 +46,12 @@ func walk(ctx context.Context, a, b *tree, fn func(first int64, na, nb *repo.Nod
 // differs from disk a, as long as the longer of the two: bit i%64 of word i/64.
 // It reads roots and nodes alone.
 func Blocks(ctx context.Context, r *repo.Repository, a, b chunk.ID) ([]uint64, error) {
-	ta, err := open(ctx, r, a)
+	ra, rb, err := open(ctx, r, a, b)
 	if err != nil {
 		return nil, err
 	}
-	tb, err := open(ctx, r, b)
-	if err != nil {
-		return nil, err
-	}
-	bits := make([]uint64, (disk.Blocks(max(ta.root.Size, tb.root.Size))+63)/64)
-	err = walk(ctx, ta, tb, func(first int64, na, nb *repo.NodeIDs) error {
+	bits := make([]uint64, (disk.Blocks(max(ra.Size, rb.Size))+63)/64)
+	err = walk(ctx, r, ra, rb, func(first int64, na, nb *tree.Node) error {
 		for j := range na {
 			if i := first + int64(j); na[j] != nb[j] && i < int64(len(bits))*64 {
 				bits[i/64] |= 1 << (i % 64)
@@ -96,11 +75,7 @@ type Range struct {
 // chunks are, tens of KiB: within one, bytes may be equal. What one of the disks
 // has behind the other's end counts as zero in that.
 func Ranges(ctx context.Context, r *repo.Repository, a, b chunk.ID, fn func(Range) error) error {
-	ta, err := open(ctx, r, a)
-	if err != nil {
-		return err
-	}
-	tb, err := open(ctx, r, b)
+	ra, rb, err := open(ctx, r, a, b)
 	if err != nil {
 		return err
 	}
@@ -122,43 +97,27 @@ func Ranges(ctx context.Context, r *repo.Repository, a, b chunk.ID, fn func(Rang
 		last = x
 		return err
 	}
-	err = walk(ctx, ta, tb, func(first int64, na, nb *repo.NodeIDs) error {
-		// Both lists of 32 blocks at once.
-		const step = 32
-		for from := 0; from < repo.NodeBlocks; from += step {
-			var ids []chunk.ID
-			var at []int // index of the block, twice: of a, then of b
-			for j := from; j < from+step; j++ {
-				if na[j] != nb[j] {
-					for k, id := range [2]chunk.ID{na[j], nb[j]} {
-						if !id.IsZero() {
-							ids, at = append(ids, id), append(at, 2*j+k)
-						}
-					}
+	// Both lists of 32 blocks are read together.
+	const step = 32
+	blocks := make([]tree.Block, 2*step)
+	err = walk(ctx, r, ra, rb, func(first int64, na, nb *tree.Node) error {
+		at, bt := ra.Node(int(first/tree.NodeBlocks)), rb.Node(int(first/tree.NodeBlocks))
+		for from := 0; from < tree.NodeBlocks; from += step {
+			for j := range step {
+				la, lb := na.List(at, from+j), nb.List(bt, from+j)
+				if la.ID == lb.ID {
+					la.ID, lb.ID = chunk.ID{}, chunk.ID{}
 				}
+				blocks[2*j].Part, blocks[2*j+1].Part = la, lb
 			}
-			read, err := r.ReadLists(ctx, ids)
-			if err != nil {
+			if err := tree.ReadLists(ctx, r.Store(), blocks, nil); err != nil {
 				return err
 			}
-			lists := make(map[int][]byte, len(ids))
-			for i, list := range read {
-				lists[at[i]] = list
-			}
-			for j := from; j < from+step; j++ {
-				if na[j] == nb[j] {
+			for j := range step {
+				if na[from+j] == nb[from+j] {
 					continue
 				}
-				block := first + int64(j)
-				pa, err := pieces(lists[2*j], ta.root.Size, block)
-				if err != nil {
-					return err
-				}
-				pb, err := pieces(lists[2*j+1], tb.root.Size, block)
-				if err != nil {
-					return err
-				}
-				if err := compare(pa, pb, block*disk.BlockSize, add); err != nil {
+				if err := compare(filled(&blocks[2*j]), filled(&blocks[2*j+1]), (first+int64(from+j))*disk.BlockSize, add); err != nil {
 					return err
 				}
 			}
@@ -171,31 +130,22 @@ func Ranges(ctx context.Context, r *repo.Repository, a, b chunk.ID, fn func(Rang
 	return flush()
 }
 
-// pieces are those of a block, which is all zero without a list, and filled up
-// with zeros behind the disk's end.
-func pieces(list []byte, size, block int64) ([]repo.Piece, error) {
+// filled returns the pieces of a block, followed by zeros up to the size of a block
+// that is not the disk's last one.
+func filled(b *tree.Block) []tree.Piece {
 	length := 0
-	if block < disk.Blocks(size) {
-		length = repo.BlockLength(size, block)
-	}
-	var out []repo.Piece
-	if list != nil {
-		var err error
-		if out, err = repo.DecodeList(nil, list, length); err != nil {
-			return nil, fmt.Errorf("block %d: %w", block, err)
-		}
-	} else {
-		length = 0
+	if len(b.Pieces) > 0 {
+		length = int(b.Length)
 	}
 	if length < disk.BlockSize {
-		out = append(out, repo.Piece{Offset: length, Length: disk.BlockSize - length})
+		b.Pieces = append(b.Pieces, tree.Piece{Offset: length, Length: disk.BlockSize - length})
 	}
-	return out, nil
+	return b.Pieces
 }
 
 // compare finds where two blocks differ: chunks are equal where ID and place
 // are.
-func compare(a, b []repo.Piece, at int64, add func(Range) error) error {
+func compare(a, b []tree.Piece, at int64, add func(Range) error) error {
 	for off := 0; off < disk.BlockSize; {
 		for a[0].Offset+a[0].Length <= off {
 			a = a[1:]
@@ -204,9 +154,9 @@ func compare(a, b []repo.Piece, at int64, add func(Range) error) error {
 			b = b[1:]
 		}
 		end := min(a[0].Offset+a[0].Length, b[0].Offset+b[0].Length)
-		same := a[0].ID == b[0].ID && (a[0].IsGap() || a[0].Offset == b[0].Offset)
+		same := a[0].ID == b[0].ID && (a[0].IsZero() || a[0].Offset == b[0].Offset)
 		if !same {
-			if err := add(Range{disk.Extent{Offset: at + int64(off), Length: int64(end - off)}, b[0].IsGap()}); err != nil {
+			if err := add(Range{disk.Extent{Offset: at + int64(off), Length: int64(end - off)}, b[0].IsZero()}); err != nil {
 				return err
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
 // gatherStep is how many gathered chunks are marked between two looks at the
@@ -142,103 +143,91 @@ func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
 		}
 		return err
 	}
-	rn, err := s.r.ReadRoot(ctx, root)
+	rn, err := tree.ReadRoot(ctx, s.r.Store(), root)
 	if err != nil {
 		return err
 	}
-	for i, id := range rn.Nodes {
-		key := nodeKey{id: id}
-		if i == len(rn.Nodes)-1 {
-			key.size = rn.Size
+	m := marker{s: s, lenient: lenient}
+	return tree.Walk(ctx, s.r.Store(), rn, tree.Visitor{
+		Enter: func(p tree.Part) (bool, error) { return m.enter(ctx, p) },
+		List:  func(p tree.Part, pieces []tree.Piece) error { return m.list(ctx, p, pieces) },
+		Leave: m.leave,
+	})
+}
+
+// marker marks the nodes and lists of one tree, and what they name.
+type marker struct {
+	s       *survey
+	lenient bool
+	whole   bool // everything below the node that is being walked was there
+}
+
+func (m *marker) enter(ctx context.Context, p tree.Part) (bool, error) {
+	if p.Kind == chunk.Node {
+		if _, seen := m.s.nodes[p.Key()]; seen {
+			return false, nil
 		}
-		if _, seen := s.nodes[key]; seen || id.IsZero() {
+		m.whole = true
+		err := m.s.mark(ctx, chunk.Node, p.ID)
+		if absent(err, m.lenient) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	// A list is marked when all below it is.
+	copies, err := m.s.find(ctx, chunk.List, p.ID)
+	if err != nil {
+		if !absent(err, m.lenient) {
+			return false, err
+		}
+		m.whole = false
+		return false, nil
+	}
+	return !m.s.seen(p.ID, copies), nil
+}
+
+// list marks a block list and the chunks that it names.
+func (m *marker) list(ctx context.Context, p tree.Part, pieces []tree.Piece) error {
+	s, complete := m.s, true
+	for i := range pieces {
+		piece := &pieces[i]
+		if piece.IsZero() {
 			continue
 		}
-		whole, err := s.node(ctx, id, int64(i)*repo.NodeBlocks, rn.Size, lenient)
-		if err != nil {
-			return err
+		var err error
+		if s.later != nil {
+			s.gathered += int64(piece.Length)
+			err = s.later.Add(index.PrefixOf(piece.ID))
+		} else {
+			err = s.mark(ctx, chunk.Data, piece.ID)
 		}
-		if whole {
-			s.nodes[key] = struct{}{}
+		if err != nil {
+			if !absent(err, m.lenient) {
+				return err
+			}
+			complete = false
 		}
 	}
+	if err := s.mark(ctx, chunk.List, p.ID); err != nil {
+		return err
+	}
+	if complete {
+		delete(s.partial, index.PrefixOf(p.ID))
+		if s.again != nil {
+			s.again[index.PrefixOf(p.ID)] = struct{}{}
+		}
+	} else {
+		s.partial[index.PrefixOf(p.ID)] = struct{}{}
+	}
+	m.whole = m.whole && complete
 	return nil
 }
 
-// node marks a node and what is below it; it reports whether all was there.
-func (s *survey) node(ctx context.Context, id chunk.ID, first, size int64, lenient bool) (whole bool, err error) {
-	if err := s.mark(ctx, chunk.Node, id); err != nil {
-		if absent(err, lenient) {
-			return false, nil
-		}
-		return false, err
+func (m *marker) leave(node tree.Part) error {
+	if m.whole {
+		m.s.nodes[node.Key()] = struct{}{}
 	}
-	node, err := s.r.ReadNode(ctx, id)
-	if err != nil {
-		return false, err
-	}
-	whole = true
-	var ids []chunk.ID
-	var at []int64
-	for i, list := range node {
-		if list.IsZero() {
-			continue
-		}
-		// A list is marked when all below it is.
-		copies, err := s.find(ctx, chunk.List, list)
-		if err != nil {
-			if !absent(err, lenient) {
-				return false, err
-			}
-			whole = false
-			continue
-		}
-		if s.seen(list, copies) {
-			continue
-		}
-		ids, at = append(ids, list), append(at, first+int64(i))
-	}
-	lists, err := s.r.ReadLists(ctx, ids)
-	if err != nil {
-		return false, err
-	}
-	var pieces []repo.Piece
-	for i, list := range lists {
-		if pieces, err = repo.DecodeList(pieces[:0], list, repo.BlockLength(size, at[i])); err != nil {
-			return false, err
-		}
-		complete := true
-		for _, piece := range pieces {
-			if piece.IsGap() {
-				continue
-			}
-			if s.later != nil {
-				s.gathered += int64(piece.Length)
-				err = s.later.Add(index.PrefixOf(piece.ID))
-			} else {
-				err = s.mark(ctx, chunk.Data, piece.ID)
-			}
-			if err != nil {
-				if !absent(err, lenient) {
-					return false, err
-				}
-				complete = false
-			}
-		}
-		if err := s.mark(ctx, chunk.List, ids[i]); err != nil {
-			return false, err
-		}
-		if complete {
-			delete(s.partial, index.PrefixOf(ids[i]))
-			if s.again != nil {
-				s.again[index.PrefixOf(ids[i])] = struct{}{}
-			}
-		} else {
-			s.partial[index.PrefixOf(ids[i])] = struct{}{}
-		}
-		whole = whole && complete
-	}
-	return whole, nil
+	return nil
 }
 
 // seen tells whether a block list, which is to be marked at copies, and all

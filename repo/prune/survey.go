@@ -11,12 +11,12 @@ import (
 	"time"
 
 	"xenkeep/chunkstore"
-	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/index"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
 // state is what is known of one pack in storage.
@@ -43,13 +43,6 @@ func (s *state) marked(at index.Location) bool {
 
 func (s *state) dead() bool { return s.live.empty() && !s.keep }
 
-// nodeKey is a node; where it is a disk's last one, what its lists must cover
-// depends on the disk's size too.
-type nodeKey struct {
-	id   chunk.ID
-	size int64
-}
-
 // survey is what one pass has read of the repository. What it marks stays
 // marked: a second look adds to it.
 type survey struct {
@@ -74,7 +67,7 @@ type survey struct {
 	forget    []string // objects that cannot be read and are to be given up
 
 	walked    map[string]bool // snapshots and claimed roots
-	nodes     map[nodeKey]struct{}
+	nodes     map[tree.Key]struct{}
 	partial   map[[16]byte]struct{} // block lists that are marked, and not all below them was there
 	again     map[[16]byte]struct{} // while all is walked once more: block lists that are done
 	later     *index.Gather         // of data chunks that are to be marked, while there is one
@@ -91,7 +84,7 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 		r: r, o: o, at: o.Now(),
 		packs: make(map[pack.ID]*state), condemned: make(map[pack.ID]time.Time), deleted: make(map[pack.ID]bool),
 		badPacks: make(map[pack.ID]bool), badBlobs: make(map[chunkstore.BadBlob]bool),
-		walked: make(map[string]bool), nodes: make(map[nodeKey]struct{}), partial: make(map[[16]byte]struct{}),
+		walked: make(map[string]bool), nodes: make(map[tree.Key]struct{}), partial: make(map[[16]byte]struct{}),
 	}
 	var err error
 	if s.lists, err = s.condemnations(ctx); err != nil {

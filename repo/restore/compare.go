@@ -10,7 +10,7 @@ import (
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/internal/disk"
-	"xenkeep/repo"
+	"xenkeep/repo/tree"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -51,24 +51,25 @@ type comparison struct {
 	differs  []uint64
 	hashers  []*chunk.Hasher
 	progress func(n int64)
-	blocks   [window]blockData
+	blocks   [window]tree.Block
 	n        int
-	node     *repo.NodeIDs
-	nodeAt   int64
+	node     *tree.Node
+	nodeAt   tree.Part
 }
 
 // block is the buffer of a block: that of the last one, or a new one, zeroed.
-func (c *comparison) block(i int64) *blockData {
-	if c.n > 0 && c.blocks[c.n-1].index == i {
+func (c *comparison) block(i int64) *tree.Block {
+	if c.n > 0 && c.blocks[c.n-1].Offset == i*disk.BlockSize {
 		return &c.blocks[c.n-1]
 	}
 	b := &c.blocks[c.n]
 	c.n++
-	if b.buf == nil {
-		b.buf = make([]byte, disk.BlockSize)
+	if b.Data == nil {
+		b.Data = make([]byte, disk.BlockSize)
 	}
-	b.index, b.data = i, b.buf[:repo.BlockLength(c.m.Size(), i)]
-	clear(b.data)
+	b.Extent = disk.Extent{Offset: i * disk.BlockSize, Length: int64(disk.BlockLength(c.m.Size(), i))}
+	b.Data = b.Data[:b.Length]
+	clear(b.Data)
 	return b
 }
 
@@ -93,86 +94,78 @@ func (c *comparison) read(ctx context.Context, src disk.Source) error {
 			}
 		}
 		last = i
-		copy(c.block(i).data[e.Offset-i*disk.BlockSize:], buf[:e.Length])
+		copy(c.block(i).Data[e.Offset-i*disk.BlockSize:], buf[:e.Length])
 	}
 	return c.flush(ctx)
 }
 
 // flush hashes the window.
 func (c *comparison) flush(ctx context.Context) error {
-	var lists []chunk.ID
-	var of []*blockData
-	for i := range c.n {
-		b := &c.blocks[i]
-		b.pieces = b.pieces[:0]
-		if !c.m.Present(b.index) {
-			if !zero(b.data) {
-				c.differs[b.index/64] |= 1 << (b.index % 64)
-			}
-			continue
-		}
-		id, err := c.list(ctx, b.index)
-		if err != nil {
-			return err
-		}
-		lists, of = append(lists, id), append(of, b)
-	}
-	if len(lists) > 0 {
-		if err := c.m.r.Store().Fetch(ctx, chunk.List, lists, func(i int, p []byte) (err error) {
-			of[i].pieces, err = repo.DecodeList(of[i].pieces, p, len(of[i].data))
-			return err
-		}); err != nil {
+	blocks := c.blocks[:c.n]
+	for i := range blocks {
+		b := &blocks[i]
+		if err := c.setList(ctx, b); err != nil {
 			return err
 		}
 	}
-	same := make([]bool, len(of))
+	if err := tree.ReadLists(ctx, c.m.r.Store(), blocks, nil); err != nil {
+		return err
+	}
+	same := make([]bool, len(blocks))
 	g, _ := errgroup.WithContext(ctx)
 	for w, h := range c.hashers {
 		g.Go(func() error {
-			for i := w; i < len(of); i += len(c.hashers) {
-				same[i] = equal(h, of[i])
+			for i := w; i < len(blocks); i += len(c.hashers) {
+				same[i] = equal(h, &blocks[i])
 			}
 			return nil
 		})
 	}
 	_ = g.Wait()
-	for i, b := range of {
+	for i := range blocks {
+		n := blocks[i].Offset / disk.BlockSize
 		if same[i] {
-			c.differs[b.index/64] &^= 1 << (b.index % 64)
+			c.differs[n/64] &^= 1 << (n % 64)
+		} else {
+			c.differs[n/64] |= 1 << (n % 64)
 		}
 	}
 	if c.progress != nil {
 		for i := range c.n {
-			c.progress(int64(len(c.blocks[i].data)))
+			c.progress(int64(len(c.blocks[i].Data)))
 		}
 	}
 	c.n = 0
 	return nil
 }
 
-func equal(h *chunk.Hasher, b *blockData) bool {
-	for _, p := range b.pieces {
-		part := b.data[p.Offset : p.Offset+p.Length]
-		if p.IsGap() && !zero(part) || !p.IsGap() && h.Sum(chunk.Data, part) != p.ID {
+// equal reports whether a block of the disk has the content that its pieces name.
+func equal(h *chunk.Hasher, b *tree.Block) bool {
+	if len(b.Pieces) == 0 {
+		return zero(b.Data)
+	}
+	for _, p := range b.Pieces {
+		part := b.Data[p.Offset : p.Offset+p.Length]
+		if p.IsZero() && !zero(part) || !p.IsZero() && h.Sum(chunk.Data, part) != p.ID {
 			return false
 		}
 	}
 	return true
 }
 
-// list is the ID of a block's list; the node it is in is kept.
-func (c *comparison) list(ctx context.Context, block int64) (chunk.ID, error) {
-	if n := block / repo.NodeBlocks; c.node == nil || n != c.nodeAt {
-		p, err := c.m.r.Store().Load(ctx, chunk.Node, c.m.root.Nodes[n])
+// setList sets the list of a block. The node that the list is in is kept for the
+// next block.
+func (c *comparison) setList(ctx context.Context, b *tree.Block) error {
+	if n := b.Offset / tree.NodeSize; c.node == nil || n != c.nodeAt.Offset/tree.NodeSize {
+		at := c.m.root.Node(int(n))
+		node, err := tree.ReadNode(ctx, c.m.r.Store(), at.ID)
 		if err != nil {
-			return chunk.ID{}, err
+			return err
 		}
-		if c.node, err = repo.DecodeNode(p); err != nil {
-			return chunk.ID{}, err
-		}
-		c.nodeAt = n
+		c.node, c.nodeAt = node, at
 	}
-	return c.node[block%repo.NodeBlocks], nil
+	b.Part = c.node.List(c.nodeAt, int((b.Offset-c.nodeAt.Offset)/disk.BlockSize))
+	return nil
 }
 
 func zero(p []byte) bool {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
@@ -14,6 +15,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -25,56 +27,33 @@ const window = 16
 // Image is a disk in a repository.
 type Image struct {
 	r       *repo.Repository
-	root    *repo.RootNode
+	root    *tree.Root
 	present []uint64 // bitmap of blocks that hold data
 	blocks  int64    // how many do
 }
 
 // Open reads the root and the nodes of a disk. The index must have been loaded.
 func Open(ctx context.Context, r *repo.Repository, root chunk.ID) (*Image, error) {
-	p, err := r.Store().Load(ctx, chunk.Root, root)
-	if err != nil {
-		return nil, err
-	}
 	m := &Image{r: r}
-	if m.root, err = repo.DecodeRoot(p); err != nil {
+	var err error
+	if m.root, err = tree.ReadRoot(ctx, r.Store(), root); err != nil {
 		return nil, err
 	}
 	m.present = make([]uint64, (disk.Blocks(m.root.Size)+63)/64)
-	ids, at := nonZero(m.root.Nodes)
-	nodes := make([]*repo.NodeIDs, len(ids))
-	for from := 0; from < len(ids); from += 64 { // a node of few blocks is small, of many 16 KiB
-		to := min(from+64, len(ids))
-		if err := r.Store().Fetch(ctx, chunk.Node, ids[from:to], func(i int, p []byte) (err error) {
-			nodes[from+i], err = repo.DecodeNode(p)
-			return err
-		}); err != nil {
-			return nil, err
-		}
-		for i := from; i < to; i++ {
-			for j, id := range nodes[i] {
-				if !id.IsZero() {
-					b := int64(at[i])*repo.NodeBlocks + int64(j)
-					if b >= disk.Blocks(m.root.Size) {
-						return nil, fmt.Errorf("node %d: block %d behind the disk's end: %w", at[i], b, seal.ErrCorrupt)
-					}
-					m.present[b/64] |= 1 << (b % 64)
-					m.blocks++
-				}
+	err = tree.ReadNodes(ctx, r.Store(), m.root, func(at tree.Part, n *tree.Node) error {
+		for i, id := range n {
+			if !id.IsZero() {
+				b := at.Offset/disk.BlockSize + int64(i)
+				m.present[b/64] |= 1 << (b % 64)
+				m.blocks++
 			}
-			nodes[i] = nil
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return m, nil
-}
-
-func nonZero(all []chunk.ID) (ids []chunk.ID, at []int) {
-	for i, id := range all {
-		if !id.IsZero() {
-			ids, at = append(ids, id), append(at, i)
-		}
-	}
-	return ids, at
 }
 
 // Size is the disk's size in bytes.
@@ -123,13 +102,14 @@ func (m *Image) Run(ctx context.Context, sink disk.Sink, o Options) (Result, err
 		for b := range full {
 			for i := range b.blocks[:b.n] {
 				blk := &b.blocks[i]
-				if err := m.gap(ctx, sink, o, next, blk.index, &res); err != nil {
+				index := blk.Offset / disk.BlockSize
+				if err := m.gap(ctx, sink, o, next, index, &res); err != nil {
 					return err
 				}
 				if err := m.write(ctx, sink, o, blk, &res); err != nil {
 					return err
 				}
-				next = blk.index + 1
+				next = index + 1
 			}
 			free <- b
 		}
@@ -146,48 +126,34 @@ func (m *Image) Run(ctx context.Context, sink disk.Sink, o Options) (Result, err
 
 // batch is a window of blocks.
 type batch struct {
-	blocks [window]blockData
+	blocks [window]tree.Block
 	n      int
-}
-
-type blockData struct {
-	index  int64
-	buf    []byte
-	data   []byte // the block, gaps zeroed
-	pieces []repo.Piece
 }
 
 // read fills windows, node by node.
 func (m *Image) read(ctx context.Context, only func(int64) bool, free <-chan *batch, full chan<- *batch) error {
-	for i, id := range m.root.Nodes {
-		if id.IsZero() {
+	var parts []tree.Part
+	for i := range m.root.Nodes {
+		at := m.root.Node(i)
+		if at.ID.IsZero() {
 			continue
 		}
-		p, err := m.r.Store().Load(ctx, chunk.Node, id)
+		node, err := tree.ReadNode(ctx, m.r.Store(), at.ID)
 		if err != nil {
 			return err
 		}
-		node, err := repo.DecodeNode(p)
-		if err != nil {
-			return err
-		}
+		parts = node.Lists(parts[:0], at)
 		if only != nil {
-			for j := range node {
-				if !node[j].IsZero() && !only(int64(i)*repo.NodeBlocks+int64(j)) {
-					node[j] = chunk.ID{}
-				}
-			}
+			parts = slices.DeleteFunc(parts, func(p tree.Part) bool { return !only(p.Offset / disk.BlockSize) })
 		}
-		ids, at := nonZero(node[:])
-		for len(ids) > 0 {
-			n := min(window, len(ids))
+		for todo := range slices.Chunk(parts, window) {
 			var b *batch
 			select {
 			case b = <-free:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			if err := m.fill(ctx, b, int64(i)*repo.NodeBlocks, ids[:n], at[:n]); err != nil {
+			if err := m.fill(ctx, b, todo); err != nil {
 				return err
 			}
 			select {
@@ -195,51 +161,25 @@ func (m *Image) read(ctx context.Context, only func(int64) bool, free <-chan *ba
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			ids, at = ids[n:], at[n:]
 		}
 	}
 	return nil
 }
 
 // fill reads the lists and the chunks of a window.
-func (m *Image) fill(ctx context.Context, b *batch, first int64, lists []chunk.ID, at []int) error {
+func (m *Image) fill(ctx context.Context, b *batch, lists []tree.Part) error {
 	b.n = len(lists)
-	store := m.r.Store()
-	if err := store.Fetch(ctx, chunk.List, lists, func(i int, p []byte) (err error) {
-		blk := &b.blocks[i]
-		blk.index = first + int64(at[i])
-		blk.pieces, err = repo.DecodeList(blk.pieces[:0], p, repo.BlockLength(m.root.Size, blk.index))
-		return err
-	}); err != nil {
+	for i, p := range lists {
+		b.blocks[i].Part = p
+	}
+	blocks := b.blocks[:b.n]
+	if err := tree.ReadLists(ctx, m.r.Store(), blocks, nil); err != nil {
 		return err
 	}
-	var ids []chunk.ID
-	var to [][]byte
-	for i := range b.n {
-		blk := &b.blocks[i]
-		if blk.buf == nil {
-			blk.buf = make([]byte, disk.BlockSize)
-		}
-		blk.data = blk.buf[:repo.BlockLength(m.root.Size, blk.index)]
-		for _, p := range blk.pieces {
-			if part := blk.data[p.Offset : p.Offset+p.Length]; p.IsGap() {
-				clear(part)
-			} else {
-				ids, to = append(ids, p.ID), append(to, part)
-			}
-		}
-	}
-	err := store.Fetch(ctx, chunk.Data, ids, func(i int, p []byte) error {
-		if len(p) != len(to[i]) {
-			return fmt.Errorf("chunk %s: %d bytes where its block list says %d: %w", ids[i].String()[:8], len(p), len(to[i]), seal.ErrCorrupt)
-		}
-		copy(to[i], p)
-		return nil
-	})
+	err := tree.ReadData(ctx, m.r.Store(), blocks)
 	lost := errors.Is(err, seal.ErrCorrupt) || errors.Is(err, chunkstore.ErrMissing) || errors.Is(err, object.ErrNotFound)
 	if ctx.Err() == nil && lost {
-		return fmt.Errorf("disk bytes %d to %d: %w", b.blocks[0].index*disk.BlockSize,
-			b.blocks[b.n-1].index*disk.BlockSize+int64(len(b.blocks[b.n-1].data)), err)
+		return fmt.Errorf("disk bytes %d to %d: %w", blocks[0].Offset, blocks[b.n-1].End(), err)
 	}
 	return err
 }
@@ -249,7 +189,7 @@ var zeroBlock [disk.BlockSize]byte
 // gap passes blocks [from, to), which are zero.
 func (m *Image) gap(ctx context.Context, sink disk.Sink, o Options, from, to int64, res *Result) error {
 	for ; from < to; from++ {
-		n := repo.BlockLength(m.root.Size, from)
+		n := disk.BlockLength(m.root.Size, from)
 		if o.Zeros && (o.Only == nil || o.Only(from)) {
 			if err := sink.WriteAt(ctx, zeroBlock[:n], from*disk.BlockSize); err != nil {
 				return err
@@ -264,18 +204,17 @@ func (m *Image) gap(ctx context.Context, sink disk.Sink, o Options, from, to int
 }
 
 // write writes a block: all of it, or its stretches of data.
-func (m *Image) write(ctx context.Context, sink disk.Sink, o Options, b *blockData, res *Result) error {
-	at := b.index * disk.BlockSize
+func (m *Image) write(ctx context.Context, sink disk.Sink, o Options, b *tree.Block, res *Result) error {
 	put := func(from, to int) error {
 		if from == to {
 			return nil
 		}
 		res.Written += int64(to - from)
-		return sink.WriteAt(ctx, b.data[from:to], at+int64(from))
+		return sink.WriteAt(ctx, b.Data[from:to], b.Offset+int64(from))
 	}
 	from := 0
-	for _, p := range b.pieces {
-		if o.Zeros || !p.IsGap() {
+	for _, p := range b.Pieces {
+		if o.Zeros || !p.IsZero() {
 			continue
 		}
 		if err := put(from, p.Offset); err != nil {
@@ -283,11 +222,11 @@ func (m *Image) write(ctx context.Context, sink disk.Sink, o Options, b *blockDa
 		}
 		from = p.Offset + p.Length
 	}
-	if err := put(from, len(b.data)); err != nil {
+	if err := put(from, len(b.Data)); err != nil {
 		return err
 	}
 	if o.Progress != nil {
-		o.Progress(int64(len(b.data)))
+		o.Progress(int64(len(b.Data)))
 	}
 	return nil
 }

@@ -8,8 +8,8 @@ import (
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object"
-	"xenkeep/internal/disk"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 )
 
 // Stats are the figures of a repository, sizes in bytes; docs/reference.md has
@@ -32,7 +32,7 @@ type Stats struct {
 // is counted, and the rest estimated from it.
 func Measure(ctx context.Context, r *repo.Repository, snapshots []*repo.Snapshot) (*Stats, error) {
 	s := &Stats{Snapshots: len(snapshots)}
-	m := measurement{r: r, nodes: make(map[chunk.ID]int64), lists: make(map[chunk.ID]int64), chunks: newIDSet(maxIDs)}
+	m := measurement{r: r, nodes: make(map[tree.Key]int64), lists: make(map[chunk.ID]int64), chunks: newIDSet(maxIDs)}
 	vms := make(map[[3]string]bool)
 	for _, snap := range snapshots {
 		vms[[3]string{snap.Origin, snap.Pool.UUID, snap.VM.UUID}] = true
@@ -59,75 +59,52 @@ func Measure(ctx context.Context, r *repo.Repository, snapshots []*repo.Snapshot
 }
 
 type measurement struct {
-	r            *repo.Repository
-	nodes, lists map[chunk.ID]int64 // bytes of data below those walked
-	chunks       *idSet
+	r      *repo.Repository
+	nodes  map[tree.Key]int64 // bytes of data below the nodes that were walked
+	lists  map[chunk.ID]int64 // and below the block lists
+	chunks *idSet
 }
 
-// disk gives the bytes of data of a disk.
+// disk returns the bytes of data of a disk.
 func (m *measurement) disk(ctx context.Context, root chunk.ID) (int64, error) {
-	rn, err := m.r.ReadRoot(ctx, root)
+	rn, err := tree.ReadRoot(ctx, m.r.Store(), root)
 	if err != nil {
 		return 0, err
 	}
-	var sum int64
-	for i, id := range rn.Nodes {
-		if id.IsZero() {
-			continue
-		}
-		n, ok := m.nodes[id]
-		if !ok {
-			if n, err = m.node(ctx, id, int64(i)*repo.NodeBlocks, rn.Size); err != nil {
-				return 0, err
+	var sum, below int64               // of the disk, of the node that is being walked
+	wanted := make(map[chunk.ID]int64) // how often the node names a list that was not walked before
+	err = tree.Walk(ctx, m.r.Store(), rn, tree.Visitor{
+		Enter: func(p tree.Part) (bool, error) {
+			if p.Kind == chunk.Node {
+				n, known := m.nodes[p.Key()]
+				sum += n
+				return !known, nil
 			}
-			m.nodes[id] = n
-		}
-		sum += n
-	}
-	return sum, nil
-}
-
-func (m *measurement) node(ctx context.Context, id chunk.ID, first, diskSize int64) (int64, error) {
-	node, err := m.r.ReadNode(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	var sum int64
-	var ids []chunk.ID
-	var lengths []int
-	wanted := make(map[chunk.ID]int64) // how often, in this node
-	for j, list := range node {
-		block := first + int64(j)
-		if list.IsZero() || block >= disk.Blocks(diskSize) {
-			continue
-		}
-		if n, ok := m.lists[list]; ok {
-			sum += n
-			continue
-		}
-		if wanted[list]++; wanted[list] == 1 {
-			ids, lengths = append(ids, list), append(lengths, repo.BlockLength(diskSize, block))
-		}
-	}
-	lists, err := m.r.ReadLists(ctx, ids)
-	if err != nil {
-		return 0, err
-	}
-	var pieces []repo.Piece
-	for i, list := range lists {
-		if pieces, err = repo.DecodeList(pieces[:0], list, lengths[i]); err != nil {
-			return 0, err
-		}
-		var n int64
-		for _, p := range pieces {
-			if p.IsGap() {
-				continue
+			if n, known := m.lists[p.ID]; known {
+				below += n
+				return false, nil
 			}
-			n += int64(p.Length)
-			m.chunks.add(p.ID, p.Length)
-		}
-		m.lists[ids[i]] = n
-		sum += n * wanted[ids[i]]
-	}
-	return sum, nil
+			wanted[p.ID]++
+			return wanted[p.ID] == 1, nil
+		},
+		List: func(p tree.Part, pieces []tree.Piece) error {
+			var n int64
+			for _, piece := range pieces {
+				if !piece.IsZero() {
+					n += int64(piece.Length)
+					m.chunks.add(piece.ID, piece.Length)
+				}
+			}
+			m.lists[p.ID] = n
+			below += n * wanted[p.ID]
+			return nil
+		},
+		Leave: func(node tree.Part) error {
+			m.nodes[node.Key()] = below
+			sum, below = sum+below, 0
+			clear(wanted)
+			return nil
+		},
+	})
+	return sum, err
 }

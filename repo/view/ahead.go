@@ -64,7 +64,7 @@ func (d *Disk) prefetch(from, to int64) {
 		var rq request
 		for _, p := range pieces {
 			start := b*disk.BlockSize + int64(p.Offset)
-			if !p.IsGap() && start < stop && start+int64(p.Length) > off {
+			if !p.IsZero() && start < stop && start+int64(p.Length) > off {
 				d.want(&rq, p)
 			}
 		}

@@ -18,7 +18,7 @@ type entry struct {
 	key  key
 	size int64         // bytes counted
 	done chan struct{} // closed once value or err is set
-	// value is []byte for data, *repo.NodeIDs or []repo.Piece for the tree.
+	// value is []byte for data, *tree.Node or []tree.Piece for the tree.
 	value any
 	err   error
 }

@@ -15,9 +15,9 @@ import (
 	"sync"
 
 	"xenkeep/chunkstore/chunk"
-	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
 	"xenkeep/repo"
+	"xenkeep/repo/tree"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -95,11 +95,7 @@ func (v *View) begin(fn func()) bool {
 
 // Open reads a disk's root.
 func (v *View) Open(ctx context.Context, root chunk.ID) (*Disk, error) {
-	p, err := v.r.Store().Load(ctx, chunk.Root, root)
-	if err != nil {
-		return nil, err
-	}
-	rn, err := repo.DecodeRoot(p)
+	rn, err := tree.ReadRoot(ctx, v.r.Store(), root)
 	if err != nil {
 		return nil, err
 	}
@@ -110,8 +106,20 @@ func (v *View) Open(ctx context.Context, root chunk.ID) (*Disk, error) {
 type request struct {
 	ids     []chunk.ID
 	entries []*entry
-	bytes   int64
-	decode  []func(p []byte) (any, error) // nil for data
+	bytes   int64                         // of data
+	pieces  []tree.Piece                  // of data; none for the tree
+	decode  []func(p []byte) (any, error) // of the tree
+}
+
+// value is the value of entry i, of which p are the stored bytes.
+func (rq *request) value(i int, p []byte) (any, error) {
+	if rq.decode != nil {
+		return rq.decode[i](p)
+	}
+	if err := rq.pieces[i].Check(p); err != nil {
+		return nil, err
+	}
+	return bytes.Clone(p), nil
 }
 
 // load fetches what a request asks for, in the background.
@@ -137,15 +145,7 @@ func (v *View) load(k chunk.Kind, rq request) {
 		}
 		var mu sync.Mutex
 		err := v.r.Store().Fetch(v.ctx, k, rq.ids, func(i int, p []byte) error {
-			var value any = []byte(nil)
-			var err error
-			if rq.decode != nil {
-				value, err = rq.decode[i](p)
-			} else if int64(len(p)) != rq.entries[i].size {
-				err = fmt.Errorf("chunk %s: %d bytes where its block list says %d: %w", rq.ids[i].String()[:8], len(p), rq.entries[i].size, seal.ErrCorrupt)
-			} else {
-				value = bytes.Clone(p)
-			}
+			value, err := rq.value(i, p)
 			mu.Lock()
 			settled[i] = true
 			mu.Unlock()
@@ -173,17 +173,12 @@ func (v *View) oneByOne(k chunk.Kind, rq request, settled []bool) {
 		if settled[i] {
 			continue
 		}
+		var value any
 		p, err := v.r.Store().Load(v.ctx, k, rq.ids[i])
-		var value any = p
-		switch {
-		case err != nil:
-			if v.ctx.Err() != nil {
-				err = context.Cause(v.ctx)
-			}
-		case rq.decode != nil:
-			value, err = rq.decode[i](p)
-		case int64(len(p)) != e.size:
-			err = fmt.Errorf("chunk %s: %d bytes where its block list says %d: %w", rq.ids[i].String()[:8], len(p), e.size, seal.ErrCorrupt)
+		if err == nil {
+			value, err = rq.value(i, p)
+		} else if v.ctx.Err() != nil {
+			err = context.Cause(v.ctx)
 		}
 		v.cache.settle(e, value, err)
 	}
@@ -203,7 +198,7 @@ func (v *View) await(ctx context.Context, e *entry) (any, error) {
 // at once. It needs no closing.
 type Disk struct {
 	v    *View
-	root *repo.RootNode
+	root *tree.Root
 
 	mu      sync.Mutex
 	streams [4]stream // readers that go forward, the one used last in front
@@ -255,7 +250,7 @@ func (d *Disk) readBlock(ctx context.Context, b int64, p []byte, at int) error {
 			continue
 		}
 		dst := p[from-at : to-at]
-		if piece.IsGap() {
+		if piece.IsZero() {
 			clear(dst)
 			continue
 		}
@@ -274,25 +269,26 @@ func (d *Disk) readBlock(ctx context.Context, b int64, p []byte, at int) error {
 }
 
 // want finds the entry of a chunk; where it is not there yet it goes into rq.
-func (d *Disk) want(rq *request, p repo.Piece) *entry {
+func (d *Disk) want(rq *request, p tree.Piece) *entry {
 	e, mine := d.v.cache.get(key{chunk.Data, p.ID}, int64(p.Length))
 	if mine {
 		rq.ids, rq.entries, rq.bytes = append(rq.ids, p.ID), append(rq.entries, e), rq.bytes+int64(p.Length)
+		rq.pieces = append(rq.pieces, p)
 	}
 	return e
 }
 
 // Pieces are the pieces of block b; nil where it is zero. They must not be
 // changed.
-func (d *Disk) Pieces(ctx context.Context, b int64) ([]repo.Piece, error) {
+func (d *Disk) Pieces(ctx context.Context, b int64) ([]tree.Piece, error) {
 	if b < 0 || b >= disk.Blocks(d.root.Size) {
 		return nil, fmt.Errorf("view: block %d of a disk of %d bytes", b, d.root.Size)
 	}
-	node, err := d.node(ctx, int(b/repo.NodeBlocks))
+	node, err := d.node(ctx, int(b/tree.NodeBlocks))
 	if err != nil || node == nil {
 		return nil, err
 	}
-	at := int(b % repo.NodeBlocks)
+	at := int(b % tree.NodeBlocks)
 	if node[at].IsZero() {
 		return nil, nil
 	}
@@ -302,27 +298,27 @@ func (d *Disk) Pieces(ctx context.Context, b int64) ([]repo.Piece, error) {
 	}
 	value, err := d.v.await(ctx, e)
 	if err != nil {
-		return nil, fmt.Errorf("disk bytes %d to %d: %w", b*disk.BlockSize, b*disk.BlockSize+int64(repo.BlockLength(d.root.Size, b)), err)
+		return nil, fmt.Errorf("disk bytes %d to %d: %w", b*disk.BlockSize, b*disk.BlockSize+int64(disk.BlockLength(d.root.Size, b)), err)
 	}
-	return value.([]repo.Piece), nil
+	return value.([]tree.Piece), nil
 }
 
 // What a decoded list of about 60 pieces, and a node, take in memory.
 const (
 	listSize = 60 * 48
-	nodeSize = repo.NodeBlocks * chunk.IDSize
+	nodeSize = tree.NodeBlocks * chunk.IDSize
 )
 
 // loadLists reads the list of block b, which is e, and those behind it.
-func (d *Disk) loadLists(node *repo.NodeIDs, b int64, at int, e *entry) {
+func (d *Disk) loadLists(node *tree.Node, b int64, at int, e *entry) {
 	var rq request
 	add := func(i int, e *entry) {
-		length := repo.BlockLength(d.root.Size, b-int64(at)+int64(i))
+		length := disk.BlockLength(d.root.Size, b-int64(at)+int64(i))
 		rq.ids, rq.entries = append(rq.ids, node[i]), append(rq.entries, e)
-		rq.decode = append(rq.decode, func(p []byte) (any, error) { return repo.DecodeList(nil, p, length) })
+		rq.decode = append(rq.decode, func(p []byte) (any, error) { return tree.DecodeList(nil, p, length) })
 	}
 	add(at, e)
-	for i := at + 1; i < min(at+listGroup, repo.NodeBlocks); i++ {
+	for i := at + 1; i < min(at+listGroup, tree.NodeBlocks); i++ {
 		if node[i].IsZero() {
 			continue
 		}
@@ -334,7 +330,7 @@ func (d *Disk) loadLists(node *repo.NodeIDs, b int64, at int, e *entry) {
 }
 
 // node is node i; nil where it is zero.
-func (d *Disk) node(ctx context.Context, i int) (*repo.NodeIDs, error) {
+func (d *Disk) node(ctx context.Context, i int) (*tree.Node, error) {
 	id := d.root.Nodes[i]
 	if id.IsZero() {
 		return nil, nil
@@ -342,14 +338,14 @@ func (d *Disk) node(ctx context.Context, i int) (*repo.NodeIDs, error) {
 	e, mine := d.v.cache.get(key{chunk.Node, id}, nodeSize)
 	if mine {
 		d.v.load(chunk.Node, request{ids: []chunk.ID{id}, entries: []*entry{e}, decode: []func([]byte) (any, error){
-			func(p []byte) (any, error) { return repo.DecodeNode(p) },
+			func(p []byte) (any, error) { return tree.DecodeNode(p) },
 		}})
 	}
 	value, err := d.v.await(ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	return value.(*repo.NodeIDs), nil
+	return value.(*tree.Node), nil
 }
 
 // Extents tells what length bytes at off hold, as far as the tree says: runs of
@@ -368,8 +364,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64, limit int) ([]Ext
 	for read := 0; off < end; {
 		b := off / disk.BlockSize
 		stop := min(end, (b+1)*disk.BlockSize)
-		if i := int(b / repo.NodeBlocks); d.root.Nodes[i].IsZero() {
-			stop = min(end, int64(i+1)*repo.NodeBlocks*disk.BlockSize)
+		if i := int(b / tree.NodeBlocks); d.root.Nodes[i].IsZero() {
+			stop = min(end, int64(i+1)*tree.NodeBlocks*disk.BlockSize)
 			add(off, stop-off, true)
 			off = stop
 			continue
@@ -390,7 +386,7 @@ func (d *Disk) Extents(ctx context.Context, off, length int64, limit int) ([]Ext
 		for _, p := range pieces {
 			from, to := max(off, b*disk.BlockSize+int64(p.Offset)), min(stop, b*disk.BlockSize+int64(p.Offset+p.Length))
 			if from < to {
-				add(from, to-from, p.IsGap())
+				add(from, to-from, p.IsZero())
 			}
 		}
 		off = stop

@@ -1,54 +1,82 @@
-package repo
+// Package tree is the Merkle tree of a disk: how it is encoded, and the only code
+// that decodes it and follows it.
+//
+// A root names a node for each GiB of the disk, a node names a block list for each
+// block of disk.BlockSize, and a block list names the chunks of its block. Holes
+// and zeros are the same: a block of zeros has no list, a GiB of zeros has no node.
+// Every encoding is a pure function of the disk's content, so equal parts of disks
+// have equal IDs.
+//
+// Walk visits a whole tree. ReadLists and ReadData read blocks of it. Code that
+// keeps parts of trees in a cache of its own decodes them by DecodeNode and
+// DecodeList.
+package tree
 
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
 )
 
-// A disk is a Merkle tree: block lists name the chunks of a block of
-// disk.BlockSize, nodes name NodeBlocks block lists, the root names the nodes.
-// Hole and zero are one thing: an all-zero block has no list, a GiB of them no
-// node. Every encoding is a pure function of the content.
+const (
+	// NodeBlocks is the number of blocks that a node covers.
+	NodeBlocks = 512
+	// NodeSize is the number of bytes that a node covers: 1 GiB.
+	NodeSize = NodeBlocks * disk.BlockSize
+	// MaxSize is the size of the largest disk, in bytes: 64 TiB. It bounds the
+	// memory that a damaged root can ask for.
+	MaxSize = 64 << 40
+)
 
-// NodeBlocks is how many blocks one node covers: 1 GiB.
-const NodeBlocks = 512
-
-// Piece is a stretch of a block: a chunk, or a gap of zeros where ID is zero.
+// Piece is a stretch of a block: a chunk, or zeros if ID is zero.
 type Piece struct {
 	ID     chunk.ID
 	Offset int // in the block
 	Length int
 }
 
-// IsGap tells whether the piece is zeros.
-func (p Piece) IsGap() bool { return p.ID.IsZero() }
+// IsZero reports whether the piece is a stretch of zeros.
+func (p Piece) IsZero() bool { return p.ID.IsZero() }
 
-// A block list is one piece after another, covering the block: the length of
-// the piece times two, plus one for a chunk, as an unsigned LEB128 number, and
-// for a chunk its ID. No two gaps follow each other.
+// Check returns an error unless data, the content of the piece's chunk, has the
+// length that the block list states.
+func (p Piece) Check(data []byte) error { return checkLength(p.ID, len(data), p.Length) }
 
-// AppendList appends the encoding of a block list to dst.
+func checkLength(id chunk.ID, got, want int) error {
+	if got != want {
+		return fmt.Errorf("chunk %s: %d bytes where its block list says %d: %w", id.String()[:8], got, want, seal.ErrCorrupt)
+	}
+	return nil
+}
+
+// AppendList appends the encoding of a block list to dst: for each piece of the
+// block an unsigned LEB128 number, which is twice the piece's length, plus one for
+// a chunk, and then the chunk's ID. Two stretches of zeros never follow each other.
 func AppendList(dst []byte, pieces []Piece) []byte {
 	for _, p := range pieces {
 		v := uint64(p.Length) << 1
-		if !p.IsGap() {
+		if !p.IsZero() {
 			v |= 1
 		}
 		dst = binary.AppendUvarint(dst, v)
-		if !p.IsGap() {
+		if !p.IsZero() {
 			dst = append(dst, p.ID[:]...)
 		}
 	}
 	return dst
 }
 
-// DecodeList appends the pieces of a block list to dst; they cover a block of
-// length bytes.
+// DecodeList appends the pieces of a block list to dst. It fails unless they cover
+// a block of length bytes.
 func DecodeList(dst []Piece, list []byte, length int) ([]Piece, error) {
+	if length < 0 {
+		return nil, fmt.Errorf("block list: of a block after the disk's end: %w", seal.ErrCorrupt)
+	}
+	dst = slices.Grow(dst, len(list)/(chunk.IDSize+1)+1)
 	at, gap := 0, false
 	for len(list) > 0 {
 		v, n := binary.Uvarint(list)
@@ -86,19 +114,19 @@ func DecodeList(dst []Piece, list []byte, length int) ([]Piece, error) {
 	return dst, nil
 }
 
-// NodeIDs are the block-list IDs of one node; zero IDs stand for zero blocks.
-type NodeIDs [NodeBlocks]chunk.ID
+// Node is a decoded node: the IDs of its block lists, zero for blocks of zeros.
+type Node [NodeBlocks]chunk.ID
 
-// IsZero tells whether the node covers zeros alone.
-func (n *NodeIDs) IsZero() bool { return *n == NodeIDs{} }
+// IsZero reports whether all blocks of the node are zero.
+func (n *Node) IsZero() bool { return *n == Node{} }
 
-// AppendNode appends the encoding of a node: a bitmap of 64 bytes, bit i of it
-// (lowest bit first) telling whether block i has a list, then the IDs of those.
-func AppendNode(dst []byte, n *NodeIDs) []byte { return appendSparse(dst, n[:]) }
+// AppendNode appends the encoding of a node: a bitmap of 64 bytes, in which bit i
+// (lowest bit first) is set if block i has a list, then the IDs of these lists.
+func AppendNode(dst []byte, n *Node) []byte { return appendSparse(dst, n[:]) }
 
 // DecodeNode undoes AppendNode.
-func DecodeNode(p []byte) (*NodeIDs, error) {
-	n := new(NodeIDs)
+func DecodeNode(p []byte) (*Node, error) {
+	n := new(Node)
 	if err := decodeSparse(n[:], p); err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
@@ -145,32 +173,29 @@ func decodeSparse(ids []chunk.ID, p []byte) error {
 	return nil
 }
 
-// RootNode is a decoded root: a disk's size and the IDs of its nodes.
-type RootNode struct {
+// Root is a decoded root: a disk's size and the IDs of its nodes.
+type Root struct {
 	Size  int64
-	Nodes []chunk.ID // one for each GiB begun; zero for zeros
+	Nodes []chunk.ID // one for each GiB, zero for a GiB of zeros
 }
-
-// MaxSize is the largest disk, in bytes: 64 TiB. It bounds what a root may claim.
-const MaxSize = 64 << 40
 
 // rootVersion leads a root, so that other shapes of tree can follow.
 const rootVersion = 1
 
-// Nodes is how many nodes a disk of size bytes has.
+// Nodes returns the number of nodes of a disk of size bytes.
 func Nodes(size int64) int { return int((disk.Blocks(size) + NodeBlocks - 1) / NodeBlocks) }
 
 // AppendRoot appends the encoding of a root: its version (1 byte), the size
 // (8 bytes, big-endian), a bitmap of the nodes that are there and their IDs, as
 // in a node.
-func AppendRoot(dst []byte, r *RootNode) []byte {
+func AppendRoot(dst []byte, r *Root) []byte {
 	dst = append(dst, rootVersion)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Size))
 	return appendSparse(dst, r.Nodes)
 }
 
 // DecodeRoot undoes AppendRoot.
-func DecodeRoot(p []byte) (*RootNode, error) {
+func DecodeRoot(p []byte) (*Root, error) {
 	if len(p) < 9 {
 		return nil, fmt.Errorf("root: %w", seal.ErrCorrupt)
 	}
@@ -181,7 +206,7 @@ func DecodeRoot(p []byte) (*RootNode, error) {
 	if size > MaxSize {
 		return nil, fmt.Errorf("root: size %d: %w", size, seal.ErrCorrupt)
 	}
-	r := &RootNode{Size: int64(size)}
+	r := &Root{Size: int64(size)}
 	n := Nodes(r.Size)
 	if (n+7)/8 > len(p)-9 {
 		return nil, fmt.Errorf("root: %w", seal.ErrCorrupt)
@@ -191,9 +216,4 @@ func DecodeRoot(p []byte) (*RootNode, error) {
 		return nil, fmt.Errorf("root: %w", err)
 	}
 	return r, nil
-}
-
-// BlockLength is the length of block i of a disk of size bytes.
-func BlockLength(size, i int64) int {
-	return int(min(disk.BlockSize, size-i*disk.BlockSize))
 }

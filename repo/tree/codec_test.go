@@ -1,4 +1,4 @@
-package repo
+package tree
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ func FuzzList(f *testing.F) {
 }
 
 func FuzzNode(f *testing.F) {
-	f.Add(AppendNode(nil, &NodeIDs{3: chunk.ID{1}, 511: chunk.ID{2}}))
+	f.Add(AppendNode(nil, &Node{3: chunk.ID{1}, 511: chunk.ID{2}}))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		n, err := DecodeNode(p)
 		if err == nil && !bytes.Equal(AppendNode(nil, n), p) {
@@ -31,8 +31,8 @@ func FuzzNode(f *testing.F) {
 }
 
 func FuzzRoot(f *testing.F) {
-	f.Add(AppendRoot(nil, &RootNode{Size: 3 << 30, Nodes: []chunk.ID{{}, {1}, {2}}}))
-	f.Add(AppendRoot(nil, &RootNode{}))
+	f.Add(AppendRoot(nil, &Root{Size: 3 << 30, Nodes: []chunk.ID{{}, {1}, {2}}}))
+	f.Add(AppendRoot(nil, &Root{}))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		r, err := DecodeRoot(p)
 		if err == nil && !bytes.Equal(AppendRoot(nil, r), p) {
@@ -51,15 +51,15 @@ func TestTreeVectors(t *testing.T) {
 	}
 	eleven := strings.Repeat("11", 32)
 	twos := strings.Repeat("22", 32)
-	node := NodeIDs{0: id(0x11), 9: id(0x22)}
+	node := Node{0: id(0x11), 9: id(0x22)}
 	for name, c := range map[string]struct {
 		got  []byte
 		want string
 	}{
 		"list": {AppendList(nil, []Piece{{Length: 4096}, {ID: id(0x11), Offset: 4096, Length: 300}, {Offset: 4396, Length: 1}}), "8040" + "d904" + eleven + "02"},
 		"node": {AppendNode(nil, &node), "0102" + strings.Repeat("00", 62) + eleven + twos},
-		"root": {AppendRoot(nil, &RootNode{Size: 3<<30 + 1, Nodes: []chunk.ID{{}, id(0x22), {}, id(0x11)}}), "01" + "00000000c0000001" + "0a" + twos + eleven},
-		"none": {AppendRoot(nil, &RootNode{}), "01" + "0000000000000000"},
+		"root": {AppendRoot(nil, &Root{Size: 3<<30 + 1, Nodes: []chunk.ID{{}, id(0x22), {}, id(0x11)}}), "01" + "00000000c0000001" + "0a" + twos + eleven},
+		"none": {AppendRoot(nil, &Root{}), "01" + "0000000000000000"},
 	} {
 		if got := hex.EncodeToString(c.got); got != c.want {
 			t.Errorf("%s is %s, want %s", name, got, c.want)
