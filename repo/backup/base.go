@@ -10,14 +10,14 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// oldNode is a GiB of the base: the IDs of its lists and, once one is asked for, the
-// pieces of all of them.
+// oldNode is a GiB of the base: the IDs of its lists and, once one is asked for, all
+// lists.
 type oldNode struct {
 	index int
 	ids   tree.Node
 
-	once   sync.Mutex
-	pieces [][]tree.Piece // by block within the node; nil until the lists are read
+	once  sync.Mutex
+	lists []tree.Block // by block within the node; nil until they are read
 }
 
 // oldNode returns a node of the base, all zero where the base has none.
@@ -58,9 +58,8 @@ func (d *diskRun) oldList(block int64) chunk.ID {
 	return chunk.ID{}
 }
 
-// oldPieces returns the base's pieces of a block, none if it has zeros there. The
-// caller must not change them. All lists of the node are read together the first
-// time.
+// oldPieces returns the base's pieces of a block, none if it has zeros there. All
+// lists of the node are read together the first time.
 func (d *diskRun) oldPieces(ctx context.Context, block int64) ([]tree.Piece, error) {
 	if d.base == nil {
 		return nil, nil
@@ -75,40 +74,36 @@ func (d *diskRun) oldPieces(ctx context.Context, block int64) ([]tree.Piece, err
 	}
 	n.once.Lock()
 	defer n.once.Unlock()
-	if n.pieces == nil {
-		pieces, err := d.readOld(ctx, n)
-		if err != nil {
+	if n.lists == nil {
+		if n.lists, err = d.readOld(ctx, n); err != nil {
 			if err = d.unlessHelp(ctx, err); err != nil {
 				return nil, err
 			}
-			pieces = make([][]tree.Piece, tree.NodeBlocks)
+			n.lists = make([]tree.Block, tree.NodeBlocks)
 		}
-		n.pieces = pieces
 	}
-	return n.pieces[at], nil
+	pieces, err := n.lists[at].Decode()
+	if err != nil {
+		return nil, d.unlessHelp(ctx, err)
+	}
+	return pieces, nil
 }
 
 // readOld reads all lists of a node of the base. Where something of the base is
 // suspect, lists that cannot be read are passed over: their blocks are read whole.
-func (d *diskRun) readOld(ctx context.Context, n *oldNode) ([][]tree.Piece, error) {
-	parts := n.ids.Lists(nil, d.base.Node(n.index))
-	blocks := make([]tree.Block, len(parts))
-	for i, p := range parts {
-		blocks[i].Part = p
+func (d *diskRun) readOld(ctx context.Context, n *oldNode) ([]tree.Block, error) {
+	lists := make([]tree.Block, tree.NodeBlocks)
+	for i := range lists {
+		lists[i].Part = n.ids.List(d.base.Node(n.index), i)
 	}
 	var broken func(*tree.Block, error) error
 	if d.suspects != nil {
 		broken = func(*tree.Block, error) error { return nil }
 	}
-	if err := tree.ReadLists(ctx, d.run.r.Store(), blocks, broken); err != nil {
+	if err := tree.FetchLists(ctx, d.run.r.Store(), lists, broken); err != nil {
 		return nil, err
 	}
-	first := int64(n.index) * tree.NodeBlocks
-	pieces := make([][]tree.Piece, tree.NodeBlocks)
-	for i := range blocks {
-		pieces[blocks[i].Offset/disk.BlockSize-first] = blocks[i].Pieces
-	}
-	return pieces, nil
+	return lists, nil
 }
 
 // unlessHelp passes an error on unless the base is only a help to find known

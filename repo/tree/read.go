@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -148,6 +149,7 @@ type Block struct {
 	Pieces []Piece // none for a block of zeros
 	Data   []byte
 
+	list []byte // encoded, if FetchLists read it
 	read bool
 	err  error
 }
@@ -158,10 +160,21 @@ type Block struct {
 // broken returns ends ReadLists. Errors of the storage, and the end of ctx, end it
 // in any case.
 func ReadLists(ctx context.Context, s *chunkstore.Store, blocks []Block, broken func(b *Block, err error) error) error {
+	return readLists(ctx, s, blocks, (*Block).decode, broken)
+}
+
+// FetchLists is ReadLists that leaves the lists encoded, which takes less memory and
+// time if only some are used: Block.Decode decodes one.
+func FetchLists(ctx context.Context, s *chunkstore.Store, blocks []Block, broken func(b *Block, err error) error) error {
+	return readLists(ctx, s, blocks, (*Block).keep, broken)
+}
+
+// readLists calls take with each list, from several goroutines at the same time.
+func readLists(ctx context.Context, s *chunkstore.Store, blocks []Block, take func(*Block, []byte) error, broken func(*Block, error) error) error {
 	ids, of := make([]chunk.ID, 0, len(blocks)), make([]*Block, 0, len(blocks))
 	for i := range blocks {
 		b := &blocks[i]
-		b.Pieces, b.read, b.err = b.Pieces[:0], false, nil
+		b.Pieces, b.list, b.read, b.err = b.Pieces[:0], nil, false, nil
 		if b.ID.IsZero() {
 			continue
 		}
@@ -169,7 +182,7 @@ func ReadLists(ctx context.Context, s *chunkstore.Store, blocks []Block, broken 
 	}
 	var bad atomic.Bool
 	err := s.Fetch(ctx, chunk.List, ids, func(i int, p []byte) error {
-		if err := of[i].decode(p); err != nil {
+		if err := take(of[i], p); err != nil {
 			if broken == nil {
 				return err
 			}
@@ -184,7 +197,7 @@ func ReadLists(ctx context.Context, s *chunkstore.Store, blocks []Block, broken 
 		if err := ends(ctx, err); err != nil {
 			return err
 		}
-		if err := oneByOne(ctx, s, of); err != nil {
+		if err := oneByOne(ctx, s, of, take); err != nil {
 			return err
 		}
 	}
@@ -201,7 +214,7 @@ func ReadLists(ctx context.Context, s *chunkstore.Store, blocks []Block, broken 
 
 // oneByOne reads the lists that a failed Fetch did not, so that damage is found in
 // the lists that have it and in no others.
-func oneByOne(ctx context.Context, s *chunkstore.Store, blocks []*Block) error {
+func oneByOne(ctx context.Context, s *chunkstore.Store, blocks []*Block, take func(*Block, []byte) error) error {
 	for _, b := range blocks {
 		if b.read {
 			continue
@@ -214,7 +227,7 @@ func oneByOne(ctx context.Context, s *chunkstore.Store, blocks []*Block) error {
 			b.err = err
 			continue
 		}
-		_ = b.decode(p) // in b.err
+		_ = take(b, p) // in b.err
 	}
 	return nil
 }
@@ -227,6 +240,21 @@ func (b *Block) decode(list []byte) error {
 		b.Pieces = pieces
 	}
 	return b.err
+}
+
+// keep sets list.
+func (b *Block) keep(list []byte) error {
+	b.read, b.list = true, bytes.Clone(list)
+	return nil
+}
+
+// Decode returns the pieces of a block whose list FetchLists has read: none for a
+// block of zeros, and none if the list is broken.
+func (b *Block) Decode() ([]Piece, error) {
+	if b.list == nil {
+		return nil, nil
+	}
+	return DecodeList(nil, b.list, int(b.Length))
 }
 
 // ends returns the error that ends a walk over damaged trees: what is not damage.
