@@ -262,10 +262,15 @@ func (r *reader) piece(b *pack.Blob, plain []byte, k chunk.Kind, id chunk.ID) ([
 		return nil, fmt.Errorf("index and table of contents differ at %#x: %w", b.Offset, seal.ErrCorrupt)
 	}
 	p := plain[from:to]
-	if r.hasher.Sum(k, p) != id {
-		return nil, fmt.Errorf("content does not fit its ID: %w", seal.ErrCorrupt)
+	return p, CheckID(r.hasher, k, id, p)
+}
+
+// CheckID returns an error unless id is the ID of p.
+func CheckID(h *chunk.Hasher, k chunk.Kind, id chunk.ID, p []byte) error {
+	if h.Sum(k, p) != id {
+		return fmt.Errorf("content does not fit its ID: %w", seal.ErrCorrupt)
 	}
-	return p, nil
+	return nil
 }
 
 // elsewhere reads blobs [from, to) of a span from other packs that hold them

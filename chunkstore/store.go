@@ -287,8 +287,8 @@ func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject,
 	if err != nil {
 		return nil, err
 	}
-	if "index/"+seal.Name(data) != name {
-		return nil, fmt.Errorf("%s: content does not fit its name: %w", name, seal.ErrCorrupt)
+	if err := seal.CheckName(name, data); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	o, err := OpenIndexObject(s.keys, data)
 	if err != nil {

@@ -479,8 +479,8 @@ func (r *Repository) readObject(ctx context.Context, name string, kind seal.Obje
 	if err != nil {
 		return nil, err
 	}
-	if !strings.HasSuffix(name, seal.Name(data)) {
-		return nil, fmt.Errorf("%s: content does not fit its name: %w", name, seal.ErrCorrupt)
+	if err := seal.CheckName(name, data); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return r.openObject(name, data, kind, v)
 }

@@ -304,8 +304,8 @@ func (r *Repository) snapshotObject(ctx context.Context, name string) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	if seal.Name(data) != id {
-		return nil, fmt.Errorf("%s: content does not fit its name: %w", name, seal.ErrCorrupt)
+	if err := seal.CheckName(name, data); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
 		_ = renameio.WriteFile(file, data, 0o600) // a cache: that it fails harms nobody

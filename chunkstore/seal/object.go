@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"strings"
 )
 
 // A small object (snapshot, note, claim, index ...) lies in storage as
@@ -111,6 +112,15 @@ func (k *Keys) objectAEAD(kind ObjectKind, salt []byte) (interface {
 func Name(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
+}
+
+// CheckName returns an error unless the name of an object ends in the Name of its
+// content.
+func CheckName(name string, data []byte) error {
+	if !strings.HasSuffix(name, Name(data)) {
+		return fmt.Errorf("content does not fit its name: %w", ErrCorrupt)
+	}
+	return nil
 }
 
 // ObjectHead parses the plain parts of an object, without any key and without

@@ -169,7 +169,8 @@ func (c *checker) gone(ctx context.Context, ids []pack.ID) error {
 // pack proves one pack and notes the blobs of it that are damaged.
 func (c *checker) pack(id pack.ID, data []byte, in *room) error {
 	bad := c.bad
-	if got := seal.Name(data); got == id.String() {
+	err := seal.CheckName(id.String(), data)
+	if err == nil {
 		// Every byte is what was written; what was written must open.
 		d, err := pack.Parse(c.r.Keys(), data)
 		if err != nil {
@@ -180,7 +181,6 @@ func (c *checker) pack(id pack.ID, data []byte, in *room) error {
 		}
 		return c.open(id, d, data, in)
 	}
-	err := fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
 	if d, perr := pack.Parse(c.r.Keys(), data); perr == nil {
 		if oerr := c.open(id, d, data, in); oerr != nil {
 			return oerr
@@ -223,15 +223,16 @@ func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, in *room) err
 		}
 		from := 0
 		for _, piece := range b.Pieces {
-			switch to := from + int(piece.Length); {
-			case err != nil:
-				note(piece.ID, err)
-			case !unlocked:
-			case h.Sum(b.Kind, p[from:to]) != piece.ID:
-				note(piece.ID, fmt.Errorf("%v %s: content does not fit its ID: %w", b.Kind, piece.ID.String()[:8], seal.ErrCorrupt))
+			perr := err
+			if err == nil && unlocked {
+				to := from + int(piece.Length)
+				if perr = chunkstore.CheckID(h, b.Kind, piece.ID, p[from:to]); perr != nil {
+					perr = fmt.Errorf("%v %s: %w", b.Kind, piece.ID.String()[:8], perr)
+				}
 				from = to
-			default:
-				from = to
+			}
+			if perr != nil {
+				note(piece.ID, perr)
 			}
 		}
 		if err == nil && unlocked {

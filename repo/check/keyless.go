@@ -135,8 +135,8 @@ func (k *keyless) small(ctx context.Context) error {
 }
 
 func (k *keyless) object(folder, name string, data []byte) error {
-	if !strings.HasSuffix(name, seal.Name(data)) {
-		return fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+	if err := seal.CheckName(name, data); err != nil {
+		return err
 	}
 	kind, head, err := seal.ObjectHead(data)
 	if err != nil {
@@ -254,8 +254,8 @@ func (k *keyless) data(ctx context.Context) error {
 				return nil // a pruner has deleted it since; or it is missing the next time
 			case err != nil && (ctx.Err() != nil || object.Retriable(err)):
 				return err
-			case err == nil && seal.Name(data) != id.String():
-				err = fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+			case err == nil:
+				err = seal.CheckName(id.String(), data)
 			}
 			if err != nil {
 				k.add(id.ObjectName(), "", err, "with a key, xenkeep check --read-data tells what is damaged")

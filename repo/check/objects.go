@@ -211,8 +211,8 @@ func (c *checker) stored(ctx context.Context) error {
 	for _, name := range names {
 		g.Go(func() error {
 			data, err := c.r.Objects().Get(ctx, name, 0, -1)
-			if err == nil && !strings.HasSuffix(name, seal.Name(data)) {
-				err = fmt.Errorf("content does not fit its name: %w", seal.ErrCorrupt)
+			if err == nil {
+				err = seal.CheckName(name, data)
 			}
 			if err == nil {
 				_, err = c.r.Keys().OpenObject(kinds[name[:strings.IndexByte(name, '/')]], data)

@@ -106,9 +106,8 @@ func (v *View) Open(ctx context.Context, root chunk.ID) (*Disk, error) {
 type request struct {
 	ids     []chunk.ID
 	entries []*entry
-	bytes   int64                         // of data
-	pieces  []tree.Piece                  // of data; none for the tree
-	decode  []func(p []byte) (any, error) // of the tree
+	bytes   int64
+	decode  []func(p []byte) (any, error) // nil for data
 }
 
 // value is the value of entry i, of which p are the stored bytes.
@@ -116,7 +115,8 @@ func (rq *request) value(i int, p []byte) (any, error) {
 	if rq.decode != nil {
 		return rq.decode[i](p)
 	}
-	if err := rq.pieces[i].Check(p); err != nil {
+	piece := tree.Piece{ID: rq.ids[i], Length: int(rq.entries[i].size)}
+	if err := piece.Check(p); err != nil {
 		return nil, err
 	}
 	return bytes.Clone(p), nil
@@ -273,7 +273,6 @@ func (d *Disk) want(rq *request, p tree.Piece) *entry {
 	e, mine := d.v.cache.get(key{chunk.Data, p.ID}, int64(p.Length))
 	if mine {
 		rq.ids, rq.entries, rq.bytes = append(rq.ids, p.ID), append(rq.entries, e), rq.bytes+int64(p.Length)
-		rq.pieces = append(rq.pieces, p)
 	}
 	return e
 }
