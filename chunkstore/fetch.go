@@ -39,12 +39,13 @@ func (s *Store) Fetch(ctx context.Context, k chunk.Kind, ids []chunk.ID, fn func
 	if err != nil {
 		return err
 	}
+	f := &fetch{s: s, kind: k, ids: ids, fn: fn}
 	readers := min(len(spans), max(runtime.GOMAXPROCS(0), min(s.objects.Traits().Parallel, 8)))
 	if readers <= 1 {
-		r := s.newReader()
+		r := f.newReader()
 		defer r.release()
 		for _, sp := range spans {
-			if err := r.span(ctx, k, ids, sp, fn); err != nil {
+			if err := r.span(ctx, sp, true); err != nil {
 				return err
 			}
 		}
@@ -65,10 +66,10 @@ func (s *Store) Fetch(ctx context.Context, k chunk.Kind, ids []chunk.ID, fn func
 	})
 	for range readers {
 		g.Go(func() error {
-			r := s.newReader()
+			r := f.newReader()
 			defer r.release()
 			for sp := range next {
-				if err := r.span(ctx, k, ids, sp, fn); err != nil {
+				if err := r.span(ctx, sp, true); err != nil {
 					return err
 				}
 			}
@@ -86,6 +87,14 @@ func (s *Store) Load(ctx context.Context, k chunk.Kind, id chunk.ID) ([]byte, er
 		return nil
 	})
 	return out, err
+}
+
+// fetch is one call of Fetch.
+type fetch struct {
+	s    *Store
+	kind chunk.Kind
+	ids  []chunk.ID
+	fn   func(i int, p []byte) error
 }
 
 // wanted is one index of ids and where it lies.
@@ -155,9 +164,10 @@ func (s *Store) plan(ctx context.Context, k chunk.Kind, ids []chunk.ID) ([]span,
 	return spans, nil
 }
 
-// reader holds the buffers of one goroutine of a Fetch.
+// reader is one goroutine of a fetch, with its buffers.
 type reader struct {
-	s      *Store
+	*fetch
+	of     *Store // whose hasher it is: readers are used again, by other stores too
 	hasher *chunk.Hasher
 	stored []byte
 	plain  []byte
@@ -165,27 +175,27 @@ type reader struct {
 
 var readers = sync.Pool{New: func() any { return &reader{plain: make([]byte, 0, pack.GroupSize)} }}
 
-func (s *Store) newReader() *reader {
+func (f *fetch) newReader() *reader {
 	r := readers.Get().(*reader)
-	if r.s != s {
-		r.s, r.hasher = s, s.hasher.Clone()
+	if r.of != f.s {
+		r.of, r.hasher = f.s, f.s.hasher.Clone()
 	}
+	r.fetch = f
 	return r
 }
 
-func (r *reader) release() { readers.Put(r) }
-
-func (r *reader) span(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span, fn func(i int, p []byte) error) error {
-	return r.readSpan(ctx, k, ids, sp, true, fn)
+func (r *reader) release() {
+	r.fetch = nil
+	readers.Put(r)
 }
 
-// readSpan is span; with again, a pack that turns out not to be what it should
-// is looked for among its older versions.
-func (r *reader) readSpan(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span, again bool, fn func(i int, p []byte) error) error {
+// span reads the blobs of a span. With older, a pack that turns out to have
+// another content than it should is looked for among its older versions.
+func (r *reader) span(ctx context.Context, sp span, older bool) error {
 	fail := func(i int, err error) error {
-		return &BlobError{Kind: k, ID: ids[sp.blobs[i].i], Pack: sp.pack, Err: err}
+		return &BlobError{Kind: r.kind, ID: r.ids[sp.blobs[i].i], Pack: sp.pack, Err: err}
 	}
-	from, done := r.s.ranges(ctx, k, sp.pack)
+	from, done := r.s.ranges(ctx, r.kind, sp.pack)
 	defer done()
 	d, err := r.s.directory(ctx, from, sp.pack)
 	if err == nil {
@@ -201,7 +211,7 @@ func (r *reader) readSpan(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp 
 		if errors.Is(err, seal.ErrNoDataKey) {
 			return err
 		}
-		return r.elsewhere(ctx, k, ids, sp, 0, len(sp.blobs), fail(0, err), fn)
+		return r.elsewhere(ctx, sp.blobs, fail(0, err))
 	}
 	for first := 0; first < len(sp.blobs); {
 		// All that is wanted of one blob; it is opened once.
@@ -217,19 +227,19 @@ func (r *reader) readSpan(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp 
 			var p []byte
 			perr := err
 			if perr == nil {
-				p, perr = r.piece(b, plain, k, ids[w.i])
+				p, perr = r.piece(b, plain, r.ids[w.i])
 			}
-			if perr != nil && again && errors.Is(perr, seal.ErrCorrupt) && r.s.recoverPack(ctx, sp.pack) {
+			if perr != nil && older && errors.Is(perr, seal.ErrCorrupt) && r.s.recoverPack(ctx, sp.pack) {
 				sp.blobs = sp.blobs[i:]
-				return r.readSpan(ctx, k, ids, sp, false, fn)
+				return r.span(ctx, sp, false)
 			}
 			if perr != nil {
-				if err := r.elsewhere(ctx, k, ids, sp, i, i+1, fail(i, perr), fn); err != nil {
+				if err := r.elsewhere(ctx, sp.blobs[i:i+1], fail(i, perr)); err != nil {
 					return err
 				}
 				continue
 			}
-			if err := fn(w.i, p); err != nil {
+			if err := r.fn(w.i, p); err != nil {
 				return err
 			}
 		}
@@ -256,13 +266,13 @@ func (r *reader) open(d *pack.Directory, at index.Location, stored []byte) (*pac
 
 // piece finds a piece in its blob's plain bytes and proves that it is what the
 // ID names.
-func (r *reader) piece(b *pack.Blob, plain []byte, k chunk.Kind, id chunk.ID) ([]byte, error) {
+func (r *reader) piece(b *pack.Blob, plain []byte, id chunk.ID) ([]byte, error) {
 	from, to, ok := b.Find(id)
-	if !ok || b.Kind != k {
+	if !ok || b.Kind != r.kind {
 		return nil, fmt.Errorf("index and table of contents differ at %#x: %w", b.Offset, seal.ErrCorrupt)
 	}
 	p := plain[from:to]
-	return p, CheckID(r.hasher, k, id, p)
+	return p, CheckID(r.hasher, r.kind, id, p)
 }
 
 // CheckID returns an error unless id is the ID of p.
@@ -273,11 +283,11 @@ func CheckID(h *chunk.Hasher, k chunk.Kind, id chunk.ID, p []byte) error {
 	return nil
 }
 
-// elsewhere reads blobs [from, to) of a span from other packs that hold them
-// too; cause is the error to give where there is none.
-func (r *reader) elsewhere(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp span, from, to int, cause error, fn func(i int, p []byte) error) error {
-	for _, w := range sp.blobs[from:to] {
-		id := ids[w.i]
+// elsewhere reads blobs from other packs that hold them too. If no copy of one of
+// them is readable, it returns cause.
+func (r *reader) elsewhere(ctx context.Context, blobs []wanted, cause error) error {
+	for _, w := range blobs {
+		id := r.ids[w.i]
 		done := false
 		for _, at := range r.s.index.Locate(index.PrefixOf(id), nil) {
 			if at == w.at {
@@ -291,16 +301,16 @@ func (r *reader) elsewhere(ctx context.Context, k chunk.Kind, ids []chunk.ID, sp
 			if err := r.s.objects.GetInto(ctx, pack.ID(at.Pack).ObjectName(), int64(at.Offset), stored); err != nil {
 				continue
 			}
-			other := reader{s: r.s, hasher: r.hasher} // r's buffer is in use
+			other := reader{fetch: r.fetch, hasher: r.hasher} // r's buffer is in use
 			b, plain, err := other.open(d, at, stored)
 			if err != nil {
 				continue
 			}
-			p, err := other.piece(b, plain, k, id)
+			p, err := other.piece(b, plain, id)
 			if err != nil {
 				continue
 			}
-			if err := fn(w.i, p); err != nil {
+			if err := r.fn(w.i, p); err != nil {
 				return err
 			}
 			done = true
