@@ -2,7 +2,6 @@ package chunkstore
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -60,7 +59,7 @@ type Writer struct {
 	start   func(func(ctx context.Context) error)
 	stopped <-chan struct{} // closed when the run is over
 
-	open    [2]openPack // data, tree
+	packers [2]packer // data, tree
 	buffers chan []byte
 
 	// Put holds it for reading: a Flush must not end the open packs between a
@@ -71,9 +70,7 @@ type Writer struct {
 	pending shards // IDs in packs that the index does not hold yet
 
 	mu       sync.Mutex
-	done     []finishedPack // put, not in the index yet
-	doneSize int64
-	indexed  time.Time
+	done     donePacks
 	stats    WriteStats
 	err      error
 	inFlight sync.WaitGroup // packs on their way
@@ -81,24 +78,21 @@ type Writer struct {
 	made     map[pack.ID]struct{}
 }
 
+// donePacks are packs that were put and are not in the index yet.
+type donePacks struct {
+	packs []finishedPack
+	size  int64
+	since time.Time // when the index was put last
+}
+
 type finishedPack struct {
 	entries index.PackEntries
 	ids     []chunk.ID
 }
 
-// openPack is the pack of one kind that blobs go into now.
-type openPack struct {
-	mu sync.Mutex
-	*filling
-}
-
-type filling struct {
-	b       *pack.Builder
-	buf     []byte
-	blobs   sync.WaitGroup // reserved and not yet filled
-	ids     []chunk.ID
-	targets int
-	tree    bool
+func (d *donePacks) add(p finishedPack) {
+	d.packs = append(d.packs, p)
+	d.size += p.entries.Size
 }
 
 // Write runs fn with a Writer and returns when all that was started has ended.
@@ -116,7 +110,7 @@ func (s *Store) Write(ctx context.Context, o WriterOptions, fn func(ctx context.
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	w := &Writer{
-		s: s, opts: o, indexed: o.Now(), stopped: ctx.Done(),
+		s: s, opts: o, done: donePacks{since: o.Now()}, stopped: ctx.Done(),
 		start:   func(f func(ctx context.Context) error) { g.Go(func() error { return f(ctx) }) },
 		buffers: make(chan []byte, o.Uploads+2),
 		used:    make(map[pack.ID]struct{}), made: make(map[pack.ID]struct{}),
@@ -124,277 +118,16 @@ func (s *Store) Write(ctx context.Context, o WriterOptions, fn func(ctx context.
 	for range cap(w.buffers) {
 		w.buffers <- nil
 	}
+	for i := range w.packers {
+		w.packers[i].w, w.packers[i].kind = w, pack.Kind(i+1)
+	}
 	g.Go(func() error { return fn(ctx, w) })
 	return g.Wait()
 }
 
-// Worker is what one goroutine needs to Put.
-type Worker struct {
-	w      *Writer
-	hasher *chunk.Hasher
-	comp   *seal.Compressor
-	buf    []byte // compressed
-	plain  []byte // a group whose pieces lie apart
-	group  []Piece
-	one    [1]Piece
-	used   map[pack.ID]struct{}
-	last   pack.ID
-	waited time.Duration
-}
-
-// NewWorker returns a Worker; Done ends it.
-func (w *Writer) NewWorker() (*Worker, error) {
-	c, err := seal.NewCompressor(w.opts.Level)
-	if err != nil {
-		return nil, err
-	}
-	return &Worker{
-		w: w, hasher: w.s.hasher.Clone(), comp: c, buf: make([]byte, 0, seal.Bound(pack.GroupSize)),
-		used: make(map[pack.ID]struct{}),
-	}, nil
-}
-
-// Done ends the worker: it hands in what it knows of packs it leant on.
-func (k *Worker) Done() {
-	k.comp.Close()
-	k.comp = nil
-	k.w.mu.Lock()
-	defer k.w.mu.Unlock()
-	for id := range k.used {
-		k.w.used[id] = struct{}{}
-	}
-}
-
-// Waited is how long the worker's Puts have waited for the storage so far: for
-// room in a pack while all buffers are on their way.
-func (k *Worker) Waited() time.Duration { return k.waited }
-
-// Sum names p as data of kind kind.
-func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
-
-// Piece is plain data to be stored under its ID, which is Worker.Sum of it.
-type Piece struct {
-	ID   chunk.ID
-	Data []byte
-}
-
-// PutResult counts what was not known before, in bytes.
-type PutResult struct {
-	New    int64 // plain
-	Stored int64 // as it lies in packs
-}
-
-// Put stores one piece unless its ID is stored already.
-func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (PutResult, error) {
-	k.one[0] = Piece{ID: id, Data: p}
-	return k.PutAll(kind, k.one[:])
-}
-
-// PutAll stores those of pieces whose IDs are not stored already. Data chunks
-// that are new together share blobs of up to pack.GroupSize: what lies together
-// on a disk is alike, so that it compresses better as one. Nothing of pieces is
-// kept. PutAll waits while the storage is slow; an error means that the whole
-// run has failed.
-func (k *Worker) PutAll(kind chunk.Kind, pieces []Piece) (PutResult, error) {
-	k.w.flush.RLock()
-	defer k.w.flush.RUnlock()
-	var res PutResult
-	k.group = k.group[:0]
-	size := 0
-	for _, p := range pieces {
-		if at, ok := k.w.s.locate(p.ID); ok {
-			if at.Pack != k.last {
-				k.last = at.Pack
-				k.used[at.Pack] = struct{}{}
-			}
-			continue
-		}
-		if !k.w.pending.add(p.ID) {
-			continue
-		}
-		if len(k.group) > 0 && (kind != chunk.Data || size+len(p.Data) > pack.GroupSize || len(k.group) == pack.MaxGroup) {
-			if err := k.putGroup(kind, &res); err != nil {
-				return res, err
-			}
-			size = 0
-		}
-		k.group = append(k.group, p)
-		size += len(p.Data)
-	}
-	err := k.putGroup(kind, &res)
-	return res, err
-}
-
-// putGroup stores the pieces of the group as one blob.
-func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
-	if len(k.group) == 0 {
-		return nil
-	}
-	plain := k.joined()
-	body, enc := k.comp.Compress(k.buf, plain)
-	if enc == seal.Zstd && cap(body) > cap(k.buf) {
-		k.buf = body
-	}
-	content := make([]pack.Piece, len(k.group))
-	for i, p := range k.group {
-		content[i] = pack.Piece{ID: p.ID, Length: uint32(len(p.Data))}
-	}
-	k.group = k.group[:0]
-	began := time.Now()
-	f, slot, err := k.w.reserve(kind, enc, content, len(body))
-	k.waited += time.Since(began)
-	if err != nil {
-		ids := make([]chunk.ID, len(content))
-		for i, p := range content {
-			ids[i] = p.ID
-		}
-		k.w.pending.remove(ids) // nobody may lean on what was not stored
-		return err
-	}
-	defer f.blobs.Done()
-	res.New += int64(len(plain))
-	res.Stored += int64(slot.Stored())
-	return f.b.Fill(slot, body)
-}
-
-// joined gives the bytes of the group's pieces: as they lie where they follow
-// one another in memory, as chunks of one block mostly do, else a copy.
-func (k *Worker) joined() []byte {
-	first := k.group[0].Data
-	if len(k.group) == 1 {
-		return first
-	}
-	n := len(first)
-	together := true
-	for _, p := range k.group[1:] {
-		whole := first[:cap(first)]
-		together = together && n+len(p.Data) <= len(whole) && len(p.Data) > 0 && &whole[n] == &p.Data[0]
-		n += len(p.Data)
-	}
-	if together {
-		return first[:n:n]
-	}
-	k.plain = k.plain[:0]
-	for _, p := range k.group {
-		k.plain = append(k.plain, p.Data...)
-	}
-	return k.plain
-}
-
-// reserve finds room in the open pack of the right kind for a blob of n encoded
-// bytes; a full one is sent off first. It waits while all pack buffers are on
-// their way.
-func (w *Writer) reserve(kind chunk.Kind, e seal.Encoding, pieces []pack.Piece, n int) (*filling, pack.Slot, error) {
-	pk := pack.KindOf(kind)
-	o := &w.open[pk-1]
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for {
-		if o.filling == nil {
-			f, err := w.begin(pk, n)
-			if err != nil {
-				return nil, pack.Slot{}, err
-			}
-			o.filling = f
-		}
-		slot, ok := o.b.Reserve(kind, e, pieces, n, o.targets)
-		if ok {
-			for _, p := range pieces {
-				o.ids = append(o.ids, p.ID)
-			}
-			o.blobs.Add(1)
-			return o.filling, slot, nil
-		}
-		if n > pack.TargetSize {
-			return nil, pack.Slot{}, fmt.Errorf("%v of %d bytes does not fit a pack", kind, n)
-		}
-		w.send(o.filling)
-		o.filling = nil
-	}
-}
-
-// begin waits for a buffer and begins a pack in it that takes a blob of n
-// encoded bytes at least.
-func (w *Writer) begin(k pack.Kind, n int) (*filling, error) {
-	var buf []byte
-	select {
-	case buf = <-w.buffers:
-	case <-w.stopped:
-		return nil, w.failure()
-	}
-	w.mu.Lock()
-	target := int(min(max(w.stats.Stored/packFraction, minPack), pack.TargetSize))
-	w.mu.Unlock()
-	// A buffer grows with the packs, by doubling: small runs need little.
-	if need := max(target, min(n, pack.TargetSize)); cap(buf) < need+packRoom {
-		size := minPack
-		for size < need {
-			size *= 2
-		}
-		buf = make([]byte, 0, min(size, pack.TargetSize)+packRoom)
-	}
-	b, err := pack.NewBuilder(w.s.keys, k, buf)
-	if err != nil {
-		return nil, err
-	}
-	return &filling{b: b, buf: buf, targets: target, tree: k == pack.Tree}, nil
-}
-
-// send puts a pack on its way, in a goroutine of its own; how many there are
-// is bounded by the buffers.
-func (w *Writer) send(f *filling) {
-	w.inFlight.Add(1)
-	w.start(func(ctx context.Context) error {
-		defer w.inFlight.Done()
-		err := w.upload(ctx, f)
-		if err != nil {
-			w.mu.Lock()
-			if w.err == nil {
-				w.err = err
-			}
-			w.mu.Unlock()
-			return err
-		}
-		w.buffers <- f.buf
-		return w.indexIfDue(ctx)
-	})
-}
-
-// failure is why the run is over.
-func (w *Writer) failure() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.err != nil {
-		return w.err
-	}
-	return context.Canceled
-}
-
-func (w *Writer) upload(ctx context.Context, f *filling) error {
-	f.blobs.Wait()
-	id, data, blobs, err := f.b.Finish()
-	if err != nil {
-		return err
-	}
-	if err := w.s.objects.Put(ctx, id.ObjectName(), data); err != nil {
-		return err
-	}
-	if c := w.s.trees; c != nil && f.tree {
-		c.put(id, data) // the next run builds on it
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.done = append(w.done, finishedPack{entries: packEntries(id, int64(len(data)), blobs), ids: f.ids})
-	w.doneSize += int64(len(data))
-	w.stats.Packs++
-	w.stats.Stored += int64(len(data))
-	w.made[id] = struct{}{}
-	return nil
-}
-
 func (w *Writer) indexIfDue(ctx context.Context) error {
 	w.mu.Lock()
-	due := w.doneSize >= indexBytes || w.opts.Now().Sub(w.indexed) >= indexPeriod
+	due := w.done.size >= indexBytes || w.opts.Now().Sub(w.done.since) >= indexPeriod
 	w.mu.Unlock()
 	if !due {
 		return nil
@@ -406,8 +139,8 @@ func (w *Writer) indexIfDue(ctx context.Context) error {
 // storage first, then here, then they need not be remembered any more.
 func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error {
 	w.mu.Lock()
-	done := w.done
-	w.done, w.doneSize, w.indexed = nil, 0, w.opts.Now()
+	done := w.done.packs
+	w.done = donePacks{since: w.opts.Now()}
 	w.mu.Unlock()
 	o := &IndexObject{Run: w.opts.Run, Packs: extra}
 	for _, p := range done {
@@ -426,8 +159,7 @@ func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error 
 	if err != nil {
 		w.mu.Lock()
 		for _, p := range done { // for Salvage
-			w.done = append(w.done, p)
-			w.doneSize += p.entries.Size
+			w.done.add(p)
 		}
 		w.mu.Unlock()
 		return err
@@ -492,14 +224,8 @@ func (w *Writer) Flush(ctx context.Context) error {
 	if err := w.coverAdopted(ctx); err != nil {
 		return err
 	}
-	for i := range w.open {
-		o := &w.open[i]
-		o.mu.Lock()
-		if o.filling != nil {
-			w.send(o.filling)
-			o.filling = nil
-		}
-		o.mu.Unlock()
+	for i := range w.packers {
+		w.packers[i].flush()
 	}
 	w.inFlight.Wait()
 	w.mu.Lock()
@@ -517,13 +243,8 @@ func (w *Writer) Flush(ctx context.Context) error {
 // Unflushed is how many bytes lie in open packs or on their way.
 func (w *Writer) Unflushed() int64 {
 	var n int64
-	for i := range w.open {
-		o := &w.open[i]
-		o.mu.Lock()
-		if o.filling != nil {
-			n += int64(o.b.Size())
-		}
-		o.mu.Unlock()
+	for i := range w.packers {
+		n += w.packers[i].size()
 	}
 	return n
 }
@@ -554,34 +275,4 @@ func (w *Writer) Made() []pack.ID {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Collect(maps.Keys(w.made))
-}
-
-// shards is a set of IDs, split so that workers rarely wait for each other.
-type shards [64]struct {
-	mu  sync.Mutex
-	set map[chunk.ID]struct{}
-}
-
-// add reports whether id was not in the set.
-func (s *shards) add(id chunk.ID) bool {
-	p := &s[id[0]%64]
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, ok := p.set[id]; ok {
-		return false
-	}
-	if p.set == nil {
-		p.set = make(map[chunk.ID]struct{})
-	}
-	p.set[id] = struct{}{}
-	return true
-}
-
-func (s *shards) remove(ids []chunk.ID) {
-	for _, id := range ids {
-		p := &s[id[0]%64]
-		p.mu.Lock()
-		delete(p.set, id)
-		p.mu.Unlock()
-	}
 }

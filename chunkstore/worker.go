@@ -1,0 +1,193 @@
+package chunkstore
+
+import (
+	"sync"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/chunkstore/pack"
+	"xenkeep/chunkstore/seal"
+)
+
+// Worker is what one goroutine needs to Put.
+type Worker struct {
+	w      *Writer
+	hasher *chunk.Hasher
+	comp   *seal.Compressor
+	buf    []byte // compressed
+	plain  []byte // a group whose pieces lie apart
+	group  []Piece
+	one    [1]Piece
+	used   map[pack.ID]struct{}
+	last   pack.ID
+	waited time.Duration
+}
+
+// NewWorker returns a Worker; Done ends it.
+func (w *Writer) NewWorker() (*Worker, error) {
+	c, err := seal.NewCompressor(w.opts.Level)
+	if err != nil {
+		return nil, err
+	}
+	return &Worker{
+		w: w, hasher: w.s.hasher.Clone(), comp: c, buf: make([]byte, 0, seal.Bound(pack.GroupSize)),
+		used: make(map[pack.ID]struct{}),
+	}, nil
+}
+
+// Done ends the worker: it hands in what it knows of packs it leant on.
+func (k *Worker) Done() {
+	k.comp.Close()
+	k.comp = nil
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	for id := range k.used {
+		k.w.used[id] = struct{}{}
+	}
+}
+
+// Waited is how long the worker's Puts have waited for the storage so far: for
+// room in a pack while all buffers are on their way.
+func (k *Worker) Waited() time.Duration { return k.waited }
+
+// Sum names p as data of kind kind.
+func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
+
+// Piece is plain data to be stored under its ID, which is Worker.Sum of it.
+type Piece struct {
+	ID   chunk.ID
+	Data []byte
+}
+
+// PutResult counts what was not known before, in bytes.
+type PutResult struct {
+	New    int64 // plain
+	Stored int64 // as it lies in packs
+}
+
+// Put stores one piece unless its ID is stored already.
+func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (PutResult, error) {
+	k.one[0] = Piece{ID: id, Data: p}
+	return k.PutAll(kind, k.one[:])
+}
+
+// PutAll stores those of pieces whose IDs are not stored already. Data chunks
+// that are new together share blobs of up to pack.GroupSize: what lies together
+// on a disk is alike, so that it compresses better as one. Nothing of pieces is
+// kept. PutAll waits while the storage is slow; an error means that the whole
+// run has failed.
+func (k *Worker) PutAll(kind chunk.Kind, pieces []Piece) (PutResult, error) {
+	k.w.flush.RLock()
+	defer k.w.flush.RUnlock()
+	var res PutResult
+	k.group = k.group[:0]
+	size := 0
+	for _, p := range pieces {
+		if at, ok := k.w.s.locate(p.ID); ok {
+			if at.Pack != k.last {
+				k.last = at.Pack
+				k.used[at.Pack] = struct{}{}
+			}
+			continue
+		}
+		if !k.w.pending.add(p.ID) {
+			continue
+		}
+		if len(k.group) > 0 && (kind != chunk.Data || size+len(p.Data) > pack.GroupSize || len(k.group) == pack.MaxGroup) {
+			if err := k.putGroup(kind, &res); err != nil {
+				return res, err
+			}
+			size = 0
+		}
+		k.group = append(k.group, p)
+		size += len(p.Data)
+	}
+	err := k.putGroup(kind, &res)
+	return res, err
+}
+
+// putGroup stores the pieces of the group as one blob.
+func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
+	if len(k.group) == 0 {
+		return nil
+	}
+	plain := k.joined()
+	body, enc := k.comp.Compress(k.buf, plain)
+	if enc == seal.Zstd && cap(body) > cap(k.buf) {
+		k.buf = body
+	}
+	content := make([]pack.Piece, len(k.group))
+	for i, p := range k.group {
+		content[i] = pack.Piece{ID: p.ID, Length: uint32(len(p.Data))}
+	}
+	k.group = k.group[:0]
+	began := time.Now()
+	f, slot, err := k.w.packers[pack.KindOf(kind)-1].reserve(kind, enc, content, len(body))
+	k.waited += time.Since(began)
+	if err != nil {
+		ids := make([]chunk.ID, len(content))
+		for i, p := range content {
+			ids[i] = p.ID
+		}
+		k.w.pending.remove(ids) // nobody may lean on what was not stored
+		return err
+	}
+	defer f.blobs.Done()
+	res.New += int64(len(plain))
+	res.Stored += int64(slot.Stored())
+	return f.b.Fill(slot, body)
+}
+
+// joined gives the bytes of the group's pieces: as they lie where they follow
+// one another in memory, as chunks of one block mostly do, else a copy.
+func (k *Worker) joined() []byte {
+	first := k.group[0].Data
+	if len(k.group) == 1 {
+		return first
+	}
+	n := len(first)
+	together := true
+	for _, p := range k.group[1:] {
+		whole := first[:cap(first)]
+		together = together && n+len(p.Data) <= len(whole) && len(p.Data) > 0 && &whole[n] == &p.Data[0]
+		n += len(p.Data)
+	}
+	if together {
+		return first[:n:n]
+	}
+	k.plain = k.plain[:0]
+	for _, p := range k.group {
+		k.plain = append(k.plain, p.Data...)
+	}
+	return k.plain
+}
+
+// shards is a set of IDs, split so that workers rarely wait for each other.
+type shards [64]struct {
+	mu  sync.Mutex
+	set map[chunk.ID]struct{}
+}
+
+// add reports whether id was not in the set.
+func (s *shards) add(id chunk.ID) bool {
+	p := &s[id[0]%64]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.set[id]; ok {
+		return false
+	}
+	if p.set == nil {
+		p.set = make(map[chunk.ID]struct{})
+	}
+	p.set[id] = struct{}{}
+	return true
+}
+
+func (s *shards) remove(ids []chunk.ID) {
+	for _, id := range ids {
+		p := &s[id[0]%64]
+		p.mu.Lock()
+		delete(p.set, id)
+		p.mu.Unlock()
+	}
+}
