@@ -26,7 +26,7 @@ type pruneOptions struct {
 type pruneLine struct {
 	Type   string       `json:"type"` // "prune"
 	DryRun bool         `json:"dry_run"`
-	Plan   prune.Plan   `json:"plan"`
+	Plan   prune.Report `json:"plan"`
 	Result prune.Result `json:"result"`
 }
 
@@ -71,7 +71,7 @@ func runPrune(cmd *cobra.Command, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	line := pruneLine{Type: "prune", DryRun: o.dryRun, Plan: *plan}
+	line := pruneLine{Type: "prune", DryRun: o.dryRun, Plan: plan.Report}
 	if !o.dryRun {
 		m := show.Begin("prune", plan.Delete.Bytes+plan.Copy)
 		progress = m.Add

@@ -28,8 +28,15 @@ type Result struct {
 	Forgotten int   `json:"given_up"`
 }
 
-// Execute does what the plan says. A plan is good for one call.
+// errUsed is returned when a plan is executed again: what it read no longer holds.
+var errUsed = errors.New("a plan can be executed once")
+
+// Execute does what the plan says. A plan can be executed once.
 func (p *Plan) Execute(ctx context.Context) (*Result, error) {
+	if p.used {
+		return &Result{}, errUsed
+	}
+	p.used = true
 	e := &execution{p: p, s: p.s, r: p.s.r, o: p.s.o}
 	for _, name := range e.s.forget {
 		if err := e.fresh(); err != nil {

@@ -108,8 +108,19 @@ type Count struct {
 	Bytes int64 `json:"bytes"`
 }
 
-// Plan is what a pass found and would do.
+// Plan is what a pass has decided to do. Its Report says it in numbers.
 type Plan struct {
+	Report
+
+	s                       *survey
+	remove, condemn, repack []pack.ID
+	retire                  []*repo.Claim
+	stay                    map[string]bool // packs whose time is up and whose lock is not
+	used                    bool
+}
+
+// Report is what a pass found and would do, in numbers.
+type Report struct {
 	Snapshots int   `json:"snapshots"`
 	Forget    int   `json:"given_up"` // damaged snapshots and objects that are given up
 	All       Count `json:"all"`
@@ -132,11 +143,6 @@ type Plan struct {
 	NeedEnd int        `json:"runs_to_end"`       // those that only a full key can end
 	Freed   int64      `json:"bytes_freed"`       // now
 	Later   int64      `json:"bytes_freed_later"` // by a pass after Until
-
-	s                       *survey
-	remove, condemn, repack []pack.ID
-	retire                  []*repo.Claim
-	stay                    map[string]bool // packs whose time is up and whose lock is not
 }
 
 // New reads the repository, whose index need not have been loaded, and plans a
@@ -163,7 +169,7 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 			return nil, fmt.Errorf("%s: %w", name, ErrNotDamaged)
 		}
 	}
-	p := &Plan{Snapshots: s.snapshots, s: s, Forget: len(s.forget)}
+	p := &Plan{Report: Report{Snapshots: s.snapshots, Forget: len(s.forget)}, s: s}
 	p.sort()
 	if err := p.locked(ctx); err != nil {
 		return nil, err

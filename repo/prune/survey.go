@@ -49,23 +49,37 @@ type survey struct {
 	r  *repo.Repository
 	o  *Options
 	at time.Time // when reading began
+	storage
+	running
+	marking
+	forget []string // objects that cannot be read and are to be given up
+}
 
+// storage is what the storage holds.
+type storage struct {
 	packs     map[pack.ID]*state
 	condemned map[pack.ID]time.Time // since when
 	deleted   map[pack.ID]bool      // another pass has begun to delete them
 	lists     []*repo.Condemned
-	claims    []*repo.Claim
-	retired   []*repo.Retired
-	runs      map[string]map[seal.WriterID]bool // all that have a claim or reference list, and whose they are
-	over      map[string]bool                   // those of them that protect nothing any more
-	end       []*repo.Over                      // those of them that can be ended
 	heads     []chunkstore.IndexHead
-	everyCopy bool // something is known to be damaged: no copy is given up, but for those that
+	everyCopy bool // something is known to be damaged: no copy is given up, but for those that are damaged
 	badPacks  map[pack.ID]bool
 	badBlobs  map[chunkstore.BadBlob]bool
 	damage    []*repo.Damage
-	forget    []string // objects that cannot be read and are to be given up
+}
 
+// running is who uses the repository, or did when it was last heard of.
+type running struct {
+	claims  []*repo.Claim
+	retired []*repo.Retired
+	runs    map[string]map[seal.WriterID]bool // all that have a claim or reference list, and whose they are
+	over    map[string]bool                   // those of them that protect nothing any more
+	end     []*repo.Over                      // those of them that can be ended
+}
+
+// marking is how far the trees of snapshots and claims were walked, to mark what
+// they need in storage.packs.
+type marking struct {
 	walked    map[string]bool // snapshots and claimed roots
 	nodes     map[tree.Key]struct{}
 	partial   map[[16]byte]struct{} // block lists that are marked, and not all below them was there
@@ -82,9 +96,11 @@ type survey struct {
 func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) {
 	s := &survey{
 		r: r, o: o, at: o.Now(),
-		packs: make(map[pack.ID]*state), condemned: make(map[pack.ID]time.Time), deleted: make(map[pack.ID]bool),
-		badPacks: make(map[pack.ID]bool), badBlobs: make(map[chunkstore.BadBlob]bool),
-		walked: make(map[string]bool), nodes: make(map[tree.Key]struct{}), partial: make(map[[16]byte]struct{}),
+		storage: storage{
+			packs: make(map[pack.ID]*state), condemned: make(map[pack.ID]time.Time), deleted: make(map[pack.ID]bool),
+			badPacks: make(map[pack.ID]bool), badBlobs: make(map[chunkstore.BadBlob]bool),
+		},
+		marking: marking{walked: make(map[string]bool), nodes: make(map[tree.Key]struct{}), partial: make(map[[16]byte]struct{})},
 	}
 	var err error
 	if s.lists, err = s.condemnations(ctx); err != nil {
