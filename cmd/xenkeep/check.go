@@ -24,6 +24,18 @@ type checkOptions struct {
 type findingLine struct {
 	Type string `json:"type"` // "finding"
 	check.Finding
+	Hint string `json:"hint,omitempty"`
+}
+
+func newFindingLine(f check.Finding) findingLine { return findingLine{"finding", f, advice(f)} }
+
+// findingText is a finding on a line for people.
+func findingText(f check.Finding) string {
+	text := f.String()
+	if hint := advice(f); hint != "" {
+		text += "; " + hint
+	}
+	return oneLine(text)
 }
 
 // checkSummary ends a check.
@@ -130,9 +142,9 @@ func runCheck(cmd *cobra.Command, o *checkOptions, args []string) error {
 	var errs []error
 	for _, f := range rep.Findings {
 		if o.output.json {
-			errs = append(errs, writeLine(w, findingLine{"finding", f}))
+			errs = append(errs, writeLine(w, newFindingLine(f)))
 		} else {
-			_, err := fmt.Fprintln(w, oneLine(f.String()))
+			_, err := fmt.Fprintln(w, findingText(f))
 			errs = append(errs, err)
 		}
 	}

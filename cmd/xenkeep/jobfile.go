@@ -10,15 +10,15 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
-
 	"xenkeep/job"
 	"xenkeep/job/config"
 	"xenkeep/job/nightly"
 	"xenkeep/job/report"
 	"xenkeep/repo"
 	"xenkeep/xapi"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // jobFileFlags say which config file a job is read from.
@@ -223,7 +223,7 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 func watchJob(cmd *cobra.Command, o *backupOptions, n *nightly.Night, c *config.Log) (*report.Report, error) {
 	show := o.progress.start(cmd.Context(), cmd.ErrOrStderr(), o.output.json)
 	defer show.Close()
-	n.Progress, n.Log, n.Hint = show, warnings(show), hint
+	n.Progress, n.Log, n.Hint, n.Finding = show, warnings(show), hint, findingText
 	if *c == (config.Log{}) {
 		return nightly.Run(cmd.Context(), *n)
 	}

@@ -238,7 +238,7 @@ func vmOf(name, uuid string) string {
 func writeFindings(w io.Writer, findings []check.Finding) error {
 	var errs []error
 	for _, f := range findings {
-		errs = append(errs, writeLine(w, findingLine{"finding", f}))
+		errs = append(errs, writeLine(w, newFindingLine(f)))
 	}
 	return errors.Join(errs...)
 }
@@ -247,7 +247,7 @@ func writeFindings(w io.Writer, findings []check.Finding) error {
 // the text.
 func printFindings(w io.Writer, findings []check.Finding, quiet bool, text string) error {
 	for _, f := range findings {
-		if _, err := fmt.Fprintln(w, oneLine(f.String())); err != nil {
+		if _, err := fmt.Fprintln(w, findingText(f)); err != nil {
 			return err
 		}
 	}

@@ -59,6 +59,9 @@ type Night struct {
 	Now        func() time.Time
 	// Hint returns what can be done about an error, or ""; nil is job.HintOf.
 	Hint func(error) string
+	// Finding returns the text of what check found, for the report; nil is
+	// check.Finding.String.
+	Finding func(check.Finding) string
 }
 
 func (n *Night) defaults() {
@@ -70,6 +73,9 @@ func (n *Night) defaults() {
 	}
 	if n.Now == nil {
 		n.Now = time.Now
+	}
+	if n.Finding == nil {
+		n.Finding = check.Finding.String
 	}
 }
 
@@ -644,7 +650,7 @@ func (x *night) check(ctx context.Context) {
 	}
 	x.rep.Checked = "clean"
 	for _, f := range rep.Findings {
-		x.rep.Findings = append(x.rep.Findings, oneLine(errors.New(f.String())))
+		x.rep.Findings = append(x.rep.Findings, oneLine(errors.New(x.Finding(f))))
 	}
 	if n := len(rep.Findings); n > 0 {
 		x.rep.Checked = "damage found"

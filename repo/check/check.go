@@ -54,12 +54,36 @@ func (o *Options) defaults() {
 	}
 }
 
+// Kind is what is wrong. It decides what can be done about it.
+type Kind int
+
+const (
+	BadData      Kind = iota // damaged data, which the error and Where describe
+	BadObject                // an object, other than a pack, that is damaged or missing
+	Revoked                  // an object of a writer who was revoked
+	Withdrawn                // a snapshot of a run that was ended before it counted
+	Remade                   // an index object that cannot be read, and was made again from the packs
+	Uncovered                // packs that snapshots need are in no index object
+	MissingPack              // that an index names
+	PackSize                 // a pack has another size than the index states
+	DamagedPack              // its content is not what was written
+	ChangedPack              // the same, where no key opens it to find out what is damaged
+	LostPack                 // nothing of a damaged pack can be read
+	UnreadPack               // a pack whose contents cannot be listed
+	SlotsDiffer              // the two copies of a key slot are sound, and are not equal
+	SlotDamaged              // one copy of a key slot is damaged or missing
+	NoSlot                   // no key slot is left
+	BadCondemned             // a condemned list that cannot be read
+)
+
 // Finding is one thing wrong.
 type Finding struct {
-	Object string `json:"object"`          // in storage, or the snapshot it concerns
-	Where  string `json:"where,omitempty"` // VM, disk and bytes, where it is data
-	Error  string `json:"error"`
-	Hint   string `json:"hint,omitempty"`
+	Kind Kind `json:"-"`
+	// Keyless tells that it was found without a key.
+	Keyless bool   `json:"-"`
+	Object  string `json:"object"`          // in storage, or the snapshot it concerns
+	Where   string `json:"where,omitempty"` // VM, disk and bytes, where it is data
+	Error   string `json:"error"`
 }
 
 func (f Finding) String() string {
@@ -67,11 +91,7 @@ func (f Finding) String() string {
 	if f.Where != "" {
 		s += " (" + f.Where + ")"
 	}
-	s += ": " + f.Error
-	if f.Hint != "" {
-		s += "; " + f.Hint
-	}
-	return s
+	return s + ": " + f.Error
 }
 
 // Report is what a check found.
@@ -150,38 +170,23 @@ func (c *checker) remember() error {
 	return err
 }
 
-// hint is hintOf, but for what needs none.
-func hint(name string, err error) string {
-	if errors.Is(err, seal.ErrRevoked) {
-		return "it counts for nothing; xenkeep forget takes a snapshot away"
-	}
-	if errors.Is(err, repo.ErrWithdrawn) {
-		return "nothing else is lost with it; xenkeep forget takes it away"
-	}
-	return hintOf(name)
-}
-
-func hintOf(name string) string {
+// kindOf returns the kind of an object's error.
+func kindOf(err error) Kind {
 	switch {
-	case name == "config":
-		return "keys hold a copy, so the repository still opens"
-	case strings.HasPrefix(name, "index/"):
-		return "what it covered is found again in the packs themselves; xenkeep repair index puts it right"
-	case strings.HasPrefix(name, "snapshots/"):
-		return "this backup is lost unless another copy of the object exists"
-	case strings.HasPrefix(name, "over/"):
-		return "snapshots that it kept from counting are checked like others; delete the object"
-	case strings.HasPrefix(name, "catalogue/"):
-		return "nothing is lost: delete the object, and the next prune writes another"
+	case errors.Is(err, seal.ErrRevoked):
+		return Revoked
+	case errors.Is(err, repo.ErrWithdrawn):
+		return Withdrawn
 	}
-	return ""
+	return BadObject
 }
 
 type checker struct {
-	r   *repo.Repository
-	o   Options
-	mu  sync.Mutex
-	rep Report
+	r       *repo.Repository // nil without a key
+	o       Options
+	keyless bool
+	mu      sync.Mutex
+	rep     Report
 
 	all      []*repo.Snapshot
 	badSnaps []repo.Problem
@@ -213,10 +218,10 @@ type stored struct {
 // for 4 TiB. Others are gathered again.
 const listsMost = 2 << 20
 
-func (c *checker) add(object, where string, err error, hint string) {
+func (c *checker) add(kind Kind, object, where string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.rep.Findings = append(c.rep.Findings, Finding{Object: object, Where: where, Error: err.Error(), Hint: hint})
+	c.rep.Findings = append(c.rep.Findings, Finding{Kind: kind, Keyless: c.keyless, Object: object, Where: where, Error: err.Error()})
 }
 
 // lose notes that a range of a disk cannot be read.

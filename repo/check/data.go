@@ -89,7 +89,7 @@ func (c *checker) data(ctx context.Context) error {
 				c.mu.Unlock()
 				return nil
 			case err != nil:
-				c.add(id.ObjectName(), "", err, "xenkeep repair snapshots tells what is lost, xenkeep repair packs saves the rest")
+				c.add(DamagedPack, id.ObjectName(), "", err)
 			}
 			c.proofs.add(id, c.o.Now(), err != nil)
 			c.mu.Lock()
@@ -160,7 +160,7 @@ func (c *checker) gone(ctx context.Context, ids []pack.ID) error {
 		}
 	}
 	for _, id := range ids {
-		c.add(id.ObjectName(), "", errors.New("pack is missing"), "")
+		c.add(BadData, id.ObjectName(), "", errors.New("pack is missing"))
 		c.bad.packs[id] = true
 	}
 	return nil
@@ -263,7 +263,7 @@ func (c *checker) affected(ctx context.Context, bad *damaged) error {
 	for _, s := range c.all {
 		for _, rec := range s.Records {
 			if in, is := lost(chunk.ID(rec.ID)); is {
-				c.add("snapshots/"+s.ID(), vmName(s), fmt.Errorf("record %s is damaged in %s", rec.Name, in.ObjectName()), "")
+				c.add(BadData, "snapshots/"+s.ID(), vmName(s), fmt.Errorf("record %s is damaged in %s", rec.Name, in.ObjectName()))
 			}
 		}
 		for i := range s.Disks {
@@ -273,8 +273,8 @@ func (c *checker) affected(ctx context.Context, bad *damaged) error {
 			var in pack.ID
 			tell := func() {
 				if to > from {
-					c.add("snapshots/"+s.ID(), fmt.Sprintf("%s %s, bytes %d to %d", vmName(s), d.Device, from, to),
-						fmt.Errorf("damaged in %s: %w", in.ObjectName(), seal.ErrCorrupt), "")
+					c.add(BadData, "snapshots/"+s.ID(), fmt.Sprintf("%s %s, bytes %d to %d", vmName(s), d.Device, from, to),
+						fmt.Errorf("damaged in %s: %w", in.ObjectName(), seal.ErrCorrupt))
 					c.lose(s, d, from, to)
 				}
 				from, to = 0, 0

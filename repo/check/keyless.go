@@ -31,7 +31,7 @@ type KeylessOptions struct {
 // refer to is there, and whether index objects or snapshots were taken away.
 func Keyless(ctx context.Context, objects object.Store, o KeylessOptions) (*Report, error) {
 	o.defaults()
-	c := &checker{o: o.Options, packs: make(map[pack.ID]stored), deleted: make(map[pack.ID]bool), bad: &damaged{packs: make(map[pack.ID]bool)}}
+	c := &checker{o: o.Options, keyless: true, packs: make(map[pack.ID]stored), deleted: make(map[pack.ID]bool), bad: &damaged{packs: make(map[pack.ID]bool)}}
 	id, err := c.config(ctx, objects)
 	if err != nil {
 		return nil, err
@@ -78,7 +78,7 @@ func (c *checker) config(ctx context.Context, objects object.Store) (string, err
 		}
 	}
 	if err != nil {
-		c.add("config", "", err, hintOf("config"))
+		c.add(BadObject, "config", "", err)
 		return "", nil
 	}
 	return cfg.Repository, nil
@@ -126,7 +126,7 @@ func (k *keyless) small(ctx context.Context) error {
 				err = k.object(s.folder, s.name, data)
 			}
 			if err != nil {
-				k.add(s.name, "", err, hintOf(s.name))
+				k.add(BadObject, s.name, "", err)
 			}
 			return nil
 		})
@@ -183,7 +183,7 @@ func (k *keyless) listPacks(ctx context.Context) error {
 				k.rep.Orphans++
 			}
 		} else {
-			k.add(i.Name, "", errors.New("not a pack's name"), "")
+			k.add(BadData, i.Name, "", errors.New("not a pack's name"))
 		}
 		return nil
 	})
@@ -224,9 +224,9 @@ func (k *keyless) missing(ctx context.Context) error {
 		}
 		switch {
 		case !ok:
-			k.add(id.ObjectName(), "", errors.New("pack is missing"), "with a key, xenkeep repair snapshots tells what is lost with it")
+			k.add(MissingPack, id.ObjectName(), "", errors.New("pack is missing"))
 		case p.size != k.named[id]:
-			k.add(id.ObjectName(), "", fmt.Errorf("pack has %d bytes instead of %d", p.size, k.named[id]), "with a key, xenkeep repair packs saves what can be read of it")
+			k.add(PackSize, id.ObjectName(), "", fmt.Errorf("pack has %d bytes instead of %d", p.size, k.named[id]))
 		}
 	}
 	return nil
@@ -258,7 +258,7 @@ func (k *keyless) data(ctx context.Context) error {
 				err = seal.CheckName(id.String(), data)
 			}
 			if err != nil {
-				k.add(id.ObjectName(), "", err, "with a key, xenkeep check --read-data tells what is damaged")
+				k.add(ChangedPack, id.ObjectName(), "", err)
 			}
 			k.proofs.add(id, k.o.Now(), err != nil)
 			k.mu.Lock()

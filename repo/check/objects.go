@@ -24,7 +24,7 @@ func (c *checker) listSnapshots(ctx context.Context) (err error) {
 // problems are those that did not keep the repository from opening.
 func (c *checker) problems(context.Context) error {
 	for _, p := range c.r.Problems() {
-		c.add(p.Object, "", p.Err, hint(p.Object, p.Err))
+		c.add(kindOf(p.Err), p.Object, "", p.Err)
 	}
 	return nil
 }
@@ -36,7 +36,7 @@ func (c *checker) slots(ctx context.Context) error {
 
 // checkSlots compares the copies of key slots, for which no key is needed. With
 // no repository ID it takes any.
-func checkSlots(ctx context.Context, objects object.Store, repository string, add func(object, where string, err error, hint string)) error {
+func checkSlots(ctx context.Context, objects object.Store, repository string, add func(kind Kind, object, where string, err error)) error {
 	copies := make(map[string]int)
 	content := make(map[string][]byte)
 	var names []string
@@ -62,23 +62,23 @@ func checkSlots(ctx context.Context, objects object.Store, repository string, ad
 		}
 		id := name[strings.LastIndexByte(name, '/')+1:]
 		if err != nil {
-			add(name, "", err, "")
+			add(BadData, name, "", err)
 			copies[id] += 0
 			continue
 		}
 		copies[id]++
 		if other := content[id]; other != nil && !bytes.Equal(other, data) {
-			add("slots/a/"+id, "", fmt.Errorf("the two copies of this key slot differ: %w", seal.ErrCorrupt), "xenkeep key change-password writes both anew; the one that opens is sound")
+			add(SlotsDiffer, "slots/a/"+id, "", fmt.Errorf("the two copies of this key slot differ: %w", seal.ErrCorrupt))
 		}
 		content[id] = data
 	}
 	for id, n := range copies {
 		if n < 2 {
-			add("slots/a/"+id, "", fmt.Errorf("%d of 2 copies of this key slot are sound", n), "xenkeep key change-password writes both anew")
+			add(SlotDamaged, "slots/a/"+id, "", fmt.Errorf("%d of 2 copies of this key slot are sound", n))
 		}
 	}
 	if len(copies) == 0 {
-		add("slots/", "", errors.New("no key slot is left"), "a printed key page opens the repository, and xenkeep key change-password makes a slot of it")
+		add(NoSlot, "slots/", "", errors.New("no key slot is left"))
 	}
 	return nil
 }
@@ -116,7 +116,7 @@ func (c *checker) listPacks(ctx context.Context) error {
 			c.rep.Packs++
 			c.rep.PackBytes += i.Size
 		} else {
-			c.add(i.Name, "", errors.New("not a pack's name"), "")
+			c.add(BadData, i.Name, "", errors.New("not a pack's name"))
 		}
 		return nil
 	})
@@ -156,7 +156,7 @@ func (c *checker) index(ctx context.Context) error {
 			case !ok && !c.deleted[id]:
 				missing = append(missing, id)
 			case ok && size != p.Size && !again:
-				c.add(id.ObjectName(), "", fmt.Errorf("pack has %d bytes instead of %d", size, p.Size), "xenkeep repair packs saves what can be read of it")
+				c.add(PackSize, id.ObjectName(), "", fmt.Errorf("pack has %d bytes instead of %d", size, p.Size))
 				c.suspects[id] = true
 			}
 		}
@@ -167,7 +167,7 @@ func (c *checker) index(ctx context.Context) error {
 			continue
 		}
 		for _, id := range missing {
-			c.add(id.ObjectName(), "", errors.New("pack is missing"), "xenkeep repair snapshots tells what is lost with it")
+			c.add(MissingPack, id.ObjectName(), "", errors.New("pack is missing"))
 			c.rep.damage.Packs = append(c.rep.damage.Packs, id)
 		}
 		for id, p := range c.packs {
@@ -222,7 +222,7 @@ func (c *checker) stored(ctx context.Context) error {
 			case ctx.Err() != nil || object.Retriable(err):
 				return err
 			default:
-				c.add(name, "", err, hint(name, err))
+				c.add(kindOf(err), name, "", err)
 			}
 			return nil
 		})
@@ -254,13 +254,13 @@ func (c *checker) small(ctx context.Context) error {
 		return err
 	}
 	for _, p := range append(bad, more...) {
-		c.add(p.Object, "", p.Err, "")
+		c.add(BadData, p.Object, "", p.Err)
 	}
 	c.rep.DamageLists = len(damage)
 	for _, d := range damage {
 		ids, err := d.PackIDs()
 		if err != nil {
-			c.add("damage/", "", err, "")
+			c.add(BadData, "damage/", "", err)
 		}
 		for _, id := range ids {
 			c.suspects[id] = true
@@ -271,7 +271,7 @@ func (c *checker) small(ctx context.Context) error {
 		if ctx.Err() != nil || object.Retriable(err) {
 			return err
 		}
-		c.add("condemned/", "", err, "no backup runs beside a list that cannot be read; once nothing runs, xenkeep prune --exclusive --forget-damaged gives it up")
+		c.add(BadCondemned, "condemned/", "", err)
 	}
 	for _, l := range lists {
 		if ids, err := l.PackIDs(); err == nil && l.Deleted {

@@ -21,7 +21,7 @@ import (
 func (c *checker) structure(ctx context.Context) error {
 	for _, p := range c.badSnaps {
 		if !slices.ContainsFunc(c.rep.Findings, func(f Finding) bool { return f.Object == p.Object }) {
-			c.add(p.Object, "", p.Err, hint(p.Object, p.Err))
+			c.add(kindOf(p.Err), p.Object, "", p.Err)
 		}
 	}
 	c.rep.Snapshots = len(c.all)
@@ -64,7 +64,7 @@ func (c *checker) structure(ctx context.Context) error {
 		}
 	}
 	if n := len(c.lean); n > 0 {
-		c.add("index/", "", fmt.Errorf("no index object covers %d packs that snapshots need", n), "all can be read; the next backup or xenkeep repair index puts it right")
+		c.add(Uncovered, "index/", "", fmt.Errorf("no index object covers %d packs that snapshots need", n))
 	}
 	return nil
 }
@@ -84,7 +84,7 @@ func (c *checker) record(ctx context.Context, s *repo.Snapshot, rec repo.Record)
 		return err
 	}
 	c.suspect(err)
-	c.add("snapshots/"+s.ID(), vmName(s), fmt.Errorf("record %s: %w", rec.Name, err), "")
+	c.add(BadData, "snapshots/"+s.ID(), vmName(s), fmt.Errorf("record %s: %w", rec.Name, err))
 	return nil
 }
 
@@ -171,7 +171,7 @@ func (c *checker) report(ctx context.Context, s *repo.Snapshot, d *repo.Disk, er
 		at = fmt.Sprintf("%s, bytes %d to %d", at, from, min(to, d.Size))
 		c.lose(s, d, from, to)
 	}
-	c.add("snapshots/"+s.ID(), at, err, "")
+	c.add(BadData, "snapshots/"+s.ID(), at, err)
 	return nil
 }
 

@@ -220,7 +220,7 @@ func TestExclusiveEnds(t *testing.T) {
 		t.Errorf("withdrawn: %v, %v; want %s", ids, err, late.ID())
 	}
 	rep, err := check.Run(t.Context(), r, check.Options{})
-	if err != nil || rep.Snapshots != 2 || len(rep.Findings) != 1 || rep.Findings[0].Object != "snapshots/"+late.ID() || rep.Findings[0].Hint == "" {
+	if err != nil || rep.Snapshots != 2 || len(rep.Findings) != 1 || rep.Findings[0].Object != "snapshots/"+late.ID() || rep.Findings[0].Kind != check.Withdrawn {
 		t.Errorf("check: %+v, %v", rep, err)
 	}
 }

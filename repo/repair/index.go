@@ -122,7 +122,7 @@ func (x *indexer) damaged(ctx context.Context, _ []chunkstore.IndexHead) error {
 			return err
 		}
 		x.old = append(x.old, p.Object)
-		x.res.Findings = append(x.res.Findings, check.Finding{Object: p.Object, Error: p.Err.Error(), Hint: "made again from the packs"})
+		x.res.Findings = append(x.res.Findings, check.Finding{Kind: check.Remade, Object: p.Object, Error: p.Err.Error()})
 		if _, head, err := seal.ObjectHead(data); err == nil {
 			if h, err := chunkstore.ReadIndexHead(head); err == nil {
 				for i := range h.Packs {
@@ -165,7 +165,7 @@ func (x *indexer) covered(ctx context.Context, heads []chunkstore.IndexHead) err
 			case errors.Is(err, object.ErrNotFound):
 				missing[id] = true
 				lost.Packs = append(lost.Packs, id.String())
-				x.res.Findings = append(x.res.Findings, check.Finding{Object: id.ObjectName(), Error: "pack is missing", Hint: "xenkeep repair snapshots tells what is lost with it"})
+				x.res.Findings = append(x.res.Findings, check.Finding{Kind: check.MissingPack, Object: id.ObjectName(), Error: "pack is missing"})
 			default:
 				return err
 			}
@@ -268,7 +268,7 @@ func (x *indexer) write(ctx context.Context) error {
 				}
 				x.res.Unread++
 				lost.Packs = append(lost.Packs, id.String())
-				x.res.Findings = append(x.res.Findings, check.Finding{Object: id.ObjectName(), Error: err.Error(), Hint: "xenkeep repair snapshots tells what is lost with it"})
+				x.res.Findings = append(x.res.Findings, check.Finding{Kind: check.UnreadPack, Object: id.ObjectName(), Error: err.Error()})
 			}
 			if len(taken) > 0 {
 				slices.SortFunc(taken, func(a, b index.PackEntries) int { return bytes.Compare(a.Pack[:], b.Pack[:]) })

@@ -232,7 +232,7 @@ func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResul
 			return nil, err
 		case err != nil:
 			res.Unreadable++
-			res.Findings = append(res.Findings, check.Finding{Object: id.ObjectName(), Error: err.Error(), Hint: "nothing can be saved of it; xenkeep repair snapshots tells what is lost"})
+			res.Findings = append(res.Findings, check.Finding{Kind: check.LostPack, Object: id.ObjectName(), Error: err.Error()})
 		case lost == 0:
 			continue // whole
 		default:
