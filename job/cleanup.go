@@ -225,7 +225,7 @@ func (c *cleanup) find(ctx context.Context) error {
 			l.orphan = true
 			c.found = append(c.found, l)
 		case !ok || seen[v.Ref] || m.role == roleBase || !v.Managed && v.Type != "cbt_metadata":
-		case v.IsASnapshot != (m.role == roleSnapshot) && m.role != "":
+		case v.IsASnapshot != (m.role == roleSnapshot) && m.role != "" && m.role != roleSelfTest:
 			// copied by somebody, with its marks
 		default:
 			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)

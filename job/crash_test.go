@@ -41,7 +41,8 @@ type order struct {
 	Restore             string // snapshot; empty for a backup
 	How                 string // of a restore: see restoreBy
 	SR                  string
-	Storage             int // the storage call before which it kills itself; -1 for none
+	SelfTest            string // SR of a self-test; empty for none
+	Storage             int    // the storage call before which it kills itself; -1 for none
 }
 
 func TestMain(m *testing.M) {
@@ -84,6 +85,10 @@ func child(text string) (calls int, err error) {
 	})
 	if err != nil {
 		return 0, err
+	}
+	if o.SelfTest != "" {
+		_, err := job.SelfTest(ctx, pool, job.SelfTestOptions{SR: o.SelfTest, Size: 34 * mib})
+		return objects.Calls(objecttest.Any) - before, err
 	}
 	if o.Restore != "" {
 		all, _, err := r.Snapshots(ctx)

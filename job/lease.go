@@ -259,8 +259,11 @@ func readSnapshot(vm *xapi.VM) (marked, bool) {
 	return marked{}, false
 }
 
-// of tells whether a repository's run made the object.
+// of reports whether a run into a repository, or a self-test, made the object.
 func (m *marked) of(repository string) bool {
+	if m.repository == selfTestOwner {
+		return true
+	}
 	if m.named {
 		return strings.HasPrefix(repository, m.repository)
 	}

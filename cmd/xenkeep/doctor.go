@@ -16,6 +16,8 @@ type doctorOptions struct {
 	repository repositoryFlags
 	pool       poolFlags
 	output     outputFlags
+	selfTest   bool
+	sr         string
 }
 
 // doctorLine is one thing that doctor looked at.
@@ -48,12 +50,24 @@ exit code is 1 when a backup would fail.`,
 	o.repository.add(cmd)
 	o.pool.add(cmd)
 	o.output.add(cmd)
+	cmd.Flags().BoolVar(&o.selfTest, "self-test", false, "write, snapshot, read and compare a small disk of its own on --sr")
+	cmd.Flags().StringVar(&o.sr, "sr", "", "SR of the self-test, name or UUID")
 	return cmd
 }
 
 func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
 	if o.repository.location == "" && o.pool.url == "" {
 		return usagef("nothing to look over: give --pool, --repository or both")
+	}
+	switch {
+	case o.selfTest && o.pool.url == "":
+		return usagef("--self-test needs --pool")
+	case o.selfTest && o.sr == "":
+		return usagef("--self-test needs --sr: the SR on which it may create a disk of 100 MiB")
+	case o.sr != "" && !o.selfTest:
+		return usagef("--sr goes with --self-test")
+	case o.selfTest:
+		return o.runSelfTest(cmd)
 	}
 	findings, err := o.examine(cmd.Context(), cmd.ErrOrStderr())
 	if err != nil {

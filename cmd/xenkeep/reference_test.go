@@ -228,6 +228,8 @@ var lineTypes = map[string]any{
 	"xenkeep cleanup: leftover":          leftoverLine{},
 	"xenkeep cleanup: summary":           cleanupSummary{},
 	"xenkeep doctor: summary":            doctorSummary{},
+	"xenkeep doctor: step":               stepLine{},
+	"xenkeep doctor: selftest":           selfTestLine{},
 	"xenkeep stats: stats":               statsLine{},
 	"xenkeep version: version":           versionLine{},
 	"xenkeep sim":                        xapisim.Ready{},
