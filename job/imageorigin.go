@@ -88,8 +88,8 @@ func unnamedBefore(all []*repo.Snapshot, vm repo.Named) string {
 	if old == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d older snapshots of %q went by that name alone, from whatever file: they stay a series of their own (%s%s); "+
-		"--name %s goes on with it, and xenkeep forget --vm %s --keep-last N thins it out", old, vm.Name, namedImage, vm.Name,
+	return fmt.Sprintf("snapshots of %q that an older version made (%d) went by that name alone, from whatever file: they stay a series of their own (%s%s); "+
+		"--name %s goes on with it, and xenkeep forget --vm %s --keep-last N thins it out", vm.Name, old, namedImage, vm.Name,
 		quoteFile(vm.Name), quoteFile(namedImage+vm.Name))
 }
 

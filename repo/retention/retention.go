@@ -129,7 +129,7 @@ func Protect(decisions []Decision, protected map[string]bool) {
 type Group struct{ Origin, Pool, VM, Job string }
 
 // GroupOf returns the group of a snapshot for itself; Judge.Group also knows
-// VMs that moved. An image has no UUID and goes by its name.
+// VMs that moved. What has no UUID goes by its name.
 func GroupOf(s *repo.Snapshot) Group {
 	return Group{Origin: s.Origin, Pool: s.Pool.UUID, VM: cmp.Or(s.VM.UUID, s.VM.Name), Job: s.Job}
 }
