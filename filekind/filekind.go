@@ -119,7 +119,7 @@ func table() []kind {
 		{VMDKText, "the description of a VMDK image, whose data is in other files", isDescriptor, convert("vmdk"), nil},
 		{VDI, "a VDI image of VirtualBox", isVDI, convert("vdi"), []string{".vdi"}},
 		{QED, "a QED image", prefix("QED\x00"), convert("qed"), []string{".qed"}},
-		{Parallels, "an image of Parallels", either(prefix("WithoutFreeSpace"), prefix("WithouFreSpacExt")), convert("parallels"), []string{".hdd", ".hds"}},
+		{Parallels, "an image of Parallels", either(prefix("WithoutFreeSpace"), prefix("WithouFreSpacExt")), convert("parallels"), []string{".hds"}},
 		{DMG, "a DMG image", isDMG, convert("dmg"), []string{".dmg"}},
 		{WIM, "a WIM archive", prefix("MSWIM\x00\x00\x00"), "", []string{".wim"}},
 		{VMA, "an archive of Proxmox VE", prefix("VMA\x00\x00\x00\x00\x01"), "vma extract %[1]s FOLDER", []string{".vma"}},
