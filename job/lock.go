@@ -52,6 +52,18 @@ func (a *active) Hint() string {
 	return fmt.Sprintf("wait for it to end; if it hangs, end process %d, and the next run cleans up after it", a.by.Process)
 }
 
+// lockError is a folder in which no lock can be made.
+type lockError struct {
+	dir string
+	err error
+}
+
+func (e *lockError) Error() string { return fmt.Sprintf("folder %s for locks: %v", e.dir, e.err) }
+func (e *lockError) Unwrap() error { return e.err }
+func (e *lockError) Hint() string {
+	return "make room there, or name another folder with --cache-dir or XENKEEP_CACHE_DIR"
+}
+
 // lockFile takes a right that one run at a time has on this machine: what names
 // it for people, scope and key for the lock. The kernel takes it back when the
 // process ends, however it ends. It coordinates nothing between machines, as the
@@ -59,12 +71,12 @@ func (a *active) Hint() string {
 func lockFile(dir, scope, key, what string) (release func(), err error) {
 	dir = cmp.Or(dir, filepath.Join(os.TempDir(), fmt.Sprintf("xenkeep-%d", os.Getuid())))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+		return nil, &lockError{dir, err}
 	}
 	sum := sha256.Sum256([]byte(key))
 	f, err := os.OpenFile(filepath.Join(dir, scope+"-"+hex.EncodeToString(sum[:6])+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, &lockError{dir, err}
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {

@@ -191,7 +191,7 @@ func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, 
 	if sendErr != nil {
 		wait = min(wait, cancelGrace)
 	}
-	timer := time.AfterFunc(wait, func() { s.cut(ErrStalled) })
+	timer := time.AfterFunc(wait, func() { s.cut(&stalledError{wait}) })
 	page := <-answer
 	timer.Stop()
 	if ctx.Err() != nil {

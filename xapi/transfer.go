@@ -147,9 +147,21 @@ func (s *stream) explain(err error) error {
 		return *reason
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return ErrStalled
+		return &stalledError{s.stall}
 	}
 	return err
+}
+
+// stalledError is ErrStalled with the time that was allowed.
+type stalledError struct{ allowed time.Duration }
+
+func (e *stalledError) Error() string {
+	return fmt.Sprintf("stalled: no data moved for %v, and no more is allowed", e.allowed)
+}
+
+func (e *stalledError) Unwrap() error { return ErrStalled }
+func (e *stalledError) Hint() string {
+	return "look at the host and at the storage of the SR: xe task-list, and /var/log/SMlog and /var/log/xensource.log on the host, and run it again"
 }
 
 // bulk is a GET or PUT of bulk data. Query holds all but the session.

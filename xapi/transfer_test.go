@@ -260,6 +260,11 @@ func TestExportStalls(t *testing.T) {
 	if !errors.Is(err, xapi.ErrStalled) || string(got) != "conectix" || time.Since(start) > 4*time.Second {
 		t.Errorf("%q after %v: %v", got, time.Since(start), err)
 	}
+	// A stalled transfer says how long is allowed, and what to look at.
+	var advice interface{ Hint() string }
+	if !errors.As(err, &advice) || !strings.Contains(err.Error(), "no data moved for 200ms") || !strings.Contains(advice.Hint(), "SMlog") {
+		t.Errorf("%v: no hint, or no time", err)
+	}
 	p.noTasks()
 }
 

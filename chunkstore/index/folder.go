@@ -54,17 +54,42 @@ type folder struct{ path string }
 
 func (f folder) memory() bool { return f.path == "" }
 
+// FolderError is a failure of the cache folder, which may be full, for example.
+type FolderError struct {
+	Dir string
+	Err error
+}
+
+func (e *FolderError) Error() string { return fmt.Sprintf("cache folder %s: %v", e.Dir, e.Err) }
+
+// Unwrap returns the error of the file system.
+func (e *FolderError) Unwrap() error { return e.Err }
+
+// Hint is what can be done about it.
+func (e *FolderError) Hint() string {
+	return "make room there, or name another folder with --cache-dir or XENKEEP_CACHE_DIR; nothing in it is needed, and it is made anew from the repository"
+}
+
+// fail names the folder in an error of the file system.
+func (f folder) fail(err error) error {
+	var named *FolderError
+	if err == nil || errors.Is(err, errSegment) || errors.As(err, &named) {
+		return err
+	}
+	return &FolderError{Dir: f.path, Err: err}
+}
+
 // lock waits until no other process or Index changes the manifest.
 func (f folder) lock() (unlock func(), err error) {
 	if f.memory() {
 		return func() {}, nil
 	}
 	if err := os.MkdirAll(f.path, 0o700); err != nil {
-		return nil, err
+		return nil, f.fail(err)
 	}
 	l, err := os.OpenFile(filepath.Join(f.path, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, f.fail(err)
 	}
 	for {
 		err := unix.Flock(int(l.Fd()), unix.LOCK_EX)
@@ -118,13 +143,13 @@ func (f folder) writeManifest(m manifest) (stamp [sumSize]byte, err error) {
 	defer t.discard()
 	head := manifestHead + hex.EncodeToString(stamp[:]) + "\n"
 	if _, err := t.file.Write(append([]byte(head), body...)); err != nil {
-		return stamp, err
+		return stamp, f.fail(err)
 	}
 	if err := t.file.Sync(); err != nil {
-		return stamp, err
+		return stamp, f.fail(err)
 	}
 	if err := os.Rename(t.file.Name(), filepath.Join(f.path, manifestName)); err != nil {
-		return stamp, err
+		return stamp, f.fail(err)
 	}
 	t.kept = true
 	return stamp, f.sync()
@@ -196,7 +221,7 @@ func (f folder) create() (*target, error) {
 	}
 	file, err := os.OpenFile(filepath.Join(f.path, tempPrefix+random()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, f.fail(err)
 	}
 	return &target{folder: f, file: file}, nil
 }
@@ -210,7 +235,8 @@ func random() string {
 // WriteAt implements io.WriterAt.
 func (t *target) WriteAt(p []byte, off int64) (int, error) {
 	if t.file != nil {
-		return t.file.WriteAt(p, off)
+		n, err := t.file.WriteAt(p, off)
+		return n, t.folder.fail(err)
 	}
 	if end := int(off) + len(p); end > len(t.bytes) {
 		if end > cap(t.bytes) {
@@ -230,7 +256,7 @@ func (t *target) segment(size int64) (*segment, error) {
 		return parseSegment(segmentPrefix+random(), t.bytes[:size:size])
 	}
 	if err := t.file.Sync(); err != nil {
-		return nil, err
+		return nil, t.folder.fail(err)
 	}
 	s, err := t.folder.open(filepath.Base(t.file.Name()), size)
 	if err == nil {
@@ -247,7 +273,7 @@ func (f folder) adopt(s *segment) error {
 	}
 	name := segmentPrefix + random()
 	if err := os.Rename(filepath.Join(f.path, s.name), filepath.Join(f.path, name)); err != nil {
-		return err
+		return f.fail(err)
 	}
 	s.name = name
 	return nil

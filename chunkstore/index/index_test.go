@@ -548,8 +548,10 @@ func TestFailedWrite(t *testing.T) {
 	if err := os.WriteFile(dir, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := x.Add("index/b", []PackEntries{packOf(2, 100, 200)}); err == nil {
-		t.Error("added to a folder that is none")
+	// The error names the folder and what can be done.
+	var full *FolderError
+	if err := x.Add("index/b", []PackEntries{packOf(2, 100, 200)}); !errors.As(err, &full) || full.Dir != dir || !strings.Contains(full.Hint(), "--cache-dir") {
+		t.Errorf("added to a folder that is none: %v", err)
 	}
 	wantChunks(t, x, 1, 0, 100)
 	if x.HasSource("index/b") {

@@ -24,6 +24,10 @@ var (
 	ErrNoSpace = errors.New("storage is full")
 	// ErrPermission: the storage refuses us this operation, or knows us not.
 	ErrPermission = errors.New("permission denied by the storage")
+	// ErrClock: the storage refuses a request since the clocks of the two
+	// machines differ too much.
+	// It is an ErrPermission with words of its own.
+	ErrClock error = clockError{}
 	// ErrUnavailable: the storage did not answer properly this time. It is the
 	// only class worth trying again.
 	ErrUnavailable = errors.New("storage not available")
@@ -35,6 +39,14 @@ var (
 	// ErrName: the name is none that CheckName allows, or the range is none.
 	ErrName = errors.New("invalid name or range")
 )
+
+type clockError struct{}
+
+func (clockError) Error() string {
+	return "the clocks of this machine and of the storage differ too much"
+}
+
+func (clockError) Unwrap() error { return ErrPermission }
 
 // Error is an operation that went wrong. Unwrap gives the class alone: what a
 // backend's own error unwraps to (say, io.ErrUnexpectedEOF of a broken

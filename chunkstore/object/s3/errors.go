@@ -64,6 +64,8 @@ func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 		return "the secret key is not that of the access key: see AWS_SECRET_ACCESS_KEY, or the profile"
 	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired":
 		return "the session's token has run out: get new credentials, or use a key or role that lasts"
+	case "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded":
+		return "the server's quota is used up, or its storage is full: raise it, or make room with xenkeep forget and xenkeep prune"
 	case "RequestTimeTooSkewed", "RequestExpired":
 		skew := s.Skew()
 		word := "behind"
@@ -89,6 +91,10 @@ func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 	switch {
 	case strings.Contains(answer.Message, "ObjectLockConfiguration"):
 		return noLock
+	case op == "put" && s.c.Checksum != None && aboutChecksum(answer):
+		return "the server does not take the checksum that is sent with each object: --s3-checksum none, or another of its kinds"
+	case answer.StatusCode == http.StatusBadRequest && strings.Contains(strings.ToLower(answer.Message), "region"):
+		return "the server expects another region: --s3-region"
 	case answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusUnauthorized:
 		if v, err := s.client.GetCreds(); err == nil && v.AccessKeyID == "" {
 			return "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile"
@@ -100,6 +106,23 @@ func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 		return fmt.Sprintf("these credentials lack %s on %s", actions[op], on)
 	}
 	return ""
+}
+
+// aboutChecksum reports whether a server refuses an object because of the
+// checksum header that was sent with it. Older servers name no code of their own
+// for it.
+func aboutChecksum(answer minio.ErrorResponse) bool {
+	if answer.StatusCode != http.StatusBadRequest && answer.StatusCode != http.StatusNotImplemented {
+		return false
+	}
+	switch answer.Code {
+	case "InvalidArgument", "InvalidRequest", "NotImplemented", "InvalidDigest", "MissingContentMD5", "BadRequest", "UnsupportedHeader", "":
+	default:
+		return false
+	}
+	text := strings.ToLower(answer.Code + " " + answer.Message)
+	return answer.Code == "" || strings.Contains(text, "checksum") || strings.Contains(text, "x-amz-") || strings.Contains(text, "header") ||
+		strings.Contains(text, "content-md5") || answer.Code == "NotImplemented"
 }
 
 const noLock = "the bucket has no object lock: that is switched on when a bucket is made"
@@ -115,12 +138,14 @@ func classOf(answer minio.ErrorResponse) error {
 		return object.ErrNotFound
 	case "InvalidRange":
 		return object.ErrShort
-	case "QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded":
+	case "QuotaExceeded", "InsufficientStorage", "EntityTooLarge", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded":
 		return object.ErrNoSpace
 	case "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch",
-		"ExpiredToken", "InvalidToken", "RequestTimeTooSkewed", "AuthorizationHeaderMalformed",
+		"ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed",
 		"XAdminUserNotFound": // versitygw's InvalidAccessKeyId
 		return object.ErrPermission
+	case "RequestTimeTooSkewed", "RequestExpired":
+		return object.ErrClock
 	case "PreconditionFailed":
 		return errPresent
 	case "NotImplemented", "MethodNotAllowed":

@@ -4,6 +4,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -268,6 +269,35 @@ func TestHints(t *testing.T) {
 	_, err = s.Get(t.Context(), "config", 0, -1)
 	if hint := object.HintOf(err); !strings.Contains(hint, "20m0s ahead of") && !strings.Contains(hint, "20m1s ahead of") {
 		t.Errorf("clock: %v, hint %q", err, hint)
+	}
+	// Row "S3" of the fault list: what is refused is not blamed on permissions,
+	// and the flag that helps is named.
+	if strings.Contains(err.Error(), "permission") || !errors.Is(err, object.ErrClock) {
+		t.Errorf("clock: %v", err)
+	}
+	for _, tt := range []struct {
+		status        int
+		code, message string
+		class         error
+		hint          string
+	}{
+		{403, "QuotaExceeded", "Quota exceeded", object.ErrNoSpace, "quota"},
+		{403, "XMinioAdminBucketQuotaExceeded", "Bucket quota exceeded", object.ErrNoSpace, "quota"},
+		{400, "InvalidArgument", "x-amz-checksum-sha256 is not supported", nil, "--s3-checksum"},
+		{400, "InvalidRequest", "Unsupported header received", nil, "--s3-checksum"},
+		{501, "NotImplemented", "A header you provided implies functionality that is not implemented", object.ErrUnsupported, "--s3-checksum"},
+		{400, "BadRequest", "the region 'us-east-1' is wrong; expecting 'eu-west-1'", nil, "--s3-region"},
+	} {
+		proxy.Break(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+			_, _ = io.Copy(io.Discard, r.Body)
+			w.WriteHeader(tt.status)
+			_, _ = fmt.Fprintf(w, "<Error><Code>%s</Code><Message>%s</Message></Error>", tt.code, tt.message)
+			return true
+		})
+		err := s.Put(t.Context(), "notes/b", []byte("b"))
+		if err == nil || tt.class != nil && !errors.Is(err, tt.class) || !strings.Contains(object.HintOf(err), tt.hint) || strings.Contains(object.HintOf(err), "credentials") {
+			t.Errorf("%s: %v, hint %q, want %q", tt.code, err, object.HintOf(err), tt.hint)
+		}
 	}
 	proxy.Break(s3proxy.Answer(400, "AuthorizationHeaderMalformed"))
 	if _, err = s.Get(t.Context(), "config", 0, -1); !strings.Contains(object.HintOf(err), "--s3-region") {
