@@ -107,6 +107,9 @@ var (
 // some way.
 func (p *vmPlan) kindWarnings(k Kind) []string {
 	if k != KindQuiesced {
+		if k != KindCheckpoint && strings.EqualFold(p.vm.PowerState, "suspended") {
+			return []string{"it is suspended, and its memory is not saved: a VM that is restored from this starts as after a power cut. A snapshot of kind checkpoint saves the memory too"}
+		}
 		return nil
 	}
 	var w []string

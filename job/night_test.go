@@ -564,3 +564,28 @@ func TestInterruptedVMIsTold(t *testing.T) {
 		}
 	}
 }
+
+// The memory of a suspended VM is not left out silently by a backup that does not
+// save it, nor by its forecast.
+func TestSuspendedMemoryIsTold(t *testing.T) {
+	w := newWorld(t, xapisim.Config{})
+	if _, err := w.pool.Async(t.Context(), "VM.suspend", w.vm("web").Ref); err != nil {
+		t.Fatal(err)
+	}
+	const says = "its memory is not saved"
+	f, err := job.Foresee(t.Context(), w.repo, w.pool, w.options("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fc, err := f.VM(t.Context(), job.Chosen{UUID: w.vm("web").UUID, Name: "web"})
+	if err != nil || len(fc.Warnings) != 1 || !strings.Contains(fc.Warnings[0], says) {
+		t.Errorf("%v: %+v", err, fc)
+	}
+	sum, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
+	if err != nil || len(sum.Warnings) != 1 || !strings.HasPrefix(sum.Warnings[0], "VM web: ") || !strings.Contains(sum.Warnings[0], says) {
+		t.Errorf("%v: %+v", err, sum)
+	}
+	o := w.options()
+	o.Chosen = []job.Chosen{{UUID: w.vm("web").UUID, Name: "web", Kinds: []job.Kind{job.KindCheckpoint}}}
+	w.backup(o)
+}

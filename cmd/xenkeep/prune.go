@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -67,6 +68,7 @@ func runPrune(cmd *cobra.Command, o *pruneOptions) error {
 	progress := func(int64) {}
 	plan, err := prune.New(ctx, r, prune.Options{
 		MaxRepack: int64(o.maxRepack), Exclusive: o.exclusive, ForgetDamaged: o.damaged, Begin: meters(show), Progress: func(n int64) { progress(n) },
+		Waiting: func(d time.Duration, why string) { fmt.Fprintf(show, "xenkeep: waiting %v: %s\n", d, why) },
 	})
 	if err != nil {
 		return err

@@ -123,10 +123,8 @@ func (e *execution) repackInPlace(ctx context.Context) error {
 
 // reread reads the heads of the index objects again, those put meanwhile too.
 func (e *execution) reread(ctx context.Context) error {
-	if d := e.r.Objects().Traits().ListDelay; d > 0 {
-		if err := e.o.Wait(ctx, d); err != nil {
-			return err
-		}
+	if err := e.o.waitListing(ctx, e.r.Objects()); err != nil {
+		return err
 	}
 	err := e.r.LoadIndex(ctx)
 	if err == nil {

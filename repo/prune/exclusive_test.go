@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
@@ -103,6 +106,33 @@ func TestFullOfMostlyDead(t *testing.T) {
 	// Nor does it go on beyond what it has freed.
 	if full.room < plan.Freed*9/10 {
 		t.Errorf("%d bytes of room where %d were freed", full.room, plan.Freed)
+	}
+}
+
+// A prune that waits for a storage that lists late says so, with the time and the
+// reason.
+func TestWaitIsTold(t *testing.T) {
+	store, c := objecttest.NewFaulty(mem.New()), repotest.NewClock()
+	repotest.Init(t, store)
+	store.DelayLists(2*time.Minute, 0, c.Now)
+	mustSave(t, store, c, disktest.Content(1, 2), "a")
+	var told []time.Duration
+	var waited []time.Duration
+	o := prune.Options{Now: c.Now, Exclusive: true,
+		Waiting: func(d time.Duration, why string) {
+			if !strings.Contains(why, "network file system") {
+				t.Errorf("the reason is %q", why)
+			}
+			told = append(told, d)
+		},
+		Wait: func(ctx context.Context, d time.Duration) error {
+			waited = append(waited, d)
+			return c.Wait(ctx, d)
+		},
+	}
+	mustPass(t, store, o)
+	if len(told) == 0 || told[0] != 2*time.Minute || !slices.Equal(told, waited) {
+		t.Errorf("told %v, waited %v", told, waited)
 	}
 }
 

@@ -343,8 +343,8 @@ func (e *execution) drop(ctx context.Context, gone map[pack.ID]bool) error {
 		}
 		old = append(old, h.Name)
 	}
-	if d := e.r.Objects().Traits().ListDelay; put && d > 0 {
-		if err := e.o.Wait(ctx, d); err != nil {
+	if put {
+		if err := e.o.waitListing(ctx, e.r.Objects()); err != nil {
 			return err
 		}
 	}

@@ -71,6 +71,8 @@ type Options struct {
 	Now           func() time.Time
 	// Wait lets time pass; nil waits by the real clock.
 	Wait func(ctx context.Context, d time.Duration) error
+	// Waiting, where set, is called before each wait with its length and reason.
+	Waiting func(d time.Duration, why string)
 	// Progress counts bytes copied and deleted.
 	Progress func(n int64)
 	// Begin is told when reading begins, of so many bytes of disks; what it
@@ -100,6 +102,20 @@ func (o *Options) defaults() {
 			}
 		}
 	}
+	if o.Waiting == nil {
+		o.Waiting = func(time.Duration, string) {}
+	}
+}
+
+// waitListing waits until the storage lists all that was put before, where it
+// does so late.
+func (o *Options) waitListing(ctx context.Context, objects object.Store) error {
+	d := objects.Traits().ListDelay
+	if d <= 0 {
+		return nil
+	}
+	o.Waiting(d, "the storage, which a network file system may be, shows new files to all machines only after that time")
+	return o.Wait(ctx, d)
 }
 
 // Count is a number of packs and their bytes.
@@ -152,8 +168,8 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 	if err := r.CanPrune(); err != nil {
 		return nil, err
 	}
-	if d := r.Objects().Traits().ListDelay; o.Exclusive && d > 0 {
-		if err := o.Wait(ctx, d); err != nil {
+	if o.Exclusive {
+		if err := o.waitListing(ctx, r.Objects()); err != nil {
 			return nil, err
 		}
 	}
