@@ -8,7 +8,7 @@ LDFLAGS     := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSITYGW   := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 COMPILER    := gcc libc6-dev
-JUDGES      := qemu-utils libvhdi-utils libnbd-bin e2fsprogs xfsprogs ntfs-3g lvm2 fdisk dosfstools btrfs-progs fuse3 nodejs npm prometheus
+JUDGES      := qemu-utils libvhdi-utils libnbd-bin e2fsprogs xfsprogs ntfs-3g lvm2 fdisk dosfstools btrfs-progs fuse3 nodejs npm prometheus tmux
 PEERS       := restic borgbackup e2fsprogs bindfs nbdkit libnbd-bin fuse3
 FUZZTIME    ?= 2s
 # Packages whose goroutines share memory: the race detector pays there. Long
