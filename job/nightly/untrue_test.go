@@ -3,6 +3,7 @@ package nightly
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"xenkeep/job"
 	"xenkeep/job/report"
@@ -16,7 +17,11 @@ import (
 func TestTrackingMissedChange(t *testing.T) {
 	h := newHouseOn(t, xapisim.Config{NBD: xapisim.NBDTLS, CBT: true, StorageRevert: true}, "[jobs.n]\nselect={all=true}\nprune='always'\n", 1, 1, 4*mib)
 	n := h.night("n")
-	run := func() (*report.Report, error) { return Run(t.Context(), n) }
+	run := func() (*report.Report, error) {
+		h.now = h.now.Add(time.Minute) // the pool's dates are whole seconds, and the newest snapshot is the base
+		h.sim.Advance(time.Minute)
+		return Run(t.Context(), n)
+	}
 	if _, err := run(); err != nil {
 		t.Fatal(err)
 	}
