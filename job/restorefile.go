@@ -63,6 +63,27 @@ func RestoreFile(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *r
 	return out, nil
 }
 
+// RestoreStream writes one disk to w, raw and with its zeros. What was written before
+// an error is the beginning of the disk.
+func RestoreStream(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Disk, w io.Writer, o RestoreOptions) (*Restored, error) {
+	o.defaults()
+	started := time.Now()
+	im, err := restore.Open(ctx, r, chunk.ID(d.Root))
+	if err != nil {
+		return nil, err
+	}
+	m := o.Progress.Begin(d.Device, im.Size())
+	defer m.Done()
+	res, err := im.Run(ctx, streamSink{w}, restore.Options{Zeros: true, Progress: metered(m)})
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", d.Device, err)
+	}
+	return &Restored{
+		Type: "restored", Snapshot: s.ID(), Duration: time.Since(started).Seconds(),
+		Disks: []RestoredDisk{{Device: d.Device, File: "-", Size: im.Size(), Written: res.Written}},
+	}, nil
+}
+
 func restoreNew(ctx context.Context, im *restore.Image, file string, o restore.Options) (res restore.Result, err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*.part")
 	if err != nil {

@@ -109,8 +109,8 @@ func readsAsZero(sr xapi.SR, v xapi.VDI) bool {
 }
 
 // compare reads a VDI and tells in which blocks it differs from the image. It
-// must not be written to meanwhile. When compare returns without an error no host
-// holds the disk any more, so that it can be written to, or its VM be started.
+// must not be written to meanwhile. For a moment after it a host may hold the disk
+// still, so that it can neither be written to nor its VM be started.
 func (p *poolRestore) compare(ctx context.Context, im *restore.Image, vdi xapi.VDI, label string) (differs []uint64, err error) {
 	m := p.o.Progress.Begin(label, im.Size())
 	defer m.Done()
@@ -118,11 +118,7 @@ func (p *poolRestore) compare(ctx context.Context, im *restore.Image, vdi xapi.V
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err = errors.Join(err, end()); err == nil {
-			err = p.pool.WaitReleased(ctx, vdi.Ref)
-		}
-	}()
+	defer func() { err = errors.Join(err, end()) }()
 	return im.Compare(ctx, src, metered(m))
 }
 
@@ -155,7 +151,8 @@ func (p *poolRestore) readVDI(ctx context.Context, vdi xapi.VDI) (disk.Source, f
 	if format == xapi.FormatVHD {
 		reader, err := vhd.NewReader(e, vhd.Options{})
 		if err != nil {
-			return nil, nil, errors.Join(poolError(err), e.Close(ctx))
+			x := &exported{e: e}
+			return nil, nil, errors.Join(x.cutShort(ctx, poolError(err)), e.Close(ctx))
 		}
 		src = reader
 	}
@@ -213,5 +210,6 @@ func (p *poolRestore) verify(ctx context.Context, im *restore.Image, vdi xapi.VD
 				vdi.UUID, restore.Differing(differs), first, seal.ErrCorrupt)
 		}
 	}
-	return nil
+	_, err = p.pool.WaitReleased(ctx, vdi.Ref) // so that its VM can be started
+	return err
 }

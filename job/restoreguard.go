@@ -63,6 +63,7 @@ type halfMark struct {
 	Snapshot   string    `json:"snapshot"`
 	Disk       string    `json:"disk"`
 	Run        string    `json:"run"`
+	Machine    string    `json:"machine"`
 	Since      time.Time `json:"since"`
 }
 
@@ -282,7 +283,7 @@ func (g *guard) begin(ctx context.Context, t *overTarget) error {
 	}
 	own := g.p.lease.own
 	text, err := json.Marshal(halfMark{
-		UUID: t.vdi.UUID, Repository: own[markRepository], Snapshot: g.p.s.ID(), Disk: t.d.Device, Run: own[markRun],
+		UUID: t.vdi.UUID, Repository: own[markRepository], Snapshot: g.p.s.ID(), Disk: t.d.Device, Run: own[markRun], Machine: own[markMachine],
 		Since: g.p.lease.now().UTC().Truncate(time.Second),
 	})
 	if err != nil {
@@ -453,7 +454,7 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 	// about fills in which run an object is of; m and h are its marks, if any.
 	about := func(l *Leftover, other map[string]string, m *writerMark, h *halfMark) (err error) {
 		if h != nil {
-			l.Repository, l.Run, l.Seen = h.Repository, h.Run, h.Since
+			l.Repository, l.Run, l.Machine, l.Seen = h.Repository, h.Run, h.Machine, h.Since
 		}
 		if m == nil {
 			return nil

@@ -73,7 +73,7 @@ func (w *overWorld) restored() {
 // NBD, and refuses to write to it meanwhile. A restore that compares first waits.
 func TestRestoreOverWaits(t *testing.T) {
 	for _, over := range []job.Over{{}, {VDI: "web", Differential: true}} {
-		w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, Linger: 200 * time.Millisecond})
+		w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, NBDLinger: 200 * time.Millisecond})
 		if over.VDI != "" {
 			over.VDI = w.vdi.UUID
 		}
@@ -322,4 +322,80 @@ func TestRestoreOverActive(t *testing.T) {
 	}
 	w.restored()
 	w.bare(nil)
+}
+
+// A disk that a control domain does not let go of is not written to: another program
+// may be reading or writing it.
+func TestRestoreOverNotReleased(t *testing.T) {
+	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, NBDLinger: time.Hour})
+	was := w.volumeSum(w.vdi.UUID, 24*mib)
+	_, err := w.over(job.Over{})
+	if err == nil || !strings.Contains(err.Error(), "a control domain has held the disk for a minute") || !strings.Contains(err.Error(), "nothing of it was written") {
+		t.Fatal(err)
+	}
+	if w.volumeSum(w.vdi.UUID, 24*mib) != was {
+		t.Error("it was written to")
+	}
+	w.bare(nil)
+}
+
+// A restore that reads its disk back, and meets a restart of the toolstack, says so
+// rather than that a VHD is truncated.
+func TestRestoreToolstackRestart(t *testing.T) {
+	w := newWorld(t, xapisim.Config{SRs: restoreSRs})
+	s := backupOf(w, "web")
+	for _, at := range []int64{100, 3 * mib} {
+		w.sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Cut: true, CutAt: at, Stall: true})
+		stalled := make(chan bool)
+		go func() { // the export stands still at that byte, until the restart ends it
+			defer close(stalled)
+			for range 2000 {
+				for _, v := range w.sim.Dump()["VBD"] {
+					if v["currently_attached"] == true && v["mode"] == "RO" && v["type"] == "Disk" {
+						w.sim.Restart()
+						return
+					}
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		}()
+		_, err := job.RestoreDisks(t.Context(), w.repo, w.pool, s, disksOf(s)[:1], job.Target{SR: "one"}, job.RestoreOptions{Verify: true})
+		<-stalled
+		w.sim.ClearFaults()
+		if err == nil || strings.Contains(err.Error(), "truncated") {
+			t.Errorf("%v", err)
+		}
+		t.Log(err, job.HintOf(err))
+	}
+	// A connection that ends without more.
+	w.sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Cut: true, CutAt: 3 * mib})
+	_, err := job.RestoreDisks(t.Context(), w.repo, w.pool, s, disksOf(s)[:1], job.Target{SR: "one"}, job.RestoreOptions{Verify: true})
+	if err == nil || !strings.Contains(err.Error(), "restart of its toolstack") || !strings.Contains(job.HintOf(err), "again") {
+		t.Errorf("%v", err)
+	}
+}
+
+// Row X1 of the fault list: a VM is started once the host has let go of the disks that
+// were read back.
+func TestRestoreStartWaits(t *testing.T) {
+	w := newWorld(t, xapisim.Config{SRs: restoreSRs, NBD: xapisim.NBDTLS, NBDLinger: 200 * time.Millisecond})
+	s := backupOf(w, "web")
+	starts := 0
+	w.sim.Watch(func(method string) {
+		if method == "VM.start" {
+			starts++
+		}
+	})
+	w.sim.Fault(xapisim.Fault{On: "VM.start", Do: func() {
+		for _, v := range w.sim.Dump()["VBD"] {
+			if v["currently_attached"] == true && v["mode"] == "RO" && v["type"] == "Disk" {
+				t.Error("a disk is still held")
+			}
+		}
+	}})
+	out, err := job.RestoreVM(t.Context(), w.repo, w.pool, s, job.VMRestore{Target: job.Target{SR: "one"}, Name: "back", Start: true}, job.RestoreOptions{Verify: true})
+	w.sim.Watch(nil)
+	if err != nil || out.Power != "Running" || starts != 1 {
+		t.Errorf("%v %+v, started %d times", err, out, starts)
+	}
 }

@@ -212,6 +212,9 @@ func (p *poolRestore) over(ctx context.Context, g *guard, t *overTarget, over Ov
 		g.old = append(g.old, old.UUID)
 	}
 	if !over.Differential || restore.Differing(differs) > 0 {
+		if err := p.released(ctx, t.vdi.Ref); err != nil {
+			return fmt.Errorf("disk %s: VDI %s: %w%s", t.d.Device, t.vdi.UUID, err, g.untouched(t))
+		}
 		if err := g.begin(ctx, t); err != nil {
 			return fmt.Errorf("disk %s: mark VDI %s: %w%s", t.d.Device, t.vdi.UUID, err, g.untouched(t))
 		}
@@ -231,6 +234,17 @@ func (p *poolRestore) over(ctx context.Context, g *guard, t *overTarget, over Ov
 	return nil
 }
 
+// released waits until no host holds a disk that is to be written to: a read may hold
+// it for a moment, and the import of a run that was killed until the host has noticed.
+func (p *poolRestore) released(ctx context.Context, vdi xapi.Ref) error {
+	free, err := p.pool.WaitReleased(ctx, vdi)
+	if err == nil && !free {
+		err = &hinted{errors.New("a control domain has held the disk for a minute, as if another program reads or writes it"),
+			"end that program, or unplug the VBD of the control domain (xe vbd-list), and run the same command again"}
+	}
+	return err
+}
+
 // untouched ends an error about a disk that nothing was written to.
 func (g *guard) untouched(t *overTarget) string {
 	if g.sent[t.vdi.Ref] {
@@ -246,6 +260,9 @@ func (p *poolRestore) overwrite(ctx context.Context, im *restore.Image, vdi xapi
 		return err
 	}
 	done.Compared = im.Size()
+	if err := p.released(ctx, vdi.Ref); err != nil {
+		return err
+	}
 	_, err = p.rewrite(ctx, im, vdi, differs, label, done)
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"xenkeep/filekind"
 	"xenkeep/internal/disk"
@@ -30,7 +31,28 @@ func (x *exported) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 		}
 		return e, io.EOF
 	}
-	return e, poolError(err)
+	return e, x.cutShort(ctx, poolError(err))
+}
+
+// verdictWait is how long the pool is waited for to say why it ended an export early.
+const verdictWait = 10 * time.Second
+
+// cutShort finds out why a stream ended before its end: the pool's reason, where it
+// has one, in place of what the reader of the format makes of it.
+func (x *exported) cutShort(ctx context.Context, err error) error {
+	if !errors.Is(err, vhd.ErrTruncated) && !errors.Is(err, io.ErrUnexpectedEOF) || ctx.Err() != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, verdictWait)
+	defer cancel()
+	var pool *xapi.Error
+	if why := x.e.Finish(wait); errors.As(why, &pool) {
+		return why
+	}
+	return &hinted{
+		fmt.Errorf("the pool ended the export after %d bytes without a reason, as a restart of its toolstack does: %w", x.e.Received(), io.ErrUnexpectedEOF),
+		"run the same command again when the toolstack is up",
+	}
 }
 
 // poolError turns a failure that a host reported inside a stream into the

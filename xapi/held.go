@@ -27,26 +27,25 @@ func (e *Error) heldElsewhere() bool {
 	return e.Code == "INTERNAL_ERROR" && strings.Contains(strings.Join(e.Params, " "), illegalTransition)
 }
 
-// WaitReleased waits until no control domain holds a disk any more, as it does
-// for a moment after a read over NBD and after an export. It returns an error
-// only where the pool cannot be asked: after a minute it gives up waiting, and
-// the next use of the disk shows the reason.
-func (c *Client) WaitReleased(ctx context.Context, vdi Ref) error {
+// WaitReleased waits until no control domain holds a disk any more, as one does for a
+// moment after a read over NBD and after an export. It reports whether that is so:
+// after a minute it gives up.
+func (c *Client) WaitReleased(ctx context.Context, vdi Ref) (bool, error) {
 	pace := c.cfg.pace()
 	delay := 100 * time.Millisecond
 	for waited := time.Duration(0); waited < releaseLimit; waited += delay {
 		held, err := c.heldByDomain(ctx, vdi)
 		if err != nil || !held {
-			return gone(err)
+			return err == nil, err
 		}
 		if waited > time.Second {
 			delay = time.Second
 		}
 		if !sleep(ctx, pace(delay)) {
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
 	}
-	return nil
+	return false, nil
 }
 
 func (c *Client) heldByDomain(ctx context.Context, vdi Ref) (bool, error) {

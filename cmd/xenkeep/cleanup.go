@@ -135,17 +135,26 @@ func printLeftovers(w io.Writer, found []job.Leftover, sum cleanupSummary) error
 	return err
 }
 
-// printLeftoverHints says what is left for people to do.
+// printLeftoverHints says what is left for people to do: one hint for all disks.
 func printLeftoverHints(w io.Writer, found []job.Leftover) error {
+	hint := ""
 	for _, l := range found {
 		if l.Hint == "" || l.Action != job.ActNone {
 			continue
 		}
-		if _, err := fmt.Fprintf(w, "%s %s (%s) is half restored\n  hint: %s\n", l.Class, printable(l.Name), l.UUID, oneLine(l.Hint)); err != nil {
+		hint = l.Hint
+		if l.Class != "VDI" {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%s %s (%s) is half restored\n", l.Class, printable(l.Name), l.UUID); err != nil {
 			return err
 		}
 	}
-	return nil
+	if hint == "" {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "  hint: %s\n", oneLine(hint))
+	return err
 }
 
 func cleanup(ctx context.Context, stderr io.Writer, o *cleanupOptions) (*job.CleanupReport, error) {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"xenkeep/job"
 )
@@ -18,6 +20,7 @@ type restoreOptions struct {
 	output     outputFlags
 	progress   progressFlags
 
+	stdout   io.Writer // of the raw disk, with --to -
 	disks    []string
 	toSR, to string
 	toVDI    string
@@ -79,7 +82,7 @@ and so is a network whose name holds "=". xenkeep pool srs lists the SRs.`,
 	o.progress.add(cmd)
 	s := cmd.Flags()
 	s.StringArrayVar(&o.disks, "disk", nil, "restore this disk alone: its `device`, VDI or name; may be repeated")
-	s.StringVar(&o.to, "to", "", "restore a disk to this `file`, .vhd or raw")
+	s.StringVar(&o.to, "to", "", "restore a disk to this `file`, .vhd or raw; - is stdout, raw")
 	s.StringVar(&o.toSR, "to-sr", "", "restore to new VDIs on this `SR`, or xvda=SR1,xvdb=SR2; with --vm and --drill the pool's default where it is left out")
 	s.StringVar(&o.toVDI, "to-vdi", "", "restore a disk over this `VDI`")
 	s.BoolVar(&o.inPlace, "in-place", false, "restore over the disks of the VM, which must be halted")
@@ -150,23 +153,35 @@ func runRestore(cmd *cobra.Command, o *restoreOptions, spec string) error {
 	if o.drill {
 		return runDrill(cmd, o, spec)
 	}
+	out := cmd.OutOrStdout()
+	if o.to == "-" {
+		if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			return usagef("--to -: stdout is a terminal, and a disk is no text: redirect it, or name a file")
+		}
+		if o.output.json {
+			return usagef("--to -: the disk goes to stdout, and --json would mix with it")
+		}
+		o.stdout, out = out, cmd.ErrOrStderr()
+	}
 	res, err := restoreSnapshot(cmd.Context(), cmd.ErrOrStderr(), o, spec)
 	if err != nil && !errors.Is(err, job.ErrUnstarted) {
 		return err
 	}
 	if o.output.json {
-		return errors.Join(err, writeLine(cmd.OutOrStdout(), res))
+		return errors.Join(err, writeLine(out, res))
 	}
 	if o.progress.quiet {
 		return err
 	}
-	return errors.Join(err, printRestored(cmd.OutOrStdout(), res))
+	return errors.Join(err, printRestored(out, res))
 }
 
 func restoreSnapshot(ctx context.Context, stderr io.Writer, o *restoreOptions, spec string) (*job.Restored, error) {
 	var res *job.Restored
 	err := o.with(ctx, stderr, spec, func(w restoreWith) (err error) {
 		switch {
+		case o.to == "-":
+			res, err = job.RestoreStream(ctx, w.repo, w.snapshot, w.disks[0], o.stdout, w.options)
 		case o.to != "":
 			res, err = job.RestoreFile(ctx, w.repo, w.snapshot, w.disks[0], o.to, w.options)
 		case o.vm:

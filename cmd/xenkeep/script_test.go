@@ -445,10 +445,11 @@ func cmdPool(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // proxy FILE BYTES: XENKEEP_POOL leads through a proxy that makes FILE and
-// stands still on each connection that has brought more than BYTES.
+// stands still on each connection that has brought more than BYTES; with up it
+// loses what is sent beyond that.
 func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: proxy FILE BYTES")
+	if neg || len(args) < 2 || len(args) > 3 || len(args) == 3 && args[2] != "up" {
+		ts.Fatalf("usage: proxy FILE BYTES [up]")
 	}
 	limit, err := strconv.ParseInt(args[1], 10, 64)
 	ts.Check(err)
@@ -464,20 +465,21 @@ func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {
 		over.Wait()
 	})
 	file, target := ts.MkAbs(args[0]), u.Host
+	up := len(args) == 3
 	over.Go(func() {
 		for {
 			in, err := l.Accept()
 			if err != nil {
 				return
 			}
-			over.Go(func() { carry(ctx, in, target, limit, file) })
+			over.Go(func() { carry(ctx, in, target, limit, file, up) })
 		}
 	})
 	u.Host = l.Addr().String()
 	ts.Setenv("XENKEEP_POOL", u.String())
 }
 
-func carry(ctx context.Context, in net.Conn, to string, limit int64, file string) {
+func carry(ctx context.Context, in net.Conn, to string, limit int64, file string, up bool) {
 	defer in.Close()
 	out, err := net.Dial("tcp", to)
 	if err != nil {
@@ -488,10 +490,20 @@ func carry(ctx context.Context, in net.Conn, to string, limit int64, file string
 	defer stop()
 	back := make(chan error, 1)
 	go func() {
+		if up {
+			if n, _ := io.CopyN(out, in, limit); n == limit {
+				_ = os.WriteFile(file, nil, 0o600)
+				_, _ = io.Copy(io.Discard, in)
+			}
+		}
 		_, err := io.Copy(out, in)
 		_ = out.Close()
 		back <- err
 	}()
+	if up {
+		_, _ = io.Copy(in, out)
+		return
+	}
 	if n, _ := io.CopyN(in, out, limit); n == limit {
 		_ = os.WriteFile(file, nil, 0o600)
 		<-back // until the other side has had enough

@@ -51,6 +51,7 @@ func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs [
 	if err != nil {
 		return nil, err
 	}
+	inv.Saved = saved(all, p.UUID)
 	chosen := make(map[string][]string)
 	left := make(map[string]string)
 	for _, j := range jobs {

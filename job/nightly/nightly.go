@@ -270,6 +270,11 @@ func (x *night) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	known, _, err := x.repo.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	inv.Saved = saved(known, p.UUID)
 	if x.sel, err = selection.Choose(inv, x.Job); err != nil {
 		return err
 	}
@@ -324,6 +329,17 @@ func (n *Night) options() (job.BackupOptions, error) {
 		*l.to = limit.New(s, n.Now)
 	}
 	return o, nil
+}
+
+// saved are the VMs of a pool that each job has backed up.
+func saved(all []*repo.Snapshot, pool string) map[string][]string {
+	out := make(map[string][]string)
+	for _, s := range all {
+		if s.Pool.UUID == pool && !slices.Contains(out[s.Job], s.VM.UUID) {
+			out[s.Job] = append(out[s.Job], s.VM.UUID)
+		}
+	}
+	return out
 }
 
 // queue puts the chosen VMs in order: by priority, then those first whose last

@@ -114,6 +114,11 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	known, _, err := r.Snapshots(ctx) // what cannot be read is reported with the VMs
+	if err != nil {
+		return nil, err
+	}
+	inv.Saved = saved(known, pool.PoolUUID())
 	sel, err := selection.Choose(inv, n.Job)
 	if err != nil {
 		return nil, err

@@ -112,8 +112,9 @@ func (c *chooser) asVmBackup(v *config.VmBackup) error {
 			if l.Simple() != simple {
 				continue
 			}
+			var one *xapi.VM // that a simple name means
 			if simple {
-				if _, all := c.named(l.Name); len(all) != 1 {
+				if one, _ = c.named(l.Name); one == nil {
 					c.name(l.Name, "")
 					f := &c.res.Findings[len(c.res.Findings)-1]
 					f.Text = fmt.Sprintf("line %d: %s: %s", l.Line, &l, f.Text)
@@ -126,7 +127,7 @@ func (c *chooser) asVmBackup(v *config.VmBackup) error {
 				if err != nil {
 					return err
 				}
-				if !ok {
+				if !ok || one != nil && vm != one {
 					continue
 				}
 				n++

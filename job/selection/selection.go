@@ -24,6 +24,9 @@ type Inventory struct {
 	VDIs  map[xapi.Ref]xapi.VDI
 	SRs   map[xapi.Ref]xapi.SR
 	Hosts map[xapi.Ref]xapi.Host
+	// Saved are the UUIDs of VMs that jobs have backed up before, by the job's name:
+	// where several VMs have one name, the one that is known is meant.
+	Saved map[string][]string
 }
 
 // Read asks the pool for all of it.
@@ -204,7 +207,8 @@ func (c *chooser) take(vm *xapi.VM, by string) {
 	c.by[vm.Ref] = by
 }
 
-// named finds the one real VM of a name.
+// named finds the one real VM of a name; of several the one that the job has backed
+// up before, if that is one.
 func (c *chooser) named(name string) (*xapi.VM, []*xapi.VM) {
 	var all []*xapi.VM
 	for _, vm := range c.real {
@@ -214,6 +218,15 @@ func (c *chooser) named(name string) (*xapi.VM, []*xapi.VM) {
 	}
 	if len(all) == 1 {
 		return all[0], all
+	}
+	var before []*xapi.VM
+	for _, vm := range all {
+		if slices.Contains(c.inv.Saved[c.job.Name], vm.UUID) {
+			before = append(before, vm)
+		}
+	}
+	if len(before) == 1 {
+		return before[0], all
 	}
 	return nil, all
 }
@@ -555,6 +568,17 @@ func isDisk(x string, vm *xapi.VM, d *Disk) bool {
 	return i > 0 && (x[:i] == vm.NameLabel || strings.EqualFold(x[:i], vm.UUID)) && (x[i+1:] == d.Device() || x[i+1:] == d.VBD.UserDevice)
 }
 
+// chosenOf are the UUIDs of the chosen VMs of a name.
+func (c *chooser) chosenOf(name string) []string {
+	var list []string
+	for i := range c.res.VMs {
+		if vm := &c.res.VMs[i].Record; vm.NameLabel == name {
+			list = append(list, vm.UUID)
+		}
+	}
+	return list
+}
+
 // doubles reports names that are not one VM's alone.
 func (c *chooser) doubles() {
 	told := make(map[string]bool)
@@ -565,7 +589,11 @@ func (c *chooser) doubles() {
 		}
 		told[name] = true
 		if _, all := c.named(name); len(all) > 1 {
-			c.find(Warn, name, "give each VM a name of its own", "%d VMs are called %q: %s", len(all), name, uuids(all))
+			taken := ""
+			if chosen := c.chosenOf(name); len(chosen) == 1 {
+				taken = "; the one with the UUID " + chosen[0] + " is backed up"
+			}
+			c.find(Warn, name, "give each VM a name of its own", "%d VMs are called %q: %s%s", len(all), name, uuids(all), taken)
 		}
 		if what := c.other(name); what != "" {
 			c.find(Warn, name, "rename one of them", "%s is called %q too; the VM is backed up", what, name)

@@ -193,3 +193,37 @@ func TestAsVmBackup(t *testing.T) {
 		}
 	}
 }
+
+// Row N3 of the fault list: where two VMs have one name, as after a restore, a job goes
+// on with the one that it has backed up before, and warns.
+func TestSavedBefore(t *testing.T) {
+	for what, c := range map[string]struct {
+		saved map[string][]string
+		want  string
+		says  string
+	}{
+		"never":       {nil, "", "error: 2 VMs are called"},
+		"one":         {map[string][]string{"nightly": {"uuid-1", "uuid-9"}}, "uuid-1", "warn: 2 VMs are called"},
+		"both":        {map[string][]string{"nightly": {"uuid-0", "uuid-1"}}, "", "error: 2 VMs are called"},
+		"another job": {map[string][]string{"weekly": {"uuid-1"}}, "", "error: 2 VMs are called"},
+	} {
+		inv := pool("web", "web", "db")
+		inv.Saved = c.saved
+		j := &config.Job{Name: "nightly"}
+		j.Select.Names = []string{"web"}
+		r, err := Choose(inv, j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, v := range r.VMs {
+			got += v.Record.UUID
+		}
+		if got != c.want || !strings.Contains(findings(r), c.says) {
+			t.Errorf("%s: %q, want %q; %s", what, got, c.want, findings(r))
+		}
+		if c.want != "" && !strings.Contains(findings(r), "the one with the UUID uuid-1 is backed up") {
+			t.Errorf("%s: %s", what, findings(r))
+		}
+	}
+}
