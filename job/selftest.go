@@ -386,7 +386,7 @@ func (s *selfTest) change(ctx context.Context) (int64, string, error) {
 }
 
 func (s *selfTest) pieces(ctx context.Context, version int, wanted func(int64) bool) (n int64, err error) {
-	if err := s.pool.WaitReleased(ctx, s.disk.Ref); err != nil {
+	if _, err := s.pool.WaitReleased(ctx, s.disk.Ref); err != nil {
 		return 0, err
 	}
 	err = s.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: s.disk.Ref, Format: xapi.FormatRaw, Chunked: true, ContentLength: -1}, func(w io.Writer) error {
@@ -515,7 +515,7 @@ func (s *selfTest) readNBD(ctx context.Context, want []disk.Extent) (n int64, te
 func (s *selfTest) list(ctx context.Context) (int64, string, error) {
 	// The pool refuses to compare a snapshot that a host still holds after a read.
 	for _, ref := range []xapi.Ref{s.first.Ref, s.second.Ref} {
-		if err := s.pool.WaitReleased(ctx, ref); err != nil {
+		if _, err := s.pool.WaitReleased(ctx, ref); err != nil {
 			return 0, "", err
 		}
 	}
@@ -556,7 +556,7 @@ func (s *selfTest) keepList(ctx context.Context) (int64, string, error) {
 	if err := s.pool.DestroyData(ctx, s.first.Ref); err != nil {
 		return 0, "", err
 	}
-	if err := s.pool.WaitReleased(ctx, s.second.Ref); err != nil {
+	if _, err := s.pool.WaitReleased(ctx, s.second.Ref); err != nil {
 		return 0, "", err
 	}
 	bitmap, err := s.pool.ChangedBlocks(ctx, s.first.Ref, s.second.Ref)
