@@ -63,12 +63,13 @@ backed up as a disk, without a pool.
 counting for each VM and job; a number of "all" keeps every hour, day and so on. With
 none of them all remain. The newest complete snapshot always remains.`,
 		Example: "  xenkeep backup web db --keep-daily 7 --keep-weekly 5\n  xenkeep backup --image disk.vhd --name old-server",
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
+			ofConfig := cmd.Flags().Changed("job") // a job of the config that is found
 			if o.files.given() {
 				return nil // runJob looks at them
 			}
 			switch {
-			case o.image == "" && len(args) == 0 && !o.all:
+			case o.image == "" && len(args) == 0 && !o.all && !ofConfig:
 				return usagef("which VMs? name them, or all with --all, or an image file with --image")
 			case o.all && (o.image != "" || len(args) > 0):
 				return usagef("--all backs up every VM of the pool: name nothing beside it")
@@ -84,8 +85,12 @@ none of them all remain. The newest complete snapshot always remains.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.files.given() {
+			nothing := o.image == "" && len(args) == 0 && !o.all
+			if o.files.given() || nothing && o.files.find() {
 				return runJob(cmd, &o, args)
+			}
+			if nothing {
+				return usagef("which VMs? name them, or all with --all, or an image file with --image; --job names a job of a config, and no config is found")
 			}
 			return runBackup(cmd, &o, args)
 		},

@@ -63,6 +63,12 @@ func runCoverage(cmd *cobra.Command, o *coverageOptions) error {
 		jobs []*config.Job
 	}
 	sides := []side{{pool: o.pool}}
+	if file, explicit := foundConfig(cmd.Flags()); !explicit {
+		o.config = ""
+		if o.pool.url == "" && o.repository.location == "" {
+			o.config = file
+		}
+	}
 	if o.config != "" {
 		c, err := config.Load(o.config)
 		if err != nil {
@@ -71,6 +77,9 @@ func runCoverage(cmd *cobra.Command, o *coverageOptions) error {
 		sides = nil
 		f := jobFileFlags{config: o.config}
 		for _, name := range c.PoolNames() {
+			if cmd.Flags().Changed("pool") && c.Pools[o.pool.url].URL != "" && name != o.pool.url {
+				continue // --pool names another
+			}
 			p := c.Pools[name]
 			s := side{pool: o.pool, jobs: c.JobsOf(name)}
 			f.use(cmd, c, &p, &o.repository, &s.pool)

@@ -56,8 +56,11 @@ exit code is 1 when a backup would fail.`,
 }
 
 func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
+	if err := o.fill(cmd); err != nil {
+		return err
+	}
 	if o.repository.location == "" && o.pool.url == "" {
-		return usagef("nothing to look over: give --pool, --repository or both")
+		return usagef("nothing to look over: give --pool, --repository or both, or a config with --config")
 	}
 	switch {
 	case o.selfTest && o.pool.url == "":
@@ -101,6 +104,15 @@ func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
 		errs = append(errs, writeLine(cmd.OutOrStdout(), sum))
 	}
 	return errors.Join(errs...)
+}
+
+// fill takes from the config what is not given. One that is not named on the
+// command line is left alone where anything is given.
+func (o *doctorOptions) fill(cmd *cobra.Command) error {
+	if _, explicit := foundConfig(cmd.Flags()); !explicit && o.repository.location+o.pool.url != "" {
+		return nil
+	}
+	return errors.Join(o.repository.fill(), o.pool.fill())
 }
 
 func printFinding(w io.Writer, f job.Finding) error {

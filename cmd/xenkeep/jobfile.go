@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"xenkeep/job"
 	"xenkeep/job/config"
@@ -24,18 +27,36 @@ import (
 // jobFileFlags say which config file a job is read from.
 type jobFileFlags struct {
 	config, vmBackup, vmBackupPassword string
+
+	flags *pflag.FlagSet
 }
 
 func (f *jobFileFlags) add(s *pflag.FlagSet) {
+	f.flags = s
 	s.StringVar(&f.config, "config", "", "take the job from this config `file`; see xenkeep config example")
 	s.StringVar(&f.vmBackup, "vmbackup-config", "", "take the job from this config `file` of VmBackup")
 	s.StringVar(&f.vmBackupPassword, "vmbackup-password-file", "", "`file` with the pool's password as VmBackup's create-password-file wrote it")
 }
 
-func (f *jobFileFlags) given() bool { return f.config != "" || f.vmBackup != "" }
+// given reports whether the command line names a file.
+func (f *jobFileFlags) given() bool {
+	return f.vmBackup != "" || f.flags != nil && f.flags.Changed("config")
+}
+
+// find takes the config that is found where the command line names no file, and
+// reports whether there is one.
+func (f *jobFileFlags) find() bool {
+	if !f.given() {
+		f.config, _ = foundConfig(f.flags)
+	}
+	return f.given() || f.config != ""
+}
 
 // load reads the job; params are what VmBackup takes behind its config file.
 func (f *jobFileFlags) load(name string, params []string) (*config.Config, *config.Job, error) {
+	if f.vmBackup != "" && f.flags != nil && !f.flags.Changed("config") {
+		f.config = "" // of the environment
+	}
 	if f.config != "" && f.vmBackup != "" {
 		return nil, nil, usagef("--config or --vmbackup-config, not both")
 	}
@@ -62,7 +83,7 @@ func (f *jobFileFlags) load(name string, params []string) (*config.Config, *conf
 			name = only
 		}
 		if len(c.Jobs) > 1 {
-			return nil, nil, usagef("which job of %s? name one with --job", f.config)
+			return nil, nil, usagef("which job of %s? It has %s: choose one with --job NAME, or xenkeep plan NAME", f.config, strings.Join(slices.Sorted(maps.Keys(c.Jobs)), ", "))
 		}
 	}
 	j, err := c.Job(name)
@@ -73,19 +94,13 @@ func (f *jobFileFlags) load(name string, params []string) (*config.Config, *conf
 // which comes before the environment.
 func (f *jobFileFlags) use(cmd *cobra.Command, c *config.Config, p *config.Pool, r *repositoryFlags, pool *poolFlags) {
 	given := cmd.Flags().Changed
-	set := func(flag string, to *string, v string) {
-		if v != "" && !given(flag) {
-			*to = v
-		}
+	if location := r.location; f.vmBackup != "" && location != "" {
+		r.use(given, c)
+		r.location = location
+	} else {
+		r.use(given, c)
 	}
-	if f.vmBackup == "" || r.location == "" {
-		set("repository", &r.location, c.Repository.Location)
-	}
-	set("cache-dir", &r.cacheDir, c.Repository.CacheDir)
-	secret := given("key-file") || given("password-file") || given("password-command")
-	if !secret && (c.Repository.KeyFile != "" || !c.Repository.Password.IsZero()) {
-		r.secret = secretFlagsValues{keyFile: c.Repository.KeyFile, config: c.Repository.Password}
-	}
+	pool.flags = nil
 	if f.vmBackupPassword != "" {
 		pool.config = config.Secret{File: f.vmBackupPassword, Obscured: true}
 		pool.passwordFile = ""
@@ -93,16 +108,12 @@ func (f *jobFileFlags) use(cmd *cobra.Command, c *config.Config, p *config.Pool,
 	if p == nil {
 		return
 	}
-	set("pool", &pool.url, p.URL)
-	set("pool-user", &pool.user, p.User)
-	set("pool-ca-file", &pool.caFile, p.CAFile)
-	if !given("pool-fingerprint") && (len(p.Fingerprints) > 0 || p.CAFile != "") {
-		pool.fingerprints = p.Fingerprints
+	if named, ok := c.Pools[pool.url]; ok && given("pool") {
+		pool.url = named.URL
+	} else if p.URL != "" && !given("pool") {
+		pool.url = p.URL
 	}
-	pool.insecure = pool.insecure || p.Insecure
-	if !given("pool-password-file") && !p.Password.IsZero() {
-		pool.passwordFile, pool.config = "", p.Password
-	}
+	pool.use(given, p)
 }
 
 // night prepares a run of a job.
@@ -182,7 +193,7 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 			return usagef("--%s stands in the config of the job", flag)
 		}
 	}
-	if o.files.config != "" && len(args) > 0 {
+	if o.files.vmBackup == "" && len(args) > 0 {
 		return usagef("the config of the job says which VMs: name none beside it")
 	}
 	name := ""

@@ -46,10 +46,24 @@ when the job would succeed.`,
 	return cmd
 }
 
+// isJob reports whether the words mean a job of the config that is found where
+// the command line names none: its only job, or one by its name. Otherwise they
+// are VMs.
+func (o *planOptions) isJob(args []string) bool {
+	if o.all || len(args) > 1 || !o.files.find() {
+		return false
+	}
+	if len(args) == 0 {
+		return true
+	}
+	c, err := config.Load(o.files.config)
+	return err == nil && c.Jobs[args[0]] != nil
+}
+
 func runPlan(cmd *cobra.Command, o *planOptions, args []string) error {
 	name := ""
 	switch {
-	case !o.files.given():
+	case !o.files.given() && !o.isJob(args):
 		n, err := o.vms(args)
 		if err != nil {
 			return err
@@ -58,9 +72,9 @@ func runPlan(cmd *cobra.Command, o *planOptions, args []string) error {
 		return showPlan(cmd, o, n)
 	case o.all:
 		return usagef("the config of the job says which VMs: leave --all out")
-	case o.files.config != "" && len(args) > 1:
+	case o.files.vmBackup == "" && len(args) > 1:
 		return usagef("one job at a time")
-	case o.files.config != "" && len(args) == 1:
+	case o.files.vmBackup == "" && len(args) == 1:
 		name, args = args[0], nil
 	}
 	n, _, err := o.files.night(cmd, name, args, &o.repository, &o.pool)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"xenkeep/job/config"
@@ -21,12 +22,15 @@ type poolFlags struct {
 	caFile                  string
 	insecure                bool
 
-	config config.Secret // the password's, of a config file
+	config config.Secret  // the password's, of a config file
+	noAsk  bool           // the terminal is not asked
+	flags  *pflag.FlagSet // until the config has filled in the rest
 }
 
 func (f *poolFlags) add(cmd *cobra.Command) {
 	s := cmd.Flags()
-	s.StringVar(&f.url, "pool", "", "`URL` of any host of the pool")
+	f.flags = s
+	s.Var(poolValue{f}, "pool", "`URL` of any host of the pool, or the name of a pool of the config")
 	s.StringVar(&f.user, "pool-user", "root", "`name` to log in with")
 	s.StringVar(&f.passwordFile, "pool-password-file", "", "`file` whose content is the pool's password")
 	s.Var(&f.fingerprints, "pool-fingerprint", "SHA-256 `fingerprint` of a host's certificate; may be repeated")
@@ -61,8 +65,11 @@ func (l *fingerprintList) Set(text string) error {
 var fingerprintWords = regexp.MustCompile(`(?i)sha-?256\s+fingerprint\s*=\s*`)
 
 func (f *poolFlags) check() error {
+	if err := f.fill(); err != nil {
+		return err
+	}
 	if f.url == "" {
-		return usagef("which pool? give --pool or set XENKEEP_POOL")
+		return usagef("which pool? give --pool, set XENKEEP_POOL, or give a config that names it with --config")
 	}
 	return nil
 }
@@ -93,7 +100,7 @@ func (f *poolFlags) password(ctx context.Context, stderr io.Writer) ([]byte, err
 	if p := os.Getenv("XENKEEP_POOL_PASSWORD"); p != "" {
 		return []byte(p), nil
 	}
-	if !term.IsTerminal(int(os.Stdin.Fd())) {
+	if f.noAsk || !term.IsTerminal(int(os.Stdin.Fd())) {
 		return nil, usagef("no password of the pool: give --pool-password-file, or set XENKEEP_POOL_PASSWORD_FILE or XENKEEP_POOL_PASSWORD")
 	}
 	return ask(ctx, stderr, "password of "+f.user+" on "+f.url+": ")

@@ -38,12 +38,14 @@ has a snapshot since the time that its schedule last named: call it every few mi
 	s.StringVar(&o.config, "config", "", "the config `file`; see xenkeep config example")
 	s.StringVar(&o.job, "job", "", "the job's `name`, where the file has several")
 	s.BoolVar(&o.due, "due", false, "leave out VMs whose time has not come")
-	cmd.MarkFlagRequired("config")
 	return cmd
 }
 
 func runPoolSnapshotRun(cmd *cobra.Command, o *poolRunOptions) error {
-	f := jobFileFlags{config: o.config}
+	f := jobFileFlags{flags: cmd.Flags(), config: o.config}
+	if !f.find() {
+		return usagef("which job? give its config with --config")
+	}
 	c, j, err := f.load(o.job, nil)
 	switch {
 	case err != nil:

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/all"
@@ -26,11 +27,14 @@ type repositoryFlags struct {
 	secret   secretFlagsValues
 	cacheDir string
 	s3       s3Flags
+
+	flags *pflag.FlagSet // until the config has filled in the rest
 }
 
 func (f *repositoryFlags) add(cmd *cobra.Command) {
 	s := cmd.Flags()
-	s.StringVarP(&f.location, "repository", "r", "", "`location` of the repository: a folder, s3:https://host/bucket/prefix, or s3://bucket/prefix")
+	f.flags = s
+	s.VarP(repositoryValue{f}, "repository", "r", "`location` of the repository: a folder, s3:https://host/bucket/prefix, or s3://bucket/prefix")
 	s.StringVar(&f.cacheDir, "cache-dir", "", "`folder` for what is kept on this machine (the user's cache folder)")
 	f.secret.add(cmd)
 	f.s3.add(s)
@@ -42,8 +46,11 @@ func (f *repositoryFlags) storage(stderr io.Writer) all.Options {
 }
 
 func (f *repositoryFlags) check() error {
+	if err := f.fill(); err != nil {
+		return err
+	}
 	if f.location == "" {
-		return usagef("which repository? give --repository or set XENKEEP_REPOSITORY")
+		return usagef("which repository? give --repository, set XENKEEP_REPOSITORY, or give a config that names it with --config")
 	}
 	if err := object.CheckLocation(f.location); err != nil {
 		return usagef("%w", err)

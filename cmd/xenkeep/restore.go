@@ -60,8 +60,8 @@ its size (--to-vdi). Over VDIs that are there only what differs is written. With
 All data is verified while it is read. A file becomes a VHD where its name ends in
 .vhd, else raw and sparse; it bears its name only once it is whole. SNAPSHOT is an id
 or its unique beginning, "latest:VM", or "VM@TIME"; SR is a name or a UUID, or one for
-each disk: xvda=SR,xvdb=SR. An SR whose name holds a comma or "=" is given by its UUID,
-and so is a network whose name holds "=". xenkeep pool srs lists the SRs.`,
+each disk: xvda=SR,xvdb=SR. A name with a comma or "=" stands in double quotes, or the
+UUID is given. xenkeep pool srs lists the SRs.`,
 		Example: `  xenkeep restore latest:web --disk xvda --to web.raw
   xenkeep restore 3fa9c2d1 --to-sr "Local storage" --attach rescue
   xenkeep restore latest:web --vm --to-sr "Local storage" --network LAN=Lab --start

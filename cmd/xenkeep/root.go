@@ -30,6 +30,9 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 		newForgetCommand(), newPruneCommand(), newCheckCommand(), newCopyCommand(), newRepairCommand(), newRepoCommand(), newCleanupCommand(), newPoolCommand(), newDoctorCommand(), newPlanCommand(), newCoverageCommand(), newConfigCommand(), newNotifyCommand(), newStatsCommand(), newKeyCommand(), newVersionCommand(), newSimCommand(),
 	)
 	root.AddCommand(newExportCommand(), newImportCommand(), newVerifyCommand(), newDiffCommand(), newMountCommand(), newServeCommand())
+	addConfigFlags(root)
+	addCompletion(root)
+	addHelp(root)
 	return root
 }
 
@@ -61,6 +64,7 @@ type variable struct {
 }
 
 var variables = []variable{
+	{"XENKEEP_CONFIG", "config"},
 	{"XENKEEP_REPOSITORY", "repository"},
 	{"XENKEEP_PASSWORD_FILE", "password-file"},
 	{"XENKEEP_PASSWORD_COMMAND", "password-command"},

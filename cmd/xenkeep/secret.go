@@ -22,6 +22,7 @@ type secretFlagsValues struct {
 
 	password string        // from a variable of its own
 	config   config.Secret // of a config file
+	noAsk    bool          // neither the terminal nor a command is asked
 }
 
 func (f *secretFlagsValues) add(cmd *cobra.Command) {
@@ -63,6 +64,8 @@ func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bo
 		return f.readKeyFile(isNew)
 	case f.passwordFile != "":
 		return readPasswordFile(f.passwordFile)
+	case f.passwordCommand != "" && f.noAsk:
+		return key{}, errNoPassword
 	case f.passwordCommand != "":
 		return passwordOf(ctx, f.passwordCommand, stderr)
 	case !f.config.IsZero():
@@ -72,8 +75,13 @@ func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bo
 	if p := os.Getenv("XENKEEP_PASSWORD"); p != "" {
 		return key{secret: slot.Secret{Password: []byte(p)}}, nil
 	}
+	if f.noAsk {
+		return key{}, errNoPassword
+	}
 	return askSecret(ctx, stderr, "password of the repository: ", isNew)
 }
+
+var errNoPassword = errors.New("no password that can be had without a question")
 
 // readNew is read of a password that is not that of XENKEEP_PASSWORD.
 func (f *secretFlagsValues) readNew(ctx context.Context, stderr io.Writer) (key, error) {

@@ -45,6 +45,15 @@ type versionLine struct {
 	Zstd    string `json:"zstd"` // what compresses: seal.Encoder
 }
 
+func thisVersion() versionLine {
+	return versionLine{"version", versionText(), repo.Format, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, seal.Encoder}
+}
+
+func versionSentence() string {
+	v := thisVersion()
+	return fmt.Sprintf("xenkeep %s, repository format %d, %s, %s, zstd by %s", v.Version, v.Format, v.Go, v.System, v.Zstd)
+}
+
 func newVersionCommand() *cobra.Command {
 	var o outputFlags
 	cmd := &cobra.Command{
@@ -52,11 +61,10 @@ func newVersionCommand() *cobra.Command {
 		Short: "Show the version",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := versionLine{"version", versionText(), repo.Format, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, seal.Encoder}
 			if o.json {
-				return writeLine(cmd.OutOrStdout(), v)
+				return writeLine(cmd.OutOrStdout(), thisVersion())
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "xenkeep %s, repository format %d, %s, %s, zstd by %s\n", v.Version, v.Format, v.Go, v.System, v.Zstd)
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), versionSentence())
 			return err
 		},
 	}
