@@ -15,7 +15,7 @@ func groups() []struct{ id, title, commands string } {
 		{"data", "Use and compare what is saved:", "export import mount serve verify diff"},
 		{"repository", "Look after the repository:", "init check prune copy repair repo key stats"},
 		{"pool", "Work with the pool:", "pool doctor cleanup"},
-		{"other", "Other commands:", "config version completion help sim"},
+		{"other", "Other commands:", "config notify version completion help sim"},
 	}
 }
 
