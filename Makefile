@@ -13,7 +13,7 @@ PEERS       := restic borgbackup e2fsprogs bindfs nbdkit libnbd-bin fuse3
 FUZZTIME    ?= 2s
 # Packages whose goroutines share memory: the race detector pays there. Long
 # tests that add no concurrency of their own are left to the plain run.
-RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/view ./nbd ./xapi ./xapi/xapisim
+RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/tree ./repo/view ./nbd ./xapi ./xapi/xapisim
 NORACE      := ^(TestGolden|TestBlobSizes|TestStorageFails|TestNPMClient|TestXVA.*)$$
 # Of these packages only the tests in which much goes on at once.
 RACESOME    := ./job ./repo/check ./repo/prune

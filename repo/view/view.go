@@ -111,7 +111,7 @@ type request struct {
 }
 
 // value is the value of entry i, of which p are the stored bytes.
-func (rq *request) value(i int, p []byte) (any, error) {
+func (rq request) value(i int, p []byte) (any, error) {
 	if rq.decode != nil {
 		return rq.decode[i](p)
 	}
