@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -143,6 +144,48 @@ func TestLinks(t *testing.T) {
 			if !found {
 				t.Errorf("%s: link to %s: no such heading", name, m[1])
 			}
+		}
+	}
+}
+
+// The pictures are what scripts/draw makes of their texts.
+func TestPicturesAreDrawn(t *testing.T) {
+	for _, name := range tracked(t, "docs/pictures/*.txt") {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile(strings.TrimSuffix(name, ".txt") + ".svg")
+		if err != nil {
+			t.Fatal(err)
+		}
+		drawn := filepath.Join(t.TempDir(), filepath.Base(name))
+		if err := os.WriteFile(drawn, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("../../scripts/draw", drawn).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+		got, err := os.ReadFile(strings.TrimSuffix(drawn, ".txt") + ".svg")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != string(want) {
+			t.Errorf("%s has changed since it was drawn: run scripts/draw", name)
+		}
+	}
+}
+
+// Fragments of the changelog have the form that changelog/TEMPLATE shows.
+func TestChangelogFragments(t *testing.T) {
+	first := regexp.MustCompile(`^(Fix|Change|Add|Security): .*[^.\n]\n(\n[^\n]|$)`)
+	for _, name := range tracked(t, "changelog/unreleased/*") {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !first.Match(text) {
+			t.Errorf("%s: want a line such as \"Fix: ...\" without a full stop, then an empty line and text, as changelog/TEMPLATE says", name)
 		}
 	}
 }
