@@ -27,6 +27,9 @@ type transfer struct {
 	total int64     // expected, 0 if unknown
 	seen  time.Time // when a wish to cancel was first seen
 	next  int64     // when to look for it again
+	// deaf transfers run to their end although their task is cancelled, because
+	// another program than xapi moves their bytes.
+	deaf bool
 }
 
 var (
@@ -103,8 +106,36 @@ func (p *Pool) vdiParam(v string) *object {
 	return p.db.byUUID("VDI", v)
 }
 
-func missing(cls, v string) string {
-	return fmt.Sprintf("Db_exn.Read_missing_uuid(%q, \"\", %q)", cls, v)
+// missingError is the API error of an object that is not there, by the texts
+// that the server has for it: one for pages and one for tasks.
+type missingError struct {
+	api  *Error
+	page string
+}
+
+func (m *missingError) Error() string { return m.page }
+
+// missing is what the server says of an object that a bulk request names in vain.
+func missing(cls, v string) error {
+	return &missingError{fail("UUID_INVALID", cls, v), fmt.Sprintf("Db_exn.Read_missing_uuid(%q, \"\", %q)", cls, v)}
+}
+
+// pageOf is the text of an error in a page.
+func pageOf(err error) string {
+	if m, ok := err.(*missingError); ok {
+		return m.page
+	}
+	return asError(err).Error()
+}
+
+// failEarly fails the task of a request that is refused before its handler takes
+// over, and returns the page. Whatever the reason, the task fails for want of a
+// permission (xen-api ocaml/xapi/xapi_http.ml, rbac_raise). Pool.mu is held.
+func (c *conn) failEarly(r *httpRequest, action string, err error) (page string) {
+	if t := c.pool.db.find("task", r.credential("task_id")); t != nil {
+		c.pool.complete(t.ref, "", fail("RBAC_PERMISSION_DENIED", "http/"+action, asError(err).Error()))
+	}
+	return internalError(pageOf(err))
 }
 
 // pass counts n bytes, and stops the stream where a fault or a wish to cancel
@@ -114,7 +145,7 @@ func (t *transfer) pass(n int) (int, error) {
 	if t.moved >= t.next {
 		t.next = t.moved + 8<<20
 		p.mu.Lock()
-		if p.cancelled(t.task) && t.seen.IsZero() {
+		if !t.deaf && p.cancelled(t.task) && t.seen.IsZero() {
 			t.seen = time.Now()
 		}
 		if task := p.db.find("task", t.task); task != nil && t.total > 0 && task.str("status") == "pending" {
@@ -262,18 +293,20 @@ func (c *conn) serveExportRaw(r *httpRequest) bool {
 	}
 	vdi := p.vdiParam(r.param("vdi"))
 	if vdi == nil {
+		page := c.failEarly(r, "get_export_raw_vdi", missing("VDI", r.param("vdi")))
 		p.mu.Unlock()
-		c.write(internalError(missing("VDI", r.param("vdi"))))
+		c.write(page)
 		return false
 	}
 	if !p.sees(c.host, vdi.str("SR")) {
-		other := p.hostFor([]string{vdi.str("SR")})
-		p.mu.Unlock()
+		other, page := p.hostFor([]string{vdi.str("SR")}), ""
 		if other == nil {
-			c.write(internalError(fail("NO_HOSTS_AVAILABLE").Error()))
-			return false
+			page = c.failEarly(r, "get_export_raw_vdi", fail("NO_HOSTS_AVAILABLE"))
+		} else {
+			page = c.redirect(r, other)
 		}
-		c.write(c.redirect(r, other))
+		p.mu.Unlock()
+		c.write(page)
 		return false
 	}
 	t.task = p.taskOf(r, "Exporting VDI "+vdi.uuid()+" through "+c.host.address)
@@ -281,6 +314,7 @@ func (c *conn) serveExportRaw(r *httpRequest) bool {
 	if format == "" {
 		format = "raw"
 	}
+	t.deaf = format != "tar"
 	p.mu.Unlock()
 	kind := exportKinds[format]
 	if kind == "" || format == "qcow2" && p.cfg.Version.old() {
@@ -288,8 +322,8 @@ func (c *conn) serveExportRaw(r *httpRequest) bool {
 		c.write(notFound10)
 		return false
 	}
-	c.write("HTTP/1.1 200 OK\r\nConnection: close\r\nCache-Control: no-cache, no-store\r\ntask-id: " + t.task +
-		"\r\ncontent-type: " + kind + "\r\ncontent-disposition: attachment; filename=\"" + vdi.uuid() + "." + format + "\"\r\n\r\n")
+	c.write("HTTP/1.1 200 OK\r\nConnection: close\r\nCache-Control: no-cache, no-store\r\ntask-id:" + t.task +
+		"\r\ncontent-type:" + kind + "\r\ncontent-disposition: attachment; filename=\"" + vdi.uuid() + "." + format + "\"\r\n\r\n")
 
 	vbds, err := t.export(vdi, format)
 	if t.cut(err) {
@@ -305,7 +339,7 @@ func (c *conn) serveExportRaw(r *httpRequest) bool {
 		err = t.faultError()
 	}
 	p.finish(t.task, "", err)
-	c.write(internalError(asError(err).Error()))
+	c.write(internalError(pageOf(err)))
 	return false
 }
 
@@ -346,7 +380,7 @@ func (t *transfer) export(vdi *object, format string) (vbds []*object, err error
 	if ref := t.r.param("base"); ref != "" {
 		b := p.vdiParam(ref)
 		if b == nil {
-			return vbds, fail("INTERNAL_ERROR", missing("VDI", ref))
+			return vbds, missing("VDI", ref)
 		}
 		bv, err := p.plugDom0(t.c.host, b, "RO")
 		if err != nil {
@@ -355,6 +389,9 @@ func (t *transfer) export(vdi *object, format string) (vbds []*object, err error
 		vbds = append(vbds, bv)
 		if base, err = p.volume(b); err != nil {
 			return vbds, err
+		}
+		if format == "raw" {
+			base = nil // it is attached and ignored
 		}
 	}
 	p.mu.Unlock()
@@ -396,7 +433,7 @@ func exportError(err error, vdi *object) error {
 // serveImportRaw is PUT /import_raw_vdi (xen-api ocaml/xapi/import_raw_vdi.ml).
 func (c *conn) serveImportRaw(r *httpRequest) bool {
 	p := c.pool
-	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/import_raw_vdi"), total: max(0, r.contentLength)}
+	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/import_raw_vdi"), total: max(0, r.contentLength), deaf: true}
 	p.mu.Lock()
 	session, temporary, page := c.admit(r, "put_import_raw_vdi")
 	if page != "" {
@@ -409,8 +446,9 @@ func (c *conn) serveImportRaw(r *httpRequest) bool {
 	}
 	vdi := p.vdiParam(r.param("vdi"))
 	if r.param("vdi") != "" && vdi == nil {
+		page := c.failEarly(r, "put_import_raw_vdi", missing("VDI", r.param("vdi")))
 		p.mu.Unlock()
-		c.write(internalError(missing("VDI", r.param("vdi"))))
+		c.write(page)
 		return false
 	}
 	srObj := p.db.find("SR", r.param("sr_id"))
@@ -465,7 +503,7 @@ func (c *conn) serveImportRaw(r *httpRequest) bool {
 		c.drain()
 		return false
 	}
-	c.write("HTTP/1.1 200 OK\r\nConnection: close\r\nCache-Control: no-cache, no-store\r\ntask-id: " + t.task +
+	c.write("HTTP/1.1 200 OK\r\nConnection: close\r\nCache-Control: no-cache, no-store\r\ntask-id:" + t.task +
 		"\r\ncontent-type: application/octet-stream\r\n\r\n")
 
 	result, vbds, err := t.receive(vdi, srObj, format, chunked)

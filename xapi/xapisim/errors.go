@@ -21,6 +21,9 @@ func asError(err error) *Error {
 	if e, ok := err.(*Error); ok {
 		return e
 	}
+	if m, ok := err.(*missingError); ok {
+		return m.api
+	}
 	return fail("INTERNAL_ERROR", err.Error())
 }
 

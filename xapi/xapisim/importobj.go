@@ -306,17 +306,16 @@ func (im *importer) vm(a archived) error {
 	uuid := im.str(a, "uuid")
 	if im.restore {
 		if old := p.db.byUUID("VM", uuid); old != nil {
-			n, _ := a.get(cls, "version").(int64)
+			version, _ := a.get(cls, "version").(int64)
 			switch {
-			case old.str("power_state") == "Halted" && n <= old.int("version") && !im.force:
-				return fail("VM_TO_IMPORT_IS_NOT_NEWER_VERSION", old.ref, fmt.Sprint(old.int("version")), fmt.Sprint(n))
-			case old.str("power_state") == "Halted" && !im.dry:
-				p.destroyVM(old)
-			case old.str("power_state") == "Halted":
-			case im.force:
+			case old.str("power_state") != "Halted" && im.force:
 				return nil
-			default:
+			case old.str("power_state") != "Halted":
 				return fail("VM_BAD_POWER_STATE", old.ref, "halted", strings.ToLower(old.str("power_state")))
+			case old.int("version") >= version && !im.force:
+				return fail("VM_TO_IMPORT_IS_NOT_NEWER_VERSION", old.ref, fmt.Sprint(old.int("version")), fmt.Sprint(version))
+			case !im.dry:
+				p.destroyVM(old)
 			}
 		}
 	}

@@ -99,7 +99,7 @@ func (p *Pool) srOperations(srObj *object) []any {
 // addSR makes an SR with its storage.
 func (p *Pool) addSR(f map[string]any, size int64, qcow2 bool) (*object, error) {
 	uuid := newUUID()
-	st, err := sr.New(sr.Config{Type: f["type"].(string), UUID: uuid, Dir: filepath.Join(p.dir, "sr-"+uuid), PhysicalSize: size, NBDHybrid: p.cfg.NBDHybrid, QCOW2: qcow2})
+	st, err := sr.New(sr.Config{Type: f["type"].(string), UUID: uuid, Dir: filepath.Join(p.dir, "sr-"+uuid), PhysicalSize: size, NBDHybrid: p.cfg.NBDHybrid, ZeroScan: p.cfg.Version.old(), QCOW2: qcow2})
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 )
 
@@ -23,6 +24,9 @@ func (p *Pool) startVM(vm *object, h *host, paused bool) error {
 	}
 	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
 		p.db.put(vif, "currently_attached", true)
+	}
+	if len(vm.mapv("bios_strings")) == 0 {
+		p.db.put(vm, "bios_strings", maps.Clone(genericBIOS))
 	}
 	p.domid++
 	p.db.put(vm, "domid", p.domid)

@@ -32,7 +32,11 @@ func (p *Pool) complete(ref, result string, e *Error) {
 	}
 	p.db.put(t, "finished", dateOf(p.now()))
 	p.db.put(t, "progress", float64(1))
-	p.db.put(t, "current_operations", map[string]any{})
+	ops := map[string]any{} // a wish to cancel is kept for good
+	if p.cancelled(ref) {
+		ops[cancelWish(t)] = "cancel"
+	}
+	p.db.put(t, "current_operations", ops)
 	switch {
 	case e == nil:
 		p.db.put(t, "result", result)

@@ -225,34 +225,6 @@ func (p *Pool) vmCalls() map[string]handler {
 			return void, nil
 		},
 		"VM.set_snapshot_schedule": p.setSnapshotSchedule,
-		"VM.set_ha_always_run": func(c *call) (any, error) {
-			vm, err := c.object(0)
-			if err == nil {
-				p.db.put(vm, "ha_always_run", c.args[1])
-			}
-			return void, err
-		},
-		"VM.set_ha_restart_priority": func(c *call) (any, error) {
-			vm, err := c.object(0)
-			if err == nil {
-				p.db.put(vm, "ha_restart_priority", c.args[1])
-			}
-			return void, err
-		},
-		"VM.set_memory_limits": func(c *call) (any, error) {
-			vm, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			for i, k := range []string{"memory_static_min", "memory_static_max", "memory_dynamic_min", "memory_dynamic_max"} {
-				p.db.put(vm, k, c.args[i+1])
-			}
-			return void, nil
-		},
-		"VM.set_NVRAM": p.vmCall("changing_NVRAM", func(c *call, vm *object) (any, error) {
-			p.db.put(vm, "NVRAM", c.args[1])
-			return void, nil
-		}),
 		"VTPM.create": p.vmCall("create_vtpm", func(c *call, vm *object) (any, error) {
 			if len(vm.set("VTPMs")) > 0 {
 				return nil, fail("VTPM_MAX_AMOUNT_REACHED", "1")
@@ -357,8 +329,7 @@ func (p *Pool) onHost(op string, run func(vm *object, h *host, paused bool) erro
 			if h.ref != to.ref {
 				continue
 			}
-			paused := op == "start_on" && c.args[2].(bool) // a resumed VM runs
-			return void, run(vm, h, paused)
+			return void, run(vm, h, c.args[2].(bool))
 		}
 		return nil, fail("HOST_OFFLINE", to.ref)
 	}

@@ -34,7 +34,7 @@ func (p *Pool) vmParam(r *httpRequest) (*object, error) {
 		vm = p.db.byUUID("VM", name)
 	}
 	if vm == nil {
-		return nil, fail("INTERNAL_ERROR", missing("VM", name))
+		return nil, missing("VM", name)
 	}
 	return vm, nil
 }
@@ -55,8 +55,9 @@ func (c *conn) serveExportVM(r *httpRequest) bool {
 	}
 	vm, err := p.vmParam(r)
 	if err != nil {
+		page := c.failEarly(r, "get_export", err)
 		p.mu.Unlock()
-		c.write(internalError(asError(err).Error()))
+		c.write(page)
 		return false
 	}
 	var srs []string

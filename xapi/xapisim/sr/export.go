@@ -75,12 +75,12 @@ func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
 		return nil, fmt.Errorf("export %s: %w", v.uuid, ErrTooLarge)
 	case base != nil:
 		e.difference(from)
-	case e.top.garbage:
+	case e.top.garbage, v.raw && format == "vhd" && !s.cfg.ZeroScan:
 		e.all()
 	default:
 		e.difference(nil)
 	}
-	if v.bare() && !nbd && format != "raw" {
+	if v.bare() && !nbd && format != "raw" && (!v.raw || s.cfg.ZeroScan) {
 		if err := e.dropZeros(); err != nil {
 			return nil, err
 		}

@@ -166,7 +166,7 @@ func TestExportsAreThoseOfVHDTool(t *testing.T) {
 		})
 	}
 	t.Run("full-rawmode", func(t *testing.T) {
-		s := newSR(t, Config{Type: "ext"})
+		s := newSR(t, Config{Type: "ext", ZeroScan: true})
 		v := create(t, s, "raw", 10<<20, map[string]string{"type": "raw"})
 		write(t, v, content(t, c.root), 0) // zeros written, and not sent
 		compareStreams(t, export(t, v, "vhd", nil), sample(t, "full-rawmode"), nil)

@@ -106,6 +106,10 @@ type Config struct {
 	// NBDHybrid makes full exports as hosts do whose dom0 attaches disks
 	// through NBD.
 	NBDHybrid bool
+	// ZeroScan makes exports of raw volumes leave out the blocks that are all
+	// zeros, as hosts do that attach disks as block devices; newer ones send
+	// all blocks, because an NBD attachment of a raw volume reports no holes.
+	ZeroScan bool
 }
 
 // SR is one storage repository. Its methods and those of its volumes may be

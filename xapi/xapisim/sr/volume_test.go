@@ -216,7 +216,7 @@ func TestSnapshotOfAnUnwrittenLeaf(t *testing.T) {
 }
 
 func TestExportHangs(t *testing.T) {
-	s := newSR(t, Config{Type: "ext"})
+	s := newSR(t, Config{Type: "ext", ZeroScan: true})
 	v := create(t, s, "v", 5*mib, map[string]string{"type": "raw"})
 	write(t, v, []byte("x"), 0)
 	if got := export(t, v, "vhd", nil); len(got) != 2048+512+(512+blockSize)+512 {
