@@ -275,7 +275,7 @@ var exportKinds = map[string]string{
 	"raw": "application/octet-stream", "vhd": "application/vhd", "tar": "application/x-tar", "qcow2": "application/x-qemu-disk",
 }
 
-const notFound10 = "HTTP/1.0 404 Not Found\r\nConnection: close\r\n" + noCache + "\r\n"
+const notFound10 = "HTTP/1.0 404 Not Found\r\nConnection: close\r\n" + bulkNoCache + "\r\n"
 
 // serveExportRaw is GET /export_raw_vdi (xen-api ocaml/xapi/export_raw_vdi.ml).
 func (c *conn) serveExportRaw(r *httpRequest) bool {
@@ -525,7 +525,10 @@ func (c *conn) serveImportRaw(r *httpRequest) bool {
 	return false
 }
 
-const badRequest = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n" + noCache + "\r\n"
+const badRequest = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n" + bulkNoCache + "\r\n"
+
+// bulkNoCache is noCache as bulk handlers spell it.
+const bulkNoCache = "Cache-Control: no-cache, no-store\r\n"
 
 // drain ends the answer and lets go of what the client still sends for a
 // moment, so that the answer is read before the connection breaks.

@@ -112,22 +112,7 @@ func waitTasks(r *replay) {
 // secondVM makes the VM of the recording's second part: one disk with CBT, and
 // the VM snapshots a and b.
 func (r *replay) secondVM(diskOf func(string) string) {
-	rec := map[string]any{"name_label": "vm2", "name_description": ""}
-	for _, k := range []string{"PV_bootloader", "PV_kernel", "PV_ramdisk", "PV_args", "PV_bootloader_args", "PV_legacy_args", "PCI_bus", "recommendations"} {
-		rec[k] = ""
-	}
-	for k, v := range map[string]any{
-		"user_version": int64(1), "is_a_template": false, "affinity": nullRef, "memory_target": int64(0), "VCPUs_params": map[string]any{},
-		"VCPUs_max": int64(1), "VCPUs_at_startup": int64(1), "actions_after_shutdown": "destroy", "actions_after_reboot": "restart",
-		"actions_after_crash": "restart", "HVM_boot_policy": "BIOS order", "HVM_boot_params": map[string]any{"order": "c"},
-		"platform": map[string]any{}, "other_config": map[string]any{}, "domain_type": "hvm",
-	} {
-		rec[k] = v
-	}
-	for _, k := range []string{"memory_static_max", "memory_dynamic_max", "memory_dynamic_min", "memory_static_min"} {
-		rec[k] = int64(1 << 30)
-	}
-	vm := r.do("VM.create", rec).(string)
+	vm := r.do("VM.create", machineRecord("vm2")).(string)
 	vdi := r.do("VDI.create", map[string]any{
 		"name_label": "dd", "name_description": "n", "SR": r.toSim["OpaqueRef:814e7dbe-e6ab-b353-0bfc-185b3b95832d"],
 		"virtual_size": int64(20 << 20), "type": "user", "sharable": false, "read_only": false, "other_config": map[string]any{"o": "1"},
@@ -148,4 +133,24 @@ func (r *replay) secondVM(diskOf func(string) string) {
 	r.p.mu.Lock()
 	defer r.p.mu.Unlock()
 	r.bind("fa2096db-2466-ce91-5e37-388960a7ca72", fmt.Sprint(r.p.db.find("VM", a).set("VBDs")[0]))
+}
+
+// machineRecord is a record that VM.create takes.
+func machineRecord(name string) map[string]any {
+	rec := map[string]any{"name_label": name, "name_description": ""}
+	for _, k := range []string{"PV_bootloader", "PV_kernel", "PV_ramdisk", "PV_args", "PV_bootloader_args", "PV_legacy_args", "PCI_bus", "recommendations"} {
+		rec[k] = ""
+	}
+	for k, v := range map[string]any{
+		"user_version": int64(1), "is_a_template": false, "affinity": nullRef, "memory_target": int64(0), "VCPUs_params": map[string]any{},
+		"VCPUs_max": int64(1), "VCPUs_at_startup": int64(1), "actions_after_shutdown": "destroy", "actions_after_reboot": "restart",
+		"actions_after_crash": "restart", "HVM_boot_policy": "BIOS order", "HVM_boot_params": map[string]any{"order": "c"},
+		"platform": map[string]any{}, "other_config": map[string]any{}, "domain_type": "hvm",
+	} {
+		rec[k] = v
+	}
+	for _, k := range []string{"memory_static_max", "memory_dynamic_max", "memory_dynamic_min", "memory_static_min"} {
+		rec[k] = int64(1 << 30)
+	}
+	return rec
 }

@@ -88,7 +88,7 @@ func (c *conn) serveExportVM(r *httpRequest) bool {
 	end, err := cl.beginExport(vm)
 	p.mu.Unlock()
 	if err == nil {
-		c.write("HTTP/1.0 200 OK\r\nConnection: close\r\n" + noCache + "task-id: " + t.task +
+		c.write("HTTP/1.0 200 OK\r\nConnection: close\r\n" + bulkNoCache + "task-id: " + t.task +
 			"\r\nServer: xapi/26.1\r\ncontent-type: application/octet-stream\r\nContent-Disposition: attachment; filename=\"export.xva\"\r\n\r\n")
 		err = t.exportVM(vm, r)
 		p.mu.Lock()

@@ -283,7 +283,9 @@ func TestXVAExportFails(t *testing.T) {
 
 func TestXVAOfSuspendedVM(t *testing.T) {
 	c := start(t, nil)
+	c.must("VM.hard_shutdown", c.vm())
 	c.must("VM.set_memory_limits", c.vm(), mib, 4*mib, 4*mib, 4*mib) // the size of its image
+	c.must("VM.start", c.vm(), false, false)
 	c.must("VM.suspend", c.vm())
 	for keep, disks := range map[string]int{"false": 2, "true": 3} {
 		b, task := c.exportVM(c.vm(), "preserve_power_state", keep)

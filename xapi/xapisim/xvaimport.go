@@ -19,7 +19,7 @@ import (
 	"xenkeep/xapi/xapisim/sr"
 )
 
-const forbidden = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n" + noCache + "\r\n"
+const forbidden = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n" + bulkNoCache + "\r\n"
 
 // importSR is the SR that a request names, or the pool's default one.
 func (p *Pool) importSR(r *httpRequest) (*object, error) {
@@ -72,7 +72,7 @@ func (c *conn) serveImportVM(r *httpRequest) bool {
 	if task := p.db.find("task", t.task); task != nil {
 		p.db.put(task, "progress", float64(0))
 	}
-	head := "HTTP/1.1 200 OK\r\nConnection: close\r\n" + noCache + "task-id:" + t.task + "\r\ncontent-type: application/octet-stream\r\n\r\n"
+	head := "HTTP/1.1 200 OK\r\nConnection: close\r\n" + bulkNoCache + "task-id:" + t.task + "\r\ncontent-type: application/octet-stream\r\n\r\n"
 	switch {
 	case p.cfg.RollingUpgrade:
 		head, err = badRequest, fail("NOT_SUPPORTED_DURING_UPGRADE")
@@ -111,7 +111,7 @@ func (c *conn) serveImportMetadata(r *httpRequest) bool {
 	}
 	t.task = p.taskOf(r, "VM.metadata_import")
 	p.mu.Unlock()
-	c.write("HTTP/1.1 200 OK\r\nConnection: close\r\n" + noCache + "task-id:" + t.task + "\r\ncontent-type: application/octet-stream\r\n\r\n")
+	c.write("HTTP/1.1 200 OK\r\nConnection: close\r\n" + bulkNoCache + "task-id:" + t.task + "\r\ncontent-type: application/octet-stream\r\n\r\n")
 	im := &importer{
 		p: p, task: t.task, restore: r.query.Get("restore") == "true", force: r.query.Get("force") == "true",
 		dry: r.query.Get("dry_run") == "true", vdiMap: map[string]string{},
