@@ -82,16 +82,13 @@ func newConn(nc net.Conn, info Info, o *Options) *Conn {
 	}
 	depth = min(depth, maxDepth)
 	c := &Conn{
-		nc: nc, info: info, stall: o.stall(), drain: o.Drain,
+		nc: nc, info: info, stall: o.stall(), drain: o.drain(),
 		free:    make(chan *call, depth),
 		gone:    make(chan struct{}),
 		ended:   make(chan struct{}),
 		leaving: make(chan struct{}),
 		drained: make(chan struct{}),
 		calls:   make([]call, depth),
-	}
-	if c.drain <= 0 {
-		c.drain = defaultDrain
 	}
 	for i := range c.calls {
 		c.calls[i].index = uint32(i)

@@ -182,12 +182,15 @@ func dialOnce(ctx context.Context, o *Options, conf *tls.Config) (*Conn, error) 
 	// off the kernel's own tuning, which goes further than the limit for a
 	// fixed one on most systems.
 	_ = nc.SetDeadline(time.Now().Add(stall))
-	// Cancelling must end a handshake that waits for the server.
-	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	// Cancelling must end a handshake that waits for the server, but not while
+	// the server answers: see Conn.Close.
+	drain := o.drain()
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Now().Add(drain)) })
 	h := &handshake{conn: nc, opts: o, tls: conf}
-	err = h.run(ctx)
+	err = h.run(context.WithoutCancel(ctx))
 	if !stop() && err == nil {
-		err = ctx.Err()
+		_ = newConn(h.conn, h.info, o).Close()
+		return nil, ctx.Err()
 	}
 	if err != nil {
 		nc.Close()
@@ -202,6 +205,13 @@ func dialOnce(ctx context.Context, o *Options, conf *tls.Config) (*Conn, error) 
 	}
 	_ = nc.SetDeadline(time.Time{})
 	return newConn(h.conn, h.info, o), nil
+}
+
+func (o *Options) drain() time.Duration {
+	if o.Drain <= 0 {
+		return defaultDrain
+	}
+	return o.Drain
 }
 
 func (o *Options) stall() time.Duration {

@@ -21,21 +21,23 @@ import (
 )
 
 type simOptions struct {
-	listen    string
-	state     string
-	vms       []string
-	noTLS     bool
-	srType    string
-	raw       bool
-	running   bool
-	hosts     int
-	cbt       bool
-	nbd       string
-	version   string
-	drivers   bool
-	guests    []string
-	srSize    string
-	noLicence bool
+	listen     string
+	state      string
+	vms        []string
+	noTLS      bool
+	srType     string
+	raw        bool
+	running    bool
+	hosts      int
+	cbt        bool
+	nbd        string
+	nbdServer  string
+	nbdFragile bool
+	version    string
+	drivers    bool
+	guests     []string
+	srSize     string
+	noLicence  bool
 }
 
 // newSimCommand serves a simulated pool, for trying things out and for tests.
@@ -67,6 +69,8 @@ addresses as soon as the pool answers.`,
 	f.IntVar(&o.hosts, "hosts", 2, "how many `hosts` the pool has, the master included")
 	f.BoolVar(&o.cbt, "cbt", false, "enable changed-block tracking on the VMs' disks")
 	f.StringVar(&o.nbd, "nbd", "off", "how the hosts serve disks over NBD: tls, plain or off (`mode`)")
+	f.StringVar(&o.nbdServer, "nbd-server", "xapi", "the `kind` of NBD server: xapi, xapi-new (GO, structured replies) or full (block status, replies out of order)")
+	f.BoolVar(&o.nbdFragile, "nbd-fragile", false, "let a host's NBD server die when a client goes away while replies are under way")
 	f.StringVar(&o.version, "version", "current", "which `version` of XenServer the pool is like: 8.0, 8.2 or current")
 	f.BoolVar(&o.drivers, "drivers", false, "give the VMs guests with drivers")
 	f.StringArrayVar(&o.guests, "guest", nil, "a guest's `script`, as PATTERN=BEHAVIOUR[,DELAY[,IMAGE...]]; may be repeated")
@@ -95,7 +99,7 @@ func runSim(cmd *cobra.Command, o simOptions) error {
 // config gives the VMs the first SR of the wanted type, making one if there is
 // none.
 func (o simOptions) config() (xapisim.Config, error) {
-	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, CBT: o.cbt, NBD: xapisim.NBDMode(o.nbd),
+	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, CBT: o.cbt, NBD: xapisim.NBDMode(o.nbd), NBDServer: xapisim.NBDServer(o.nbdServer), NBDFragile: o.nbdFragile,
 		Version: xapisim.Version(o.version), SRs: xapisim.DefaultSRs(), Unlicensed: o.noLicence}
 	var room uint64
 	if o.srSize != "" {

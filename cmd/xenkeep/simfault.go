@@ -37,8 +37,8 @@ storage manager (sm.cbt_snapshot).`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&pool, "url", "", "the simulated pool's `URL`")
-	fl.StringVar(&do, "do", "", "what happens at once: restart, crash, drop-sessions, expire-tasks, gc, clear (`action`)")
-	fl.IntVar(&host, "host", 0, "the `number` of the host that crashes; 0 is the master")
+	fl.StringVar(&do, "do", "", "what happens at once: restart, crash, drop-sessions, expire-tasks, gc, clear, kill-nbd, restart-nbd (`action`)")
+	fl.IntVar(&host, "host", 0, "the `number` of the host that --do crash, kill-nbd and restart-nbd are about; 0 is the master")
 	fl.StringVar(&f.On, "on", "", "the `name` of the call, path or step that it happens to")
 	fl.IntVar(&f.Nth, "nth", 1, "at which `match` from now on")
 	fl.IntVar(&f.Times, "times", 1, "how many times in a row (`n`); negative: always")

@@ -29,22 +29,28 @@ const (
 	ActionExpireTasks  Action = "expire-tasks"  // ExpireTasks, the pending ones too
 	ActionGC           Action = "gc"            // GC
 	ActionClear        Action = "clear"         // ClearFaults
+	ActionKillNBD      Action = "kill-nbd"      // KillNBD, of the host that is asked for
+	ActionRestartNBD   Action = "restart-nbd"   // RestartNBD, likewise
 )
 
 // Actions lists them all.
-var Actions = []Action{ActionRestart, ActionCrash, ActionDropSessions, ActionExpireTasks, ActionGC, ActionClear}
+var Actions = []Action{ActionRestart, ActionCrash, ActionDropSessions, ActionExpireTasks, ActionGC, ActionClear, ActionKillNBD, ActionRestartNBD}
 
 // Do carries out an action; host counts from 0, the master, and matters for
-// ActionCrash only.
+// actions on a host only.
 func (p *Pool) Do(a Action, host int) error {
+	if host < 0 || host >= len(p.hosts) {
+		return fmt.Errorf("%s host %d: there are %d", a, host, len(p.hosts))
+	}
 	switch a {
 	case ActionRestart:
 		p.Restart()
 	case ActionCrash:
-		if host < 0 || host >= len(p.hosts) {
-			return fmt.Errorf("crash host %d: there are %d", host, len(p.hosts))
-		}
 		p.CrashHost(host)
+	case ActionKillNBD:
+		p.KillNBD(host)
+	case ActionRestartNBD:
+		p.RestartNBD(host)
 	case ActionDropSessions:
 		p.DropSessions()
 	case ActionExpireTasks:

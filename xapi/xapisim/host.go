@@ -34,6 +34,12 @@ type host struct {
 	cert        []byte // DER
 	fingerprint string
 
+	// nbdDead is set while the host's NBD server is not running. Guarded by
+	// Pool.mu.
+	nbdDead bool
+	nbdOpen []net.Conn // of its connections
+	nbdLeft []*object  // VBDs of connections that ended when it died
+
 	// life ends when the host crashes or xapi restarts. Guarded by Pool.mu.
 	life context.Context
 	kill context.CancelFunc

@@ -2,6 +2,7 @@ package xapisim
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -9,9 +10,12 @@ import (
 	"io/fs"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
+	"xenkeep/internal/disk"
 	"xenkeep/nbd"
 )
 
@@ -36,6 +40,47 @@ func (m NBDMode) purpose() (string, error) {
 		return "insecure_nbd", nil
 	}
 	return "", fmt.Errorf("nbd mode %q: not tls, plain or off", string(m))
+}
+
+// NBDServer is a kind of NBD server.
+type NBDServer string
+
+const (
+	// NBDServerXAPI is xapi-nbd as deployed hosts have it: EXPORT_NAME only,
+	// simple replies, strictly in order. The empty string means it too.
+	NBDServerXAPI NBDServer = "xapi"
+	// NBDServerXAPINew is xapi-nbd of newer releases, which knows GO and
+	// structured replies.
+	NBDServerXAPINew NBDServer = "xapi-new"
+	// NBDServerFull is what other servers do, as hosts may come to have them:
+	// also INFO, NO_ZEROES, several connections that see the same, holes in
+	// replies, the base:allocation context with block status, replies out of
+	// order, and errors that do not end the connection.
+	NBDServerFull NBDServer = "full"
+)
+
+// NBDServers lists them all.
+var NBDServers = []NBDServer{NBDServerXAPI, NBDServerXAPINew, NBDServerFull}
+
+func (s NBDServer) check() error {
+	if s == "" || slices.Contains(NBDServers, s) {
+		return nil
+	}
+	return fmt.Errorf("NBD server %q: not xapi, xapi-new or full", string(s))
+}
+
+// profile is how the server behaves; conf is nil for one without TLS.
+func (s NBDServer) profile(conf *tls.Config) nbd.Profile {
+	p := nbd.XAPI(conf)
+	switch s {
+	case NBDServerXAPINew:
+		p.GO, p.Structured = true, true
+	case NBDServerFull:
+		full := nbd.Modern()
+		full.TLS, full.ForceTLS, full.List = p.TLS, p.ForceTLS, false
+		return full
+	}
+	return p
 }
 
 // maxNBD is how many NBD connections a host serves at once
@@ -87,33 +132,87 @@ func (h *host) serveNBDConn(p *Pool, c net.Conn) {
 	p.mu.Lock()
 	ctx, cancel := context.WithCancel(h.life)
 	tls, plain := p.nbdPurposes()
+	dead := h.nbdDead
 	p.mu.Unlock()
 	defer cancel()
-	profile := nbd.XAPI(nil)
+	var profile nbd.Profile
 	switch {
-	case tls == plain:
+	case tls == plain || dead:
 		return
 	case tls:
-		profile = nbd.XAPI(h.tls)
+		profile = p.cfg.NBDServer.profile(h.tls)
+	default:
+		profile = p.cfg.NBDServer.profile(nil)
 	}
-	profile.GO, profile.Structured = p.cfg.NBDModern, p.cfg.NBDModern
+	served := c
+	if p.cfg.NBDFragile {
+		served = &fragileConn{Conn: c, broken: func() { p.KillNBD(slices.Index(p.hosts, h)) }}
+	}
 	s := nbd.Server{
 		Profile: func(context.Context, net.Conn) nbd.Profile { return profile },
 		Open:    func(_ context.Context, name string) (nbd.Export, error) { return p.openNBD(h, c, name) },
 	}
-	s.ServeConn(ctx, c) // how a client left is of no interest
+	s.ServeConn(ctx, served) // how a client left is of no interest
+}
+
+// fragileConn notices that its peer went away while replies were under way: a
+// write then fails with a reset or a broken pipe.
+type fragileConn struct {
+	net.Conn
+	broken func()
+	once   sync.Once
+}
+
+func (c *fragileConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		c.once.Do(c.broken)
+	}
+	return n, err
+}
+
+// KillNBD ends the NBD server of host i, and all its connections. New ones are
+// closed at once. Control-domain VBDs that it attached stay until RestartNBD,
+// Restart or CrashHost.
+func (p *Pool) KillNBD(i int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.hosts[i]
+	h.nbdDead = true
+	for _, c := range h.nbdOpen {
+		c.Close()
+	}
+}
+
+// RestartNBD starts the NBD server of host i again, which first removes the VBDs
+// that it left.
+func (p *Pool) RestartNBD(i int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.hosts[i]
+	p.dropVBDs(h.nbdLeft)
+	h.nbdDead, h.nbdLeft = false, nil
+}
+
+// NBDAlive reports whether the NBD server of host i runs.
+func (p *Pool) NBDAlive(i int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.hosts[i].nbdDead
 }
 
 // nbdExport is a disk attached to the control domain for the life of one
 // connection.
 type nbdExport struct {
-	p      *Pool
-	conn   net.Conn
-	read   func(p []byte, off int64) (int, error)
-	size   int64
-	vbd    *object
-	fault  *Fault
-	closed sync.Once
+	p       *Pool
+	host    *host
+	conn    net.Conn
+	read    func(p []byte, off int64) (int, error)
+	extents func(off, length int64) []disk.Extent
+	size    int64
+	vbd     *object
+	fault   *Fault
+	closed  sync.Once
 
 	mu    sync.Mutex
 	moved int64
@@ -154,7 +253,8 @@ func (p *Pool) openNBD(h *host, c net.Conn, name string) (nbd.Export, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &nbdExport{p: p, conn: c, read: v.ReadAt, size: v.Size(), vbd: vbd, fault: f}, nil
+	h.nbdOpen = append(h.nbdOpen, c)
+	return &nbdExport{p: p, host: h, conn: c, read: v.ReadAt, extents: v.Allocated, size: v.Size(), vbd: vbd, fault: f}, nil
 }
 
 // nbdFault is what a Fault for NBD connections is On.
@@ -178,21 +278,47 @@ func (e *nbdExport) ReadAt(b []byte, off int64) (int, error) {
 	return e.read(b, off)
 }
 
+// Extents tells what the disk's files hold; the rest reads as zeros.
+func (e *nbdExport) Extents(off, length int64) ([]nbd.Extent, error) {
+	var out []nbd.Extent
+	add := func(to int64, zero bool) {
+		if to > off {
+			out = append(out, nbd.Extent{Extent: disk.Extent{Offset: off, Length: to - off}, Hole: zero, Zero: zero})
+			off = to
+		}
+	}
+	end := off + length
+	for _, x := range e.extents(off, length) {
+		add(x.Offset, true)
+		add(min(x.End(), end), false)
+	}
+	add(end, true)
+	return out, nil
+}
+
 func (e *nbdExport) Close() error {
-	e.closed.Do(func() { e.p.unplugNBD(e.vbd) })
+	e.closed.Do(func() { e.p.unplugNBD(e) })
 	return nil
 }
 
-// unplugNBD takes the VBD of an ended connection away, when it is due.
-func (p *Pool) unplugNBD(vbd *object) {
+// unplugNBD takes the VBD of an ended connection away, when it is due; a server
+// that died leaves it.
+func (p *Pool) unplugNBD(e *nbdExport) {
 	p.mu.Lock()
-	if p.nbdHold > 0 {
-		p.nbdHeld = append(p.nbdHeld, vbd)
+	h := e.host
+	h.nbdOpen = slices.DeleteFunc(h.nbdOpen, func(c net.Conn) bool { return c == e.conn })
+	switch {
+	case h.nbdDead:
+		h.nbdLeft = append(h.nbdLeft, e.vbd)
+		p.mu.Unlock()
+		return
+	case p.nbdHold > 0:
+		p.nbdHeld = append(p.nbdHeld, e.vbd)
 		p.mu.Unlock()
 		return
 	}
 	p.mu.Unlock()
-	p.unplugLater([]*object{vbd}, p.cfg.NBDLinger)
+	p.unplugLater([]*object{e.vbd}, p.cfg.NBDLinger)
 }
 
 // HoldNBD keeps dom0's VBDs of NBD connections that end from now on until

@@ -304,7 +304,7 @@ func foreign(t *testing.T, name string, args ...string) (string, error) {
 func TestNBDForeignClients(t *testing.T) {
 	for _, mode := range []NBDMode{NBDPlain, NBDTLS} {
 		for _, modern := range []bool{false, true} {
-			c := start(t, func(cfg *Config) { cfg.NBD, cfg.NBDModern = mode, modern })
+			c := start(t, func(cfg *Config) { cfg.NBD, cfg.NBDServer = mode, map[bool]NBDServer{true: NBDServerXAPINew}[modern] })
 			o := c.nbdInfo(c.snapshotDisk(0))[0]
 			dir := t.TempDir()
 			scheme, query := "nbd", ""

@@ -90,10 +90,13 @@ type Config struct {
 	RollingUpgrade bool
 	// Version is what the pool is like.
 	Version Version
-	// NBD is how the hosts serve disks over NBD, and NBDModern whether they
-	// know GO and structured replies, as newer releases may.
+	// NBD is how the hosts serve disks over NBD, and NBDServer by what kind of
+	// server.
 	NBD       NBDMode
-	NBDModern bool
+	NBDServer NBDServer
+	// NBDFragile makes the NBD server of a host die, as xapi-nbd may, when a
+	// client goes away while replies are under way. RestartNBD brings it back.
+	NBDFragile bool
 	// CBT enables changed-block tracking on the disks of all VMs.
 	CBT bool
 	// Guests are scripts for the guests of VMs.
@@ -252,6 +255,9 @@ func New(cfg Config) (_ *Pool, err error) {
 	}
 	if cfg.CancelDelay == 0 {
 		cfg.CancelDelay = 10 * time.Second
+	}
+	if err := cfg.NBDServer.check(); err != nil {
+		return nil, err
 	}
 	sch, err := cfg.Version.schema()
 	if err != nil {
@@ -449,6 +455,7 @@ func (p *Pool) Restart() {
 func (p *Pool) cutHost(h *host) {
 	h.kill()
 	h.life, h.kill = context.WithCancel(p.ctx)
+	h.nbdDead, h.nbdLeft = false, nil
 	if dom0 := p.db.find("VM", h.dom0); dom0 != nil {
 		for _, vbd := range p.db.refs("VBD", dom0.set("VBDs")) {
 			p.db.destroy(vbd)

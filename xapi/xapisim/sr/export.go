@@ -158,6 +158,39 @@ func (e *Export) difference(from []*layer) {
 	e.include.cut(disk.Blocks(e.size))
 }
 
+// Allocated lists the blocks within a range that any file of the volume's chain
+// holds, in order; what lies between them reads as zeros. A volume without an
+// image format has all blocks.
+func (v *Volume) Allocated(off, length int64) []disk.Extent {
+	s := v.sr
+	s.mu.RLock()
+	var some bitset
+	size := int64(0)
+	if v.top != nil {
+		size = v.top.size
+	}
+	all := v.raw || v.top != nil && v.top.garbage
+	for l := v.top; l != nil; l = l.parent {
+		l.mu.RLock()
+		some.union(l.own.some)
+		if l.image != nil {
+			some.union(l.image.have.some)
+		}
+		l.mu.RUnlock()
+	}
+	s.mu.RUnlock()
+	end := min(off+length, size)
+	if all && end > off {
+		return []disk.Extent{{Offset: off, Length: end - off}}
+	}
+	var out []disk.Extent
+	for b := some.next(off / blockSize); b >= 0 && b*blockSize < end; b = some.next(b + 1) {
+		from := max(b*blockSize, off)
+		out = append(out, disk.Extent{Offset: from, Length: min((b+1)*blockSize, end) - from})
+	}
+	return out
+}
+
 // all includes every block.
 func (e *Export) all() {
 	for b := range disk.Blocks(e.size) {
