@@ -122,7 +122,6 @@ func (p *Pool) vmCalls() map[string]handler {
 			f["hardware_platform_version"] = int64(2)
 			return p.newVM(f).ref, nil
 		},
-		"VM.set_bios_strings": p.setBIOSStrings,
 		"VM.destroy": p.vmCall("destroy", func(c *call, vm *object) (any, error) {
 			if vm.bool("is_default_template") {
 				return nil, fail("VM_CANNOT_DELETE_DEFAULT_TEMPLATE")
