@@ -9,6 +9,7 @@ import (
 
 	"xenkeep/internal/disk"
 	"xenkeep/job"
+	"xenkeep/xapi"
 	"xenkeep/xapi/xapisim"
 )
 
@@ -208,5 +209,37 @@ func TestGrownDisk(t *testing.T) {
 			}
 			w.clean()
 		})
+	}
+}
+
+// A disk that is attached to two VMs is backed up as a delta for each of them:
+// neither's run takes the other's base away.
+func TestDiskOfTwoVMs(t *testing.T) {
+	for _, nbd := range []xapisim.NBDMode{"", xapisim.NBDTLS} {
+		dir := t.TempDir()
+		w := newWorld(t, xapisim.Config{NBD: nbd, VMs: []xapisim.VMConfig{
+			{Name: "one", Disks: []string{image(t, filepath.Join(dir, "one.img"), 8*mib, 1, 10)}},
+			{Name: "two", Disks: []string{image(t, filepath.Join(dir, "two.img"), 8*mib, 2, 10)}},
+		}})
+		w.halt("one")
+		w.halt("two")
+		shared := w.vdiOf(w.sim.Ready().VMs[0].Disks[0].VDI)
+		if _, err := w.pool.CreateVBD(t.Context(), xapi.VBD{VM: w.vm("two").Ref, VDI: shared.Ref, UserDevice: "5", Mode: "RW", Type: "Disk"}); err != nil {
+			t.Fatal(err)
+		}
+		for night := range 3 {
+			for _, name := range []string{"one", "two"} {
+				s := w.backup(w.options(name))
+				for _, d := range s.Snapshots[0].Disks {
+					if night > 0 && d.Method == "full" {
+						t.Errorf("night %d: %s %s is read in full: %s", night, name, d.Device, d.Reason)
+					}
+				}
+			}
+			if n := w.bases()[shared.Ref]; n != 2 {
+				t.Errorf("night %d: %d bases of the disk", night, n)
+			}
+		}
+		w.clean()
 	}
 }

@@ -523,9 +523,49 @@ func (v *vmBackup) settle(ctx context.Context) error {
 				errs = append(errs, v.b.pool.DestroyData(ctx, snap.Ref))
 			}
 		}
-		errs = append(errs, dropOldBases(ctx, v.b.pool, v.b.r.ID(), d.vdi.Ref, keep))
+		others, err := v.basesOfOthers(ctx, d)
+		if err != nil { // better one base too many than another VM without its own
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, dropBases(ctx, v.b.pool, v.b.r.ID(), d.vdi.Ref, func(s *xapi.VDI) bool { return s.Ref != keep && !others[s.UUID] }))
 	}
 	return errors.Join(errs...)
+}
+
+// basesOfOthers are the bases of a disk that other VMs' next backups build on,
+// by their UUIDs. A disk may be attached to several VMs, of which one runs at a
+// time; a base of a VM that it is no longer attached to is of no use.
+func (v *vmBackup) basesOfOthers(ctx context.Context, d *diskPlan) (map[string]bool, error) {
+	if len(d.vdi.VBDs) < 2 {
+		return nil, nil
+	}
+	named := make(map[string]bool)
+	for _, ref := range d.vdi.VBDs {
+		vbd, err := v.b.pool.VBD(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) || err == nil && vbd.VM == v.plan.vm.Ref {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		vm, err := v.b.pool.VM(ctx, vbd.VM)
+		if err != nil {
+			return nil, err
+		}
+		last := repo.Latest(slices.Concat(v.b.all, v.b.done), func(s *repo.Snapshot) bool {
+			return s.Origin == "pool" && s.Pool.UUID == v.b.pool.PoolUUID() && s.VM.UUID == vm.UUID
+		})
+		if last == nil {
+			continue
+		}
+		for i := range last.Disks {
+			if last.Disks[i].VDI == d.vdi.UUID && last.Disks[i].VDISnapshot != "" {
+				named[last.Disks[i].VDISnapshot] = true
+			}
+		}
+	}
+	return named, nil
 }
 
 // unkeep ends the renewal of this VM's marks.
