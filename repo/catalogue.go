@@ -20,23 +20,23 @@ import (
 const cataloguePrefix = "catalogue/"
 
 const (
-	// catalogueSize is how many snapshots one catalogue holds at most. One of
-	// snapshots with a disk or two is about a MiB.
+	// catalogueSize is the maximum number of snapshots in one catalogue. A
+	// catalogue of snapshots with a disk or two is about a MiB.
 	catalogueSize = 1024
-	// catalogueMin is from how many snapshots on catalogues are worth their
-	// listing.
+	// catalogueMin is the number of snapshots from which catalogues are worth the
+	// request that lists them.
 	catalogueMin = 256
 )
 
-// catalogue holds snapshot objects as they are, so that a machine that knows
-// none of them need not ask for each. What it holds proves itself: by its hash,
-// its name, and by its own signature. That a snapshot exists, its own object
-// alone says.
+// catalogue contains copies of snapshot objects, so that a machine with an empty
+// cache does not have to fetch each of them. The copies are self-verifying: by
+// their hash, which is the snapshot's name, and by their own signature. Only the
+// snapshot's own object proves that the snapshot exists.
 type catalogue struct {
 	Objects [][]byte `json:"objects"`
 }
 
-// readCatalogue reads one from the cache folder or the storage.
+// readCatalogue reads one catalogue from the cache folder or the storage.
 func (r *Repository) readCatalogue(ctx context.Context, name string) (*catalogue, error) {
 	var c catalogue
 	file := ""
@@ -58,19 +58,18 @@ func (r *Repository) readCatalogue(ctx context.Context, name string) (*catalogue
 		return nil, err
 	}
 	if file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
-		_ = renameio.WriteFile(file, data, 0o600) // a cache: that it fails harms nobody
+		_ = renameio.WriteFile(file, data, 0o600) // it is a cache, so a failed write does no harm
 	}
 	return &c, nil
 }
 
-// catalogued are the snapshots that each catalogue holds, by the catalogue's
-// name.
+// catalogued maps a catalogue's name to the IDs of the snapshots in it.
 type catalogued map[string][]string
 
-// fromCatalogues calls fn for each of the wanted snapshots (by ID) that a
-// catalogue holds, once, from several goroutines at once, and drops them from
-// wanted. Catalogues that cannot be read are passed over: the snapshots' own
-// objects are there.
+// fromCatalogues calls fn once for each wanted snapshot (by ID) that a catalogue
+// contains, from several goroutines concurrently, and removes it from wanted.
+// Catalogues that cannot be read are skipped, because the snapshots' own objects
+// can be read instead.
 func (r *Repository) fromCatalogues(ctx context.Context, wanted map[string]bool, fn func(name string, data []byte)) (catalogued, error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, cataloguePrefix, func(i object.Info) error {
@@ -111,9 +110,9 @@ func (r *Repository) fromCatalogues(ctx context.Context, wanted map[string]bool,
 	return found, g.Wait()
 }
 
-// MergeCatalogues puts snapshots that no catalogue holds into one, where there
-// are many of them, and replaces catalogues of which less than half still
-// exists. It is for whoever prunes: a reader goes on with what there is.
+// MergeCatalogues writes new catalogues for the snapshots that are in none, if
+// there are many of them, and replaces catalogues of which less than half of the
+// snapshots still exist. Prune calls it; readers use the catalogues that exist.
 func (r *Repository) MergeCatalogues(ctx context.Context) error {
 	exist := make(map[string]bool)
 	if err := object.ListOwn(ctx, r.objects, snapshotPrefix, func(i object.Info) error {
@@ -167,7 +166,7 @@ func (r *Repository) putCatalogue(ctx context.Context, ids []string) error {
 		g.Go(func() error {
 			data, err := r.snapshotObject(gctx, snapshotPrefix+id)
 			if errors.Is(err, object.ErrNotFound) || errors.Is(err, seal.ErrCorrupt) {
-				return nil // gone meanwhile, or for check to tell of
+				return nil // deleted meanwhile, or damaged, which check reports
 			}
 			objects[i] = data
 			return err

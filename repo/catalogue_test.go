@@ -13,7 +13,7 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// many makes a repository with n snapshots of nothing.
+// many creates a repository with n empty snapshots.
 func many(t *testing.T, objects object.Store, n int) *repo.Repository {
 	t.Helper()
 	r := repotest.Init(t, objects)
@@ -32,8 +32,8 @@ func put(t *testing.T, r *repo.Repository, i int) *repo.Snapshot {
 	return s
 }
 
-// read opens the repository on a machine that knows nothing and reads its
-// snapshots; it counts the requests for that.
+// read opens the repository on a machine with the cache folder cache and reads its
+// snapshots. It also returns the number of requests.
 func read(t *testing.T, objects *objecttest.Faulty, cache string) (all []*repo.Snapshot, gets int) {
 	t.Helper()
 	r, err := repo.Open(t.Context(), objects, repo.Options{Secret: repotest.Secret(), CacheDir: cache})
@@ -53,8 +53,8 @@ func read(t *testing.T, objects *objecttest.Faulty, cache string) (all []*repo.S
 	return all, objects.Calls(objecttest.Get) - before
 }
 
-// A machine that knows nothing reads many snapshots in few requests; what is
-// new, or forgotten, or in a catalogue that is damaged, is seen as it is.
+// A machine with an empty cache reads many snapshots in few requests; snapshots
+// that are new, were forgotten, or are in a damaged catalogue are read correctly.
 func TestCatalogue(t *testing.T) {
 	objects := objecttest.NewFaulty(mem.New())
 	r := many(t, objects, 1500)
@@ -73,7 +73,7 @@ func TestCatalogue(t *testing.T) {
 		t.Errorf("%d snapshots in %d requests with a cache", len(all), gets)
 	}
 
-	// New ones and forgotten ones.
+	// New and forgotten snapshots.
 	for i := range 10 {
 		put(t, r, 2000+i)
 	}
@@ -93,7 +93,7 @@ func TestCatalogue(t *testing.T) {
 		t.Errorf("after a merge: %d snapshots in %d requests", len(all), gets)
 	}
 
-	// A damaged catalogue costs requests, no snapshot.
+	// A damaged catalogue costs requests but loses no snapshot.
 	var names []string
 	if err := objects.List(t.Context(), "catalogue/", func(i object.Info) error {
 		names = append(names, i.Name)
@@ -116,8 +116,8 @@ func TestCatalogue(t *testing.T) {
 	}
 }
 
-// What a catalogue holds is no snapshot unless its own object is there, and one
-// under a false name is none.
+// A snapshot in a catalogue does not exist unless its own object exists, and a
+// snapshot under a false name is rejected.
 func TestCatalogueForgotten(t *testing.T) {
 	objects := objecttest.NewFaulty(mem.New())
 	r := many(t, objects, 300)

@@ -17,10 +17,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Pruning never blocks a backup and there are no locks. What a live run needs
-// is told by its claim (roots it builds on) and its reference list (packs it
-// uses and did not make), written before it publishes; what a pruner means to
-// delete is told by condemned lists. docs/format.md has the protocol.
+// Pruning never blocks a backup and there are no locks. A live run protects the
+// data that it needs by its claim (the roots it builds on) and its reference list
+// (the packs that it uses and did not write), both written before it publishes; a
+// pruner announces the packs that it intends to delete in condemned lists.
+// docs/format.md describes the protocol.
 
 const (
 	claimPrefix     = "claims/"
@@ -30,20 +31,20 @@ const (
 	notePrefix      = "notes/"
 )
 
-// Claim is what a live run publishes at its start, under claims/RUN-SHA256.
+// Claim is published by a live run when it starts, under claims/RUN-SHA256.
 type Claim struct {
 	Run     string    `json:"run"` // hex
 	Job     string    `json:"job,omitempty"`
 	Machine string    `json:"machine"`
-	Process string    `json:"process,omitempty"` // boot ID, PID and start time: names a process for ever
+	Process string    `json:"process,omitempty"` // boot ID, PID and start time: identifies a process for ever
 	Started time.Time `json:"started"`
-	Roots   []HexID   `json:"roots"` // roots of snapshots it builds on
+	Roots   []HexID   `json:"roots"` // roots of the snapshots that it builds on
 
 	name   string
 	writer seal.WriterID
 }
 
-// Reference is the list of packs that a run uses and did not make.
+// Reference is the list of packs that a run uses and did not write.
 type Reference struct {
 	Run   string   `json:"run"`
 	Packs []string `json:"packs"` // hex
@@ -51,21 +52,21 @@ type Reference struct {
 	writer seal.WriterID
 }
 
-// Condemned is a list of packs that a pruner means to delete in a later pass
-// or, with Deleted, that it is deleting: such a list stays until every run of
-// Waits is over.
+// Condemned is a list of packs that a pruner intends to delete in a later pass or,
+// with Deleted, that it is deleting now: such a list stays until every run in Waits
+// has ended.
 type Condemned struct {
 	Time    time.Time `json:"time"`
 	Packs   []string  `json:"packs"` // hex
 	Deleted bool      `json:"deleted,omitempty"`
 	Waits   []string  `json:"waits,omitempty"` // runs, hex, that had claims at Time
-	Lists   []string  `json:"lists,omitempty"` // condemned lists, by object, that this one settles
+	Lists   []string  `json:"lists,omitempty"` // condemned lists, by object name, that this one supersedes
 
 	name string
 }
 
-// Damage is a published list of what is known to be bad: every backup treats
-// these chunks as absent and reads these blocks again.
+// Damage is a published list of known damage: every backup treats these chunks as
+// absent and reads these blocks again.
 type Damage struct {
 	Time   time.Time     `json:"time"`
 	Chunks []BadChunk    `json:"chunks,omitempty"`
@@ -76,20 +77,21 @@ type Damage struct {
 	full bool
 }
 
-// Name is the list's object in storage.
+// Name returns the name of the list's object in storage.
 func (d *Damage) Name() string { return d.name }
 
-// Full tells whether a full key published the list.
+// Full reports whether the list was published with a full key.
 func (d *Damage) Full() bool { return d.full }
 
 // BadChunk is a chunk that is damaged in one pack; a copy that a later backup
-// stored elsewhere is sound. Without a pack it is bad wherever it lies.
+// stored in another pack is sound. Without a pack, every copy is bad.
 type BadChunk struct {
 	ID   HexID  `json:"id"`
 	Pack string `json:"pack,omitempty"` // hex
 }
 
-// PackIDs are the packs that a list says anything of.
+// PackIDs returns all packs that the list names: the bad packs, and the packs of
+// bad chunks.
 func (d *Damage) PackIDs() ([]pack.ID, error) {
 	names := slices.Clone(d.Packs)
 	for _, c := range d.Chunks {
@@ -101,10 +103,10 @@ func (d *Damage) PackIDs() ([]pack.ID, error) {
 	return parsePacks(slices.Compact(names))
 }
 
-// BadPacks are the packs of which nothing is to be trusted.
+// BadPacks returns the packs of which no content is trusted.
 func (d *Damage) BadPacks() ([]pack.ID, error) { return parsePacks(d.Packs) }
 
-// BadBlobs are the chunks that are damaged.
+// BadBlobs returns the damaged chunks.
 func (d *Damage) BadBlobs() ([]chunkstore.BadBlob, error) {
 	blobs := make([]chunkstore.BadBlob, len(d.Chunks))
 	for i, c := range d.Chunks {
@@ -121,7 +123,7 @@ func (d *Damage) BadBlobs() ([]chunkstore.BadBlob, error) {
 	return blobs, nil
 }
 
-// DamagedDisk names blocks of one disk of one snapshot.
+// DamagedDisk lists damaged blocks of one disk of one snapshot.
 type DamagedDisk struct {
 	Snapshot string     `json:"snapshot"`
 	Device   string     `json:"device"`
@@ -129,27 +131,28 @@ type DamagedDisk struct {
 	Ranges   [][2]int64 `json:"ranges"` // first block, number of blocks
 }
 
-// NoteDamaged is the kind of a note that says that something of a snapshot may
-// be wrong: nothing is built upon it.
+// NoteDamaged is the kind of a note that marks a snapshot as possibly wrong: no
+// backup uses it as its base.
 const NoteDamaged = "damaged"
 
-// Note is something said later about a snapshot. Notes are only ever added.
+// Note is a statement about a snapshot that is made after it was written. Notes are
+// only ever added.
 type Note struct {
-	Snapshot string    `json:"snapshot"` // its whole ID
+	Snapshot string    `json:"snapshot"` // its full ID
 	Kind     string    `json:"kind"`     // "protect", "unprotect", "verified", "drill", "damaged", "forget"
 	Time     time.Time `json:"time"`
 	Text     string    `json:"text,omitempty"`
 }
 
-// PutClaim publishes a claim and remembers its name for DropClaim.
+// PutClaim publishes a claim and records its name in c for DropClaim.
 func (r *Repository) PutClaim(ctx context.Context, c *Claim) error {
 	name, _, err := r.putObject(ctx, claimPrefix+c.Run+"-", seal.KindClaim, c)
-	c.name = name // after an error too: it may be there
+	c.name = name // set after an error too, because the object may exist
 	return err
 }
 
-// DropClaim ends a claim, and takes away the reference lists of its run, which
-// must do nothing any more.
+// DropClaim removes a claim and the reference lists of its run. The run must not do
+// anything after that.
 func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 	var names []string
 	err := object.ListOwn(ctx, r.objects, referencePrefix+c.Run+"-", func(i object.Info) error {
@@ -162,8 +165,8 @@ func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 		}
 		derr := r.objects.Delete(ctx, name)
 		if errors.Is(derr, object.ErrPermission) {
-			// Who may only add says that the run is over; a pruner, which may
-			// delete, takes the rest away.
+			// A writer that may only add records that the run has ended; a pruner,
+			// which may delete, removes the objects later.
 			return errors.Join(err, r.PutRetired(ctx, &Retired{Run: c.Run, Time: time.Now().UTC(), Reason: "over", Ended: true}))
 		}
 		err = errors.Join(err, derr)
@@ -171,14 +174,14 @@ func (r *Repository) DropClaim(ctx context.Context, c *Claim) error {
 	return err
 }
 
-// Claims reads the claims of all runs, live or dead. Claims that cannot be read
-// are returned as problems.
+// Claims reads the claims of all runs, live or dead. Claims that cannot be read are
+// returned as problems.
 func (r *Repository) Claims(ctx context.Context) ([]*Claim, []Problem, error) {
 	claims, bad, err := readAll(ctx, r, claimPrefix, seal.KindClaim, func(c *Claim, name string, by *seal.Cert) { c.name, c.writer = name, by.Writer() })
 	return claims, bad, err
 }
 
-// PutReference publishes the packs that a run uses and did not make.
+// PutReference publishes the list of packs that a run uses and did not write.
 func (r *Repository) PutReference(ctx context.Context, run string, packs []pack.ID) error {
 	ref := Reference{Run: run, Packs: make([]string, 0, len(packs))}
 	for _, id := range packs {
@@ -189,8 +192,8 @@ func (r *Repository) PutReference(ctx context.Context, run string, packs []pack.
 	return err
 }
 
-// CondemnedPacks reads all condemned lists. One that cannot be read is an
-// error: what it names is not known.
+// CondemnedPacks reads all condemned lists. A list that cannot be read is an error,
+// because the packs that it names are not known.
 func (r *Repository) CondemnedPacks(ctx context.Context) ([]pack.ID, error) {
 	lists, err := r.Condemnations(ctx)
 	if err != nil {
@@ -214,7 +217,8 @@ func (r *Repository) PutDamage(ctx context.Context, d *Damage) error {
 	return err
 }
 
-// ReadDamage reads all damage lists; those that cannot be read are problems.
+// ReadDamage reads all damage lists. Lists that cannot be read are returned as
+// problems.
 func (r *Repository) ReadDamage(ctx context.Context) ([]*Damage, []Problem, error) {
 	return readAll(ctx, r, damagePrefix, seal.KindDamage, func(d *Damage, name string, by *seal.Cert) { d.name, d.full = name, by.Role() == seal.Full })
 }
@@ -225,16 +229,16 @@ func (r *Repository) PutNote(ctx context.Context, n *Note) error {
 	return err
 }
 
-// Notes reads all notes, oldest first; those that cannot be read are problems.
+// Notes reads all notes, oldest first. Notes that cannot be read are returned as
+// problems.
 func (r *Repository) Notes(ctx context.Context) ([]*Note, []Problem, error) {
 	notes, bad, err := readAll(ctx, r, notePrefix, seal.KindNote, func(*Note, string, *seal.Cert) {})
 	slices.SortStableFunc(notes, func(a, b *Note) int { return a.Time.Compare(b.Time) })
 	return notes, bad, err
 }
 
-// AvoidBad hides what a backup must not lean on: packs that are condemned or
-// damaged, and chunks that are. Every backup calls it before it looks anything
-// up.
+// AvoidBad excludes data that a backup must not reference: packs that are condemned
+// or damaged, and damaged chunks. Every backup calls it before its first lookup.
 func (r *Repository) AvoidBad(ctx context.Context) error {
 	hide, err := r.CondemnedPacks(ctx)
 	if err != nil {
@@ -274,7 +278,8 @@ func parsePacks(names []string) ([]pack.ID, error) {
 	return ids, nil
 }
 
-// readAll reads every small object under prefix.
+// readAll reads every small object under prefix. Objects that cannot be read are
+// returned as problems.
 func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal.ObjectKind, each func(*T, string, *seal.Cert)) ([]*T, []Problem, error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, prefix, func(i object.Info) error {
@@ -317,8 +322,8 @@ func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal
 	for i, name := range names {
 		res := &results[i]
 		switch {
-		case errors.Is(res.err, object.ErrNotFound): // gone meanwhile
-		case errors.Is(res.err, seal.ErrRevoked): // counts for nothing; check names it
+		case errors.Is(res.err, object.ErrNotFound): // deleted meanwhile
+		case errors.Is(res.err, seal.ErrRevoked): // ignored here; check reports it
 		case res.err != nil:
 			bad = append(bad, Problem{Object: name, Err: res.err})
 		default:

@@ -9,11 +9,12 @@ import (
 	"time"
 )
 
-// ErrRenamed is returned by commands that must not guess, for a VM that is
-// named by a name that it had earlier.
+// ErrRenamed is returned by commands that must not guess, if a VM is given by a
+// name that it had earlier.
 var ErrRenamed = errors.New("the VM has another name now")
 
-// AmbiguousError says which VMs, or which pools of one VM, a name may mean.
+// AmbiguousError is returned if a name may mean several VMs, or one VM on several
+// pools. It lists them.
 type AmbiguousError struct {
 	Name   string
 	Means  []string // "VM UUID (newest snapshot DATE)", "pool NAME (...)"
@@ -24,19 +25,19 @@ func (e *AmbiguousError) Error() string {
 	return fmt.Sprintf("%q: %v: %s", e.Name, ErrAmbiguous, strings.Join(e.Means, ", "))
 }
 
-// Is makes it an ErrAmbiguous.
+// Is makes the error match ErrAmbiguous.
 func (e *AmbiguousError) Is(target error) bool { return target == ErrAmbiguous }
 
 // Hint returns the next step.
 func (e *AmbiguousError) Hint() string { return e.Advice }
 
-// A VM is one that has snapshots. One UUID is one VM, on whatever pool it is: a
-// VM that was restored to another pool with its UUID is the same VM. What has
-// no UUID, an image, goes by its origin and name.
+// A VM is a VM that has snapshots. One UUID is one VM, on whatever pool it is: a VM
+// that was restored to another pool with its UUID is the same VM. An image has no
+// UUID and is identified by its origin, pool and name.
 type VM struct {
 	UUID string
 	Name string // of its newest snapshot
-	// Former is set where the VM was asked for by a name that it has no longer.
+	// Former is set if the VM was asked for by a name that it no longer has.
 	Former bool
 
 	asked     string
@@ -45,19 +46,19 @@ type VM struct {
 	snapshots []*Snapshot
 }
 
-// Snapshots are the VM's, in the order in which FindVM got them.
+// Snapshots returns the VM's snapshots, in the order in which FindVM got them.
 func (v *VM) Snapshots() []*Snapshot { return v.snapshots }
 
 // Has reports whether a snapshot is one of the VM's.
 func (v *VM) Has(s *Snapshot) bool { return vmKey(s) == v.key && onPool(s, v.pool) }
 
-// onPool reports whether a snapshot is of a pool of this name or UUID; "" is
-// any.
+// onPool reports whether a snapshot comes from the pool with this name or UUID; ""
+// matches any pool.
 func onPool(s *Snapshot, pool string) bool {
 	return pool == "" || s.Pool.UUID == pool || s.Pool.Name == pool
 }
 
-// Renamed is ErrRenamed with both names, or nil where the VM was named by its
+// Renamed returns ErrRenamed with both names, or nil if the VM was asked for by its
 // present name or UUID.
 func (v *VM) Renamed() error {
 	if !v.Former {
@@ -66,7 +67,7 @@ func (v *VM) Renamed() error {
 	return fmt.Errorf("%q: %w: %q (%s)", v.asked, ErrRenamed, v.Name, v.UUID)
 }
 
-// vmKey tells VMs apart.
+// vmKey returns the key that distinguishes VMs.
 func vmKey(s *Snapshot) string {
 	if s.VM.UUID != "" {
 		return s.VM.UUID
@@ -74,10 +75,10 @@ func vmKey(s *Snapshot) string {
 	return strings.Join([]string{s.Origin, s.Pool.UUID, s.VM.Name}, "\x00")
 }
 
-// FindVM finds the VM that a user means: a name, a UUID, or POOL/NAME or
+// FindVM returns the VM that a user names: by a name, a UUID, or POOL/NAME or
 // POOL/UUID with a pool's name or UUID. A name means the VM that has it in its
-// newest snapshot; where no VM has it any more, the VM that had it. all must be
-// in the order that Snapshots returns.
+// newest snapshot; if no VM has it any more, the VM that had it. all must be in the
+// order that Snapshots returns.
 func FindVM(all []*Snapshot, name string) (*VM, error) {
 	v, err := findVM(all, "", name)
 	if !errors.Is(err, ErrNoSnapshot) {
@@ -160,9 +161,10 @@ func (v *VM) newest() *Snapshot { return v.snapshots[len(v.snapshots)-1] }
 
 func stamp(t time.Time, where *time.Location) string { return t.In(where).Format("2006-01-02 15:04") }
 
-// onOnePool refuses a VM whose snapshots come from several pools at a time:
-// then two VMs with one UUID are alive, and nobody can tell which is meant. A VM
-// that moved has its snapshots from one pool before those from the next.
+// onOnePool returns an error for a VM whose snapshots come from several pools in
+// the same period: then two VMs with one UUID exist, and the reference is
+// ambiguous. A VM that moved has all its snapshots from one pool before those from
+// the next.
 func (v *VM) onOnePool(spec string) error {
 	type span struct{ first, last *Snapshot }
 	spans := make(map[string]*span)
@@ -178,7 +180,8 @@ func (v *VM) onOnePool(spec string) error {
 		}
 		spans[k].last = s
 	}
-	// order is by first; they are apart where each ends before the next begins.
+	// order is sorted by first; the spans are disjoint if each ends before the next
+	// begins.
 	for i := 1; i < len(order); i++ {
 		if order[i-1].last.Data.Before(order[i].first.Data) {
 			continue
@@ -196,27 +199,27 @@ func (v *VM) onOnePool(spec string) error {
 	return nil
 }
 
-// Choice is the snapshot that a user means.
+// Choice is the snapshot that a user's reference selects.
 type Choice struct {
 	Snapshot *Snapshot
 	// Bare is set for "latest" without a VM.
 	Bare bool
-	// Note says why the snapshot may not be the one that the user expects: its
+	// Note explains why the snapshot may not be the one that the user expects: its
 	// VM has another name now, or it is older than the day that was named.
 	Note string
 }
 
-// Resolve is Choose by the clock and time zone of this machine.
+// Resolve is Choose with the clock and time zone of this machine.
 func Resolve(all []*Snapshot, spec string) (*Snapshot, error) {
 	c, err := Choose(all, spec, time.Now())
 	return c.Snapshot, err
 }
 
-// Choose finds the snapshot that a user means: "latest", "latest:VM",
-// "VM@TIME", an ID or a unique beginning of one. VM is what FindVM takes, TIME
-// what ParseWhen takes: the newest complete snapshot that is not after it is
-// meant. Days and hours are those of now's time zone. all must be in the order
-// that Snapshots returns.
+// Choose returns the snapshot that a user's reference selects: "latest",
+// "latest:VM", "VM@TIME", or an ID or a unique prefix of one. VM is in the form
+// that FindVM takes and TIME in the form that ParseWhen takes: VM@TIME selects the
+// newest complete snapshot that is not after TIME. Days and hours are those of
+// now's time zone. all must be in the order that Snapshots returns.
 func Choose(all []*Snapshot, spec string, now time.Time) (Choice, error) {
 	if spec == "latest" {
 		s := Latest(all, func(s *Snapshot) bool { return s.Origin != OriginDatabase })
@@ -257,7 +260,7 @@ func (v *VM) note() string {
 	return fmt.Sprintf("VM %q is called %q now", v.asked, v.Name)
 }
 
-// at finds the newest complete snapshot of a VM up to a time.
+// at returns the newest complete snapshot of a VM up to a time.
 func at(all []*Snapshot, spec, vm, when string, now time.Time) (Choice, error) {
 	w, err := ParseWhen(when, now)
 	if err != nil {
@@ -283,7 +286,7 @@ func at(all []*Snapshot, spec, vm, when string, now time.Time) (Choice, error) {
 		return Choice{}, fmt.Errorf("%q: no complete snapshot so early; %s: %w", spec, nearest(v.snapshots, w, now.Location()), ErrNoSnapshot)
 	}
 	c := Choice{Snapshot: s}
-	if s.VM.Name != v.asked { // what was its name then is a good name for it
+	if s.VM.Name != v.asked { // the VM's name at that time needs no note
 		c.Note = v.note()
 	}
 	if s.Data.Before(w.Begin) {
@@ -292,7 +295,7 @@ func at(all []*Snapshot, spec, vm, when string, now time.Time) (Choice, error) {
 	return c, nil
 }
 
-// nearest names the three snapshots that are nearest to a time.
+// nearest returns text that lists the three snapshots nearest to a time.
 func nearest(all []*Snapshot, w When, where *time.Location) string {
 	distance := func(s *Snapshot) time.Duration {
 		switch {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// made makes snapshots from lines "TIME POOL UUID NAME [incomplete]", oldest
+// made creates snapshots from lines "TIME POOL UUID NAME [incomplete]", oldest
 // first; their IDs count from 00000001.
 func made(t *testing.T, text string) []*Snapshot {
 	t.Helper()
@@ -30,7 +30,7 @@ func made(t *testing.T, text string) []*Snapshot {
 	return all
 }
 
-// chosen tells what a reference means: an ID, with its note, or an error.
+// chosen returns the result for a reference: an ID with its note, or an error.
 func chosen(all []*Snapshot, spec string, now time.Time) string {
 	c, err := Choose(all, spec, now)
 	switch {
@@ -46,7 +46,7 @@ func TestChooseVM(t *testing.T) {
 	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
 	for _, c := range []struct {
 		name, snapshots string
-		want            map[string]string // a part of the answer
+		want            map[string]string // a part of the result
 	}{
 		// Row X4 of the fault list: after a recovery to a new pool that keeps
 		// the UUID, the VM is the same VM.
@@ -55,7 +55,7 @@ func TestChooseVM(t *testing.T) {
 			2026-11-02T03:00 a u1 web
 			2026-11-20T03:00 b u1 web`,
 			map[string]string{"latest:web": "00000003", "latest:u1": "00000003", "latest:U1": "00000003", "latest:a/web": "00000002", "latest:uuid-of-a/u1": "00000002", "latest:b/web": "00000003", "web@2026-11-10": "00000002 "}},
-		// Two VMs with one UUID that are alive on two pools.
+		// Two VMs with one UUID that exist on two pools.
 		{"alive on both", `
 			2026-11-01T03:00 a u1 web
 			2026-11-02T03:00 b u1 web
@@ -64,7 +64,7 @@ func TestChooseVM(t *testing.T) {
 				"latest:web": `"latest:web": more than one is meant: pool a (uuid-of-a) has it, newest snapshot 2026-11-0`,
 				"latest:u1":  "more than one is meant", "latest:a/web": "00000003", "latest:b/u1": "00000002", "b/web@2026-11-02": "00000002", "web@2026-11-29": "more than one",
 			}},
-		// Row "a VM renamed" of the fault list: its old name means the VM.
+		// Row "a VM renamed" of the fault list: its old name selects the VM.
 		{"renamed", `
 			2026-11-01T03:00 a u1 old
 			2026-11-02T03:00 a u1 new`,
@@ -100,7 +100,7 @@ func TestChooseVM(t *testing.T) {
 	}
 }
 
-// Row N15 of the fault list: a snapshot is named by its VM and a time.
+// Row N15 of the fault list: a snapshot is selected by its VM and a time.
 func TestChooseTime(t *testing.T) {
 	all := made(t, `
 		2026-11-20T03:00 a u1 web
@@ -140,7 +140,7 @@ func TestChooseTime(t *testing.T) {
 	}
 }
 
-// Days and minutes are those of local time, also where a day has 25 hours.
+// Days and minutes are those of local time, also on a day with 25 hours.
 func TestParseWhen(t *testing.T) {
 	zone, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {

@@ -14,10 +14,10 @@ import (
 	"xenkeep/chunkstore/slot"
 )
 
-// MaxLockDays is the longest lock that can be asked for.
+// MaxLockDays is the longest lock, in days, that can be requested.
 const MaxLockDays = 3650
 
-// startLocks has all that is put from now on be locked.
+// startLocks makes the store lock every object that is put from now on.
 func startLocks(objects object.Store, days int) error {
 	if days == 0 {
 		return nil
@@ -30,7 +30,7 @@ func startLocks(objects object.Store, days int) error {
 	return nil
 }
 
-// provenLocked looks whether the storage has done what it was asked for.
+// provenLocked checks that the storage has applied the locks that it was asked for.
 func provenLocked(ctx context.Context, objects object.Store, days int) error {
 	k, ok := object.KeeperOf(objects)
 	if days == 0 || !ok {
@@ -43,11 +43,12 @@ func provenLocked(ctx context.Context, objects object.Store, days int) error {
 	return err
 }
 
-// LockDays is for how many days what is put is locked against deletion; 0: not
-// at all.
+// LockDays returns for how many days new objects are locked against deletion; 0
+// means not at all.
 func (r *Repository) LockDays() int { return r.config.LockDays }
 
-// LockedUntil tells until when a snapshot cannot be forgotten; zero where it can.
+// LockedUntil returns the time until which a snapshot cannot be forgotten, or the
+// zero time if it can be forgotten now.
 func (r *Repository) LockedUntil(ctx context.Context, s *Snapshot) (time.Time, error) {
 	k, ok := object.KeeperOf(r.objects)
 	if !ok || r.config.LockDays == 0 {
@@ -60,13 +61,13 @@ func (r *Repository) LockedUntil(ctx context.Context, s *Snapshot) (time.Time, e
 	return until, err
 }
 
-// SetLockDays writes the config anew, with another time for locks. What is
-// locked already stays so. It needs a full key.
+// SetLockDays writes the config again with another lock time. Existing locks do not
+// change. It needs a full key.
 func (r *Repository) SetLockDays(ctx context.Context, days int) error {
 	if err := startLocks(r.objects, days); err != nil {
 		return err
 	}
-	// What a newer version may have put into the config stays.
+	// Fields that a newer version may have put into the config are kept.
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(r.rawJSON, &fields); err != nil {
 		return fmt.Errorf("config: %v: %w", err, seal.ErrCorrupt)
@@ -90,8 +91,8 @@ func (r *Repository) SetLockDays(ctx context.Context, days int) error {
 	return provenLocked(ctx, r.objects, days)
 }
 
-// olderSlots reads versions of key slots that were overwritten or deleted,
-// newest first.
+// olderSlots reads versions of key slots that were overwritten or deleted, newest
+// first.
 func olderSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) {
 	k, ok := object.KeeperOf(objects)
 	if !ok {
@@ -105,7 +106,7 @@ func olderSlots(ctx context.Context, objects object.Store) ([]storedSlot, error)
 		return nil
 	})
 	if errors.Is(err, object.ErrUnsupported) || errors.Is(err, object.ErrPermission) {
-		return nil, nil // no versions, or none for us
+		return nil, nil // no versions exist, or the credentials may not read them
 	}
 	if err != nil {
 		return nil, err
@@ -126,7 +127,7 @@ func olderSlots(ctx context.Context, objects object.Store) ([]storedSlot, error)
 	return older, nil
 }
 
-// olderConfig finds the newest version of the config that opens.
+// olderConfig returns the newest version of the config that can be opened.
 func olderConfig(ctx context.Context, objects object.Store, keys *seal.Keys) ([]byte, error) {
 	k, ok := object.KeeperOf(objects)
 	if !ok {
@@ -153,8 +154,8 @@ func olderConfig(ctx context.Context, objects object.Store, keys *seal.Keys) ([]
 	return nil, object.ErrNotFound
 }
 
-// SoundKey tells whether data is a key slot or config of this repository, by
-// the name that it is stored under.
+// SoundKey reports whether data is a key slot or config of this repository and
+// matches the name that it is stored under.
 func (r *Repository) SoundKey(name string, data []byte) bool {
 	if name == configName {
 		_, err := openConfig(r.keys, data)

@@ -54,7 +54,7 @@ func TestOpen(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(cache, r.ID(), "slot")); err != nil || string(b) != id {
 		t.Errorf("the slot remembered is %q: %v", b, err)
 	}
-	// All slots and the config lost: the page alone opens.
+	// All slots and the config are lost: the page alone opens the repository.
 	for _, name := range []string{"config", slotName("a", id), slotName("b", id)} {
 		if err := store.Delete(ctx, name); err != nil {
 			t.Fatal(err)
@@ -66,7 +66,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// Either copy of a slot opens, wherever the other is damaged.
+// Either copy of a slot opens if the other is damaged.
 func TestSlotCopies(t *testing.T) {
 	ctx := t.Context()
 	store := mem.New()
@@ -96,8 +96,8 @@ func TestSlotCopies(t *testing.T) {
 	}
 }
 
-// A feature, a format or a config that this version does not know is refused,
-// for what it concerns.
+// A feature, a format or a config that this version does not support is refused for
+// the operations that it concerns.
 func TestFeatures(t *testing.T) {
 	ctx := t.Context()
 	for name, c := range map[string]struct {
@@ -139,7 +139,7 @@ func TestFeatures(t *testing.T) {
 				t.Errorf("%s: write: %v", name, err)
 			}
 		}
-		data[5]++ // of a newer format: never passed over for the slot's copy
+		data[5]++ // of a newer format: never replaced by the slot's copy
 		if err := store.Put(ctx, configName, data); err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestFeatures(t *testing.T) {
 			t.Errorf("%s: a newer config: %v", name, err)
 		}
 	}
-	// A config made by who may only write is none.
+	// A config that was signed with a write-only key is invalid.
 	store := mem.New()
 	r, err := Init(ctx, store, Options{Secret: right})
 	if err != nil {
@@ -193,7 +193,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// A snapshot is small, and comes back from the cache folder as from storage.
+// A snapshot is small, and reads the same from the cache folder as from storage.
 func TestSnapshots(t *testing.T) {
 	ctx := t.Context()
 	store := mem.New()

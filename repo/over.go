@@ -16,26 +16,27 @@ import (
 
 const overPrefix = "over/"
 
-// ErrWithdrawn is returned for a snapshot that came after its run had been
-// given up: something that it needs may be gone. The run takes such a snapshot
-// away itself, unless it is killed right after it has put it.
+// ErrWithdrawn is returned for a snapshot that was published after its run had been
+// given up, so that data it needs may have been deleted. The run removes such a
+// snapshot itself, unless it is killed right after the put.
 var ErrWithdrawn = errors.New("published by a run that was given up before, so that something of it may be gone: it does not count")
 
-// Over ends a run that was declared dead. Of its snapshots those count that a
-// pruner saw then; any other, whenever it comes, counts for nothing. A run may
-// be held up within the request that puts a snapshot for however long, so this
-// object is never taken away. It counts where a full key signed it: else
-// whoever steals a key that may only write could make backups void with it.
+// Over ends a run that was declared dead. Of the run's snapshots, only those that
+// the pruner saw when it wrote this object are valid; any other is invalid, however
+// late it is published. The request that puts a snapshot may be delayed for any
+// length of time, so this object is never deleted. It is valid only if a full key
+// signed it: otherwise the thief of a write-only key could invalidate backups with
+// it.
 type Over struct {
 	Run       string    `json:"run"` // hex
 	Time      time.Time `json:"time"`
-	Snapshots []string  `json:"snapshots"` // whole IDs
+	Snapshots []string  `json:"snapshots"` // full IDs
 
 	full bool
 }
 
-// PutOver ends a run. What its claim and reference lists protect may go once
-// this can be read, and not before.
+// PutOver ends a run. The data that the run's claim and reference lists protect may
+// be deleted once this object can be read, and not before.
 func (r *Repository) PutOver(ctx context.Context, o *Over) error {
 	if err := r.NeedsFull("end a dead run"); err != nil {
 		return err
@@ -48,9 +49,10 @@ func (r *Repository) PutOver(ctx context.Context, o *Over) error {
 	return err
 }
 
-// Overs reads the ends of those runs that of names, by run. Ends that cannot be
-// read end nothing: what they would have kept from counting is counted, and
-// what their runs protect stays. They are added to Problems.
+// Overs reads the Over objects of the runs for which of returns true, by run.
+// Objects that cannot be read end nothing: the snapshots that they would have
+// invalidated stay valid, and the data that their runs protect is kept. They are
+// added to Problems.
 func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[string][]*Over, error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, overPrefix, func(i object.Info) error {
@@ -97,14 +99,14 @@ func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[s
 	return overs, nil
 }
 
-// overRun is the run that an object's name under over/ begins with.
+// overRun returns the run from the name of an object under over/.
 func overRun(name string) string {
 	run, _, _ := strings.Cut(strings.TrimPrefix(name, overPrefix), "-")
 	return run
 }
 
-// counted leaves out the snapshots that came after their run was ended, and
-// gives them as problems. Where a run was ended twice, both must name a
+// counted removes the snapshots that were published after their run was ended, and
+// returns them as problems. If a run was ended twice, both objects must list a
 // snapshot: pruners may have acted upon either.
 func (r *Repository) counted(ctx context.Context, all []*Snapshot) ([]*Snapshot, []Problem, error) {
 	if len(all) == 0 {

@@ -15,8 +15,8 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// overWorld is a repository with two snapshots of one run, written with a key
-// that may only write.
+// overWorld creates a repository with two snapshots of one run, written with a
+// write-only key.
 func overWorld(t *testing.T) (store object.Store, full, writer *repo.Repository, a, b *repo.Snapshot) {
 	t.Helper()
 	store = mem.New()
@@ -41,7 +41,7 @@ func overWorld(t *testing.T) (store object.Store, full, writer *repo.Repository,
 	return store, full, writer, put("a"), put("b")
 }
 
-// counts gives the VMs of the snapshots that count, and how many do not.
+// counts returns the VMs of the valid snapshots, and the number of withdrawn ones.
 func counts(t *testing.T, r *repo.Repository) (vms string, withdrawn int) {
 	t.Helper()
 	all, bad, err := r.Snapshots(t.Context())
@@ -63,8 +63,8 @@ func counts(t *testing.T, r *repo.Repository) (vms string, withdrawn int) {
 	return vms, len(bad)
 }
 
-// Where a run was ended those of its snapshots count that all its ends name;
-// those of other runs are none of its business.
+// If a run was ended, those of its snapshots are valid that all its Over objects
+// list; the snapshots of other runs are not affected.
 func TestOver(t *testing.T) {
 	_, full, writer, a, b := overWorld(t)
 	for _, c := range []struct {
@@ -89,9 +89,9 @@ func TestOver(t *testing.T) {
 	}
 }
 
-// A key that may only write ends no run: with it a thief could void what was
-// written with it before. Nor does an end that was changed, or put in the place
-// of another.
+// A write-only key cannot end a run: otherwise its thief could invalidate snapshots
+// that were written with it before. An Over object that was changed, or stored
+// under another's name, ends nothing either.
 func TestOverForged(t *testing.T) {
 	store, full, writer, _, _ := overWorld(t)
 	if err := writer.PutOver(t.Context(), &repo.Over{Run: "0a"}); !errors.Is(err, seal.ErrNoDataKey) {
@@ -132,8 +132,8 @@ func TestOverForged(t *testing.T) {
 	}
 }
 
-// Ends cost one request where no run of a snapshot was ended, and one that
-// cannot be asked for is an error, not a snapshot too many.
+// Over objects cost one request if no run of a snapshot was ended. If they cannot
+// be listed, that is an error, so that no withdrawn snapshot is returned as valid.
 func TestOverRequests(t *testing.T) {
 	inner, full, _, a, _ := overWorld(t)
 	for _, run := range []string{"0b", "0c", "0d"} {

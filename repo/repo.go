@@ -1,7 +1,7 @@
-// Package repo is a repository: config and keys, snapshots and their notes,
-// claims, and the Merkle tree of disks. It knows no hypervisor and no image
-// format. The engines that put disks in, get them out and prove them are the
-// packages below it: backup, restore, check.
+// Package repo implements a repository: config and keys, snapshots and their notes,
+// claims, and the Merkle tree of disks. It depends on no hypervisor and no image
+// format. The engines that store, restore and verify disks are the packages below
+// it: backup, restore, check.
 package repo
 
 import (
@@ -28,23 +28,23 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// Format is the repository format this version writes.
+// Format is the repository format that this version writes.
 const Format = 1
 
-// ErrFeature is returned where a repository uses a feature that this version
-// does not know and must, for what it was about to do.
+// ErrFeature is returned if a repository uses a feature that this version does not
+// support and needs for the requested operation.
 var ErrFeature = errors.New("the repository needs a newer version of xenkeep")
 
-// Features name what a version must understand to read, to write, and to prune
-// a repository. Unknown names are refused for that use.
+// Features lists the features that a version must support to read, to write and to
+// prune a repository. A version refuses that use if it does not recognize a name.
 type Features struct {
 	Read  []string `json:"read"`
 	Write []string `json:"write"`
 	Prune []string `json:"prune"`
 }
 
-// Config is what a repository says of itself to anyone; it is signed. A copy
-// lies sealed in every key slot.
+// Config is the signed description of a repository, readable without a key. A
+// sealed copy is stored in every key slot.
 type Config struct {
 	Format        int          `json:"format"`
 	Repository    string       `json:"repository"` // hex
@@ -53,8 +53,8 @@ type Config struct {
 	Chunker       chunk.Params `json:"chunker"`
 	CertifyPublic []byte       `json:"certify_public"`
 	Features      Features     `json:"features"`
-	// LockDays is for how long packs, index objects, snapshots and keys are
-	// locked against deletion when they are put; 0: not at all.
+	// LockDays is the number of days for which packs, index objects, snapshots and
+	// keys are locked against deletion when they are put; 0 means not at all.
 	LockDays int `json:"lock_days,omitempty"`
 }
 
@@ -71,7 +71,7 @@ func (c *Config) check() error {
 	return c.Chunker.Validate()
 }
 
-// CanWrite tells whether this version may add to the repository.
+// CanWrite returns an error if this version may not add to the repository.
 func (c *Config) CanWrite() error {
 	if len(c.Features.Write) > 0 {
 		return fmt.Errorf("feature %q: %w", c.Features.Write[0], ErrFeature)
@@ -79,7 +79,7 @@ func (c *Config) CanWrite() error {
 	return nil
 }
 
-// CanPrune tells whether this version may delete from the repository.
+// CanPrune returns an error if this version may not delete from the repository.
 func (c *Config) CanPrune() error {
 	if len(c.Features.Prune) > 0 {
 		return fmt.Errorf("feature %q: %w", c.Features.Prune[0], ErrFeature)
@@ -87,7 +87,7 @@ func (c *Config) CanPrune() error {
 	return nil
 }
 
-// Repository is an open repository. Its methods may be called at once.
+// Repository is an open repository. Its methods are safe for concurrent use.
 type Repository struct {
 	objects  object.Store
 	store    *chunkstore.Store
@@ -100,24 +100,24 @@ type Repository struct {
 	problems []Problem
 }
 
-// Problem is something wrong that did not keep the repository from opening.
+// Problem is a fault that did not prevent the repository from opening.
 type Problem struct {
 	Object string // its name in storage
 	Err    error
 }
 
-// Options tell how a repository is opened.
+// Options configures Init and Open.
 type Options struct {
 	Secret slot.Secret
-	Page   []byte // a printed key page, in place of a secret and any slot
-	// Slot names the slot to open; empty is the one that opened last on this
-	// machine, then the others.
+	Page   []byte // a printed key page, used instead of a secret and any slot
+	// Slot is the ID of the slot to open. If it is empty, the slot that this
+	// machine opened last is tried first, then the others.
 	Slot string
-	// CacheDir holds a folder for each repository, with its index; empty
-	// keeps all in memory.
+	// CacheDir contains a folder for each repository, with its index. If it is
+	// empty, everything is kept in memory.
 	CacheDir string
 	Now      func() time.Time
-	// Chunker says how a new repository cuts; the zero value is
+	// Chunker sets the chunk sizes of a new repository; the zero value means
 	// chunk.DefaultParams.
 	Chunker chunk.Params
 	// LockDays is the new repository's Config.LockDays.
@@ -133,8 +133,8 @@ func (o *Options) defaults() {
 	}
 }
 
-// Init makes a repository in an empty storage. The slots and the config are
-// written last, so that a repository that opens is whole.
+// Init creates a repository in an empty storage. The slots and the config are
+// written last, so that a repository that opens is complete.
 func Init(ctx context.Context, objects object.Store, o Options) (*Repository, error) {
 	o.defaults()
 	if err := o.Chunker.Validate(); err != nil {
@@ -170,12 +170,12 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 		data []byte
 	}{{slotName("a", id), data}, {slotName("b", id), data}, {configName, object}} {
 		if err := objects.Put(ctx, p.name, p.data); err != nil {
-			// Of a repository that was never there nothing shall stay: its
-			// slots would stand in the way of the next try.
+			// Nothing of an unfinished repository may stay: its slots would prevent
+			// the next attempt.
 			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 			defer cancel()
 			for _, name := range []string{configName, slotName("b", id), slotName("a", id)} {
-				_ = objects.Delete(clean, name) // the first error says it all
+				_ = objects.Delete(clean, name) // the first error is enough
 			}
 			return nil, err
 		}
@@ -194,8 +194,8 @@ const configName = "config"
 
 func slotName(copy, id string) string { return "slots/" + copy + "/" + id }
 
-// Open opens a repository. It is slot.ErrWrongSecret where no slot opens and
-// object.ErrNoRepository where there is none.
+// Open opens a repository. It returns slot.ErrWrongSecret if no slot opens and
+// object.ErrNoRepository if there is no repository.
 func Open(ctx context.Context, objects object.Store, o Options) (*Repository, error) {
 	o.defaults()
 	if o.Page != nil {
@@ -211,8 +211,8 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 	}
 	older := false
 	if len(slots) == 0 {
-		// Only then: a key that was taken away shall open nothing as long as
-		// there are others.
+		// Older versions are tried only if no slot is left: a removed key must open
+		// nothing as long as there are others.
 		if slots, err = olderSlots(ctx, objects); err != nil {
 			return nil, err
 		}
@@ -245,14 +245,14 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 			continue
 		}
 		if err != nil {
-			// Damaged, or of a kind that this version does not know: that
-			// keeps no other slot from opening.
+			// The slot is damaged, or of a kind that this version does not support.
+			// That prevents no other slot from opening.
 			wrong = fmt.Errorf("key slot %s: %w", s.head.ID, err)
 			continue
 		}
 		r, err := open(ctx, objects, keys, raw, o)
 		if errors.Is(err, seal.ErrForeign) {
-			wrong = err // a slot left of a repository that was never finished
+			wrong = err // a slot left over from a repository that was never finished
 			continue
 		}
 		if err == nil && o.CacheDir != "" && s.head.ID != first {
@@ -273,7 +273,8 @@ func btoi(b bool) int {
 	return 0
 }
 
-// rememberSlot saves trying the others next time; that it fails harms nobody.
+// rememberSlot records the slot that opened, so that it is tried first next time.
+// Errors are ignored, because they do no harm.
 func rememberSlot(cacheDir string, h slot.Head) {
 	dir := filepath.Join(cacheDir, h.Repository)
 	if os.MkdirAll(dir, 0o700) == nil {
@@ -286,8 +287,8 @@ type storedSlot struct {
 	data []byte
 }
 
-// readSlots reads every slot. Where its two copies differ both are given: which
-// of them is sound shows only when one opens.
+// readSlots reads every slot. If its two copies differ, both are returned: only
+// opening them shows which of them is sound.
 func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) {
 	var names []string
 	if err := object.ListOwn(ctx, objects, "slots/", func(i object.Info) error {
@@ -310,7 +311,7 @@ func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) 
 		}
 		h, err := slot.ReadHead(data)
 		if err != nil || h.ID != id || bytes.Equal(seen[id], data) {
-			continue // damaged, which check names, or the same again
+			continue // damaged, which check reports, or identical to the other copy
 		}
 		seen[id] = data
 		slots = append(slots, storedSlot{head: h, data: data})
@@ -326,8 +327,8 @@ func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.R
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		// A config that is newer than the copy in the slot may name features
-		// which this version must not pass over.
+		// A config that is newer than the copy in the slot may name features which
+		// this version must not ignore.
 		if errors.Is(err, object.ErrNoRepository) || errors.Is(err, seal.ErrForeign) || errors.Is(err, seal.ErrNewer) || object.Retriable(err) {
 			return nil, err
 		}
@@ -348,7 +349,7 @@ func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.R
 	return r, nil
 }
 
-// begin makes ready what stands on the config and the keys.
+// begin parses the config, and opens the index and the chunk store.
 func (r *Repository) begin(o Options) error {
 	if err := json.Unmarshal(r.rawJSON, &r.config); err != nil {
 		return fmt.Errorf("config: %v: %w", err, seal.ErrCorrupt)
@@ -394,9 +395,9 @@ func openConfig(keys *seal.Keys, data []byte) (json.RawMessage, error) {
 	return o.Head, nil
 }
 
-// LoadIndex brings what is known of the repository's packs up to date. It must
-// be called before blobs are read or written, and may be again. Index objects
-// that cannot be used are added to Problems.
+// LoadIndex reads new index objects and so brings the index of packs up to date. It
+// must be called before blobs are read or written, and may be called again. Index
+// objects that cannot be used are added to Problems.
 func (r *Repository) LoadIndex(ctx context.Context) error {
 	problems, err := r.store.LoadIndex(ctx)
 	for _, p := range problems {
@@ -405,14 +406,14 @@ func (r *Repository) LoadIndex(ctx context.Context) error {
 	return err
 }
 
-// Problems are what was found wrong and worked around so far.
+// Problems returns the faults that were found and worked around so far.
 func (r *Repository) Problems() []Problem {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.problems)
 }
 
-// addProblems notes problems, each object's once.
+// addProblems records problems, one for each object.
 func (r *Repository) addProblems(problems ...Problem) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -423,37 +424,37 @@ func (r *Repository) addProblems(problems ...Problem) {
 	}
 }
 
-// ID is the repository's random identity.
+// ID returns the repository's random identity.
 func (r *Repository) ID() string { return r.config.Repository }
 
-// Config is the repository's config.
+// Config returns the repository's config.
 func (r *Repository) Config() Config { return r.config }
 
-// CanPrune tells whether this version may delete from the repository.
+// CanPrune returns an error if this version may not delete from the repository.
 func (r *Repository) CanPrune() error { return r.config.CanPrune() }
 
-// Store gives the repository's blobs.
+// Store returns the repository's blob store.
 func (r *Repository) Store() *chunkstore.Store { return r.store }
 
-// Objects is the storage below.
+// Objects returns the underlying storage.
 func (r *Repository) Objects() object.Store { return r.objects }
 
-// CacheDir is the folder for what is kept of this repository on this machine;
-// empty where nothing is kept.
+// CacheDir returns the folder for cached data of this repository on this machine,
+// or "" if nothing is cached.
 func (r *Repository) CacheDir() string { return r.cacheDir }
 
-// Keys are the keys in use.
+// Keys returns the keys in use.
 func (r *Repository) Keys() *seal.Keys { return r.keys }
 
-// KeyPage writes the keys in use and the config as a page to be printed.
+// KeyPage returns the keys in use and the config as a page to be printed.
 func (r *Repository) KeyPage() ([]byte, error) { return slot.Page(r.keys, r.rawJSON) }
 
-// Close frees what the repository holds here, the storage included.
+// Close releases the repository's local resources and closes the storage.
 func (r *Repository) Close() error {
 	return errors.Join(r.store.Index().Close(), r.objects.Close())
 }
 
-// putObject seals, names and stores a small object under prefix.
+// putObject seals a small object, names it by its hash and stores it under prefix.
 func (r *Repository) putObject(ctx context.Context, prefix string, kind seal.ObjectKind, v any) (name string, size int, err error) {
 	return r.putHeaded(ctx, prefix, kind, nil, v)
 }
@@ -472,8 +473,8 @@ func (r *Repository) putHeaded(ctx context.Context, prefix string, kind seal.Obj
 	return name, len(data), r.objects.Put(ctx, name, data)
 }
 
-// readObject reads a small object and decodes its JSON into v. It checks the
-// name where that is the content's hash.
+// readObject reads a small object and decodes its JSON into v. It verifies the name
+// if that contains the content's hash.
 func (r *Repository) readObject(ctx context.Context, name string, kind seal.ObjectKind, v any) (*seal.Object, error) {
 	data, err := r.objects.Get(ctx, name, 0, -1)
 	if err != nil {

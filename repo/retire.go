@@ -13,44 +13,44 @@ import (
 
 const retiredPrefix = "retired/"
 
-// Retired declares a run dead: what its claim and reference lists protect goes
-// once it has been there for long enough and the run was ended (Over). It
+// Retired declares a run dead: the data that its claim and reference lists protect
+// may be deleted once this object is old enough and the run was ended (Over). It
 // outlives the claim.
 type Retired struct {
 	Run    string    `json:"run"` // hex
 	Time   time.Time `json:"time"`
 	Reason string    `json:"reason,omitempty"`
-	// Ended tells that the run does nothing any more, for sure: it says so
-	// itself, or the machine on which its process has ended. It needs no Over
-	// then. It counts from the writer of the run's claim.
+	// Ended means that the run certainly does nothing any more: it was declared by
+	// the run itself, or by the machine on which its process has ended. No Over is
+	// needed then. It is valid only if the writer of the run's claim signed it.
 	Ended bool `json:"ended,omitempty"`
 
 	name   string
 	writer seal.WriterID
 }
 
-// Writer is who declared it.
+// Writer returns the writer that declared the run dead.
 func (t *Retired) Writer() seal.WriterID { return t.writer }
 
-// Writer is whose run it is.
+// Writer returns the writer of the run.
 func (c *Claim) Writer() seal.WriterID { return c.writer }
 
-// Writer is whose run it is.
+// Writer returns the writer of the run.
 func (f *Reference) Writer() seal.WriterID { return f.writer }
 
-// Name is the claim's object in storage.
+// Name returns the name of the claim's object in storage.
 func (c *Claim) Name() string { return c.name }
 
-// Name is the list's object in storage.
+// Name returns the name of the list's object in storage.
 func (c *Condemned) Name() string { return c.name }
 
-// PackIDs are the packs of a list.
+// PackIDs returns the packs of the list.
 func (c *Condemned) PackIDs() ([]pack.ID, error) { return parsePacks(c.Packs) }
 
-// Name is the retirement's object in storage.
+// Name returns the name of the object in storage.
 func (t *Retired) Name() string { return t.name }
 
-// PackIDs are the packs of a list.
+// PackIDs returns the packs of the list.
 func (f *Reference) PackIDs() ([]pack.ID, error) { return parsePacks(f.Packs) }
 
 // PutRetired declares a run dead.
@@ -60,14 +60,15 @@ func (r *Repository) PutRetired(ctx context.Context, t *Retired) error {
 	return err
 }
 
-// Retirements reads what was declared dead; those that cannot be read are
-// problems.
+// Retirements reads all declarations of dead runs. Those that cannot be read are
+// returned as problems.
 func (r *Repository) Retirements(ctx context.Context) ([]*Retired, []Problem, error) {
 	return readAll(ctx, r, retiredPrefix, seal.KindRetired, func(t *Retired, name string, by *seal.Cert) { t.name, t.writer = name, by.Writer() })
 }
 
-// IsRetired tells whether the run of this claim, which is the caller's own, was
-// declared dead: by an object that says so, or by its claim being gone.
+// IsRetired reports whether the run of this claim, which must be the caller's own,
+// was declared dead: either an object under retired/ declares it, or its claim was
+// deleted.
 func (r *Repository) IsRetired(ctx context.Context, c *Claim) (bool, error) {
 	if _, err := r.objects.Stat(ctx, c.name); errors.Is(err, object.ErrNotFound) {
 		return true, nil
@@ -82,13 +83,13 @@ func (r *Repository) IsRetired(ctx context.Context, c *Claim) (bool, error) {
 	return found, err
 }
 
-// References reads the reference lists of all runs; those that cannot be read
-// are problems.
+// References reads the reference lists of all runs. Lists that cannot be read are
+// returned as problems.
 func (r *Repository) References(ctx context.Context) ([]*Reference, []Problem, error) {
 	return readAll(ctx, r, referencePrefix, seal.KindReference, func(f *Reference, _ string, by *seal.Cert) { f.writer = by.Writer() })
 }
 
-// DropRun takes away what a dead run published to protect itself.
+// DropRun deletes the claim and reference lists of a dead run.
 func (r *Repository) DropRun(ctx context.Context, run string) error {
 	for _, prefix := range []string{referencePrefix, claimPrefix} {
 		var names []string
@@ -107,9 +108,9 @@ func (r *Repository) DropRun(ctx context.Context, run string) error {
 	return nil
 }
 
-// PutCondemned publishes a list of packs that are to be deleted. One that says
-// so of packs that are going now names them in its plain head too, so that
-// without a key they are not taken for lost: see DeletedPacks.
+// PutCondemned publishes a list of packs that are to be deleted. If the packs are
+// being deleted now, the list names them in its plain head too, so that a check
+// without a key does not report them as lost: see DeletedPacks.
 func (r *Repository) PutCondemned(ctx context.Context, c *Condemned) error {
 	slices.Sort(c.Packs)
 	var head []byte
@@ -127,14 +128,14 @@ func (r *Repository) PutCondemned(ctx context.Context, c *Condemned) error {
 	return err
 }
 
-// ReadCondemned reads the condemned lists; those that cannot be read are
-// problems.
+// ReadCondemned reads the condemned lists. Lists that cannot be read are returned
+// as problems.
 func (r *Repository) ReadCondemned(ctx context.Context) ([]*Condemned, []Problem, error) {
 	return readAll(ctx, r, condemnedPrefix, seal.KindCondemned, func(c *Condemned, name string, _ *seal.Cert) { c.name = name })
 }
 
-// Condemnations is ReadCondemned for those who must know all that is named: a
-// list that cannot be read is an error.
+// Condemnations is ReadCondemned for callers that need the complete lists: a list
+// that cannot be read is an error.
 func (r *Repository) Condemnations(ctx context.Context) ([]*Condemned, error) {
 	lists, bad, err := r.ReadCondemned(ctx)
 	if err == nil && len(bad) > 0 {
@@ -143,8 +144,8 @@ func (r *Repository) Condemnations(ctx context.Context) ([]*Condemned, error) {
 	return lists, err
 }
 
-// Protected gives the IDs of the snapshots whose last word among the notes,
-// which Notes gives oldest first, is to protect them.
+// Protected returns the IDs of the protected snapshots: those whose last protect or
+// unprotect note is protect. notes must be oldest first, as Notes returns them.
 func Protected(notes []*Note) map[string]bool {
 	protected := make(map[string]bool)
 	for _, n := range notes {
@@ -158,8 +159,8 @@ func Protected(notes []*Note) map[string]bool {
 	return protected
 }
 
-// DeletedPacks reads the plain head of a condemned list: the packs that it says
-// are being deleted.
+// DeletedPacks parses the plain head of a condemned list: the packs that are being
+// deleted.
 func DeletedPacks(head []byte) []pack.ID {
 	var ids []pack.ID
 	for ; len(head) >= len(pack.ID{}); head = head[len(pack.ID{}):] {

@@ -20,8 +20,9 @@ import (
 
 const revokedPrefix = "revoked/"
 
-// Revoked shuts out a writer: of what it signed, readers accept what was there
-// when this was written and nothing else. It counts where a full key signed it.
+// Revoked revokes a writer: readers accept only those of its objects that are
+// listed here because they existed when this was written. It is valid only if a
+// full key signed it.
 type Revoked struct {
 	Writer  string    `json:"writer"` // hex
 	Time    time.Time `json:"time"`
@@ -30,10 +31,11 @@ type Revoked struct {
 	Packs   []string  `json:"packs"`   // packs that are accepted, whoever wrote them, hex
 }
 
-// ErrFullWriter is returned for a writer that cannot be shut out.
+// ErrFullWriter is returned for a writer that cannot be revoked.
 var ErrFullWriter = errors.New("whoever holds a full key can make others, so that it cannot be shut out")
 
-// readRevoked makes the keys refuse what revoked writers wrote since.
+// readRevoked makes the keys reject objects that revoked writers wrote after their
+// revocation.
 func (r *Repository) readRevoked(ctx context.Context) error {
 	all, bad, err := r.Revocations(ctx)
 	if err != nil {
@@ -58,8 +60,8 @@ func (r *Repository) readRevoked(ctx context.Context) error {
 	return nil
 }
 
-// Revocations reads what shuts writers out; those that cannot be read are
-// problems.
+// Revocations reads the revocations that full keys signed. Those that cannot be
+// read are returned as problems.
 func (r *Repository) Revocations(ctx context.Context) ([]*Revoked, []Problem, error) {
 	full := make(map[*Revoked]bool)
 	all, bad, err := readAll(ctx, r, revokedPrefix, seal.KindRevoked, func(v *Revoked, _ string, by *seal.Cert) {
@@ -68,8 +70,7 @@ func (r *Repository) Revocations(ctx context.Context) ([]*Revoked, []Problem, er
 	return slices.DeleteFunc(all, func(v *Revoked) bool { return !full[v] }), bad, err
 }
 
-// Revoke shuts a writer out and takes its slot away. The index must have been
-// loaded.
+// Revoke revokes a writer and deletes its slot. The index must have been loaded.
 func (r *Repository) Revoke(ctx context.Context, writer, reason string, now time.Time) (*Revoked, error) {
 	if err := r.NeedsFull("revoke a key"); err != nil {
 		return nil, err
@@ -77,7 +78,7 @@ func (r *Repository) Revoke(ctx context.Context, writer, reason string, now time
 	if all, _, err := r.Revocations(ctx); err != nil {
 		return nil, err
 	} else if i := slices.IndexFunc(all, func(v *Revoked) bool { return v.Writer == writer }); i >= 0 {
-		return all[i], r.dropSlot(ctx, writer) // an earlier try may have got as far
+		return all[i], r.dropSlot(ctx, writer) // an earlier attempt may have stopped before this
 	}
 	slots, err := r.Slots(ctx)
 	if err != nil {
@@ -125,15 +126,16 @@ func (r *Repository) dropSlot(ctx context.Context, id string) error {
 	return errors.Join(r.objects.Delete(ctx, slotName("a", id)), r.objects.Delete(ctx, slotName("b", id)))
 }
 
-// certSpan is where the certificate lies, in packs as in small objects.
+// certAt and certEnd are the offsets of the certificate in packs and in small
+// objects.
 const certAt, certEnd = 24, 24 + len(seal.Cert{})
 
 func objectCert(p []byte) bool { return string(p[:4]) == "XKOB" }
 func packCert(p []byte) bool   { return string(p[:4]) == "XKPK" }
 
-// writtenBy calls fn for each object under prefix with the certificate that its
-// beginning names, which is not proved. Objects that are damaged there are
-// passed over: check names them.
+// writtenBy calls fn for each object under prefix with the certificate in its
+// header, which is not verified. Objects whose header is damaged are skipped; check
+// reports them.
 func (r *Repository) writtenBy(ctx context.Context, prefix string, is func([]byte) bool, fn func(name string, size int64, cert *seal.Cert) error) error {
 	var infos []object.Info
 	if err := object.ListOwn(ctx, r.objects, prefix, func(i object.Info) error {
@@ -166,8 +168,8 @@ func (r *Repository) writtenBy(ctx context.Context, prefix string, is func([]byt
 	return g.Wait()
 }
 
-// PacksOf calls fn for each pack that a writer wrote, which it reads the
-// beginnings of all packs for, from one goroutine at a time.
+// PacksOf calls fn for each pack that a writer wrote, from one goroutine at a time.
+// It reads the headers of all packs.
 func (r *Repository) PacksOf(ctx context.Context, writer string, fn func(name string, size int64) error) error {
 	return r.writtenBy(ctx, "packs/", packCert, func(name string, size int64, cert *seal.Cert) error {
 		if cert.Writer().String() != writer {
@@ -177,8 +179,8 @@ func (r *Repository) PacksOf(ctx context.Context, writer string, fn func(name st
 	})
 }
 
-// FindWriter finds the writer that a unique beginning of its ID of four
-// characters or more, or the label of its slot, means: among slots, revoked
+// FindWriter returns the ID of the writer for a name: a unique prefix of its ID of
+// four characters or more, or the label of its slot. It searches slots, revoked
 // writers and the writers of snapshots.
 func (r *Repository) FindWriter(ctx context.Context, name string) (string, error) {
 	s, err := r.FindSlot(ctx, name)
@@ -218,7 +220,7 @@ func (r *Repository) FindWriter(ctx context.Context, name string) (string, error
 	return "", fmt.Errorf("writer %q: %w", name, ErrAmbiguous)
 }
 
-// WriterCount is what a writer published.
+// WriterCount counts the snapshots that a writer published.
 type WriterCount struct {
 	Role      string
 	Snapshots int

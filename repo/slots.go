@@ -16,21 +16,21 @@ import (
 )
 
 var (
-	// ErrNoSlot is returned where no key slot or writer is meant by a name.
+	// ErrNoSlot is returned if no key slot or writer matches a name.
 	ErrNoSlot = errors.New("no such key")
-	// ErrLastSlot is returned for what would leave no full key slot.
+	// ErrLastSlot is returned for an operation that would leave no full key slot.
 	ErrLastSlot = errors.New("the last full key must stay")
 )
 
-// Slot is a key slot, as anyone who can read the storage sees it.
+// Slot describes a key slot, as anyone who can read the storage sees it.
 type Slot struct {
-	ID      string // of its writer, hex
+	ID      string // ID of its writer, hex
 	Role    string // "full" or "write-only"
 	Label   string
-	Secret  string // "argon2id": a password; "keyfile"
+	Secret  string // "argon2id" for a password, or "keyfile"
 	Created time.Time
-	Copies  int  // of two, that are whole and alike
-	Current bool // it is the one in use
+	Copies  int  // number of copies, of two, that are readable and identical
+	Current bool // the slot in use
 }
 
 // Slots lists the key slots, oldest first.
@@ -81,8 +81,8 @@ func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 	return all, nil
 }
 
-// FindSlot finds the slot that a unique beginning of its ID of four characters
-// or more, or its label, means.
+// FindSlot returns the slot for a name: a unique prefix of its ID of four
+// characters or more, or its label.
 func (r *Repository) FindSlot(ctx context.Context, name string) (*Slot, error) {
 	all, err := r.Slots(ctx)
 	if err != nil {
@@ -105,7 +105,8 @@ func (r *Repository) FindSlot(ctx context.Context, name string) (*Slot, error) {
 	return nil, fmt.Errorf("key %q: %w", name, ErrAmbiguous)
 }
 
-// NeedsFull is an error unless the key in use is a full one.
+// NeedsFull returns an error that starts with the name of the operation, unless the
+// key in use is a full key.
 func (r *Repository) NeedsFull(what string) error {
 	if r.keys.CertifyPrivate == nil {
 		return fmt.Errorf("%s: %w", what, seal.ErrNoDataKey)
@@ -113,7 +114,7 @@ func (r *Repository) NeedsFull(what string) error {
 	return nil
 }
 
-// AddSlot makes a key slot with a writer of its own and returns its ID.
+// AddSlot creates a key slot with a writer of its own and returns its ID.
 func (r *Repository) AddSlot(ctx context.Context, secret slot.Secret, label string, role seal.Role, now time.Time) (string, error) {
 	if err := r.NeedsFull("add a key"); err != nil {
 		return "", err
@@ -125,9 +126,9 @@ func (r *Repository) AddSlot(ctx context.Context, secret slot.Secret, label stri
 	return r.putSlot(ctx, keys, secret, label, now)
 }
 
-// ChangeSecret puts the slot of the key in use anew, under another password or
-// key file; one that is lost is made again. Between its two writes both secrets
-// open the repository.
+// ChangeSecret writes the slot of the key in use again, under another password or
+// key file; a slot that was lost is created again. Between its two writes both
+// secrets open the repository.
 func (r *Repository) ChangeSecret(ctx context.Context, secret slot.Secret, now time.Time) error {
 	all, err := r.Slots(ctx)
 	if err != nil {
@@ -156,8 +157,8 @@ func (r *Repository) putSlot(ctx context.Context, keys *seal.Keys, secret slot.S
 	return id, nil
 }
 
-// RemoveSlot takes a slot away: its password or key file opens the repository no
-// more. Whoever opened it before may have kept the keys.
+// RemoveSlot deletes a slot: its password or key file no longer opens the
+// repository. A person who opened it before may have kept the keys.
 func (r *Repository) RemoveSlot(ctx context.Context, id string) error {
 	if err := r.NeedsFull("remove a key"); err != nil {
 		return err

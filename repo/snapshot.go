@@ -23,17 +23,17 @@ import (
 )
 
 var (
-	// ErrNoSnapshot is returned where no snapshot is meant by a name.
+	// ErrNoSnapshot is returned if no snapshot matches a name.
 	ErrNoSnapshot = errors.New("no such snapshot")
-	// ErrAmbiguous is returned where a name means several.
+	// ErrAmbiguous is returned if a name matches several.
 	ErrAmbiguous = errors.New("more than one is meant")
 )
 
-// OriginDatabase is the origin of snapshots that hold a pool's database as
-// their only disk. "latest" alone never means one.
+// OriginDatabase is the origin of snapshots that contain a pool's database as their
+// only disk. "latest" alone never selects one.
 const OriginDatabase = "pool-database"
 
-// Named says which machine, pool or VM: by UUID; the name is for people.
+// Named identifies a machine, pool or VM by its UUID; the name is for people.
 type Named struct {
 	UUID string `json:"uuid,omitempty"`
 	Name string `json:"name,omitempty"`
@@ -52,19 +52,20 @@ type Snapshot struct {
 	Tags    []string  `json:"tags,omitempty"`
 	Data    time.Time `json:"data_time"` // the pool's snapshot time
 	Written time.Time `json:"written_time"`
-	// Complete tells that every selected disk is here.
+	// Complete is set if every selected disk is in the snapshot.
 	Complete bool     `json:"complete"`
 	Disks    []Disk   `json:"disks"`
 	Missing  []Gap    `json:"missing,omitempty"` // disks left out or failed
 	Records  []Record `json:"records,omitempty"`
-	// Generation is the VM's generation_id; another one means that the VM
-	// was reverted, copied or imported.
+	// Generation is the VM's generation_id; a different one means that the VM was
+	// reverted, copied or imported.
 	Generation string `json:"generation_id,omitempty"`
-	// Source is the file that an image or import was read from; nil for what
-	// came from a pool or a device, or was stored by an older version.
+	// Source is the file from which an image or import was read. It is nil for a
+	// snapshot that came from a pool or a device, or was stored by an older
+	// version.
 	Source *Source `json:"source,omitempty"`
-	// Original says what this is a copy of, where it came from another
-	// repository.
+	// Original identifies the snapshot that this is a copy of, if it was copied
+	// from another repository.
 	Original *Original `json:"original,omitempty"`
 
 	id     string
@@ -72,8 +73,8 @@ type Snapshot struct {
 	size   int
 }
 
-// Source identifies a file on the machine that read it, and its content short of
-// reading it again.
+// Source identifies a file on the machine that read it, and its content as far as
+// that is possible without reading it again.
 type Source struct {
 	Path     string    `json:"path"`   // absolute, without symbolic links
 	Format   string    `json:"format"` // "raw", "vhd", "qcow2", "xva" ...
@@ -83,21 +84,22 @@ type Source struct {
 	Inode    uint64    `json:"inode,omitempty"`
 }
 
-// Same reports whether the two are one file with one content.
+// Same reports whether s and o are one file with the same content.
 func (s *Source) Same(o *Source) bool {
 	return s != nil && o != nil && s.Path == o.Path && s.Format == o.Format && s.Size == o.Size && s.Inode == o.Inode &&
 		s.Modified.Equal(o.Modified) && s.Changed.Equal(o.Changed)
 }
 
-// Original names the snapshot that a copy was made of, at first hand.
+// Original identifies the snapshot that a copy was made of; for a copy of a copy,
+// the first one.
 type Original struct {
 	Repository string `json:"repository"` // ID
-	Snapshot   string `json:"snapshot"`   // its whole ID
+	Snapshot   string `json:"snapshot"`   // its full ID
 }
 
-// CopyOf gives s as a snapshot to be put into another repository, still
-// without what lies in blobs: disks and records. Its job, machine and times
-// stay those of the backup.
+// CopyOf returns s as a snapshot to be put into another repository, without disks
+// and records, which are stored in blobs and which the caller adds. Its job,
+// machine and times stay those of the backup.
 func CopyOf(r *Repository, s *Snapshot) *Snapshot {
 	c := *s
 	c.Disks, c.Records = nil, nil
@@ -108,9 +110,9 @@ func CopyOf(r *Repository, s *Snapshot) *Snapshot {
 	return &c
 }
 
-// Disk is one disk of a snapshot and how it came here.
+// Disk is one disk of a snapshot, and the way it was read.
 type Disk struct {
-	Device      string   `json:"device"`               // "xvda"; for an image its name
+	Device      string   `json:"device"`               // "xvda"; the name of an image
 	UserDevice  string   `json:"userdevice,omitempty"` // "0"
 	VDI         string   `json:"vdi,omitempty"`        // UUID
 	VDISnapshot string   `json:"vdi_snapshot,omitempty"`
@@ -124,12 +126,12 @@ type Disk struct {
 	Counts      DiskRead `json:"counts"`
 }
 
-// DiskRead counts the bytes of a disk's backup.
+// DiskRead counts bytes of a disk's backup.
 type DiskRead struct {
-	Read    int64 `json:"bytes_read"`    // given by the transport
-	Changed int64 `json:"bytes_changed"` // in chunks that the last snapshot has not at that place
+	Read    int64 `json:"bytes_read"`    // received from the transport
+	Changed int64 `json:"bytes_changed"` // in chunks that the last snapshot does not have at that position
 	New     int64 `json:"bytes_new"`     // in chunks that were in no pack
-	Stored  int64 `json:"bytes_stored"`  // what these and the tree took
+	Stored  int64 `json:"bytes_stored"`  // size of these chunks and of the tree as stored
 }
 
 // Gap is a disk that is not in a snapshot.
@@ -146,13 +148,13 @@ type Record struct {
 	ID   HexID  `json:"id"`
 }
 
-// HexID is a chunk.ID that is written in hexadecimal.
+// HexID is a chunk.ID that is encoded as hexadecimal text.
 type HexID chunk.ID
 
-// MarshalText writes hexadecimal.
+// MarshalText returns the ID in hexadecimal.
 func (h HexID) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(h[:])), nil }
 
-// UnmarshalText undoes MarshalText.
+// UnmarshalText parses the text that MarshalText returns.
 func (h *HexID) UnmarshalText(p []byte) error {
 	if len(p) != 2*len(h) {
 		return fmt.Errorf("id of %d characters", len(p))
@@ -161,20 +163,20 @@ func (h *HexID) UnmarshalText(p []byte) error {
 	return err
 }
 
-// ID is the snapshot's identity: the SHA-256 that names its object, in hex.
-// Its beginning is enough where it is unique.
+// ID returns the snapshot's identity: the SHA-256 that names its object, in hex.
+// Users may type a unique prefix of it.
 func (s *Snapshot) ID() string { return s.id }
 
-// Short is the beginning of the ID, as shown to people.
+// Short returns the prefix of the ID that is shown to people.
 func (s *Snapshot) Short() string { return s.id[:min(8, len(s.id))] }
 
-// Writer is the key slot that wrote it.
+// Writer returns the ID of the key slot that wrote the snapshot.
 func (s *Snapshot) Writer() seal.WriterID { return s.writer }
 
-// StoredSize is the length of its object in bytes.
+// StoredSize returns the length of the snapshot's object in bytes.
 func (s *Snapshot) StoredSize() int { return s.size }
 
-// Size is the logical size of its disks in bytes.
+// Size returns the logical size of the snapshot's disks in bytes.
 func (s *Snapshot) Size() int64 {
 	var n int64
 	for _, d := range s.Disks {
@@ -183,7 +185,7 @@ func (s *Snapshot) Size() int64 {
 	return n
 }
 
-// Disk finds a disk by device, userdevice, VDI UUID or name.
+// Disk returns the disk with this device, userdevice, VDI UUID or name.
 func (s *Snapshot) Disk(name string) (*Disk, error) {
 	var found []*Disk
 	for i := range s.Disks {
@@ -204,9 +206,9 @@ func (s *Snapshot) Disk(name string) (*Disk, error) {
 
 const snapshotPrefix = "snapshots/"
 
-// PutSnapshot publishes a snapshot: the last write of a backup. All that it
-// refers to must be in storage and in the index. After an error it may be there:
-// s has its ID then.
+// PutSnapshot publishes a snapshot. It is the last write of a backup: everything
+// that the snapshot refers to must already be in storage and in the index. After an
+// error the snapshot may exist: s has its ID then.
 func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
 	s.Format = Format
 	name, size, err := r.putObject(ctx, snapshotPrefix, seal.KindSnapshot, s)
@@ -214,9 +216,8 @@ func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
 	return err
 }
 
-// Snapshots reads all snapshots, oldest data first. Those that cannot be read,
-// and those that do not count (ErrWithdrawn), are named in bad; they are never
-// passed over in silence.
+// Snapshots reads all snapshots, oldest data first. Snapshots that cannot be read
+// or are invalid (ErrWithdrawn) are returned in bad; none is ever skipped silently.
 func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Problem, err error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, snapshotPrefix, func(i object.Info) error {
@@ -289,8 +290,8 @@ func (r *Repository) readSnapshot(ctx context.Context, name string) (*Snapshot, 
 	return r.decodeSnapshot(name, data)
 }
 
-// snapshotObject reads a snapshot's object, from the cache folder if it is
-// there: a name is the hash of the content, so a cached object cannot be stale.
+// snapshotObject reads a snapshot's object, from the cache folder if it is there: a
+// name is the hash of the content, so a cached object cannot be stale.
 func (r *Repository) snapshotObject(ctx context.Context, name string) ([]byte, error) {
 	id := strings.TrimPrefix(name, snapshotPrefix)
 	var file string
@@ -308,7 +309,7 @@ func (r *Repository) snapshotObject(ctx context.Context, name string) ([]byte, e
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
-		_ = renameio.WriteFile(file, data, 0o600) // a cache: that it fails harms nobody
+		_ = renameio.WriteFile(file, data, 0o600) // it is a cache, so a failed write does no harm
 	}
 	return data, nil
 }
@@ -326,8 +327,8 @@ func (r *Repository) decodeSnapshot(name string, data []byte) (*Snapshot, error)
 	return s, nil
 }
 
-// Latest returns the snapshot with the greatest data time among the complete
-// ones that match, or nil. all must be in the order Snapshots gives.
+// Latest returns the snapshot with the greatest data time among the complete ones
+// that match, or nil. all must be in the order that Snapshots returns.
 func Latest(all []*Snapshot, match func(*Snapshot) bool) *Snapshot {
 	for _, s := range slices.Backward(all) {
 		if s.Complete && match(s) {
@@ -337,7 +338,7 @@ func Latest(all []*Snapshot, match func(*Snapshot) bool) *Snapshot {
 	return nil
 }
 
-// ReadRecord reads a metadata blob of a snapshot, by its name; nil where the
+// ReadRecord returns the metadata blob of a snapshot with this name, or nil if the
 // snapshot has none of that name.
 func (r *Repository) ReadRecord(ctx context.Context, s *Snapshot, name string) ([]byte, error) {
 	for _, rec := range s.Records {
@@ -349,8 +350,8 @@ func (r *Repository) ReadRecord(ctx context.Context, s *Snapshot, name string) (
 	return nil, nil
 }
 
-// DeleteSnapshot makes the repository forget a snapshot; its data stays until
-// it is pruned.
+// DeleteSnapshot deletes a snapshot from the repository. Prune frees its data
+// later.
 func (r *Repository) DeleteSnapshot(ctx context.Context, s *Snapshot) error {
 	return r.objects.Delete(ctx, snapshotPrefix+s.id)
 }

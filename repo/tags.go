@@ -5,15 +5,15 @@ import (
 	"slices"
 )
 
-// Kinds of notes that add a tag to a snapshot and take it away; the tag is the
-// note's text.
+// Kinds of notes that add a tag to a snapshot or remove it; the tag is the note's
+// text.
 const (
 	NoteTag   = "tag"
 	NoteUntag = "untag"
 )
 
-// Tag makes the tags of snapshots those that notes, which Notes gives oldest
-// first, leave them.
+// Tag applies the tag notes to the tags of the snapshots. notes must be oldest
+// first, as Notes returns them.
 func Tag(all []*Snapshot, notes []*Note) {
 	byID := make(map[string]*Snapshot)
 	for _, n := range notes {
@@ -39,7 +39,8 @@ func Tag(all []*Snapshot, notes []*Note) {
 	}
 }
 
-// ApplyTags is Tag with all notes that can be read; the others are problems.
+// ApplyTags is Tag with all notes that can be read; the others are returned as
+// problems.
 func (r *Repository) ApplyTags(ctx context.Context, all []*Snapshot) ([]Problem, error) {
 	notes, bad, err := r.Notes(ctx)
 	if err == nil {
@@ -48,7 +49,7 @@ func (r *Repository) ApplyTags(ctx context.Context, all []*Snapshot) ([]Problem,
 	return bad, err
 }
 
-// HasTags tells whether a snapshot bears all of these tags.
+// HasTags reports whether a snapshot has all of these tags.
 func (s *Snapshot) HasTags(tags []string) bool {
 	return !slices.ContainsFunc(tags, func(t string) bool { return !slices.Contains(s.Tags, t) })
 }

@@ -7,18 +7,19 @@ import (
 	"time"
 )
 
-// ErrTime is returned for text that is no time.
+// ErrTime is returned for text that is not a valid time.
 var ErrTime = errors.New("no such time")
 
-// When is the stretch of time that a user names: a day, a minute, a second.
-// End is the first moment after it.
+// When is the period that a user names: a day, a minute or a second. End is the
+// first moment after it.
 type When struct{ Begin, End time.Time }
 
-// ParseWhen reads a time as people write it, in the time zone of now:
-// 2026-11-24 (that day), 2026-11-24 03:00 (that minute), 2026-11-24 03:00:12
-// (that second), each also with a T between, and with a zone as RFC 3339 has
-// it; today, yesterday, and the names of weekdays, which mean the last such
-// day, today included, each also with a time of day behind it.
+// ParseWhen parses a time as people write it, in the time zone of now. Valid forms
+// are 2026-11-24 (that day), 2026-11-24 03:00 (that minute) and 2026-11-24 03:00:12
+// (that second), each also with a T between date and time; a time with a zone in
+// the form of RFC 3339; and today, yesterday and the names of weekdays, each
+// optionally followed by a time of day. A weekday means the last such day, today
+// included.
 func ParseWhen(text string, now time.Time) (When, error) {
 	text = strings.TrimSpace(text)
 	if t, err := time.Parse(time.RFC3339, text); err == nil {
@@ -40,7 +41,7 @@ func ParseWhen(text string, now time.Time) (When, error) {
 		long   time.Duration
 	}{{"15:04", time.Minute}, {"15:04:05", time.Second}} {
 		if c, err := time.Parse(l.layout, clock); err == nil {
-			// The clock of that day, which may have 23 or 25 hours.
+			// The time of day is that of this date, which may have 23 or 25 hours.
 			t := time.Date(date.Year(), date.Month(), date.Day(), c.Hour(), c.Minute(), c.Second(), 0, now.Location())
 			return When{t, t.Add(l.long)}, nil
 		}
