@@ -12,7 +12,8 @@ import (
 
 const benchEntries = 10_000_000 // about 400 GiB of unique data
 
-// randomPrefix is cheap and spread as IDs are; entries have even n, misses odd.
+// randomPrefix is cheap and as evenly distributed as real IDs are. Entries have
+// even n; prefixes that must miss have odd n.
 func randomPrefix(n uint64) (p Prefix) {
 	mix := func(z uint64) uint64 { // the finalizer of SplitMix64
 		z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
@@ -24,7 +25,8 @@ func randomPrefix(n uint64) (p Prefix) {
 	return p
 }
 
-// fill takes in so many entries as a run would: 64 packs to an index object.
+// fill adds so many entries, in the shape in which a run adds them: 64 packs
+// per index object.
 func fill(x *Index, entries int) error {
 	const perPack, packs = 1300, 64
 	n := uint64(0)
@@ -52,7 +54,7 @@ func mustFill(tb testing.TB, x *Index, entries int) {
 	}
 }
 
-// bigIndex is made once for all benchmarks.
+// bigIndex is built once and shared by all benchmarks.
 var bigIndex = sync.OnceValues(func() (*Index, error) {
 	dir, err := os.MkdirTemp("", "index-bench")
 	if err != nil {
@@ -65,7 +67,7 @@ var bigIndex = sync.OnceValues(func() (*Index, error) {
 	if err := fill(x, benchEntries); err != nil {
 		return nil, err
 	}
-	return x, os.RemoveAll(dir) // the maps stay
+	return x, os.RemoveAll(dir) // the memory maps remain valid
 })
 
 func big(b *testing.B) *Index {
@@ -109,8 +111,8 @@ func BenchmarkLookupParallel(b *testing.B) {
 	})
 }
 
-// BenchmarkTakeIn takes in the index objects of some 80 GiB of data one by one,
-// merging included.
+// BenchmarkTakeIn adds the index objects of some 80 GiB of data one by one,
+// merges included.
 func BenchmarkTakeIn(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
@@ -134,8 +136,8 @@ func BenchmarkOpen(b *testing.B) {
 	}
 }
 
-// TestMemoryDoesNotGrow compares the heap of an index with that of one ten
-// times as large.
+// TestMemoryDoesNotGrow compares the heap of an index with the heap of an index
+// ten times as large.
 func TestMemoryDoesNotGrow(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: -short: takes in 1.1 million entries")
@@ -160,7 +162,7 @@ func TestMemoryDoesNotGrow(t *testing.T) {
 	}
 }
 
-// TestFilter counts lookups in vain that the filter lets through.
+// TestFilter counts the lookups of absent prefixes that pass the filter.
 func TestFilter(t *testing.T) {
 	x := open(t, "")
 	mustFill(t, x, 200_000)

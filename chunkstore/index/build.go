@@ -13,8 +13,8 @@ import (
 
 const (
 	maxFanBits = 28
-	// perBucket is the least mean number of entries in a bucket; twice that is
-	// the most.
+	// perBucket is the smallest mean number of entries in a bucket. The largest
+	// mean is twice that.
 	perBucket = 16
 
 	writeBuffer = 1 << 20
@@ -22,24 +22,25 @@ const (
 
 var errTooMany = errors.New("index: more than 2^32 entries or packs in one segment")
 
-// builder writes a segment from its parts, given in the order of the file:
-// entries ascending, then packs ascending, then sources. It holds the filter
-// and one number for each pack in memory, nothing that grows with the entries.
+// builder writes a segment from its parts, which must come in the order of the
+// file: entries ascending, then packs ascending, then sources. In memory it
+// holds the filter and one number for each pack, and nothing else that grows
+// with the number of entries.
 type builder struct {
 	out     io.WriterAt
 	h       header
 	counts  []uint32 // entries of each pack
 	buckets int      // fan values written
-	written uint64   // bytes of entries and what follows them
+	written uint64   // bytes of the entries and of everything after them
 
-	fan, body       *bufio.Writer  // onto hashing writers
-	fanHash, bodyIs *blake3.Hasher // bodyIs sums the section that body is at
+	fan, body       *bufio.Writer  // write through hashWriters
+	fanHash, bodyIs *blake3.Hasher // bodyIs hashes the section that body writes
 	filter          []byte
 	tail            bool
 	scratch         [packSize]byte
 }
 
-// hashWriter sums what it passes on; the sum never fails.
+// hashWriter hashes everything that it passes on. Hashing never fails.
 type hashWriter struct {
 	w io.Writer
 	h *blake3.Hasher
@@ -50,8 +51,8 @@ func (w hashWriter) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
-// newBuilder begins a segment of at most so many entries, of packs packs. Its
-// filter takes at most filterBudget bytes.
+// newBuilder begins a segment of the stated number of packs and at most the
+// stated number of entries. Its filter takes at most filterBudget bytes.
 func newBuilder(out io.WriterAt, entries uint64, packs int, filterBudget int64) (*builder, error) {
 	if entries > math.MaxUint32 || uint64(packs) > math.MaxUint32 {
 		return nil, errTooMany
@@ -68,7 +69,7 @@ func newBuilder(out io.WriterAt, entries uint64, packs int, filterBudget int64) 
 func (b *builder) filterAt() int64  { return headerSize + 4*(1<<b.h.fanBits+1) }
 func (b *builder) entriesAt() int64 { return b.filterAt() + int64(len(b.filter)) }
 
-// fanTo writes the fan up to and with that of a bucket.
+// fanTo writes the fan values of all buckets up to and including bucket.
 func (b *builder) fanTo(bucket int) error {
 	for b.buckets <= bucket {
 		p := binary.LittleEndian.AppendUint32(b.scratch[:0], uint32(b.h.entries))
@@ -101,7 +102,8 @@ func (b *builder) write(p []byte) error {
 	return err
 }
 
-// endEntries closes the sections that entries fill.
+// endEntries completes the sections that depend on the entries: the entries
+// themselves, the fan and the filter.
 func (b *builder) endEntries() error {
 	if b.tail {
 		return nil
@@ -136,7 +138,8 @@ func (b *builder) pack(id []byte, size int64) error {
 	return b.write(p)
 }
 
-// source writes a source and its packs, whose numbers may come in any order.
+// source writes a source and the numbers of its packs, which may be in any
+// order.
 func (b *builder) source(name string, packs []uint32) error {
 	if err := b.endEntries(); err != nil {
 		return err
@@ -158,7 +161,7 @@ func (b *builder) source(name string, packs []uint32) error {
 	return nil
 }
 
-// finish writes the header, last, and gives the file's size.
+// finish writes the header last, and returns the size of the file.
 func (b *builder) finish() (int64, error) {
 	if err := b.endEntries(); err != nil {
 		return 0, err

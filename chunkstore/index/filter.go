@@ -2,30 +2,34 @@ package index
 
 import "math/bits"
 
-// A filter tells most prefixes that a segment lacks without touching its
-// entries: a Bloom filter in blocks of one cache line, so that a question costs
-// one access to memory. Prefixes are random, so their own bits choose the
-// block (second half) and the bits within it (first half, 9 each).
+// A filter rejects most prefixes that a segment does not contain without
+// reading its entries. It is a Bloom filter in blocks of one cache line, so
+// that a query costs one access to memory. Prefixes are random, so their own
+// bits select the block (second half) and the bits within it (first half, 9
+// bits each).
 const (
 	blockSize = 64 // bytes
 
-	// filterBits for each entry make about one lookup in 150 go on in vain.
+	// With filterBits bits for each entry, about one in 150 absent prefixes
+	// passes the filter.
 	filterBits = 12
 	maxHashes  = 6
 
-	// filterMemory bounds all filters of an index together. Filters then thin
-	// out as a repository grows beyond 45 million entries, some 1.6 TiB of unique data.
+	// filterMemory bounds the total size of all filters of an index. Beyond 45
+	// million entries, some 1.6 TiB of unique data, filters therefore have
+	// fewer bits for each entry as the repository grows.
 	filterMemory = 64 << 20
 )
 
-// filterSize gives the blocks and the hashes for so many entries in at most
-// budget bytes.
+// filterSize returns the number of blocks and of hashes for a number of
+// entries, within budget bytes.
 func filterSize(entries uint64, budget int64) (blocks uint64, hashes uint32) {
 	blocks = min((entries*filterBits/8+blockSize-1)/blockSize, uint64(max(0, budget))/blockSize)
 	if blocks == 0 || entries == 0 {
 		return 0, 0
 	}
-	// The best number of hashes is 0.69 times the bits for each entry.
+	// The optimal number of hashes is 0.69 times the number of bits for each
+	// entry.
 	perEntry := float64(blocks*blockSize*8) / float64(entries)
 	return blocks, uint32(max(1, min(maxHashes, int(perEntry*0.69))))
 }

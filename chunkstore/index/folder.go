@@ -18,27 +18,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The cache folder holds
+// The cache folder contains
 //
-//	manifest   which segments count, and which of their sources do not
-//	lock       held (flock) while the manifest is read to be changed
+//	manifest   the segments in use, and which of their sources are dropped
+//	lock       held (flock) while the manifest is read and changed
 //	seg-*      segments
 //	tmp-*      segments being written
 //
-// The manifest is replaced by a rename. A segment is named in it only once it
-// is whole and synced, and removed only once it no longer is; a process that
-// still has it mapped keeps its map.
+// The manifest is replaced by a rename. It names a segment only once the
+// segment is complete and synced, and a segment is removed only once the
+// manifest no longer names it. A process that still has a removed segment
+// mapped keeps its map.
 const (
 	manifestName  = "manifest"
 	lockName      = "lock"
 	segmentPrefix = "seg-"
 	tempPrefix    = "tmp-"
-	tempAge       = 24 * time.Hour // then its writer is dead
+	tempAge       = 24 * time.Hour // older than this, its writer is dead
 
-	manifestHead = "xenkeep index 1 " // then BLAKE3 of what follows, in hex, and a newline
+	manifestHead = "xenkeep index 1 " // followed by the BLAKE3 hash of the rest in hex, and a newline
 )
 
-// manifest is the JSON behind the manifest's first line.
+// manifest is the JSON that follows the first line of the manifest file.
 type manifest struct {
 	Segments []manifestSegment `json:"segments"`
 }
@@ -49,12 +50,13 @@ type manifestSegment struct {
 	Dropped []string `json:"dropped,omitempty"`
 }
 
-// folder is the cache folder; the zero value keeps segments in memory.
+// folder is the cache folder. The zero value keeps segments in memory.
 type folder struct{ path string }
 
 func (f folder) memory() bool { return f.path == "" }
 
-// FolderError is a failure of the cache folder, which may be full, for example.
+// FolderError reports a failure of the cache folder, for example that it is
+// full.
 type FolderError struct {
 	Dir string
 	Err error
@@ -65,12 +67,12 @@ func (e *FolderError) Error() string { return fmt.Sprintf("cache folder %s: %v",
 // Unwrap returns the error of the file system.
 func (e *FolderError) Unwrap() error { return e.Err }
 
-// Hint is what can be done about it.
+// Hint returns the next step for the user.
 func (e *FolderError) Hint() string {
 	return "make room there, or name another folder with --cache-dir or XENKEEP_CACHE_DIR; nothing in it is needed, and it is made anew from the repository"
 }
 
-// fail names the folder in an error of the file system.
+// fail wraps an error of the file system so that it names the folder.
 func (f folder) fail(err error) error {
 	var named *FolderError
 	if err == nil || errors.Is(err, errSegment) || errors.As(err, &named) {
@@ -79,7 +81,8 @@ func (f folder) fail(err error) error {
 	return &FolderError{Dir: f.path, Err: err}
 }
 
-// lock waits until no other process or Index changes the manifest.
+// lock waits until no other process and no other Index is changing the
+// manifest.
 func (f folder) lock() (unlock func(), err error) {
 	if f.memory() {
 		return func() {}, nil
@@ -103,8 +106,8 @@ func (f folder) lock() (unlock func(), err error) {
 	}
 }
 
-// readManifest gives the manifest and its checksum. None is an empty one; a
-// damaged one is errSegment.
+// readManifest returns the manifest and its checksum. A missing manifest is an
+// empty one; for a damaged one the error is errSegment.
 func (f folder) readManifest() (m manifest, stamp [sumSize]byte, err error) {
 	p, err := os.ReadFile(filepath.Join(f.path, manifestName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -126,7 +129,7 @@ func (f folder) readManifest() (m manifest, stamp [sumSize]byte, err error) {
 	return m, stamp, nil
 }
 
-// writeManifest replaces the manifest; the lock must be held.
+// writeManifest replaces the manifest. The lock must be held.
 func (f folder) writeManifest(m manifest) (stamp [sumSize]byte, err error) {
 	body, err := json.Marshal(m)
 	if err != nil {
@@ -155,8 +158,9 @@ func (f folder) writeManifest(m manifest) (stamp [sumSize]byte, err error) {
 	return stamp, f.sync()
 }
 
-// open opens a segment of the manifest. One that is missing, or not of the size
-// it should have, is errSegment; so no map reaches beyond its file.
+// open opens a segment that the manifest names. If it is missing, or its size
+// differs from the manifest's, the error is errSegment; so no memory map is
+// larger than its file.
 func (f folder) open(name string, size int64) (*segment, error) {
 	file, err := os.Open(filepath.Join(f.path, name))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -182,13 +186,15 @@ func (f folder) open(name string, size int64) (*segment, error) {
 		_ = unix.Munmap(data)
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	// Lookups take no lock, so only the collector knows when the last is done.
+	// Lookups take no lock, so only the garbage collector can determine when
+	// the last one has ended.
 	runtime.AddCleanup(s, func(data []byte) { _ = unix.Munmap(data) }, data)
 	return s, nil
 }
 
-// clean removes segments that do not count and what dead writers left; the lock
-// must be held. What it cannot remove does no harm.
+// clean removes segments that the manifest does not name, and temporary files
+// of dead writers. The lock must be held. Files that it cannot remove do no
+// harm.
 func (f folder) clean(m manifest) {
 	counts := make(map[string]bool)
 	for _, s := range m.Segments {
@@ -207,7 +213,7 @@ func (f folder) clean(m manifest) {
 	}
 }
 
-// target is a file being written, or the same in memory.
+// target is a file being written, or its equivalent in memory.
 type target struct {
 	folder folder
 	file   *os.File
@@ -249,8 +255,8 @@ func (t *target) WriteAt(p []byte, off int64) (int, error) {
 	return copy(t.bytes[off:], p), nil
 }
 
-// segment syncs and opens what was written. It has a temporary name still,
-// which a rename by adopt ends.
+// segment syncs the written file and opens it as a segment. Its name is still a
+// temporary one, until adopt renames it.
 func (t *target) segment(size int64) (*segment, error) {
 	if t.folder.memory() {
 		return parseSegment(segmentPrefix+random(), t.bytes[:size:size])
@@ -265,8 +271,9 @@ func (t *target) segment(size int64) (*segment, error) {
 	return s, err
 }
 
-// adopt gives a new segment its name; the lock must be held until the manifest
-// has it, as a segment that the manifest lacks is garbage to everyone.
+// adopt renames a new segment to its final name. The lock must be held until
+// the manifest names the segment, because every process treats a segment that
+// the manifest does not name as garbage.
 func (f folder) adopt(s *segment) error {
 	if !strings.HasPrefix(s.name, tempPrefix) {
 		return nil
@@ -279,7 +286,7 @@ func (f folder) adopt(s *segment) error {
 	return nil
 }
 
-// sync makes renames durable.
+// sync makes renames in the folder durable.
 func (f folder) sync() error {
 	d, err := os.Open(f.path)
 	if err != nil {
@@ -289,7 +296,7 @@ func (f folder) sync() error {
 	return d.Sync()
 }
 
-// discard closes the file, and removes it unless it is in use.
+// discard closes the file, and removes it unless it is kept.
 func (t *target) discard() {
 	if t.file == nil {
 		return
@@ -300,7 +307,7 @@ func (t *target) discard() {
 	}
 }
 
-// remove removes a new segment that comes to nothing.
+// remove removes a new segment that is not used after all.
 func (f folder) remove(s *segment) {
 	if !f.memory() {
 		os.Remove(filepath.Join(f.path, s.name))

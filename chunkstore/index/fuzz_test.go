@@ -6,8 +6,9 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// FuzzSegment gives the parser segments whose checksums are right and whose
-// contents are anything: they are refused, or every question to them is safe.
+// FuzzSegment passes to the parser segments with correct checksums and
+// arbitrary content. The parser must refuse them, or every query of the result
+// must be safe.
 func FuzzSegment(f *testing.F) {
 	x, err := Open("")
 	if err != nil {
@@ -30,7 +31,7 @@ func FuzzSegment(f *testing.F) {
 	f.Fuzz(func(t *testing.T, fanBits, hashes uint32, entries, blocks, packs, sources uint64, body []byte) {
 		h := header{fanBits: fanBits, hashes: hashes, entries: entries, blocks: blocks, packs: packs, sources: sources}
 		h.fileSize = headerSize + uint64(len(body))
-		// Sums of the sections as far as there are such.
+		// Checksums of the sections, as far as the body contains them.
 		rest := body
 		for i, size := range []uint64{4 * (1<<min(fanBits, 40) + 1), blocks * blockSize, entries * entrySize} {
 			if size > uint64(len(rest)) {

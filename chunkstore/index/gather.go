@@ -2,12 +2,15 @@ package index
 
 import "runtime"
 
-// Gather takes prefixes in any order and finds them in about that of the index,
-// so that memory sees one small part of it after the other. Looking up each
-// prefix of many as it comes touches three pages anywhere in the index; where
-// that has gigabytes, it costs microseconds each time.
+// Gather accepts prefixes in any order and looks them up in approximately the
+// order of the index, so that the lookups touch one small part of the index
+// after another. Looking up many prefixes in the order in which they arrive
+// touches three pages anywhere in the index for each of them; with an index of
+// gigabytes this costs microseconds each time.
 //
-// Where there is no room to gather more, what is there is looked up at once.
+// If no more prefixes can be gathered, because the folder cannot be written or
+// because memory already holds gatherMost of them, the prefixes gathered so far
+// are looked up immediately.
 type Gather struct {
 	x     *Index
 	found func(p Prefix, at []Location) error
@@ -15,21 +18,23 @@ type Gather struct {
 	at    []Location
 }
 
-// gatherMost is how many prefixes are gathered where all are in memory.
+// gatherMost is the maximum number of prefixes that are gathered if all are in
+// memory.
 const gatherMost = 1 << 20
 
-// Gather begins a gathering. Found is told where each prefix lies, hidden packs
-// too, in no order; at is good during the call alone, and empty for an unknown
-// one. An error of it ends the call of Add or Flush that it was called from. The
-// gathering must be closed.
+// Gather starts gathering prefixes. Found is called with the locations of each
+// prefix, including those in hidden packs, in no particular order. At is valid
+// only during the call, and is empty for an unknown prefix. If found returns an
+// error, the call of Add or Flush that called it ends with this error. The
+// caller must close the Gather.
 func (x *Index) Gather(found func(p Prefix, at []Location) error) *Gather {
 	return &Gather{x: x, found: found, spool: newSpool(x.folder, len(Prefix{}))}
 }
 
-// Len is how many prefixes wait to be looked up.
+// Len returns the number of prefixes that are not looked up yet.
 func (g *Gather) Len() int64 { return g.spool.n }
 
-// Add takes a prefix.
+// Add adds a prefix.
 func (g *Gather) Add(p Prefix) error {
 	if g.spool.room(p[0]) != nil || g.spool.folder.memory() && g.spool.n >= gatherMost {
 		if err := g.Flush(); err != nil {
@@ -40,7 +45,7 @@ func (g *Gather) Add(p Prefix) error {
 	return nil
 }
 
-// Flush looks up all prefixes that wait.
+// Flush looks up all prefixes that are not looked up yet.
 func (g *Gather) Flush() error {
 	v := g.x.view.Load()
 	defer runtime.KeepAlive(v)
@@ -63,5 +68,5 @@ func (g *Gather) Flush() error {
 	return nil
 }
 
-// Close frees what the gathering holds.
+// Close frees the memory and the file of the Gather.
 func (g *Gather) Close() { g.spool.close() }

@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// Gathered chunks are found as Locate finds them: each as often as it was added,
-// those of hidden packs too, whether there is room for a file or not.
+// Gather finds the same locations as Locate. It reports each chunk as often as
+// it was added, including chunks in hidden packs, whether or not it can write a
+// file.
 func TestGather(t *testing.T) {
 	const chunks, times = 3000, 40_000
 	for _, where := range []string{"memory", "folder", "no room"} {
@@ -47,7 +48,7 @@ func TestGather(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				for range times { // more than a block of one part
+				for range times { // more than one block of one part
 					if err := g.Add(prefix(7)); err != nil {
 						t.Fatal(err)
 					}
@@ -79,8 +80,8 @@ func TestGather(t *testing.T) {
 	}
 }
 
-// What the callback says ends the call, and what cannot be read is not passed
-// over.
+// An error of the callback ends the call, and a failed read of the spool is an
+// error.
 func TestGatherFails(t *testing.T) {
 	x := open(t, t.TempDir())
 	add(t, x, "index/a", packOf(1, 0, 10))

@@ -1,11 +1,12 @@
-// Package index knows where each chunk lies: ID -> (pack, offset, length). It
-// is a cache of the repository's index objects on this machine, and can always
-// be made again from them; losing it costs time, never data.
+// Package index maps each chunk ID to its location: a pack, an offset and a
+// length. It is a local cache of the repository's index objects and can always
+// be rebuilt from them; losing it costs time, never data.
 //
 // Entries are kept in segments: immutable files, sorted by ID, read through a
 // memory map, so that memory does not grow with the repository. A manifest,
-// replaced atomically, names the segments that count. Several processes may
-// share a cache folder; each keeps its maps while another merges.
+// replaced atomically, names the segments that are in use. Several processes
+// may share a cache folder; each keeps its memory maps while another one
+// merges.
 package index
 
 import (
@@ -19,35 +20,35 @@ import (
 	"sync/atomic"
 )
 
-// Prefix is the first half of a chunk ID. IDs are uniformly random, so that
-// 128 bits are enough to find one; the whole ID is compared when the blob is
-// opened.
+// Prefix is the first half of a chunk ID. IDs are uniformly random, so 128 bits
+// are enough to find a chunk; the whole ID is compared when the blob is opened.
 type Prefix [16]byte
 
-// PrefixOf gives the prefix of a chunk ID.
+// PrefixOf returns the prefix of a chunk ID.
 func PrefixOf(id [32]byte) Prefix { return Prefix(id[:16]) }
 
-// Location is where a blob lies: bytes [Offset, Offset+Length) of a pack.
+// Location is the position of a blob: bytes [Offset, Offset+Length) of a pack.
 type Location struct {
 	Pack           [32]byte
 	Offset, Length uint32
 }
 
-// Entry is one blob of a pack.
+// Entry describes one blob of a pack.
 type Entry struct {
 	Prefix         Prefix
 	Offset, Length uint32
 }
 
-// PackEntries is what an index object says of one pack. Entries need not be in
-// order, nor be all of the pack: index objects split by prefix each hold a part.
+// PackEntries is the part of an index object that describes one pack. Entries
+// may be in any order, and may be only some of the pack's entries: index
+// objects that are split by prefix contain a part each.
 type PackEntries struct {
 	Pack    [32]byte
 	Size    int64 // of the pack, bytes
 	Entries []Entry
 }
 
-// Source is one index object of the repository, by its name.
+// Source is one index object of the repository, identified by its name.
 type Source struct {
 	Name  string
 	Packs []PackEntries
@@ -57,10 +58,10 @@ type Source struct {
 type Pack struct {
 	ID      [32]byte
 	Size    int64  // bytes
-	Entries uint32 // known here
+	Entries uint32 // entries in this index
 }
 
-// Stats are figures of an index.
+// Stats are statistics of an index.
 type Stats struct {
 	Sources, Packs, Segments int
 	Entries                  int64 // of packs that a source covers
@@ -69,20 +70,22 @@ type Stats struct {
 
 var errClosed = errors.New("index is closed")
 
-// Index finds chunks. All methods may be called at once; lookups take no lock.
+// Index finds chunks. Its methods are safe for concurrent use, and lookups take
+// no lock.
 type Index struct {
 	folder folder
 	view   atomic.Pointer[view]
 
-	mu     sync.Mutex // held by what changes the view
+	mu     sync.Mutex // held while the view is changed
 	hidden map[[32]byte]struct{}
 	closed bool
 }
 
-// Open opens the index kept in the folder dir, one folder per repository, which
-// is made if need be. What is damaged or not of this version there is thrown
-// away: Sources then lacks what must be taken in again. With dir == "" the
-// index is kept in memory alone.
+// Open opens the index in the folder dir, which must belong to a single
+// repository; the folder is created if it does not exist. Files that are
+// damaged or of another version are discarded: Sources then lacks the index
+// objects that the caller must add again. If dir is "", the index is kept in
+// memory only.
 func Open(dir string) (*Index, error) {
 	x := &Index{folder: folder{path: dir}}
 	x.view.Store(newView(nil, nil, [sumSize]byte{}))
@@ -99,7 +102,7 @@ func Open(dir string) (*Index, error) {
 	return x, nil
 }
 
-// Close frees the index. Lookups then find nothing.
+// Close frees the index. Later lookups find nothing.
 func (x *Index) Close() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -108,28 +111,30 @@ func (x *Index) Close() error {
 	return nil
 }
 
-// Sources gives the names of the index objects taken in, sorted.
+// Sources returns the names of the index objects that the index contains,
+// sorted.
 func (x *Index) Sources() []string {
 	return slices.Sorted(maps.Keys(x.view.Load().sources))
 }
 
-// HasSource tells whether an index object is taken in.
+// HasSource reports whether the index contains an index object.
 func (x *Index) HasSource(name string) bool {
 	_, ok := x.view.Load().sources[name]
 	return ok
 }
 
-// Lookup finds a chunk in a pack that is not hidden. It allocates nothing.
+// Lookup returns the location of a chunk in a pack that is not hidden. It does
+// not allocate.
 func (x *Index) Lookup(p Prefix) (Location, bool) {
 	v := x.view.Load()
 	hi, lo := split(p)
 	at, ok := v.lookup(hi, lo)
-	runtime.KeepAlive(v) // and with it the maps
+	runtime.KeepAlive(v) // keeps the memory maps too
 	return at, ok
 }
 
-// Locate appends every place of a chunk to dst, hidden packs last: for reading,
-// where a second copy helps when the first is damaged.
+// Locate appends every location of a chunk to dst, those in hidden packs last.
+// It serves reading, where a second copy helps if the first is damaged.
 func (x *Index) Locate(p Prefix, dst []Location) []Location {
 	v := x.view.Load()
 	hi, lo := split(p)
@@ -139,9 +144,9 @@ func (x *Index) Locate(p Prefix, dst []Location) []Location {
 	return dst
 }
 
-// HidePacks makes Lookup treat these packs as absent, in place of those hidden
-// before, so that chunks in condemned or damaged packs are stored again. It is
-// of this process and not kept.
+// HidePacks makes Lookup treat these packs as absent, so that chunks in
+// condemned or damaged packs are stored again. The packs replace those of
+// earlier calls. They are hidden in this process only, and are not stored.
 func (x *Index) HidePacks(packs [][32]byte) {
 	hidden := make(map[[32]byte]struct{}, len(packs))
 	for _, p := range packs {
@@ -154,7 +159,8 @@ func (x *Index) HidePacks(packs [][32]byte) {
 	x.view.Store(newView(v.copyParts(), hidden, v.stamp))
 }
 
-// Packs gives the packs that sources cover, hidden ones too, sorted by ID.
+// Packs returns the packs that at least one source covers, including hidden
+// ones, sorted by ID.
 func (x *Index) Packs() iter.Seq[Pack] {
 	return func(yield func(Pack) bool) {
 		v := x.view.Load()
@@ -174,5 +180,5 @@ func (x *Index) Packs() iter.Seq[Pack] {
 	}
 }
 
-// Stats gives the index's figures.
+// Stats returns statistics of the index.
 func (x *Index) Stats() Stats { return x.view.Load().stats }

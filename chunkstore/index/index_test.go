@@ -19,13 +19,13 @@ import (
 
 func packID(n int) [32]byte { return blake3.Sum256(fmt.Append(nil, "pack", n)) }
 
-// prefix is the n-th chunk's.
+// prefix returns the prefix of the n-th chunk.
 func prefix(n int) Prefix {
 	sum := blake3.Sum256(binary.LittleEndian.AppendUint64(nil, uint64(n)))
 	return PrefixOf(sum)
 }
 
-// packOf holds chunks [from, to).
+// packOf returns pack n, which contains chunks [from, to).
 func packOf(n, from, to int) PackEntries {
 	p := PackEntries{Pack: packID(n), Size: int64(1000 + n)}
 	for i := from; i < to; i++ {
@@ -51,7 +51,7 @@ func add(t testing.TB, x *Index, source string, packs ...PackEntries) {
 	}
 }
 
-// wantChunks checks that chunks [from, to) are found, each in pack n.
+// wantChunks checks that chunks [from, to) are found, all in pack n.
 func wantChunks(t *testing.T, x *Index, n, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
@@ -71,7 +71,7 @@ func wantNone(t *testing.T, x *Index, from, to int) {
 	}
 }
 
-// dirs runs a test with a cache folder and without one.
+// dirs runs a test once with a cache folder and once without.
 func dirs(t *testing.T, test func(t *testing.T, dir string)) {
 	t.Run("folder", func(t *testing.T) { test(t, filepath.Join(t.TempDir(), "cache")) })
 	t.Run("memory", func(t *testing.T) { test(t, "") })
@@ -133,8 +133,9 @@ func TestSurvivesReopening(t *testing.T) {
 	}
 }
 
-// TestMergedIndexObjects replaces index objects by one that is split by prefix,
-// as the repository's own merging does: nothing may go missing, nor come twice.
+// TestMergedIndexObjects replaces index objects by two that are split by
+// prefix, as the repository's own merging does. No entry may be lost or be
+// present twice.
 func TestMergedIndexObjects(t *testing.T) {
 	dirs(t, func(t *testing.T, dir string) {
 		x := open(t, dir)
@@ -154,7 +155,8 @@ func TestMergedIndexObjects(t *testing.T) {
 			}
 			low, high = append(low, l), append(high, h)
 		}
-		// Into the index that knows the packs, and into one that does not.
+		// Once into the index that already has the packs, and once into an
+		// empty one.
 		fresh := open(t, "")
 		for _, y := range []*Index{x, fresh} {
 			err := y.Update([]string{"index/a", "index/b"}, []Source{{"index/low", low}, {"index/high", high}})
@@ -188,13 +190,13 @@ func TestPackComesBack(t *testing.T) {
 			add(t, x, "index/a", packOf(1, 0, 500))
 			wantChunks(t, x, 1, 0, 500)
 		}
-		// Replaced under its name in one step.
+		// The object is replaced under the same name in one step.
 		if err := x.Update([]string{"index/a"}, []Source{{"index/a", []PackEntries{packOf(3, 0, 400)}}}); err != nil {
 			t.Fatal(err)
 		}
 		wantChunks(t, x, 3, 0, 400)
 		wantNone(t, x, 400, 500)
-		// In already: passed over.
+		// An object that the index already contains is skipped.
 		add(t, x, "index/a", packOf(9, 9000, 9100))
 		wantNone(t, x, 9000, 9100)
 	})
@@ -225,7 +227,7 @@ func TestHidePacks(t *testing.T) {
 	})
 }
 
-// TestSkewedKeys has all keys in one bucket, and in the last one.
+// TestSkewedKeys puts all keys into the first and the last bucket.
 func TestSkewedKeys(t *testing.T) {
 	x := open(t, t.TempDir())
 	p := PackEntries{Pack: packID(1)}
@@ -284,7 +286,7 @@ func TestConcurrentLookups(t *testing.T) {
 				t.Error(err)
 			}
 			x.HidePacks([][32]byte{packID(10 + i)})
-			runtime.GC() // unmaps what only old views had
+			runtime.GC() // unmaps segments that only old views used
 		}
 	}
 	close(stop)
@@ -301,12 +303,13 @@ func TestDoesNotAllocate(t *testing.T) {
 
 var prefix0, missing = prefix(0), prefix(-1)
 
-// TestTwoProcesses lets two indexes share one folder, in turns and at once.
+// TestTwoProcesses lets two indexes share one folder, first in turns and then
+// concurrently.
 func TestTwoProcesses(t *testing.T) {
 	dir := t.TempDir()
 	x, y := open(t, dir), open(t, dir)
 	add(t, x, "index/a", packOf(1, 0, 100))
-	wantNone(t, y, 0, 100) // not until it looks
+	wantNone(t, y, 0, 100) // y does not see it until its next change
 	add(t, y, "index/b", packOf(2, 100, 200))
 	wantChunks(t, y, 1, 0, 100)
 	add(t, x, "index/b", packOf(2, 100, 200))
@@ -322,7 +325,7 @@ func TestTwoProcesses(t *testing.T) {
 				if err := z.Add(fmt.Sprint("index/", n), []PackEntries{packOf(n, 50*n, 50*n+50)}); err != nil {
 					t.Error(err)
 				}
-				if i%8 == 7 { // what the other has, perhaps in a segment it is merging
+				if i%8 == 7 { // an object of the other index, perhaps in a segment that it is merging
 					if err := z.Update([]string{fmt.Sprint("index/", n^1), fmt.Sprint("index/", n-4)}, nil); err != nil {
 						t.Error(err)
 					}
@@ -346,14 +349,14 @@ func TestTwoProcesses(t *testing.T) {
 	}
 }
 
-// TestMergeMeetsReturningPack stops a merge after its work: another process
-// brings back a pack that the merge has left out.
+// TestMergeMeetsReturningPack interrupts a merge after its work, while another
+// process adds again a pack that the merge has left out.
 func TestMergeMeetsReturningPack(t *testing.T) {
 	dir := t.TempDir()
 	x, y := open(t, dir), open(t, dir)
 	add(t, x, "index/a", packOf(1, 0, 1000))
 	add(t, x, "index/b", packOf(2, 1000, 1050))
-	// Forget a without the merge that Update would go on to.
+	// Remove index/a without the merge that Update would do next.
 	if err := x.change(func() error { return x.apply([]string{"index/a"}, nil) }); err != nil {
 		t.Fatal(err)
 	}
@@ -385,8 +388,9 @@ func TestMergeMeetsReturningPack(t *testing.T) {
 	}
 }
 
-// TestDamage hurts each file of a cache in several ways: opening must not
-// crash, nor believe it, and taking in again must make all well.
+// TestDamage damages each file of a cache in several ways. Opening must neither
+// crash nor trust the damaged file, and adding the sources again must restore
+// the index.
 func TestDamage(t *testing.T) {
 	sources := []Source{
 		{"index/a", []PackEntries{packOf(1, 0, 3000)}},
@@ -429,7 +433,7 @@ func TestDamage(t *testing.T) {
 		for how, do := range hurt {
 			t.Run(fmt.Sprintf("%s %d %s", kind, n, how), func(t *testing.T) {
 				dir := build(t)
-				now, err := os.ReadDir(dir) // in the same order, whatever their names
+				now, err := os.ReadDir(dir) // in the same order, although the names differ
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -443,7 +447,7 @@ func TestDamage(t *testing.T) {
 				}
 				x := open(t, dir)
 				for i := range 4000 {
-					at, ok := x.Lookup(prefix(i)) // may miss, may not crash
+					at, ok := x.Lookup(prefix(i)) // may miss, must not crash
 					if ok && at.Pack != packID(1) && at.Pack != packID(2) {
 						t.Fatalf("chunk %d in pack %x", i, at.Pack)
 					}
@@ -451,7 +455,8 @@ func TestDamage(t *testing.T) {
 				if err := x.Update(nil, sources); err != nil {
 					t.Fatal(err)
 				}
-				// Damage to entries shows when they are next read through.
+				// Damage to entries is detected when they are next read
+				// completely.
 				if s, _, err := x.view.Load().merge(folder{}, x.view.Load().segments); errors.Is(err, errSegment) {
 					if err := x.change(x.reset); err != nil {
 						t.Fatal(err)
@@ -469,8 +474,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestDamageFoundByMerge flips a bit among the entries, which opening does not
-// read: the merge that does must not carry it on.
+// TestDamageFoundByMerge flips a bit in the entries, which opening does not
+// read. The merge, which does read them, must not copy the damage.
 func TestDamageFoundByMerge(t *testing.T) {
 	dir := t.TempDir()
 	x := open(t, dir)
@@ -537,7 +542,7 @@ func TestCleansUp(t *testing.T) {
 	}
 }
 
-// TestFailedWrite makes the folder unwritable: the index stays as it was.
+// TestFailedWrite makes the folder unwritable. The index must remain as it was.
 func TestFailedWrite(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "cache")
 	x := open(t, dir)
@@ -548,7 +553,7 @@ func TestFailedWrite(t *testing.T) {
 	if err := os.WriteFile(dir, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// The error names the folder and what can be done.
+	// The error names the folder and contains the next step.
 	var full *FolderError
 	if err := x.Add("index/b", []PackEntries{packOf(2, 100, 200)}); !errors.As(err, &full) || full.Dir != dir || !strings.Contains(full.Hint(), "--cache-dir") {
 		t.Errorf("added to a folder that is none: %v", err)
@@ -559,7 +564,7 @@ func TestFailedWrite(t *testing.T) {
 	}
 }
 
-// TestFolderDeleted is what a user may do to a cache at any time.
+// TestFolderDeleted deletes the cache folder, which a user may do at any time.
 func TestFolderDeleted(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "cache")
 	x := open(t, dir)

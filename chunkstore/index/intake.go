@@ -11,23 +11,25 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Intake collects index objects that come in together, in one durable step in
-// the end: each entry is then written and put in order once, however many they
-// are. Of the entries a few MiB are in memory, the rest in a file in the index's
-// folder. Its methods are not to be called at once, and it must be closed.
+// Intake collects index objects and adds them all in one durable step at the
+// end, so that each entry is written and sorted only once, however many objects
+// there are. About 16 MiB of the entries are in memory, the rest in a file in
+// the index's folder. An Intake is not safe for concurrent use, and must be
+// closed.
 type Intake struct {
 	x    *Index
 	take *intake
 }
 
-// Intake begins an intake.
+// Intake starts an intake.
 func (x *Index) Intake() *Intake {
 	return &Intake{x: x, take: newIntake(x.folder)}
 }
 
-// Portion is how much of index objects an intake should have, in bytes of their
-// size in storage: all that a run has collected when it ends too soon is to be
-// read again, and an index in memory holds it twice.
+// Portion returns how many bytes of index objects, by their size in storage,
+// one intake should collect. A run that ends early must read everything again
+// that it has collected in an unfinished intake, and an index in memory holds
+// the entries of an intake twice.
 func (x *Index) Portion() int64 {
 	if x.folder.memory() {
 		return 16 << 20
@@ -35,20 +37,21 @@ func (x *Index) Portion() int64 {
 	return 2 << 30
 }
 
-// Add takes an index object to the others.
+// Add adds an index object to the collection.
 func (in *Intake) Add(s Source) error { return in.take.add(&s) }
 
-// Len is how many index objects were added.
+// Len returns the number of index objects that were added.
 func (in *Intake) Len() int { return len(in.take.sources) }
 
-// Close frees what the intake holds.
+// Close frees the memory and the file of the intake.
 func (in *Intake) Close() { in.take.close() }
 
-// finishTries is how often an intake is built without the lock, in vain where
-// others change the index meanwhile, before it is built with it.
+// finishTries is how often an intake is built without the lock. Each try fails
+// if others change the index meanwhile; after the last one the intake is built
+// with the lock held.
 const finishTries = 2
 
-// Finish takes in what was added, like Update.
+// Finish adds the collected index objects to the index, as Update does.
 func (in *Intake) Finish() error {
 	x := in.x
 	x.mu.Lock()
@@ -107,9 +110,9 @@ func (in *Intake) finish() error {
 	})
 }
 
-// intake makes one segment of index objects.
+// intake builds one segment from index objects.
 type intake struct {
-	rows    *spool // as entries of a segment, with packs numbered as they came
+	rows    *spool // in the form of segment entries, with packs numbered in order of arrival
 	numbers map[[32]byte]uint32
 	ids     [][32]byte
 	sizes   []int64
@@ -156,19 +159,19 @@ func (t *intake) add(s *Source) error {
 	return nil
 }
 
-// has tells whether an index object has been taken in.
+// has reports whether the view contains an index object.
 func (v *view) has(source string) bool {
 	_, in := v.sources[source]
 	return in
 }
 
-// packIn is a pack as a segment numbers it.
+// packIn is a pack with its number in a segment.
 type packIn struct {
 	*segment
 	pack uint32
 }
 
-// elsewhere gives the segments that have entries of a pack.
+// elsewhere returns the segments that have entries of a pack.
 func (v *view) elsewhere(id *[32]byte) (in []packIn) {
 	for _, s := range v.segments {
 		if n, ok := s.packNumber(id); ok {
@@ -184,14 +187,15 @@ func holds(in []packIn, hi, lo uint64, offset, length uint32) bool {
 	return slices.ContainsFunc(in, func(p packIn) bool { return p.segment.holds(hi, lo, p.pack, offset, length) })
 }
 
-// build writes a segment of the sources that are not known, nil where there are
-// none. Entries that a segment of v has already are left out, whether their pack
-// counts or not: the pack will.
+// build writes a segment of those sources for which known returns false, or
+// returns nil if there are none. Entries that a segment of v already has are
+// left out, even if no source covers their pack now: the new segment's sources
+// cover it.
 func (t *intake) build(v *view, known func(source string) bool) (made *segment, err error) {
 	const none = ^uint32(0)
 	var fresh []intakeSource
 	taken := make(map[string]bool)
-	numbers := slices.Repeat([]uint32{none}, len(t.ids)) // of ours, in the segment
+	numbers := slices.Repeat([]uint32{none}, len(t.ids)) // by our number: the number in the segment
 	for _, s := range t.sources {
 		if known(s.name) || taken[s.name] {
 			continue
@@ -283,8 +287,8 @@ func (t *intake) build(v *view, known func(source string) bool) (made *segment, 
 	return out.segment(size)
 }
 
-// each gives all rows of one first byte; those of packs that have no number are
-// left out.
+// each calls fn for every row whose prefix starts with the byte first. Rows of
+// packs that have no number are left out.
 func (t *intake) each(first byte, numbers []uint32, fn func(r row)) error {
 	return t.rows.each(first, func(p []byte) error {
 		for ; len(p) > 0; p = p[entrySize:] {
@@ -298,7 +302,8 @@ func (t *intake) each(first byte, numbers []uint32, fn func(r row)) error {
 	})
 }
 
-// count is how many rows are left, those that came twice counted so.
+// count returns the number of rows for which left returns true. Duplicate rows
+// are counted each time.
 func (t *intake) count(numbers []uint32, left func(r *row) bool) (n uint64, err error) {
 	for i := range spoolParts {
 		if err := t.each(byte(i), numbers, func(r row) {
@@ -312,8 +317,8 @@ func (t *intake) count(numbers []uint32, left func(r *row) bool) (n uint64, err 
 	return n, nil
 }
 
-// sorted gives all rows in order, in parts, those of the next part being sorted
-// meanwhile.
+// sorted calls fn with all rows in order, in parts. The next part is sorted
+// while fn runs.
 func (t *intake) sorted(numbers []uint32, fn func(rows []row) error) error {
 	parts := make(chan []row)
 	spare := make(chan []row, 2)
@@ -353,15 +358,15 @@ func (t *intake) sorted(numbers []uint32, fn func(rows []row) error) error {
 			if err := fn(rows); err != nil {
 				return err
 			}
-			spare <- rows // has room for both
+			spare <- rows // has capacity for both
 		}
 		return nil
 	})
 	return g.Wait()
 }
 
-// sortRows sorts rows that share their first byte. As keys are spread evenly,
-// it first puts them in buckets of about eight.
+// sortRows sorts rows that have the same first byte. Because keys are evenly
+// distributed, it first distributes the rows over buckets of about eight.
 func sortRows(rows, scratch []row) {
 	compare := func(a, b row) int { return a.compare(&b) }
 	width := bits.Len(uint(len(rows) / 8))

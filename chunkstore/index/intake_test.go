@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-// An intake that is larger than its memory is found whole, with chunks that came
-// twice once, and leaves no file but its segment.
+// All entries of an intake that is larger than its memory are found. Chunks
+// that were added twice are present once, and no file remains except the
+// segment.
 func TestIntake(t *testing.T) {
 	dirs(t, func(t *testing.T, dir string) {
 		x := open(t, dir)
@@ -50,8 +51,9 @@ func TestIntake(t *testing.T) {
 	})
 }
 
-// What an intake has collected stands for itself: a cache that is emptied while
-// it collects, and which had the same packs, takes nothing of it away.
+// A finished intake does not depend on the cache: if the cache contained the
+// same packs and is emptied while the intake collects, no entry of the intake
+// is lost.
 func TestIntakeBesideDamage(t *testing.T) {
 	dir := t.TempDir()
 	x := open(t, dir)
@@ -74,7 +76,7 @@ func TestIntakeBesideDamage(t *testing.T) {
 	}
 }
 
-// Rows come in the order of a segment, whatever their keys.
+// Rows are sorted into the order of a segment, whatever their keys.
 func TestSortRows(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, n := range []int{0, 1, 7, 8, 100, 5000} {
@@ -93,7 +95,8 @@ func TestSortRows(t *testing.T) {
 	}
 }
 
-// Others change the index while an intake is built: nothing of either is lost.
+// While an intake is built, another process changes the index. No entry of
+// either is lost.
 func TestIntakeBesideUpdates(t *testing.T) {
 	dir := t.TempDir()
 	x, y := open(t, dir), open(t, dir)

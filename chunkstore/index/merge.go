@@ -9,18 +9,20 @@ import (
 )
 
 const (
-	// maxSegments bounds what a lookup in vain has to ask.
+	// maxSegments bounds the number of segments that the lookup of an absent
+	// chunk has to query.
 	maxSegments = 8
-	// maxDropped is how many forgotten sources a segment may still carry.
+	// maxDropped is how many dropped sources a segment may still contain.
 	maxDropped = 256
 )
 
-// weight is what rewriting a segment costs, about.
+// weight estimates the cost of rewriting a segment.
 func (s *part) weight() int { return s.n + 8*s.packCount() + 1024 }
 
-// choose gives the parts that should become one, or none. Segments are merged
-// when they are of like size, so that an entry is rewritten a few times only,
-// however many sources come in; and one alone when a quarter of it is garbage.
+// choose returns the parts that should be merged into one, or nil if there are
+// none. Segments of similar size are merged with each other, so that each entry
+// is rewritten only a few times, however many sources are added. A single
+// segment is rewritten when a quarter of it is garbage.
 func (v *view) choose() []*part {
 	for _, s := range v.segments {
 		if 4*s.dead > s.n || len(s.dropped) > maxDropped || len(s.dropped) == len(s.sources) && s.n == s.dead {
@@ -41,10 +43,12 @@ func (v *view) choose() []*part {
 }
 
 // merge writes the live entries, packs and sources of some parts of v as one
-// segment. It streams, and reads each entry section through, so it compares
-// their checksums: errSegment tells of damage. Gone are the packs it left out.
+// segment. It streams. Because it reads each entry section completely, it also
+// verifies their checksums, and returns errSegment if one is damaged. It also
+// returns the IDs of the packs that it left out.
 func (v *view) merge(f folder, parts []*part) (merged *segment, gone [][32]byte, err error) {
-	// Numbers of packs in the new segment; dropped ones have none.
+	// The numbers of the packs in the new segment; packs that are left out have
+	// none.
 	const none = ^uint32(0)
 	renumber := make([][]uint32, len(parts))
 	entries, packs := 0, uint32(0)
@@ -98,7 +102,7 @@ func (v *view) merge(f folder, parts []*part) (merged *segment, gone [][32]byte,
 		r := least.row
 		if b.h.entries == 0 || r != last {
 			if b.h.entries == uint64(entries) {
-				return nil, nil, errSegment // more than there can be: one is damaged
+				return nil, nil, errSegment // more entries than possible: a part is damaged
 			}
 			if err := b.entry(r.hi, r.lo, r.pack, r.offset, r.length); err != nil {
 				return nil, nil, err
@@ -123,7 +127,7 @@ func (v *view) merge(f folder, parts []*part) (merged *segment, gone [][32]byte,
 	return merged, gone, err
 }
 
-// mergeTail writes the packs and sources that stay.
+// mergeTail writes the packs and sources that are kept.
 func mergeTail(b *builder, parts []*part, renumber [][]uint32) (err error) {
 	eachPack(parts, func(id []byte, where []numbered) bool {
 		if w := where[0]; parts[w.part].live.has(w.pack) {
@@ -153,7 +157,7 @@ func mergeTail(b *builder, parts []*part, renumber [][]uint32) (err error) {
 	return nil
 }
 
-// row is an entry on its way.
+// row is a decoded entry.
 type row struct {
 	hi, lo               uint64
 	pack, offset, length uint32
@@ -182,10 +186,10 @@ func order(less bool) int {
 	return 1
 }
 
-// hashedAtOnce is how many entries a cursor sums at a time.
+// hashedAtOnce is the number of entries that a cursor hashes in one call.
 const hashedAtOnce = 4096
 
-// cursor reads the entries of a segment that stay.
+// cursor reads the entries of a segment that are kept.
 type cursor struct {
 	*segment
 	renumber []uint32

@@ -8,15 +8,15 @@ import (
 	"pgregory.net/rapid"
 )
 
-// model is the index as a plain map.
+// model is the index as plain maps.
 type model struct {
 	packs   []PackEntries         // of the repository, immutable
-	sources map[string][]int      // packs each covers
+	sources map[string][]int      // the packs that each covers
 	hidden  map[int]bool          // packs
 	places  map[Prefix][]Location // of all packs
 }
 
-// live gives the packs that some source covers.
+// live returns the packs that at least one source covers.
 func (m *model) live() map[[32]byte]bool {
 	live := make(map[[32]byte]bool)
 	for _, packs := range m.sources {
@@ -27,14 +27,15 @@ func (m *model) live() map[[32]byte]bool {
 	return live
 }
 
-// TestModel takes in, replaces and forgets index objects at random through two
-// indexes on one folder, reopens them, and compares all with a map.
+// TestModel adds, replaces and removes index objects at random through two
+// indexes on one folder, reopens the indexes, and compares everything with
+// maps.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		m := &model{sources: make(map[string][]int), hidden: make(map[int]bool), places: make(map[Prefix][]Location)}
 		chunks := rapid.IntRange(1, 400).Draw(rt, "chunks")
 		for n := range rapid.IntRange(1, 12).Draw(rt, "packs") {
-			from := rapid.IntRange(0, chunks-1).Draw(rt, "from") // packs may overlap: chunks stored twice
+			from := rapid.IntRange(0, chunks-1).Draw(rt, "from") // packs may overlap: such chunks are stored twice
 			p := packOf(n, from, rapid.IntRange(from, chunks).Draw(rt, "to"))
 			m.packs = append(m.packs, p)
 			for _, e := range p.Entries {
@@ -58,7 +59,7 @@ func TestModel(t *testing.T) {
 		}
 		next := 0
 		compare := func(x *Index) {
-			if err := x.Update(nil, nil); err != nil { // sees what the other did
+			if err := x.Update(nil, nil); err != nil { // loads the changes of the other index
 				rt.Fatal(err)
 			}
 			live := m.live()
@@ -148,7 +149,7 @@ func TestModel(t *testing.T) {
 					}
 				}
 				if rapid.Bool().Draw(rt, "intake") {
-					// Another takes some of them in meanwhile.
+					// Meanwhile another index adds some of them.
 					in := x.Intake()
 					defer in.Close()
 					for _, s := range sources {
@@ -166,7 +167,8 @@ func TestModel(t *testing.T) {
 				} else if err := x.Update(remove, sources); err != nil {
 					rt.Fatal(err)
 				}
-				// A split object whose half goes leaves what is known of its packs.
+				// If one half of a split object is removed, the entries of its
+				// packs remain.
 				for _, name := range remove {
 					delete(m.sources, name)
 				}

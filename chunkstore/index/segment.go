@@ -11,8 +11,8 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// A segment is an immutable file of entries, with the packs they lie in and
-// the sources that cover those. All numbers are little-endian.
+// A segment is an immutable file that contains entries, the packs to which they
+// refer, and the sources that cover those packs. All numbers are little-endian.
 //
 //	| offset       | size            | field                                     |
 //	|       0      | 4096            | header, see below                         |
@@ -22,14 +22,15 @@ import (
 //	| then         | 48*packs        | packs, sorted by ID                       |
 //	| then         | to the end      | sources                                   |
 //
-// An entry is prefix[16], number of its pack here u32, offset u32, length u32.
-// A bucket is all entries whose prefixes share their first fanBits bits. A pack
-// is ID[32], size u64, entries of it here u32, zero u32. A source is length of
-// its name u16, number of its packs u32, name, number here of each pack u32.
+// An entry is prefix[16], the pack's number in this segment u32, offset u32,
+// length u32. A bucket contains all entries whose prefixes have the same first
+// fanBits bits. A pack is ID[32], size u64, the number of its entries in this
+// segment u32, zero u32. A source is the length of its name u16, the number of
+// its packs u32, the name, and each pack's number in this segment u32.
 //
-// The header holds checksums (BLAKE3). That of the entries, which may be many
-// GiB, is compared when a segment is read through to be merged; all others
-// when it is opened.
+// The header contains checksums (BLAKE3). The checksum of the entries, which
+// may take many GiB, is verified when the segment is read completely for a
+// merge; all others are verified when the segment is opened.
 const (
 	segmentMagic   = "XKINDEX\x00"
 	segmentVersion = 1
@@ -46,7 +47,8 @@ const (
 
 var errSegment = errors.New("damaged or foreign index segment")
 
-// header is the first page of a segment, in the order of its fields.
+// header is the first page of a segment. Its fields are in the order of the
+// file.
 type header struct {
 	fanBits  uint32
 	hashes   uint32 // bits set in the filter for each entry
@@ -100,7 +102,7 @@ func decodeHeader(p []byte) (h header, err error) {
 	return h, nil
 }
 
-// segment is an open one. Its slices lie in a memory map, or in memory.
+// segment is an open segment. Its slices refer to a memory map, or to memory.
 type segment struct {
 	name    string
 	size    int64
@@ -119,7 +121,7 @@ type segmentSource struct {
 	packs []byte
 }
 
-// parseSegment opens the segment that data holds.
+// parseSegment opens the segment that data contains.
 func parseSegment(name string, data []byte) (*segment, error) {
 	h, err := decodeHeader(data)
 	if err != nil {
@@ -196,7 +198,7 @@ func parseSources(p []byte, count, packs uint64) ([]segmentSource, error) {
 	return sources, nil
 }
 
-// split gives a prefix as two numbers, which compare faster than bytes.
+// split returns a prefix as two numbers, which compare faster than bytes.
 func split(p Prefix) (hi, lo uint64) {
 	return binary.BigEndian.Uint64(p[:8]), binary.BigEndian.Uint64(p[8:])
 }
@@ -206,19 +208,19 @@ func (s *segment) key(i int) (hi, lo uint64) {
 	return binary.BigEndian.Uint64(e), binary.BigEndian.Uint64(e[8:])
 }
 
-// place gives an entry's pack number, offset and length.
+// place returns an entry's pack number, offset and length.
 func (s *segment) place(i int) (pack, offset, length uint32) {
 	e := s.entries[i*entrySize+16 : i*entrySize+entrySize]
 	le := binary.LittleEndian
 	return le.Uint32(e), le.Uint32(e[4:]), le.Uint32(e[8:])
 }
 
-// linearSearch is how many entries a bucket may have for a search that guesses
-// and steps; with random IDs one has 16 to 32, and far larger ones only where
-// keys are not random.
+// linearSearch is the largest size of a bucket that is searched by
+// interpolation and single steps. With random IDs a bucket has 16 to 32
+// entries; far larger buckets occur only if keys are not random.
 const linearSearch = 128
 
-// find gives the first entry of a prefix, or -1.
+// find returns the number of the first entry with a prefix, or -1.
 func (s *segment) find(hi, lo uint64) int {
 	if s.n == 0 || !s.mayHold(hi, lo) {
 		return -1
@@ -231,7 +233,7 @@ func (s *segment) seek(hi, lo uint64) int {
 	if s.n == 0 {
 		return -1
 	}
-	bucket := int(hi >> (64 - s.fanBits)) // a shift by 64 gives 0
+	bucket := int(hi >> (64 - s.fanBits)) // a shift by 64 yields 0
 	start := int(binary.LittleEndian.Uint32(s.fan[4*bucket:]))
 	end := int(binary.LittleEndian.Uint32(s.fan[4*bucket+4:]))
 	i := start
@@ -241,7 +243,8 @@ func (s *segment) seek(hi, lo uint64) int {
 			return h > hi || (h == hi && l >= lo)
 		})
 	} else if end > start {
-		// Within a bucket keys are spread evenly too: guess, then step.
+		// Keys are evenly distributed within a bucket too: interpolate, then
+		// step.
 		guess, _ := bits.Mul64(hi<<s.fanBits, uint64(end-start))
 		i += int(guess)
 		for i > start {
@@ -267,7 +270,8 @@ func (s *segment) seek(hi, lo uint64) int {
 	return -1
 }
 
-// next gives the entry behind i if it is of the same prefix, else -1.
+// next returns the number of the entry after i if it has the same prefix,
+// otherwise -1.
 func (s *segment) next(i int) int {
 	if i+1 == s.n || [16]byte(s.entries[i*entrySize:]) != [16]byte(s.entries[(i+1)*entrySize:]) {
 		return -1
@@ -275,12 +279,12 @@ func (s *segment) next(i int) int {
 	return i + 1
 }
 
-// location is a place with its pack's ID for its number.
+// location returns a Location, with the pack's ID in place of its number.
 func (s *segment) location(pack, offset, length uint32) Location {
 	return Location{Pack: [32]byte(s.packID(int(pack))), Offset: offset, Length: length}
 }
 
-// holds tells whether the segment has this very entry.
+// holds reports whether the segment contains exactly this entry.
 func (s *segment) holds(hi, lo uint64, pack, offset, length uint32) bool {
 	for i := s.find(hi, lo); i >= 0; i = s.next(i) {
 		if p, o, n := s.place(i); p == pack && o == offset && n == length {
@@ -294,13 +298,13 @@ func (s *segment) packCount() int { return len(s.packs) / packSize }
 
 func (s *segment) packID(i int) []byte { return s.packs[i*packSize : i*packSize+32] }
 
-// packInfo gives a pack's size and how many entries of it are here.
+// packInfo returns a pack's size and the number of its entries in this segment.
 func (s *segment) packInfo(i int) (size int64, entries uint32) {
 	p := s.packs[i*packSize+32 : (i+1)*packSize]
 	return int64(binary.LittleEndian.Uint64(p)), binary.LittleEndian.Uint32(p[8:])
 }
 
-// packNumber finds a pack.
+// packNumber returns the number of a pack in this segment.
 func (s *segment) packNumber(id *[32]byte) (uint32, bool) {
 	n := s.packCount()
 	i := sort.Search(n, func(k int) bool { return bytes.Compare(s.packID(k), id[:]) >= 0 })

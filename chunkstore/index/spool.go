@@ -6,37 +6,39 @@ import (
 	"os"
 )
 
-// A spool puts records that begin with a prefix in about the order of the index:
-// by the first byte of each. What does not fit into memory lies in a file without
-// a name in the index's folder; where there is no folder, all is in memory.
+// A spool groups records that begin with a prefix by the first byte of the
+// prefix, which is approximately the order of the index. Records that do not
+// fit into memory are written to an unlinked file in the index's folder;
+// without a folder, all records are in memory.
 type spool struct {
 	folder folder
 	size   int // of a record, bytes
 	parts  [spoolParts]spoolPart
 	n      int64 // records
 	file   *os.File
-	next   int64 // where the file ends
+	next   int64 // the end of the file
 	buf    []byte
 }
 
-// A spoolPart holds the records of one first byte: up to a block of them in
-// memory, the rest in blocks of the file.
+// A spoolPart contains the records with one first byte: up to one block of them
+// in memory, the rest in blocks of the file.
 type spoolPart struct {
 	records []byte
-	blocks  []int64 // where in the file
+	blocks  []int64 // their offsets in the file
 }
 
 const (
 	spoolParts = 256
-	spoolBlock = 64 << 10 // bytes, about
+	spoolBlock = 64 << 10 // bytes, approximately
 )
 
 func newSpool(f folder, size int) *spool { return &spool{folder: f, size: size} }
 
-// block is how many bytes of records a block has.
+// block returns how many bytes of records a block contains.
 func (s *spool) block() int { return spoolBlock / s.size * s.size }
 
-// room makes room for a record that begins with this byte, on disk if it must.
+// room makes room for a record that begins with the byte first, by writing a
+// block to the file if necessary.
 func (s *spool) room(first byte) error {
 	part := &s.parts[first]
 	if len(part.records) < s.block() || s.folder.memory() {
@@ -59,15 +61,15 @@ func (s *spool) room(first byte) error {
 	return nil
 }
 
-// add takes a record, for which there is room.
+// add adds a record. The caller must have made room for it.
 func (s *spool) add(record []byte) {
 	part := &s.parts[record[0]]
 	part.records = append(part.records, record...)
 	s.n++
 }
 
-// each gives the records of one first byte, some at a time; they are good during
-// the call alone.
+// each calls fn with all records that begin with the byte first, several at a
+// time. The records are valid only during the call.
 func (s *spool) each(first byte, fn func(records []byte) error) error {
 	part := &s.parts[first]
 	for _, at := range part.blocks {
@@ -84,13 +86,13 @@ func (s *spool) each(first byte, fn func(records []byte) error) error {
 	return fn(part.records)
 }
 
-// count is how many records of one first byte there are.
+// count returns the number of records that begin with the byte first.
 func (s *spool) count(first byte) int {
 	part := &s.parts[first]
 	return (len(part.blocks)*s.block() + len(part.records)) / s.size
 }
 
-// clear throws all records away, and keeps the room.
+// clear discards all records, and keeps the memory and the file for reuse.
 func (s *spool) clear() {
 	for i := range s.parts {
 		s.parts[i].records, s.parts[i].blocks = s.parts[i].records[:0], s.parts[i].blocks[:0]

@@ -6,20 +6,21 @@ import (
 	"slices"
 )
 
-// Add takes in one index object; it is Update without removals.
+// Add adds one index object. It is Update without removals.
 func (x *Index) Add(source string, packs []PackEntries) error {
 	return x.Update(nil, []Source{{Name: source, Packs: packs}})
 }
 
-// Update forgets the index objects named in remove and takes in those of add,
-// in one durable step. A pack that no source covers any more leaves the index.
-// A name in add that is in already is passed over, unless remove has it too;
-// one in remove that is not in is passed over. Packs are taken to be immutable,
-// as their names are hashes of their content. Entries of add are held in memory
-// until they are written, so many index objects come in several calls.
+// Update removes the index objects named in remove and adds those of add, in
+// one durable step. A pack that no source covers any more leaves the index. A
+// source in add that the index already contains is skipped, unless remove names
+// it too; a name in remove that the index does not contain is skipped. Packs
+// are assumed to be immutable, because their names are hashes of their content.
+// Entries of add are held in memory until they are written, so callers should
+// pass many index objects in several calls.
 //
-// A cache that is found damaged on the way is emptied before add is taken in:
-// Sources then lacks the rest, which is to be taken in again.
+// If the cache turns out to be damaged, it is emptied before add is applied:
+// Sources then lacks the other index objects, which the caller must add again.
 func (x *Index) Update(remove []string, add []Source) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -32,7 +33,7 @@ func (x *Index) Update(remove []string, add []Source) error {
 	return x.merge()
 }
 
-// merge does all merges that are due; x.mu must be held.
+// merge does all merges that are due. The caller must hold x.mu.
 func (x *Index) merge() error {
 	for {
 		merged, err := x.mergeOnce()
@@ -45,7 +46,7 @@ func (x *Index) merge() error {
 	}
 }
 
-// change does do with the lock held and the newest manifest's view in place.
+// change calls do with the lock held and with a view of the newest manifest.
 func (x *Index) change(do func() error) error {
 	unlock, err := x.folder.lock()
 	if err != nil {
@@ -58,8 +59,8 @@ func (x *Index) change(do func() error) error {
 	return do()
 }
 
-// refresh takes over what other processes did; the lock must be held. Damage
-// empties the cache.
+// refresh loads the changes of other processes. The lock must be held. If the
+// cache is damaged, refresh empties it.
 func (x *Index) refresh() error {
 	if x.folder.memory() {
 		return nil
@@ -96,12 +97,12 @@ func (x *Index) refresh() error {
 	return nil
 }
 
-// reset empties the cache; the lock must be held.
+// reset empties the cache. The lock must be held.
 func (x *Index) reset() error {
 	return x.publish(nil)
 }
 
-// publish makes parts the index; the lock must be held.
+// publish makes parts the content of the index. The lock must be held.
 func (x *Index) publish(parts []*part) error {
 	for _, p := range parts {
 		if err := x.folder.adopt(p.segment); err != nil {
@@ -120,7 +121,7 @@ func (x *Index) publish(parts []*part) error {
 	return nil
 }
 
-// apply changes the view; the lock must be held.
+// apply changes the content of the index. The lock must be held.
 func (x *Index) apply(remove []string, add []Source) error {
 	v := x.view.Load()
 	parts := v.copyParts()
@@ -176,8 +177,8 @@ func (x *Index) apply(remove []string, add []Source) error {
 }
 
 // mergeOnce does one merge, if one is due. The work is done without the lock,
-// so that other processes go on; what they changed meanwhile is looked at
-// before the result takes its place.
+// so that other processes can continue. Their changes since the merge began are
+// checked before the result replaces the parts.
 func (x *Index) mergeOnce() (merged bool, err error) {
 	v := x.view.Load()
 	chosen := v.choose()
@@ -201,8 +202,9 @@ func (x *Index) mergeOnce() (merged bool, err error) {
 	return merged, err
 }
 
-// replace puts s in the place of the parts it was merged from, unless another
-// process has merged them too or needs what was left out; the lock must be held.
+// replace puts s in the place of the parts from which it was merged, unless
+// another process has merged them too, or needs a pack that was left out. The
+// lock must be held.
 func (x *Index) replace(chosen []*part, s *segment, gone [][32]byte) (bool, error) {
 	now := x.view.Load()
 	dropped := make(map[string]struct{}) // since the merge began

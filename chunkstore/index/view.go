@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// view is what lookups see: segments and what of them counts. It never changes;
-// a change makes a new one.
+// view is the state that lookups use: the segments, and which of their packs
+// are in use. It is immutable; each change makes a new view.
 type view struct {
 	segments []*part // largest first
 	stamp    [sumSize]byte
@@ -20,10 +20,10 @@ type view struct {
 // part is a segment in a view.
 type part struct {
 	*segment
-	dropped map[string]struct{} // sources of it that are forgotten
+	dropped map[string]struct{} // sources of it that were removed from the index
 
-	live    bitmap // packs that some source of the view covers
-	visible bitmap // of those, the ones not hidden
+	live    bitmap // packs that at least one source of the view covers
+	visible bitmap // live packs that are not hidden
 	dead    int    // entries in packs that are not live
 }
 
@@ -33,13 +33,14 @@ func newBitmap(n int) bitmap { return make(bitmap, (n+63)/64) }
 
 func (b bitmap) set(i uint32) { b[i/64] |= 1 << (i % 64) }
 
-// has is false for what lies beyond, such as a damaged entry's pack.
+// has returns false for numbers beyond the end, such as the pack number of a
+// damaged entry.
 func (b bitmap) has(i uint32) bool {
 	return int(i/64) < len(b) && b[i/64]&(1<<(i%64)) != 0
 }
 
-// newView works out which packs count. The parts need only their segments and
-// what is dropped.
+// newView determines which packs are live and which are visible. In parts, only
+// the fields segment and dropped must be set.
 func newView(parts []*part, hidden map[[32]byte]struct{}, stamp [sumSize]byte) *view {
 	v := &view{segments: parts, stamp: stamp, sources: make(map[string]struct{})}
 	slices.SortStableFunc(parts, func(a, b *part) int { return cmp.Compare(b.n, a.n) })
@@ -83,14 +84,14 @@ func newView(parts []*part, hidden map[[32]byte]struct{}, stamp [sumSize]byte) *
 	return v
 }
 
-// numbered is a pack of a part.
+// numbered is a pack, by its number in a part.
 type numbered struct {
 	part int
 	pack uint32
 }
 
-// eachPack goes through the packs of all parts in ascending order, each once,
-// until fn returns false. Where is valid during the call alone.
+// eachPack calls fn once for each pack of all parts, in ascending order of ID,
+// until fn returns false. Where is valid only during the call.
 func eachPack(parts []*part, fn func(id []byte, where []numbered) bool) {
 	next := make([]int, len(parts))
 	var where []numbered
@@ -125,7 +126,7 @@ func eachPack(parts []*part, fn func(id []byte, where []numbered) bool) {
 	}
 }
 
-// lookup finds the first visible place of a prefix.
+// lookup returns the first visible location of a prefix.
 func (v *view) lookup(hi, lo uint64) (Location, bool) {
 	for _, s := range v.segments {
 		for i := s.find(hi, lo); i >= 0; i = s.next(i) {
@@ -138,7 +139,8 @@ func (v *view) lookup(hi, lo uint64) (Location, bool) {
 	return Location{}, false
 }
 
-// locate appends the places of a prefix, visible or hidden.
+// locate appends the locations of a prefix: those in visible packs, or, if
+// hidden is true, those in hidden packs.
 func (v *view) locate(hi, lo uint64, hidden bool, dst []Location) []Location {
 	for _, s := range v.segments {
 		for i := s.find(hi, lo); i >= 0; i = s.next(i) {
@@ -151,8 +153,9 @@ func (v *view) locate(hi, lo uint64, hidden bool, dst []Location) []Location {
 	return dst
 }
 
-// gather appends all places of a prefix. Where many are asked for in the order
-// of the index, the filter would be all that lies anywhere.
+// gather appends all locations of a prefix. It skips the filter: when many
+// prefixes are looked up in the order of the index, the filter would be the
+// only memory that is accessed at random.
 func (v *view) gather(hi, lo uint64, dst []Location) []Location {
 	for _, s := range v.segments {
 		for i := s.seek(hi, lo); i >= 0; i = s.next(i) {
@@ -165,7 +168,7 @@ func (v *view) gather(hi, lo uint64, dst []Location) []Location {
 	return dst
 }
 
-// copyParts gives the parts for a next view.
+// copyParts returns copies of the parts for the next view.
 func (v *view) copyParts() []*part {
 	parts := make([]*part, len(v.segments))
 	for i, s := range v.segments {
@@ -174,7 +177,7 @@ func (v *view) copyParts() []*part {
 	return parts
 }
 
-// manifest is what the cache folder shall say of these parts.
+// manifestOf returns the manifest of these parts for the cache folder.
 func manifestOf(parts []*part) manifest {
 	m := manifest{Segments: []manifestSegment{}}
 	for _, s := range parts {
