@@ -12,25 +12,26 @@ import (
 	"time"
 )
 
-// Config says which pool to log in to, and as whom.
+// Config defines the pool to log in to, and the user.
 type Config struct {
-	// URL is https://HOST[:PORT] of any member of the pool; the scheme may be
-	// left out. Other members are spoken to with the same scheme, and on the
-	// same port unless the pool gives another.
+	// URL is https://HOST[:PORT] of any member of the pool; the scheme is
+	// optional. The client uses the same scheme for the other members, and the
+	// same port unless the pool reports another one.
 	URL      string
 	User     string // "root" if empty
 	Password string
 	Trust    Trust
-	// UserAgent names this program to the pool, as originator of its
-	// sessions and in HTTP heads; "xenkeep" if empty.
+	// UserAgent identifies this program to the pool: it is the originator of
+	// its sessions and the User-Agent of its HTTP requests; "xenkeep" if empty.
 	UserAgent string
-	// StallTimeout is how long a transfer may stand still; 2 minutes if zero.
+	// StallTimeout is how long a transfer may make no progress before it fails;
+	// 2 minutes if zero.
 	StallTimeout time.Duration
-	// VerdictTimeout is how long a transfer that is over is waited for on the
-	// pool; 1 minute if zero.
+	// VerdictTimeout is how long the client waits for the result of the pool's
+	// task after a transfer has ended; 1 minute if zero.
 	VerdictTimeout time.Duration
-	// Pace multiplies the waits between retries, for pools that run on
-	// another clock (the simulated one); 1 if zero.
+	// Pace multiplies the waits between retries, for pools whose clock runs at
+	// another speed (the simulated one); 1 if zero.
 	Pace float64
 }
 
@@ -44,25 +45,25 @@ func (c *Config) pace() func(time.Duration) time.Duration {
 	}
 }
 
-// Client is a session with a pool. Its methods may be called from many
-// goroutines.
+// Client is a session with a pool. It is safe for concurrent use.
 type Client struct {
 	cfg    Config
 	scheme string
-	port   string // the configured one, for addresses without
+	port   string // port of the configured address, for addresses without one
 	first  string // the configured address
 	trust  *trust
-	// Calls that may be repeated run over kept connections. Others get a
-	// connection of their own: an idle one may just have been closed by the
-	// host, and then it would be unknown whether the call was carried out.
+	// Calls that may be repeated use kept-alive connections. Every other call
+	// uses a new connection: the host may have closed an idle connection a
+	// moment ago, and the client could not find out whether the call was
+	// carried out.
 	kept, fresh *http.Client
 
 	mu        sync.Mutex
 	session   Ref
 	endpoint  string   // host:port of the master
-	addresses []string // every host of the pool, as host:port
-	pool      string   // UUID
-	refused   error    // the pool refused the password; never asked again
+	addresses []string // all hosts of the pool, as host:port
+	pool      string   // UUID of the pool
+	refused   error    // set after the pool refused the password; no login is tried after that
 
 	login sync.Mutex // held while logging in
 
@@ -76,9 +77,9 @@ const (
 	cleanupTimeout   = 15 * time.Second
 )
 
-// Dial logs in to the pool's master. A wrong password is an error with code
-// SessionAuthenticationFailed, a host that Trust does not cover an
-// *UntrustedHostError. The client is to be closed.
+// Dial logs in to the pool's master. If the password is wrong, it returns an
+// error with the code SessionAuthenticationFailed; if Trust does not cover a
+// host, an *UntrustedHostError. The caller must close the client.
 func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	if cfg.User == "" {
 		cfg.User = "root"
@@ -145,8 +146,8 @@ func parseURL(s string) (scheme, hostPort string, err error) {
 	return u.Scheme, net.JoinHostPort(u.Hostname(), port), nil
 }
 
-// hostPort completes an address that the pool gave: a bare IP, IPv6 without
-// brackets, a name, or any of them with a port.
+// hostPort completes an address reported by the pool: a bare IP address, an
+// IPv6 address without brackets, a name, or any of these with a port.
 func (c *Client) hostPort(addr string) string {
 	if host, port, err := net.SplitHostPort(addr); err == nil && net.ParseIP(addr) == nil {
 		return net.JoinHostPort(host, port)
@@ -154,14 +155,15 @@ func (c *Client) hostPort(addr string) string {
 	return net.JoinHostPort(strings.Trim(addr, "[]"), c.port)
 }
 
-// PoolUUID is the pool's UUID.
+// PoolUUID returns the pool's UUID.
 func (c *Client) PoolUUID() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.pool
 }
 
-// Master is the address, with port, of the host that is spoken to.
+// Master returns the address, with port, of the host that the client sends its
+// calls to.
 func (c *Client) Master() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -174,7 +176,7 @@ func (c *Client) current() (Ref, string) {
 	return c.session, c.endpoint
 }
 
-// Close logs out. It works although ctx has ended.
+// Close logs out. It works even if ctx has ended.
 func (c *Client) Close(ctx context.Context) error {
 	ctx, cancel := detach(ctx, cleanupTimeout)
 	defer cancel()
@@ -193,8 +195,8 @@ func (c *Client) Close(ctx context.Context) error {
 	return c.redact(err, session)
 }
 
-// logIn opens a session at the first of the addresses that takes one, follows
-// to the master, and makes sure that the pool is the one of before.
+// logIn opens a session at the first address that accepts one, follows
+// redirects to the master, and checks that the pool is the same as before.
 func (c *Client) logIn(ctx context.Context, endpoints []string) error {
 	var first error
 	for _, endpoint := range endpoints {
@@ -240,8 +242,8 @@ func (c *Client) logInAt(ctx context.Context, endpoint string) error {
 	return nil
 }
 
-// explainLogIn is why no session could be had at an address, to which hops other
-// hosts have led.
+// explainLogIn returns an error that explains why no session could be opened at
+// an address that was reached by a number of hops from other hosts.
 func (c *Client) explainLogIn(endpoint string, err error, hops int) error {
 	url := c.scheme + "://" + endpoint
 	var lost *UnreachableError
@@ -264,8 +266,8 @@ func (c *Client) explainLogIn(endpoint string, err error, hops int) error {
 	return err
 }
 
-// adopt takes a new session into use: checks that the pool is the same, and
-// learns its hosts and their certificates.
+// adopt starts to use a new session: it checks that the pool is the same, and
+// reads the pool's hosts and their certificates.
 func (c *Client) adopt(ctx context.Context, session Ref, endpoint string) error {
 	var pools map[Ref]Pool
 	if err := c.rpc(ctx, endpoint, "pool.get_all_records", &pools, session); err != nil {
@@ -289,7 +291,8 @@ func (c *Client) adopt(ctx context.Context, session Ref, endpoint string) error 
 		}
 	}
 	if c.scheme == "https" && c.trust.pinned() {
-		// Without such records (before 8.2) the user adds the fingerprints.
+		// Pools before 8.2 have no such records; there the user adds the
+		// fingerprints.
 		var certs map[Ref]Certificate
 		if err := c.rpc(ctx, endpoint, "Certificate.get_all_records", &certs, session); err == nil {
 			for _, cert := range certs {
@@ -303,8 +306,9 @@ func (c *Client) adopt(ctx context.Context, session Ref, endpoint string) error 
 	return nil
 }
 
-// logInAgain replaces a session that is of no use any more; where several
-// calls find out at once, one of them logs in. The address may name the master.
+// logInAgain replaces a session that is no longer valid. If several calls
+// notice this concurrently, only one of them logs in. The address may name the
+// master.
 func (c *Client) logInAgain(ctx context.Context, stale Ref, address string) error {
 	c.login.Lock()
 	defer c.login.Unlock()

@@ -38,7 +38,8 @@ func TestWrongPassword(t *testing.T) {
 		t.Errorf("after %d logins: %v", p.logins, err)
 	}
 
-	// Changed during the run: asked once, never again.
+	// The password changed during the run: the client tries it once more, and
+	// not again after that.
 	c := p.dial()
 	p.mu.Lock()
 	p.password, p.logins = "changed", 0
@@ -69,8 +70,8 @@ func TestFollowsMaster(t *testing.T) {
 	}
 }
 
-// A master that is gone does not answer HOST_IS_SLAVE: another host must be
-// asked for the new one.
+// A master that is down does not answer HOST_IS_SLAVE: the client has to ask
+// another host for the new master.
 func TestMasterGone(t *testing.T) {
 	p := newFake(t, 3, false)
 	c := p.dial()
@@ -212,7 +213,8 @@ func TestTrust(t *testing.T) {
 	}
 }
 
-// The other hosts are trusted on the pool's word, or named with what to add.
+// The other hosts are trusted because the pool lists their certificates;
+// otherwise the error names the host and the fingerprint to add.
 func TestTrustOfOtherHosts(t *testing.T) {
 	for _, known := range []bool{true, false} {
 		p := newFake(t, 2, true)
@@ -258,7 +260,7 @@ func TestOldHost(t *testing.T) {
 	}
 }
 
-// async answers Async calls with a task that has the given end.
+// async answers Async calls with a task that ends as given in end.
 func async(p *fakePool, method string, end fakeTask) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -317,8 +319,8 @@ func TestTaskLost(t *testing.T) {
 	}
 }
 
-// Cancelling stops the operation on the pool; what it made all the same is
-// told to the caller.
+// Cancellation stops the operation on the pool. If the operation has created an
+// object nevertheless, the caller gets its reference.
 func TestCancelAsync(t *testing.T) {
 	p := newFake(t, 1, false)
 	c := p.dial()
@@ -423,8 +425,8 @@ func TestFindVM(t *testing.T) {
 	}
 }
 
-// Calls that change something run on connections of their own, so that a kept
-// connection which the host has just closed leaves no doubt.
+// Calls that change something use connections of their own, so that a
+// kept-alive connection which the host has just closed leaves no doubt.
 func TestStaleConnections(t *testing.T) {
 	p := newFake(t, 1, false)
 	c := p.dial()

@@ -5,16 +5,18 @@ import (
 	"time"
 )
 
-// RetryClass says whether the same call may succeed when it is made again.
+// RetryClass classifies errors by whether the same call may succeed when it is
+// repeated.
 type RetryClass int
 
 const (
-	// RetryNo: it will fail again.
+	// RetryNo: the call will fail again.
 	RetryNo RetryClass = iota
-	// RetryYes: it may succeed by itself after a while.
+	// RetryYes: the call may succeed after a while without any action.
 	RetryYes
-	// RetryAfterAction: only once something else was done, by this program
-	// (log in, take another method) or by people; see CodeInfo.Hint.
+	// RetryAfterAction: the call can succeed only after an action of this
+	// program (such as a login, or the use of another method) or of an
+	// administrator; see CodeInfo.Hint.
 	RetryAfterAction
 )
 
@@ -22,21 +24,21 @@ func (c RetryClass) String() string {
 	return [...]string{"no", "yes", "after action"}[c]
 }
 
-// CodeInfo is what is known of an error code. For RetryYes, Attempts counts
-// the repetitions after the first try, and the waits between them start at
-// Delay and double up to MaxDelay.
+// CodeInfo describes an error code. For RetryYes, Attempts is the number of
+// repetitions after the first try; the waits between them start at Delay and
+// double up to MaxDelay.
 type CodeInfo struct {
-	Code     Code // exact, or a prefix ending in '*'
+	Code     Code // an exact code, or a prefix that ends in '*'
 	Class    RetryClass
 	Attempts int
 	Delay    time.Duration
 	MaxDelay time.Duration
-	Text     string // what happened, as a clause
-	Hint     string // what to do, as a sentence
+	Text     string // the failure, as a clause
+	Hint     string // the next step for the user, as a sentence
 }
 
-// Waits of the retry classes: busy things that end soon, hosts that start, and
-// failures of storage that are worth one more try.
+// Waits of the retry classes: for busy objects that become free soon, for hosts
+// that are starting, and for storage failures that deserve one more try.
 const (
 	soon    = 5 * time.Second
 	booting = 10 * time.Second
@@ -44,10 +46,11 @@ const (
 	hour    = time.Hour
 )
 
-// codes lists every code a backup tool should recognise, with its retry class.
-// Codes and parameters are those of xen-api ocaml/idl/datamodel_errors.ml,
-// ocaml/xapi-consts/api_errors.ml and of sm's XE_SR_ERRORCODES.xml; the counts
-// of tries follow what Xen Orchestra's client does.
+// codes lists every code that a backup tool should recognise, with its retry
+// class. Codes and parameters are those of xen-api
+// ocaml/idl/datamodel_errors.ml, ocaml/xapi-consts/api_errors.ml and of sm's
+// XE_SR_ERRORCODES.xml; the numbers of tries follow those of Xen Orchestra's
+// client.
 var codes = []CodeInfo{
 	// Sessions and rights.
 	{SessionInvalid, RetryAfterAction, 0, 0, 0, "the session has expired or was closed", "Log in again; this happens by itself once."},
@@ -183,8 +186,8 @@ var codeTable = func() map[Code]CodeInfo {
 	return m
 }()
 
-// info is what the table holds for an error. Some codes mean different things in
-// different calls or with different parameters.
+// info returns the table entry of an error. Some codes have different meanings
+// in different calls or with different parameters.
 func (e *Error) info() (CodeInfo, bool) {
 	info, ok := Lookup(e.Code)
 	switch {
@@ -200,7 +203,7 @@ func (e *Error) info() (CodeInfo, bool) {
 	return info, ok
 }
 
-// startsVM reports whether a call brings a VM up on a host.
+// startsVM reports whether a call starts a VM on a host.
 func startsVM(method string) bool {
 	switch method {
 	case "VM.start", "VM.start_on", "VM.resume", "VM.resume_on":
@@ -209,7 +212,7 @@ func startsVM(method string) bool {
 	return false
 }
 
-// Lookup returns what is known of a code.
+// Lookup returns the table entry of a code.
 func Lookup(code Code) (CodeInfo, bool) {
 	if info, ok := codeTable[code]; ok {
 		return info, true
@@ -222,5 +225,6 @@ func Lookup(code Code) (CodeInfo, bool) {
 	return CodeInfo{Code: code}, false
 }
 
-// Codes returns the table, one entry for each code or family of codes.
+// Codes returns the whole table, with one entry for each code or family of
+// codes.
 func Codes() []CodeInfo { return append([]CodeInfo(nil), codes...) }

@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// known is what a backup tool should recognise and whether a retry may help:
-// Y yes, N no, A after action. The table must agree, code for code.
+// known lists the codes that a backup tool should recognise, and whether a
+// retry may help: Y yes, N no, A after an action. The table must agree with it
+// for every code.
 const known = `
 SESSION_INVALID A
 SESSION_AUTHENTICATION_FAILED N
@@ -155,7 +156,7 @@ func TestRetry(t *testing.T) {
 		"I/O error":       {&Error{Code: VDIIOError}, 2, 5 * time.Second},
 		"not found":       {&Error{Code: HandleInvalid}, 1, 0},
 		"no space":        {&Error{Code: SRNoSpace}, 1, 0},
-		"chain too long":  {&Error{Code: SRChainTooLong}, 1, 0}, // hours: the next run's
+		"chain too long":  {&Error{Code: SRChainTooLong}, 1, 0}, // takes hours, so it is left to the next run
 		"unknown code":    {&Error{Code: "WHATEVER"}, 1, 0},
 		"reset":           {&net.OpError{Op: "read", Err: syscall.ECONNRESET}, 11, (1 + 2 + 4 + 8 + 6*15) * time.Second},
 		"end of file":     {fmt.Errorf("x: %w", io.EOF), 11, (1 + 2 + 4 + 8 + 6*15) * time.Second},

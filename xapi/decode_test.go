@@ -103,8 +103,8 @@ func decodeAll[T any, P recordPtr[T]](t *testing.T, name string) []T {
 	return list
 }
 
-// checkFields makes sure that every field of a record type exists under that
-// very name in a record of the real xapi.
+// checkFields checks that every field of a record type exists under exactly
+// that name in a record of the real xapi.
 func checkFields(t *testing.T, name string, typ reflect.Type, raw []byte) {
 	t.Helper()
 	var all map[string]json.RawMessage
@@ -269,7 +269,7 @@ func TestErrorPages(t *testing.T) {
 	if e == nil || e.Code != "SR_BACKEND_FAILURE_1200" || len(e.Params) != 3 || !strings.Contains(e.Params[1], "errno=2") {
 		t.Errorf("embedded failure: %#v", e)
 	}
-	// The form behind a cut stream, and behind the 400 of an import.
+	// The HTML error page after a cut stream, and after the 400 of an import.
 	junk := append(bytes.Repeat([]byte{0xff, 'A', ':', ' ', '['}, 1000), golden(t, "export-embedded-500.txt")...)
 	if e := ParseErrorPage(junk); e == nil || e.Code != "SR_BACKEND_FAILURE_1200" {
 		t.Errorf("embedded failure behind data: %#v", e)
@@ -346,7 +346,7 @@ func FuzzTaskResult(f *testing.F) {
 		for _, v := range values {
 			total += len(v)
 		}
-		if total > 3*len(s)+3 { // invalid UTF-8 grows threefold
+		if total > 3*len(s)+3 { // invalid UTF-8 grows to three times its size
 			t.Errorf("%d bytes out of %d", total, len(s))
 		}
 	})

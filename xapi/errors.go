@@ -8,13 +8,13 @@ import (
 	"strings"
 )
 
-// Code is an error code of the XAPI, as it stands on the wire. Codes are errors
-// themselves so that errors.Is(err, VDIInUse) asks for one of them.
+// Code is an error code of the XAPI, spelled as on the wire. Codes implement
+// error, so that errors.Is(err, VDIInUse) tests for one of them.
 type Code string
 
 func (c Code) Error() string { return string(c) }
 
-// Codes that callers decide by; the table in codes.go knows all others.
+// Codes that callers make decisions on; the table in codes.go lists all others.
 const (
 	SessionInvalid              Code = "SESSION_INVALID"
 	SessionAuthenticationFailed Code = "SESSION_AUTHENTICATION_FAILED"
@@ -44,44 +44,45 @@ const (
 	SRChainTooLong              Code = "SR_BACKEND_FAILURE_109"
 )
 
-// Errors of this package's own.
+// Errors that this package itself defines.
 var (
-	// ErrTaskLost: the pool no longer knows a task that was being waited for,
-	// as after a restart of the toolstack; what it did is unknown.
+	// ErrTaskLost: a task that the client waits for no longer exists on the
+	// pool, for example after a restart of the toolstack; its outcome is
+	// unknown.
 	ErrTaskLost = errors.New("task lost: the pool restarted or dropped it; its outcome is unknown")
-	// ErrNoVerdict: a transfer is over and its task has stayed pending.
+	// ErrNoVerdict: a transfer has ended and its task has stayed pending.
 	ErrNoVerdict = errors.New("no verdict: the task stayed pending after the transfer")
-	// ErrStalled: a transfer made no progress for the time allowed.
+	// ErrStalled: a transfer made no progress for the configured time.
 	ErrStalled = errors.New("stalled: no data moved for the time allowed")
-	// ErrOtherPool: after a new login the address turned out to lead to
-	// another pool than before.
+	// ErrOtherPool: after a new login, the address belongs to another pool than
+	// before.
 	ErrOtherPool = errors.New("the address now belongs to another pool")
-	// ErrNoJSONRPC: the host answers JSON-RPC calls in XML, so it is too old.
+	// ErrNoJSONRPC: the host answers JSON-RPC calls with XML, so it is too old.
 	ErrNoJSONRPC = errors.New("host does not speak JSON-RPC: it is older than this program supports")
-	// ErrIgnoreVDIs: the host cannot leave disks out of a VM snapshot.
+	// ErrIgnoreVDIs: the host cannot exclude disks from a VM snapshot.
 	ErrIgnoreVDIs = errors.New("host is too old to leave disks out of a VM snapshot")
 	// ErrHeadTooLong: a request would exceed the 1024 bytes that hosts accept
 	// as the head of a request.
 	ErrHeadTooLong = errors.New("request head exceeds 1024 bytes")
-	// ErrTrailing: a stream held more bytes than its reader wanted and the
-	// pool says that all is well.
+	// ErrTrailing: a stream contains more bytes than its reader consumed,
+	// although the pool reports success.
 	ErrTrailing = errors.New("unexpected data behind the end of the stream")
-	// ErrNotFound: no object of that name or UUID.
+	// ErrNotFound: no object has that name or UUID.
 	ErrNotFound = errors.New("not found")
 )
 
-// Error is a failure reported by the pool. Params are of a length and order
-// that vary with the code and the host's version.
+// Error is a failure reported by the pool. The number and order of Params
+// depend on the code and the host's version.
 type Error struct {
 	Code   Code
 	Params []string
 	// Method is the call that failed; empty for errors of tasks and streams.
 	Method string
 
-	names *names // of the objects that Params refer to, where the client knows them
+	names *names // names of the objects that Params reference, as far as the client has read them
 }
 
-// Error gives the sentence of the code table and the raw code in brackets.
+// Error returns the text of the code table with the raw code in brackets.
 func (e *Error) Error() string {
 	var b strings.Builder
 	if e.Method != "" {
@@ -95,7 +96,7 @@ func (e *Error) Error() string {
 	b.WriteString("[" + string(e.Code))
 	for i, p := range e.Params {
 		if e.Code == SessionInvalid {
-			break // its parameter is the session, a secret
+			break // its parameter is the session reference, a secret
 		}
 		if i > 0 {
 			b.WriteByte(',')
@@ -125,19 +126,21 @@ func printable(r rune) rune {
 	return r
 }
 
-// Is makes errors.Is(err, Code) ask for the code.
+// Is reports whether target is the code of e, so that errors.Is(err, Code)
+// works.
 func (e *Error) Is(target error) bool {
 	c, ok := target.(Code)
 	return ok && c == e.Code
 }
 
-// Hint says what the user can do, in one sentence; empty for unknown codes.
+// Hint returns the next step for the user, in one sentence; it is empty for
+// unknown codes.
 func (e *Error) Hint() string {
 	info, _ := e.info()
 	return info.Hint
 }
 
-// IsCode tells whether err is a pool error with one of the codes.
+// IsCode reports whether err is a pool error with one of the codes.
 func IsCode(err error, codes ...Code) bool {
 	var e *Error
 	if !errors.As(err, &e) {
@@ -151,14 +154,14 @@ func IsCode(err error, codes ...Code) bool {
 	return false
 }
 
-// HTTPError is an HTTP answer other than the one hoped for. Cause is the pool
-// error behind it where the body or the task told one.
+// HTTPError is an HTTP answer with an unexpected status. Cause is the pool
+// error that caused it, if the body or the task contains one.
 type HTTPError struct {
 	Host   string // address of the host that answered
 	Method string
 	Path   string // without the query, which holds the session
 	Status int
-	Text   string // what the page says, short and without markup
+	Text   string // the text of the page, shortened and without markup
 	Cause  error
 }
 
@@ -175,13 +178,13 @@ func (e *HTTPError) Error() string {
 
 func (e *HTTPError) Unwrap() error { return e.Cause }
 
-// UntrustedHostError is a host whose certificate nothing vouches for.
+// UntrustedHostError is returned for a host whose certificate is not trusted.
 type UntrustedHostError struct {
 	Host        string
 	Fingerprint string // SHA-256 of the certificate, hex with colons
-	Cause       error  // what ordinary verification said, if it was tried
-	// Pinned is set where fingerprints are given and this is none of them: the
-	// host has a new certificate, or is another host.
+	Cause       error  // the error of ordinary certificate verification, if it was tried
+	// Pinned is set if fingerprints are configured and this certificate has
+	// none of them: the host has a new certificate, or it is another host.
 	Pinned bool
 }
 
@@ -198,7 +201,7 @@ func (e *UntrustedHostError) Error() string {
 
 func (e *UntrustedHostError) Unwrap() error { return e.Cause }
 
-// AmbiguousError is a name that several objects bear.
+// AmbiguousError is returned for a name that several objects have.
 type AmbiguousError struct {
 	Class string
 	Name  string
@@ -214,10 +217,10 @@ var (
 	htmlCode = regexp.MustCompile(`(?s)([A-Z][A-Z0-9_]{2,}): \[ (.*) \]`)
 )
 
-// ParseErrorPage reads the HTML page with which a host reports failure inside
-// bulk requests, and returns the error that it carries as "CODE: [ p1; p2 ]",
-// or nil. The page may have anything before it, such as HTTP heads: this is
-// how failures appear in the body of exports (xen-api
+// ParseErrorPage parses the HTML page with which a host reports a failure
+// inside bulk requests. It returns the error that the page contains as "CODE: [
+// p1; p2 ]", or nil. Other text, such as HTTP headers, may precede the page:
+// this is how failures appear in the body of exports (xen-api
 // ocaml/libs/http-lib/http_svr.ml).
 func ParseErrorPage(page []byte) *Error {
 	const marker = "Additional information"
@@ -241,7 +244,7 @@ func ParseErrorPage(page []byte) *Error {
 	return e
 }
 
-// pageText is what a page says to people, for errors without a code.
+// pageText returns the readable text of a page, for errors without a code.
 func pageText(page []byte) string {
 	s := html.UnescapeString(htmlTag.ReplaceAllString(string(page), " "))
 	s = strings.Join(strings.Fields(strings.Map(printable, s)), " ")

@@ -15,24 +15,24 @@ const (
 	FormatRaw = "raw"
 )
 
-// ExportOptions says what is to be exported.
+// ExportOptions defines the disk to export, and how.
 type ExportOptions struct {
 	VDI Ref
 	// Format is FormatVHD (also if empty) or FormatRaw.
 	Format string
-	// Base makes the export a delta to an older VDI snapshot of the same disk
-	// whose data are still there; only with FormatVHD.
+	// Base makes the export a delta against an older VDI snapshot of the same
+	// disk, whose data must still exist; only with FormatVHD.
 	Base Ref
-	// Host is the address of the host to ask; if empty, one that reaches the
-	// disk.
+	// Host is the address of the host to send the request to; if empty, one
+	// that can reach the disk.
 	Host string
-	// StallTimeout replaces that of the client's Config.
+	// StallTimeout overrides the one of the client's Config.
 	StallTimeout time.Duration
 }
 
-// Export is a disk's data on their way out of a pool. It is read to its end by
-// whoever knows its format, then asked for its verdict with Finish, and closed
-// in any case:
+// Export is the stream of a disk's data from a pool. A reader that implements
+// the format reads it to its end, then Finish returns the result of the pool's
+// task. It must be closed in any case:
 //
 //	e, err := c.ExportVDI(ctx, opts)
 //	...
@@ -40,29 +40,29 @@ type ExportOptions struct {
 //	... read e ...
 //	err = e.Finish(ctx)
 //
-// One goroutine at a time may use it.
+// An Export must not be used concurrently.
 type Export struct {
 	c      *Client
 	s      *stream
 	body   io.Reader
-	plain  bool // the body is the connection as it is, without chunking
+	plain  bool // the body is the raw connection, without chunked encoding
 	format string
 	host   string
 	task   Ref
 	n      int64
-	err    error // sticky; io.EOF at the end
+	err    error // sticky error; io.EOF at the end
 	over   bool
 }
 
-// ExportVDI starts an export. The stream ends when ctx does. An answer other
-// than 200 is an *HTTPError with the pool's error as its cause.
+// ExportVDI starts an export. The stream ends when ctx ends. For an answer
+// other than 200, it returns an *HTTPError whose cause is the pool's error.
 func (c *Client) ExportVDI(ctx context.Context, opts ExportOptions) (*Export, error) {
 	if opts.Format == "" {
 		opts.Format = FormatVHD
 	}
 	if !opts.Base.IsNull() && opts.Format != FormatVHD {
-		// Hosts take it and send zeros for what is unchanged, which nothing
-		// tells from true zeros.
+		// Hosts accept such a request and send zeros for unchanged blocks,
+		// which cannot be distinguished from written zeros.
 		return nil, fmt.Errorf("export %s: a delta needs format vhd", opts.VDI)
 	}
 	addr, err := c.address(ctx, opts.Host, opts.VDI)
@@ -101,30 +101,30 @@ func (c *Client) stall(d time.Duration) time.Duration {
 	return c.cfg.StallTimeout
 }
 
-// abandon stops a transfer's task whatever became of ctx. Grace is for those
-// that may still be at work on the host.
+// abandon stops a transfer's task, even if ctx has ended. It waits up to grace
+// for a task that may still be running on the host.
 func (c *Client) abandon(ctx context.Context, task Ref, grace time.Duration) {
 	tidy, cancel := detach(ctx, cleanupTimeout)
 	defer cancel()
 	c.stopTask(tidy, task, grace)
 }
 
-// Host is the address, with port, of the host that sends.
+// Host returns the address, with port, of the host that sends the data.
 func (e *Export) Host() string { return e.host }
 
-// Received counts the bytes read so far.
+// Received returns the number of bytes read so far.
 func (e *Export) Received() int64 { return e.n }
 
-// Read reads the stream as it comes. Where the host sends its report of a
-// failure instead of a VHD, Read returns that failure. A stream that ends is
-// not thereby complete. Large buffers spare copies.
+// Read reads the next bytes of the stream. If the host sends an error report
+// instead of a VHD, Read returns that failure. The end of the stream does not
+// imply that the stream is complete. Large buffers avoid copies.
 func (e *Export) Read(p []byte) (int, error) {
 	if e.err != nil {
 		return 0, e.err
 	}
 	if e.n == 0 && e.plain && e.format == FormatVHD {
-		// The head with status 200 goes out before the disk is attached; a
-		// failure comes as a second answer in place of the data.
+		// The host sends the status 200 before it attaches the disk; a failure
+		// arrives as a second answer in place of the data.
 		if start, _ := e.s.in.Peek(5); string(start) == "HTTP/" {
 			page, _ := io.ReadAll(io.LimitReader(e.body, maxPage))
 			session, _ := e.c.current()
@@ -142,17 +142,17 @@ func (e *Export) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Finish waits for the pool's verdict on an export that was read to its end.
-// The verdict comes when the host has detached the disk, so that what it holds
-// can be deleted. A failed task, rather than a broken connection, is the error
-// that Finish returns; ErrNoVerdict if the task stays pending. Finish is called
-// once; it ends the export.
+// Finish waits for the result of the pool's task for an export that was read to
+// its end. The task ends after the host has detached the disk, so that the disk
+// can then be deleted. If the task failed, Finish returns its error in
+// preference to that of a broken connection; it returns ErrNoVerdict if the
+// task stays pending. Finish must be called at most once; it ends the export.
 func (e *Export) Finish(ctx context.Context) error {
 	if e.over {
 		return errors.New("export: already over")
 	}
 	var surplus int64
-	if e.err == nil { // bring the end of the connection in
+	if e.err == nil { // read up to the end of the connection
 		before := e.n
 		buf := make([]byte, maxPage)
 		for e.err == nil && e.n-before <= 16*maxPage {
@@ -161,7 +161,7 @@ func (e *Export) Finish(ctx context.Context) error {
 		surplus = e.n - before
 	}
 	switch {
-	case e.err == nil: // far from its end
+	case e.err == nil: // the stream is far from its end
 		_ = e.Close(ctx)
 		return ErrTrailing
 	case errors.Is(e.err, ErrStalled):
@@ -185,8 +185,8 @@ func (e *Export) Finish(ctx context.Context) error {
 	return err
 }
 
-// Close ends an export. One that Finish has not ended is broken off, its task
-// cancelled and removed, also when ctx has ended.
+// Close ends an export. If Finish has not ended it, Close breaks it off, and
+// cancels and removes its task. It works even if ctx has ended.
 func (e *Export) Close(ctx context.Context) error {
 	if e.over {
 		return nil
@@ -198,8 +198,8 @@ func (e *Export) Close(ctx context.Context) error {
 	return nil
 }
 
-// end lets go of the connection and of the task, which may still be at work if
-// there is a grace.
+// end releases the connection and the task. With a grace above zero, it takes
+// into account that the task may still be running.
 func (e *Export) end(ctx context.Context, grace time.Duration) {
 	e.over = true
 	if grace > 0 {
@@ -209,8 +209,8 @@ func (e *Export) end(ctx context.Context, grace time.Duration) {
 	e.c.abandon(ctx, e.task, grace)
 }
 
-// ExportMetadata writes the pool's own description of a VM, a tar archive as
-// /export_metadata gives it, without those of its snapshots.
+// ExportMetadata writes the pool's own description of a VM to w: the tar
+// archive that /export_metadata returns, without the VM's snapshots.
 func (c *Client) ExportMetadata(ctx context.Context, vm Ref, w io.Writer) error {
 	task, err := c.CreateTask(ctx, c.cfg.UserAgent+": export metadata", "metadata of "+string(vm))
 	if err != nil {

@@ -25,8 +25,9 @@ import (
 	"xenkeep/xapi"
 )
 
-// fakePool answers the few calls that a client needs, on one or more hosts,
-// and leaves room for misbehaviour: the simulator behaves, this one need not.
+// fakePool answers the few calls that a client needs, on one or more hosts, and
+// can be made to misbehave. The simulated pool, by contrast, always behaves
+// correctly.
 type fakePool struct {
 	t     *testing.T
 	hosts []*fakeHost
@@ -40,12 +41,13 @@ type fakePool struct {
 	serial   int
 	calls    []string
 	logins   int
-	certs    bool // keeps records of the hosts' certificates
+	certs    bool // has records of the hosts' certificates
 	form1    bool // errors as arrays
 
-	// call, where set and not nil in its answer, is asked first.
+	// call, if set, is called first; the usual answer follows only if it
+	// returns nil.
 	call func(host int, method string, params []any) (result any, err *xapi.Error)
-	// bulk serves everything but /jsonrpc.
+	// bulk handles every request except those to /jsonrpc.
 	bulk http.HandlerFunc
 }
 
@@ -60,7 +62,7 @@ type fakeTask struct {
 	info           []string
 }
 
-// newFake starts a pool of n hosts, the first its master.
+// newFake starts a pool of n hosts; the first one is its master.
 func newFake(t *testing.T, n int, useTLS bool) *fakePool {
 	t.Helper()
 	p := &fakePool{t: t, uuid: "pool-uuid", password: "right", sessions: map[string]bool{}, tasks: map[string]*fakeTask{}}
@@ -145,7 +147,7 @@ func (p *fakePool) forgetSessions() {
 	p.sessions = map[string]bool{}
 }
 
-// noTasks makes sure that a transfer has left no task behind.
+// noTasks checks that a transfer has left no task on the pool.
 func (p *fakePool) noTasks() {
 	p.t.Helper()
 	p.mu.Lock()
@@ -281,7 +283,7 @@ func (p *fakePool) answer(host int, method string, params []any) (any, *xapi.Err
 		task.status = arg(2)
 		return "", nil
 	case "task.destroy":
-		if task.status != "pending" { // a pending one is only marked
+		if task.status != "pending" { // a pending task is only marked
 			delete(p.tasks, arg(1))
 		}
 		return "", nil
@@ -294,7 +296,7 @@ func (p *fakePool) ref(kind string) string {
 	return fmt.Sprintf("OpaqueRef:%s-%08d-secret", kind, p.serial)
 }
 
-// hijack takes the connection over, for answers that net/http would not send.
+// hijack takes over the connection, for answers that net/http cannot send.
 func hijack(t *testing.T, w http.ResponseWriter) (net.Conn, io.ReadWriter) {
 	conn, rw, err := w.(http.Hijacker).Hijack()
 	if err != nil {
@@ -314,7 +316,7 @@ func page500(code string, params ...string) string {
 	return fmt.Sprintf("HTTP/1.1 500 Internal Error\r\ncontent-length: %d\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n%s", len(body), body)
 }
 
-// noSecrets makes sure that an error names no session.
+// noSecrets checks that an error does not contain a session reference.
 func noSecrets(t *testing.T, err error) {
 	t.Helper()
 	if err != nil && (strings.Contains(err.Error(), "-secret") && strings.Contains(err.Error(), "session-") || strings.Contains(err.Error(), "right")) {

@@ -7,17 +7,18 @@ import (
 	"time"
 )
 
-// illegalTransition is how the storage layer refuses to attach a disk to a
-// control domain that holds it in another mode already. It comes as a parameter
-// of INTERNAL_ERROR.
+// illegalTransition is the error with which the storage layer refuses to attach
+// a disk to a control domain that already has it attached in another mode. It
+// is a parameter of INTERNAL_ERROR.
 const illegalTransition = "Illegal_transition"
 
-// releaseLimit bounds how long WaitReleased waits. A host takes the VBDs of an
-// NBD read away one by one, 0.1 to 1.5 s after the connections closed.
+// releaseLimit bounds how long WaitReleased waits. After an NBD read, a host
+// removes the VBDs one by one, 0.1 to 1.5 s after the connections closed.
 const releaseLimit = time.Minute
 
-// InUse reports whether err says that a disk is attached elsewhere in a way that
-// forbids what was asked for. Nothing was read or written then.
+// InUse reports whether err means that a disk is attached elsewhere in a way
+// that excludes the requested operation. In that case nothing was read or
+// written.
 func InUse(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && (e.Code == VDIInUse || e.heldElsewhere())
@@ -27,9 +28,10 @@ func (e *Error) heldElsewhere() bool {
 	return e.Code == "INTERNAL_ERROR" && strings.Contains(strings.Join(e.Params, " "), illegalTransition)
 }
 
-// WaitReleased waits until no control domain holds a disk any more, as one does for a
-// moment after a read over NBD and after an export. It reports whether that is so:
-// after a minute it gives up.
+// WaitReleased waits until the disk is attached to no control domain. A control
+// domain keeps a disk attached for a moment after an NBD read and after an
+// export. WaitReleased reports whether the disk was released: it stops waiting
+// after a minute.
 func (c *Client) WaitReleased(ctx context.Context, vdi Ref) (bool, error) {
 	pace := c.cfg.pace()
 	delay := 100 * time.Millisecond
@@ -72,8 +74,8 @@ func (c *Client) heldByDomain(ctx context.Context, vdi Ref) (bool, error) {
 	return false, nil
 }
 
-// RefusedValue returns the name of the field or key whose value the pool refused, or
-// "" for any other error.
+// RefusedValue returns the name of the field or key whose value the pool
+// refused, or "" for any other error.
 func RefusedValue(err error) string {
 	var e *Error
 	if errors.As(err, &e) && e.Code == "INVALID_VALUE" && len(e.Params) > 0 {

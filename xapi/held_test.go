@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// Row X1 of the fault list: the refusal to attach a disk that a control domain
-// still holds is worth another try; other internal errors are not tried as long.
+// Row X1 of the fault list: if a control domain still holds a disk, the refusal
+// to attach it is worth another try; other internal errors are retried for a
+// shorter time.
 func TestHeldElsewhere(t *testing.T) {
 	held := &Error{Code: "INTERNAL_ERROR", Params: []string{"Storage_error ([S(Illegal_transition)", "[[S(Activated)", "S(RO)]"}}
 	other := &Error{Code: "INTERNAL_ERROR", Params: []string{"Not_found"}}
@@ -24,8 +25,8 @@ func TestHeldElsewhere(t *testing.T) {
 	}
 }
 
-// NO_HOSTS_AVAILABLE means storage in a transfer, and most often memory at a VM's
-// start.
+// In a transfer, NO_HOSTS_AVAILABLE means missing storage; at a VM's start, it
+// mostly means missing memory.
 func TestNoHostsAvailable(t *testing.T) {
 	for method, says := range map[string]string{"VM.start": "memory", "VM.resume": "memory", "VDI.snapshot": "reach the storage", "": "reach the storage"} {
 		e := &Error{Code: NoHostsAvailable, Method: method}

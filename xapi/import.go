@@ -12,30 +12,30 @@ import (
 	"time"
 )
 
-// ImportOptions says where a disk's data go.
+// ImportOptions defines the disk to write to, and how.
 type ImportOptions struct {
 	VDI Ref
-	// Format is FormatVHD (also if empty) or FormatRaw. A VHD's absent blocks
-	// are not written, so it belongs into a disk that reads as zeros.
+	// Format is FormatVHD (also if empty) or FormatRaw. Absent blocks of a VHD
+	// are not written, so the target disk must read as zeros.
 	Format string
-	// ContentLength is the exact length of the body; hosts look for a VHD's
-	// trailing footer by it. With Chunked it may be -1.
+	// ContentLength is the exact length of the body; hosts use it to find a
+	// VHD's trailing footer. With Chunked it may be -1.
 	ContentLength int64
-	// Chunked says that a raw body is framed as pieces with their offsets
-	// (not HTTP's chunked encoding).
+	// Chunked means that a raw body consists of pieces, each with its offset
+	// (this is not HTTP's chunked encoding).
 	Chunked bool
-	// Host is the address of the host to ask; if empty, one that reaches the
-	// disk.
+	// Host is the address of the host to send the request to; if empty, one
+	// that can reach the disk.
 	Host string
-	// StallTimeout replaces that of the client's Config.
+	// StallTimeout overrides the one of the client's Config.
 	StallTimeout time.Duration
 }
 
-// ImportVDI writes a body into a disk and returns the pool's verdict. Hosts
-// answer before they read the body, with a redirect or with 200; only then
-// body is called, once, with a writer that takes ContentLength bytes. A
-// failure on the host makes that writer fail; the error returned is then the
-// pool's.
+// ImportVDI writes a body to a disk and returns the result of the pool's task.
+// Hosts answer before they read the body, with a redirect or with 200.
+// ImportVDI calls body once, after the 200, with a writer that accepts
+// ContentLength bytes. After a failure on the host, that writer fails, and
+// ImportVDI returns the pool's error.
 func (c *Client) ImportVDI(ctx context.Context, opts ImportOptions, body func(w io.Writer) error) error {
 	if opts.Format == "" {
 		opts.Format = FormatVHD
@@ -74,22 +74,23 @@ func (c *Client) importVDI(ctx context.Context, addr string, task Ref, opts Impo
 	return c.sendBody(ctx, addr, task, req, body)
 }
 
-// MetadataImport says how ImportMetadata takes an archive.
+// MetadataImport defines how ImportMetadata imports an archive.
 type MetadataImport struct {
-	// Restore keeps the UUIDs and MAC addresses that the archive tells. A
-	// halted VM of the same UUID is replaced: whoever does not want that looks
-	// before.
+	// Restore keeps the UUIDs and MAC addresses of the archive. A halted VM
+	// with the same UUID is replaced: a caller that does not want this must
+	// check first.
 	Restore bool
-	// VDIs are the disks of the archive on this pool: UUIDs by those in the
-	// archive. Others are looked for by their SR and location.
+	// VDIs maps UUIDs of disks in the archive to UUIDs of disks on this pool.
+	// The pool looks for all other disks by their SR and location.
 	VDIs map[string]string
-	// Disk is one of these disks, by which the task is known while it is there.
+	// Disk is one of these disks. It identifies the task while the task exists.
 	Disk Ref
 }
 
-// ImportMetadata makes VMs of an archive that holds their records alone, as
-// /export_metadata gives it: their disks must be there. A failed import leaves
-// nothing. References beside an error are VMs that were made all the same.
+// ImportMetadata creates VMs from an archive that holds only their records, as
+// /export_metadata returns it; their disks must exist. A failed import leaves
+// nothing on the pool. If it returns both references and an error, those VMs
+// exist.
 func (c *Client) ImportMetadata(ctx context.Context, archive []byte, o MetadataImport) ([]Ref, error) {
 	task, err := c.CreateTask(ctx, c.cfg.UserAgent+": import metadata", "import to "+string(o.Disk))
 	if err != nil {
@@ -108,7 +109,7 @@ func (c *Client) ImportMetadata(ctx context.Context, archive []byte, o MetadataI
 	})
 	var values []string
 	if err == nil {
-		// It is over; its result is all that is asked for.
+		// The task has ended; this only reads its result.
 		values, err = c.WaitTask(ctx, task)
 	}
 	var grace time.Duration
@@ -133,8 +134,8 @@ func (c *Client) ImportMetadata(ctx context.Context, archive []byte, o MetadataI
 	return vms, nil
 }
 
-// sendBody makes an import and waits for the pool's verdict. It also tells
-// whether the host may still be at work on what it was given.
+// sendBody sends an import and waits for the result of the pool's task. It also
+// reports whether the host may still be processing the body.
 func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, body func(w io.Writer) error) (atWork bool, err error) {
 	s, resp, addr, err := c.open(ctx, addr, req)
 	if err != nil {
@@ -145,11 +146,11 @@ func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, 
 	}
 	defer s.close()
 
-	// The rest of the answer is empty, or holds a second answer with the
-	// host's failure, which may come while the body is still being sent.
+	// The rest of the answer is empty, or contains a second answer with the
+	// host's failure, which may arrive while the body is still being sent.
 	answer := make(chan []byte, 1)
 	_ = s.conn.SetReadDeadline(time.Time{})
-	s.armedRead = time.Now().Add(1000 * time.Hour) // writes alone tell whether it stands still
+	s.armedRead = time.Now().Add(1000 * time.Hour) // only writes decide whether the transfer has stalled
 	go func() {
 		page := make([]byte, 0, 4096)
 		buf := make([]byte, 4096)
@@ -181,13 +182,13 @@ func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, 
 	reason := s.reason.Load()
 	early := reason != nil && errors.Is(*reason, errEndedEarly)
 	if sendErr != nil && !early {
-		// A broken connection may be the host's doing, and its answer, if
-		// any, lies in the connection already. Else it is ours.
+		// If the host caused the broken connection, its answer, if any, has
+		// already been received. Otherwise the failure is ours.
 		if !lostConnection(sendErr) {
 			return true, sendErr
 		}
 	}
-	wait := max(req.stall, c.cfg.VerdictTimeout) // the host may have much to flush
+	wait := max(req.stall, c.cfg.VerdictTimeout) // the host may have much data to flush
 	if sendErr != nil {
 		wait = min(wait, cancelGrace)
 	}
@@ -219,8 +220,8 @@ func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, 
 	return false, verr
 }
 
-// bodyWriter keeps a body to the length announced: a byte more would be taken
-// for the next request.
+// bodyWriter limits a body to the announced length: the host would take any
+// further byte for the start of the next request.
 type bodyWriter struct {
 	s    *stream
 	left int64

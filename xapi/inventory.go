@@ -46,7 +46,8 @@ func records[T any, P recordPtr[T]](ctx context.Context, c *Client, class string
 	return list, nil
 }
 
-// named reads the records that bear a UUID or, failing that, a name.
+// named reads the records that have a given UUID or, if there is none, a given
+// name.
 func named[T any, P recordPtr[T]](ctx context.Context, c *Client, class, nameOrUUID string) ([]T, error) {
 	var refs []Ref
 	if looksLikeUUID(nameOrUUID) {
@@ -68,7 +69,7 @@ func named[T any, P recordPtr[T]](ctx context.Context, c *Client, class, nameOrU
 	for _, ref := range refs {
 		r, err := record[T, P](ctx, c, class, ref)
 		if IsCode(err, HandleInvalid) {
-			continue // deleted since
+			continue // deleted meanwhile
 		}
 		if err != nil {
 			return nil, err
@@ -93,7 +94,8 @@ func looksLikeUUID(s string) bool {
 	return true
 }
 
-// only returns the one record of a list, else an error that names the choice.
+// only returns the single record of a list, or else an error that lists the
+// candidates.
 func only[T any](list []T, class, name string, uuid func(*T) string) (T, error) {
 	var zero T
 	switch len(list) {
@@ -109,10 +111,10 @@ func only[T any](list []T, class, name string, uuid func(*T) string) (T, error) 
 	return zero, e
 }
 
-// FindVM returns the one real VM (see VM.Real) of that UUID or name. Templates
-// and snapshots share names with VMs and are passed over; where there is
-// nothing else the error, which is ErrNotFound, says so. Several VMs of that
-// name are an *AmbiguousError.
+// FindVM returns the only real VM (see VM.Real) with that UUID or name.
+// Templates and snapshots share names with VMs and are ignored; if nothing else
+// matches, the error, which is ErrNotFound, mentions them. If several VMs have
+// the name, it returns an *AmbiguousError.
 func (c *Client) FindVM(ctx context.Context, nameOrUUID string) (VM, error) {
 	all, err := named[VM](ctx, c, "VM", nameOrUUID)
 	if err != nil {
@@ -137,7 +139,7 @@ func (c *Client) FindVM(ctx context.Context, nameOrUUID string) (VM, error) {
 	return only(list, "VM", nameOrUUID, func(v *VM) string { return v.UUID })
 }
 
-// FindSR returns the one storage repository of that UUID or name.
+// FindSR returns the only storage repository with that UUID or name.
 func (c *Client) FindSR(ctx context.Context, nameOrUUID string) (SR, error) {
 	list, err := named[SR](ctx, c, "SR", nameOrUUID)
 	if err != nil {
@@ -146,7 +148,7 @@ func (c *Client) FindSR(ctx context.Context, nameOrUUID string) (SR, error) {
 	return only(list, "SR", nameOrUUID, func(s *SR) string { return s.UUID })
 }
 
-// FindNetwork returns the one network of that UUID or name.
+// FindNetwork returns the only network with that UUID or name.
 func (c *Client) FindNetwork(ctx context.Context, nameOrUUID string) (Network, error) {
 	list, err := named[Network](ctx, c, "network", nameOrUUID)
 	if err != nil {
@@ -155,8 +157,8 @@ func (c *Client) FindNetwork(ctx context.Context, nameOrUUID string) (Network, e
 	return only(list, "network", nameOrUUID, func(n *Network) string { return n.UUID })
 }
 
-// FindVDI returns the one disk of that UUID or name. Snapshots of disks bear
-// the names of their disks, so that a UUID is the better question.
+// FindVDI returns the only disk with that UUID or name. Snapshots of disks have
+// the names of their disks, so callers should prefer the UUID.
 func (c *Client) FindVDI(ctx context.Context, nameOrUUID string) (VDI, error) {
 	list, err := named[VDI](ctx, c, "VDI", nameOrUUID)
 	if err != nil {
@@ -165,7 +167,7 @@ func (c *Client) FindVDI(ctx context.Context, nameOrUUID string) (VDI, error) {
 	return only(list, "VDI", nameOrUUID, func(v *VDI) string { return v.UUID })
 }
 
-// VDIByUUID returns the reference of a disk; ErrNotFound if there is none.
+// VDIByUUID returns the reference of a disk, or ErrNotFound if there is none.
 func (c *Client) VDIByUUID(ctx context.Context, uuid string) (Ref, error) {
 	var ref Ref
 	err := c.Call(ctx, "VDI.get_by_uuid", &ref, uuid)
@@ -181,8 +183,8 @@ func (c *Client) VMs(ctx context.Context) ([]VM, error) { return records[VM](ctx
 // VM reads one VM record.
 func (c *Client) VM(ctx context.Context, ref Ref) (VM, error) { return record[VM](ctx, c, "VM", ref) }
 
-// VDIs reads all VDI records, also those of the storage drivers' own (Managed
-// is false there).
+// VDIs reads all VDI records, including internal ones of the storage drivers
+// (for which Managed is false).
 func (c *Client) VDIs(ctx context.Context) ([]VDI, error) { return records[VDI](ctx, c, "VDI") }
 
 // VDI reads one VDI record.
@@ -203,8 +205,8 @@ func (c *Client) VIF(ctx context.Context, ref Ref) (VIF, error) {
 	return record[VIF](ctx, c, "VIF", ref)
 }
 
-// UUIDs reads the UUIDs of all objects of a class, by their references. A class that
-// the pool's version does not have holds none.
+// UUIDs returns the UUIDs of all objects of a class, keyed by their references.
+// The result is empty for a class that the pool's version does not have.
 func (c *Client) UUIDs(ctx context.Context, class string) (map[Ref]string, error) {
 	var all map[Ref]struct {
 		UUID string `json:"uuid"`
@@ -260,12 +262,12 @@ func (c *Client) HostMetrics(ctx context.Context) ([]HostMetrics, error) {
 // SMs reads the records of all storage drivers.
 func (c *Client) SMs(ctx context.Context) ([]SM, error) { return records[SM](ctx, c, "SM") }
 
-// VMGuestMetrics reads what the tools in a guest report.
+// VMGuestMetrics reads the data reported by the tools in a guest.
 func (c *Client) VMGuestMetrics(ctx context.Context, ref Ref) (VMGuestMetrics, error) {
 	return record[VMGuestMetrics](ctx, c, "VM_guest_metrics", ref)
 }
 
-// Certificates reads the records of all certificates; hosts before 8.2 have
+// Certificates reads the records of all certificates. Hosts before 8.2 have
 // none and answer MethodUnknown.
 func (c *Client) Certificates(ctx context.Context) ([]Certificate, error) {
 	return records[Certificate](ctx, c, "Certificate")
@@ -283,16 +285,16 @@ func (c *Client) Pool(ctx context.Context) (Pool, error) {
 	return list[0], nil
 }
 
-// ServerTime is the clock of a host, by which the pool's dates are set.
+// ServerTime returns the clock of a host. The pool's dates are set by it.
 func (c *Client) ServerTime(ctx context.Context, host Ref) (Time, error) {
 	var t Time
 	err := c.Call(ctx, "host.get_servertime", &t, host)
 	return t, err
 }
 
-// HostsFor lists the hosts that can read and write the disks of an SR now:
-// those where it is plugged and which are alive. The pool's master comes first
-// if it is one of them.
+// HostsFor lists the hosts that can currently read and write the disks of an
+// SR: those that are alive and have the SR plugged. If the pool's master is one
+// of them, it comes first.
 func (c *Client) HostsFor(ctx context.Context, sr Ref) ([]Host, error) {
 	pbds, err := c.PBDs(ctx)
 	if err != nil {

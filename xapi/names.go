@@ -11,9 +11,8 @@ import (
 	"time"
 )
 
-// names remembers what the objects are called whose records were read, so that
-// errors of the pool, which hold references alone, can name them. It is safe for
-// concurrent use.
+// names caches the names of objects whose records were read, because errors of
+// the pool contain only references. It is safe for concurrent use.
 type names struct {
 	mu    sync.Mutex
 	known map[Ref]string
@@ -68,7 +67,7 @@ func (n *names) of(ref Ref) string {
 	return n.known[ref]
 }
 
-// called is how messages name an object.
+// called returns the form in which messages name an object.
 func called(class, name, uuid string) string {
 	if name == "" {
 		return fmt.Sprintf("%s %s", class, uuid)
@@ -78,7 +77,7 @@ func called(class, name, uuid string) string {
 
 var opaqueRef = regexp.MustCompile(`OpaqueRef:[0-9A-Za-z-]+`)
 
-// named makes a pool error name the objects that the client knows.
+// named adds the names of the objects that the client has read to a pool error.
 func (c *Client) named(err error) error {
 	var e *Error
 	if errors.As(err, &e) && e.names == nil {
@@ -87,12 +86,12 @@ func (c *Client) named(err error) error {
 	return err
 }
 
-// explainTimeout bounds what is spent on names for one error.
+// explainTimeout bounds the time spent on reading names for one error.
 const explainTimeout = 5 * time.Second
 
-// Explain makes a pool error name the objects that its parameters refer to: it
-// asks the pool for those that the client has not read, for a few seconds at
-// most. It works although ctx has ended.
+// Explain adds the names of the objects that the parameters of a pool error
+// reference. It reads from the pool the names that the client does not have
+// yet, for a few seconds at most. It works even if ctx has ended.
 func (c *Client) Explain(ctx context.Context, err error) error {
 	var e *Error
 	if !errors.As(err, &e) || e.Code == SessionInvalid {
@@ -116,7 +115,7 @@ func (c *Client) Explain(ctx context.Context, err error) error {
 	return err
 }
 
-// ask reads the name of an object of one of some classes.
+// ask reads the name of an object that belongs to one of the classes.
 func (c *Client) ask(ctx context.Context, endpoint string, session, ref Ref, classes []string) {
 	for _, class := range classes {
 		var r struct {
@@ -135,9 +134,9 @@ func (c *Client) ask(ctx context.Context, endpoint string, session, ref Ref, cla
 	}
 }
 
-// classesFor returns the classes that a parameter of an error may refer to:
-// the one that the parameter before it names, or those that the code speaks of
-// first.
+// classesFor returns the classes that a parameter of an error may refer to: the
+// class named by the parameter before it, or else all classes, with the one
+// that the code begins with first.
 func classesFor(code Code, before string) []string {
 	all := []string{"VM", "VDI", "SR", "host", "network", "VBD", "PBD", "VIF"}
 	for _, class := range all {

@@ -11,7 +11,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// Row N19 of the fault list, by real connections.
+// Row N19 of the fault list, with real connections.
 func TestDialWithoutPool(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -48,8 +48,8 @@ func TestDialWithoutPool(t *testing.T) {
 	}
 }
 
-// Row "a pin that no longer fits" of the fault list: it is not told as if none
-// were given.
+// Row "a pin that no longer fits" of the fault list: the message differs from
+// that for a pool without configured fingerprints.
 func TestPinThatNoLongerFits(t *testing.T) {
 	p := newFake(t, 1, true)
 	cfg := p.config()
@@ -65,8 +65,8 @@ func TestPinThatNoLongerFits(t *testing.T) {
 	}
 }
 
-// Row "pool errors name OpaqueRefs" of the fault list: objects are called by
-// their name and UUID.
+// Row "pool errors name OpaqueRefs" of the fault list: messages refer to
+// objects by their name and UUID.
 func TestErrorsNameObjects(t *testing.T) {
 	const vm, vdi, sr, gone = "OpaqueRef:00000000-0000-4000-8000-000000000001", "OpaqueRef:00000000-0000-4000-8000-000000000002", "OpaqueRef:00000000-0000-4000-8000-000000000003", "OpaqueRef:00000000-0000-4000-8000-000000000004"
 	p := newFake(t, 1, false)
@@ -97,7 +97,7 @@ func TestErrorsNameObjects(t *testing.T) {
 	if _, err := c.VM(t.Context(), vm); err != nil {
 		t.Fatal(err)
 	}
-	// What the client has read it names by itself.
+	// Names of records that the client has read need no call.
 	err := c.Call(t.Context(), "VM.start", nil, xapi.Ref(vm))
 	if want := `VM.start: the VM's power state does not allow this [VM_BAD_POWER_STATE VM "web" (vm-uuid), halted, running]`; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
@@ -105,7 +105,7 @@ func TestErrorsNameObjects(t *testing.T) {
 	if !errors.Is(err, xapi.VMBadPowerState) {
 		t.Errorf("%v is no VMBadPowerState any more", err)
 	}
-	// For the rest it asks the pool, once.
+	// The client reads other names from the pool, once.
 	err = c.Call(t.Context(), "VDI.destroy", nil, xapi.Ref(vdi))
 	if n := p.count("VDI.get_record"); n != 0 {
 		t.Errorf("%d calls though nobody asked for names", n)

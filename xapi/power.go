@@ -8,23 +8,24 @@ import (
 	"time"
 )
 
-// QuiesceTimedOut is answered where a guest did not freeze its disks in time.
+// QuiesceTimedOut is the pool's answer if a guest did not freeze its disks in
+// time.
 const QuiesceTimedOut Code = "VM_SNAPSHOT_WITH_QUIESCE_TIMEOUT"
 
-// SnapshotQuiesced takes a VM snapshot in which the guest's applications took
-// part (VSS). Hosts from 8.1 on answer MessageRemoved. A reference beside an
-// error is a snapshot that was made all the same.
+// SnapshotQuiesced takes a VM snapshot with the participation of the guest's
+// applications (VSS). Hosts from 8.1 on answer MessageRemoved. If both a
+// reference and an error are returned, the snapshot exists.
 func (c *Client) SnapshotQuiesced(ctx context.Context, vm Ref, name string) (Ref, error) {
 	return c.asyncRef(ctx, "VM.snapshot_with_quiesce", vm, name)
 }
 
-// CheckpointVM takes a VM snapshot with memory: the guest stands still until it
-// is done. A reference beside an error is a snapshot that was made all the same.
+// CheckpointVM takes a VM snapshot with memory; the guest is paused until it is
+// complete. If both a reference and an error are returned, the snapshot exists.
 func (c *Client) CheckpointVM(ctx context.Context, vm Ref, name string) (Ref, error) {
 	return c.asyncRef(ctx, "VM.checkpoint", vm, name)
 }
 
-// CleanShutdown asks a VM's guest to shut down, and waits until it has.
+// CleanShutdown asks a VM's guest to shut down, and waits until it has done so.
 func (c *Client) CleanShutdown(ctx context.Context, vm Ref) error {
 	_, err := c.Async(ctx, "VM.clean_shutdown", vm)
 	return err
@@ -36,8 +37,8 @@ func (c *Client) StartVM(ctx context.Context, vm Ref) error {
 	return err
 }
 
-// HardShutdown halts a VM at once, without asking its guest. A VM that is
-// halted, or gone, is no error.
+// HardShutdown powers off a VM immediately, without involving its guest. It
+// succeeds if the VM is already halted or no longer exists.
 func (c *Client) HardShutdown(ctx context.Context, vm Ref) error {
 	_, err := c.Async(ctx, "VM.hard_shutdown", vm)
 	if IsCode(err, VMBadPowerState) {
@@ -48,8 +49,9 @@ func (c *Client) HardShutdown(ctx context.Context, vm Ref) error {
 	return gone(err)
 }
 
-// ExportDatabase writes the pool's database, as XML, to w. It holds secrets. In
-// the middle of a rolling upgrade hosts send one without rows.
+// ExportDatabase writes the pool's database, as XML, to w. The database
+// contains secrets. During a rolling upgrade, hosts send a database without
+// rows.
 func (c *Client) ExportDatabase(ctx context.Context, w io.Writer) error {
 	task, err := c.CreateTask(ctx, c.cfg.UserAgent+": export database", "database of the pool")
 	if err != nil {

@@ -6,8 +6,9 @@ import (
 	"fmt"
 )
 
-// Object is what all records have: their reference, and the JSON they were
-// decoded from, which holds the fields this package does not know.
+// Object holds the parts that all records have in common: their reference, and
+// the JSON from which they were decoded, which includes the fields that this
+// package does not define.
 type Object struct {
 	Ref Ref
 	Raw json.RawMessage
@@ -20,8 +21,8 @@ type recordPtr[T any] interface {
 	identify(Ref, json.RawMessage)
 }
 
-// DecodeRecord decodes one record of the given kind from its JSON, which is
-// kept. It also reads records back that a backup has stored.
+// DecodeRecord decodes one record of the given kind from its JSON and keeps the
+// JSON. It also decodes records that a backup has stored.
 func DecodeRecord[T any, P recordPtr[T]](ref Ref, raw []byte) (T, error) {
 	var r T
 	if err := json.Unmarshal(raw, &r); err != nil {
@@ -90,8 +91,8 @@ type VM struct {
 	HasVendorDevice   bool              `json:"has_vendor_device"`
 }
 
-// Real tells whether v is a VM in the everyday sense: no template, no snapshot,
-// no control domain. Note that snapshots are templates too.
+// Real reports whether v is a VM in the everyday sense: not a template, a
+// snapshot or a control domain. Note that snapshots are templates too.
 func (v *VM) Real() bool { return !v.IsATemplate && !v.IsASnapshot && !v.IsControlDomain }
 
 // VDI is a virtual disk image.
@@ -246,7 +247,7 @@ type Host struct {
 	TLSVerification bool              `json:"tls_verification_enabled"`
 }
 
-// HostMetrics tells whether a host is alive.
+// HostMetrics shows whether a host is alive.
 type HostMetrics struct {
 	Object      `json:"-"`
 	UUID        string `json:"uuid"`
@@ -274,7 +275,7 @@ type SM struct {
 	Object       `json:"-"`
 	UUID         string         `json:"uuid"`
 	NameLabel    string         `json:"name_label"`
-	Type         string         `json:"type"` // as SR.Type
+	Type         string         `json:"type"` // same values as SR.Type
 	Features     map[string]Int `json:"features"`
 	Capabilities []string       `json:"capabilities"`
 	ImageFormats []string       `json:"supported_image_formats"`
@@ -282,7 +283,7 @@ type SM struct {
 	Vendor       string         `json:"vendor"`
 }
 
-// VMGuestMetrics is what the tools inside a guest report.
+// VMGuestMetrics holds the data reported by the tools inside a guest.
 type VMGuestMetrics struct {
 	Object           `json:"-"`
 	UUID             string            `json:"uuid"`
@@ -293,7 +294,8 @@ type VMGuestMetrics struct {
 	LastUpdated      Time              `json:"last_updated"`
 }
 
-// Certificate is one that the pool installed on a host, or trusts.
+// Certificate is a certificate that the pool has installed on a host, or that
+// it trusts.
 type Certificate struct {
 	Object            `json:"-"`
 	UUID              string `json:"uuid"`
@@ -303,11 +305,11 @@ type Certificate struct {
 	NotBefore         Time   `json:"not_before"`
 	NotAfter          Time   `json:"not_after"`
 	Fingerprint       string `json:"fingerprint"`        // SHA-256
-	FingerprintSHA256 string `json:"fingerprint_sha256"` // newer hosts, the same
+	FingerprintSHA256 string `json:"fingerprint_sha256"` // on newer hosts; the same kind of sum
 }
 
-// Task is a piece of work on the pool. Status, never Progress, tells whether it
-// is over.
+// Task is an operation on the pool. Its Status, never its Progress, shows
+// whether it has ended.
 type Task struct {
 	Object            `json:"-"`
 	UUID              string            `json:"uuid"`

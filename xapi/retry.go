@@ -10,21 +10,23 @@ import (
 	"time"
 )
 
-// Waits after lost connections: a toolstack restart takes a minute or two.
+// Waits after lost connections: a restart of the toolstack takes a minute or
+// two.
 const (
 	networkAttempts = 10
 	networkDelay    = time.Second
 	networkMaxDelay = 15 * time.Second
 )
 
-// longestWait bounds what a run waits before one repetition. Codes whose waits
-// are hours (an upgrade, a chain to be coalesced) are left to the next run.
+// longestWait bounds the wait of a run before one repetition. Codes that need
+// waits of hours (an upgrade, a chain to be coalesced) are left to the next
+// run.
 const longestWait = 5 * time.Minute
 
-// Retry runs op until it succeeds, fails in a way that the code table calls
-// hopeless, or its tries are used up; lost connections count as worth a retry.
-// It is for operations that may be repeated: op must be idempotent, or known
-// to have done nothing when it fails. The waits are those of the table.
+// Retry runs op until it succeeds, fails with an error for which the code table
+// excludes a retry, or has used up its tries. Lost connections are retried too.
+// Retry is for operations that may be repeated: op must be idempotent, or must
+// have had no effect when it fails. The waits are those of the table.
 func (c *Client) Retry(ctx context.Context, op func(ctx context.Context) error) error {
 	return retry(ctx, c.cfg.pace(), op)
 }
@@ -55,10 +57,10 @@ func retry(ctx context.Context, pace func(time.Duration) time.Duration, op func(
 	}
 }
 
-// final is an error that retry passes on as it is.
+// final is an error that retry returns as it is.
 type final struct{ error }
 
-// policy is where it is decided whether an error is worth another try.
+// policy decides whether an error deserves another try.
 func policy(err error) CodeInfo {
 	var e *Error
 	if errors.As(err, &e) {
@@ -77,8 +79,8 @@ func policy(err error) CodeInfo {
 	return CodeInfo{Class: RetryNo}
 }
 
-// lostConnection tells whether err is a failure of the network rather than an
-// answer: no host there, or a connection that broke.
+// lostConnection reports whether err is a failure of the network rather than an
+// answer: no host at the address, or a broken connection.
 func lostConnection(err error) bool {
 	var untrusted *UntrustedHostError
 	if errors.As(err, &untrusted) || errors.Is(err, context.Canceled) {
@@ -90,7 +92,7 @@ func lostConnection(err error) bool {
 		(errors.As(err, &op) && (op.Op == "dial" || op.Op == "read" || op.Op == "write"))
 }
 
-// sleep waits for d and tells whether ctx lived through it.
+// sleep waits for d, and reports whether ctx was still active afterwards.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -102,7 +104,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// detach is the context for what must be done although ctx may have ended.
+// detach returns a context for work that must be done even if ctx has ended.
 func detach(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), limit)
 }

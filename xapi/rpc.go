@@ -11,18 +11,19 @@ import (
 	"strings"
 )
 
-// Limits of the wire: hosts take requests of at most 300 KiB (xen-api
-// ocaml/xapi-consts/constants.ml); we take answers of at most 512 MiB.
+// Limits of messages: hosts accept requests of at most 300 KiB (xen-api
+// ocaml/xapi-consts/constants.ml); the client accepts answers of at most 512
+// MiB.
 const (
 	maxRequest  = 300 << 10
 	maxResponse = 512 << 20
 )
 
 // Call makes one call with the client's session as its first parameter and
-// decodes the answer into result, unless that is nil. A session that the pool
-// has forgotten is renewed once, a change of master followed. Calls that
-// change nothing, or whose repetition changes nothing more (see repeatable),
-// are repeated after lost connections; others are made once.
+// decodes the answer into result, unless result is nil. It renews a session
+// that the pool has dropped once, and follows a change of the master. After a
+// lost connection, it repeats calls that change nothing, or whose repetition
+// has no further effect (see repeatable); it makes all other calls only once.
 func (c *Client) Call(ctx context.Context, method string, result any, args ...any) error {
 	if !repeatable(method) {
 		return c.callOnce(ctx, method, result, args)
@@ -34,7 +35,7 @@ func (c *Client) Call(ctx context.Context, method string, result any, args ...an
 		var e *Error
 		switch {
 		case errors.As(err, &e) && e.Code != HostStillBooting:
-			return final{err} // the caller decides about what the pool answers
+			return final{err} // the caller handles the pool's answer
 		case lostConnection(err):
 			if broken++; broken >= 2 { // the master may have moved
 				if lerr := c.logInAgain(ctx, session, ""); IsCode(lerr, SessionAuthenticationFailed) || errors.Is(lerr, ErrOtherPool) {
@@ -58,7 +59,7 @@ func (c *Client) callOnce(ctx context.Context, method string, result any, args [
 			return c.redact(err, session)
 		}
 		switch e.Code {
-		case HostIsSlave: // refused before anything was done
+		case HostIsSlave: // refused without any effect
 			var master string
 			if len(e.Params) > 0 {
 				master = e.Params[0]
@@ -79,10 +80,10 @@ func (c *Client) callOnce(ctx context.Context, method string, result any, args [
 	}
 }
 
-// repeatable is the one table of calls that may be made twice: reading, setting
-// a field to a value, and bringing something to a state where it may be
-// already. The rest (create, snapshot, clone, every Async call, ...) would do
-// its work twice.
+// repeatable is the only table of calls that may be made twice: reads, setting
+// a field to a value, and bringing an object into a state that it may already
+// have. All other calls (create, snapshot, clone, every Async call, ...) would
+// have their effect twice.
 func repeatable(method string) bool {
 	class, name, ok := strings.Cut(method, ".")
 	if !ok || class == "Async" || class == "session" {
@@ -100,7 +101,8 @@ func repeatable(method string) bool {
 	return false
 }
 
-// readOnly tells getters, which no server-side queue holds up, from the rest.
+// readOnly reports whether a method is a getter. Getters never wait in a queue
+// of the server.
 func readOnly(method string) bool {
 	_, name, _ := strings.Cut(method, ".")
 	return strings.HasPrefix(name, "get_") && name != "get_nbd_info"
@@ -113,7 +115,7 @@ type request struct {
 	ID      int    `json:"id"`
 }
 
-// rpc makes one call at endpoint, as it is.
+// rpc makes one call at endpoint, without retries.
 func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, params ...any) error {
 	if readOnly(method) {
 		var cancel context.CancelFunc
@@ -136,7 +138,7 @@ func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, p
 	client := c.fresh
 	if repeatable(method) {
 		client = c.kept
-		req.Header["Idempotency-Key"] = nil // lets net/http itself repeat on a stale connection; not sent
+		req.Header["Idempotency-Key"] = nil // lets net/http itself repeat the request on a stale connection; the header is not sent
 	}
 	resp, err := client.Do(req)
 	if err != nil {
@@ -173,12 +175,13 @@ func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, p
 	return nil
 }
 
-// errNoAnswer marks what a host of a pool does not say.
+// errNoAnswer marks an answer that no host of a pool would send.
 var errNoAnswer = errors.New("answer is not JSON-RPC")
 
-// decodeAnswer takes an answer apart. API failures come as {code, message,
-// data}, or as the array [CODE, p1, ...] from hosts before 7.3 and from those
-// that fail before they know which version was asked for; both become *Error.
+// decodeAnswer parses an answer. API failures have the form {code, message,
+// data}, or are the array [CODE, p1, ...] from hosts before 7.3 and from hosts
+// that fail before they have read the version of the request; both become
+// *Error.
 func decodeAnswer(data []byte) (json.RawMessage, error) {
 	var answer struct {
 		Result json.RawMessage `json:"result"`
@@ -221,7 +224,8 @@ func texts(list []json.RawMessage) []string {
 	return out
 }
 
-// text is a JSON string's content, or any other value as it stands.
+// text returns the content of a JSON string, or the raw text of any other
+// value.
 func text(raw json.RawMessage) string {
 	var s string
 	if json.Unmarshal(raw, &s) == nil {
@@ -230,9 +234,9 @@ func text(raw json.RawMessage) string {
 	return string(raw)
 }
 
-// redact takes the session out of a pool error's parameters, because whoever
-// has it has all rights of its user, and makes the error name what it refers
-// to.
+// redact removes the session reference from a pool error's parameters, because
+// its holder has all rights of its user. It also adds the names of the
+// referenced objects to the error.
 func (c *Client) redact(err error, session Ref) error {
 	var e *Error
 	if session != "" && errors.As(err, &e) {

@@ -17,7 +17,7 @@ import (
 
 const mib = 1 << 20
 
-// pool is a simulated pool with one halted VM of one 16 MiB disk.
+// pool starts a simulated pool with one halted VM that has one 16 MiB disk.
 func pool(t *testing.T, change func(*xapisim.Config)) (*xapisim.Pool, []byte) {
 	t.Helper()
 	disk := make([]byte, 16*mib)
@@ -65,7 +65,7 @@ func dialSim(t *testing.T, p *xapisim.Pool) *xapi.Client {
 }
 
 // snapshot takes a VM snapshot, destroys its record, and returns the VDI
-// snapshot of its one disk, which stays.
+// snapshot of its only disk, which remains.
 func snapshot(t *testing.T, c *xapi.Client) xapi.VDI {
 	t.Helper()
 	vm, err := c.FindVM(t.Context(), "web")
@@ -111,7 +111,7 @@ func exportSim(t *testing.T, c *xapi.Client, opts xapi.ExportOptions) ([]byte, e
 	return data, e.Finish(t.Context())
 }
 
-// noTasks makes sure that the pool has none of our tasks.
+// noTasks checks that the pool has none of our tasks.
 func noTasks(t *testing.T, c *xapi.Client) {
 	t.Helper()
 	tasks, err := c.Tasks(context.WithoutCancel(t.Context()))
@@ -123,7 +123,7 @@ func noTasks(t *testing.T, c *xapi.Client) {
 	}
 }
 
-// blocks lists the blocks that a VHD stream holds.
+// blocks lists the blocks that a VHD stream contains.
 func blocks(t *testing.T, vhd []byte) []int {
 	t.Helper()
 	if len(vhd) < 4096 || string(vhd[:8]) != "conectix" || string(vhd[512:520]) != "cxsparse" || !bytes.Equal(vhd[:512], vhd[len(vhd)-512:]) {
@@ -262,7 +262,7 @@ func TestSimExport(t *testing.T) {
 			t.Errorf("delta of blocks %v, want [3]", got)
 		}
 
-		// To a new disk: the full, then the delta.
+		// To a new disk: first the full image, then the delta.
 		target, err := c.CreateVDI(t.Context(), xapi.VDIFields{Name: "restored", SR: first.SR, Size: 16 * mib})
 		if err != nil {
 			t.Fatal(err)
@@ -289,7 +289,7 @@ func TestSimExport(t *testing.T) {
 	}
 }
 
-// A disk on the member's local storage is reached by way of a redirect.
+// A disk on the member's local storage is reached through a redirect.
 func TestSimRedirect(t *testing.T) {
 	p, _ := pool(t, nil)
 	c := dialSim(t, p)
@@ -361,7 +361,8 @@ func TestSimTransferFailures(t *testing.T) {
 		t.Errorf("with a lost session: %v", err)
 	}
 
-	// Imports: the disk is in use, the stream is no VHD, it is cut.
+	// Failing imports: the disk is in use, the stream is no VHD, the stream is
+	// cut.
 	target, err := c.CreateVDI(t.Context(), xapi.VDIFields{Name: "x", SR: vdi.SR, Size: 16 * mib})
 	if err != nil {
 		t.Fatal(err)
@@ -409,7 +410,7 @@ func TestSimCancel(t *testing.T) {
 	}
 	noTasks(t, c)
 
-	// The disk is free again.
+	// The disk is no longer in use.
 	if err := c.DestroyVDI(t.Context(), vdi.Ref); err != nil {
 		t.Errorf("destroy: %v", err)
 	}
@@ -429,7 +430,7 @@ func TestSimMetadata(t *testing.T) {
 	noTasks(t, c)
 }
 
-// A VM made from a stored record has what the old one had.
+// A VM created from a stored record has the settings of the old one.
 func TestSimCreateVM(t *testing.T) {
 	p, _ := pool(t, nil)
 	c := dialSim(t, p)
@@ -484,8 +485,8 @@ func TestSimCreateVM(t *testing.T) {
 	noTasks(t, c)
 }
 
-// Row X3 of the fault list: a schedule is run by a plain call, because the pool
-// knows no other.
+// Row X3 of the fault list: a schedule is run by a synchronous call, because
+// the pool offers no other.
 func TestRunSchedule(t *testing.T) {
 	p, _ := pool(t, nil)
 	c := dialSim(t, p)

@@ -11,19 +11,19 @@ import (
 	"time"
 )
 
-// Polling of tasks: quickly at first, because many calls take no time.
+// Intervals for polling tasks: short at first, because many calls take no time.
 const (
 	pollFirst = 25 * time.Millisecond
 	pollMax   = 2 * time.Second
-	// cancelGrace is how long a cancelled task is waited for: long operations
-	// look for the wish to cancel about every 10 s, others at once, and the
-	// host notices a closed connection by itself.
+	// cancelGrace is how long the client waits for a cancelled task: long
+	// operations check for cancellation about every 10 s, others immediately,
+	// and the host notices a closed connection by itself.
 	cancelGrace = 5 * time.Second
 )
 
-// CreateTask makes a task for an HTTP transfer to report to. A random word is
-// added to the description: where the pool's answer is lost the task is found
-// by it, which nobody would end otherwise.
+// CreateTask creates a task to which an HTTP transfer reports. It adds a random
+// word to the description, so that the task can be found if the pool's answer
+// is lost; otherwise nobody would ever end it.
 func (c *Client) CreateTask(ctx context.Context, label, description string) (Ref, error) {
 	var nonce [4]byte
 	_, _ = rand.Read(nonce[:])
@@ -56,28 +56,30 @@ func (c *Client) Tasks(ctx context.Context) ([]Task, error) {
 	return records[Task](ctx, c, "task")
 }
 
-// CancelTask tells the pool to stop a task. Operations notice when they come
-// to it, if at all.
+// CancelTask asks the pool to stop a task. Operations notice this at their next
+// check, or not at all.
 func (c *Client) CancelTask(ctx context.Context, task Ref) error {
 	return gone(c.Call(ctx, "task.cancel", nil, task))
 }
 
-// DestroyTask removes a task's record, also one that nothing will ever
-// complete: the pool only marks pending tasks, so it is given a status first.
-// A task that is gone is no error.
+// DestroyTask removes a task's record, even if no operation will ever complete
+// the task: the pool only marks pending tasks, so DestroyTask sets a status
+// first. It succeeds if the task no longer exists.
 func (c *Client) DestroyTask(ctx context.Context, task Ref) error {
 	t, err := c.Task(ctx, task)
 	if err != nil {
 		return gone(err)
 	}
 	if t.Status == "pending" || t.Status == "cancelling" {
-		// Unknown before 7.2; there the pool drops the task after a day.
+		// Hosts before 7.2 do not have this call; there the pool drops the task
+		// after a day.
 		_ = c.Call(ctx, "task.set_status", nil, task, "cancelled")
 	}
 	return gone(c.Call(ctx, "task.destroy", nil, task))
 }
 
-// gone takes an object that no longer exists for a success of its removal.
+// gone treats the error for an object that no longer exists as a success of its
+// removal.
 func gone(err error) error {
 	if IsCode(err, HandleInvalid) {
 		return nil
@@ -85,9 +87,9 @@ func gone(err error) error {
 	return err
 }
 
-// WaitTask waits until the task is over and returns its result: the values of
-// a set, one value, or none. Failures are *Error; ErrTaskLost says that the
-// pool does not know the task any more. The task's record stays. WaitTask does
+// WaitTask waits until the task has ended and returns its result: the values of
+// a set, one value, or none. Failures are *Error; ErrTaskLost means that the
+// task no longer exists on the pool. The task's record remains. WaitTask does
 // not cancel the task when ctx ends: see Async.
 func (c *Client) WaitTask(ctx context.Context, task Ref) ([]string, error) {
 	delay := pollFirst
@@ -122,9 +124,9 @@ func (t *Task) outcome() ([]string, error) {
 	return nil, fmt.Errorf("task %s: status %.40q without a reason", t.Ref, t.Status)
 }
 
-// ParseTaskResult reads the result field of a task: an XML-RPC value element
-// as text, "<value>OpaqueRef:...</value>" or an array of such, empty for void;
-// very old hosts give a bare reference.
+// ParseTaskResult parses the result field of a task: an XML-RPC value element
+// as text, "<value>OpaqueRef:...</value>" or an array of such elements, empty
+// for void. Very old hosts return a bare reference.
 func ParseTaskResult(s string) ([]string, error) {
 	s = strings.TrimSpace(s)
 	if s == "" {
@@ -136,7 +138,7 @@ func ParseTaskResult(s string) ([]string, error) {
 	d := xml.NewDecoder(strings.NewReader(s))
 	var values []string
 	var content strings.Builder
-	leaf := false // within a value that has shown no value within it
+	leaf := false // within a value that has contained no other value so far
 	for {
 		token, err := d.Token()
 		if errors.Is(err, io.EOF) {
@@ -168,16 +170,17 @@ func ParseTaskResult(s string) ([]string, error) {
 	}
 }
 
-// Async makes a call in its asynchronous form and waits for its end. Where the
-// pool can stop it, the end of ctx cancels the operation on the pool too; an
-// operation that still came to its end returns its result beside the error, so
-// that what it made can be removed.
+// Async makes the asynchronous form of a call and waits for its end. If ctx
+// ends, it also cancels the operation on the pool, as far as the pool can stop
+// it. If the operation completes nevertheless, Async returns its result
+// together with the error, so that the caller can remove the new object.
 func (c *Client) Async(ctx context.Context, method string, args ...any) ([]string, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	var task Ref
-	// The answer comes at once, and without it the task could not be stopped.
+	// The answer arrives immediately, and without it the task could not be
+	// stopped.
 	start, cancel := detach(ctx, getterTimeout)
 	err := c.Call(start, "Async."+method, &task, args...)
 	cancel()
@@ -200,8 +203,8 @@ func (c *Client) Async(ctx context.Context, method string, args ...any) ([]strin
 	return values, err
 }
 
-// stopTask cancels a task, waits for its end as long as grace says, and removes
-// it. It returns the result of a task that succeeded all the same.
+// stopTask cancels a task, waits up to grace for its end, and removes it. If
+// the task has succeeded nevertheless, it returns the result.
 func (c *Client) stopTask(ctx context.Context, task Ref, grace time.Duration) []string {
 	_ = c.CancelTask(ctx, task)
 	var values []string

@@ -18,26 +18,26 @@ import (
 )
 
 const (
-	// maxHead is what hosts take as the head of a request before they answer
-	// 431 (xen-api ocaml/xapi/xapi_globs.ml).
+	// maxHead is the limit of hosts for the head of a request; beyond it they
+	// answer 431 (xen-api ocaml/xapi/xapi_globs.ml).
 	maxHead = 1024
-	// maxPage bounds what is read of an HTML error page, or of an answer
-	// embedded in a stream.
+	// maxPage bounds how much the client reads of an HTML error page, or of an
+	// answer embedded in a stream.
 	maxPage      = 64 << 10
 	maxRedirects = 5
-	// refusalWait is how long a task is given to tell why a request was
-	// refused; some never do.
+	// refusalWait is how long the client waits for the task to report why a
+	// request was refused; some tasks never do.
 	refusalWait  = time.Second
 	streamBuffer = 256 << 10
 )
 
-// stream is the connection of one bulk request. It carries out deadlines and
-// cancellation, which the request's body meets as errors.
+// stream is the connection of one bulk request. It enforces deadlines and
+// cancellation, which appear as errors of reads and writes.
 type stream struct {
 	conn   net.Conn
 	in     *bufio.Reader
 	stall  time.Duration
-	reason atomic.Pointer[error] // why the connection was cut by us
+	reason atomic.Pointer[error] // why we cut the connection
 	unhook func() bool
 
 	armedRead, armedWrite time.Time
@@ -50,7 +50,7 @@ func (c *Client) connect(ctx context.Context, addr string, stall time.Duration) 
 	conn, err := c.dial(ctx, addr)
 	var untrusted *UntrustedHostError
 	if errors.As(err, &untrusted) && c.trust.pinned() {
-		// The host may have a certificate newer than our login.
+		// The host may have a certificate that is newer than our login.
 		certs, cerr := c.Certificates(ctx)
 		if cerr != nil {
 			return nil, err
@@ -69,18 +69,17 @@ func (c *Client) connect(ctx context.Context, addr string, stall time.Duration) 
 	return s, nil
 }
 
-// cut breaks the connection off, for the reason given; blocked reads and
-// writes return it.
+// cut closes the connection; blocked reads and writes then return reason.
 func (s *stream) cut(reason error) {
 	s.reason.CompareAndSwap(nil, &reason)
 	if t, ok := s.conn.(*tls.Conn); ok {
-		_ = t.NetConn().Close() // without the farewell, which could block
+		_ = t.NetConn().Close() // without the TLS close_notify, which could block
 		return
 	}
 	_ = s.conn.Close()
 }
 
-// interrupt makes writes fail, now and later, while reads go on.
+// interrupt makes current and future writes fail, while reads continue.
 func (s *stream) interrupt(reason error) {
 	s.reason.CompareAndSwap(nil, &reason)
 	_ = s.conn.SetWriteDeadline(time.Unix(1, 0))
@@ -91,10 +90,9 @@ func (s *stream) close() {
 	_ = s.conn.Close()
 }
 
-// Read reads from the connection; standing still for too long is ErrStalled. A
-// peer that closes the connection without the farewell of TLS ends the data
-// all the same: what tells complete data from cut ones is their format and the
-// task.
+// Read reads from the connection; without progress for too long, it returns
+// ErrStalled. A missing TLS close_notify is treated as the end of the data: the
+// format and the task show whether the data are complete.
 func (s *stream) Read(p []byte) (int, error) {
 	if now := time.Now(); now.Sub(s.armedRead) > s.stall/16 {
 		s.armedRead = now
@@ -112,9 +110,10 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write writes to the connection, under the same time limit.
+// Write writes to the connection, with the same time limit.
 func (s *stream) Write(p []byte) (int, error) {
-	// Pieces, so that a slow but moving connection is not taken for a stall.
+	// Writes are split into pieces, so that a slow connection that makes
+	// progress is not mistaken for a stalled one.
 	const piece = 1 << 20
 	done := 0
 	for done < len(p) {
@@ -164,18 +163,19 @@ func (e *stalledError) Hint() string {
 	return "look at the host and at the storage of the SR: xe task-list, and /var/log/SMlog and /var/log/xensource.log on the host, and run it again"
 }
 
-// bulk is a GET or PUT of bulk data. Query holds all but the session.
+// bulk is a GET or PUT of bulk data. Query holds all parameters except the
+// session.
 type bulk struct {
 	method, path string
 	query        [][2]string
-	length       int64 // of a PUT's body; -1 leaves the length out
+	length       int64 // of a PUT's body; -1 omits the length
 	stall        time.Duration
 }
 
-// open sends the head of a bulk request to addr, follows redirects (which the
-// hosts answer before they touch the body or the task), and returns the first
-// other answer, its body not read. Sessions that the host refuses are renewed
-// once.
+// open sends the head of a bulk request to addr and follows redirects (hosts
+// send them before they touch the body or the task). It returns the first other
+// answer, whose body has not been read. If the host refuses the session, open
+// renews it once.
 func (c *Client) open(ctx context.Context, addr string, req bulk) (*stream, *http.Response, string, error) {
 	renewed := false
 	for hops := 0; ; hops++ {
@@ -207,8 +207,8 @@ func (c *Client) open(ctx context.Context, addr string, req bulk) (*stream, *htt
 	}
 }
 
-// redirect is the address in a Location, which holds the bare address of a
-// host, and whose scheme is always https. We stay with ours.
+// redirect returns the address in a Location header, which contains the bare
+// address of a host, and whose scheme is always https. We keep our own scheme.
 func (c *Client) redirect(location string) (string, error) {
 	u, err := url.Parse(location)
 	if err != nil || u.Hostname() == "" {
@@ -249,8 +249,8 @@ func (c *Client) send(ctx context.Context, addr string, session Ref, req bulk) (
 	return nil, nil, fmt.Errorf("%s %s on %s: %w", req.method, req.path, addr, s.explain(err))
 }
 
-// refusal makes an error of an answer other than 200, and of the task's error
-// where it has one: some refusals never touch the task.
+// refusal builds an error from an answer other than 200, with the task's error
+// if it has one: some refusals never touch the task.
 func (c *Client) refusal(ctx context.Context, s *stream, resp *http.Response, addr string, req bulk, task Ref) error {
 	page, _ := io.ReadAll(io.LimitReader(resp.Body, maxPage))
 	s.close()
@@ -269,8 +269,8 @@ func (c *Client) refusal(ctx context.Context, s *stream, resp *http.Response, ad
 	return e
 }
 
-// verdict waits for the end of a transfer's task, for as long as limit says,
-// and returns how it ended.
+// verdict waits up to limit for the end of a transfer's task, and returns the
+// task's error, if any.
 func (c *Client) verdict(ctx context.Context, task Ref, limit time.Duration) error {
 	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -281,8 +281,8 @@ func (c *Client) verdict(ctx context.Context, task Ref, limit time.Duration) err
 	return err
 }
 
-// address is where a host is to be asked: what the caller says, or a host that
-// reaches the disk, which spares the redirect.
+// address returns the address to send a request to: the one that the caller
+// chose, or else a host that can reach the disk, which avoids a redirect.
 func (c *Client) address(ctx context.Context, host string, vdi Ref) (string, error) {
 	if host != "" {
 		return c.hostPort(host), nil

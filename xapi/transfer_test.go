@@ -17,7 +17,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// noise is reproducible data of n bytes.
+// noise returns n bytes of reproducible data.
 func noise(n int) []byte {
 	out := make([]byte, 0, n+32)
 	for i := uint64(1); len(out) < n; i++ {
@@ -76,7 +76,8 @@ func TestExport(t *testing.T) {
 	}
 }
 
-// TLS streams of old stunnels end without a farewell; that is an end too.
+// TLS streams of old stunnels end without close_notify; this is a valid end
+// too.
 func TestExportEndsAbruptly(t *testing.T) {
 	p := newFake(t, 1, true)
 	p.bulk = func(w http.ResponseWriter, r *http.Request) {
@@ -246,7 +247,7 @@ func TestExportStalls(t *testing.T) {
 	defer close(release)
 	start := time.Now()
 	c := p.dial()
-	go func() { // the pool obeys the wish to cancel
+	go func() { // the pool cancels as requested
 		for p.count("task.cancel") == 0 {
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -260,7 +261,7 @@ func TestExportStalls(t *testing.T) {
 	if !errors.Is(err, xapi.ErrStalled) || string(got) != "conectix" || time.Since(start) > 4*time.Second {
 		t.Errorf("%q after %v: %v", got, time.Since(start), err)
 	}
-	// A stalled transfer says how long is allowed, and what to look at.
+	// The error for a stalled transfer contains the time limit and a hint.
 	var advice interface{ Hint() string }
 	if !errors.As(err, &advice) || !strings.Contains(err.Error(), "no data moved for 200ms") || !strings.Contains(advice.Hint(), "SMlog") {
 		t.Errorf("%v: no hint, or no time", err)
@@ -298,7 +299,7 @@ func TestExportCancelled(t *testing.T) {
 	p.noTasks()
 }
 
-// A reader that stops early gets the host to stop too.
+// If a reader stops early, the host stops too.
 func TestExportLeft(t *testing.T) {
 	p := newFake(t, 1, false)
 	stopped := make(chan error, 1)
@@ -332,7 +333,7 @@ func TestExportRawDelta(t *testing.T) {
 	if _, err := p.dial().ExportVDI(t.Context(), xapi.ExportOptions{VDI: "a", Format: xapi.FormatRaw, Base: "b"}); err == nil {
 		t.Error("a raw delta was asked for")
 	}
-	// A raw disk may begin like an answer.
+	// The data of a raw disk may begin like an answer.
 	p.bulk = func(w http.ResponseWriter, r *http.Request) {
 		p.endTask(r, "success", "")
 		_, _ = io.WriteString(w, page500("A_CODE", "x"))
@@ -558,8 +559,7 @@ func TestExportMetadata(t *testing.T) {
 	p.noTasks()
 }
 
-// BenchmarkExport is the cost of carrying a stream through TLS, sender
-// included.
+// BenchmarkExport measures the cost of a stream through TLS, sender included.
 func BenchmarkExport(b *testing.B) {
 	t := &testing.T{}
 	p := newFake(t, 1, true)

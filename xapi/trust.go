@@ -16,28 +16,29 @@ import (
 	"time"
 )
 
-// Trust says which hosts are believed to be the pool's. Hosts have self-signed
-// certificates by default, so pinning fingerprints is the usual way. A host is
-// trusted when a fingerprint or the CA vouches for it; with neither given, the
-// system's CAs are asked.
+// Trust defines which hosts are accepted as members of the pool. Hosts have
+// self-signed certificates by default, so pinning fingerprints is the usual
+// way. A host is trusted if its certificate has one of the fingerprints or is
+// valid under the CA; if neither is configured, the system's CAs decide.
 type Trust struct {
 	// Fingerprints are SHA-256 sums of certificates, in hex, with or without
-	// colons. The certificates of the other hosts are learnt from the pool
-	// after login where it has records of them (8.2 and later).
+	// colons. After login, the client reads the certificates of the other hosts
+	// from the pool if it has records of them (8.2 and later).
 	Fingerprints []string
 	// CAFile holds CA certificates in PEM.
 	CAFile string
-	// AnyName accepts a certificate of the CA whatever host it was issued to:
-	// pools name their hosts by bare IP, certificates often do not.
+	// AnyName accepts a certificate of the CA regardless of the host name that
+	// it was issued for: pools address their hosts by bare IP, certificates
+	// often do not contain it.
 	AnyName bool
 	// Insecure accepts any host.
 	Insecure bool
 }
 
-// trust is a Trust in use, and the way to open connections under it.
+// trust is a prepared Trust, with the method to open connections under it.
 type trust struct {
 	insecure, anyName, fixed bool
-	roots                    *x509.CertPool // nil: the system's
+	roots                    *x509.CertPool // nil: the system's roots
 	useCA                    bool
 	sessions                 tls.ClientSessionCache
 
@@ -87,13 +88,13 @@ func parseFingerprint(s string) (pin [sha256.Size]byte, err error) {
 	return pin, fmt.Errorf("fingerprint %.100q: want a SHA-256 sum as 64 hex digits", s)
 }
 
-// fingerprintWords are what programs write before a sum: "SHA256 Fingerprint=",
-// "sha256:".
+// fingerprintWords matches the words that programs write before a sum: "SHA256
+// Fingerprint=", "sha256:".
 var fingerprintWords = regexp.MustCompile(`(?i)^\s*(sha-?256|sha-?1|md5)?\s*(fingerprint)?\s*[=:]?\s*`)
 
-// CleanFingerprint returns a SHA-256 fingerprint as Fingerprint writes it, of
-// the forms in which people have it: with or without colons, and with the words
-// that openssl writes before it.
+// CleanFingerprint returns a SHA-256 fingerprint in the form of Fingerprint. It
+// accepts the common forms: with or without colons, and with the words that
+// openssl writes before it.
 func CleanFingerprint(s string) (string, error) {
 	pin, err := parseFingerprint(s)
 	if err != nil {
@@ -102,8 +103,8 @@ func CleanFingerprint(s string) (string, error) {
 	return colons(pin[:]), nil
 }
 
-// Fingerprint is the SHA-256 sum of a certificate (its DER form) as people
-// compare it: upper-case hex with colons.
+// Fingerprint returns the SHA-256 sum of a certificate (its DER form) in the
+// usual form: upper-case hex with colons.
 func Fingerprint(der []byte) string {
 	sum := sha256.Sum256(der)
 	return colons(sum[:])
@@ -119,8 +120,9 @@ func colons(sum []byte) string {
 
 func (t *trust) pinned() bool { return t.fixed && !t.insecure }
 
-// learn pins a host's certificate on the word of a pool that is trusted.
-// Certificates that hosts show each other, and CAs, are not what clients see.
+// learn pins a host's certificate that a trusted pool has listed. It ignores
+// CAs, and certificates that hosts present only to each other, because clients
+// never see them.
 func (t *trust) learn(cert Certificate) {
 	if cert.Type != "" && cert.Type != "host" {
 		return
@@ -180,12 +182,12 @@ func (t *trust) dialTLS(ctx context.Context, addr string) (net.Conn, error) {
 	conn := tls.Client(raw, &tls.Config{
 		ServerName: host,
 		MinVersion: tls.VersionTLS12,
-		// verify below decides instead, for pinned and self-signed
+		// The verify method below decides instead, for pinned and self-signed
 		// certificates; it runs for resumed sessions too.
 		InsecureSkipVerify:          true,
 		VerifyConnection:            func(state tls.ConnectionState) error { return t.verify(host, state) },
 		ClientSessionCache:          t.sessions,
-		DynamicRecordSizingDisabled: true, // full records from the start: these are bulk streams
+		DynamicRecordSizingDisabled: true, // full records from the start, because these are bulk streams
 	})
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
@@ -196,8 +198,8 @@ func (t *trust) dialTLS(ctx context.Context, addr string) (net.Conn, error) {
 	return conn, nil
 }
 
-// dial opens a connection for a bulk transfer, with TLS where the pool is
-// spoken to with it.
+// dial opens a connection for a bulk transfer, with TLS if the pool is
+// addressed by https.
 func (c *Client) dial(ctx context.Context, addr string) (conn net.Conn, err error) {
 	if c.scheme == "https" {
 		conn, err = c.trust.dialTLS(ctx, addr)

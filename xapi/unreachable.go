@@ -11,11 +11,11 @@ import (
 	"syscall"
 )
 
-// UnreachableError is an address where no host of a pool answers.
+// UnreachableError is returned for an address where no host of a pool answers.
 type UnreachableError struct {
 	URL  string // scheme, host and port
-	Text string // what is wrong, as a clause with the URL
-	Next string // what the user can look at
+	Text string // the problem, as a clause with the URL
+	Next string // the next step for the user
 	Err  error
 }
 
@@ -27,8 +27,8 @@ func (e *UnreachableError) Hint() string { return e.Next }
 
 const isItOn = "is the host on, is it the master's address, and is its toolstack running?"
 
-// unreachable explains a failure to reach a host; other errors it returns as
-// they are.
+// unreachable explains a failure to reach a host; it returns other errors
+// unchanged.
 func (c *Client) unreachable(ctx context.Context, endpoint string, err error) error {
 	var untrusted *UntrustedHostError
 	if ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.DeadlineExceeded) || errors.As(err, &untrusted) {
@@ -57,7 +57,7 @@ func (c *Client) unreachable(ctx context.Context, endpoint string, err error) er
 	return e
 }
 
-// reason is the innermost cause, in words.
+// reason returns the innermost cause, in words.
 func reason(err error) string {
 	var timeout interface{ Timeout() bool }
 	switch {
@@ -79,8 +79,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// handshakeError marks what failed after the connection and before the first
-// request.
+// handshakeError marks a failure after the connection was made and before the
+// first request was sent.
 type handshakeError struct{ error }
 
 func (e *handshakeError) Unwrap() error { return e.error }

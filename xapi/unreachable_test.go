@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// Row N19 of the fault list: what cannot be reached is named with its address,
-// the reason in words, and the next step.
+// Row N19 of the fault list: the error for an unreachable host contains its
+// address, the reason in words, and the next step.
 func TestUnreachable(t *testing.T) {
 	c := &Client{scheme: "https"}
 	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }

@@ -10,19 +10,20 @@ import (
 	"time"
 )
 
-// Ref names an object in the pool's database, as "OpaqueRef:<uuid>". It lasts
-// as long as the object's row; what is to be remembered is the UUID.
+// Ref names an object in the pool's database, as "OpaqueRef:<uuid>". It is
+// valid as long as the object's row exists; to remember an object, store its
+// UUID.
 type Ref string
 
-// NullRef is the reference to nothing.
+// NullRef is the null reference.
 const NullRef Ref = "OpaqueRef:NULL"
 
-// IsNull tells whether r refers to nothing: some fields hold the null
-// reference, others that were never set an empty string.
+// IsNull reports whether r references no object: some fields hold the null
+// reference, others that were never set hold an empty string.
 func (r Ref) IsNull() bool { return r == "" || r == NullRef }
 
-// Int is a 64-bit integer. Current hosts send JSON numbers; strings, as XML-RPC
-// has them, and whole floats are accepted too.
+// Int is a 64-bit integer. Current hosts send JSON numbers; strings, as in
+// XML-RPC, and whole floats are accepted too.
 type Int int64
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -43,7 +44,7 @@ func (i *Int) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Float is a floating-point number, accepted as a number or a string.
+// Float is a floating-point number, decoded from a number or a string.
 type Float float64
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -67,14 +68,14 @@ func unquote(b []byte) string {
 	return string(b)
 }
 
-// Time is an instant in UTC, whole seconds on the wire. The pool's "never",
+// Time is an instant in UTC, in whole seconds on the wire. The pool's "never",
 // 1970-01-01, is the zero Time.
 type Time struct{ time.Time }
 
 const timeLayout = "20060102T15:04:05Z"
 
-// The forms a pool has been seen to give, or accepts: its own, with and without
-// a zone, and RFC 3339 (xen-api ocaml/libs/clock/date.ml).
+// The forms that pools have been seen to send or accept: their own, with and
+// without a zone, and RFC 3339 (xen-api ocaml/libs/clock/date.ml).
 var timeLayouts = []string{
 	timeLayout,
 	"20060102T15:04:05Z07:00",
@@ -84,8 +85,8 @@ var timeLayouts = []string{
 	"2006-01-02T15:04:05",
 }
 
-// ParseTime reads a datetime as pools send it: 20260821T10:11:12Z. A form
-// without a zone is UTC.
+// ParseTime parses a datetime as pools send it: 20260821T10:11:12Z. A form
+// without a zone is in UTC.
 func ParseTime(s string) (Time, error) {
 	if s == "" {
 		return Time{}, nil
@@ -101,7 +102,7 @@ func ParseTime(s string) (Time, error) {
 	return Time{}, fmt.Errorf("datetime %.40q: unknown form", s)
 }
 
-// String is the form of the wire.
+// String returns the form used on the wire.
 func (t Time) String() string {
 	if t.IsZero() {
 		return "19700101T00:00:00Z"

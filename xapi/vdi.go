@@ -2,8 +2,8 @@ package xapi
 
 import "context"
 
-// VDIFields says what disk CreateVDI is to make. Size is in bytes; the disk
-// may come out larger, rounded up by its SR, and never smaller.
+// VDIFields describes the disk that CreateVDI creates. Size is in bytes; the SR
+// may round it up, so the disk may be larger than requested, never smaller.
 type VDIFields struct {
 	Name        string
 	Description string
@@ -16,8 +16,9 @@ type VDIFields struct {
 	Tags        []string
 }
 
-// CreateVDI makes an empty disk. What an empty disk reads as depends on the
-// SR: VHD-backed disks read as zeros, raw volumes as whatever lay there.
+// CreateVDI creates an empty disk. The content of an empty disk depends on the
+// SR: VHD-backed disks read as zeros, raw volumes contain whatever was stored
+// there before.
 func (c *Client) CreateVDI(ctx context.Context, f VDIFields) (Ref, error) {
 	kind := f.Type
 	if kind == "" {
@@ -37,7 +38,8 @@ func (c *Client) SnapshotVDI(ctx context.Context, vdi Ref) (Ref, error) {
 }
 
 // DestroyVDI deletes a disk and its data. It waits while the disk is in use,
-// as it is for some seconds after an export. A disk that is gone is no error.
+// for example for some seconds after an export. It succeeds if the disk no
+// longer exists.
 func (c *Client) DestroyVDI(ctx context.Context, vdi Ref) error {
 	return gone(c.Retry(ctx, func(ctx context.Context) error {
 		_, err := c.Async(ctx, "VDI.destroy", vdi)
@@ -45,7 +47,7 @@ func (c *Client) DestroyVDI(ctx context.Context, vdi Ref) error {
 	}))
 }
 
-// ScanSR makes the pool look at what lies on an SR.
+// ScanSR makes the pool read the content of an SR again.
 func (c *Client) ScanSR(ctx context.Context, sr Ref) error {
 	_, err := c.Async(ctx, "SR.scan", sr)
 	return err

@@ -8,9 +8,10 @@ import (
 )
 
 // SnapshotVM takes a crash-consistent snapshot of a VM's disks and returns the
-// snapshot's VM record. Disks in ignore are left out, which hosts before
-// 21.4.0 cannot: ErrIgnoreVDIs. A reference returned beside an error is a
-// snapshot that was made although ctx had ended, for the caller to remove.
+// snapshot's VM record. The disks in ignore are excluded; hosts before 21.4.0
+// cannot do this, and SnapshotVM then returns ErrIgnoreVDIs. If it returns both
+// a reference and an error, the snapshot was taken although ctx had ended, and
+// the caller must remove it.
 func (c *Client) SnapshotVM(ctx context.Context, vm Ref, name string, ignore ...Ref) (Ref, error) {
 	if len(ignore) > 0 {
 		ref, err := c.asyncRef(ctx, "VM.snapshot", vm, name, ignore)
@@ -26,8 +27,8 @@ func (c *Client) SnapshotVM(ctx context.Context, vm Ref, name string, ignore ...
 	return ref, err
 }
 
-// CreateVM makes a VM from a record; see VMFields for the fields that a stored
-// record brings along.
+// CreateVM creates a VM from a record; see VMFields for the fields that it
+// takes from a stored record.
 func (c *Client) CreateVM(ctx context.Context, fields map[string]any) (Ref, error) {
 	return c.asyncRef(ctx, "VM.create", fields)
 }
@@ -46,9 +47,9 @@ func (c *Client) DestroyVM(ctx context.Context, vm Ref) error {
 	}))
 }
 
-// vmCreateFields are the fields that VM.create takes (those that can be set at
-// creation in xen-api ocaml/idl/datamodel_vm.ml), as far as all versions from
-// 7.x on know them.
+// vmCreateFields are the fields that VM.create accepts (those that can be set
+// at creation in xen-api ocaml/idl/datamodel_vm.ml), as far as all versions
+// from 7.x on have them.
 var vmCreateFields = []string{
 	"name_label", "name_description", "user_version", "is_a_template", "affinity",
 	"memory_target", "memory_static_max", "memory_dynamic_max", "memory_dynamic_min", "memory_static_min",
@@ -61,11 +62,11 @@ var vmCreateFields = []string{
 	"has_vendor_device", "domain_type", "NVRAM", "bios_strings",
 }
 
-// VMSettings are the names of the fields that VM.create takes.
+// VMSettings returns the names of the fields that VM.create accepts.
 func VMSettings() []string { return slices.Clone(vmCreateFields) }
 
-// VMFields picks from a VM's record what VM.create takes. References are left
-// out: they mean nothing on another pool, or later.
+// VMFields returns the fields of a VM's record that VM.create accepts. It omits
+// references, because they are not valid on another pool or at a later time.
 func VMFields(vm *VM) (map[string]any, error) {
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(vm.Raw, &all); err != nil {
@@ -82,9 +83,9 @@ func VMFields(vm *VM) (map[string]any, error) {
 	return fields, nil
 }
 
-// CreateVBD connects a disk with a VM. Only the fields that say something are
-// taken from v: VM, VDI, UserDevice, Bootable, Mode, Type, Empty, Unpluggable,
-// OtherConfig and the quality of service.
+// CreateVBD connects a disk to a VM. It uses only the following fields of v:
+// VM, VDI, UserDevice, Bootable, Mode, Type, Empty, Unpluggable, OtherConfig
+// and the quality of service.
 func (c *Client) CreateVBD(ctx context.Context, v VBD) (Ref, error) {
 	return c.asyncRef(ctx, "VBD.create", map[string]any{
 		"VM": v.VM, "VDI": orNull(v.VDI), "userdevice": v.UserDevice, "bootable": v.Bootable,
@@ -100,8 +101,8 @@ func (c *Client) PlugVBD(ctx context.Context, vbd Ref) error {
 	return err
 }
 
-// CreateVTPM gives a halted VM a virtual TPM without contents. Hosts before
-// xapi 22.26 know none: MessageMethodUnknown.
+// CreateVTPM adds an empty virtual TPM to a halted VM. Hosts before xapi 22.26
+// do not have this call: MessageMethodUnknown.
 func (c *Client) CreateVTPM(ctx context.Context, vm Ref) (Ref, error) {
 	return c.asyncRef(ctx, "VTPM.create", vm, false)
 }
@@ -120,12 +121,13 @@ func (c *Client) UnplugVBD(ctx context.Context, vbd Ref) error {
 	return gone(err)
 }
 
-// DestroyVBD removes the connection of a disk with a VM, not the disk.
+// DestroyVBD removes the connection between a disk and a VM, not the disk.
 func (c *Client) DestroyVBD(ctx context.Context, vbd Ref) error {
 	return gone(c.Call(ctx, "VBD.destroy", nil, vbd))
 }
 
-// CreateVIF connects a VM with a network; an empty MAC lets the pool choose.
+// CreateVIF connects a VM to a network; with an empty MAC, the pool chooses
+// one.
 func (c *Client) CreateVIF(ctx context.Context, v VIF) (Ref, error) {
 	mtu := v.MTU
 	if mtu == 0 {
@@ -146,12 +148,13 @@ func (c *Client) CreateVIF(ctx context.Context, v VIF) (Ref, error) {
 // SetOtherConfig sets one key of an object's other_config; class is "VM",
 // "VDI", "task" and so on.
 func (c *Client) SetOtherConfig(ctx context.Context, class string, ref Ref, key, value string) error {
-	// Adding a key that exists is an error, removing one that does not is not.
+	// Adding a key that exists is an error; removing one that does not exist is
+	// not.
 	if err := c.RemoveOtherConfig(ctx, class, ref, key); err != nil {
 		return err
 	}
 	err := c.Call(ctx, class+".add_to_other_config", nil, ref, key, value)
-	if IsCode(err, MapDuplicateKey) { // somebody was quicker
+	if IsCode(err, MapDuplicateKey) { // another client was faster
 		if err = c.RemoveOtherConfig(ctx, class, ref, key); err == nil {
 			err = c.Call(ctx, class+".add_to_other_config", nil, ref, key, value)
 		}

@@ -16,14 +16,14 @@ type VMSS struct {
 	Type              string `json:"type"`               // snapshot, checkpoint, snapshot_with_quiesce
 	RetainedSnapshots Int    `json:"retained_snapshots"` // 1 to 10
 	Frequency         string `json:"frequency"`          // hourly, daily, weekly
-	// Schedule has min, and where it applies hour and days, in the pool's own
-	// time zone.
+	// Schedule has the key min, and hour and days if they apply, in the pool's
+	// own time zone.
 	Schedule    map[string]string `json:"schedule"`
 	LastRunTime Time              `json:"last_run_time"`
 	VMs         []Ref             `json:"VMs"`
 }
 
-// Message is what the pool tells people.
+// Message is a message of the pool to its users.
 type Message struct {
 	Object    `json:"-"`
 	UUID      string `json:"uuid"`
@@ -69,7 +69,7 @@ func (c *Client) CreateVMSS(ctx context.Context, s VMSS) (Ref, error) {
 	return ref, err
 }
 
-// DestroyVMSS removes a snapshot schedule that no VM belongs to.
+// DestroyVMSS removes a snapshot schedule that no VM is assigned to.
 func (c *Client) DestroyVMSS(ctx context.Context, ref Ref) error {
 	_, err := c.Async(ctx, "VMSS.destroy", ref)
 	return gone(err)
@@ -81,17 +81,17 @@ func (c *Client) SetVMSS(ctx context.Context, ref Ref, field string, value any) 
 	return c.Call(ctx, "VMSS.set_"+field, nil, ref, value)
 }
 
-// RunVMSS takes the snapshots of a schedule now, and returns the pool's own
-// text about it. The call has no Async form, so it lasts until the snapshots
-// are there.
+// RunVMSS takes the snapshots of a schedule immediately, and returns the pool's
+// own text about it. The call has no Async form, so it lasts until the
+// snapshots exist.
 func (c *Client) RunVMSS(ctx context.Context, ref Ref) (string, error) {
 	var text string
 	err := c.Call(ctx, "VMSS.snapshot_now", &text, ref)
 	return text, err
 }
 
-// AssignVMSS puts a VM into a schedule, out of the one that it was in; null
-// takes it out.
+// AssignVMSS assigns a VM to a schedule in place of the one that it had; with
+// the null reference, it removes the VM from its schedule.
 func (c *Client) AssignVMSS(ctx context.Context, vm, schedule Ref) error {
 	return c.Call(ctx, "VM.set_snapshot_schedule", nil, vm, orNull(schedule))
 }

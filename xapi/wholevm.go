@@ -8,24 +8,25 @@ import (
 	"time"
 )
 
-// Compressions of a whole VM's archive.
+// Compression methods of a whole VM's archive.
 const (
 	CompressNone = ""
 	CompressGzip = "gzip"
-	CompressZstd = "zstd" // hosts before 8.1 take it for none
+	CompressZstd = "zstd" // hosts before 8.1 treat it as no compression
 )
 
-// ExportVMOptions says how a whole VM is exported.
+// ExportVMOptions defines how a whole VM is exported.
 type ExportVMOptions struct {
 	VM       Ref // halted or suspended, a template, or a VM snapshot
 	Compress string
-	// Memory keeps the power state: a suspended VM brings its memory along.
+	// Memory preserves the power state: the archive of a suspended VM contains
+	// its memory.
 	Memory       bool
-	StallTimeout time.Duration // replaces that of the client's Config
+	StallTimeout time.Duration // overrides the one of the client's Config
 }
 
-// ExportVM starts the export of a whole VM as an XVA archive (GET /export). It
-// is used as that of a disk; its length is not known.
+// ExportVM starts the export of a whole VM as an XVA archive (GET /export). The
+// Export is used like that of a disk; its length is not known in advance.
 func (c *Client) ExportVM(ctx context.Context, opts ExportVMOptions) (*Export, error) {
 	task, err := c.CreateTask(ctx, c.cfg.UserAgent+": export", "export of "+string(opts.VM))
 	if err != nil {
@@ -54,19 +55,20 @@ func (c *Client) ExportVM(ctx context.Context, opts ExportVMOptions) (*Export, e
 	return &Export{c: c, s: s, body: resp.Body, plain: len(resp.TransferEncoding) == 0, format: "xva", host: addr, task: task}, nil
 }
 
-// ImportVMOptions says where a whole VM goes.
+// ImportVMOptions defines where a whole VM is imported to.
 type ImportVMOptions struct {
-	SR Ref // null: the pool's default
-	// Preserve keeps the VM's UUID and MACs. A pool that has a VM of that UUID
-	// refuses the archive, unless it holds a newer version of the VM.
+	SR Ref // null: the pool's default SR
+	// Preserve keeps the VM's UUID and MAC addresses. If the pool has a VM with
+	// that UUID, it refuses the archive, unless the archive holds a newer
+	// version of the VM.
 	Preserve bool
 	// ContentLength is the exact length of the archive.
 	ContentLength int64
 	StallTimeout  time.Duration
 }
 
-// ImportVM makes VMs from an XVA archive (PUT /import), which body writes; see
-// ImportVDI. It returns what was made; on failure the host removes that.
+// ImportVM creates VMs from an XVA archive (PUT /import), which body writes;
+// see ImportVDI. It returns the new VMs; on failure the host removes them.
 func (c *Client) ImportVM(ctx context.Context, opts ImportVMOptions, body func(w io.Writer) error) ([]Ref, error) {
 	task, err := c.CreateTask(ctx, c.cfg.UserAgent+": import", "import of a VM")
 	if err != nil {
@@ -103,36 +105,38 @@ func (c *Client) ImportVM(ctx context.Context, opts ImportVMOptions, body func(w
 	return made, nil
 }
 
-// CopyVM makes a full copy of a halted VM, a snapshot or a template, to an SR
-// or, where that is null, to the SRs of its disks.
+// CopyVM makes a full copy of a halted VM, a snapshot or a template on an SR
+// or, if sr is null, on the SRs of its disks.
 func (c *Client) CopyVM(ctx context.Context, vm Ref, name string, sr Ref) (Ref, error) {
 	return c.asyncRef(ctx, "VM.copy", vm, name, orNull(sr))
 }
 
-// ProvisionVM makes a VM of a template, with the disks that the template wants.
+// ProvisionVM turns a copy of a template into a VM, with the disks that the
+// template defines.
 func (c *Client) ProvisionVM(ctx context.Context, template Ref) error {
 	_, err := c.Async(ctx, "VM.provision", template)
 	return err
 }
 
-// RevertVM takes the VM of a snapshot back to it. Nobody can cancel it.
+// RevertVM reverts the VM of a snapshot to that snapshot. The operation cannot
+// be cancelled.
 func (c *Client) RevertVM(ctx context.Context, snapshot Ref) error {
 	_, err := c.Async(ctx, "VM.revert", snapshot)
 	return err
 }
 
-// ResumeVM lets a suspended VM go on.
+// ResumeVM resumes a suspended VM.
 func (c *Client) ResumeVM(ctx context.Context, vm Ref) error {
 	_, err := c.Async(ctx, "VM.resume", vm, false, false)
 	return err
 }
 
-// DescribeVM sets what people read about a VM, a snapshot or a template.
+// DescribeVM sets the description of a VM, a snapshot or a template.
 func (c *Client) DescribeVM(ctx context.Context, vm Ref, text string) error {
 	return c.Call(ctx, "VM.set_name_description", nil, vm, text)
 }
 
-// AddVMTag gives a VM a tag.
+// AddVMTag adds a tag to a VM.
 func (c *Client) AddVMTag(ctx context.Context, vm Ref, tag string) error {
 	return c.Call(ctx, "VM.add_tags", nil, vm, tag)
 }
