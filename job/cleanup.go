@@ -49,7 +49,7 @@ const (
 )
 
 // Leftover is something on a pool that a run of xenkeep made and that will not
-// stay. Its JSON form is documented in docs/reference.md.
+// stay. Its JSON form is documented in docs/reference/json.md.
 type Leftover struct {
 	Class      string    `json:"class"` // "VM", "VDI", "VBD" or "task"
 	UUID       string    `json:"uuid"`

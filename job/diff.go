@@ -16,7 +16,7 @@ import (
 )
 
 // Changes is what differs between two snapshots; its JSON form is documented in
-// docs/reference.md.
+// docs/reference/json.md.
 type Changes struct {
 	Type  string        `json:"type"` // "diff"
 	A     string        `json:"a"`    // id of the older

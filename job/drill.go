@@ -64,7 +64,7 @@ func Drills(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]HeldDr
 }
 
 // Drill is the outcome of a drill; its JSON form is documented in
-// docs/reference.md.
+// docs/reference/json.md.
 type Drill struct {
 	Type     string       `json:"type"` // "drill"
 	Snapshot string       `json:"snapshot"`

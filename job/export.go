@@ -73,7 +73,7 @@ type ExportOptions struct {
 }
 
 // Exported is what an export wrote; its JSON form is documented in
-// docs/reference.md.
+// docs/reference/json.md.
 type Exported struct {
 	Type     string         `json:"type"` // "exported"
 	Snapshot string         `json:"snapshot"`

@@ -9,7 +9,7 @@ import (
 )
 
 // VMInterrupt is a VM whose backup was begun and did not come to its end, since
-// the run was interrupted. Its JSON form is documented in docs/reference.md.
+// the run was interrupted. Its JSON form is documented in docs/reference/json.md.
 type VMInterrupt struct {
 	VM    string `json:"vm"`
 	UUID  string `json:"vm_uuid"`

@@ -196,7 +196,7 @@ type ImageOptions struct {
 }
 
 // Summary is the outcome of a run; its JSON form is documented in
-// docs/reference.md.
+// docs/reference/json.md.
 type Summary struct {
 	Type        string        `json:"type"`   // "summary"
 	Status      string        `json:"status"` // "ok", "partial", "failed" or "skipped"

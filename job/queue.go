@@ -44,7 +44,7 @@ type target struct {
 }
 
 // VMSkip is a VM that a run did not begin. Its JSON form is documented in
-// docs/reference.md.
+// docs/reference/json.md.
 type VMSkip struct {
 	VM     string `json:"vm"`
 	UUID   string `json:"vm_uuid,omitempty"`

@@ -114,7 +114,7 @@ type VMRestore struct {
 }
 
 // Restored is what a restore made; its JSON form is documented in
-// docs/reference.md.
+// docs/reference/json.md.
 type Restored struct {
 	Type     string         `json:"type"` // "restored"
 	Snapshot string         `json:"snapshot"`

@@ -51,7 +51,7 @@ type SelfTestOptions struct {
 
 // SelfTestReport is the result of a self-test. It can be shown to others: it
 // holds no name, address or credential of the pool. Its JSON form is documented
-// in docs/reference.md.
+// in docs/reference/json.md.
 type SelfTestReport struct {
 	Type     string         `json:"type"`   // "selftest"
 	Status   string         `json:"status"` // "ok" or "failed"

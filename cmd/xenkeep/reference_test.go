@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -19,10 +20,12 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// docs/reference.md is read as a tree of headings. Below them, rows of tables
-// whose first cell is code name flags, variables, fields; "Flags:" lines name
-// groups of flags.
+// The reference is docs/reference.md and the pages in docs/reference/. Each page
+// is read as a list of headings with their paths. In the rows of tables whose
+// first cell is code, that cell names a flag, a variable or a field. "Flags:"
+// lines name groups of flags.
 type section struct {
+	page string   // for example "backup.md"; empty for docs/reference.md
 	path []string // headings above, and its own
 	rows map[string]string
 	more []string // groups of flags
@@ -31,22 +34,46 @@ type section struct {
 var (
 	heading = regexp.MustCompile(`^(#+) +(.*)$`)
 	row     = regexp.MustCompile("^\\| *`?([^|`]+?)`?(?:,[^|]*)? *\\| *(.*?) *\\|")
-	group   = regexp.MustCompile(`\[([^\]]+)\]\(#([a-z-]+)\)`)
+	group   = regexp.MustCompile(`\[([^\]]+)\]\((?:common\.md)?#([a-z-]+)\)`)
 )
 
+// readReference returns the sections of all pages. A heading below the second
+// level belongs to the section above it, except for groups of flags.
 func readReference(t *testing.T) []section {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/reference.md")
+	pages, err := filepath.Glob("../../docs/reference/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("no pages in docs/reference: %v", err)
+	}
+	all := readPage(t, "../../docs/reference.md", "")
+	for _, name := range pages {
+		all = append(all, readPage(t, name, filepath.Base(name))...)
+	}
+	return all
+}
+
+func readPage(t *testing.T, name, page string) []section {
+	t.Helper()
+	text, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all []section
 	var path []string
+	code := false
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimRight(line, "\n")
+		if strings.HasPrefix(line, "```") {
+			code = !code
+		}
+		if code {
+			continue
+		}
 		if m := heading.FindStringSubmatch(line); m != nil {
 			path = append(slices.Clip(path[:min(len(path), len(m[1])-1)]), strings.ReplaceAll(m[2], "`", ""))
-			all = append(all, section{path: path, rows: map[string]string{}})
+			if len(path) < 3 || path[1] == "Flag groups" {
+				all = append(all, section{page: page, path: path, rows: map[string]string{}})
+			}
 			continue
 		}
 		if len(all) == 0 {
@@ -54,8 +81,8 @@ func readReference(t *testing.T) []section {
 		}
 		s := &all[len(all)-1]
 		if m := row.FindStringSubmatch(line); m != nil && !strings.HasPrefix(m[1], "---") {
-			if _, twice := s.rows[m[1]]; twice {
-				t.Errorf("%v: %s stands there twice", s.path, m[1])
+			if _, twice := s.rows[m[1]]; twice && codeCell.MatchString(line) {
+				t.Errorf("%s: %v: two rows for %s", page, s.path, m[1])
 			}
 			s.rows[m[1]] = m[2]
 		}
@@ -68,25 +95,64 @@ func readReference(t *testing.T) []section {
 	return all
 }
 
-// under gives the sections right below the heading h.
-func under(all []section, h string) map[string]section {
+// codeCell matches a row whose first cell is code. Only such rows document
+// something, so a section may have several tables with the same header.
+var codeCell = regexp.MustCompile("^\\| *`")
+
+// keep adds s under name, and reports a second section of that name.
+func keep(t *testing.T, found map[string]section, name string, s section) {
+	t.Helper()
+	if other, twice := found[name]; twice {
+		t.Errorf("%s is documented on docs/reference/%s and on docs/reference/%s", name, other.page, s.page)
+	}
+	found[name] = s
+}
+
+// flagGroups returns the sections below "Flag groups" of common.md.
+func flagGroups(t *testing.T, all []section) map[string]section {
+	t.Helper()
 	found := make(map[string]section)
 	for _, s := range all {
-		if len(s.path) == 3 && s.path[1] == h {
-			found[s.path[2]] = s
+		if len(s.path) == 3 && s.path[1] == "Flag groups" {
+			keep(t, found, s.path[2], s)
 		}
 	}
 	return found
 }
 
+// commandSections returns the section of each command, from all pages but json.md.
+func commandSections(t *testing.T, all []section) map[string]section {
+	t.Helper()
+	found := make(map[string]section)
+	for _, s := range all {
+		if s.page != "json.md" && len(s.path) == 2 && strings.HasPrefix(s.path[1], "xenkeep ") {
+			keep(t, found, s.path[1], s)
+		}
+	}
+	return found
+}
+
+// jsonSections returns the sections of json.md, one for each type of line.
+func jsonSections(t *testing.T, all []section) map[string]section {
+	t.Helper()
+	found := make(map[string]section)
+	for _, s := range all {
+		if s.page == "json.md" && len(s.path) == 2 {
+			keep(t, found, s.path[1], s)
+		}
+	}
+	return found
+}
+
+// only returns the rows of section h of docs/reference.md.
 func only(t *testing.T, all []section, h string) map[string]string {
 	t.Helper()
 	for _, s := range all {
-		if len(s.path) == 2 && s.path[1] == h {
+		if s.page == "" && len(s.path) == 2 && s.path[1] == h {
 			return s.rows
 		}
 	}
-	t.Fatalf("no section %q", h)
+	t.Fatalf("docs/reference.md has no section %q", h)
 	return nil
 }
 
@@ -99,12 +165,12 @@ func compare(t *testing.T, what string, documented, real []string) {
 	t.Helper()
 	for _, d := range documented {
 		if !slices.Contains(real, d) {
-			t.Errorf("%s: docs/reference.md has %s, the program not", what, d)
+			t.Errorf("%s: the reference has %s, the program does not", what, d)
 		}
 	}
 	for _, r := range real {
 		if !slices.Contains(documented, r) {
-			t.Errorf("%s: docs/reference.md lacks %s", what, r)
+			t.Errorf("%s: the reference lacks %s", what, r)
 		}
 	}
 }
@@ -116,10 +182,10 @@ func commands() *cobra.Command {
 	return root
 }
 
-// Every command and flag stands on the page, and nothing else does.
+// Every command and flag is on a page of the reference, and no other is.
 func TestReferenceCommands(t *testing.T) {
 	all := readReference(t)
-	groups, sections := under(all, "Flag groups"), under(all, "Commands")
+	groups, sections := flagGroups(t, all), commandSections(t, all)
 	var documented, real []string
 	for name := range sections {
 		documented = append(documented, name)
@@ -143,6 +209,9 @@ func TestReferenceCommands(t *testing.T) {
 			}
 		}
 		for _, g := range s.more {
+			if _, known := groups[g]; !known {
+				t.Errorf("%s: no group of flags is called %s", name, g)
+			}
 			for cell := range groups[g].rows {
 				if strings.HasPrefix(cell, "--") {
 					got = append(got, flagName(cell))
@@ -152,6 +221,28 @@ func TestReferenceCommands(t *testing.T) {
 		compare(t, name, got, want)
 	})
 	compare(t, "commands", documented, real)
+}
+
+// docs/reference.md links each command, each group of flags and each page.
+func TestReferenceIndex(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := readReference(t)
+	for _, found := range []map[string]section{commandSections(t, all), flagGroups(t, all)} {
+		for name, s := range found {
+			link := "(reference/" + s.page + "#" + strings.ReplaceAll(name, " ", "-") + ")"
+			if !strings.Contains(string(text), link) {
+				t.Errorf("docs/reference.md has no link to %s: %s", name, link)
+			}
+		}
+	}
+	for _, s := range all {
+		if s.page != "" && len(s.path) == 1 && !strings.Contains(string(text), "(reference/"+s.page+")") {
+			t.Errorf("docs/reference.md has no link to docs/reference/%s", s.page)
+		}
+	}
 }
 
 func TestReferenceEnvironment(t *testing.T) {
@@ -263,7 +354,7 @@ var lineTypes = map[string]any{
 }
 
 func TestReferenceJSON(t *testing.T) {
-	sections := under(readReference(t), "JSON")
+	sections := jsonSections(t, readReference(t))
 	var names, documented []string
 	for name := range sections {
 		documented = append(documented, name)

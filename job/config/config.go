@@ -187,7 +187,7 @@ type Concurrency struct {
 }
 
 // Limits bound the rates, in bytes a second: "50M", or
-// "20M@08:00-18:00,200M": see docs/reference.md, --limit-read.
+// "20M@08:00-18:00,200M": see docs/reference/backup.md, --limit-read.
 type Limits struct {
 	Read  string `toml:"read"`
 	Write string `toml:"write"`

@@ -8,17 +8,17 @@ import (
 	"testing"
 )
 
-// Every key stands in docs/reference.md, and the page has no other.
+// Every key is in docs/reference/config.md, and the page has no other.
 func TestReferenceKeys(t *testing.T) {
-	text, err := os.ReadFile("../../docs/reference.md")
+	text, err := os.ReadFile("../../docs/reference/config.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, page, ok := strings.Cut(string(text), "#### Keys of the config\n")
+	_, page, ok := strings.Cut(string(text), "\n## Keys of the config\n")
 	if !ok {
-		t.Fatal("docs/reference.md does not tell of the keys")
+		t.Fatal("docs/reference/config.md has no section about the keys")
 	}
-	page, _, _ = strings.Cut(page, "\n####")
+	page, _, _ = strings.Cut(page, "\n## ")
 	prefixes := map[string][]string{
 		"repository": {"repository"}, "pools.*": {"pools", "x"}, "jobs.*": {"jobs", "x"}, "jobs.*.select": {"jobs", "x", "select"}, "jobs.*.exclude": {"jobs", "x", "exclude"},
 		"jobs.*.rules[]": {"jobs", "x", "rules"}, "jobs.*.check": {"jobs", "x", "check"}, "jobs.*.concurrency": {"jobs", "x", "concurrency"}, "jobs.*.limits": {"jobs", "x", "limits"},
@@ -44,7 +44,7 @@ func TestReferenceKeys(t *testing.T) {
 				return strings.HasPrefix(l, "| `"+prefix) && strings.Contains(l, "`"+key+"`")
 			})
 			if !inside && !beside {
-				t.Errorf("docs/reference.md does not tell of %s", full)
+				t.Errorf("docs/reference/config.md lacks %s", full)
 			}
 		}
 	}

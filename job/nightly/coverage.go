@@ -15,7 +15,7 @@ import (
 )
 
 // Covered is how a VM of a pool is protected. Its JSON form is documented in
-// docs/reference.md.
+// docs/reference/json.md.
 type Covered struct {
 	Type     string    `json:"type"` // "vm"
 	Pool     string    `json:"pool"`

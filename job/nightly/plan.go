@@ -21,7 +21,7 @@ import (
 )
 
 // Plan is what a run would do. Its JSON form is documented in
-// docs/reference.md.
+// docs/reference/json.md.
 type Plan struct {
 	Type     string      `json:"type"` // "plan"
 	Job      string      `json:"job"`

@@ -32,7 +32,7 @@ const (
 	Skipped State = "skipped" // not begun
 )
 
-// Report is a run of a job. Its JSON form is documented in docs/reference.md.
+// Report is a run of a job. Its JSON form is documented in docs/reference/json.md.
 type Report struct {
 	Type       string    `json:"type"`           // "report"
 	Test       bool      `json:"test,omitempty"` // it tests the notifications, and no run took place

@@ -246,13 +246,13 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, p)
 		}
 	}
-	page, err := os.ReadFile("../../docs/reference.md")
+	page, err := os.ReadFile("../../docs/reference/config.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for l := range strings.Lines(string(p)) {
 		if name, ok := strings.CutPrefix(l, "# HELP "); ok && !strings.Contains(string(page), "| `"+strings.Fields(name)[0]+"` |") {
-			t.Errorf("docs/reference.md lacks %s", strings.Fields(name)[0])
+			t.Errorf("docs/reference/config.md lacks %s", strings.Fields(name)[0])
 		}
 	}
 	promtool, err := exec.LookPath("promtool")

@@ -12,7 +12,7 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// Stats are the figures of a repository, sizes in bytes; docs/reference.md has
+// Stats are the figures of a repository, sizes in bytes; docs/reference/json.md has
 // their JSON.
 type Stats struct {
 	Snapshots int   `json:"snapshots"`
