@@ -10,8 +10,8 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// oldNode is a GiB of the base: the IDs of its lists and, once one is asked for, all
-// lists.
+// oldNode is a node (one GiB) of the base: the IDs of its lists and, after the
+// first request for one of them, all lists.
 type oldNode struct {
 	index int
 	ids   tree.Node
@@ -20,7 +20,7 @@ type oldNode struct {
 	lists []tree.Block // by block within the node; nil until they are read
 }
 
-// oldNode returns a node of the base, all zero where the base has none.
+// oldNode returns a node of the base; it is all zero if the base has none there.
 func (d *diskRun) oldNode(ctx context.Context, i int) (*oldNode, error) {
 	slot := i % len(d.old)
 	d.mu.Lock()
@@ -46,8 +46,9 @@ func (d *diskRun) oldNode(ctx context.Context, i int) (*oldNode, error) {
 	return n, nil
 }
 
-// oldList is the ID of the base's list of a block, zero where it has none. It
-// answers only for nodes in use: elsewhere no list can be equal.
+// oldList returns the ID of the base's list of a block, or zero if there is none.
+// It returns zero too for a node that is not in d.old: the caller then only misses
+// the chance to skip a Put.
 func (d *diskRun) oldList(block int64) chunk.ID {
 	i := int(block / tree.NodeBlocks)
 	d.mu.Lock()
@@ -58,8 +59,8 @@ func (d *diskRun) oldList(block int64) chunk.ID {
 	return chunk.ID{}
 }
 
-// oldPieces returns the base's pieces of a block, none if it has zeros there. All
-// lists of the node are read together the first time.
+// oldPieces returns the base's pieces of a block, or none if the block is zero
+// there. All lists of the node are read together the first time.
 func (d *diskRun) oldPieces(ctx context.Context, block int64) ([]tree.Piece, error) {
 	if d.base == nil {
 		return nil, nil
@@ -89,8 +90,8 @@ func (d *diskRun) oldPieces(ctx context.Context, block int64) ([]tree.Piece, err
 	return pieces, nil
 }
 
-// readOld reads all lists of a node of the base. Where something of the base is
-// suspect, lists that cannot be read are passed over: their blocks are read whole.
+// readOld reads all lists of a node of the base. If parts of the base are suspect,
+// lists that cannot be read are skipped: their blocks are read whole.
 func (d *diskRun) readOld(ctx context.Context, n *oldNode) ([]tree.Block, error) {
 	lists := make([]tree.Block, tree.NodeBlocks)
 	for i := range lists {
@@ -106,8 +107,8 @@ func (d *diskRun) readOld(ctx context.Context, n *oldNode) ([]tree.Block, error)
 	return lists, nil
 }
 
-// unlessHelp passes an error on unless the base is only a help to find known
-// chunks sooner: then it is done without.
+// unlessHelp returns err, unless the base only serves to find known chunks sooner:
+// then it returns nil, and the backup continues without the base.
 func (d *diskRun) unlessHelp(ctx context.Context, err error) error {
 	if d.o.Delta || ctx.Err() != nil {
 		return fmt.Errorf("base: %w", err)
@@ -115,9 +116,10 @@ func (d *diskRun) unlessHelp(ctx context.Context, err error) error {
 	return nil
 }
 
-// grow prepares a delta of a disk that is larger than its base: the block that
-// was the last one, and short, is now longer, and zero there unless the source
-// says otherwise. It is read and cut again, as its last page has changed.
+// grow prepares a delta of a disk that is larger than its base: the last block of
+// the base, if it was short, is longer now, and zero in the new part unless the
+// source delivers other data. It is read and chunked again, because its last page
+// has changed.
 func (d *diskRun) grow(ctx context.Context) error {
 	if !d.o.Delta || d.base.Size == d.o.Size || d.base.Size%disk.BlockSize == 0 {
 		return nil

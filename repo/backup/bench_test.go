@@ -25,7 +25,7 @@ import (
 
 const benchSize = 128 << 20
 
-// realFiles is benchSize of this machine's programs and libraries, or, where
+// realFiles returns benchSize bytes of this machine's programs and libraries or, if
 // there are too few, of text and noise that compress about as well.
 func realFiles(b *testing.B) []byte {
 	b.Helper()
@@ -60,7 +60,7 @@ func noiseBytes() []byte {
 	return p
 }
 
-// bytesSource is a disk of bytes.
+// bytesSource is a disk whose content is a byte slice.
 type bytesSource struct{ r *bytes.Reader }
 
 func (s *bytesSource) Size() int64 { return s.r.Size() }
@@ -74,7 +74,8 @@ func (s *bytesSource) Next(_ context.Context, buf []byte) (disk.Extent, error) {
 	return disk.Extent{}, err
 }
 
-// discard keeps all but data packs, so that a benchmark needs no memory.
+// discard drops data packs and keeps everything else, so that a benchmark needs no
+// memory for them.
 type discard struct{ object.Store }
 
 func (d discard) Put(ctx context.Context, name string, data []byte) error {
@@ -90,7 +91,7 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// perCPU reports what fn moves for each second of CPU.
+// perCPU reports the bytes that fn processes for each second of CPU time.
 func perCPU(b *testing.B, n int64, fn func()) {
 	b.SetBytes(n)
 	b.ReportAllocs()

@@ -16,30 +16,32 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// ErrUnsaidChange is returned when a block that was called unchanged is not:
-// what told of the changes cannot be believed, and the base may be wrong.
+// ErrUnsaidChange is returned if a block that was reported as unchanged has
+// changed: the source of the change information cannot be trusted, and the base may
+// be wrong.
 var ErrUnsaidChange = errors.New("a block that was called unchanged has changed")
 
-// ChangedOptions describe a disk of which it is known what may have changed.
+// ChangedOptions describes a disk for which the ranges that may have changed are
+// known.
 type ChangedOptions struct {
 	Size int64
-	// Base is the root of the disk's last backup; all that is not changed is
-	// as there.
+	// Base is the root of the disk's last backup; everything outside Changed is the
+	// same as there.
 	Base chunk.ID
-	// Changed are the ranges that may differ from Base, ascending and apart.
-	// What lies behind the end of a smaller base counts as changed.
+	// Changed lists the ranges that may differ from Base, ascending and disjoint.
+	// Everything after the end of a smaller base counts as changed.
 	Changed []disk.Extent
-	// Verify tells which unchanged blocks are read all the same and compared;
-	// nil: none.
+	// Verify selects unchanged blocks that are read nevertheless and compared; nil
+	// selects none.
 	Verify func(block int64) bool
-	// Readers is how many blocks are read at once. 0 is 8.
+	// Readers is the number of blocks that are read concurrently. 0 means 8.
 	Readers  int
-	Progress func(n int64) // bytes read; from several goroutines at once
+	Progress func(n int64) // called with the bytes read; from several goroutines concurrently
 }
 
-// Changed stores a disk from its last backup and what has changed since,
-// reading little more than that: see recutter. What of the base is damaged or
-// condemned is read again too. The root is that of a full read.
+// Changed stores a disk from its last backup and the changes since, and reads
+// little more than those changes: see recutter. Parts of the base that are damaged
+// or condemned are read again too. The root is the same as after a full read.
 func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (DiskResult, error) {
 	d := &diskRun{run: run, o: DiskOptions{Size: o.Size, Base: o.Base, Delta: true}, building: make(map[int]*node), mends: true}
 	if o.Size < 0 || o.Size > tree.MaxSize {
@@ -87,9 +89,10 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 	return res, err
 }
 
-// readAhead starts readers in g, which wait for the transport most of the time
-// and run ahead of the workers: as many of these would push each other out of
-// the processor's caches. It returns where the blocks that are read come from.
+// readAhead starts the reading goroutines in g and returns the channel of blocks
+// that have been read. The readers wait for the transport most of the time and run
+// ahead of the workers; as many workers would evict each other's data from the
+// processor's caches.
 func (d *diskRun) readAhead(ctx context.Context, g *errgroup.Group, o ChangedOptions, get fetch, free <-chan *changedRead) <-chan *changedRead {
 	work, ready := make(chan changedBlock), make(chan *changedRead)
 	g.Go(func() error {
@@ -143,7 +146,8 @@ func (d *diskRun) readAhead(ctx context.Context, g *errgroup.Group, o ChangedOpt
 	return ready
 }
 
-// workChanged is a worker: it cuts again what is ready, and gives it back.
+// workChanged is the loop of a worker: it chunks the blocks from ready again and
+// returns them to free.
 func (d *diskRun) workChanged(ctx context.Context, ready <-chan *changedRead, free chan<- *changedRead) error {
 	w, err := d.newBlockWorker()
 	if err != nil {
@@ -180,18 +184,18 @@ func (d *diskRun) workChanged(ctx context.Context, ready <-chan *changedRead, fr
 	return nil
 }
 
-// changedBlock is a block to be cut again, or with no dirty part one to be
+// changedBlock is a block to be chunked again or, if it has no dirty part, to be
 // compared.
 type changedBlock struct {
 	index int64
 	node  *node
-	dirty []disk.Extent // in the block, in whole pages
+	dirty []disk.Extent // relative to the block, in whole pages
 }
 
-// changedBlocks gives the blocks that are to be worked on, ascending.
+// changedBlocks iterates over the blocks to be processed, in ascending order.
 type changedBlocks struct {
 	o     ChangedOptions
-	at    int64 // block
+	at    int64 // the next block
 	limit int64
 	base  int64 // size of the base
 }
@@ -207,7 +211,7 @@ func (c *changedBlocks) next() (changedBlock, bool) {
 			c.at++
 			return b, true
 		}
-		// Jump to the next block that anything is said of.
+		// Jump to the next block that is changed or beyond the base.
 		if c.o.Verify == nil && (c.at+1)*disk.BlockSize <= c.base {
 			next := c.limit
 			if len(c.o.Changed) > 0 {
@@ -222,8 +226,8 @@ func (c *changedBlocks) next() (changedBlock, bool) {
 	return changedBlock{}, false
 }
 
-// dirty gives the changed parts of the block at hand, rounded to pages, and
-// drops the extents that end in or before it.
+// dirty returns the changed parts of the current block, rounded to pages, and
+// removes the extents that end in or before it.
 func (c *changedBlocks) dirty() []disk.Extent {
 	start := c.at * disk.BlockSize
 	end := start + int64(disk.BlockLength(c.o.Size, c.at))
@@ -243,28 +247,29 @@ func (c *changedBlocks) dirty() []disk.Extent {
 	for len(c.o.Changed) > 0 && c.o.Changed[0].Offset < end {
 		add(c.o.Changed[0].Offset, c.o.Changed[0].End())
 		if c.o.Changed[0].End() > end {
-			break // it goes on in the next block
+			break // it continues in the next block
 		}
 		c.o.Changed = c.o.Changed[1:]
 	}
 	if c.o.Size > c.base && c.base < end {
-		// Grown: all behind the old end, and its block whole, as its last
-		// page and the run there end otherwise now.
+		// The disk has grown: everything after the old end is dirty, and the block
+		// of the old end as a whole, because its last page and the stretch of pages
+		// there now end elsewhere.
 		return []disk.Extent{{Offset: 0, Length: end - start}}
 	}
 	return out
 }
 
-// changedRead is a changed block of which what is needed was read, in most
-// cases.
+// changedRead is a changed block of which, in most cases, all needed bytes have
+// been read.
 type changedRead struct {
 	recutter
 	index  int64
 	node   *node
-	verify bool // compared, not changed
+	verify bool // compared only, not changed
 }
 
-// readChanged reads into c what cutting b again needs for certain.
+// readChanged reads into c the bytes that chunking b again needs in any case.
 func (d *diskRun) readChanged(ctx context.Context, c *changedRead, b changedBlock, get fetch) error {
 	length := disk.BlockLength(d.o.Size, b.index)
 	start := b.index * disk.BlockSize
@@ -284,7 +289,7 @@ func (d *diskRun) readChanged(ctx context.Context, c *changedRead, b changedBloc
 	return c.begin(ctx, length, old, dirty, func(ctx context.Context, p []byte, off int64) error { return get(ctx, p, start+off) })
 }
 
-// changed cuts a block again, or compares it.
+// changed chunks a block again, or compares it.
 func (w *blockWorker) changed(ctx context.Context, c *changedRead) (chunk.ID, error) {
 	d := w.d
 	w.fresh = w.fresh[:0]
@@ -318,7 +323,7 @@ func (w *blockWorker) changed(ctx context.Context, c *changedRead) (chunk.ID, er
 		w.counts.Stored += res.Stored
 	}
 	d.mu.Lock()
-	was := c.node.lists[c.index%tree.NodeBlocks] // the base's, until this block is done
+	was := c.node.lists[c.index%tree.NodeBlocks] // the base's list, until this block is finished
 	d.mu.Unlock()
 	if c.verify && id != was {
 		start := c.index * disk.BlockSize
@@ -327,10 +332,11 @@ func (w *blockWorker) changed(ctx context.Context, c *changedRead) (chunk.ID, er
 	return id, nil
 }
 
-// Sample picks one block in n, others for each seed, for ChangedOptions.Verify.
+// Sample selects one block in n, different ones for each seed, for
+// ChangedOptions.Verify.
 func Sample(n, seed int64) func(block int64) bool {
 	return func(block int64) bool {
-		// A multiplicative hash spreads neighbours.
+		// A multiplicative hash spreads neighbouring blocks.
 		return uint64((block^seed)*0x9E3779B97F4A7C)>>8%uint64(max(n, 1)) == 0
 	}
 }

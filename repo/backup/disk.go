@@ -20,34 +20,34 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// DiskOptions describe one disk.
+// DiskOptions describes one disk.
 type DiskOptions struct {
-	// Size is the disk's size in bytes. What the source gives beyond must be
-	// zero, and is dropped.
+	// Size is the disk's size in bytes. Data that the source delivers beyond it
+	// must be zero, and is dropped.
 	Size int64
-	// Base is the root of this disk's last backup; zero where there is none.
-	// It may always be named: known chunks are then found sooner.
+	// Base is the root of this disk's last backup, or zero if there is none. It is
+	// useful for a full read too: known chunks are then found sooner.
 	Base chunk.ID
-	// Delta tells that what the source does not give is as in Base. Without
-	// it, that is zero.
+	// Delta means that ranges which the source does not deliver are the same as in
+	// Base. Without it, they are zero.
 	Delta bool
-	// Progress, where set, is called with the bytes of each extent read; from
-	// one goroutine.
+	// Progress, if set, is called with the bytes of each extent read, from one
+	// goroutine.
 	Progress func(n int64)
 }
 
-// DiskResult is a disk in the repository.
+// DiskResult describes a disk that was stored in the repository.
 type DiskResult struct {
 	Root   chunk.ID
 	Counts repo.DiskRead
 	Waited Waited
-	// Emptied reports that the disk holds nothing but zeros, and that its base
-	// holds data.
+	// Emptied reports that the disk contains only zeros although its base contains
+	// data.
 	Emptied bool
 }
 
-// Disk reads a source to its end and stores what is new of it. The root
-// depends on size and content alone.
+// Disk reads a source to its end and stores the data that is new. The root depends
+// only on the disk's size and content.
 func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskResult, error) {
 	d := &diskRun{run: run, src: src, o: o, building: make(map[int]*node)}
 	if o.Size < 0 || o.Size > tree.MaxSize {
@@ -94,15 +94,15 @@ func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskR
 	return res, err
 }
 
-// diskRun is one disk on its way. It holds at most the run's block buffers and
-// the lists of a few GiB of the base.
+// diskRun is the state of one disk's backup. It uses at most the run's block
+// buffers and the lists of a few GiB of the base.
 type diskRun struct {
 	run  *Run
 	src  disk.Source
 	o    DiskOptions
 	base *tree.Root // nil without one
 
-	mends    bool // stores again what of the base is suspect
+	mends    bool // store suspect parts of the base again
 	suspects *suspects
 
 	mu       sync.Mutex
@@ -113,19 +113,19 @@ type diskRun struct {
 	spent    spent
 }
 
-// block is one block as read: data has its whole length.
+// block is one block as read; data has its full length.
 type block struct {
 	index int64
 	data  []byte
 	node  *node
 }
 
-// node is a GiB that is being built.
+// node is a node (one GiB) that is being built.
 type node struct {
 	index  int
 	lists  tree.Node
-	open   int  // blocks being worked on
-	closed bool // no more blocks come
+	open   int  // blocks that are being processed
+	closed bool // no more blocks follow
 }
 
 func (d *diskRun) openBase(ctx context.Context) error {
@@ -136,7 +136,7 @@ func (d *diskRun) openBase(ctx context.Context) error {
 		return nil
 	}
 	if !d.run.holds(d.o.Base) {
-		// Nothing would keep a pruner from it.
+		// Nothing would protect it from a pruner.
 		return errors.New("the base is not among the roots that the run claims or has stored")
 	}
 	var err error
@@ -145,7 +145,7 @@ func (d *diskRun) openBase(ctx context.Context) error {
 		err = fmt.Errorf("the base is larger: %d bytes, not %d", d.base.Size, d.o.Size)
 	}
 	if err != nil && !d.o.Delta && ctx.Err() == nil {
-		d.base = nil // only a help, and done without
+		d.base = nil // the base only saves work, so continue without it
 		return nil
 	}
 	switch {
@@ -161,13 +161,13 @@ func (d *diskRun) openBase(ctx context.Context) error {
 	return nil
 }
 
-// ErrBadBase is returned for a delta whose base holds what is known to be
+// ErrBadBase is returned for a delta whose base contains parts that are known to be
 // damaged or about to be deleted: the disk must be read in full.
 var ErrBadBase = errors.New("the last backup has parts that must be stored again")
 
-// Inheritable tells whether a delta may be built on a root: nothing below it
-// is damaged or condemned as far as is known. Else it is ErrBadBase. Where
-// nothing at all is known to be bad, it answers at once.
+// Inheritable returns ErrBadBase if a delta cannot be built on a root, because a
+// part below it is known to be damaged or condemned. It returns nil immediately if
+// no damaged or condemned data is known.
 func (run *Run) Inheritable(ctx context.Context, root chunk.ID) error {
 	s := run.r.Store()
 	if !s.Avoids() {
@@ -183,10 +183,10 @@ func (run *Run) Inheritable(ctx context.Context, root chunk.ID) error {
 	return nil
 }
 
-// read reads the source and hands blocks to the workers. Whole blocks pass as
-// they are; parts are put together first.
+// read reads the source and passes blocks to the workers. Whole blocks are passed
+// on as they are; parts of a block are assembled first.
 func (d *diskRun) read(ctx context.Context, work chan<- block) error {
-	var cur block // being put together; data nil where there is none
+	var cur block // the block that is being assembled; data is nil if there is none
 	defer func() {
 		if cur.data != nil {
 			d.run.giveBack(cur.data)
@@ -229,7 +229,7 @@ func (d *diskRun) read(ctx context.Context, work chan<- block) error {
 			err = emit()
 		}
 		switch {
-		case err == nil && e.Length == 0: // all behind the end
+		case err == nil && e.Length == 0: // all of it is after the end
 			d.run.giveBack(buf)
 		case err == nil && cur.data == nil && int(e.Length) == disk.BlockLength(d.o.Size, index):
 			cur = block{index: index, data: buf[:e.Length]}
@@ -270,7 +270,7 @@ func checkExtent(e disk.Extent, last int64) error {
 	return nil
 }
 
-// clip drops what an extent has behind the disk's end, which must be zero.
+// clip drops the part of an extent after the disk's end, which must be zero.
 func clip(e disk.Extent, data []byte, size int64) (disk.Extent, error) {
 	if e.End() <= size {
 		return e, nil
@@ -283,7 +283,7 @@ func clip(e disk.Extent, data []byte, size int64) (disk.Extent, error) {
 	return e, nil
 }
 
-// begin takes a buffer for a block that will be put together.
+// begin takes a buffer for a block that is assembled from parts.
 func (d *diskRun) begin(ctx context.Context, index int64) (block, error) {
 	n, err := d.enter(ctx, index)
 	if err != nil {
@@ -297,8 +297,8 @@ func (d *diskRun) begin(ctx context.Context, index int64) (block, error) {
 	return b, d.fill(ctx, b)
 }
 
-// fill prepares a block of which only parts will be read: zeros, or what the
-// base has there.
+// fill initializes a block of which only parts will be read: with zeros, or with
+// the base's data.
 func (d *diskRun) fill(ctx context.Context, b block) error {
 	if !d.o.Delta {
 		clear(b.data)
@@ -320,7 +320,8 @@ func (d *diskRun) fill(ctx context.Context, b block) error {
 	return nil
 }
 
-// enter notes that a block is on its way and ends the nodes before it.
+// enter records that a block is in progress and closes the nodes before it. It
+// returns the block's node.
 func (d *diskRun) enter(ctx context.Context, index int64) (*node, error) {
 	n := int(index / tree.NodeBlocks)
 	if err := d.closeNodes(n); err != nil {
@@ -346,7 +347,8 @@ func (d *diskRun) enter(ctx context.Context, index int64) (*node, error) {
 	return cur, nil
 }
 
-// closeNodes ends the nodes below limit: no more of their blocks come.
+// closeNodes closes the nodes below limit, of which no more blocks follow, and
+// stores those that are finished.
 func (d *diskRun) closeNodes(limit int) error {
 	d.mu.Lock()
 	var ready []*node
@@ -376,7 +378,8 @@ func (d *diskRun) closeNodes(limit int) error {
 	return nil
 }
 
-// leave notes a block's list and ends its node where it was the last.
+// leave records a block's list, and stores its node if the block was the last one
+// of a closed node.
 func (d *diskRun) leave(k *chunkstore.Worker, b block, list chunk.ID) error {
 	d.mu.Lock()
 	b.node.lists[b.index%tree.NodeBlocks] = list
@@ -411,7 +414,8 @@ func (d *diskRun) putNode(k *chunkstore.Worker, n *node) error {
 	return nil
 }
 
-// putUnless stores a tree blob unless it is the one the base has there.
+// putUnless stores a tree blob unless it equals the base's blob at the same place
+// and that is usable.
 func (d *diskRun) putUnless(k *chunkstore.Worker, kind chunk.Kind, id chunk.ID, p []byte, old chunk.ID) (chunkstore.PutResult, error) {
 	if id == old && d.run.r.Store().Has(id) {
 		return chunkstore.PutResult{}, nil
@@ -446,7 +450,7 @@ func (d *diskRun) finish() (DiskResult, error) {
 	return DiskResult{Root: id, Counts: d.counts, Emptied: d.base != nil && allZero(d.nodes) && !allZero(d.base.Nodes)}, nil
 }
 
-// allZero reports whether nodes of a disk hold no data.
+// allZero reports whether no node of a disk contains data.
 func allZero(nodes []chunk.ID) bool {
 	return !slices.ContainsFunc(nodes, func(id chunk.ID) bool { return !id.IsZero() })
 }
@@ -474,17 +478,17 @@ func (d *diskRun) work(ctx context.Context, work <-chan block, w *blockWorker) e
 	return nil
 }
 
-// blockWorker cuts, names and stores blocks, one after another.
+// blockWorker chunks, hashes and stores blocks, one after another.
 type blockWorker struct {
 	d      *diskRun
 	k      *chunkstore.Worker
 	cut    chunk.Chunker
 	ends   []int
 	pieces []tree.Piece
-	fresh  []chunkstore.Piece // of the block, perhaps new
+	fresh  []chunkstore.Piece // chunks of the block that may be new
 	list   []byte
 	counts repo.DiskRead
-	busy   time.Duration // with blocks, waiting for the storage included
+	busy   time.Duration // processing blocks, including waiting for the storage
 }
 
 func (d *diskRun) newBlockWorker() (*blockWorker, error) {
@@ -496,14 +500,14 @@ func (d *diskRun) newBlockWorker() (*blockWorker, error) {
 	return &blockWorker{d: d, k: k, cut: cut}, err
 }
 
-// block stores what is new of a block and returns the ID of its list, zero for
-// a block of zeros.
+// block stores the new chunks of a block and returns the ID of its list, or zero
+// for a block of zeros.
 func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 	pieces := w.pieces[:0]
 	w.fresh = w.fresh[:0]
 	var old []tree.Piece
 	looked := false
-	next := 0 // of old
+	next := 0 // index into old
 	for at := 0; at < len(b.data); {
 		end := at
 		for end < len(b.data) && zeroPage(b.data, end) {
@@ -559,8 +563,8 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 	return id, err
 }
 
-// known tells whether a chunk only moved within its block, so that the base
-// holds it.
+// known reports whether a chunk only moved within its block, so that the base
+// contains it.
 func (w *blockWorker) known(id chunk.ID, old []tree.Piece) bool {
 	for i := range old {
 		if old[i].ID == id {
@@ -572,13 +576,14 @@ func (w *blockWorker) known(id chunk.ID, old []tree.Piece) bool {
 
 var zeros [disk.PageSize]byte
 
-// zeroPage tells whether the page that begins at is zero; the last may be short.
+// zeroPage reports whether the page that begins at offset at is zero; the last page
+// may be short.
 func zeroPage(data []byte, at int) bool {
 	p := data[at:min(at+disk.PageSize, len(data))]
 	return bytes.Equal(p, zeros[:len(p)])
 }
 
-// firstNonZero is the index of the first byte that is not zero, or -1.
+// firstNonZero returns the index of the first byte that is not zero, or -1.
 func firstNonZero(p []byte) int {
 	for i, b := range p {
 		if b != 0 {

@@ -34,7 +34,7 @@ func ExampleRun_Disk() {
 		log.Fatal(err)
 	}
 	var base backup.DiskResult
-	var claimed []chunk.ID // the roots that the run builds on: pruning keeps them
+	var claimed []chunk.ID // the roots that the run builds on: prune keeps them
 	for day := 15; day <= 16; day++ {
 		err = backup.Do(ctx, r, backup.Options{Job: "nightly", Roots: claimed}, func(ctx context.Context, run *backup.Run) error {
 			d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size(), Base: base.Root})

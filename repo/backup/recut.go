@@ -9,35 +9,37 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// recutter cuts a block again of which only parts may have changed. It reads
-// those parts, and around them only what it takes to come back to the cuts
-// that were there. Its pieces are those that a full read would give:
+// recutter chunks a block again of which only parts may have changed. It reads
+// those parts, and around them only the bytes that are needed to reach the old cuts
+// again. Its pieces are the same as those of a full read:
 //
-//   - Whether a page is zero is known without reading where nothing changed: it
-//     is if it lies in a gap of the old pieces. So the runs are known once the
-//     changed parts are read.
-//   - Where a chunk ends depends on its own bytes and the one behind. So an old
-//     chunk stands where cutting arrives at its beginning and neither its bytes
-//     nor the one behind have changed.
-//   - So the cuts cannot meet again before the end of the old chunk that a
-//     change ends in, and what lies up to there, and in the chunk that it begins
-//     in, is read with it: nothing that is not needed, in few requests.
+//   - Whether an unchanged page is zero is known without reading it: it is zero if
+//     it is in a gap of the old pieces. So the stretches of pages that are not zero
+//     are known once the changed parts are read.
+//   - Where a chunk ends depends on its own bytes and the one byte after it. So an
+//     old chunk is still valid if chunking arrives at its beginning and neither its
+//     bytes nor the byte after it have changed.
+//   - So the new cuts cannot meet the old ones before the end of the old chunk in
+//     which a change ends. Everything up to that point, and the old chunk in which
+//     the change begins, is read together with the change: no byte that is not
+//     needed, in few requests.
 type recutter struct {
 	buf   []byte // the block, as far as it was read
 	known []bool // by page: read, or zero
-	zero  []bool // by page; settled for all pages by pieces
+	zero  []bool // by page; pieces determines it for all pages
 	old   []tree.Piece
 	dirty []disk.Extent
 	get   fetch
-	read  int64 // bytes asked of the reader
+	read  int64 // bytes requested from the reader
 }
 
-// fetch reads a part of the block or disk at hand, from byte off on, into p.
+// fetch reads a part of the current block or disk, from byte off on, into p.
 type fetch func(ctx context.Context, p []byte, off int64) error
 
-// begin takes up a block of length bytes and reads what is needed of it for
-// certain. old are the pieces of the base; dirty are the ranges that may differ
-// from it, in the block, ascending, in whole pages (or to the end of the block).
+// begin starts a block of length bytes and reads the bytes that are needed in any
+// case. old are the pieces of the base; dirty are the ranges that may differ from
+// it, relative to the block, ascending, in whole pages (or to the end of the
+// block).
 func (c *recutter) begin(ctx context.Context, length int, old []tree.Piece, dirty []disk.Extent, get fetch) error {
 	pages := (length + disk.PageSize - 1) / disk.PageSize
 	if cap(c.buf) < length {
@@ -70,7 +72,7 @@ func (c *recutter) begin(ctx context.Context, length int, old []tree.Piece, dirt
 }
 
 // pieces returns the new pieces of the block that was begun. sum stores a chunk
-// that is not one of the old, and names it.
+// that is not one of the old chunks and returns its ID.
 func (c *recutter) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]tree.Piece, error) {
 	for _, d := range c.dirty {
 		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
@@ -98,9 +100,10 @@ func (c *recutter) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []b
 	return out, nil
 }
 
-// oldZeros notes what the old pieces tell of pages: gaps are zero, and known as
-// far as anybody looks at them. So they are not cleared in the buffer: that would
-// be up to 2 MiB of memory for a block of which a granule changed.
+// oldZeros marks the pages that the old pieces show to be zero. These pages are
+// known, although their bytes are not cleared in the buffer: nothing reads the
+// bytes of a zero page, and clearing them would touch up to 2 MiB of memory for a
+// block of which one granule changed.
 func (c *recutter) oldZeros() {
 	mark := func(from, to int) {
 		for i := from / disk.PageSize; i*disk.PageSize < to; i++ {
@@ -139,7 +142,7 @@ func (c *recutter) ensure(ctx context.Context, from, to int) error {
 	return nil
 }
 
-// run cuts the run [at, end).
+// run chunks the stretch [at, end).
 func (c *recutter) run(ctx context.Context, out []tree.Piece, at, end int, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]tree.Piece, error) {
 	for at < end {
 		if p, ok := standing(at, end, c.old, c.dirty); ok {
@@ -168,8 +171,8 @@ func (c *recutter) run(ctx context.Context, out []tree.Piece, at, end int, cut c
 	return out, nil
 }
 
-// around is what must be read where e has changed: the old chunks that it begins
-// and ends in, and one byte more on either side.
+// around returns the range that must be read if e has changed: the old chunks in
+// which it begins and ends, and one more byte on either side.
 func around(old []tree.Piece, e disk.Extent) (from, to int) {
 	from, to = int(e.Offset), int(e.End())
 	if p, ok := chunkAt(old, from-1); ok {
@@ -181,7 +184,8 @@ func around(old []tree.Piece, e disk.Extent) (from, to int) {
 	return from, to
 }
 
-// behind is the end of the old chunk that byte at lies in, and one more.
+// behind returns the end of the old chunk that contains byte at, plus one byte.
+// Without such a chunk it returns at plus one.
 func behind(old []tree.Piece, at int) int {
 	if p, ok := chunkAt(old, at); ok {
 		at = p.Offset + p.Length
@@ -189,7 +193,7 @@ func behind(old []tree.Piece, at int) int {
 	return at + 1
 }
 
-// chunkAt gives the old chunk that byte at lies in, if it lies in one.
+// chunkAt returns the old chunk that contains byte at, if there is one.
 func chunkAt(old []tree.Piece, at int) (tree.Piece, bool) {
 	i, ok := slices.BinarySearchFunc(old, at, func(p tree.Piece, at int) int { return p.Offset - at })
 	if !ok {
@@ -201,14 +205,14 @@ func chunkAt(old []tree.Piece, at int) (tree.Piece, bool) {
 	return old[i], true
 }
 
-// standing returns the old chunk that begins at offset at, if neither its bytes
-// nor the one behind have changed.
+// standing returns the old chunk that begins at offset at, if neither its bytes nor
+// the byte after it have changed.
 func standing(at, end int, old []tree.Piece, dirty []disk.Extent) (tree.Piece, bool) {
 	i, ok := slices.BinarySearchFunc(old, at, func(p tree.Piece, at int) int { return p.Offset - at })
 	if !ok || old[i].IsZero() || old[i].Offset+old[i].Length > end {
 		return tree.Piece{}, false
 	}
-	last := int64(at + old[i].Length) // the byte behind
+	last := int64(at + old[i].Length) // the byte after it
 	for _, d := range dirty {
 		if d.Offset <= last && d.End() > int64(at) {
 			return tree.Piece{}, false
@@ -217,7 +221,8 @@ func standing(at, end int, old []tree.Piece, dirty []disk.Extent) (tree.Piece, b
 	return old[i], true
 }
 
-// lastDirty is the end of the last dirty byte in [from, to), or from.
+// lastDirty returns the end of the last dirty range in [from, to), at most to, or
+// from if there is none.
 func lastDirty(from, to int, dirty []disk.Extent) int {
 	for _, d := range slices.Backward(dirty) {
 		if int(d.Offset) < to && int(d.End()) > from {

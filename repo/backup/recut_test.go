@@ -13,7 +13,7 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// fullCut is what a full read of a block gives.
+// fullCut returns the pieces of a full read of a block.
 func fullCut(cut chunk.Chunker, h *chunk.Hasher, data []byte) []tree.Piece {
 	var out []tree.Piece
 	for at := 0; at < len(data); {
@@ -50,9 +50,9 @@ func cases(t *testing.T, n int) int {
 	return n
 }
 
-// Cutting again around what changed gives the pieces of a full read, whatever
-// changed: pages that come and go as zeros, block edges, odd lengths, changes
-// that only touch what they are said to. CI runs 10^5 cases (XENKEEP_CASES).
+// Chunking again around the changes returns the pieces of a full read, whatever
+// changed: pages that become zero or stop being zero, block edges, odd lengths,
+// dirty ranges without a change. CI runs 10^5 cases (XENKEEP_CASES).
 func TestRecutEqualsFullRead(t *testing.T) {
 	cut, err := chunk.NewChunker(chunk.DefaultParams(), bytes.Repeat([]byte{7}, 32))
 	if err != nil {
@@ -100,7 +100,7 @@ func TestRecutEqualsFullRead(t *testing.T) {
 				case 1:
 					data[from] ^= 1
 				case 2:
-					data[g] ^= 0x55 // the byte behind a chunk that ends here
+					data[g] ^= 0x55 // the byte after a chunk that ends here
 				default:
 					copy(data[from:to], noise[r.IntN(4<<20):])
 				}
@@ -120,8 +120,8 @@ func TestRecutEqualsFullRead(t *testing.T) {
 	}
 }
 
-// An isolated granule costs less than four times its size, neighbours little
-// more than themselves, and few need a second read.
+// An isolated granule costs less than four times its size to read, neighbouring
+// granules little more than themselves, and few need a second read.
 func TestRecutReadsLittle(t *testing.T) {
 	cut, err := chunk.NewChunker(chunk.DefaultParams(), bytes.Repeat([]byte{7}, 32))
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package backup puts disks into a repository. A run (Do) claims what it builds
-// on, takes any number of disks (Run.Disk) and metadata (Run.Record), and
-// publishes snapshots of them (Run.Add, Run.Flush), which share packs. It
-// knows disks as disk.Source alone.
+// Package backup stores disks in a repository. A run (Do) claims the roots that it
+// builds on, stores any number of disks (Run.Disk) and metadata (Run.Record), and
+// publishes snapshots of them (Run.Add, Run.Flush), which share packs. It reads
+// disks only through disk.Source and disk.Reader.
 package backup
 
 import (
@@ -26,47 +26,49 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// flushBytes is how much may lie in open packs before Due asks for a Flush, so
-// that small VMs share packs and large ones are published soon.
+// flushBytes is the number of bytes in open packs from which Due requests a Flush,
+// so that small VMs share packs and large ones are published soon.
 const flushBytes = 24 << 20
 
-// spareWorkers is how many workers there are beyond the cores: where one waits,
-// for a lock, for room in a pack or for a thread to come back from C, another
-// has work.
+// spareWorkers is the number of workers beyond the number of cores: while one waits
+// for a lock, for space in a pack or for a thread to return from C, another has
+// work.
 const spareWorkers = 2
 
-// ErrRetired is returned when a run finds that its claim was declared dead:
-// what it leaned on may be gone.
+// ErrRetired is returned if a run finds that its claim was declared dead: data that
+// it references may have been deleted.
 var ErrRetired = errors.New("this run was declared dead by a pruner: run it again")
 
-// Options describe a run.
+// Options configures a run.
 type Options struct {
 	Job     string
 	Machine string
-	// Process names this process for ever, so that a later run can tell that
-	// it is dead.
+	// Process identifies this process for ever, so that a later run can detect that
+	// it has ended.
 	Process string
-	// Roots are those of the snapshots this run builds on; pruning keeps them.
+	// Roots are the roots of the snapshots that this run builds on; prune keeps
+	// them.
 	Roots []chunk.ID
-	// AdoptOrphans looks for packs that a killed run left without an index.
-	// It lists all packs.
+	// AdoptOrphans makes the run look for packs that a killed run left without an
+	// index. It lists all packs.
 	AdoptOrphans bool
 	Level        seal.Level
-	Workers      int // blocks worked on at once; 0 is two more than cores
-	Uploads      int // packs on their way at once; 0 is the storage's choice
+	Workers      int // blocks processed concurrently; 0 means the number of cores plus two
+	Uploads      int // packs uploaded concurrently; 0 means the storage's default
 	Now          func() time.Time
 }
 
-// Run is one run of backups under way. Disk and Record may be called at once;
-// Add and Flush by one goroutine.
+// Run is a run of backups in progress. Disk and Record are safe for concurrent use;
+// Add and Flush must be called from one goroutine.
 type Run struct {
 	r      *repo.Repository
 	w      *chunkstore.Writer
 	opts   Options
 	id     string
-	blocks chan []byte // buffers of one block, for all disks of the run
-	// disks admits as many disks as can hold two buffers each: one that has
-	// one and waits for the other must not wait for ever.
+	blocks chan []byte // buffers of one block each, for all disks of the run
+	// disks limits the number of concurrent disks so that each can hold two
+	// buffers: otherwise disks that hold one buffer and wait for another could wait
+	// for ever.
 	disks chan struct{}
 
 	mu      sync.Mutex
@@ -74,15 +76,15 @@ type Run struct {
 	queued  []*repo.Snapshot
 	flushed int64 // stored bytes at the last Flush
 	used    map[pack.ID]bool
-	ref     int // packs in the last reference list
+	ref     int // number of packs in the last reference list
 
 	claim     *repo.Claim
-	keepClaim bool // snapshots of the run could neither be proved nor withdrawn
+	keepClaim bool // snapshots of the run could neither be verified nor withdrawn
 }
 
-// Do runs fn within a run: claims, and ends the claim when fn has returned,
-// whatever became of it. The index must have been loaded. Snapshots that were
-// added and not flushed are not published.
+// Do calls fn within a run: it publishes a claim, and removes it when fn has
+// returned, with or without an error. The index must have been loaded. Snapshots
+// that were added and not flushed are not published.
 func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.Context, run *Run) error) error {
 	cfg := r.Config()
 	if err := cfg.CanWrite(); err != nil {
@@ -97,7 +99,7 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 	var runID chunkstore.RunID
 	_, _ = rand.Read(runID[:])
 	run := &Run{r: r, opts: o, id: hex.EncodeToString(runID[:]), used: make(map[pack.ID]bool), roots: make(map[chunk.ID]bool)}
-	run.blocks = make(chan []byte, 4*o.Workers+8) // a disk holds two at least
+	run.blocks = make(chan []byte, 4*o.Workers+8) // each disk holds at least two
 	for range cap(run.blocks) {
 		run.blocks <- nil
 	}
@@ -112,8 +114,8 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 		err = r.AvoidBad(ctx)
 	}
 	if err == nil {
-		// Again, and after the condemned lists: packs that were deleted
-		// before the claim was there must not be leant on.
+		// The index is loaded again, after the condemned lists: packs that were
+		// deleted before the claim existed must not be referenced.
 		err = r.LoadIndex(ctx)
 	}
 	if err == nil {
@@ -127,7 +129,7 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 				}
 				ferr := fn(ctx, run)
 				if ferr != nil && ctx.Err() == nil {
-					// What was uploaded so far shall count next time.
+					// The next run must be able to use the data uploaded so far.
 					ferr = errors.Join(ferr, w.Flush(ctx))
 				}
 				return ferr
@@ -137,8 +139,8 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 	defer cancel()
 	if err != nil && run.w != nil {
 		if serr := run.w.Salvage(clean); serr != nil {
-			// What was uploaded has no index yet: the claim stays, as that of
-			// a killed run, and tells the next run to look for it.
+			// The uploaded packs have no index yet: the claim stays, as after a
+			// killed run, so that the next run looks for them.
 			return err
 		}
 	}
@@ -146,20 +148,20 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 		return err
 	}
 	if derr := r.DropClaim(clean, claim); derr != nil && err == nil {
-		// The snapshots are published; a claim left behind only delays pruning.
+		// The snapshots are published; a claim that is left only delays pruning.
 		return fmt.Errorf("%w: %w", ErrClaimLeft, derr)
 	}
 	return err
 }
 
-// ErrClaimLeft is returned where a run did all its work and could not take its
-// claim away: the next one does.
+// ErrClaimLeft is returned if a run did all its work and could not remove its
+// claim: the next run removes it.
 var ErrClaimLeft = errors.New("claim left behind")
 
-// ID names the run, in hex.
+// ID returns the run's ID, in hex.
 func (run *Run) ID() string { return run.id }
 
-// Stats are the run's counts so far.
+// Stats returns the run's counts so far.
 func (run *Run) Stats() chunkstore.WriteStats { return run.w.Stats() }
 
 // Record stores a piece of metadata as a data blob.
@@ -188,7 +190,8 @@ func (run *Run) Add(s *repo.Snapshot) {
 	run.queued = append(run.queued, s)
 }
 
-// Due tells whether enough has gathered for a Flush to be worth its packs.
+// Due reports whether enough data has accumulated to make the packs of a Flush
+// worthwhile.
 func (run *Run) Due() bool {
 	stored := run.w.Stats().Stored
 	run.mu.Lock()
@@ -196,8 +199,8 @@ func (run *Run) Due() bool {
 	return stored-run.flushed+run.w.Unflushed() >= flushBytes
 }
 
-// Flush puts all that is open and publishes the queued snapshots: packs, index,
-// reference list, snapshots, in this order.
+// Flush writes everything that is open and publishes the queued snapshots: packs,
+// index, reference list, snapshots, in this order.
 func (run *Run) Flush(ctx context.Context) error {
 	if err := run.w.Flush(ctx); err != nil {
 		return err
@@ -214,25 +217,25 @@ func (run *Run) Flush(ctx context.Context) error {
 		return err
 	}
 	for i, s := range queued {
-		s.Written = run.opts.Now().UTC().Truncate(time.Millisecond) // tells apart what has the same data time
+		s.Written = run.opts.Now().UTC().Truncate(time.Millisecond) // distinguishes snapshots with the same data time
 		if err := run.r.PutSnapshot(ctx, s); err != nil {
-			// It may be there all the same.
+			// The snapshot may exist in spite of the error.
 			if look := run.mayPublish(ctx, queued[:i+1]); look != nil {
 				return run.withdraw(ctx, queued[:i+1], errors.Join(err, look))
 			}
 			return err
 		}
 	}
-	// A second look, before the claim ends: whoever was held up between the
-	// first one and here may have been given up meanwhile.
+	// Check again before the claim ends: a run that was delayed between the first
+	// check and here may have been declared dead meanwhile.
 	if err := run.mayPublish(ctx, queued); err != nil {
 		return run.withdraw(ctx, queued, err)
 	}
 	return nil
 }
 
-// withdraw takes snapshots back that may have lost what they refer to. Where
-// that fails the claim stays, and protects what is still there.
+// withdraw deletes published snapshots that may have lost data that they reference.
+// If that fails the claim stays, and protects the data that still exists.
 func (run *Run) withdraw(ctx context.Context, published []*repo.Snapshot, cause error) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -248,10 +251,11 @@ func (run *Run) withdraw(ctx context.Context, published []*repo.Snapshot, cause 
 	return cause
 }
 
-// mayPublish tells whether all that snapshots refer to will stay: the run was
-// not declared dead, what it leans on is in a reference list, and what was
-// condemned since it began holds nothing that lies there alone. Else it is
-// ErrRetired, and the next run stores again what is gone.
+// mayPublish returns nil if all data that the snapshots reference will stay: the
+// run was not declared dead, the packs that it uses are in a reference list, and no
+// pack that was condemned since the run began contains the only copy of something
+// the snapshots need. Otherwise it returns ErrRetired, and the next run stores the
+// lost data again.
 func (run *Run) mayPublish(ctx context.Context, snapshots []*repo.Snapshot) error {
 	for _, id := range run.w.Used() {
 		run.used[id] = true
@@ -281,7 +285,7 @@ func (run *Run) mayPublish(ctx context.Context, snapshots []*repo.Snapshot) erro
 		if len(fresh) == 0 {
 			return nil
 		}
-		// A pruner came by. What it copied elsewhere is found there.
+		// A pruner has run meanwhile. The index locates the copies that it made.
 		before := len(run.used)
 		if err := run.r.LoadIndex(ctx); err != nil {
 			return err
@@ -298,8 +302,8 @@ func (run *Run) mayPublish(ctx context.Context, snapshots []*repo.Snapshot) erro
 	return fmt.Errorf("packs were condemned again and again: %w", ErrRetired)
 }
 
-// moved finds everything a snapshot refers to outside the condemned packs, and
-// adds where it is to what the run uses.
+// moved locates everything that a snapshot references outside the condemned packs,
+// and adds the packs found to those that the run uses.
 func (run *Run) moved(ctx context.Context, s *repo.Snapshot, condemned map[pack.ID]bool) error {
 	x := run.r.Store().Index()
 	made := make(map[pack.ID]bool)
@@ -335,7 +339,7 @@ func (run *Run) moved(ctx context.Context, s *repo.Snapshot, condemned map[pack.
 	return nil
 }
 
-// holds tells whether a root stays as long as the run lives: it is claimed, or
+// holds reports whether a root stays as long as the run lives: it is claimed, or
 // was stored by the run.
 func (run *Run) holds(root chunk.ID) bool {
 	run.mu.Lock()
@@ -343,7 +347,8 @@ func (run *Run) holds(root chunk.ID) bool {
 	return run.roots[root] || slices.Contains(run.opts.Roots, root)
 }
 
-// buffer takes a block buffer, waiting while all are in use.
+// buffer takes a block buffer, waiting while all are in use. The caller must return
+// it with giveBack.
 func (run *Run) buffer(ctx context.Context) ([]byte, error) {
 	select {
 	case b := <-run.blocks:

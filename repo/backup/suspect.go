@@ -10,22 +10,22 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// suspects are what of a base must be stored again: parts that are damaged or
-// condemned as far as is known, or cannot be read.
+// suspects lists the parts of a base that must be stored again: those that are
+// known to be damaged or condemned, or cannot be read.
 type suspects struct {
-	nodes  map[int]bool // that cannot be read: all of their blocks are dirty
+	nodes  map[int]bool // nodes that cannot be read: all of their blocks are dirty
 	blocks []disk.Extent
 }
 
-// findSuspects walks the tree of the base. It returns nil immediately if nothing at
-// all is known to be damaged or condemned.
+// findSuspects walks the tree of the base. It returns nil immediately if no damaged
+// or condemned data is known.
 func (d *diskRun) findSuspects(ctx context.Context) (*suspects, error) {
 	s := d.run.r.Store()
 	if !s.Avoids() {
 		return nil, nil
 	}
 	found := &suspects{nodes: make(map[int]bool)}
-	again := false // the node must be stored again, which one dirty block does
+	again := false // the node must be stored again; one dirty block causes that
 	err := tree.Walk(ctx, s, d.base, tree.Visitor{
 		Enter: func(p tree.Part) (bool, error) {
 			if p.Kind == chunk.Node {
@@ -59,7 +59,7 @@ func (d *diskRun) findSuspects(ctx context.Context) (*suspects, error) {
 	return found, nil
 }
 
-// merge gives the extents of both, ascending and apart.
+// merge returns the union of both lists of extents, ascending and disjoint.
 func merge(a, b []disk.Extent) []disk.Extent {
 	all := slices.Concat(a, b)
 	slices.SortFunc(all, func(x, y disk.Extent) int { return cmp.Compare(x.Offset, y.Offset) })
