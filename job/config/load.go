@@ -159,22 +159,6 @@ func keysAt(path []string) []string {
 	return keys
 }
 
-// keysBelow are all keys of a type and what it holds.
-func keysBelow(t reflect.Type, keys []string) []string {
-	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
-		t = t.Elem()
-	}
-	if t.Kind() != reflect.Struct {
-		return keys
-	}
-	for i := range t.NumField() {
-		if k := t.Field(i).Tag.Get("toml"); k != "" && k != "-" {
-			keys = keysBelow(t.Field(i).Type, append(keys, k))
-		}
-	}
-	return keys
-}
-
 // nearest is the known word that a mistyped one means; "" where none is near.
 func nearest(word string, known []string) string {
 	best, least := "", len(word)/3+2

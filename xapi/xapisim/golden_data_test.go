@@ -30,10 +30,9 @@ var notGoldenData = map[string]string{
 // dataReplay plays the second recording against a pool.
 type dataReplay struct {
 	*replay
-	disk    []byte // the content of the first disk
-	stream  []byte // a VHD of it
-	release func() // ends an attachment over NBD
-	vbds    map[string]string
+	disk   []byte // the content of the first disk
+	stream []byte // a VHD of it
+	vbds   map[string]string
 }
 
 // The recorded references of what the recording made without a transcript.
