@@ -12,21 +12,22 @@ import (
 	"xenkeep/repo"
 )
 
-// exclusive is a pass while nothing else runs. The storage may be full: what
-// needs no room comes first.
+// exclusive executes a pass while nothing else runs. The storage may be full, so
+// operations that need no space come first.
 func (e *execution) exclusive(ctx context.Context) error {
 	if err := e.fresh(); err != nil {
 		return err
 	}
 	for _, c := range e.p.retire {
 		t := &repo.Retired{Run: c.Run, Time: e.o.Now().UTC(), Reason: "prune --exclusive"}
-		// Without room for it the claim's absence says the same.
+		// If there is no space for it, the missing claim has the same effect.
 		if err := e.r.PutRetired(ctx, t); err != nil && !errors.Is(err, object.ErrNoSpace) {
 			return err
 		}
 		e.res.Retired++
 	}
-	// What such a run publishes, should it live in spite of what the user says.
+	// This invalidates snapshots that such a run publishes, should it live in spite
+	// of the user's guarantee.
 	if err := e.putOver(ctx); err != nil && !errors.Is(err, object.ErrNoSpace) {
 		return err
 	}
@@ -38,7 +39,7 @@ func (e *execution) exclusive(ctx context.Context) error {
 	for _, id := range e.p.remove {
 		gone[id] = true
 	}
-	// Runs that were given up may come back.
+	// Runs that were given up may continue.
 	told := len(e.waits()) == 0
 	tell := func() error {
 		end.Waits = slices.Sorted(maps.Keys(e.waits()))
@@ -77,7 +78,7 @@ func (e *execution) exclusive(ctx context.Context) error {
 	}
 	for _, l := range e.s.lists {
 		if l.Deleted && len(l.Waits) > 0 {
-			continue // a later pass takes it away
+			continue // a later pass deletes it
 		}
 		if err := e.r.Objects().Delete(ctx, l.Name()); err != nil {
 			return err
@@ -86,10 +87,10 @@ func (e *execution) exclusive(ctx context.Context) error {
 	return nil
 }
 
-// repackInPlace copies what lives in packs, a batch of them at a time, and lets
-// each go before it takes up the next. Where the storage is full there is no room
-// but what was freed: so the first batch is the pack of which the least lives, and
-// no batch needs more than what all before it have left.
+// repackInPlace copies the live data of packs in batches, and deletes each batch
+// before it starts the next. In a full storage only the freed space is available:
+// so the first batch is the pack with the smallest live share, and no batch needs
+// more space than all batches before it have left.
 func (e *execution) repackInPlace(ctx context.Context) error {
 	copied := int64(0)
 	for len(e.p.repack) > 0 {
@@ -121,7 +122,7 @@ func (e *execution) repackInPlace(ctx context.Context) error {
 	return nil
 }
 
-// reread reads the heads of the index objects again, those put meanwhile too.
+// reread reads the heads of the index objects again, including those put meanwhile.
 func (e *execution) reread(ctx context.Context) error {
 	if err := e.o.waitListing(ctx, e.r.Objects()); err != nil {
 		return err
@@ -133,16 +134,17 @@ func (e *execution) reread(ctx context.Context) error {
 	return err
 }
 
-// dropInPlace is drop where nothing else runs: it asks for no more room than it
-// has made. Index objects of which nothing is left go first, with their packs.
-// Where there is no room for another's successor, it goes before that comes:
-// should we be interrupted there, its packs are found by themselves.
+// dropInPlace is drop for an exclusive pass: it needs no more space than it has
+// freed. Index objects of which no pack stays are deleted first, with their packs.
+// If there is no space for the successor of another index object, that object is
+// deleted before the successor is put: after an interruption between the two, its
+// packs are found by listing the packs.
 func (e *execution) dropInPlace(ctx context.Context, gone map[pack.ID]bool) error {
 	heads := e.affected(gone)
 	mixed := func(h chunkstore.IndexHead) bool {
 		return slices.ContainsFunc(h.Packs, func(id pack.ID) bool { return !gone[id] })
 	}
-	elsewhere := make(map[pack.ID]bool) // in mixed ones
+	elsewhere := make(map[pack.ID]bool) // in index objects that are mixed
 	for _, h := range heads {
 		if mixed(h) {
 			for _, id := range h.Packs {

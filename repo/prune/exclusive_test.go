@@ -20,7 +20,7 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// A repository without room is rescued.
+// A prune rescues a repository whose storage is full.
 func TestFull(t *testing.T) {
 	store, c := objecttest.NewFaulty(mem.New()), repotest.NewClock()
 	repotest.Init(t, store)
@@ -51,7 +51,7 @@ func TestFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Both runs' packs in one index object, so that it must be written anew.
+	// Both runs' packs are in one index object, so that it must be written again.
 	merge(t, store)
 	if err := r.PutClaim(t.Context(), &repo.Claim{Run: "0123", Started: c.Now()}); err != nil {
 		t.Fatal(err)
@@ -62,7 +62,7 @@ func TestFull(t *testing.T) {
 	if _, _, err := pass(t.Context(), store, o); !errors.Is(err, object.ErrNoSpace) {
 		t.Fatalf("beside: %v", err)
 	}
-	// What is deleted gives room, as on a disk.
+	// Deleting frees space, as on a disk.
 	store.Heal()
 	full := &fullStore{Store: store}
 	o.Exclusive = true
@@ -78,8 +78,8 @@ func TestFull(t *testing.T) {
 	mustClean(t, store)
 }
 
-// Where nothing is dead as a whole, a repository without room is rescued all the
-// same: room for what lives in one pack is enough.
+// A full repository can be rescued even if no pack is dead as a whole: the space
+// for the live data of one pack is enough.
 func TestFullOfMostlyDead(t *testing.T) {
 	store, c := mem.New(), repotest.NewClock()
 	repotest.Init(t, store)
@@ -103,13 +103,13 @@ func TestFullOfMostlyDead(t *testing.T) {
 		t.Fatalf("%+v of %+v", res, plan)
 	}
 	mustClean(t, store)
-	// Nor does it go on beyond what it has freed.
+	// It also does not use more space than it has freed.
 	if full.room < plan.Freed*9/10 {
 		t.Errorf("%d bytes of room where %d were freed", full.room, plan.Freed)
 	}
 }
 
-// A prune that waits for a storage that lists late says so, with the time and the
+// A prune that waits for a storage with delayed listings reports the time and the
 // reason.
 func TestWaitIsTold(t *testing.T) {
 	store, c := objecttest.NewFaulty(mem.New()), repotest.NewClock()
@@ -136,7 +136,7 @@ func TestWaitIsTold(t *testing.T) {
 	}
 }
 
-// fullStore has no room but what is given back.
+// fullStore has no space except the space that is freed.
 type fullStore struct {
 	object.Store
 	room    int64
@@ -161,7 +161,7 @@ func (f *fullStore) Delete(ctx context.Context, name string) error {
 
 func pack0(name string) bool { _, ok := pack.ParseObjectName(name); return ok }
 
-// merge puts one index object in the place of all.
+// merge replaces all index objects by one.
 func merge(t *testing.T, objects object.Store) {
 	t.Helper()
 	old := repotest.Names(t, objects, "index/")

@@ -15,23 +15,24 @@ import (
 	"xenkeep/repo"
 )
 
-// Result is what a pass did.
+// Result counts the actions of a pass.
 type Result struct {
 	Deleted   Count `json:"deleted"`
 	Condemned Count `json:"condemned"`
 	Repacked  Count `json:"repacked"`
 	Written   int   `json:"packs_written"`
-	TakenBack int   `json:"packs_taken_back"` // needed after all, when it was looked a second time
+	TakenBack int   `json:"packs_taken_back"` // referenced after all, according to the second look
 	Retired   int   `json:"claims_retired"`
 	Ended     int   `json:"runs_ended"`
 	Extended  int   `json:"locks_extended"`
 	Forgotten int   `json:"given_up"`
 }
 
-// errUsed is returned when a plan is executed again: what it read no longer holds.
+// errUsed is returned if a plan is executed again: the state it is based on has
+// changed.
 var errUsed = errors.New("a plan can be executed once")
 
-// Execute does what the plan says. A plan can be executed once.
+// Execute executes the plan. A plan can be executed only once.
 func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 	if p.used {
 		return &Result{}, errUsed
@@ -79,7 +80,7 @@ type execution struct {
 	res Result
 }
 
-// fresh refuses to go on with what was read too long ago.
+// fresh returns ErrStale if the state was read too long ago.
 func (e *execution) fresh() error {
 	if age := e.o.Now().Sub(e.s.at); age > freshness || age < -freshness {
 		return ErrStale
@@ -87,7 +88,7 @@ func (e *execution) fresh() error {
 	return nil
 }
 
-// beside is a pass while backups run.
+// beside executes a pass while backups may run.
 func (e *execution) beside(ctx context.Context) error {
 	if err := e.retire(ctx); err != nil {
 		return err
@@ -105,8 +106,9 @@ func (e *execution) beside(ctx context.Context) error {
 }
 
 // retire declares dead runs dead, ends those that were declared dead long enough
-// ago, and takes away what those left that an earlier pass has ended. The retirement itself stays for long, and with
-// it the lists of what was deleted since.
+// ago, and removes the claims and lists of the runs that an earlier pass has ended.
+// The retirement itself stays for a long time, and with it the lists of packs that
+// were deleted since.
 func (e *execution) retire(ctx context.Context) error {
 	if err := e.fresh(); err != nil {
 		return err
@@ -138,9 +140,9 @@ func (e *execution) retire(ctx context.Context) error {
 	return nil
 }
 
-// deleteDue deletes condemned packs whose time is up and that still nothing
-// needs. A list that says so comes first; it stays until all runs that are
-// there now are over.
+// deleteDue deletes condemned packs that have waited long enough and that nothing
+// references. First it puts a list of the packs being deleted, which stays until
+// all runs that exist now are over.
 func (e *execution) deleteDue(ctx context.Context) error {
 	settled := make(map[string]bool)
 	for _, l := range e.s.lists {
@@ -170,8 +172,8 @@ func (e *execution) deleteDue(ctx context.Context) error {
 	for _, id := range e.p.remove {
 		gone[id] = true
 	}
-	// Packs that are deleted and that an index object names all the same:
-	// another pass wrote it from what it had read before.
+	// Deleted packs that an index object still names: another pass wrote that
+	// object from the state that it had read before.
 	for id := range e.s.deleted {
 		if e.s.packs[id] == nil {
 			gone[id] = true
@@ -180,9 +182,9 @@ func (e *execution) deleteDue(ctx context.Context) error {
 	return e.drop(ctx, gone)
 }
 
-// waits are the runs that a list of what is deleted waits for: a run that was
-// given up may come back, and put an index object of packs that are gone;
-// others must go on to avoid these.
+// waits returns the runs that a list of deleted packs waits for: a run that was
+// given up may continue, and put an index object of packs that were deleted; other
+// runs must go on avoiding these packs.
 func (e *execution) waits() map[string]bool {
 	waits := make(map[string]bool)
 	for run := range e.s.runs {
@@ -194,7 +196,7 @@ func (e *execution) waits() map[string]bool {
 	return waits
 }
 
-// tidyLists takes away condemned lists that have served.
+// tidyLists deletes condemned lists that are no longer needed.
 func (e *execution) tidyLists(ctx context.Context) error {
 	if err := e.fresh(); err != nil {
 		return err
@@ -237,7 +239,7 @@ func (e *execution) tidyLists(ctx context.Context) error {
 	return nil
 }
 
-// repack copies what lives in packs into new ones.
+// repack copies the live data of packs into new packs.
 func (e *execution) repack(ctx context.Context, ids []pack.ID) error {
 	if len(ids) == 0 {
 		return nil
@@ -264,13 +266,13 @@ func (e *execution) repack(ctx context.Context, ids []pack.ID) error {
 	for _, id := range ids {
 		e.res.Repacked.Packs++
 		e.res.Repacked.Bytes += e.s.packs[id].size
-		e.s.packs[id].live = liveSet{} // it lives elsewhere now
+		e.s.packs[id].live = liveSet{} // it is stored elsewhere now
 	}
 	return nil
 }
 
-// condemn publishes what is to be deleted, then looks again: what a run has
-// begun to lean on meanwhile is taken back.
+// condemn publishes the packs that are to be deleted, then looks again: packs that
+// a run has begun to reference meanwhile are taken back.
 func (e *execution) condemn(ctx context.Context, ids []pack.ID) error {
 	if len(ids) == 0 {
 		return nil
@@ -287,7 +289,7 @@ func (e *execution) condemn(ctx context.Context, ids []pack.ID) error {
 		return err
 	}
 	if err := e.s.look(ctx); err != nil {
-		// Nothing is deleted before a later pass has read it all.
+		// A later pass reads everything again before anything is deleted.
 		return err
 	}
 	var still []pack.ID
@@ -314,8 +316,8 @@ func (e *execution) condemn(ctx context.Context, ids []pack.ID) error {
 	return nil
 }
 
-// drop deletes packs, from the index first. New index objects are in storage,
-// and seen by all, before those they replace go.
+// drop deletes packs, first from the index. New index objects are in storage, and
+// listed to all machines, before those that they replace are deleted.
 func (e *execution) drop(ctx context.Context, gone map[pack.ID]bool) error {
 	if len(gone) == 0 {
 		return nil
@@ -326,7 +328,7 @@ func (e *execution) drop(ctx context.Context, gone map[pack.ID]bool) error {
 		if !e.superseded(h, gone) {
 			data, as, err := e.r.Store().IndexWithout(ctx, h.Name, func(id pack.ID) bool { return gone[id] })
 			if errors.Is(err, object.ErrNotFound) {
-				continue // another pass was here
+				continue // another pass has deleted it
 			}
 			if err != nil {
 				return err
@@ -351,7 +353,7 @@ func (e *execution) drop(ctx context.Context, gone map[pack.ID]bool) error {
 	return e.deleteAll(ctx, old, gone)
 }
 
-// affected are the index objects that cover packs that go.
+// affected returns the index objects that cover packs in gone.
 func (e *execution) affected(gone map[pack.ID]bool) []chunkstore.IndexHead {
 	var out []chunkstore.IndexHead
 	for _, h := range e.s.heads {
@@ -362,8 +364,8 @@ func (e *execution) affected(gone map[pack.ID]bool) []chunkstore.IndexHead {
 	return out
 }
 
-// superseded tells whether another index object was put in the place of this
-// one already, by a pass that was interrupted then.
+// superseded reports whether another index object has already been put in place of
+// this one, by a pass that was interrupted afterwards.
 func (e *execution) superseded(h chunkstore.IndexHead, gone map[pack.ID]bool) bool {
 	covered := make(map[pack.ID]bool)
 	found := false
@@ -386,7 +388,7 @@ func (e *execution) deleteAll(ctx context.Context, indexes []string, packs map[p
 		}
 		err := e.r.Objects().Delete(ctx, name)
 		if errors.Is(err, object.ErrLocked) {
-			continue // of packs that are gone already; their list stays as long
+			continue // of packs that were deleted before; their list stays as long
 		}
 		if err != nil {
 			return err
@@ -409,8 +411,8 @@ func (e *execution) deleteAll(ctx context.Context, indexes []string, packs map[p
 	return nil
 }
 
-// coverLive puts packs that snapshots need and no index object covers into the
-// index: one was lost, or a pass was interrupted.
+// coverLive adds packs to the index that snapshots need and no index object covers:
+// an index object was lost, or a pass was interrupted.
 func (e *execution) coverLive(ctx context.Context) error {
 	orphans := make(map[pack.ID]int64)
 	for id, st := range e.s.packs {
@@ -430,8 +432,8 @@ func (e *execution) coverLive(ctx context.Context) error {
 	return e.r.Store().PutIndex(ctx, run, taken)
 }
 
-// tidyDamage takes away damage lists that say nothing any more: none of their
-// packs is there, and none of their snapshots.
+// tidyDamage deletes damage lists that no longer apply: neither their packs nor
+// their snapshots exist.
 func (e *execution) tidyDamage(ctx context.Context) error {
 	for _, d := range e.s.damage {
 		ids, err := d.PackIDs()

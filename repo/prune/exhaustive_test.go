@@ -10,13 +10,14 @@ import (
 	"xenkeep/repo/prune"
 )
 
-// thorough tells whether the exhaustive tests leave nothing out: with
-// XENKEEP_TEST_THOROUGH=1, half an hour on two busy cores: give it -timeout 60m.
+// thorough reports whether the exhaustive tests leave nothing out: with
+// XENKEEP_TEST_THOROUGH=1 they take half an hour on two busy cores and need
+// -timeout 60m.
 func thorough() bool { return os.Getenv("XENKEEP_TEST_THOROUGH") != "" }
 
-// orders are all orders of n whole doings: f forgets the oldest snapshot, p
-// prunes, b backs up what shares content with it, t lets four days pass. Those
-// that repeat what changes nothing are left out.
+// orders calls fn for all sequences of n whole operations: f forgets the oldest
+// snapshot, p prunes, b backs up a disk that shares content with it, t lets four
+// days pass. Sequences that repeat an operation without effect are left out.
 func orders(n int, fn func(string)) {
 	var next func(s string)
 	next = func(s string) {
@@ -41,7 +42,8 @@ func orders(n int, fn func(string)) {
 	next("")
 }
 
-// play does one order, and looks whether what is published then is whole.
+// play executes one sequence, and checks that the snapshots published at the end
+// are complete.
 func play(t *testing.T, order string, declared, actual time.Duration) error {
 	t.Helper()
 	w, err := newWorld(t.Context(), 0, 0)
@@ -52,7 +54,7 @@ func play(t *testing.T, order string, declared, actual time.Duration) error {
 	run := func() { w.step(w.clients[0], toEnd) }
 	w.backup("a", []uint64{1, 2}, false)
 	run()
-	w.store.DelayLists(declared, actual, w.c.Now) // what is there is shown
+	w.store.DelayLists(declared, actual, w.c.Now) // listings show the existing objects
 	for _, c := range order {
 		switch c {
 		case 'f':
@@ -73,9 +75,9 @@ func play(t *testing.T, order string, declared, actual time.Duration) error {
 	return sound(w.ctx, w.inner)
 }
 
-// In no order of whole doings anything is lost while listings are late within
-// the declared bound; beyond it this same search finds the loss. If it did not,
-// it would show nothing.
+// No sequence of whole operations loses data while listings are delayed by no more
+// than the declared bound; beyond it this same search finds the loss. If it did
+// not, the test would prove nothing.
 func TestAllOrders(t *testing.T) {
 	n := 6
 	if thorough() {
@@ -111,9 +113,9 @@ func TestAllOrders(t *testing.T) {
 	}
 }
 
-// A backup that is held up before each of its calls, while a prune is held up
-// before each of its own; both may be killed there instead of going on. Then a
-// prune deletes what was condemned.
+// A backup is paused before each of its calls, while a prune is paused before each
+// of its own; either may be killed there instead of continuing. Then a prune
+// deletes the condemned packs.
 func TestAllInterleavings(t *testing.T) {
 	stride := 7
 	if thorough() {
@@ -122,7 +124,7 @@ func TestAllInterleavings(t *testing.T) {
 	played := 0
 	for i := 0; ; i++ { // calls of the backup before the prune begins
 		ended := false
-		for j := i % stride; ; j += stride { // calls of the prune before the backup goes on
+		for j := i % stride; ; j += stride { // calls of the prune before the backup continues
 			for _, killed := range []string{"", "backup", "prune"} {
 				if killed != "" && !thorough() && (i+j)%3 != 0 {
 					continue
@@ -147,8 +149,8 @@ func TestAllInterleavings(t *testing.T) {
 	}
 }
 
-// interleave plays one; it tells whether the backup, or the prune, was over
-// before it was held up.
+// interleave executes one case; it reports whether the backup, or the prune, had
+// ended before it was paused.
 func interleave(t *testing.T, i, j int, killed string) (over, beyond bool) {
 	t.Helper()
 	w, err := newWorld(t.Context(), 0, 0)

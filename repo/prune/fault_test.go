@@ -29,9 +29,9 @@ func clone(t *testing.T, from object.Store) object.Store {
 	return to
 }
 
-// Whatever storage call of forget and prune fails, before its effect or after
-// it, once or for good: nothing that a snapshot needs is lost, and the next try
-// frees what is to be freed.
+// Whatever storage call of forget and prune fails, before its effect or after it,
+// once or permanently: no data that a snapshot needs is lost, and the next attempt
+// frees all unneeded space.
 func TestEveryCallFails(t *testing.T) {
 	c := repotest.NewClock()
 	start := mem.New()
@@ -103,8 +103,8 @@ func TestEveryCallFails(t *testing.T) {
 	}
 }
 
-// mustSound allows for what a pass that was interrupted may leave: packs that
-// are in no index object, and of those only what can be read all the same.
+// mustSound accepts the state that an interrupted pass may leave: packs that are in
+// no index object, if they can be read.
 func mustSound(t *testing.T, objects object.Store, n int) {
 	t.Helper()
 	if err := sound(t.Context(), objects); err != nil {

@@ -9,11 +9,11 @@ import (
 	"xenkeep/repo/prune"
 )
 
-// schedules are all orders of n doings around a run that is held up right
-// before it publishes: p lets 15 days pass and prunes, u lets the run do one
-// call more, k kills it, e lets it go on to its end, r begins its machine's next
-// run, which drops what it knows to be dead. k and e end the run, u and r come
-// once.
+// schedules calls fn for all sequences of n steps around a run that is paused right
+// before it publishes: p lets 15 days pass and prunes, u lets the run make one more
+// call, k kills it, e lets it continue to its end, r starts its machine's next run,
+// which drops the claims of runs that it knows to be dead. k and e end the run; u
+// and r occur once.
 func schedules(n int, fn func(string)) {
 	var next func(s string)
 	next = func(s string) {
@@ -32,8 +32,8 @@ func schedules(n int, fn func(string)) {
 	next("")
 }
 
-// playHeld does one schedule. It gives what is lost of what counts then, and of
-// what would count if runs were not ended.
+// playHeld executes one schedule. It returns the loss among the valid snapshots,
+// and the loss among the snapshots that would be valid if runs were not ended.
 func playHeld(t *testing.T, order string, delay time.Duration) (counted, every error) {
 	t.Helper()
 	w, err := newWorld(t.Context(), delay, delay)
@@ -77,10 +77,10 @@ func playHeld(t *testing.T, order string, delay time.Duration) (counted, every e
 	return counted, sound(w.ctx, endless{w.inner})
 }
 
-// In no schedule of a run that is held up within the request that publishes its
-// snapshot, past its retirement and its end, something is lost of what counts.
-// The same search finds the hole where runs are not ended. If it did not, it
-// would show nothing.
+// In no schedule of a run that is paused within the request that publishes its
+// snapshot, until after its retirement and its end, a valid snapshot loses data.
+// The same search finds the loss if runs are not ended. If it did not, the test
+// would prove nothing.
 func TestAllHeld(t *testing.T) {
 	n, delays := 6, []time.Duration{0}
 	if thorough() {
@@ -92,7 +92,7 @@ func TestAllHeld(t *testing.T) {
 		schedules(n, func(order string) {
 			played++
 			if !thorough() && strings.Count(order, "p") < n-2 {
-				return // too few prunes to end a run and free what it leant on
+				return // too few prunes to end a run and free the packs that it references
 			}
 			counted, every := playHeld(t, order, delay)
 			if counted != nil {

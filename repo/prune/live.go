@@ -7,15 +7,15 @@ import (
 	"xenkeep/chunkstore"
 )
 
-// liveSet is which bytes of a pack something needs. What lies together in a
-// pack mostly lives and dies together, so that stretches are far fewer than
-// blobs; at worst there are half as many.
+// liveSet records which bytes of a pack are needed. Neighbours in a pack mostly
+// live and die together, so that there are far fewer stretches than blobs; at worst
+// there are half as many.
 type liveSet struct {
-	spans  []chunkstore.Span // the first sorted of them ascend and lie apart
+	spans  []chunkstore.Span // the first sorted of them are ascending and disjoint
 	sorted int
 }
 
-// add says that what lies from from up to to is needed.
+// add marks the bytes [from, to) as needed.
 func (l *liveSet) add(from, to uint32) {
 	if n := len(l.spans); n > 0 {
 		last := &l.spans[n-1]
@@ -36,8 +36,8 @@ func (l *liveSet) add(from, to uint32) {
 	}
 }
 
-// has tells whether all from from up to to is known to be needed. It may say no
-// where it was added in parts.
+// has reports whether all bytes [from, to) are known to be needed. It may return
+// false if they were added in parts.
 func (l *liveSet) has(from, to uint32) bool {
 	i, found := slices.BinarySearchFunc(l.spans[:l.sorted], from, func(s chunkstore.Span, at uint32) int { return cmp.Compare(s.From, at) })
 	if !found {
@@ -66,13 +66,13 @@ func (l *liveSet) compact() {
 
 func (l *liveSet) empty() bool { return len(l.spans) == 0 }
 
-// stretches gives what is needed, ascending and apart.
+// stretches returns the needed ranges, ascending and disjoint.
 func (l *liveSet) stretches() []chunkstore.Span {
 	l.compact()
 	return l.spans
 }
 
-// bytes is how much is needed.
+// bytes returns the number of needed bytes.
 func (l *liveSet) bytes() (n int64) {
 	for _, s := range l.stretches() {
 		n += int64(s.To - s.From)

@@ -7,7 +7,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A liveSet says of every blob what a set of blobs would say.
+// A liveSet returns the same answers for every blob as a set of blobs.
 func TestLiveSet(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		edges := []uint32{0}

@@ -21,12 +21,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Where the repository locks what it stores, a dead pack goes when neither it
-// nor an index object that names it is locked any more; and what lives is
-// locked for longer before its lock ends. Index objects are not: packs tell
-// what they hold.
+// If the repository locks its objects, a dead pack is deleted when neither it nor
+// an index object that names it is locked any more, and the locks of live objects
+// are extended before they end. Those of index objects are not: packs describe
+// their own content.
 
-// locked takes out of the plan what cannot go yet, and finds when it can.
+// locked removes packs from the plan that cannot be deleted yet because of locks,
+// and determines when they can be.
 func (p *Plan) locked(ctx context.Context) error {
 	s := p.s
 	k, ok := object.KeeperOf(s.r.Objects())
@@ -102,8 +103,8 @@ func (p *Plan) locked(ctx context.Context) error {
 	return nil
 }
 
-// unlocks finds when all that is dead may go: of what was not asked for, its
-// age tells the least.
+// unlocks determines when all dead packs may be deleted. For packs whose lock was
+// not queried, their age gives the minimum.
 func (p *Plan) unlocks(stay []pack.ID, until map[pack.ID]time.Time) {
 	s := p.s
 	var last time.Time
@@ -134,8 +135,8 @@ func (p *Plan) unlocks(stay []pack.ID, until map[pack.ID]time.Time) {
 	}
 }
 
-// extendLocks locks for longer what lives and has less than half of its time
-// left. What was found out of others is remembered on this machine.
+// extendLocks extends the locks of live objects that have less than half of their
+// time left. The lock times of the other objects are cached on this machine.
 func (e *execution) extendLocks(ctx context.Context) error {
 	k, ok := object.KeeperOf(e.r.Objects())
 	days := e.r.LockDays()
@@ -178,7 +179,7 @@ func (e *execution) extendLocks(ctx context.Context) error {
 		g.Go(func() error {
 			until, err := k.LockedUntil(gctx, name, "")
 			if errors.Is(err, object.ErrNotFound) {
-				return nil // gone meanwhile
+				return nil // deleted meanwhile
 			}
 			extend := err == nil && until.Sub(e.s.at) < whole/2
 			if extend {
@@ -209,7 +210,7 @@ func (e *execution) lockFile() string {
 	return ""
 }
 
-// readLocks reads what is remembered of locks: lines of a name and a time.
+// readLocks reads the cached lock times: lines of a name and a time.
 func readLocks(file string) map[string]time.Time {
 	known := make(map[string]time.Time)
 	p, err := os.ReadFile(file)
@@ -226,7 +227,7 @@ func readLocks(file string) map[string]time.Time {
 	return known
 }
 
-// writeLocks remembers; that it fails costs requests only.
+// writeLocks writes the cached lock times; a failure only costs requests.
 func writeLocks(file string, known map[string]time.Time) {
 	if file == "" || os.MkdirAll(filepath.Dir(file), 0o700) != nil {
 		return

@@ -16,7 +16,7 @@ import (
 
 const lockDays = 30
 
-// locked opens a repository whose storage locks what is put for 30 days.
+// locked opens a repository whose storage locks new objects for 30 days.
 func locked(t *testing.T, k *mem.Keeper) object.Keeper {
 	t.Helper()
 	return versions.New(k)
@@ -33,8 +33,9 @@ func until(t *testing.T, k object.Keeper, name string) time.Time {
 	return at
 }
 
-// What is dead goes when its lock ends, and not before, and the plan says when;
-// what lives is locked for longer when less than half of its time is left.
+// Dead packs are deleted when their lock ends, and not before, and the plan
+// contains the time; locks of live objects are extended when less than half of
+// their time is left.
 func TestLocks(t *testing.T) {
 	c := repotest.NewClock()
 	k := mem.NewKeeper(c.Now)
@@ -46,7 +47,7 @@ func TestLocks(t *testing.T) {
 	stays := mustSave(t, locked(t, k), c, disktest.Content(4, 5, 6), "stays")
 	o := prune.Options{Now: c.Now, Wait: c.Wait}
 
-	// It cannot be forgotten while it is locked.
+	// A snapshot cannot be forgotten while it is locked.
 	s := locked(t, k)
 	s.KeepFor(lockDays)
 	var refused *object.LockedError
@@ -58,7 +59,7 @@ func TestLocks(t *testing.T) {
 	if _, res := mustPass(t, locked(t, k), o); res.Extended != 0 || res.Deleted.Packs != 0 {
 		t.Errorf("day 14: %+v", res)
 	}
-	// After half of their time those of what lives are extended, once.
+	// After half of their time the locks of live objects are extended, once.
 	c.Add(days(2))
 	_, res := mustPass(t, locked(t, k), o)
 	if res.Extended == 0 {
@@ -75,7 +76,7 @@ func TestLocks(t *testing.T) {
 	if err := s.Delete(t.Context(), "snapshots/"+goes.ID()); err != nil {
 		t.Fatal(err)
 	}
-	p, res := mustPass(t, locked(t, k), o) // condemned now; what lives is locked again
+	p, res := mustPass(t, locked(t, k), o) // condemned now; live objects are locked again
 	if res.Condemned.Packs == 0 || p.Until == nil {
 		t.Fatalf("day 46: %+v %+v", p, res)
 	}
@@ -94,7 +95,8 @@ func TestLocks(t *testing.T) {
 	}
 }
 
-// A pack whose time is up waits for its lock, and the plan says until when.
+// A condemned pack that has waited long enough stays until its lock ends, and the
+// plan contains that time.
 func TestLockedPacksWait(t *testing.T) {
 	c := repotest.NewClock()
 	k := mem.NewKeeper(c.Now)
@@ -103,7 +105,7 @@ func TestLockedPacksWait(t *testing.T) {
 	}
 	s := mustSave(t, locked(t, k), c, disktest.Content(1, 2), "vm")
 	ends := c.Now().Add(days(lockDays))
-	// As one who may bypass governance does.
+	// As a user who may bypass governance mode can do.
 	k.KeepFor(0)
 	if err := removeAll(t, k, c, "snapshots/"+s.ID(), ends); err != nil {
 		t.Fatal(err)
@@ -125,7 +127,7 @@ func TestLockedPacksWait(t *testing.T) {
 	}
 }
 
-// removeAll takes a snapshot away at a time when its lock has ended.
+// removeAll deletes a snapshot at a time when its lock has ended.
 func removeAll(t *testing.T, k *mem.Keeper, c *repotest.Clock, name string, ends time.Time) error {
 	t.Helper()
 	c.Add(ends.Sub(c.Now()) + time.Second)
@@ -141,8 +143,8 @@ func removeAll(t *testing.T, k *mem.Keeper, c *repotest.Clock, name string, ends
 	return nil
 }
 
-// What a list condemns and a snapshot needs all the same stays, also where
-// nothing else runs.
+// A pack that a list condemns although a snapshot needs it stays, also in an
+// exclusive pass.
 func TestExclusiveKeepsWhatIsNeeded(t *testing.T) {
 	c := repotest.NewClock()
 	objects := mem.New()

@@ -12,8 +12,8 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// Where a data pack is gone, each snapshot that needs it is named in turn, and
-// nothing is done until all of them are given up.
+// If a data pack is lost, each snapshot that needs it is named in turn, and nothing
+// is done until all of them are given up.
 func TestLostChunks(t *testing.T) {
 	store, c := mem.New(), repotest.NewClock()
 	repotest.Init(t, store)
@@ -65,7 +65,7 @@ func TestLostChunks(t *testing.T) {
 		t.Errorf("%d given up", p.Forget)
 	}
 	if err := findings(t.Context(), store); err != nil && strings.Contains(err.Error(), "snapshots/") {
-		t.Error(err) // that the pack is missing is all
+		t.Error(err) // the missing pack is the only problem
 	}
 	if left := repotest.Names(t, store, "snapshots/"); len(left) != 1 || left[0] != "snapshots/"+sound.ID() {
 		t.Errorf("snapshots left: %v", left)

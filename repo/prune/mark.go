@@ -16,16 +16,17 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// gatherStep is how many gathered chunks are marked between two looks at the
-// time.
+// gatherStep is the number of gathered chunks that are marked between two checks of
+// the context.
 const gatherStep = 1 << 14
 
-// walk marks what roots lead to. Data chunks, which are nearly all there is, are
-// gathered and marked in the end. Where one is nowhere, all is walked once more
-// without that, so that what needs it can be named.
+// walk marks everything that is reachable from the roots. Data chunks, which are
+// nearly all of it, are gathered and marked at the end. If one of them is in no
+// pack, everything is walked again without gathering, so that the error can name
+// the snapshot that needs it.
 func (s *survey) walk(ctx context.Context, roots func() error) error {
 	if s.everyCopy {
-		return roots() // copies are chosen by whole IDs
+		return roots() // copies are chosen by full IDs
 	}
 	walked, nodes := maps.Clone(s.walked), maps.Clone(s.nodes)
 	lost, found, progress := false, 0, func() {}
@@ -68,7 +69,8 @@ func (s *survey) walk(ctx context.Context, roots func() error) error {
 	return roots()
 }
 
-// roots marks what snapshots and the claims of active runs lead to.
+// roots marks everything that is reachable from the snapshots and from the claims
+// of active runs.
 func (s *survey) roots(ctx context.Context, snapshots []*repo.Snapshot, active map[string]bool) error {
 	var total int64
 	for _, snap := range snapshots {
@@ -104,7 +106,7 @@ func (s *survey) roots(ctx context.Context, snapshots []*repo.Snapshot, active m
 			if s.walked[id.String()] {
 				continue
 			}
-			// What is not there protects nothing; the run will find that out.
+			// A missing blob protects nothing; the run itself will notice it.
 			if err := s.tree(ctx, id, true); err != nil {
 				if ctx.Err() != nil || object.Retriable(err) {
 					return err
@@ -131,11 +133,12 @@ func (s *survey) snapshot(ctx context.Context, snap *repo.Snapshot) error {
 	return nil
 }
 
-// absent tells whether err says that a blob is nowhere, and that is all right.
+// absent reports whether err means that a blob is in no pack, which a lenient walk
+// accepts.
 func absent(err error, lenient bool) bool { return lenient && errors.Is(err, chunkstore.ErrMissing) }
 
-// tree marks all below a root that is not marked yet. A lenient walk passes
-// over what is nowhere.
+// tree marks everything below a root that is not marked yet. A lenient walk skips
+// blobs that are in no pack.
 func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
 	if err := s.mark(ctx, chunk.Root, root); err != nil {
 		if absent(err, lenient) {
@@ -155,11 +158,11 @@ func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
 	})
 }
 
-// marker marks the nodes and lists of one tree, and what they name.
+// marker marks the nodes and lists of one tree, and the blobs that they reference.
 type marker struct {
 	s       *survey
 	lenient bool
-	whole   bool // everything below the node that is being walked was there
+	whole   bool // no blob below the current node was missing
 }
 
 func (m *marker) enter(ctx context.Context, p tree.Part) (bool, error) {
@@ -174,7 +177,7 @@ func (m *marker) enter(ctx context.Context, p tree.Part) (bool, error) {
 		}
 		return err == nil, err
 	}
-	// A list is marked when all below it is.
+	// A list is marked after everything below it.
 	copies, err := m.s.find(ctx, chunk.List, p.ID)
 	if err != nil {
 		if !absent(err, m.lenient) {
@@ -186,7 +189,7 @@ func (m *marker) enter(ctx context.Context, p tree.Part) (bool, error) {
 	return !m.s.seen(p.ID, copies), nil
 }
 
-// list marks a block list and the chunks that it names.
+// list marks a block list and the chunks that it references.
 func (m *marker) list(ctx context.Context, p tree.Part, pieces []tree.Piece) error {
 	s, complete := m.s, true
 	for i := range pieces {
@@ -230,8 +233,8 @@ func (m *marker) leave(node tree.Part) error {
 	return nil
 }
 
-// seen tells whether a block list, which is to be marked at copies, and all
-// below it are marked already.
+// seen reports whether a block list, which is to be marked at copies, and
+// everything below it are marked already.
 func (s *survey) seen(list chunk.ID, copies []index.Location) bool {
 	if s.again != nil {
 		_, done := s.again[index.PrefixOf(list)]
@@ -248,7 +251,7 @@ func (s *survey) seen(list chunk.ID, copies []index.Location) bool {
 	return true
 }
 
-// mark says that a blob is needed.
+// mark marks a blob as needed.
 func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
 	copies, err := s.find(ctx, kind, id)
 	s.markAt(copies)
@@ -261,16 +264,17 @@ func (s *survey) markAt(copies []index.Location) {
 	}
 }
 
-// find gives the copies of a blob that are to be marked.
+// find returns the copies of a blob that are to be marked.
 func (s *survey) find(ctx context.Context, kind chunk.Kind, id chunk.ID) ([]index.Location, error) {
 	s.places = s.r.Store().Index().Locate(index.PrefixOf(id), s.places[:0])
 	return s.choose(ctx, kind, id, s.places)
 }
 
-// choose gives, of the places of a blob, those that are to be marked: that in the
-// best of the packs that hold it. All pruners choose alike, so that two never
-// give up each other's copy. None, where it lies in a pack that was put since the
-// packs were listed, and that is kept. The result is good until the next call.
+// choose returns, of the locations of a blob, those that are to be marked: the one
+// in the best of the packs that contain it. All pruners choose in the same way, so
+// that two never delete each other's copy. It returns none if the blob is in a pack
+// that was put after the packs were listed; that pack is kept. The result is valid
+// until the next call.
 func (s *survey) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, places []index.Location) ([]index.Location, error) {
 	s.copies = s.copies[:0]
 	best, rank := -1, 0
@@ -294,7 +298,7 @@ func (s *survey) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, place
 		}
 	}
 	if best < 0 || rank > 0 {
-		// Perhaps in a pack that was put since the packs were listed.
+		// The blob may be in a pack that was put after the packs were listed.
 		for _, at := range places {
 			if s.packs[at.Pack] != nil {
 				continue
@@ -316,7 +320,7 @@ func (s *survey) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, place
 	return append(s.copies, places[best]), nil
 }
 
-// rank orders copies of a blob: 0 in a pack that stays, 1 condemned, 2 about to
+// rank orders the copies of a blob: 0 in a pack that stays, 1 condemned, 2 about to
 // be deleted, 3 damaged.
 func (s *survey) rank(in pack.ID, id chunk.ID) int {
 	if s.bad(in, id) {
@@ -331,7 +335,7 @@ func (s *survey) rank(in pack.ID, id chunk.ID) int {
 	return 0
 }
 
-// bad tells whether a copy is known to be damaged.
+// bad reports whether a copy is known to be damaged.
 func (s *survey) bad(in pack.ID, id chunk.ID) bool {
 	return s.badPacks[in] || s.badBlobs[chunkstore.BadBlob{ID: id, Pack: in}] || s.badBlobs[chunkstore.BadBlob{ID: id}]
 }

@@ -25,9 +25,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// sound is a check that reads everything and passes over what index objects
-// name or lack where no snapshot suffers from it, and over snapshots that do
-// not count.
+// sound is a check that reads everything. It ignores packs that index objects name
+// wrongly or do not name, if no snapshot is affected, and it ignores withdrawn
+// snapshots.
 func sound(ctx context.Context, objects object.Store) error {
 	r, err := repotest.TryOpen(ctx, objects, repo.Options{})
 	if err != nil {
@@ -46,19 +46,19 @@ func sound(ctx context.Context, objects object.Store) error {
 	return nil
 }
 
-// client is a run or a prune that the model holds up before any of its calls
-// to the storage, for as long as it likes.
+// client is a run or a prune that the model can pause before any of its calls to
+// the storage, for any length of time.
 type client struct {
 	name   string
 	orders chan order
-	paused chan struct{} // it has done them
+	paused chan struct{} // the client has made them
 	over   chan error
 	cancel context.CancelFunc
 }
 
-// order is how many calls a client may do; it is killed where that is negative.
-// With until it is held up earlier where it is about to put or delete something
-// under that prefix.
+// order is the number of calls that a client may make; a negative number kills it.
+// With until it is paused earlier, before it puts or deletes something under that
+// prefix.
 type order struct {
 	calls int
 	until string
@@ -66,8 +66,8 @@ type order struct {
 
 const toEnd = 1 << 30 // calls
 
-// gate lets one client's calls through as the model says. Calls of one client
-// come one at a time.
+// gate admits one client's calls as the model orders. A client makes one call at a
+// time.
 type gate struct {
 	object.Store
 	c     *client
@@ -79,7 +79,7 @@ type gate struct {
 
 var errKilled = &object.Error{Op: "put", Name: "-", Class: object.ErrPermission}
 
-// pass is told what a call puts or deletes.
+// pass is called with the name that a call puts or deletes.
 func (g *gate) pass(changes string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -178,7 +178,7 @@ func (w *world) say(format string, args ...any) {
 	w.log = append(w.log, w.c.Now().Format("02 15:04:05 ")+fmt.Sprintf(format, args...))
 }
 
-// start begins a client that is held up before its first call.
+// start starts a client that is paused before its first call.
 func (w *world) start(name string, fn func(ctx context.Context, objects object.Store) error) {
 	w.n++
 	ctx, cancel := context.WithCancel(w.ctx)
@@ -190,7 +190,7 @@ func (w *world) start(name string, fn func(ctx context.Context, objects object.S
 	w.settle(c)
 }
 
-// settle waits until a client is held up again or over.
+// settle waits until a client is paused again or has ended.
 func (w *world) settle(c *client) {
 	select {
 	case <-c.paused:
@@ -212,7 +212,8 @@ func (w *world) step(c *client, n int) {
 	w.settle(c)
 }
 
-// until lets a client go on until it is about to put or delete something.
+// until lets a client continue until it is about to put or delete something under
+// the prefix.
 func (w *world) until(c *client, prefix string) {
 	w.say("%s goes on until it changes %s", c.name, prefix)
 	c.orders <- order{toEnd, prefix}
@@ -226,8 +227,8 @@ func (w *world) kill(c *client) {
 	w.settle(c)
 }
 
-// backup begins a run. As on a real machine, it drops the claims of runs that
-// were killed there, where it is told to, and takes in what they left.
+// backup starts a run. As on a real machine, with restart it drops the claims of
+// runs that were killed there, and adopts the packs that they left.
 func (w *world) backup(vm string, seeds []uint64, restart bool) {
 	machine := fmt.Sprintf("backup of %s %d", vm, w.n+1) // the client's name
 	w.start("backup of "+vm, func(ctx context.Context, objects object.Store) error {
@@ -291,13 +292,13 @@ func (w *world) forget(i int) error {
 	return w.inner.Delete(w.ctx, all[i%len(all)])
 }
 
-// end lets all clients go on to their end and looks at what is there, past all
+// end lets all clients continue to their end and checks the stored data, after all
 // delays.
 func (w *world) end() error {
 	for len(w.clients) > 0 {
 		w.step(w.clients[0], toEnd)
 	}
-	// What a run that came back has put must lead nobody astray, and goes.
+	// The objects that a delayed run has put must mislead nobody, and are deleted.
 	w.c.Add(day)
 	w.backup("probe", []uint64{1, 2, 3, 4, 5}, false)
 	w.step(w.clients[0], toEnd)
@@ -310,15 +311,14 @@ func (w *world) end() error {
 	return sound(w.ctx, w.inner)
 }
 
-// stop kills what is left, whatever happened.
+// stop kills the remaining clients in any case.
 func (w *world) stop() {
 	for len(w.clients) > 0 {
 		w.kill(w.clients[0])
 	}
 }
 
-// act is one thing that happens, of those that pick, which gives a number below
-// n, may choose.
+// act executes one event, chosen by pick, which returns a number below n.
 func (w *world) act(pick func(what string, n int) int) error {
 	vm := func() string { return []string{"a", "b"}[pick("vm", 2)] }
 	who := func() *client {
@@ -329,7 +329,7 @@ func (w *world) act(pick func(what string, n int) int) error {
 	}
 	begin := func(c *client) {
 		switch pick("begin", 4) {
-		case 0: // held up before its first call
+		case 0: // paused before its first call
 		case 1:
 			w.until(c, []string{"snapshots/", "references/", "condemned/", "over/", "index/", "packs/", "claims/"}[pick("prefix", 7)])
 		default:
@@ -371,10 +371,10 @@ func (w *world) act(pick func(what string, n int) int) error {
 	return nil
 }
 
-// No order of what backups, prunes and forgetting do, held up for however long,
-// killed before any call, begun again and let go on, and no listing that is
-// late within what the storage declares, loses what a snapshot that counts
-// needs.
+// No order of the steps of backups, prunes and forgets loses data that a valid
+// snapshot needs, whether they are paused for any length of time, killed before any
+// call, started again or continued, and with any listing delay up to the declared
+// one.
 func TestModel(t *testing.T) {
 	delays := []time.Duration{0, 2 * time.Minute}
 	if thorough() {
@@ -406,7 +406,7 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// walk plays the model at random, and gives what is lost in the end.
+// walk executes the model at random, and returns the loss at the end.
 func walk(t *testing.T, seed uint64, declared, actual time.Duration) error {
 	t.Helper()
 	w, err := newWorld(t.Context(), declared, actual)
@@ -423,9 +423,9 @@ func walk(t *testing.T, seed uint64, declared, actual time.Duration) error {
 	return w.end()
 }
 
-// The same model finds what is lost where listings are later than declared: else
-// TestModel would show nothing. What would be lost if runs that were given up
-// were not ended, TestAllHeld finds.
+// The same model finds the loss if listings are later than declared: otherwise
+// TestModel would prove nothing. TestAllHeld finds the loss that would occur if
+// runs that were given up were not ended.
 func TestModelFinds(t *testing.T) {
 	for seed := range uint64(2000) {
 		if err := walk(t, seed, 2*time.Minute, 5*day); err != nil {
@@ -436,8 +436,8 @@ func TestModelFinds(t *testing.T) {
 	t.Error("nothing was lost in 2000 walks: the model does not see losses")
 }
 
-// lateListing is a backup that leans on what was condemned right before, and a
-// prune two days later.
+// lateListing runs a backup that references packs that were condemned right before,
+// and a prune two days later.
 func lateListing(t *testing.T, declared, actual time.Duration) error {
 	w, err := newWorld(t.Context(), declared, actual)
 	if err != nil {
@@ -447,13 +447,13 @@ func lateListing(t *testing.T, declared, actual time.Duration) error {
 	run := func() { w.step(w.clients[0], toEnd) }
 	w.backup("a", []uint64{1, 2, 3}, false)
 	run()
-	w.store.DelayLists(declared, actual, w.c.Now) // shows what was there before
+	w.store.DelayLists(declared, actual, w.c.Now) // listings show the objects put before
 	if err := w.forget(0); err != nil {
 		t.Fatal(err)
 	}
 	w.prune(prune.Options{})
 	run()
-	w.c.Add(4 * day) // the backup should see what was condemned
+	w.c.Add(4 * day) // the backup should see the condemned list
 	w.backup("b", []uint64{1, 2, 3}, false)
 	run()
 	w.c.Add(2 * day) // the prune should see the snapshot
@@ -463,8 +463,8 @@ func lateListing(t *testing.T, declared, actual time.Duration) error {
 	return sound(w.ctx, w.inner)
 }
 
-// Listings that are later than declared do lose data: else what the tests above
-// show would be worth nothing.
+// Listings that are later than declared do lose data: otherwise the tests above
+// would prove nothing.
 func TestDelayBeyondBound(t *testing.T) {
 	if err := lateListing(t, 2*time.Minute, 2*time.Minute); err != nil {
 		t.Errorf("within the bound: %v", err)
@@ -474,8 +474,8 @@ func TestDelayBeyondBound(t *testing.T) {
 	}
 }
 
-// A run that is held up before it publishes until it was retired and what it
-// leant on is gone publishes nothing, wherever it was held up.
+// A run that is paused before it publishes, until it was retired and the packs that
+// it references were deleted, publishes nothing, wherever it was paused.
 func TestRetired(t *testing.T) {
 	withdrawn := 0
 	for hold := 1; ; hold++ {

@@ -8,15 +8,17 @@ import (
 	"xenkeep/repo"
 )
 
-// A run that was retired finds that out before it publishes and once more after
-// that. Held up between the two, and killed then, it leaves a snapshot of which
-// something may be gone. So what a retired run protects stays until the run was
-// ended: by an object which names those of its snapshots that count. A pass
-// puts it when every snapshot after which the run did not find itself retired is
-// listed: one delay of listings after it was retired the run finds that out,
-// and another delay later all is listed that it put before. What the run protected is given up by the passes that read it.
+// A retired run detects its retirement before it publishes and once more after
+// that. If it is delayed between the two and then killed, it leaves a snapshot that
+// may lack data. So the data that a retired run protects stays until the run was
+// ended, by an object that names those of its snapshots that are valid. A pass puts
+// this object when every snapshot that the run published without detecting its
+// retirement is certain to be listed: one listing delay after it was retired the
+// run detects that, and another delay later everything that it put before is
+// listed. Only passes that have read the object give up the data that the run
+// protected.
 
-// known notes whose claim or reference list of a run there is.
+// known records that a claim or reference list of a run exists, and its writer.
 func (s *survey) known(run string, writer seal.WriterID) {
 	if s.runs[run] == nil {
 		s.runs[run] = make(map[seal.WriterID]bool)
@@ -24,7 +26,7 @@ func (s *survey) known(run string, writer seal.WriterID) {
 	s.runs[run][writer] = true
 }
 
-// ended finds the runs that protect nothing any more.
+// ended determines the runs that no longer protect anything.
 func (s *survey) ended(ctx context.Context) error {
 	s.over = make(map[string]bool)
 	if len(s.runs) == 0 {
@@ -40,8 +42,7 @@ func (s *survey) ended(ctx context.Context) error {
 	return nil
 }
 
-// endedItself tells whether all whose run it is have said that it does nothing
-// any more.
+// endedItself reports whether all writers of a run have declared that it has ended.
 func (s *survey) endedItself(run string, writers map[seal.WriterID]bool) bool {
 	for w := range writers {
 		if !slices.ContainsFunc(s.retired, func(t *repo.Retired) bool {
@@ -53,8 +54,8 @@ func (s *survey) endedItself(run string, writers map[seal.WriterID]bool) bool {
 	return true
 }
 
-// ending finds the runs that can be ended, and which of these snapshots, all
-// that are counted, are theirs.
+// ending determines the runs that can be ended, and which of the snapshots are
+// theirs. snapshots are all that are valid.
 func (s *survey) ending(snapshots []*repo.Snapshot) {
 	s.end = nil
 	of := make(map[string]*repo.Over)
@@ -74,10 +75,10 @@ func (s *survey) ending(snapshots []*repo.Snapshot) {
 	}
 }
 
-// canEnd tells whether the key in use may end runs.
+// canEnd reports whether the key in use may end runs.
 func (s *survey) canEnd() bool { return s.r.NeedsFull("") == nil }
 
-// putOver ends the runs that can be ended, as far as the key goes.
+// putOver ends the runs that can be ended, if the key may do so.
 func (e *execution) putOver(ctx context.Context) error {
 	if !e.s.canEnd() {
 		return nil

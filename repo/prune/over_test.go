@@ -18,8 +18,8 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// endless is a storage whose reader learns of no run's end: all snapshots
-// count, as if runs were never ended.
+// endless is a storage whose readers see no run's end: all snapshots are valid, as
+// if runs were never ended.
 type endless struct{ object.Store }
 
 func (e endless) List(ctx context.Context, prefix string, fn func(object.Info) error) error {
@@ -31,7 +31,7 @@ func (e endless) List(ctx context.Context, prefix string, fn func(object.Info) e
 	})
 }
 
-// withdrawn are the snapshots that do not count.
+// withdrawn returns the snapshots that are not valid.
 func withdrawn(ctx context.Context, objects object.Store) (ids []string, err error) {
 	r, err := repotest.TryOpen(ctx, objects, repo.Options{})
 	if err != nil {
@@ -46,10 +46,11 @@ func withdrawn(ctx context.Context, objects object.Store) (ids []string, err err
 	return ids, err
 }
 
-// heldUp plays a run that is held up before call hold until it was retired,
-// ended, and what it leant on is gone, and that is killed so many calls later.
-// It gives what is wrong with what counts then, and with what would count if
-// runs were not ended. It is over where the run had ended before it was held.
+// heldUp executes a run that is paused before call hold until it was retired and
+// ended and the packs that it references were deleted, and that is killed more
+// calls later. It returns the errors among the valid snapshots, and among those
+// that would be valid if runs were not ended. over is set if the run had ended
+// before it was paused.
 func heldUp(t *testing.T, hold, more int) (over bool, counted, all error) {
 	t.Helper()
 	w, err := newWorld(t.Context(), 0, 0)
@@ -88,7 +89,7 @@ func heldUp(t *testing.T, hold, more int) (over bool, counted, all error) {
 	if len(w.clients) > 0 {
 		w.kill(held)
 	}
-	// Nobody is kept from working by what was left, and nothing is astray.
+	// The leftovers disturb no later run, and a check finds nothing wrong.
 	w.backup("c", []uint64{2, 3, 5}, false)
 	w.step(w.clients[0], toEnd)
 	if counted = sound(w.ctx, w.inner); counted != nil {
@@ -97,9 +98,9 @@ func heldUp(t *testing.T, hold, more int) (over bool, counted, all error) {
 	return false, counted, sound(w.ctx, endless{w.inner})
 }
 
-// A run that is held up within the request that puts its snapshot until it was
-// retired, and is killed before its second look, leaves a snapshot with a hole.
-// It does not count; and were runs not ended, it would.
+// A run that is paused within the request that puts its snapshot until it was
+// retired, and is killed before its second look, leaves a snapshot that lacks data.
+// It is not valid; if runs were not ended, it would be.
 func TestHeldWithinPut(t *testing.T) {
 	holes, played := 0, 0
 	for hold := 0; ; hold++ {
@@ -133,8 +134,8 @@ func TestHeldWithinPut(t *testing.T) {
 	}
 }
 
-// A key that may only write ends no run but one that ended itself: what others
-// protect stays until a full key prunes, and the plan says so.
+// A write-only key ends no run except one that ended itself: the data that others
+// protect stays until a full key prunes, and the plan reports that.
 func TestEndNeedsFullKey(t *testing.T) {
 	for _, itself := range []bool{false, true} {
 		t.Run(fmt.Sprint("ended itself ", itself), func(t *testing.T) {
@@ -198,8 +199,8 @@ func TestEndNeedsFullKey(t *testing.T) {
 	}
 }
 
-// Where nothing else is said to run, what a run publishes all the same does not
-// count once it has lost its claim.
+// After an exclusive prune, a snapshot that a run publishes in spite of it is not
+// valid once the run has lost its claim.
 func TestExclusiveEnds(t *testing.T) {
 	store, c := mem.New(), repotest.NewClock()
 	r := repotest.Init(t, store)

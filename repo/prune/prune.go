@@ -1,15 +1,17 @@
-// Package prune gives back the space of what no snapshot needs, beside running
-// backups and without locks; docs/format.md, section 11, has the protocol.
+// Package prune frees the space of data that no snapshot references. It runs
+// concurrently with backups and takes no locks; docs/format.md, section 11,
+// describes the protocol.
 //
-// A pass reads everything (Plan), then acts (Plan.Execute): it deletes what an
-// earlier pass condemned and still nothing needs, copies what lives out of
-// packs that are mostly dead, and condemns what is dead for a later pass. Time
-// decides only how long that waits and when a claim looks dead. A pass may end
-// anywhere: the next one goes on from what lies in storage.
+// A pass reads everything (New returns a Plan), then acts (Plan.Execute): it
+// deletes the packs that an earlier pass condemned and that nothing references
+// since, copies live data out of packs that are mostly dead, and condemns dead
+// packs for a later pass. Time only decides how long condemned packs wait and when
+// a claim looks dead. A pass may be interrupted anywhere: the next one continues
+// from the state of the storage.
 //
-// Memory: 8 to 24 bytes for each blob that lives (a blob is up to 1 MiB of
-// chunks that were new together), about 40 for each block list that differs
-// (2 MiB of a disk) and 200 for each pack.
+// Memory: 8 to 24 bytes for each live blob (a blob is up to 1 MiB of chunks that
+// were new together), about 40 for each distinct block list (2 MiB of a disk) and
+// 200 for each pack.
 package prune
 
 import (
@@ -27,56 +29,57 @@ import (
 )
 
 var (
-	// ErrUnreadable is returned where a snapshot, claim, list or node cannot be
-	// read: what it needs is not known, so nothing is condemned.
+	// ErrUnreadable is returned if a snapshot, claim, list or node cannot be read:
+	// the data that it needs is not known, so nothing is condemned.
 	ErrUnreadable = errors.New("what it needs is not known")
-	// ErrNotDamaged is returned where what is to be given up can be read.
+	// ErrNotDamaged is returned if an object that is to be given up can be read.
 	ErrNotDamaged = errors.New("is not damaged, or not there")
-	// ErrStale is returned by a pass that was held up for so long that what it
-	// read may not hold any more.
+	// ErrStale is returned by a pass that was delayed for so long that the state it
+	// has read may be out of date.
 	ErrStale = errors.New("this prune was held up for too long: run it again")
 )
 
 const (
-	// grace is what condemned packs wait beyond the storage's delay of
-	// listings: room for clocks that differ and for a pass that is held up.
+	// grace is how long condemned packs wait in addition to the storage's delay of
+	// listings. It allows for clocks that differ and for a pass that is delayed.
 	grace = 24 * time.Hour
-	// freshness is how old what a pass has read may get before it deletes.
+	// freshness is the maximum age of the state that a pass has read when it
+	// deletes.
 	freshness = grace / 2
-	// DeadAfter is how old a claim is when its run looks dead.
+	// DeadAfter is the age from which a claim's run is regarded as dead.
 	DeadAfter = 14 * 24 * time.Hour
-	// forgetAfter is how old a retirement is when it goes. A run that comes
-	// back even later publishes no snapshot, as its claim is gone, but could
-	// put an index object of packs that are gone.
+	// forgetAfter is the age at which a retirement is deleted. A run that continues
+	// even later publishes no snapshot, because its claim was deleted, but it could
+	// put an index object of packs that were deleted.
 	forgetAfter = 90 * 24 * time.Hour
-	// repackBatch is how many live bytes at most are copied before the packs they
-	// came from go, where nothing else runs.
+	// repackBatch is the maximum number of live bytes that an exclusive pass copies
+	// before it deletes the packs that they came from.
 	repackBatch = 256 << 20
 )
 
-// Options tell how to prune.
+// Options configures a pass.
 type Options struct {
-	// MaxRepack bounds the bytes copied out of packs that are mostly dead; 0
-	// copies nothing.
+	// MaxRepack limits the bytes copied out of packs that are mostly dead; 0 copies
+	// nothing.
 	MaxRepack int64
-	// Exclusive is the user's word that nothing else uses the repository:
-	// claims are retired, and what is dead goes at once.
+	// Exclusive means that the user guarantees that nothing else uses the
+	// repository: claims are retired, and dead packs are deleted immediately.
 	Exclusive bool
-	// ForgetDamaged names, by their IDs or unique beginnings of four characters
-	// or more, snapshots that are given up
-	// because something of them cannot be read: else that ends a prune before it
-	// has done anything. With Exclusive it names other objects too, by their
-	// names in storage: claims, reference, retired and condemned lists.
+	// ForgetDamaged lists snapshots that are given up because a part of them cannot
+	// be read, by their IDs or unique prefixes of four characters or more.
+	// Otherwise such a snapshot ends a prune before it has done anything. With
+	// Exclusive it may list other objects too, by their names in storage: claims,
+	// reference lists, retirements and condemned lists.
 	ForgetDamaged []string
 	Now           func() time.Time
-	// Wait lets time pass; nil waits by the real clock.
+	// Wait waits for d; nil means the real clock.
 	Wait func(ctx context.Context, d time.Duration) error
-	// Waiting, where set, is called before each wait with its length and reason.
+	// Waiting, if set, is called before each wait with its length and reason.
 	Waiting func(d time.Duration, why string)
-	// Progress counts bytes copied and deleted.
+	// Progress is called with the number of bytes copied and deleted.
 	Progress func(n int64)
-	// Begin is told when reading begins, of so many bytes of disks; what it
-	// returns counts them and is told of the end.
+	// Begin is called when reading begins, with the number of bytes of disks. add
+	// counts the bytes read and done is called at the end.
 	Begin func(what string, total int64) (add func(n int64), done func())
 }
 
@@ -107,8 +110,8 @@ func (o *Options) defaults() {
 	}
 }
 
-// waitListing waits until the storage lists all that was put before, where it
-// does so late.
+// waitListing waits until the storage lists all objects that were put before, if
+// its listings are delayed.
 func (o *Options) waitListing(ctx context.Context, objects object.Store) error {
 	d := objects.Traits().ListDelay
 	if d <= 0 {
@@ -124,45 +127,45 @@ type Count struct {
 	Bytes int64 `json:"bytes"`
 }
 
-// Plan is what a pass has decided to do. Its Report says it in numbers.
+// Plan contains the decisions of a pass. Its Report summarizes them in numbers.
 type Plan struct {
 	Report
 
 	s                       *survey
 	remove, condemn, repack []pack.ID
 	retire                  []*repo.Claim
-	stay                    map[string]bool // packs whose time is up and whose lock is not
+	stay                    map[string]bool // condemned packs that have waited long enough but are still locked
 	used                    bool
 }
 
-// Report is what a pass found and would do, in numbers.
+// Report summarizes the state that a pass found and its decisions, in numbers.
 type Report struct {
 	Snapshots int   `json:"snapshots"`
 	Forget    int   `json:"given_up"` // damaged snapshots and objects that are given up
 	All       Count `json:"all"`
-	Live      Count `json:"live"`        // packs of which all is needed
+	Live      Count `json:"live"`        // packs that are needed as a whole
 	Partly    Count `json:"partly_dead"` // packs of which a part is needed
 	PartlyBy  int64 `json:"partly_live_bytes"`
-	Held      Count `json:"held"` // not needed, but a run may lean on them
-	Dead      Count `json:"dead"` // nothing needs them
+	Held      Count `json:"held"` // not needed by a snapshot, but a run may reference them
+	Dead      Count `json:"dead"` // needed by nothing
 	Unindexed Count `json:"unindexed"`
 
-	Delete  Count      `json:"delete"`            // of the dead, those deleted now
-	Condemn Count      `json:"condemn"`           // of the dead, those condemned now
-	Waiting Count      `json:"waiting"`           // of the dead, those condemned earlier whose time is not up
-	Locked  Count      `json:"locked"`            // of the dead, those whose time is up but for their locks
-	Until   *time.Time `json:"until,omitempty"`   // when all that is condemned may go
-	Repack  Count      `json:"repack"`            // of the partly dead, those that are copied
-	Copy    int64      `json:"bytes_copied"`      // what lives in them
-	Retire  int        `json:"claims_retired"`    // claims whose runs look dead
+	Delete  Count      `json:"delete"`            // of the dead packs, those deleted now
+	Condemn Count      `json:"condemn"`           // of the dead packs, those condemned now
+	Waiting Count      `json:"waiting"`           // of the dead packs, those condemned earlier that must still wait
+	Locked  Count      `json:"locked"`            // of the dead packs, those that only wait for the end of their locks
+	Until   *time.Time `json:"until,omitempty"`   // when all condemned packs may be deleted
+	Repack  Count      `json:"repack"`            // of the partly dead packs, those that are copied
+	Copy    int64      `json:"bytes_copied"`      // live bytes in them
+	Retire  int        `json:"claims_retired"`    // claims whose runs are regarded as dead
 	End     int        `json:"runs_ended"`        // retired runs that protect nothing from the next pass on
-	NeedEnd int        `json:"runs_to_end"`       // those that only a full key can end
-	Freed   int64      `json:"bytes_freed"`       // now
+	NeedEnd int        `json:"runs_to_end"`       // retired runs that only a full key can end
+	Freed   int64      `json:"bytes_freed"`       // by this pass
 	Later   int64      `json:"bytes_freed_later"` // by a pass after Until
 }
 
-// New reads the repository, whose index need not have been loaded, and plans a
-// pass. With Exclusive it first waits until the storage lists all there is.
+// New reads the repository and plans a pass. The index need not have been loaded.
+// With Exclusive it first waits until the storage lists all existing objects.
 func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 	o.defaults()
 	if err := r.CanPrune(); err != nil {
@@ -208,7 +211,8 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 	return p, nil
 }
 
-// checkForget refuses what must not be given up.
+// checkForget returns an error for objects that must not be given up, and expands
+// ID prefixes.
 func checkForget(ctx context.Context, r *repo.Repository, o *Options) error {
 	if len(o.ForgetDamaged) == 0 {
 		return nil
@@ -237,7 +241,8 @@ func checkForget(ctx context.Context, r *repo.Repository, o *Options) error {
 	return nil
 }
 
-// wholeID finds the snapshot whose ID begins so.
+// wholeID returns the full ID of the snapshot whose ID begins with name, or name if
+// there is none.
 func wholeID(ctx context.Context, r *repo.Repository, name string) (string, error) {
 	if len(name) < 4 || len(name) >= 64 || strings.Contains(name, "/") {
 		return name, nil
@@ -258,7 +263,7 @@ func wholeID(ctx context.Context, r *repo.Repository, name string) (string, erro
 	return "", fmt.Errorf("%q: %w", name, repo.ErrAmbiguous)
 }
 
-// sort decides on each pack.
+// sort decides for each pack what is done with it.
 func (p *Plan) sort() {
 	s := p.s
 	var waiting []pack.ID
@@ -287,7 +292,7 @@ func (p *Plan) sort() {
 			}
 		case live == 0:
 			one(&p.Held)
-		case live < st.size-st.size/16: // the rest is header and table, or not worth a word
+		case live < st.size-st.size/16: // the rest is header and table, or too little to report
 			one(&p.Partly)
 			p.PartlyBy += live
 			if live < st.size/2 && st.indexed && !st.keep && !s.everyCopy && (!condemned || s.o.Exclusive) {

@@ -19,7 +19,8 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// save backs up m as the only disk of a VM. Its chunks are found in roots first.
+// save backs up m as the only disk of a VM. Its chunks are looked up in roots
+// first.
 func save(ctx context.Context, r *repo.Repository, c *repotest.Clock, m *disktest.Mem, vm string, roots ...chunk.ID) (*repo.Snapshot, error) {
 	return repotest.Save(ctx, r, vm, m.Source(), diskOptions(m, roots), backup.Options{Now: c.Now, Workers: 1, Uploads: 1, Roots: roots, AdoptOrphans: true})
 }
@@ -87,7 +88,8 @@ func mustClean(t *testing.T, objects object.Store) {
 
 const day = 24 * time.Hour
 
-// What is forgotten is condemned, waits a day, goes, and leaves no trace.
+// A forgotten snapshot's packs are condemned, wait a day, are deleted, and leave no
+// trace.
 func TestLife(t *testing.T) {
 	store, c := mem.New(), repotest.NewClock()
 	repotest.Init(t, store)
@@ -123,7 +125,8 @@ func TestLife(t *testing.T) {
 	mustClean(t, store)
 }
 
-// A pack that is mostly dead is copied, sealed, by a key that opens no data.
+// A pack that is mostly dead is copied, in sealed form, with a key that opens no
+// data.
 func TestRepack(t *testing.T) {
 	for _, exclusive := range []bool{false, true} {
 		t.Run(fmt.Sprint("exclusive ", exclusive), func(t *testing.T) {

@@ -19,12 +19,12 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// state is what is known of one pack in storage.
+// state is the known state of one pack in storage.
 type state struct {
 	size     int64
 	modified time.Time
 	live     liveSet
-	keep     bool // named by a reference list, made by a live run, or unclear
+	keep     bool // in a reference list, written by a live run, or of unclear use
 	indexed  bool
 }
 
@@ -33,7 +33,7 @@ func (s *state) mark(at index.Location) {
 		s.live.add(at.Offset, uint32(to))
 		return
 	}
-	s.keep = true // no pack of ours is as large
+	s.keep = true // our packs are never that large
 }
 
 func (s *state) marked(at index.Location) bool {
@@ -43,8 +43,8 @@ func (s *state) marked(at index.Location) bool {
 
 func (s *state) dead() bool { return s.live.empty() && !s.keep }
 
-// survey is what one pass has read of the repository. What it marks stays
-// marked: a second look adds to it.
+// survey is the state of the repository as one pass has read it. Marks are never
+// removed: look only adds to them.
 type survey struct {
 	r  *repo.Repository
 	o  *Options
@@ -55,44 +55,44 @@ type survey struct {
 	forget []string // objects that cannot be read and are to be given up
 }
 
-// storage is what the storage holds.
+// storage is the content of the storage.
 type storage struct {
 	packs     map[pack.ID]*state
-	condemned map[pack.ID]time.Time // since when
+	condemned map[pack.ID]time.Time // the time when they were condemned
 	deleted   map[pack.ID]bool      // another pass has begun to delete them
 	lists     []*repo.Condemned
 	heads     []chunkstore.IndexHead
-	everyCopy bool // something is known to be damaged: no copy is given up, but for those that are damaged
+	everyCopy bool // some damage is known: all copies of a blob are kept, except damaged ones
 	badPacks  map[pack.ID]bool
 	badBlobs  map[chunkstore.BadBlob]bool
 	damage    []*repo.Damage
 }
 
-// running is who uses the repository, or did when it was last heard of.
+// running records who uses the repository, or did so according to the objects read.
 type running struct {
 	claims  []*repo.Claim
 	retired []*repo.Retired
-	runs    map[string]map[seal.WriterID]bool // all that have a claim or reference list, and whose they are
-	over    map[string]bool                   // those of them that protect nothing any more
-	end     []*repo.Over                      // those of them that can be ended
+	runs    map[string]map[seal.WriterID]bool // writers of each run that has a claim or reference list
+	over    map[string]bool                   // those runs that no longer protect anything
+	end     []*repo.Over                      // those runs that can be ended
 }
 
-// marking is how far the trees of snapshots and claims were walked, to mark what
-// they need in storage.packs.
+// marking is the progress of walking the trees of snapshots and claims, which marks
+// the data that they need in storage.packs.
 type marking struct {
 	walked    map[string]bool // snapshots and claimed roots
 	nodes     map[tree.Key]struct{}
-	partial   map[[16]byte]struct{} // block lists that are marked, and not all below them was there
-	again     map[[16]byte]struct{} // while all is walked once more: block lists that are done
-	later     *index.Gather         // of data chunks that are to be marked, while there is one
-	gathered  int64                 // bytes of them
+	partial   map[[16]byte]struct{} // marked block lists below which some chunks were missing
+	again     map[[16]byte]struct{} // during the second walk: finished block lists
+	later     *index.Gather         // collects data chunks to be marked; nil if they are marked directly
+	gathered  int64                 // total bytes of these chunks
 	places    []index.Location
 	copies    []index.Location
 	snapshots int
 }
 
-// take reads everything, in an order that leaves no gap: a run that ends while
-// we read is met either by its claim or by its snapshot.
+// take reads everything, in an order that leaves no gap: of a run that ends
+// meanwhile we see its claim or its snapshot, never neither.
 func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) {
 	s := &survey{
 		r: r, o: o, at: o.Now(),
@@ -126,7 +126,7 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 	s.damage = damage
 	for _, d := range damage {
 		if !d.Full() {
-			continue // of a key that may only write: it steers nothing
+			continue // signed with a write-only key: it must not influence decisions
 		}
 		ids, err := d.BadPacks()
 		if err != nil {
@@ -154,7 +154,8 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 	return s, s.look(ctx)
 }
 
-// look reads claims, reference lists and snapshots, and marks what they lead to.
+// look reads claims, reference lists and snapshots, and marks the data that they
+// reference.
 func (s *survey) look(ctx context.Context) error {
 	claims, bad, err := s.r.Claims(ctx)
 	if err != nil {
@@ -214,15 +215,16 @@ func (s *survey) look(ctx context.Context) error {
 	}
 	s.snapshots = len(snapshots)
 	s.ending(snapshots)
-	// After the snapshots, so that all they need is in it.
+	// The index is read after the snapshots, so that it contains everything they
+	// reference.
 	if err := s.readIndex(ctx, active); err != nil {
 		return err
 	}
 	return s.walk(ctx, func() error { return s.roots(ctx, snapshots, active) })
 }
 
-// readIndex brings the index up to date and learns which packs live runs made.
-// A pack that no index object covers may be one that a run has just put.
+// readIndex brings the index up to date and determines which packs were written by
+// live runs. A pack in no index object may be one that a run has just put.
 func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
 	if err := s.r.LoadIndex(ctx); err != nil {
 		return err
@@ -261,8 +263,9 @@ func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
 		return err
 	}
 	for id, p := range s.packs {
-		// One that does not open is damage, and no reason to delete it. One
-		// that a revoked writer wrote since is needed by nobody.
+		// A pack that cannot be opened is damaged, which is no reason to delete it.
+		// A pack that a revoked writer wrote after its revocation is needed by
+		// nothing.
 		if !p.indexed && !s.r.Store().Adopted(id) && !errors.Is(s.r.Store().Unusable(id), seal.ErrRevoked) {
 			p.keep = true
 		}
@@ -270,16 +273,17 @@ func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
 	return nil
 }
 
-// wait is how long a condemned pack waits, and a retired run still counts.
+// wait returns how long a condemned pack waits, and a retired run is still regarded
+// as live.
 func (s *survey) wait() time.Duration { return s.r.Objects().Traits().ListDelay + grace }
 
-// due tells whether a pack's time is up.
+// due reports whether a condemned pack has waited long enough.
 func (s *survey) due(id pack.ID) bool {
 	since, ok := s.condemned[id]
 	return ok && s.at.Sub(since) >= s.wait()
 }
 
-// sorted gives packs that fn picks, in the order of their names.
+// sorted returns the packs for which fn returns true, in the order of their names.
 func (s *survey) sorted(fn func(id pack.ID, p *state) bool) []pack.ID {
 	var ids []pack.ID
 	for id, p := range s.packs {
@@ -308,8 +312,8 @@ func unreadable(what string, err error) error {
 	return fmt.Errorf("%w; nothing was condemned: %w", err, ErrUnreadable)
 }
 
-// givenUp tells whether the user gives up an object that cannot be read, or a
-// snapshot of which something cannot be read.
+// givenUp reports whether the user gives up an object that cannot be read, or a
+// snapshot of which a part cannot be read. It adds the object to s.forget.
 func (s *survey) givenUp(object string) bool {
 	for _, name := range s.o.ForgetDamaged {
 		if name != object && "snapshots/"+name != object {
@@ -323,8 +327,8 @@ func (s *survey) givenUp(object string) bool {
 	return false
 }
 
-// condemnations reads the condemned lists. What one that cannot be read names is
-// not known, so that only where nothing else runs it can be given up.
+// condemnations reads the condemned lists. The packs in a list that cannot be read
+// are not known, so such a list can be given up only in an exclusive pass.
 func (s *survey) condemnations(ctx context.Context) ([]*repo.Condemned, error) {
 	lists, bad, err := s.r.ReadCondemned(ctx)
 	for _, p := range bad {

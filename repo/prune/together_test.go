@@ -23,8 +23,8 @@ import (
 
 const togetherDir, togetherRole = "XENKEEP_TEST_TOGETHER", "XENKEEP_TEST_TOGETHER_ROLE"
 
-// hurried is a clock on which a second of ours is a day, the same in all
-// processes, so that what waits a day is deleted while the others run.
+// hurried returns a clock on which a second of real time is a day, the same in all
+// processes, so that packs that wait a day are deleted while the others run.
 func hurried(started time.Time) func() time.Time {
 	return func() time.Time { return started.Add(time.Since(started) * 60 * 60 * 24) }
 }
@@ -33,7 +33,7 @@ func hurried(started time.Time) func() time.Time {
 func TestTogetherChild(t *testing.T) {
 	dir := os.Getenv(togetherDir)
 	if dir == "" {
-		return // no test of its own
+		return // skipped when run as an ordinary test
 	}
 	role, err := strconv.Atoi(os.Getenv(togetherRole))
 	if err != nil {
@@ -85,7 +85,7 @@ func TestTogetherChild(t *testing.T) {
 			roots = []chunk.ID{chunk.ID(mine[len(mine)-1].Disks[0].Root)}
 		}
 		c := repotest.ClockAt(now())
-		// Content that comes and goes, and that the three share.
+		// The content changes and returns, and the three share some of it.
 		_, err = save(t.Context(), r, c, disktest.Content(round%4, uint64(role)+round%2*10, 99), vm, roots...)
 		if err != nil && !errors.Is(err, backup.ErrRetired) && !errors.Is(err, backup.ErrClaimLeft) {
 			t.Fatalf("%s, round %d: %v", vm, round, err)
@@ -104,8 +104,8 @@ func open(t *testing.T, objects *local.Store) (*repo.Repository, error) {
 	return repotest.TryOpen(context.WithoutCancel(t.Context()), objects, repo.Options{})
 }
 
-// together is how many rounds each process goes; XENKEEP_TEST_TOGETHER_ROUNDS
-// sets another number.
+// together returns the number of rounds of each process;
+// XENKEEP_TEST_TOGETHER_ROUNDS sets another number.
 func together() int {
 	if n, err := strconv.Atoi(os.Getenv("XENKEEP_TEST_TOGETHER_ROUNDS")); err == nil {
 		return n
@@ -113,8 +113,8 @@ func together() int {
 	return 25
 }
 
-// Four processes on one repository, one of them pruning, with nothing to keep
-// them apart: none fails, and nothing that is published is lost.
+// Four processes use one repository, one of them prunes, and nothing synchronizes
+// them: none fails, and no published data is lost.
 func TestTogether(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: four processes")

@@ -11,8 +11,8 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// A disk of several nodes, two of them alike, keeps all it needs, and what
-// nothing needs goes.
+// A disk of several nodes, two of them equal, keeps all data that it needs, and
+// unneeded data is deleted.
 func TestWalkOfManyNodes(t *testing.T) {
 	store, c := mem.New(), repotest.NewClock()
 	repotest.Init(t, store)
