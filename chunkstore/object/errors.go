@@ -8,35 +8,40 @@ import (
 	"time"
 )
 
-// The classes of error that a Store tells apart. A caller asks with errors.Is.
+// The classes of error that a Store distinguishes. Callers test for them with
+// errors.Is.
 var (
-	// ErrNotFound: no object has this name.
+	// ErrNotFound means that no object has this name.
 	ErrNotFound = errors.New("object not found")
-	// ErrShort: the object ends before the range that was asked for. It is
-	// also an io.ErrUnexpectedEOF.
+	// ErrShort means that the object ends before the end of the requested
+	// range. It is also an io.ErrUnexpectedEOF.
 	ErrShort = fmt.Errorf("object too short: %w", io.ErrUnexpectedEOF)
-	// ErrNoRepository: nothing of a repository is at the location: a wrong
-	// path, a missing bucket, a mount that is not or no longer there.
+	// ErrNoRepository means that the location does not contain a repository:
+	// for example because the path is wrong, the bucket is missing, or a mount
+	// is missing or lost.
 	ErrNoRepository = errors.New("no repository there")
-	// ErrExists: a repository was to be made where there is something already.
+	// ErrExists means that a repository cannot be created because the location
+	// is not empty.
 	ErrExists = errors.New("not empty")
-	// ErrNoSpace: the storage, or the user's quota on it, is full.
+	// ErrNoSpace means that the storage, or the user's quota on it, is full.
 	ErrNoSpace = errors.New("storage is full")
-	// ErrPermission: the storage refuses us this operation, or knows us not.
+	// ErrPermission means that credentials are missing, invalid or lack the
+	// permission for this operation.
 	ErrPermission = errors.New("permission denied by the storage")
-	// ErrClock: the storage refuses a request since the clocks of the two
-	// machines differ too much.
-	// It is an ErrPermission with words of its own.
+	// ErrClock means that the storage refuses a request because the clocks of
+	// the two machines differ too much. It is an ErrPermission with a message
+	// of its own.
 	ErrClock error = clockError{}
-	// ErrUnavailable: the storage did not answer properly this time. It is the
-	// only class worth trying again.
+	// ErrUnavailable means that the storage did not answer, or answered with a
+	// temporary failure. It is the only class that is worth a retry.
 	ErrUnavailable = errors.New("storage not available")
-	// ErrLocked: the object may not be deleted before a certain time; a
-	// LockedError says when.
+	// ErrLocked means that the object must not be deleted before a certain
+	// time, which a LockedError contains.
 	ErrLocked = errors.New("locked against deletion")
-	// ErrUnsupported: the storage does not offer what was asked for.
+	// ErrUnsupported means that the storage does not offer this operation.
 	ErrUnsupported = errors.New("not offered by the storage")
-	// ErrName: the name is none that CheckName allows, or the range is none.
+	// ErrName means that CheckName does not allow the name, or that the range
+	// is invalid.
 	ErrName = errors.New("invalid name or range")
 )
 
@@ -48,15 +53,15 @@ func (clockError) Error() string {
 
 func (clockError) Unwrap() error { return ErrPermission }
 
-// Error is an operation that went wrong. Unwrap gives the class alone: what a
-// backend's own error unwraps to (say, io.ErrUnexpectedEOF of a broken
-// connection) must not be taken for a fact about the object.
+// Error is a failed operation. It unwraps to its class only: the errors to
+// which a backend's own error unwraps (for example io.ErrUnexpectedEOF after a
+// broken connection) must not be mistaken for a fact about the object.
 type Error struct {
 	Op    string // "put", "get", "stat", "list", "delete", "open", "create"
-	Name  string // object, prefix, or for open and create the location
-	Class error  // one of the sentinels, a context error, or the cause if none fits
-	Cause error  // what the backend said; may be nil
-	Hint  string // what the user can do about it; may be empty
+	Name  string // object or prefix; for open and create the location
+	Class error  // one of the sentinels, a context error, or the cause if no sentinel matches
+	Cause error  // the backend's own error; may be nil
+	Hint  string // the next step for the user; may be empty
 }
 
 func (e *Error) Error() string {
@@ -67,11 +72,11 @@ func (e *Error) Error() string {
 	return s
 }
 
-// Unwrap gives the class.
+// Unwrap returns the class.
 func (e *Error) Unwrap() error { return e.Class }
 
-// HintOf is what can be done about an error, as the backend knows it; empty
-// where it does not.
+// HintOf returns the backend's hint for the user about an error, or "" if there
+// is none.
 func HintOf(err error) string {
 	var e *Error
 	if errors.As(err, &e) {
@@ -80,7 +85,7 @@ func HintOf(err error) string {
 	return ""
 }
 
-// LockedError is an object that may not be deleted yet.
+// LockedError reports an object that must not be deleted yet.
 type LockedError struct {
 	Name  string
 	Until time.Time
@@ -90,10 +95,10 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("delete %s: %v until %s", e.Name, ErrLocked, e.Until.UTC().Format(time.RFC3339))
 }
 
-// Unwrap gives the class.
+// Unwrap returns the class.
 func (e *LockedError) Unwrap() error { return ErrLocked }
 
-// Retriable tells whether the same call may well succeed a little later.
+// Retriable reports whether the same call may succeed a little later.
 func Retriable(err error) bool {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

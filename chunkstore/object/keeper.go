@@ -10,48 +10,50 @@ import (
 type Version struct {
 	Info
 	ID      string
-	Latest  bool // what Get gives
-	Deleted bool // no content: the object was deleted then
+	Latest  bool // the version that Get reads
+	Deleted bool // a deletion, without content
 }
 
-// A Keeper is a Store that keeps what was overwritten and deleted, and locks
-// versions of objects against being removed. Which stores are, Traits.Keeps
-// tells; see KeeperOf. A bucket without versions has one version of each
-// object. Where the storage has no such thing the error is ErrUnsupported.
+// A Keeper is a Store that keeps overwritten and deleted objects as versions,
+// and can lock versions against removal. Traits.Keeps reports whether a store
+// is one; see KeeperOf. A bucket without versioning has one version of each
+// object. Methods for which the storage has no support return ErrUnsupported.
 type Keeper interface {
 	Store
 
-	// KeepFor has every later Put of an object that LockedName names lock it
-	// for so many days, and Delete remove all versions of an object, and
-	// that only when none of them is locked any more: else it is a
-	// LockedError. 0 days: none of that.
+	// KeepFor makes every later Put lock its object for that many days, if
+	// LockedName returns true for its name. It also makes Delete remove all
+	// versions of an object, but only if none of them is still locked;
+	// otherwise Delete returns a LockedError. With 0 days, Put locks nothing
+	// and Delete is the ordinary one.
 	KeepFor(days int)
 
 	// ListVersions calls fn for each version of each object whose name begins
-	// with prefix, those of one name together: the latest first, then the
-	// others, newest first; deletions among these may come last.
+	// with prefix. The versions of one object come together: the latest first,
+	// then the others, newest first. Deletions among the others may come last.
 	ListVersions(ctx context.Context, prefix string, fn func(Version) error) error
 
 	// GetVersion is Get of one version.
 	GetVersion(ctx context.Context, name, id string, offset, length int64) ([]byte, error)
 
-	// LockedUntil tells until when a version is locked; zero where it is not.
-	// The empty id is the latest version.
+	// LockedUntil returns the time until which a version is locked, or the zero
+	// time if it is not locked. An empty id means the latest version.
 	LockedUntil(ctx context.Context, name, id string) (time.Time, error)
 
-	// Lock locks a version until a time, or longer where it is so already.
+	// Lock locks a version until a time. A lock that ends later than that is
+	// kept.
 	Lock(ctx context.Context, name, id string, until time.Time) error
 }
 
-// KeeperOf gives s as a Keeper, where it is one.
+// KeeperOf returns s as a Keeper, if it is one.
 func KeeperOf(s Store) (Keeper, bool) {
 	k, ok := s.(Keeper)
 	return k, ok && s.Traits().Keeps
 }
 
-// LockedName tells whether an object of a repository is locked where locks are
-// asked for: packs, index objects, snapshots, keys and the config. All others
-// come and go.
+// LockedName reports whether an object with this name is locked when locks are
+// requested: packs, index objects, snapshots, key slots and the config are. All
+// other objects are short-lived.
 func LockedName(name string) bool {
 	folder, _, _ := strings.Cut(name, "/")
 	switch folder {
@@ -61,12 +63,12 @@ func LockedName(name string) bool {
 	return false
 }
 
-// A Recoverer reads an object's older version where the latest is not what it
-// should be.
+// A Recoverer can read an older version of an object if the latest version is
+// damaged.
 type Recoverer interface {
-	// Recover looks for a sound version of an object that turned out not to
-	// be, or not to be there, and has the store read that from now on. It
-	// reports whether that is another than the latest: then it is worth
-	// reading again, once.
+	// Recover searches for an intact version of an object whose latest version
+	// is damaged or missing, and makes the store read that version from now on.
+	// It reports whether that version differs from the latest one. If so, the
+	// caller should read the object again, once.
 	Recover(ctx context.Context, name string) (bool, error)
 }

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// ErrLocation is returned for what is neither the location of a bucket nor the path
-// of a folder.
+// ErrLocation means that a location is neither a bucket nor the path of a
+// folder.
 var ErrLocation = errors.New("no location of a repository")
 
 var (
@@ -17,8 +17,8 @@ var (
 	otherScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*):`)
 )
 
-// CheckLocation refuses locations that another program or shell would understand,
-// and that would become a folder of that name here.
+// CheckLocation refuses locations that have a meaning for another program or
+// for a shell, and that would become a folder with that literal name here.
 func CheckLocation(location string) error {
 	refuse := func(cause, hint string) error {
 		return &Error{Op: "repository", Name: location, Class: ErrLocation, Cause: errors.New(cause), Hint: hint}

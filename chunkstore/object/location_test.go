@@ -8,8 +8,8 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// A location that means something to other programs is refused by name, and does
-// not become a local folder.
+// A location that has a meaning for other programs is refused with an error
+// that names it, and does not become a local folder.
 func TestCheckLocation(t *testing.T) {
 	t.Setenv("HOME", "/home/someone")
 	for location, hint := range map[string]string{

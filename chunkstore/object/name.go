@@ -2,13 +2,15 @@ package object
 
 import "strings"
 
-// maxName is the longest name in bytes: S3's 1024 less room for a prefix.
+// maxName is the greatest length of a name in bytes: S3's limit of 1024, minus
+// room for a prefix.
 const maxName = 512
 
-// CheckName tells whether name may name an object: parts of lower-case letters,
-// digits, '.', '_' and '-', none empty or beginning with a dot or longer than
-// 128 bytes, joined by slashes. File systems that fold case, and every object
-// storage, keep such names apart. The error is of class ErrName.
+// CheckName checks that name is a valid object name: one or more parts, joined
+// by slashes, of lower-case letters, digits, '.', '_' and '-'. A part must not
+// be empty, begin with a dot, or be longer than 128 bytes. Such names remain
+// distinct on every object storage, and on file systems that ignore case. The
+// error is of class ErrName.
 func CheckName(op, name string) error {
 	if len(name) <= maxName {
 		ok := true
@@ -40,7 +42,7 @@ func validPart(part string) bool {
 	return true
 }
 
-// CheckRange tells whether offset and length are a range that Store.Get takes.
+// CheckRange checks that offset and length are a range that Store.Get accepts.
 func CheckRange(op, name string, offset, length int64) error {
 	if (offset < 0 && length >= 0) || (length > 0 && offset+length < 0) {
 		return &Error{Op: op, Name: name, Class: ErrName}
@@ -48,8 +50,9 @@ func CheckRange(op, name string, offset, length int64) error {
 	return nil
 }
 
-// Span resolves a range of Store.Get against an object of size bytes: where to
-// read and how much. The error is of class ErrShort.
+// Span resolves a range of Store.Get for an object of size bytes. It returns
+// the absolute offset and the number of bytes to read. The error is of class
+// ErrShort.
 func Span(op, name string, size, offset, length int64) (from, n int64, err error) {
 	switch {
 	case offset < 0:
@@ -63,8 +66,8 @@ func Span(op, name string, size, offset, length int64) (from, n int64, err error
 	return offset, length, nil
 }
 
-// CheckPrefix tells whether prefix may begin a name: it may be empty, or end
-// within a part or with a slash.
+// CheckPrefix checks that prefix can be the beginning of a valid name. It may
+// be empty, and may end within a part or with a slash.
 func CheckPrefix(op, prefix string) error {
 	whole := prefix
 	if whole == "" || strings.HasSuffix(whole, "/") {

@@ -52,7 +52,8 @@ func TestSpan(t *testing.T) {
 	}
 }
 
-// TestCauseIsNoClass shows that a broken line is not taken for a short object.
+// TestCauseIsNoClass shows that a broken connection is not mistaken for a short
+// object.
 func TestCauseIsNoClass(t *testing.T) {
 	err := error(&object.Error{Op: "get", Name: "config", Class: object.ErrUnavailable, Cause: io.ErrUnexpectedEOF})
 	if errors.Is(err, object.ErrShort) || errors.Is(err, io.ErrUnexpectedEOF) || !object.Retriable(err) {

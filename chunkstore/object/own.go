@@ -8,10 +8,10 @@ import (
 // sumLength is the length of a SHA-256 in hexadecimal.
 const sumLength = 64
 
-// Own reports whether a name has the form of those that a repository gives to
-// its objects (docs/format.md, section 2). All others are foreign: what file
-// managers and synchronising programs put into a folder, for example. They are
-// no damage, and are left alone.
+// Own reports whether a name has the form that a repository uses for its
+// objects (docs/format.md, section 2). All other objects are foreign, for
+// example files that file managers and synchronising programs put into a
+// folder. Foreign objects are not damage, and are left alone.
 func Own(name string) bool {
 	folder, rest, _ := strings.Cut(name, "/")
 	switch folder {
@@ -51,15 +51,16 @@ func ListOwn(ctx context.Context, s Store, prefix string, fn func(Info) error) e
 	})
 }
 
-// A ForeignLister is a storage that can list all that is in its place and is
-// foreign, also what has a name that no object may have.
+// A ForeignLister is a storage that can list everything foreign in its
+// location, including files whose names are not valid object names.
 type ForeignLister interface {
-	// ListForeign calls fn for each foreign file, and once for each folder that
-	// no object can lie in, whose name then ends in a slash.
+	// ListForeign calls fn for each foreign file, and once for each folder in
+	// which no object can be stored. The name of a folder ends in a slash.
 	ListForeign(ctx context.Context, fn func(name string) error) error
 }
 
-// ForeignListerOf is the store's own ForeignLister, or that of a store below it.
+// ForeignListerOf returns s as a ForeignLister, or the first store below it
+// that is one.
 func ForeignListerOf(s Store) (ForeignLister, bool) {
 	for {
 		if f, ok := s.(ForeignLister); ok {

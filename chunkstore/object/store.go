@@ -1,11 +1,12 @@
-// Package object is what xenkeep asks of the storage below a repository: named
-// objects that are put whole, read by ranges, listed by prefix and deleted.
+// Package object is the interface between xenkeep and the storage of a
+// repository: named objects that are written as a whole, read by ranges, listed
+// by prefix and deleted.
 //
-// A Store gives no locks, no appending, no renaming and no promise about the
-// order of a listing, so that a folder, an NFS mount and S3 can all be one. The
-// backends are the packages below this one: local, s3 and mem; retry wraps any
-// of them; package all picks one by its location. What a backend promises is
-// written as tests in objecttest.
+// A Store offers no locks, no appending, no renaming and no guarantee about the
+// order of a listing, so that a folder, an NFS mount and S3 can all implement
+// it. The backends are the packages local, s3 and mem in folders of this one.
+// Package retry wraps any of them, and package all selects one by its location.
+// The contract of a backend is written as tests in package objecttest.
 package object
 
 import (
@@ -13,77 +14,82 @@ import (
 	"time"
 )
 
-// Info is what a store knows of an object without reading it.
+// Info is the metadata of an object, which a store returns without reading the
+// object.
 type Info struct {
 	Name     string
 	Size     int64     // bytes
-	Modified time.Time // by the storage's clock, which need not be ours
+	Modified time.Time // according to the storage's clock, which may differ from ours
 }
 
-// Traits are properties of a storage that its users must reckon with.
+// Traits are properties of a storage that its users must take into account.
 type Traits struct {
-	// ListDelay is how late an object whose Put has returned may appear in a
-	// List by another client, or in a Stat or Get by one that asked for it
-	// before it was there.
+	// ListDelay bounds the time after which an object whose Put has returned
+	// appears in a List by another client, or in a Stat or Get by a client that
+	// requested the object before it existed.
 	ListDelay time.Duration
-	// Parallel is how many requests at once serve this storage best: few for a
-	// disk, more where each request waits for a network.
+	// Parallel is the number of concurrent requests with which the storage is
+	// fastest: few for a disk, more if each request waits for a network.
 	Parallel int
-	// Uploads is how many large objects at once are best put; 0: three, or as
-	// many as Parallel if that is less.
+	// Uploads is the recommended number of concurrent Puts of large objects. 0
+	// means three, or Parallel if that is less.
 	Uploads int
-	// Page is how many objects one request of a listing gives; 0: all.
+	// Page is the number of objects that one request of a listing returns. 0
+	// means all.
 	Page int
-	// Whole tells that an object of some MiB is better read whole, once, than
-	// in several ranges: each request costs time, and perhaps money.
+	// Whole reports that it is better to read an object of some MiB once as a
+	// whole than in several ranges, because each request costs time and perhaps
+	// money.
 	Whole bool
-	// Keeps tells that the store is a Keeper.
+	// Keeps reports that the store is a Keeper.
 	Keeps bool
 }
 
-// A Store keeps objects under names such as "config" or "packs/ab/<hex>"; what
-// a name may be says CheckName. All methods may be called at once from many
-// goroutines, and after any error. Errors name the operation and the object
-// and answer errors.Is for one of the sentinels of this package, or for the
-// context's error when ctx ended the call.
+// A Store stores objects under names such as "config" or "packs/ab/<hex>";
+// CheckName defines valid names. All methods are safe for concurrent use, and
+// may be called after any error. Errors name the operation and the object. They
+// match, with errors.Is, one of the sentinels of this package, or the context's
+// error if ctx ended the call.
 type Store interface {
-	// Put stores data under name, whole or not at all, in place of what may be
-	// there; when it returns nil the object survives a power loss. Data is not
-	// kept. Repeating a Put with the same bytes is harmless. After an error the
-	// object may or may not be there, but never a part of it.
+	// Put stores data under name, completely or not at all, and replaces an
+	// existing object. When it returns nil, the object survives a power loss.
+	// Put does not retain data. Repeating a Put with the same bytes is
+	// harmless. After an error the object may exist or not, but never in part.
 	Put(ctx context.Context, name string, data []byte) error
 
-	// Get reads length bytes from offset; with length < 0 it reads to the end.
+	// Get reads length bytes from offset. With length < 0 it reads to the end.
 	// With offset < 0, where length must be negative too, it reads the last
-	// -offset bytes, or the whole object if that is shorter: so a trailer is
-	// read when the size is not known. The result belongs to the caller. An
-	// object that ends before offset+length is ErrShort; reading to the end
-	// from its very end gives no bytes and no error.
+	// -offset bytes, or the whole object if that is shorter; so a trailer can
+	// be read if the size is unknown. The result belongs to the caller. If the
+	// object ends before offset+length, the error is ErrShort. Reading to the
+	// end from exactly the end returns no bytes and no error.
 	Get(ctx context.Context, name string, offset, length int64) ([]byte, error)
 
 	// GetInto is Get of exactly len(p) bytes from offset >= 0, into p. After an
 	// error the content of p is undefined.
 	GetInto(ctx context.Context, name string, offset int64, p []byte) error
 
-	// Stat gives an object's size and time, or ErrNotFound.
+	// Stat returns an object's size and time. If there is no such object, the
+	// error is ErrNotFound.
 	Stat(ctx context.Context, name string) (Info, error)
 
-	// List calls fn for each object whose name begins with prefix, in any
-	// order, from one goroutine, each object once. It ends with fn's first
-	// error. A prefix without objects is no error. Objects put or deleted
-	// meanwhile may be missing or shown.
+	// List calls fn once for each object whose name begins with prefix, in any
+	// order, from one goroutine. It stops at fn's first error and returns it. A
+	// prefix without objects is not an error. Objects that are put or deleted
+	// during the listing may be missing or included.
 	List(ctx context.Context, prefix string, fn func(Info) error) error
 
-	// Delete removes an object; one that is not there is no error.
+	// Delete removes an object. It is not an error if there is no such object.
 	Delete(ctx context.Context, name string) error
 
-	// Traits never changes during the life of a Store.
+	// Traits returns the same value during the whole life of a Store.
 	Traits() Traits
 
-	// Location names the storage in messages; it holds no secret.
+	// Location returns the name of the storage for messages. It contains no
+	// secret.
 	Location() string
 
-	// Close frees what the store holds. No other call may follow or be under
-	// way.
+	// Close frees the resources of the store. No other call may be in progress
+	// or follow.
 	Close() error
 }

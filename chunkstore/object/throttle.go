@@ -7,25 +7,27 @@ import (
 
 type throttleKey struct{}
 
-// WithThrottle gives a context under which what a Put sends is held back: a
-// store asks wait before each piece of at most ThrottlePiece bytes. It lies in
-// the context because it is the caller's, not the store's: what one run sends
-// is limited, and not what another reads through the same store.
+// WithThrottle returns a context that limits the rate at which Put sends data:
+// before each piece of at most ThrottlePiece bytes, the store calls wait. The
+// throttle is part of the context because it belongs to the caller, not to the
+// store: it limits the data that one run sends, but not the data that another
+// run reads through the same store.
 func WithThrottle(ctx context.Context, wait func(ctx context.Context, n int) error) context.Context {
 	return context.WithValue(ctx, throttleKey{}, wait)
 }
 
-// ThrottlePiece is how many bytes are sent at once under a throttle.
+// ThrottlePiece is the greatest number of bytes that a throttled Put sends in
+// one piece.
 const ThrottlePiece = 256 << 10
 
-// Throttle is what WithThrottle gave, or nil.
+// Throttle returns the function that was passed to WithThrottle, or nil.
 func Throttle(ctx context.Context) func(ctx context.Context, n int) error {
 	wait, _ := ctx.Value(throttleKey{}).(func(ctx context.Context, n int) error)
 	return wait
 }
 
-// ThrottledReader holds back what is read from r, under the throttle of ctx;
-// without one it is r.
+// ThrottledReader returns a reader that limits reads from r by the throttle of
+// ctx, or r itself if there is none.
 func ThrottledReader(ctx context.Context, r io.ReadSeeker) io.ReadSeeker {
 	wait := Throttle(ctx)
 	if wait == nil {

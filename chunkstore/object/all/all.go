@@ -1,4 +1,4 @@
-// Package all opens a store by its location, whichever backend that names.
+// Package all opens the store for a location with the right backend.
 package all
 
 import (
@@ -15,35 +15,35 @@ import (
 	"xenkeep/chunkstore/object/versions"
 )
 
-// Options say how storage is used.
+// Options configure the use of storage.
 type Options struct {
 	Retry retry.Policy
-	// S3 holds what a location does not say of a bucket; its endpoint, bucket
-	// and prefix do not count.
+	// S3 contains the properties of a bucket that are not part of a location.
+	// Its endpoint, TLS, bucket and prefix are ignored.
 	S3 s3.Config
-	// Endpoint is the URL for locations s3://bucket/prefix; "" is what
-	// s3.Parse takes.
+	// Endpoint is the URL for locations of the form s3://bucket/prefix. If it
+	// is "", the default of s3.Parse applies.
 	Endpoint string
 }
 
 // Open opens the storage of a repository: s3:http(s)://host/bucket/prefix,
-// s3://bucket/prefix, or else a path of this machine. What object.CheckLocation
-// refuses is none. Requests are counted (see
-// package count), tried again, and where older versions of objects are kept,
-// those stand in for what was overwritten. What is not there is
+// s3://bucket/prefix, or otherwise a path of this machine. It refuses locations
+// that object.CheckLocation refuses. Requests are counted (see package count)
+// and retried. If the storage keeps older versions of objects, those replace
+// overwritten ones. If there is no repository, the error is
 // object.ErrNoRepository.
 func Open(ctx context.Context, location string, o Options) (object.Store, error) {
 	return choose(ctx, location, o, s3.Open, local.Open)
 }
 
-// Create makes the storage for a new repository; where something is already,
-// it is object.ErrExists.
+// Create creates the storage for a new repository. If the location is not
+// empty, the error is object.ErrExists.
 func Create(ctx context.Context, location string, o Options) (object.Store, error) {
 	return choose(ctx, location, o, s3.Create, local.Create)
 }
 
-// Connect gives storage as it is, whatever is there, and without anything
-// between: for trying it out. A folder must exist.
+// Connect returns the bare storage, whatever it contains, without retries,
+// counting or versions, so that it can be tried out. A folder must exist.
 func Connect(ctx context.Context, location string, o Options) (object.Store, error) {
 	if err := object.CheckLocation(location); err != nil {
 		return nil, err
@@ -58,10 +58,11 @@ func Connect(ctx context.Context, location string, o Options) (object.Store, err
 	return s3.Connect(config)
 }
 
-// IsS3 tells whether a location is one of S3, and not a folder.
+// IsS3 reports whether a location is in S3, as opposed to a folder.
 func IsS3(location string) bool { return strings.HasPrefix(location, "s3:") }
 
-// S3Config is the whole of what is known of a bucket.
+// S3Config returns the complete configuration of a bucket, from a location, the
+// options and the environment.
 func S3Config(location string, o Options) (s3.Config, error) {
 	endpoint := cmp.Or(o.Endpoint, os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL"), s3.Amazon)
 	at, err := s3.ParseAt(location, endpoint)

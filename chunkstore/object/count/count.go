@@ -1,5 +1,6 @@
-// Package count counts the requests that a storage is asked, by verb: what a
-// run costs where requests are paid for, or each waits for a network.
+// Package count counts the requests to a storage by verb. The counts are the
+// cost of a run if requests are paid for, or if each request waits for a
+// network.
 package count
 
 import (
@@ -11,7 +12,7 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// Requests are numbers of requests, those that failed or were repeated too. A
+// Requests are numbers of requests, including failed and repeated ones. A
 // listing counts once for each page.
 type Requests struct {
 	Put    int64 `json:"put"`
@@ -19,20 +20,20 @@ type Requests struct {
 	Stat   int64 `json:"stat"`
 	List   int64 `json:"list"`
 	Delete int64 `json:"delete"`
-	Lock   int64 `json:"lock"` // asking for or setting how long an object is kept
+	Lock   int64 `json:"lock"` // requests that query or set the lock of an object
 
-	// Of these, on packs.
+	// Those of the above that concern packs.
 	PackPut int64 `json:"pack_put"`
 	PackGet int64 `json:"pack_get"`
 }
 
-// Total is the number of all requests.
+// Total returns the number of all requests.
 func (r Requests) Total() int64 { return r.Put + r.Get + r.Stat + r.List + r.Delete + r.Lock }
 
-// Metadata is the number of those that carry no packs.
+// Metadata returns the number of requests that do not transfer packs.
 func (r Requests) Metadata() int64 { return r.Total() - r.PackPut - r.PackGet }
 
-// Sub gives the requests since earlier.
+// Sub returns the number of requests made since earlier.
 func (r Requests) Sub(earlier Requests) Requests {
 	return Requests{
 		Put: r.Put - earlier.Put, Get: r.Get - earlier.Get, Stat: r.Stat - earlier.Stat, List: r.List - earlier.List,
@@ -41,11 +42,11 @@ func (r Requests) Sub(earlier Requests) Requests {
 	}
 }
 
-// A Counter knows how many requests were made so far.
+// A Counter counts the requests made so far.
 type Counter interface{ Requests() Requests }
 
-// Of gives the requests that a store has counted so far; none where it does not
-// count.
+// Of returns the requests that a store, or a store below it, has counted so
+// far. It returns zero if none of them counts.
 func Of(s object.Store) Requests {
 	for {
 		if c, ok := s.(Counter); ok {
@@ -59,8 +60,8 @@ func Of(s object.Store) Requests {
 	}
 }
 
-// Store is a store that counts. It belongs below what tries again, so that
-// each attempt counts.
+// Store is a store that counts. It must be placed below a store that retries,
+// so that each attempt counts.
 type Store struct {
 	inner object.Store
 	page  int64
@@ -76,7 +77,7 @@ var (
 // New wraps inner.
 func New(inner object.Store) *Store { return &Store{inner: inner, page: int64(inner.Traits().Page)} }
 
-// Unwrap gives the store below.
+// Unwrap returns the store below.
 func (s *Store) Unwrap() object.Store { return s.inner }
 
 // Requests implements Counter.

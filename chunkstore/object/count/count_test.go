@@ -15,7 +15,7 @@ func TestContract(t *testing.T) {
 	objecttest.Run(t, func(*testing.T) object.Store { return count.New(mem.New()) })
 }
 
-// paged lists by pages of three.
+// paged lists in pages of three.
 type paged struct{ object.Store }
 
 func (paged) Traits() object.Traits { return object.Traits{Page: 3, Parallel: 1} }

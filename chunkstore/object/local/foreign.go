@@ -13,13 +13,16 @@ import (
 
 var _ object.ForeignLister = (*Store)(nil)
 
-// litter are files and folders that operating systems put into any folder.
+// litter contains the names of files and folders that operating systems create
+// in any folder.
 var litter = map[string]bool{"desktop.ini": true, "thumbs.db": true, ".ds_store": true, "lost+found": true, ".directory": true}
 
-// isLitter reports whether a name is one that an operating system gives.
+// isLitter reports whether an operating system creates files or folders of this
+// name.
 func isLitter(name string) bool { return litter[strings.ToLower(name)] }
 
-// folders are those of a repository; packs and slots have folders of their own.
+// folders are the top-level folders of a repository. Packs and slots have
+// subfolders.
 var folders = map[string]bool{
 	"slots": true, "packs": true, "index": true, "snapshots": true, "notes": true, "condemned": true, "damage": true,
 	"revoked": true, "catalogue": true, "claims": true, "references": true, "retired": true, "over": true,
@@ -35,7 +38,7 @@ func (s *Store) ListForeign(ctx context.Context, fn func(name string) error) err
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case path == s.root || errors.Is(err, fs.ErrNotExist): // gone meanwhile
+		case path == s.root || errors.Is(err, fs.ErrNotExist): // deleted meanwhile
 			return nil
 		}
 		rel, rerr := filepath.Rel(s.root, path)
@@ -55,7 +58,7 @@ func (s *Store) ListForeign(ctx context.Context, fn func(name string) error) err
 		case !dir:
 			return fn(name)
 		case ownFolder(name):
-			return err // of a folder that cannot be read
+			return err // for a folder that cannot be read
 		}
 		if ferr := fn(name + "/"); ferr != nil {
 			return ferr
@@ -71,7 +74,7 @@ func (s *Store) ListForeign(ctx context.Context, fn func(name string) error) err
 	return nil
 }
 
-// ownFolder reports whether objects of a repository may lie in a folder.
+// ownFolder reports whether a folder can contain objects of a repository.
 func ownFolder(name string) bool {
 	top, rest, below := strings.Cut(name, "/")
 	return folders[top] && (!below || top == "slots" && (rest == "a" || rest == "b") || top == "packs" && object.Own(name+"/"+strings.Repeat("0", 64)))

@@ -12,11 +12,11 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// listBatch is how many names of a folder are held at a time.
+// listBatch is how many names of a folder are in memory at a time.
 const listBatch = 1024
 
-// List implements object.Store. It reads only the folders that the prefix
-// leaves open.
+// List implements object.Store. It reads only the folders that can contain
+// names with the prefix.
 func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) error) error {
 	if err := object.CheckPrefix("list", prefix); err != nil {
 		return err
@@ -29,8 +29,8 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) er
 	return s.list(ctx, folder, prefix, fn)
 }
 
-// list walks folder, "" or a name with its slash, for objects that begin with
-// prefix.
+// list walks folder, which is "" or a name with its slash, and calls fn for
+// objects that begin with prefix.
 func (s *Store) list(ctx context.Context, folder, prefix string, fn func(object.Info) error) error {
 	d, err := os.Open(s.path(folder))
 	if err != nil {
@@ -40,7 +40,7 @@ func (s *Store) list(ctx context.Context, folder, prefix string, fn func(object.
 		return err
 	}
 	defer d.Close()
-	var inner []string // folders, walked when this one is closed
+	var inner []string // folders, walked after this one is closed
 	for {
 		if err := ctx.Err(); err != nil {
 			return &object.Error{Op: "list", Name: prefix, Class: err}
@@ -85,7 +85,7 @@ func (s *Store) list(ctx context.Context, folder, prefix string, fn func(object.
 	return nil
 }
 
-// entryInfo follows symbolic links, so that a folder may lie on another disk.
+// entryInfo follows symbolic links, so that a folder may be on another disk.
 func entryInfo(path string, e fs.DirEntry) (fs.FileInfo, error) {
 	if e.Type()&fs.ModeSymlink != 0 {
 		return os.Stat(path)
@@ -93,8 +93,8 @@ func entryInfo(path string, e fs.DirEntry) (fs.FileInfo, error) {
 	return e.Info()
 }
 
-// removeOldTemp removes what a dead writer left; that it cannot, say on a
-// read-only mount, does not matter.
+// removeOldTemp removes a temporary file of a dead writer. It does not matter
+// if this fails, for example on a read-only mount.
 func (s *Store) removeOldTemp(folder string, e fs.DirEntry) {
 	info, err := e.Info()
 	if err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > tempAge {

@@ -1,15 +1,15 @@
-// Package local keeps objects as files below one folder: a disk, or an NFS or
-// SMB mount. It needs no hard links, no locks and no memory maps of the file
-// system.
+// Package local stores objects as files below one folder, which may be on a
+// disk or on an NFS or SMB mount. It does not need hard links, locks or memory
+// maps of the file system.
 //
-// An object is written to a temporary file in its own folder, synced, renamed,
-// and the folder synced. Temporary files begin with a dot, which no object name
-// does; what a dead writer left behind is never listed, and List removes it
-// when it is a day old.
+// An object is written to a temporary file in its own folder and synced. Then
+// the file is renamed, and the folder is synced. Temporary files begin with a
+// dot, which no object name does. A temporary file of a dead writer is never
+// listed, and List removes it when it is a day old.
 //
-// Nothing is ever created where there is no repository: a folder without its
-// packs and slots, such as the empty mount point of a lost mount, is
-// object.ErrNoRepository to every operation.
+// Nothing is ever created in a location without a repository. If a folder lacks
+// its packs and slots, for example because it is the empty mount point of a
+// lost mount, every operation returns object.ErrNoRepository.
 package local
 
 import (
@@ -31,9 +31,10 @@ import (
 
 const (
 	tempPrefix = ".tmp-"
-	tempAge    = 24 * time.Hour // after which a temporary file belongs to no live writer
+	tempAge    = 24 * time.Hour // an older temporary file belongs to no live writer
 
-	// writePiece is how much is written between two looks at the context.
+	// writePiece is how many bytes are written between two checks of the
+	// context.
 	writePiece = 8 << 20
 
 	// networkListDelay covers the attribute and directory caches of NFS (acdirmax,
@@ -41,21 +42,22 @@ const (
 	networkListDelay = 120 * time.Second
 )
 
-// Store is a repository's folder.
+// Store is the folder of a repository.
 type Store struct {
 	root    string
-	network bool // a mount whose server other machines write to, or may be
+	network bool // on a mount to whose server other machines may write
 
-	// Of a store for trying out a folder: it is no repository's, and goes
-	// with its content when it is closed.
+	// If passing is set, the store serves to try out a folder: it is not a
+	// repository, and Close removes it with its content.
 	passing string // the folder that is tried out
 }
 
 var _ object.Store = (*Store)(nil)
 
-// Create makes the folders of a repository in dir and opens it. The last
-// element of dir is made if need be, its parent never is. A dir that holds any
-// file, or folders other than a repository's, is object.ErrExists.
+// Create creates the folders of a repository in dir and opens it. The last
+// element of dir is created if necessary, its parent never is. If dir contains
+// any file, or folders that are not a repository's, the error is
+// object.ErrExists.
 func Create(dir string) (*Store, error) {
 	root, err := filepath.Abs(dir)
 	if err != nil {
@@ -71,8 +73,8 @@ func Create(dir string) (*Store, error) {
 	if err := mustBeVacant(root); err != nil {
 		return nil, s.fail("create", root, err)
 	}
-	// "packs" and "slots" are what Open looks for: slots comes last, so that a
-	// half-made repository is none.
+	// Open checks for "packs" and "slots". Slots is created last, so that Open
+	// does not accept a partly created repository.
 	folders := []string{"index", "snapshots", "notes", "claims", "packs"}
 	for i := range 256 {
 		folders = append(folders, fmt.Sprintf("packs/%02x", i))
@@ -91,8 +93,8 @@ func Create(dir string) (*Store, error) {
 	return Open(root)
 }
 
-// Open opens the repository in dir, which must hold a repository's folders;
-// whether it has a config is not looked at. Nothing is created.
+// Open opens the repository in dir, which must contain a repository's folders.
+// It does not check for a config, and creates nothing.
 func Open(dir string) (*Store, error) {
 	root, err := filepath.Abs(dir)
 	if err != nil {
@@ -109,8 +111,9 @@ func Open(dir string) (*Store, error) {
 	return s, nil
 }
 
-// Connect gives an empty store in a folder of its own within dir, whatever is
-// in dir beside; Close removes it. It is for trying a file system out.
+// Connect returns an empty store in a new folder within dir, which may contain
+// anything else. Close removes that folder. It is used to try out a file
+// system.
 func Connect(dir string) (*Store, error) {
 	outer, err := filepath.Abs(dir)
 	if err != nil {
@@ -128,9 +131,9 @@ func Connect(dir string) (*Store, error) {
 	return s, nil
 }
 
-// mustBeVacant tells whether a repository may be made in root: it may hold the
-// empty folders that an interrupted Create left, and what operating systems put into
-// any folder.
+// mustBeVacant checks that a repository can be created in root. Root may
+// contain the empty folders of an interrupted Create, and files that operating
+// systems create in any folder.
 func mustBeVacant(root string) error {
 	errFound := &object.Error{Op: "create", Name: root, Class: object.ErrExists}
 	top, err := os.ReadDir(root)
@@ -159,7 +162,7 @@ func mustBeVacant(root string) error {
 	return nil
 }
 
-// present is nil where root holds a repository.
+// present returns nil if root contains a repository.
 func (s *Store) present() error {
 	if s.passing != "" {
 		return nil
@@ -183,7 +186,7 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 		return err
 	}
 	if !strings.Contains(name, "/") {
-		// The root itself is there even when its mount is lost.
+		// The root itself exists even if its mount is lost.
 		if err := s.present(); err != nil {
 			return s.fail("put", name, err)
 		}
@@ -203,8 +206,8 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 	return nil
 }
 
-// writeTemp writes data to a new file beside name, syncs it and gives its path.
-// On failure it leaves no file.
+// writeTemp writes data to a new file in the folder of name, syncs it and
+// returns its path. On failure it leaves no file.
 func (s *Store) writeTemp(ctx context.Context, name string, data []byte) (_ string, err error) {
 	var random [12]byte
 	rand.Read(random[:])
@@ -253,7 +256,7 @@ func (s *Store) writeTemp(ctx context.Context, name string, data []byte) (_ stri
 	return temp, f.Close()
 }
 
-// makeFolders makes the folders that name lies in, below a root that is there.
+// makeFolders creates the folders of name, below a root that exists.
 func (s *Store) makeFolders(name string) error {
 	if err := s.present(); err != nil {
 		return err
@@ -333,7 +336,7 @@ func (s *Store) readAt(f *os.File, name string, offset int64, p []byte) error {
 		return nil
 	}
 	if _, err := f.ReadAt(p, offset); err != nil {
-		if errors.Is(err, io.EOF) { // truncated since it was opened
+		if errors.Is(err, io.EOF) { // truncated after it was opened
 			return &object.Error{Op: "get", Name: name, Class: object.ErrShort}
 		}
 		return s.fail("get", name, err)
@@ -356,8 +359,8 @@ func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
 	return object.Info{Name: name, Size: info.Size(), Modified: info.ModTime()}, nil
 }
 
-// Delete implements object.Store. The folder is synced, so that after a power
-// loss no later deletion has happened without this one.
+// Delete implements object.Store. It syncs the folder, so that a power loss
+// cannot undo this deletion and keep a later one.
 func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := check(ctx, "delete", name); err != nil {
 		return err
@@ -410,8 +413,8 @@ func check(ctx context.Context, op, name string) error {
 	return object.CheckName(op, name)
 }
 
-// fail gives err its class. What is not found is looked at twice, as it may be
-// the whole repository that has gone.
+// fail returns err with its class. If an object is not found, fail also checks
+// whether the whole repository is missing.
 func (s *Store) fail(op, name string, err error) error {
 	var ours *object.Error
 	if errors.As(err, &ours) {
@@ -439,8 +442,8 @@ func (s *Store) fail(op, name string, err error) error {
 	return e
 }
 
-// cause strips the path that the os package put before an error; the object's
-// name is there already.
+// cause removes the path that the os package adds to an error, because the
+// Error already names the object.
 func cause(err error) error {
 	var path *fs.PathError
 	var link *os.LinkError
@@ -453,7 +456,7 @@ func cause(err error) error {
 	return err
 }
 
-// classOf is the sentinel for a system call's error, or nil.
+// classOf returns the sentinel for a system call's error, or nil.
 func classOf(err error, network bool) error {
 	var no syscall.Errno
 	if !errors.As(err, &no) {
@@ -470,7 +473,7 @@ func classOf(err error, network bool) error {
 		syscall.EMFILE, syscall.ENFILE:
 		return object.ErrUnavailable
 	case syscall.EIO:
-		// A disk's bad sector stays bad; a mount's server may come back.
+		// A bad sector of a disk stays bad; the server of a mount may return.
 		if network {
 			return object.ErrUnavailable
 		}
@@ -479,8 +482,8 @@ func classOf(err error, network bool) error {
 }
 
 // syncFolder makes a rename or removal in a folder durable. File systems that
-// cannot sync a folder (some FUSE and SMB ones) answer EINVAL or the like and
-// are taken to order such changes themselves.
+// cannot sync a folder (some FUSE and SMB ones) return EINVAL or a similar
+// error. They are assumed to order such changes themselves.
 func syncFolder(path string) error {
 	d, err := os.Open(path)
 	if err != nil {

@@ -25,7 +25,7 @@ func create(t *testing.T) (*local.Store, string) {
 	return s, dir
 }
 
-// exists tells what is at path without following links.
+// exists reports whether path exists. It does not follow links.
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
@@ -91,7 +91,7 @@ func TestCreateRefuses(t *testing.T) {
 }
 
 func TestOpenRefusesAndCreatesNothing(t *testing.T) {
-	empty := t.TempDir() // as the mount point of a lost mount
+	empty := t.TempDir() // like the mount point of a lost mount
 	for _, dir := range []string{empty, filepath.Join(empty, "gone")} {
 		if _, err := local.Open(dir); !errors.Is(err, object.ErrNoRepository) {
 			t.Errorf("open: %v", err)
@@ -103,8 +103,8 @@ func TestOpenRefusesAndCreatesNothing(t *testing.T) {
 	}
 }
 
-// TestMountLost takes the repository away under an open store: as a lost path,
-// and as an empty folder, which is what an unmounted mount point looks like.
+// TestMountLost removes the repository while a store is open: once as a missing
+// path, and once as an empty folder, which an unmounted mount point looks like.
 func TestMountLost(t *testing.T) {
 	for _, empty := range []bool{false, true} {
 		s, dir := create(t)
@@ -190,8 +190,8 @@ func TestFailedPutLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestFullDisk uses a file size limit where a full disk would need root: the
-// kernel answers EFBIG, which is of the same class.
+// TestFullDisk uses a file size limit because a full disk would require root.
+// The kernel returns EFBIG, which is of the same class.
 func TestFullDisk(t *testing.T) {
 	var old syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {

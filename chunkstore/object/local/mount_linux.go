@@ -2,9 +2,9 @@ package local
 
 import "golang.org/x/sys/unix"
 
-// Magic numbers of file systems behind a network, from statfs(2) and
-// linux/magic.h. FUSE is among them, as sshfs and the like cannot be told from
-// the rest.
+// Magic numbers of network file systems, from statfs(2) and linux/magic.h. FUSE
+// is among them, because sshfs and similar file systems cannot be distinguished
+// from the others.
 var networkMagic = map[uint32]bool{
 	unix.NFS_SUPER_MAGIC:  true,
 	unix.SMB_SUPER_MAGIC:  true,
@@ -17,7 +17,7 @@ var networkMagic = map[uint32]bool{
 	unix.FUSE_SUPER_MAGIC: true,
 }
 
-// onNetwork tells whether path lies on a network mount.
+// onNetwork reports whether path is on a network mount.
 func onNetwork(path string) (bool, error) {
 	var st unix.Statfs_t
 	for {

@@ -2,5 +2,5 @@
 
 package local
 
-// onNetwork cannot tell here, and takes the safe side.
+// onNetwork has no way to detect this here, and returns the safe answer.
 func onNetwork(string) (bool, error) { return true, nil }

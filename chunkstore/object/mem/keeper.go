@@ -14,8 +14,8 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// Keeper is a store in memory that keeps versions and locks them, as a bucket
-// with object lock does.
+// Keeper is a store in memory that keeps versions and locks them, like a bucket
+// with object lock.
 type Keeper struct {
 	now func() time.Time
 
@@ -29,13 +29,13 @@ type version struct {
 	id       string
 	data     []byte
 	modified time.Time
-	until    time.Time // locked
+	until    time.Time // locked until then
 	deleted  bool
 }
 
 var _ object.Keeper = (*Keeper)(nil)
 
-// NewKeeper gives an empty one that lives by the clock now.
+// NewKeeper returns an empty Keeper that uses now as its clock.
 func NewKeeper(now func() time.Time) *Keeper {
 	return &Keeper{now: now, objects: make(map[string][]version)}
 }
@@ -58,14 +58,15 @@ func (s *Keeper) Put(ctx context.Context, name string, data []byte) error {
 	return nil
 }
 
-// add puts a version on top; mu must be held.
+// add adds v as the latest version. The caller must hold mu.
 func (s *Keeper) add(name string, v version) {
 	s.next++
 	v.id = strconv.Itoa(s.next)
 	s.objects[name] = append(slices.Clip(s.objects[name]), v)
 }
 
-// find gives a version, the latest where id is empty; mu must be held.
+// find returns a version, or the latest one if id is empty. The caller must
+// hold mu.
 func (s *Keeper) find(op, name, id string) (*version, error) {
 	all := s.objects[name]
 	for i := len(all) - 1; i >= 0; i-- {
@@ -194,8 +195,8 @@ func (s *Keeper) Delete(ctx context.Context, name string) error {
 	return nil
 }
 
-// RemoveVersion is what whoever has the credentials can ask for: a version
-// goes, unless it is locked.
+// RemoveVersion deletes a version unless it is locked. Anyone with the
+// credentials can request this.
 func (s *Keeper) RemoveVersion(name, id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,4 +1,4 @@
-// Package mem is an object.Store in memory, for tests and for trying things.
+// Package mem is an object.Store in memory, for tests and experiments.
 package mem
 
 import (
@@ -12,7 +12,7 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// Store keeps objects in a map. The zero value is not ready: use New.
+// Store stores objects in a map. The zero value is not usable: use New.
 type Store struct {
 	now func() time.Time
 
@@ -27,15 +27,16 @@ type entry struct {
 
 var _ object.Store = (*Store)(nil)
 
-// New gives an empty store whose objects are dated by the real clock.
+// New returns an empty store that takes the times of objects from the real
+// clock.
 func New() *Store { return NewAt(time.Now) }
 
-// NewAt gives an empty store whose objects are dated by now.
+// NewAt returns an empty store that takes the times of objects from now.
 func NewAt(now func() time.Time) *Store {
 	return &Store{now: now, objects: make(map[string]entry)}
 }
 
-// Clone gives a store with the same objects that changes independently: the
+// Clone returns a store with the same objects that changes independently: the
 // state of the storage at this instant, as a crash would leave it.
 func (s *Store) Clone() *Store {
 	s.mu.RLock()
@@ -52,7 +53,8 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 	if err := check(ctx, "put", name); err != nil {
 		return err
 	}
-	// It has no line to be slow on, and is as slow as it is told to be.
+	// Memory has no connection that could be slow, so only the throttle limits
+	// the rate.
 	if _, err := io.Copy(io.Discard, object.ThrottledReader(ctx, bytes.NewReader(data))); err != nil {
 		return &object.Error{Op: "put", Name: name, Class: err}
 	}
@@ -106,7 +108,7 @@ func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
 	return info(name, e), nil
 }
 
-// List implements object.Store. It shows the objects there are when it begins.
+// List implements object.Store. It lists the objects that exist when it begins.
 func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) error) error {
 	if err := object.CheckPrefix("list", prefix); err != nil {
 		return err
@@ -147,7 +149,7 @@ func (s *Store) Traits() object.Traits { return object.Traits{Parallel: 2} }
 // Location implements object.Store.
 func (s *Store) Location() string { return "memory" }
 
-// Close implements object.Store; the objects stay.
+// Close implements object.Store. The objects remain.
 func (s *Store) Close() error { return nil }
 
 func (s *Store) find(ctx context.Context, op, name string) (entry, error) {

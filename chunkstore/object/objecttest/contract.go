@@ -1,5 +1,5 @@
-// Package objecttest is what every object.Store must keep, as tests, and a
-// store that goes wrong on demand.
+// Package objecttest contains the contract of object.Store as tests, and a
+// store that fails on demand.
 package objecttest
 
 import (
@@ -17,8 +17,9 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// Run holds stores against the contract of object.Store. Open gives a new,
-// empty store, which Run closes; what it stands on is for t.Cleanup to remove.
+// Run tests stores against the contract of object.Store. Open must return a
+// new, empty store, which Run closes. Open should remove the resources below
+// the store with t.Cleanup.
 func Run(t *testing.T, open func(t *testing.T) object.Store) {
 	tests := []struct {
 		name string
@@ -53,7 +54,7 @@ func Run(t *testing.T, open func(t *testing.T) object.Store) {
 	}
 }
 
-// Bytes gives n pseudo-random bytes that depend on seed alone.
+// Bytes returns n pseudo-random bytes that depend only on seed.
 func Bytes(seed uint64, n int) []byte {
 	var key [32]byte
 	for i := range 8 {
@@ -273,7 +274,8 @@ func testListStops(t *testing.T, s object.Store) {
 	}
 }
 
-// testListMany has more objects than one page of a listing, which is 1,000 in S3.
+// testListMany puts more objects than one page of a listing contains, which is
+// 1,000 in S3.
 func testListMany(t *testing.T, s object.Store) {
 	if testing.Short() {
 		t.Skip("SKIP: -short: 1,100 objects")
@@ -358,8 +360,8 @@ func testCancelled(t *testing.T, s object.Store) {
 	}
 }
 
-// testAtOnce lets writers replace an object while readers read it: each must
-// see one version whole.
+// testAtOnce lets writers replace an object while readers read it. Each reader
+// must see one complete version.
 func testAtOnce(t *testing.T, s object.Store) {
 	const versions, size = 4, 50_000
 	var data [versions][]byte
@@ -404,7 +406,8 @@ func testPackSized(t *testing.T, s object.Store) {
 	}
 }
 
-// A Put asks its throttle before each piece it sends, and ends when that says so.
+// A Put calls its throttle before each piece that it sends, and ends if the
+// throttle returns an error.
 func testThrottle(t *testing.T, s object.Store) {
 	data := Bytes(7, 3*object.ThrottlePiece+5)
 	var asked atomic.Int64

@@ -13,7 +13,8 @@ import (
 // Verb is a method of a store.
 type Verb string
 
-// The verbs that faults and counts tell apart. Get is both Get and GetInto.
+// The verbs that faults and counts distinguish. Get stands for both Get and
+// GetInto.
 const (
 	Any    Verb = ""
 	Put    Verb = "put"
@@ -23,30 +24,31 @@ const (
 	Delete Verb = "delete"
 )
 
-// Fault is one thing that goes wrong.
+// Fault is a failure of a call.
 type Fault struct {
-	Verb   Verb   // Any: every verb
-	Prefix string // of the names it strikes, "" all
-	N      int    // strikes the N-th matching call from now on, counted from 0
+	Verb   Verb   // Any means every verb
+	Prefix string // of the names that it affects; "" means all
+	N      int    // affects the N-th matching call from now on, counted from 0
 
-	// Stay makes all later matching calls fail too, without effect; with Any
-	// and no Prefix that is how the process looks to the storage when killed.
+	// Stay makes all later matching calls fail too, without effect. With Any
+	// and no Prefix, a killed process looks like this to the storage.
 	Stay bool
-	// After lets the N-th call take effect before it fails. A List has shown
-	// its objects then.
+	// After lets the N-th call take effect before it fails. A List has then
+	// called fn for its objects.
 	After bool
-	// Err is the class of the error; nil is object.ErrUnavailable unless
-	// Mangle or Do is set, which need not fail the call.
+	// Err is the class of the error. If it is nil, the class is
+	// object.ErrUnavailable, unless Mangle or Do is set: then the call need not
+	// fail.
 	Err error
-	// Mangle changes what a Get has read. A result shorter than was asked for
-	// is given to Get's caller, and is object.ErrShort to GetInto's.
+	// Mangle changes the bytes that a Get has read. If the result is shorter
+	// than requested, Get returns it, and GetInto returns object.ErrShort.
 	Mangle func(p []byte) []byte
-	// Do runs before the call, say to kill or cancel something.
+	// Do runs before the call, for example to kill or cancel something.
 	Do func()
 }
 
-// FlipBit is a Mangle that flips one bit, counted from the start, of what is
-// read, modulo its length.
+// FlipBit returns a Mangle that flips one bit of the bytes read. The bit is
+// counted from the start, modulo their length.
 func FlipBit(bit int) func([]byte) []byte {
 	return func(p []byte) []byte {
 		if len(p) > 0 {
@@ -56,27 +58,27 @@ func FlipBit(bit int) func([]byte) []byte {
 	}
 }
 
-// Truncate is a Mangle that cuts off the last n bytes of what is read.
+// Truncate returns a Mangle that removes the last n of the bytes read.
 func Truncate(n int) func([]byte) []byte {
 	return func(p []byte) []byte { return p[:max(0, len(p)-n)] }
 }
 
-// Injected is a fault that waits to strike.
+// Injected is a fault that was added to a store.
 type Injected struct {
 	fault Fault
 	f     *Faulty
 	seen  int
 }
 
-// Fired tells whether the fault has struck. A sweep ends when it has not.
+// Fired reports whether the fault has occurred. A sweep ends when it has not.
 func (i *Injected) Fired() bool {
 	i.f.mu.Lock()
 	defer i.f.mu.Unlock()
 	return i.seen > i.fault.N
 }
 
-// Faulty is a store that goes wrong as it is told to, and counts. With calls in
-// one order its doings are the same each time.
+// Faulty is a store that fails on demand, and counts calls. If calls come in
+// the same order, it behaves the same each time.
 type Faulty struct {
 	inner object.Store
 
@@ -87,18 +89,18 @@ type Faulty struct {
 	traits   object.Traits
 	now      func() time.Time
 	delay    time.Duration
-	born     map[string]time.Time // when first put, for the delay of listings
+	born     map[string]time.Time // time of the first Put, for the delay of listings
 	limited  bool
-	room     int64            // bytes left, where limited
-	sizes    map[string]int64 // of what was put while limited
-	rate     int64            // bytes a second, 0: as fast as it goes
-	each     time.Duration    // more for each call
-	freeFrom time.Time        // when the slow line is free
+	room     int64            // bytes left, if limited
+	sizes    map[string]int64 // of the objects put while limited
+	rate     int64            // bytes per second; 0: unlimited
+	each     time.Duration    // additional duration of each call
+	freeFrom time.Time        // time from which the slow line is free
 }
 
 var _ object.Store = (*Faulty)(nil)
 
-// NewFaulty gives a store that does as inner does until told otherwise.
+// NewFaulty returns a store that behaves like inner until it is changed.
 func NewFaulty(inner object.Store) *Faulty {
 	return &Faulty{
 		inner: inner, traits: inner.Traits(),
@@ -115,16 +117,17 @@ func (f *Faulty) Inject(fault Fault) *Injected {
 	return i
 }
 
-// Heal removes all faults, the limit on space and the slowness.
+// Heal removes all faults, the limit on space, and the slowness.
 func (f *Faulty) Heal() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.faults, f.limited, f.rate, f.each = nil, false, 0, 0
 }
 
-// DelayLists hides an object from List until it has been there for actual, by
-// the clock now, and has Traits declare a bound of its own: a test that makes
-// the two differ shows what the bound is for. Objects put before stay shown.
+// DelayLists hides an object from List until it has existed for actual,
+// according to the clock now, and makes Traits return declared as the delay. A
+// test that makes the two differ shows the purpose of the declared bound.
+// Objects that were put before remain visible.
 func (f *Faulty) DelayLists(declared, actual time.Duration, now func() time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -132,31 +135,33 @@ func (f *Faulty) DelayLists(declared, actual time.Duration, now func() time.Time
 	f.born = make(map[string]time.Time)
 }
 
-// LimitSpace lets n more bytes be put; what does not fit is object.ErrNoSpace.
-// Deleting what was put since gives its bytes back.
+// LimitSpace allows n more bytes to be put. A Put that does not fit returns
+// object.ErrNoSpace. Deleting an object that was put since then frees its
+// bytes.
 func (f *Faulty) LimitSpace(n int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.limited, f.room, f.sizes = true, n, make(map[string]int64)
 }
 
-// Slow makes all data share one line of so many bytes a second, and each call
-// take a time of its own before. Zero values switch it off.
+// Slow makes all data share one line with that many bytes per second, and
+// delays each call by each. Zero values disable this.
 func (f *Faulty) Slow(bytesPerSecond int64, each time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rate, f.each = bytesPerSecond, each
 }
 
-// Calls tells how many calls of a verb there were, Any for all of them, failed
-// ones too.
+// Calls returns the number of calls of a verb, or of all verbs for Any,
+// including failed calls.
 func (f *Faulty) Calls(v Verb) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.calls[v]
 }
 
-// Bytes tells how many bytes of payload were put or got without error.
+// Bytes returns the number of payload bytes that were put or read without
+// error.
 func (f *Faulty) Bytes(v Verb) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -171,7 +176,8 @@ func (f *Faulty) ResetCounts() {
 	clear(f.bytes)
 }
 
-// call does one call: the faults that strike it, and do in between.
+// call does one call: it applies the faults that affect the call, and runs do
+// in between.
 func (f *Faulty) call(ctx context.Context, v Verb, name string, do func() (bytes int64, err error)) (mangle func([]byte) []byte, err error) {
 	f.mu.Lock()
 	f.calls[v]++
@@ -233,7 +239,7 @@ func (f *Faulty) call(ctx context.Context, v Verb, name string, do func() (bytes
 	return mangle, nil
 }
 
-// transfer waits until n bytes have gone over the slow line.
+// transfer waits until n bytes have passed over the slow line.
 func (f *Faulty) transfer(ctx context.Context, n int64) error {
 	f.mu.Lock()
 	if f.rate == 0 {
@@ -264,7 +270,7 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// take books space for an object, and gives what undoes that.
+// take reserves space for an object, and returns a function that undoes this.
 func (f *Faulty) take(name string, n int64) (undo func(), ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -369,7 +375,7 @@ func (f *Faulty) List(ctx context.Context, prefix string, fn func(object.Info) e
 	return err
 }
 
-// late tells whether a listing does not show an object yet.
+// late reports whether listings do not include an object yet.
 func (f *Faulty) late(name string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -12,15 +12,16 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// Named gives the name that data bears as a pack.
+// Named returns the object name of a pack with this content.
 func Named(data []byte) string {
 	sum := sha256.Sum256(data)
 	text := hex.EncodeToString(sum[:])
 	return "packs/" + text[:2] + "/" + text
 }
 
-// RunKeeper holds stores against the contract of object.Keeper, beside Run.
-// Open gives a new, empty one that keeps versions and can lock them.
+// RunKeeper tests stores against the contract of object.Keeper, in addition to
+// Run. Open must return a new, empty store that keeps versions and can lock
+// them.
 func RunKeeper(t *testing.T, open func(t *testing.T) object.Keeper) {
 	for _, tt := range []struct {
 		name string

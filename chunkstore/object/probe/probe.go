@@ -1,6 +1,6 @@
-// Package probe finds out what a storage does, before data is trusted to it: it
-// puts objects of its own, asks for them in every way that a repository does,
-// and takes them away again.
+// Package probe tests the behaviour of a storage before data is entrusted to
+// it: it writes objects of its own, reads and lists them in every way that a
+// repository does, and removes them again.
 package probe
 
 import (
@@ -18,18 +18,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// State is what came of one check.
+// State is the outcome of one check.
 type State string
 
-// The states.
+// The outcomes of a check.
 const (
 	OK   State = "ok"
-	None State = "none" // not offered, and not needed by everyone
+	None State = "none" // not offered, and not required by everyone
 	Warn State = "warn"
 	Fail State = "fail" // a repository would not be safe here
 )
 
-// Result is one check.
+// Result is the result of one check.
 type Result struct {
 	Check   string  `json:"check"`
 	State   State   `json:"state"`
@@ -38,20 +38,22 @@ type Result struct {
 	Seconds float64 `json:"duration_s"`
 }
 
-// Options tell how a storage is tried.
+// Options configure a probe.
 type Options struct {
-	// LockFor is how long the object that is locked stays so; 0: 10 s. The
-	// probe waits for it.
+	// LockFor is how long the probe locks an object, and therefore waits; 0
+	// means 10 s.
 	LockFor time.Duration
-	// ListWait is how long a new object is waited for in listings; 0: twice
-	// what the storage declares, 5 s at least.
+	// ListWait is how long the probe waits for a new object to appear in
+	// listings. 0 means twice the delay that the storage declares, but at least
+	// 5 s.
 	ListWait time.Duration
-	// Conditional puts an object only where there is none; nil where the
-	// backend has no such thing.
+	// Conditional puts an object only if there is none of this name. It is nil
+	// if the backend cannot do this.
 	Conditional func(ctx context.Context, name string, data []byte) error
-	// Skew is how far the storage's clock is ahead of ours; nil: not known.
+	// Skew returns how far the storage's clock is ahead of ours; nil means
+	// unknown.
 	Skew  func() time.Duration
-	Found func(Result) // is told of each result at once
+	Found func(Result) // is called with each result as soon as there is one
 }
 
 const (
@@ -64,12 +66,12 @@ type prober struct {
 	s      object.Store
 	o      Options
 	prefix string
-	put    []string // to be taken away
+	put    []string // to be removed at the end
 	all    []Result
 }
 
-// Run tries a storage out. An error is one of ours, as when ctx ends: what the
-// storage does wrong is in the results.
+// Run tries out a storage. It returns an error only if the probe itself fails,
+// for example because ctx ends; failures of the storage are in the results.
 func Run(ctx context.Context, s object.Store, o Options) ([]Result, error) {
 	if o.LockFor <= 0 {
 		o.LockFor = 10 * time.Second
@@ -111,13 +113,13 @@ func Run(ctx context.Context, s object.Store, o Options) ([]Result, error) {
 			o.Found(r)
 		}
 		if c.name == "write and read" && state == Fail {
-			break // nothing else can be said
+			break // the other checks would be meaningless
 		}
 	}
 	return p.all, nil
 }
 
-// clean takes away what is left, as far as that is allowed.
+// clean removes the remaining objects, as far as that is allowed.
 func (p *prober) clean(ctx context.Context) {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -127,10 +129,10 @@ func (p *prober) clean(ctx context.Context) {
 	}
 }
 
-// removeVersions takes away the older versions too.
+// removeVersions removes the older versions too.
 func (p *prober) removeVersions(ctx context.Context, name string) {
 	if k, ok := object.KeeperOf(p.s); ok {
-		k.KeepFor(1) // so Delete removes them
+		k.KeepFor(1) // so that Delete removes them
 		_ = k.Delete(ctx, name)
 		k.KeepFor(0)
 	}
@@ -152,7 +154,8 @@ func (p *prober) readAfterWrite(ctx context.Context) (State, string, error) {
 	for i := range many {
 		data := content(small)
 		name := fmt.Sprintf("%sread-%d", p.prefix, i)
-		// Asked for before it is there: some then go on saying that it is not.
+		// This asks for the object before it exists: some storage then
+		// continues to report that it does not exist.
 		if _, err := p.s.Stat(ctx, name); !errors.Is(err, object.ErrNotFound) {
 			return Fail, "", fmt.Errorf("what is not there was found: %w", orNil(err))
 		}
@@ -446,7 +449,7 @@ func (p *prober) lock(ctx context.Context) (State, string, error) {
 	}); err != nil {
 		return Fail, "", err
 	}
-	// As who means harm would: the version itself.
+	// Like an attacker, try to delete the version itself.
 	if r, ok := p.s.(interface {
 		RemoveVersion(ctx context.Context, name, id string) error
 	}); ok {

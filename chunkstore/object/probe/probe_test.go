@@ -17,8 +17,8 @@ import (
 	"xenkeep/chunkstore/object/s3"
 )
 
-// states runs a probe and compares what came of each check; those not named
-// must be ok.
+// states runs a probe and compares the outcome of each check. Checks that want
+// does not name must be OK.
 func states(t *testing.T, s object.Store, o probe.Options, want map[string]probe.State) {
 	t.Helper()
 	told := 0
@@ -99,7 +99,7 @@ func TestS3(t *testing.T) {
 }
 
 // Row E12 of the fault list: the probe reads with a suffix range that is longer
-// than the object, and a store that cannot is found.
+// than the object, and detects a store that cannot do this.
 func TestShortSuffix(t *testing.T) {
 	server := s3server.Start(t)
 	proxy := s3proxy.Start(t, server.Endpoint, false)
@@ -120,7 +120,7 @@ func TestShortSuffix(t *testing.T) {
 	}
 }
 
-// shortSuffix refuses to read more from an object's end than it holds.
+// shortSuffix refuses to read more from the end of an object than it contains.
 type shortSuffix struct{ object.Store }
 
 func (s shortSuffix) Get(ctx context.Context, name string, offset, length int64) ([]byte, error) {
@@ -141,7 +141,7 @@ func TestLockedBucket(t *testing.T) {
 	}
 }
 
-// What a storage does wrong is found.
+// The probe detects the faults of a storage.
 func TestFaults(t *testing.T) {
 	flip := objecttest.FlipBit(100)
 	for check, fault := range map[string]objecttest.Fault{
@@ -162,7 +162,7 @@ func TestFaults(t *testing.T) {
 			}
 		}
 	}
-	// Listings later than they are said to be.
+	// New objects appear in listings later than the storage declares.
 	for late, want := range map[time.Duration]probe.State{100 * time.Millisecond: probe.Fail, 0: probe.OK} {
 		f := objecttest.NewFaulty(mem.New())
 		f.DelayLists(0, late, time.Now)

@@ -9,7 +9,7 @@ import (
 
 var _ object.Keeper = (*Store)(nil)
 
-// Unwrap gives the store below.
+// Unwrap returns the store below.
 func (s *Store) Unwrap() object.Store { return s.Store }
 
 // KeepFor implements object.Keeper.
@@ -23,8 +23,8 @@ func unsupported(op, name string) error {
 	return &object.Error{Op: op, Name: name, Class: object.ErrUnsupported}
 }
 
-// ListVersions implements object.Keeper. A listing that breaks begins again,
-// and shows only what it has not shown.
+// ListVersions implements object.Keeper. A listing that fails is started again,
+// and skips the versions that fn has already received.
 func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.Version) error) error {
 	k, ok := object.KeeperOf(s.Store)
 	if !ok {

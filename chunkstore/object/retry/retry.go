@@ -1,4 +1,4 @@
-// Package retry makes a store try again what failed for a passing reason.
+// Package retry makes a store repeat calls that failed for a temporary reason.
 package retry
 
 import (
@@ -10,23 +10,24 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// Policy says how often and how patiently. The zero value is the default.
+// Policy determines how often and for how long calls are retried. The zero
+// value is the default.
 type Policy struct {
-	Attempts int           // calls in all; 0: 7, about half a minute of waiting
-	First    time.Duration // wait after the first failure, doubled after each; 0: 500 ms
-	Longest  time.Duration // bound of one wait; 0: 15 s
+	Attempts int           // total number of calls; 0: 7, about half a minute of waiting
+	First    time.Duration // wait after the first failure, doubled after each further one; 0: 500 ms
+	Longest  time.Duration // upper bound of one wait; 0: 15 s
 
-	// Sleep waits, or returns ctx's error when that ends first; nil is the real
-	// thing. Random gives numbers in [0, 1); nil is math/rand/v2.
+	// Sleep waits, or returns ctx's error if ctx ends first; nil means the real
+	// clock. Random returns numbers in [0, 1); nil means math/rand/v2.
 	Sleep  func(ctx context.Context, d time.Duration) error
 	Random func() float64
 
-	// Notify, where set, hears of each failure that is tried again. It may be
-	// called at once from many goroutines.
+	// Notify, if not nil, is called for each failure that is retried. It must
+	// be safe for concurrent use.
 	Notify func(err error, attempt int, wait time.Duration)
 }
 
-// Store is a store that tries again.
+// Store is a store that retries.
 type Store struct {
 	object.Store
 	policy Policy
@@ -34,11 +35,11 @@ type Store struct {
 
 var _ object.Store = (*Store)(nil)
 
-// New wraps inner. Only calls that ended in object.ErrUnavailable are repeated;
-// a repeated Put sends the same bytes.
+// New wraps inner. Only calls that returned object.ErrUnavailable are repeated.
+// A repeated Put sends the same bytes.
 func New(inner object.Store, p Policy) *Store { return &Store{Store: inner, policy: p.withDefaults()} }
 
-// Do calls f, which opens a store, as often as a call of a Store is tried.
+// Do calls f, which opens a store, and retries it like a call of a Store.
 func Do(ctx context.Context, p Policy, location string, f func() error) error {
 	s := &Store{policy: p.withDefaults()}
 	return s.do(ctx, "open", location, f)
@@ -74,8 +75,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// do calls f until it works, fails for good, or attempts or ctx end. The error
-// is f's last one, or the context's if that ended a wait.
+// do calls f until it succeeds, fails permanently, or the attempts or ctx end.
+// It returns the last error of f, or the context's error if that ended a wait.
 func (s *Store) do(ctx context.Context, op, name string, f func() error) error {
 	wait := s.policy.First
 	for attempt := 1; ; attempt++ {
@@ -83,8 +84,8 @@ func (s *Store) do(ctx context.Context, op, name string, f func() error) error {
 		if err == nil || attempt >= s.policy.Attempts || !object.Retriable(err) {
 			return err
 		}
-		// Between half and the whole of it, so that clients that failed
-		// together do not come back together.
+		// The wait is between half and all of the current one, so that clients
+		// that failed together do not retry together.
 		d := time.Duration(float64(wait) * (0.5 + s.policy.Random()/2))
 		if s.policy.Notify != nil {
 			s.policy.Notify(err, attempt, d)
@@ -127,12 +128,13 @@ func (s *Store) Stat(ctx context.Context, name string) (info object.Info, err er
 	return info, err
 }
 
-// List implements object.Store. A listing that breaks begins again, and shows
-// only what it has not shown; for that it remembers a hash of 128 bits of each
-// name while it runs, which is 16 bytes for names of 70.
+// List implements object.Store. A listing that fails is started again, and
+// skips the objects that fn has already received. For that it keeps a hash of
+// 128 bits of each name while it runs, which is 16 bytes instead of some 70 for
+// a name.
 func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) error) error {
 	var shown seen
-	var stopped error // fn's error, which is nothing to try again
+	var stopped error // fn's error, which must not be retried
 	err := s.do(ctx, "list", prefix, func() error {
 		err := s.Store.List(ctx, prefix, func(i object.Info) error {
 			if shown.again(i.Name) {
@@ -152,13 +154,13 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) er
 	return err
 }
 
-// seen remembers names, by hashes of 128 bits.
+// seen is a set of names, stored as hashes of 128 bits.
 type seen struct {
 	seeds [2]maphash.Seed
 	names map[[2]uint64]struct{}
 }
 
-// again tells whether a name was asked about before.
+// again adds a name, and reports whether it was already in the set.
 func (s *seen) again(name string) bool {
 	if s.names == nil {
 		s.seeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}

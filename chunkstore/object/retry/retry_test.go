@@ -13,7 +13,7 @@ import (
 	"xenkeep/chunkstore/object/retry"
 )
 
-// quick is a policy that records its waits instead of waiting.
+// quick returns a policy that records its waits instead of waiting.
 func quick(waits *[]time.Duration) retry.Policy {
 	return retry.Policy{
 		Attempts: 5, First: time.Second, Longest: 4 * time.Second,
@@ -29,8 +29,9 @@ func TestContract(t *testing.T) {
 	objecttest.Run(t, func(*testing.T) object.Store { return retry.New(mem.New(), retry.Policy{}) })
 }
 
-// TestContractWhileEveryOtherCallFails runs the suite over a store whose calls
-// fail and take effect nevertheless, alternately.
+// TestContractWhileEveryOtherCallFails runs the contract tests over a store in
+// which every other call fails, alternately before and after it has taken
+// effect.
 func TestContractWhileEveryOtherCallFails(t *testing.T) {
 	objecttest.Run(t, func(*testing.T) object.Store {
 		f := objecttest.NewFaulty(mem.New())
@@ -40,7 +41,7 @@ func TestContractWhileEveryOtherCallFails(t *testing.T) {
 		}
 		var none []time.Duration
 		p := quick(&none)
-		p.Attempts = 100 // as calls at once may each meet several faults in a row
+		p.Attempts = 100 // because concurrent calls may each hit several faults in a row
 		p.Sleep = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
 		return retry.New(f, p)
 	})
@@ -92,7 +93,7 @@ func TestCancelEndsTheWait(t *testing.T) {
 	}
 }
 
-// TestListShowsEachOnce breaks a listing after it has shown everything.
+// TestListShowsEachOnce makes a listing fail after it has listed everything.
 func TestListShowsEachOnce(t *testing.T) {
 	m := mem.New()
 	for i := range 3 {

@@ -18,52 +18,53 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// Amazon is the endpoint of locations that name none.
+// Amazon is the endpoint of locations that contain none.
 const Amazon = "https://s3.amazonaws.com"
 
-// Style says where a request names the bucket.
+// Style determines where a request contains the name of the bucket.
 type Style string
 
-// The styles; with Auto, endpoints of Amazon, Google and Aliyun get virtual
-// hosts and all others paths.
+// The styles. With Auto, endpoints of Amazon, Google and Aliyun use virtual
+// hosts, and all others use paths.
 const (
 	Auto    Style = "auto"
 	Path    Style = "path"    // https://host/bucket/key
 	Virtual Style = "virtual" // https://bucket.host/key
 )
 
-// Checksum says what is sent with an object so that the server can check, and
-// keep, it. The request's signature covers the SHA-256 in any case.
+// Checksum selects the checksum that is sent with an object, so that the server
+// can verify and store it. The signature of the request covers the SHA-256 in
+// any case.
 type Checksum string
 
 // The checksums.
 const (
 	SHA256 Checksum = "sha256"
 	CRC32C Checksum = "crc32c"
-	MD5    Checksum = "md5" // Content-MD5, for servers that know no other
+	MD5    Checksum = "md5" // Content-MD5, for servers that support no other
 	None   Checksum = "none"
 )
 
-// LockMode is what an object's lock means.
+// LockMode is the kind of an object's lock.
 type LockMode string
 
 // The modes of the Amazon S3 User Guide, "S3 Object Lock".
 const (
-	Compliance LockMode = "compliance" // nobody removes it
-	Governance LockMode = "governance" // who may bypass governance does
+	Compliance LockMode = "compliance" // nobody can remove it
+	Governance LockMode = "governance" // users with the permission to bypass governance can
 )
 
-// Config says which bucket, and how it is reached and used. But for Endpoint
-// and Bucket the zero value of each field is a good one.
+// Config selects a bucket, and configures how it is accessed. The zero value of
+// each field except Endpoint and Bucket is a good default.
 type Config struct {
 	Endpoint string // host or host:port
 	TLS      bool
 	Bucket   string
-	Prefix   string // of all keys, without slashes at its ends; may be empty
-	Region   string // empty: AWS_REGION, AWS_DEFAULT_REGION, else the server is asked
+	Prefix   string // of all keys, without slashes at either end; may be empty
+	Region   string // empty: AWS_REGION, AWS_DEFAULT_REGION, otherwise the server is asked
 
-	// AccessKey and SecretKey are used where they are set; else see the package
-	// comment. Profile names one of the shared credentials file.
+	// AccessKey and SecretKey are used if they are set; otherwise see the
+	// package comment. Profile is a profile of the shared credentials file.
 	AccessKey, SecretKey string
 	Profile              string
 
@@ -72,18 +73,18 @@ type Config struct {
 	StorageClass string // of packs; empty: the bucket's
 	Checksum     Checksum
 	LockMode     LockMode // "": Compliance
-	Parallel     int      // requests at once; 0: 8
-	// NoOverwrite sends objects that are never replaced so that the server
-	// refuses to replace them ("If-None-Match: *").
+	Parallel     int      // concurrent requests; 0: 8
+	// NoOverwrite makes the server refuse to replace objects that are never
+	// replaced ("If-None-Match: *").
 	NoOverwrite bool
 
 	dial *func(network, addr string) (net.Conn, error) // for tests
 }
 
-// archived are storage classes whose objects cannot be read at once.
+// archived are storage classes whose objects cannot be read immediately.
 var archived = map[string]bool{"GLACIER": true, "DEEP_ARCHIVE": true}
 
-// Validate refuses options that cannot be.
+// Validate refuses invalid options.
 func (c *Config) Validate() error {
 	bad := func(why string) error { return errors.New("s3: " + why) }
 	switch {
@@ -101,14 +102,15 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// Parse reads a location: s3:http(s)://host[:port]/bucket[/prefix], or
-// s3://bucket[/prefix] at the endpoint that AWS_ENDPOINT_URL_S3 or
-// AWS_ENDPOINT_URL names, else Amazon's.
+// Parse parses a location: s3:http(s)://host[:port]/bucket[/prefix], or
+// s3://bucket[/prefix] at the endpoint in AWS_ENDPOINT_URL_S3 or
+// AWS_ENDPOINT_URL, or otherwise at Amazon's.
 func Parse(location string) (Config, error) {
 	return ParseAt(location, cmp.Or(os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL"), Amazon))
 }
 
-// ParseAt is Parse with an endpoint, a URL, for locations that name none.
+// ParseAt is Parse with an endpoint, which is a URL, for locations that contain
+// none.
 func ParseAt(location, endpoint string) (Config, error) {
 	rest, ok := strings.CutPrefix(location, "s3:")
 	if !ok {
@@ -145,7 +147,7 @@ func badLocation(why string) error {
 	return &object.Error{Op: "open", Name: "s3 location", Class: object.ErrName, Cause: errors.New(why)}
 }
 
-// Location is the form that Parse reads.
+// Location returns the location in the form that Parse reads.
 func (c Config) Location() string {
 	scheme := "http"
 	if c.TLS {
@@ -168,8 +170,8 @@ func (c *Config) lookup() minio.BucketLookupType {
 	return minio.BucketLookupAuto
 }
 
-// roots are the system's certificates and those of the CA file; nil for the
-// system's alone.
+// roots returns the certificates of the system and of the CA file, or nil for
+// those of the system only.
 func (c *Config) roots() (*x509.CertPool, error) {
 	name := cmp.Or(c.CAFile, os.Getenv("AWS_CA_BUNDLE"))
 	if name == "" || !c.TLS {
@@ -195,13 +197,13 @@ func creds(c *Config) *credentials.Credentials {
 	}
 	file := &credentials.FileAWSCredentials{Profile: c.Profile}
 	if c.Profile != "" {
-		return credentials.New(file) // named: nothing else is meant
+		return credentials.New(file) // an explicit profile: nothing else is tried
 	}
 	return credentials.NewChainCredentials([]credentials.Provider{
 		&credentials.EnvAWS{},
 		&credentials.EnvMinio{},
 		file,
-		// Outside of Amazon nobody answers at the address asked here.
+		// Outside of Amazon, no server answers at the address that this uses.
 		&credentials.IAM{Client: &http.Client{Timeout: 10 * time.Second}},
 	})
 }

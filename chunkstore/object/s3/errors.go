@@ -14,10 +14,10 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// errPresent is the answer to a conditional put of what is there.
+// errPresent is the answer to a conditional put of an object that exists.
 var errPresent = errors.New("there already")
 
-// fail gives err its class, and words for what can be done.
+// fail returns err with its class and a hint for the user.
 func (s *Store) fail(ctx context.Context, op, name string, err error) *object.Error {
 	e := &object.Error{Op: op, Name: name, Cause: err}
 	var answer minio.ErrorResponse
@@ -53,7 +53,7 @@ var actions = map[string]string{
 	"open": "s3:ListBucket", "create": "s3:ListBucket", "list versions of": "s3:ListBucketVersions", "lock": "s3:PutObjectRetention",
 }
 
-// hint is what can be done about a server's refusal.
+// hint returns the next step for the user after a server's refusal.
 func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 	switch answer.Code {
 	case "NoSuchBucket":
@@ -109,8 +109,8 @@ func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 }
 
 // aboutChecksum reports whether a server refuses an object because of the
-// checksum header that was sent with it. Older servers name no code of their own
-// for it.
+// checksum header that was sent with it. Older servers have no error code of
+// their own for it.
 func aboutChecksum(answer minio.ErrorResponse) bool {
 	if answer.StatusCode != http.StatusBadRequest && answer.StatusCode != http.StatusNotImplemented {
 		return false
@@ -127,9 +127,9 @@ func aboutChecksum(answer minio.ErrorResponse) bool {
 
 const noLock = "the bucket has no object lock: that is switched on when a bucket is made"
 
-// classOf is the sentinel for a server's error answer, or nil. The codes are
-// those of the Amazon S3 API Reference, "Error responses"; those with X are of
-// MinIO's server.
+// classOf returns the sentinel for a server's error answer, or nil. The codes
+// are those of the Amazon S3 API Reference, "Error responses"; those with X are
+// of MinIO's server.
 func classOf(answer minio.ErrorResponse) error {
 	switch answer.Code {
 	case "NoSuchBucket":
@@ -175,8 +175,8 @@ func classOf(answer minio.ErrorResponse) error {
 	return nil
 }
 
-// untrusted tells whether the server's certificate is the trouble, which does
-// not pass by itself.
+// untrusted reports whether the cause is the server's certificate, which is not
+// a temporary failure.
 func untrusted(err error) bool {
 	var (
 		verify    *tls.CertificateVerificationError

@@ -2,7 +2,7 @@ package s3
 
 import "net"
 
-// Dialed is c with connections made by dial.
+// Dialed returns c with connections made by dial.
 func Dialed(c Config, dial func(network, addr string) (net.Conn, error)) Config {
 	c.dial = &dial
 	return c

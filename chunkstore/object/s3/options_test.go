@@ -23,7 +23,7 @@ import (
 
 const somePack = "packs/ab/abababababababababababababababababababababababababababababababab"
 
-// What each option puts into requests, as a server sees it.
+// Each option has its documented effect on requests, as a server receives them.
 func TestOptions(t *testing.T) {
 	server := s3server.Start(t)
 	proxy := s3proxy.Start(t, server.Endpoint, false)
@@ -41,7 +41,7 @@ func TestOptions(t *testing.T) {
 		t.Cleanup(func() { _ = s.Close() })
 		return s
 	}
-	// sent puts an object and gives the headers of the request.
+	// sent puts an object and returns the headers of the request.
 	sent := func(s *s3.Store, name string) http.Header {
 		t.Helper()
 		proxy.Seen()
@@ -88,8 +88,8 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// An upload whose answer is lost was done; what is there now must not be taken
-// for another's.
+// If the answer to an upload is lost, the object was stored nevertheless. It
+// must not be mistaken for an object of another writer.
 func TestLostAnswerWithoutOverwriting(t *testing.T) {
 	server := s3server.Start(t)
 	proxy := s3proxy.Start(t, server.Endpoint, false)
@@ -221,7 +221,7 @@ func TestCAFile(t *testing.T) {
 	}
 }
 
-// What the user can do is said for each refusal.
+// Each refusal has a hint with the next step for the user.
 func TestHints(t *testing.T) {
 	server := s3server.Start(t)
 	proxy := s3proxy.Start(t, server.Endpoint, false)
@@ -270,8 +270,8 @@ func TestHints(t *testing.T) {
 	if hint := object.HintOf(err); !strings.Contains(hint, "20m0s ahead of") && !strings.Contains(hint, "20m1s ahead of") {
 		t.Errorf("clock: %v, hint %q", err, hint)
 	}
-	// Row "S3" of the fault list: what is refused is not blamed on permissions,
-	// and the flag that helps is named.
+	// Row "S3" of the fault list: a refusal because of the clock is not blamed
+	// on permissions, and the message names the flag that helps.
 	if strings.Contains(err.Error(), "permission") || !errors.Is(err, object.ErrClock) {
 		t.Errorf("clock: %v", err)
 	}

@@ -1,5 +1,5 @@
-// Package s3 keeps objects in a bucket of Amazon S3 or of a server that speaks
-// its protocol: one request for each call, one part for each object.
+// Package s3 stores objects in a bucket of Amazon S3 or of a server with the
+// same protocol. Each call is one request, and each object is one part.
 //
 // Credentials are found as minio-go finds them: AWS_ACCESS_KEY_ID and
 // AWS_SECRET_ACCESS_KEY (or MINIO_ROOT_USER and so on), the shared credentials
@@ -32,13 +32,15 @@ import (
 )
 
 const (
-	// idleTimeout ends a connection over which nothing has moved for so long;
-	// without it a server that falls silent would hold a run for ever.
+	// idleTimeout is the time without any traffic after which a connection is
+	// closed. Without it, a server that stops answering would block a run for
+	// ever.
 	idleTimeout = 2 * time.Minute
 
 	wireBuffer = 256 << 10
 
-	// trusted is how much memory a server's Content-Length may claim at once.
+	// trusted is the greatest amount of memory that is allocated in one step on
+	// the basis of a server's Content-Length.
 	trusted = 64 << 20
 
 	defaultParallel = 8
@@ -51,20 +53,20 @@ type Store struct {
 	client   minio.Core
 	c        Config
 	bucket   string
-	root     string // before each name: "" or ending in a slash
+	root     string // precedes each name: "" or ending in a slash
 	location string
 	idle     func()
 	clock    *clockTransport
 	parallel int
-	slots    chan struct{} // one for each request under way
-	keep     atomic.Int64  // days that what is put is locked for
+	slots    chan struct{} // one for each request in progress
+	keep     atomic.Int64  // days for which a new object is locked
 }
 
 var _ object.Keeper = (*Store)(nil)
 
-// Open gives the repository's storage. A missing bucket, and one without any
-// object below the prefix, is object.ErrNoRepository; objects that were deleted
-// and are kept as versions count.
+// Open returns the storage of a repository. If the bucket is missing, or has no
+// object below the prefix, the error is object.ErrNoRepository; deleted objects
+// that are kept as versions count.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	s, err := Connect(c)
 	if err != nil {
@@ -72,7 +74,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	empty, err := s.empty(ctx, "open", false)
 	if err == nil && empty {
-		// Where versions cannot be asked for, there are none for us.
+		// If versions cannot be listed, they are treated as absent.
 		if hidden, verr := s.empty(ctx, "open", true); verr == nil && !hidden {
 			return s, nil
 		}
@@ -85,8 +87,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
-// Create gives the storage for a new repository in a bucket that exists. Where
-// the prefix holds an object already, it is object.ErrExists.
+// Create returns the storage for a new repository in an existing bucket. If
+// there is an object below the prefix already, the error is object.ErrExists.
 func Create(ctx context.Context, c Config) (*Store, error) {
 	s, err := Connect(c)
 	if err != nil {
@@ -103,7 +105,8 @@ func Create(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
-// Connect gives the storage, whatever is there. It sends nothing yet.
+// Connect returns the storage, whatever it contains. It does not send a
+// request.
 func Connect(c Config) (*Store, error) {
 	fail := func(err error) (*Store, error) {
 		return nil, &object.Error{Op: "open", Name: c.Location(), Class: err}
@@ -137,8 +140,8 @@ func Connect(c Config) (*Store, error) {
 	transport.WriteBufferSize, transport.ReadBufferSize = wireBuffer, wireBuffer
 
 	region := cmp.Or(c.Region, os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION"))
-	// One attempt: trying again is package retry's. Where minio-go has to find
-	// the region it needs a second one to use it.
+	// Only one attempt, because package retry does the retries. If minio-go
+	// must find the region, it needs a second attempt to use it.
 	attempts := 1
 	if region == "" {
 		attempts = 2
@@ -160,7 +163,7 @@ func Connect(c Config) (*Store, error) {
 	return s, nil
 }
 
-// clockTransport notes how far the server's clock is from ours.
+// clockTransport measures the difference between the server's clock and ours.
 type clockTransport struct {
 	inner http.RoundTripper
 	skew  atomic.Int64 // nanoseconds by which the server is ahead
@@ -177,12 +180,13 @@ func (t *clockTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// Skew is how far the server's clock was ahead of this machine's when it last
-// answered, to the second; negative where it was behind.
+// Skew returns how far the server's clock was ahead of this machine's when it
+// last answered, rounded to a second. It is negative if the server's clock was
+// slow.
 func (s *Store) Skew() time.Duration { return time.Duration(s.clock.skew.Load()).Round(time.Second) }
 
-// enter waits until fewer requests than allowed are under way. The caller
-// calls leave when its request has ended, body and all.
+// enter waits until fewer requests than allowed are in progress. The caller
+// must call leave when its request has ended, including the body.
 func (s *Store) enter(ctx context.Context, op, name string) error {
 	select {
 	case s.slots <- struct{}{}:
@@ -194,7 +198,7 @@ func (s *Store) enter(ctx context.Context, op, name string) error {
 
 func (s *Store) leave() { <-s.slots }
 
-// idleConn is a connection that fails when nothing moves for idleTimeout.
+// idleConn is a connection that fails after idleTimeout without traffic.
 type idleConn struct{ net.Conn }
 
 func (c *idleConn) Read(p []byte) (int, error) {
@@ -211,7 +215,8 @@ func (c *idleConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// empty tells whether no object lies below the prefix, or no version of one.
+// empty reports whether there is no object below the prefix, or no version of
+// one.
 func (s *Store) empty(ctx context.Context, op string, versions bool) (bool, error) {
 	opts := minio.ListObjectsOptions{Prefix: s.root, Recursive: true, MaxKeys: 1, WithVersions: versions}
 	for i := range s.client.ListObjectsIter(ctx, s.bucket, opts) {
@@ -232,12 +237,12 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 	replaced := name == "config" || strings.HasPrefix(name, "slots/")
 	err := s.put(ctx, name, data, s.c.NoOverwrite && !replaced)
 	if err != nil && !replaced && (errors.Is(err, object.ErrPermission) || errors.Is(err, errPresent)) && s.holds(ctx, name, data) {
-		return nil // by an attempt whose answer was lost; nobody may put it twice
+		return nil // stored by an attempt whose answer was lost; the server refuses a second put
 	}
 	return err
 }
 
-// PutNew is Put that has the server refuse to replace an object.
+// PutNew is Put, except that the server refuses to replace an object.
 func (s *Store) PutNew(ctx context.Context, name string, data []byte) error {
 	return s.put(ctx, name, data, true)
 }
@@ -253,7 +258,7 @@ func (s *Store) put(ctx context.Context, name string, data []byte, onlyNew bool)
 	sum := sha256.Sum256(data)
 	opts := minio.PutObjectOptions{
 		ContentType:          "application/octet-stream",
-		DisableContentSha256: true, // the sum above takes its place
+		DisableContentSha256: true, // sum is sent instead
 		DisableMultipart:     true,
 	}
 	if strings.HasPrefix(name, "packs/") {
@@ -270,7 +275,7 @@ func (s *Store) put(ctx context.Context, name string, data []byte, onlyNew bool)
 	md5sum := ""
 	sent := s.c.Checksum
 	if sent == None && opts.Mode != "" {
-		sent = SHA256 // what is locked needs one
+		sent = SHA256 // a locked object requires a checksum
 	}
 	switch sent {
 	case "", SHA256:
@@ -289,7 +294,7 @@ func (s *Store) put(ctx context.Context, name string, data []byte, onlyNew bool)
 	return nil
 }
 
-// holds tells whether an object is there and is data.
+// holds reports whether an object exists and its content is data.
 func (s *Store) holds(ctx context.Context, name string, data []byte) bool {
 	body, n, err := s.request(ctx, name, "", 0, -1)
 	if err != nil {
@@ -326,7 +331,8 @@ func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length 
 	body, n, err := s.request(ctx, name, id, offset, length)
 	var beyond rangeError
 	if length < 0 && errors.As(err, &beyond) {
-		// Reading to the end from the end itself is no error to us.
+		// Reading to the end from exactly the end is not an error in the
+		// contract.
 		info, _, herr := s.head(ctx, name, id)
 		if herr != nil {
 			return nil, herr
@@ -337,8 +343,8 @@ func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length 
 			return []byte{}, nil
 		}
 		if offset < -info.Size {
-			// Some servers refuse a suffix that is longer than the object. RFC
-			// 9110, section 14.1.2, has it mean the whole object.
+			// Some servers refuse a suffix that is longer than the object.
+			// According to RFC 9110, section 14.1.2, it means the whole object.
 			body, n, err = s.request(ctx, name, id, 0, -1)
 		}
 	}
@@ -389,7 +395,7 @@ func (s *Store) GetInto(ctx context.Context, name string, offset int64, p []byte
 	return nil
 }
 
-// nothing reads an empty range, for which HTTP has no words.
+// nothing reads an empty range, which HTTP cannot express.
 func (s *Store) nothing(ctx context.Context, name, id string, offset int64) error {
 	info, _, err := s.head(ctx, name, id)
 	if err == nil {
@@ -398,14 +404,15 @@ func (s *Store) nothing(ctx context.Context, name, id string, offset int64) erro
 	return err
 }
 
-// rangeError is the answer to a range that begins at or behind the end.
+// rangeError is the answer to a range that begins at or after the end.
 type rangeError struct{ err error }
 
 func (e rangeError) Error() string { return e.err.Error() }
 func (e rangeError) Unwrap() error { return e.err }
 
-// request asks for a range, of a length other than 0, and gives a body of n
-// bytes. The error for a range behind the object's end is a rangeError.
+// request requests a range of a length other than 0, and returns a body of n
+// bytes. If the range begins at or after the object's end, the error is a
+// rangeError.
 func (s *Store) request(ctx context.Context, name, id string, offset, length int64) (body io.ReadCloser, n int64, err error) {
 	opts := minio.GetObjectOptions{VersionID: id}
 	switch {
@@ -439,7 +446,7 @@ func (s *Store) request(ctx context.Context, name, id string, offset, length int
 	return body, info.Size, nil
 }
 
-// broken is the error of a body that ended or failed before its length.
+// broken returns the error for a body that failed or ended before its length.
 func (s *Store) broken(ctx context.Context, name string, err error) error {
 	class := object.ErrUnavailable
 	if ctx.Err() != nil {
@@ -461,7 +468,7 @@ func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
 	return info, err
 }
 
-// head asks for an object's size, time and headers.
+// head requests an object's size, time and headers.
 func (s *Store) head(ctx context.Context, name, id string) (object.Info, http.Header, error) {
 	i, err := s.client.StatObject(ctx, s.bucket, s.root+name, minio.StatObjectOptions{VersionID: id})
 	if err != nil {
@@ -470,8 +477,8 @@ func (s *Store) head(ctx context.Context, name, id string) (object.Info, http.He
 	return object.Info{Name: name, Size: i.Size, Modified: i.LastModified}, i.Metadata, nil
 }
 
-// List implements object.Store. Keys that are no object names, which others may
-// have put into the bucket, are passed over.
+// List implements object.Store. It skips keys that are not valid object names,
+// which others may have put into the bucket.
 func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) error) error {
 	if err := object.CheckPrefix("list", prefix); err != nil {
 		return err
@@ -490,7 +497,7 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) er
 			return err
 		}
 	}
-	// The iterator ends without a word when ctx does.
+	// If ctx ends, the iterator ends without an error.
 	if err := ctx.Err(); err != nil {
 		return s.fail(ctx, "list", prefix, err)
 	}
@@ -523,8 +530,8 @@ func (s *Store) remove(ctx context.Context, name, id string) error {
 	return nil
 }
 
-// Traits implements object.Store. Amazon S3's listings show an object as soon
-// as its PUT has returned (Amazon S3 User Guide, "data consistency model").
+// Traits implements object.Store. Amazon S3 lists an object as soon as its PUT
+// has returned (Amazon S3 User Guide, "data consistency model").
 func (s *Store) Traits() object.Traits {
 	return object.Traits{Parallel: s.parallel, Uploads: min(max(3*s.parallel/8, 1), 6), Page: 1000, Whole: true, Keeps: true}
 }

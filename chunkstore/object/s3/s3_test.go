@@ -44,7 +44,7 @@ func TestContract(t *testing.T) {
 }
 
 // Row E12 of the fault list: a server that refuses a suffix range longer than
-// the object keeps the contract too.
+// the object fulfils the contract too.
 func TestContractShortSuffix(t *testing.T) {
 	server := s3server.Start(t)
 	proxy := s3proxy.Start(t, server.Endpoint, false)
@@ -82,13 +82,14 @@ func TestOpenAndCreate(t *testing.T) {
 	if _, err := s3.Create(ctx, c); !errors.Is(err, object.ErrExists) {
 		t.Errorf("create over a repository: %v", err)
 	}
-	// Beside it, where its name is a prefix, nothing is in the way.
+	// Another repository may be next to it, even if its prefix is the beginning
+	// of this one's.
 	c.Prefix = "rep"
 	if _, err := s3.Create(ctx, c); err != nil {
 		t.Error(err)
 	}
 	c.Prefix = "repo"
-	c.Region = "" // then the server is asked
+	c.Region = "" // so that the server is asked
 	s, err = s3.Open(ctx, c)
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +97,7 @@ func TestOpenAndCreate(t *testing.T) {
 	if got, err := s.Get(ctx, "config", 0, -1); err != nil || string(got) != "x" {
 		t.Errorf("%q, %v", got, err)
 	}
-	// What others put into the bucket is not ours to list.
+	// Objects that others put into the bucket are not listed.
 	for _, stranger := range []string{"Read Me.txt", "notes/UPPER"} {
 		path := filepath.Join(server.Folder, "repo", stranger)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -149,7 +150,7 @@ func TestErrorClasses(t *testing.T) {
 			t.Errorf("%s: the secret is in %v", name, err)
 		}
 	}
-	// An https client meets a plain server: trying again would not help.
+	// If an https client meets a server without TLS, retries would not help.
 	c := good
 	c.TLS = true
 	if _, err := s3.Open(t.Context(), c); err == nil || object.Retriable(err) {
@@ -176,7 +177,7 @@ func TestCredentialsFromEnvironment(t *testing.T) {
 	}
 }
 
-// TestFaultsOnTheWay puts a proxy between, which breaks one answer or request.
+// TestFaultsOnTheWay uses a proxy that breaks one answer or request.
 func TestFaultsOnTheWay(t *testing.T) {
 	server := s3server.Start(t)
 	var fault atomic.Pointer[func(w http.ResponseWriter, r *http.Request) bool]
@@ -185,7 +186,7 @@ func TestFaultsOnTheWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The host that was signed must reach the server: only the way changes.
+	// The signed host must reach the server: only the connection differs.
 	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(target)
 		r.Out.Host = r.In.Host
@@ -248,12 +249,12 @@ func TestFaultsOnTheWay(t *testing.T) {
 			}
 		}
 	}
-	// A body cut short is the line's fault, not a short object.
+	// A truncated body is a failure of the connection, and not a short object.
 	breakWith(cut)
 	if _, err := s.Get(t.Context(), "config", 0, -1); !errors.Is(err, object.ErrUnavailable) || errors.Is(err, object.ErrShort) {
 		t.Errorf("cut body: %v", err)
 	}
-	// A server that ignores the range must not be believed.
+	// The answer of a server that ignores the range must be refused.
 	breakWith(func(w http.ResponseWriter, r *http.Request) bool {
 		r.Header.Del("Range")
 		return false
@@ -261,7 +262,7 @@ func TestFaultsOnTheWay(t *testing.T) {
 	if p, err := s.Get(t.Context(), "config", 10, 20); err == nil {
 		t.Errorf("range ignored: got %d bytes", len(p))
 	}
-	// Cancelled in the middle of a body.
+	// The context is cancelled in the middle of a body.
 	ctx, cancel := context.WithCancel(t.Context())
 	breakWith(func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Content-Length", "100000")

@@ -7,10 +7,10 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// A server that gives deletions before versions, page by page, is put in order,
-// though one name has more versions than a page.
+// If a server lists deletions before versions on each page, the listing is
+// sorted, even if one name has more versions than a page.
 func TestSorter(t *testing.T) {
-	var all []object.Version // as they should come
+	var all []object.Version // in the expected order
 	for i := range 3000 {
 		name := fmt.Sprintf("packs/%05d", i)
 		n := 1 + i%3

@@ -49,7 +49,7 @@ func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.
 			if held, err = held.emit(len(held)-2*page, fn); err != nil {
 				return err
 			}
-			limit = len(held) + 2*page // one name may have more versions
+			limit = len(held) + 2*page // because one name may have more versions
 		}
 	}
 	if err := ctx.Err(); err != nil {
@@ -59,14 +59,16 @@ func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.
 	return err
 }
 
-// page is how many entries a server gives at once.
+// page is the number of entries on one page of a server's listing.
 const page = 1000
 
-// sorter puts the entries of a listing in order: some servers give a page's
-// deletions before its versions. What is two pages old is in order by name.
+// sorter sorts the entries of a listing, because some servers list the
+// deletions of a page before its versions. Entries that are two pages old are
+// in order by name.
 type sorter []object.Version
 
-// emit gives up to n entries, whole names only, and returns the others.
+// emit calls fn for up to n entries, for complete names only, and returns the
+// other entries.
 func (h sorter) emit(n int, fn func(object.Version) error) (sorter, error) {
 	rank := func(v object.Version) int {
 		switch {
@@ -102,7 +104,7 @@ func (s *Store) versionsOf(ctx context.Context, name string) (all []object.Versi
 	return all, err
 }
 
-// LockedUntil implements object.Keeper. The time is among the headers of the
+// LockedUntil implements object.Keeper. The time is in the headers of the
 // object (Amazon S3 API Reference, HeadObject).
 func (s *Store) LockedUntil(ctx context.Context, name, id string) (time.Time, error) {
 	if err := check(ctx, "stat", name); err != nil {
@@ -148,7 +150,8 @@ func (s *Store) deleteVersions(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	// None is removed where one must stay: what is left would be a riddle.
+	// If one version must stay, all stay: a partial history is worse than a
+	// full one.
 	var last time.Time
 	for _, v := range all {
 		if v.Deleted || !object.LockedName(name) {
@@ -176,8 +179,8 @@ func (s *Store) deleteVersions(ctx context.Context, name string) error {
 	return nil
 }
 
-// RemoveVersion deletes one version of an object, if it is not locked: for
-// proving that locks hold.
+// RemoveVersion deletes one version of an object if it is not locked. It serves
+// to prove that locks are effective.
 func (s *Store) RemoveVersion(ctx context.Context, name, id string) error {
 	if err := check(ctx, "delete", name); err != nil {
 		return err

@@ -1,7 +1,8 @@
-// Package versions reads around what was overwritten or deleted in a storage
-// that keeps older versions: most objects of a repository are named by their
-// SHA-256, so the oldest version whose SHA-256 is its name is what was once
-// put, whatever came later.
+// Package versions reads older versions in place of objects that were
+// overwritten or deleted, in a storage that keeps versions. The names of most
+// objects of a repository are their SHA-256. The oldest version whose SHA-256
+// is its name is therefore the one that was put originally, whatever was
+// written later.
 package versions
 
 import (
@@ -18,18 +19,18 @@ import (
 
 // Store is a Keeper that falls back to older versions.
 //
-// Where locks are asked for (KeepFor), nothing but Delete removes versions, and
-// that all of an object's: so what has a version is there, and listings show
-// it. Elsewhere listings show what the storage lists.
+// If locks are requested (KeepFor), only Delete removes versions, and it
+// removes all versions of an object. An object with a version therefore exists,
+// and listings include it. Otherwise listings are those of the storage.
 type Store struct {
 	object.Keeper
 
 	recovering sync.Mutex
 
 	mu     sync.Mutex
-	deep   bool                      // listings are made of versions
+	deep   bool                      // listings are made from versions
 	pinned map[string]object.Version // read in place of the latest
-	proved map[string]bool           // of those, the ones whose content was compared with the name
+	proved map[string]bool           // pinned versions whose content was compared with the name
 }
 
 var (
@@ -43,7 +44,7 @@ func New(inner object.Keeper) *Store {
 	return &Store{Keeper: inner, pinned: make(map[string]object.Version), proved: make(map[string]bool)}
 }
 
-// Unwrap gives the store below.
+// Unwrap returns the store below.
 func (s *Store) Unwrap() object.Store { return s.Keeper }
 
 // KeepFor implements object.Keeper.
@@ -54,8 +55,8 @@ func (s *Store) KeepFor(days int) {
 	s.deep = s.deep || days > 0
 }
 
-// Deep has listings show, from now on, what was deleted and is kept as a
-// version, too.
+// Deep makes listings include, from now on, deleted objects of which a version
+// is kept.
 func (s *Store) Deep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,11 +83,12 @@ func (s *Store) unpin(name string) {
 	delete(s.proved, name)
 }
 
-// Sum is the SHA-256 that names an object; false for those with other names.
+// Sum returns the SHA-256 that is an object's name, or false for objects with
+// other names.
 func Sum(name string) ([32]byte, bool) {
 	var sum [32]byte
 	if !object.LockedName(name) {
-		return sum, false // those come and go
+		return sum, false // such objects are short-lived
 	}
 	last := name[strings.LastIndexByte(name, '/')+1:]
 	if len(last) != 64 {
@@ -96,8 +98,9 @@ func Sum(name string) ([32]byte, bool) {
 	return sum, err == nil
 }
 
-// mayFallBack tells whether an object that is gone is to be looked for among
-// older versions: without locks, only packs, which others still refer to.
+// mayFallBack reports whether a missing object should be searched for among
+// older versions. Without locks this is true only for packs, because other
+// objects may still refer to them.
 func (s *Store) mayFallBack(name string) bool {
 	_, named := Sum(name)
 	return named && strings.HasPrefix(name, "packs/") || s.isDeep() && object.LockedName(name)
@@ -116,7 +119,7 @@ func (s *Store) Get(ctx context.Context, name string, offset, length int64) ([]b
 		}
 		wrong := err == nil && named && offset == 0 && length < 0 && sha256.Sum256(p) != sum
 		if !wrong && (err == nil || !s.worth(name, named, err)) || try > 0 {
-			return p, err // content that does not fit is for the caller to refuse
+			return p, err // the caller must refuse content that does not match
 		}
 		if found, rerr := s.Recover(ctx, name); rerr != nil || !found {
 			return p, err
@@ -124,7 +127,7 @@ func (s *Store) Get(ctx context.Context, name string, offset, length int64) ([]b
 	}
 }
 
-// worth tells whether after an error an older version may help.
+// worth reports whether an older version may help after an error.
 func (s *Store) worth(name string, named bool, err error) bool {
 	return errors.Is(err, object.ErrNotFound) && s.mayFallBack(name) || named && errors.Is(err, object.ErrShort)
 }
@@ -197,7 +200,8 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) er
 	return flush()
 }
 
-// choose decides which version of an object, given newest first, is read.
+// choose selects the version of an object that is read. The versions must be
+// ordered newest first.
 func (s *Store) choose(name string, all []object.Version) (object.Version, bool) {
 	var real []object.Version
 	for _, v := range all {
@@ -230,7 +234,7 @@ func (s *Store) choose(name string, all []object.Version) (object.Version, bool)
 
 // Recover implements object.Recoverer.
 func (s *Store) Recover(ctx context.Context, name string) (bool, error) {
-	// One at a time: each may read 32 MiB.
+	// Only one recovery runs at a time, because each may read 32 MiB.
 	s.recovering.Lock()
 	defer s.recovering.Unlock()
 	s.mu.Lock()
@@ -249,9 +253,9 @@ func (s *Store) Recover(ctx context.Context, name string) (bool, error) {
 	return !v.Latest, nil
 }
 
-// Sound finds the version of an object that is to be read: the oldest whose
-// SHA-256 is its name; of an object with another name the newest that is not a
-// deletion.
+// Sound returns the version of an object that should be read. If the object's
+// name is a SHA-256, this is the oldest version with that SHA-256; otherwise it
+// is the newest version that is not a deletion.
 func Sound(ctx context.Context, k object.Keeper, name string) (object.Version, bool, error) {
 	var all []object.Version
 	if err := k.ListVersions(ctx, name, func(v object.Version) error {
@@ -300,7 +304,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	return err
 }
 
-// read is the version that is read for one that is asked for.
+// read returns the ID of the version that is read for a requested one.
 func (s *Store) read(name, id string) string {
 	if v, ok := s.pin(name); ok && id == "" {
 		return v.ID

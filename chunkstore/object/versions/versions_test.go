@@ -24,7 +24,7 @@ func put(t *testing.T, s object.Store, name string, data []byte) {
 	}
 }
 
-// reads tells whether all ways of reading give data.
+// reads checks that all ways of reading return data.
 func reads(t *testing.T, s object.Store, name string, data []byte) {
 	t.Helper()
 	p, err := s.Get(t.Context(), name, 0, -1)
@@ -56,7 +56,7 @@ func listed(t *testing.T, s object.Store, prefix string) map[string]int64 {
 	return found
 }
 
-// What was deleted, overwritten or both is read as it was.
+// Objects that were deleted, overwritten or both are read as they were.
 func TestAttack(t *testing.T) {
 	ctx := t.Context()
 	k := mem.NewKeeper(time.Now)
@@ -70,7 +70,7 @@ func TestAttack(t *testing.T) {
 	}
 	put(t, k, "slots/a/k1", []byte("the old slot"))
 	put(t, k, "slots/a/k1", []byte("the new slot"))
-	k.KeepFor(0) // the attacker does not ask nicely
+	k.KeepFor(0) // an attacker does not set it
 	for i, name := range names {
 		if i&1 != 0 {
 			put(t, k, name, []byte("garbage of another length"))
@@ -81,13 +81,14 @@ func TestAttack(t *testing.T) {
 			}
 		}
 	}
-	put(t, k, names[4], objecttest.Bytes(77, 100)) // of the same length
+	put(t, k, names[4], objecttest.Bytes(77, 100)) // of equal length
 	if err := k.Delete(ctx, "slots/a/k1"); err != nil {
 		t.Fatal(err)
 	}
 
-	// Without a listing: what is read whole is compared; parts can only tell
-	// that they are gone or too short.
+	// Without a listing, objects that are read as a whole are compared with
+	// their names. A read of a part detects only that an object is missing or
+	// too short.
 	s := versions.New(k)
 	for i, name := range names {
 		p, err := s.Get(ctx, name, 0, -1)
@@ -112,7 +113,8 @@ func TestAttack(t *testing.T) {
 		t.Errorf("recover what is sound: %v, %v", found, err)
 	}
 
-	// With locks asked for, listings show all, and all is read right.
+	// If locks are requested, listings include all objects, and all are read
+	// correctly.
 	s = versions.New(k)
 	s.KeepFor(10)
 	found := listed(t, s, "packs/")
@@ -131,17 +133,18 @@ func TestAttack(t *testing.T) {
 			t.Errorf("object %d: deleted: %v", i, err)
 		}
 	}
-	// Of what has no name of its own the newest counts.
+	// If the name is not a SHA-256, the newest version is used.
 	if len(listed(t, s, "slots/")) != 1 {
 		t.Error("the slot is not listed")
 	}
 	reads(t, s, "slots/a/k1", []byte("the new slot"))
-	// And put again it is no more an old version that is read.
+	// After another Put, the new version is read and not the old one.
 	put(t, s, "slots/a/k1", []byte("another slot"))
 	reads(t, s, "slots/a/k1", []byte("another slot"))
 }
 
-// Without locks a deletion is what it says, but for packs that others name.
+// Without locks a deletion is respected, except for packs, to which other
+// objects may refer.
 func TestDeletionsCount(t *testing.T) {
 	k := mem.NewKeeper(time.Now)
 	s := versions.New(k)

@@ -1,6 +1,6 @@
-// Package s3proxy stands between a client and an S3 server in tests, and goes
-// wrong as real ones do: errors, throttling, resets, bodies cut short, slow
-// answers, refusals.
+// Package s3proxy is a proxy between a client and an S3 server in tests. It
+// fails as real servers do: with errors, throttling, connection resets,
+// truncated bodies, slow answers and refusals.
 package s3proxy
 
 import (
@@ -18,11 +18,12 @@ import (
 	"time"
 )
 
-// A Fault deals with a request in place of, or around, the server, which pass
-// asks; it reports false where it has done nothing.
+// A Fault handles a request instead of the server, or before and after the
+// server, to which it can forward the request through pass. It returns false if
+// it has done nothing.
 type Fault func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool
 
-// Proxy is a running proxy without faults until it is told otherwise.
+// Proxy is a running proxy. It has no fault until Break is called.
 type Proxy struct {
 	Endpoint string // host:port
 	Server   *httptest.Server
@@ -33,8 +34,9 @@ type Proxy struct {
 	hits  int
 }
 
-// Start starts a proxy to the server at endpoint (host:port) that ends with the
-// test. With tls it speaks TLS, by a certificate of httptest's CA.
+// Start starts a proxy to the server at endpoint (host:port). The proxy stops
+// with the test. If tls is true, it serves TLS with a certificate of httptest's
+// CA.
 func Start(t testing.TB, endpoint string, tls bool) *Proxy {
 	t.Helper()
 	target, err := url.Parse("http://" + endpoint)
@@ -42,7 +44,7 @@ func Start(t testing.TB, endpoint string, tls bool) *Proxy {
 		t.Fatal(err)
 	}
 	p := new(Proxy)
-	// The host that was signed must reach the server: only the way changes.
+	// The signed host must reach the server: only the connection differs.
 	pass := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
@@ -73,22 +75,23 @@ func Start(t testing.TB, endpoint string, tls bool) *Proxy {
 	return p
 }
 
-// Break has each request from now on meet a fault; nil heals the proxy.
+// Break applies a fault to each request from now on. If f is nil, the proxy has
+// no fault any more.
 func (p *Proxy) Break(f Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault, p.hits = f, 0
 }
 
-// Hits is how many requests met the fault since Break.
+// Hits returns how many requests the fault has handled since Break.
 func (p *Proxy) Hits() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.hits
 }
 
-// Seen gives the requests since the last call, and forgets them. Their bodies
-// are gone.
+// Seen returns the requests since the last call, and forgets them. Their bodies
+// are already consumed.
 func (p *Proxy) Seen() []*http.Request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -97,8 +100,8 @@ func (p *Proxy) Seen() []*http.Request {
 	return seen
 }
 
-// Answer is a fault that answers with a status and an S3 error code; the body
-// is none where the code is empty.
+// Answer returns a fault that answers with a status and an S3 error code. If
+// the code is empty, there is no body.
 func Answer(status int, code string) Fault {
 	return func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -110,17 +113,17 @@ func Answer(status int, code string) Fault {
 	}
 }
 
-// Reset breaks the connection before the server hears of the request.
+// Reset closes the connection before the server receives the request.
 func Reset(http.ResponseWriter, *http.Request, http.Handler) bool { panic(http.ErrAbortHandler) }
 
-// Lost lets the server do what is asked, and breaks the connection in place of
-// its answer.
+// Lost lets the server execute the request, and closes the connection instead
+// of sending its answer.
 func Lost(_ http.ResponseWriter, r *http.Request, pass http.Handler) bool {
 	pass.ServeHTTP(httptest.NewRecorder(), r)
 	panic(http.ErrAbortHandler)
 }
 
-// Truncate cuts the body of an answer in the middle.
+// Truncate cuts off the body of an answer in the middle.
 func Truncate(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
 	rec := httptest.NewRecorder()
 	pass.ServeHTTP(rec, r)
@@ -137,7 +140,7 @@ func Truncate(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
 	panic(http.ErrAbortHandler)
 }
 
-// Slow is a fault that has an answer come late and in two parts.
+// Slow returns a fault that sends an answer late and in two parts.
 func Slow(d time.Duration) Fault {
 	return func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
 		rec := httptest.NewRecorder()
@@ -158,7 +161,8 @@ func Slow(d time.Duration) Fault {
 	}
 }
 
-// Storm has every n-th request go wrong, each time by the next of faults.
+// Storm returns a fault that makes every n-th request fail, by each of faults
+// in turn.
 func Storm(n int, faults ...Fault) Fault {
 	var mu sync.Mutex
 	count, next := 0, 0
@@ -176,8 +180,8 @@ func Storm(n int, faults ...Fault) Fault {
 	}
 }
 
-// ShortSuffix refuses, as gofakes3 does, a suffix range that is longer than the
-// object. Other servers answer with the whole object.
+// ShortSuffix refuses a suffix range that is longer than the object, as
+// gofakes3 does. Other servers answer with the whole object.
 func ShortSuffix(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
 	suffix, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=-")
 	want, err := strconv.Atoi(suffix)
@@ -197,8 +201,9 @@ func ShortSuffix(w http.ResponseWriter, r *http.Request, pass http.Handler) bool
 	return true
 }
 
-// AppendOnly refuses, as a bucket's policy would, to delete anything and to
-// replace what is there; folder is where the server keeps the bucket's objects.
+// AppendOnly returns a fault that refuses all deletions and the replacement of
+// existing objects, as the policy of a bucket can do. Folder is where the
+// server stores the bucket's objects.
 func AppendOnly(folder string) Fault {
 	forbid := Answer(http.StatusForbidden, "AccessDenied")
 	return func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hasAttributes tells whether files in dir can have the extended attributes
-// that the server keeps its metadata in.
+// hasAttributes reports whether files in dir can have extended attributes, in
+// which the server stores its metadata.
 func hasAttributes(dir string) bool {
 	path := filepath.Join(dir, ".attributes")
 	if os.WriteFile(path, nil, 0o600) != nil {

@@ -31,12 +31,13 @@ type Server struct {
 	Folder               string // of the bucket's objects
 }
 
-// Location is the repository location of a prefix in the bucket.
+// Location returns the repository location of a prefix in the bucket.
 func (s *Server) Location(prefix string) string {
 	return fmt.Sprintf("s3:http://%s/%s/%s", s.Endpoint, s.Bucket, prefix)
 }
 
-// Environ is what the environment of a process must hold to use the server.
+// Environ returns the environment variables that a process needs to use the
+// server.
 func (s *Server) Environ() []string {
 	return []string{
 		"AWS_ACCESS_KEY_ID=" + s.AccessKey,
@@ -45,20 +46,21 @@ func (s *Server) Environ() []string {
 	}
 }
 
-// Options say what a server is like.
+// Options configure a server.
 type Options struct {
 	// Lock makes the bucket keep versions of objects and lock them.
 	Lock bool
-	// VirtualDomain has the server take the bucket's name from the host, too.
+	// VirtualDomain makes the server also accept the bucket's name as part of
+	// the host.
 	VirtualDomain string
 }
 
-// Start starts a server that ends with the test. Where versitygw is neither in
-// PATH nor in the module's bin folder the test is skipped, or fails in CI.
+// Start starts a server that stops with the test. If versitygw is neither in
+// PATH nor in the module's bin folder, the test is skipped; in CI it fails.
 func Start(t testing.TB) *Server { return StartWith(t, Options{}) }
 
-// StartWith is Start with options. A bucket with locks needs extended
-// attributes; where there are none the test is skipped.
+// StartWith is Start with options. A bucket with locks requires extended
+// attributes; if the file system has none, the test is skipped.
 func StartWith(t testing.TB, o Options) *Server {
 	t.Helper()
 	path, err := find()
@@ -79,7 +81,8 @@ func StartWith(t testing.TB, o Options) *Server {
 			t.Fatal(err)
 		}
 	}
-	// Between finding a free port and using it another process may take it.
+	// Another process may take a free port between the search for it and its
+	// use.
 	for attempt := 0; ; attempt++ {
 		err := s.start(t, path, dir, o)
 		if err == nil {
@@ -94,7 +97,7 @@ func StartWith(t testing.TB, o Options) *Server {
 	}
 }
 
-// makeLocked makes the bucket, with locks.
+// makeLocked creates the bucket, with locks.
 func (s *Server) makeLocked(t testing.TB) {
 	client, err := minio.New(s.Endpoint, &minio.Options{Creds: credentials.NewStaticV4(s.AccessKey, s.SecretKey, ""), Region: s.Region})
 	if err == nil {
@@ -137,7 +140,7 @@ func (s *Server) start(t testing.TB, path, dir string, o Options) error {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	stop := sync.OnceFunc(func() {
-		// By its process: nothing else of that name is ours.
+		// Kill this process only: others of the same name are not ours.
 		if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			t.Log(err)
 		}
@@ -150,7 +153,7 @@ func (s *Server) start(t testing.TB, path, dir string, o Options) error {
 	return nil
 }
 
-// answers waits until the server does.
+// answers waits until the server answers.
 func (s *Server) answers(ended chan error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -175,7 +178,7 @@ func (s *Server) answers(ended chan error) error {
 	}
 }
 
-// find looks in PATH and in the bin folder beside go.mod.
+// find searches PATH, and the bin folder next to go.mod.
 func find() (string, error) {
 	if path, err := exec.LookPath(program); err == nil {
 		return path, nil
@@ -196,7 +199,7 @@ func find() (string, error) {
 	}
 }
 
-// lockedBuffer takes the output of a process while it is read.
+// lockedBuffer collects the output of a process while it is read.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
