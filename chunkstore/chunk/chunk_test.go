@@ -22,8 +22,8 @@ func TestCutVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := c.Ends(nil, seeded(1, 512<<10))
-	// Pinned: a silent change here would end deduplication against every
-	// existing repository.
+	// These values are pinned: an unnoticed change here would end deduplication
+	// against every existing repository.
 	want := []int{37261, 79797, 115849, 159879, 193834, 231999, 265003, 309696, 346377, 390616, 431246, 468647, 506773, 524288}
 	if !slices.Equal(got, want) {
 		t.Fatalf("cuts are %v, want %v", got, want)
@@ -50,8 +50,8 @@ func TestIDVectors(t *testing.T) {
 	}
 }
 
-// The end of a chunk depends on its own bytes alone: cutting again from any cut
-// gives the cuts that follow. Incremental backups stand on this.
+// The end of a chunk depends only on its own bytes: cutting again from any cut
+// returns the same later cuts. Incremental backups rely on this.
 func TestCutIsLocal(t *testing.T) {
 	c, err := NewChunker(DefaultParams(), testKey(7))
 	if err != nil {
@@ -70,8 +70,8 @@ func TestCutIsLocal(t *testing.T) {
 	}
 }
 
-// First finds the cuts that Ends finds, with as little of the run as it takes,
-// and never another.
+// First finds the same cuts as Ends, from the shortest possible part of the
+// run, and no other cuts.
 func TestFirst(t *testing.T) {
 	c, _ := NewChunker(DefaultParams(), testKey(7))
 	run := seeded(5, 400<<10)

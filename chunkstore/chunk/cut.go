@@ -15,8 +15,8 @@ import (
 // v1.1.0 defines it under the name "fastcdc-v1.0.0".
 const FastCDC = "fastcdc-v1.0.0"
 
-// Params says how runs are cut. It is part of a repository's config: two
-// repositories with different parameters share no chunk.
+// Params defines how runs are cut. It is part of a repository's config: two
+// repositories with different parameters have no common chunks.
 type Params struct {
 	Algorithm string `json:"algorithm"`
 	Min       int    `json:"min"`    // bytes; only the last chunk of a run is shorter
@@ -24,13 +24,13 @@ type Params struct {
 	Max       int    `json:"max"`    // bytes
 }
 
-// DefaultParams were chosen by stored size and growth on VM images; see
-// docs/format.md.
+// DefaultParams returns the parameters of new repositories. They were chosen by
+// stored size and growth on VM images; see docs/format.md.
 func DefaultParams() Params {
 	return Params{Algorithm: FastCDC, Min: 24 << 10, Normal: 32 << 10, Max: 96 << 10}
 }
 
-// Validate tells whether this version can cut with p.
+// Validate returns an error if this version cannot cut with p.
 func (p Params) Validate() error {
 	if p.Algorithm != FastCDC {
 		return fmt.Errorf("chunker %q is not known to this version", p.Algorithm)
@@ -41,21 +41,21 @@ func (p Params) Validate() error {
 	return nil
 }
 
-// Chunker cuts runs. Implementations are not safe for concurrent use.
+// Chunker cuts runs of bytes. Implementations are not safe for concurrent use.
 type Chunker interface {
-	// Ends appends to dst the end offset of each chunk of run, in order; the
-	// last one is len(run). The end of a chunk depends on its own bytes alone.
+	// Ends appends to dst the end offset of each chunk of run, in order. The
+	// last one is len(run). The end of a chunk depends only on its own bytes.
 	Ends(dst []int, run []byte) []int
-	// First returns the end of the first chunk of a run that begins with p
-	// and goes on behind it unless last is set; 0 where p is too short to
-	// tell. It looks at no more than Max bytes, and a cut at i depends on the
-	// bytes up to and including i.
+	// First returns the end of the first chunk of a run that begins with p. The
+	// run continues after p unless last is true. First returns 0 if p is too
+	// short to determine the end. It reads at most Max bytes, and a cut at i
+	// depends on the bytes up to and including i.
 	First(p []byte, last bool) int
-	// Max is the longest that a chunk can be, in bytes.
+	// Max returns the greatest length of a chunk, in bytes.
 	Max() int
 }
 
-// NewChunker returns a chunker under the repository's 32-byte cut key.
+// NewChunker returns a chunker with the repository's 32-byte cut key.
 func NewChunker(p Params, key []byte) (Chunker, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
@@ -113,8 +113,8 @@ func (f *fastCDC) Ends(dst []int, run []byte) []int {
 		}
 	}
 	if at != len(run) {
-		// A bytes.Reader cannot fail, so the library has lost data: a bug
-		// that must not become a backup.
+		// A bytes.Reader cannot fail, so the library has lost data. This is a
+		// bug that must not damage a backup.
 		panic("chunk: " + io.ErrUnexpectedEOF.Error() + " from the chunker")
 	}
 	return dst

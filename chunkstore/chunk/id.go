@@ -1,5 +1,6 @@
-// Package chunk names and cuts plain data: IDs, their keyed hash, and where a
-// run of bytes is cut. It does no I/O and knows nothing of storage.
+// Package chunk identifies and cuts plain data: it defines IDs, their keyed
+// hash, and the positions at which a run of bytes is cut. It does no I/O and
+// does not depend on storage.
 package chunk
 
 import (
@@ -14,18 +15,18 @@ import (
 // IDSize is the length of an ID in bytes.
 const IDSize = 32
 
-// ID names a piece of plain data by its content: BLAKE3, keyed per repository
-// and per kind, so that equal bytes have unrelated names in two repositories
-// and a block list can never pass for a piece of a disk.
+// ID identifies a piece of plain data by its content. It is a BLAKE3 hash,
+// keyed per repository and per kind: equal bytes have unrelated IDs in two
+// repositories, and a block list can never be mistaken for a piece of a disk.
 type ID [IDSize]byte
 
-// IsZero tells whether id is the zero value, which no data has.
+// IsZero reports whether id is the zero value, which is the ID of no data.
 func (id ID) IsZero() bool { return id == ID{} }
 
-// String is the ID in lower-case hexadecimal.
+// String returns the ID in lower-case hexadecimal.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
-// Kind says what a blob holds. Its values are part of the format.
+// Kind is the kind of a blob's content. Its values are part of the format.
 type Kind uint8
 
 const (
@@ -36,10 +37,10 @@ const (
 	Root   Kind = 5 // the node IDs of one disk
 )
 
-// Tree tells whether blobs of this kind lie in tree packs.
+// Tree reports whether blobs of this kind are stored in tree packs.
 func (k Kind) Tree() bool { return k >= List && k <= Root }
 
-// Valid tells whether k is a kind this version knows.
+// Valid reports whether this version supports the kind k.
 func (k Kind) Valid() bool { return k >= Data && k <= Root }
 
 func (k Kind) String() string {
@@ -58,13 +59,13 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// Hasher computes IDs. It is not safe for concurrent use; Clone it.
+// Hasher computes IDs. It is not safe for concurrent use; use Clone for that.
 type Hasher struct {
 	keys [Root + 1][32]byte
 	h    [Root + 1]*blake3.Hasher
 }
 
-// NewHasher returns a Hasher under the repository's 32-byte ID key. The key of
+// NewHasher returns a Hasher with the repository's 32-byte ID key. The key of
 // each kind is HKDF-SHA256(key, salt "", info "xenkeep id " + kind number).
 func NewHasher(key []byte) (*Hasher, error) {
 	h := new(Hasher)
@@ -78,7 +79,7 @@ func NewHasher(key []byte) (*Hasher, error) {
 	return h, nil
 }
 
-// Clone returns an independent Hasher under the same key.
+// Clone returns an independent Hasher with the same key.
 func (h *Hasher) Clone() *Hasher { return &Hasher{keys: h.keys} }
 
 // Sum returns the ID of p as data of kind k.

@@ -15,9 +15,9 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// A Builder fills one pack. Its key is drawn with it and used for nothing
-// else: a failed upload is repeated with the same bytes, never with another
-// pack under the same key.
+// A Builder fills one pack. It generates the pack's key itself and uses it for
+// nothing else. A failed upload must be repeated with the same bytes, and never
+// with a different pack under the same key.
 type Builder struct {
 	keys   *seal.Keys
 	kind   Kind
@@ -29,20 +29,20 @@ type Builder struct {
 	pieces int
 }
 
-// Slot is the place of one blob in a Builder.
+// Slot is space reserved for one blob in a Builder.
 type Slot struct {
 	blob  Blob
 	place []byte
 }
 
-// Stored is the blob's length in the pack.
+// Stored returns the blob's length in the pack.
 func (s Slot) Stored() int { return int(s.blob.Stored) }
 
-// Offset is where the blob lies in the pack.
+// Offset returns the blob's offset in the pack.
 func (s Slot) Offset() uint32 { return s.blob.Offset }
 
-// NewBuilder begins a pack of the given kind in buf[:0]. The builder owns buf
-// until its caller is done with the bytes that Finish returns.
+// NewBuilder begins a pack of kind in buf[:0]. The builder owns buf until its
+// caller no longer needs the bytes that Finish returns.
 func NewBuilder(keys *seal.Keys, kind Kind, buf []byte) (*Builder, error) {
 	b := &Builder{keys: keys, kind: kind, buf: buf[:0]}
 	secret := make([]byte, 32)
@@ -81,15 +81,17 @@ func NewBuilder(keys *seal.Keys, kind Kind, buf []byte) (*Builder, error) {
 	return b, nil
 }
 
-// Size is how many bytes the pack has so far, without its table.
+// Size returns the size of the pack so far, in bytes, without its table.
 func (b *Builder) Size() int { return len(b.buf) }
 
-// Count is how many blobs the pack has so far.
+// Count returns the number of blobs in the pack so far.
 func (b *Builder) Count() int { return len(b.blobs) }
 
-// Reserve takes room for a blob of n encoded bytes that holds pieces, which it
-// keeps. It reports false when the pack has no room for it under limit; a pack
-// takes at least one blob. Reserve calls must not run at once, nor with Finish.
+// Reserve reserves space for a blob of n encoded bytes that contains pieces;
+// the builder retains pieces. It returns false if the pack has no room for the
+// blob within limit. A pack without blobs accepts a blob beyond limit if buf
+// has room for it. Reserve must not be called concurrently with itself or with
+// Finish.
 func (b *Builder) Reserve(k chunk.Kind, e seal.Encoding, pieces []Piece, n, limit int) (Slot, bool) {
 	stored := n + seal.Overhead
 	if len(b.blobs) > 0 && (len(b.buf)+stored > limit || b.pieces+len(pieces) > maxPieces) || cap(b.buf)-len(b.buf) < stored {
@@ -105,7 +107,7 @@ func (b *Builder) Reserve(k chunk.Kind, e seal.Encoding, pieces []Piece, n, limi
 }
 
 // Fill seals the encoded bytes into their slot. Different slots may be filled
-// at once; all must be before Finish.
+// concurrently. All slots must be filled before Finish.
 func (b *Builder) Fill(s Slot, encoded []byte) error {
 	if len(encoded)+seal.Overhead != int(s.blob.Stored) {
 		return errors.New("pack: slot of another length")
@@ -114,8 +116,8 @@ func (b *Builder) Fill(s Slot, encoded []byte) error {
 	return nil
 }
 
-// Finish ends the pack and returns its name, bytes and contents. Before that
-// it reads the pack back as a reader would, all but the blobs.
+// Finish completes the pack and returns its name, bytes and contents. Before it
+// returns, it reads the pack back as a reader would, except for the blobs.
 func (b *Builder) Finish() (ID, []byte, []Blob, error) {
 	for i := range b.blobs {
 		e := &b.blobs[i]
@@ -130,7 +132,8 @@ func blobHash(stored []byte) (h [hashSize]byte) {
 	return h
 }
 
-// finish appends table and trailer to buf, which holds header and blobs.
+// finish appends the table and the trailer to buf, which contains the header
+// and the blobs.
 func finish(keys *seal.Keys, buf []byte, header int, salt []byte, blobs []Blob) (ID, []byte, []Blob, error) {
 	headerSum := sha256.Sum256(buf[:header])
 	key, err := keys.Derive(salt, "xenkeep pack contents")
@@ -216,7 +219,7 @@ func encodeTable(blobs []Blob) []byte {
 	return t
 }
 
-// decodeTable undoes encodeTable; offset is where the first blob lies.
+// decodeTable is the inverse of encodeTable. The first blob starts at offset.
 func decodeTable(t []byte, offset int64) ([]Blob, error) {
 	bad := func(what string) error { return fmt.Errorf("table of contents: %s: %w", what, seal.ErrCorrupt) }
 	if len(t) < 8 {

@@ -8,33 +8,33 @@ import (
 	"xenkeep/chunkstore/seal"
 )
 
-// A Copier fills one pack with blobs of other packs, as they are sealed: each
-// keeps its key part, its number under that part and so its nonce. It needs no
-// key that opens data.
+// A Copier fills one pack with blobs of other packs, which remain sealed: each
+// keeps its key part, its number under that part, and therefore its nonce. It
+// needs no key that decrypts data.
 type Copier struct {
 	keys   *seal.Keys
 	kind   Kind
-	buf    []byte // the blobs, from room on; the header goes right before them
+	buf    []byte // the blobs, starting at room; the header is placed directly before them
 	room   int
 	parts  [][]byte
 	blobs  []Blob
 	pieces int
 }
 
-// NewCopier begins a pack of the given kind: of TargetSize at most, and of one
-// blob in any case.
+// NewCopier begins a pack of kind, of at most TargetSize bytes of blobs. A
+// larger blob is accepted if it is the only one.
 func NewCopier(keys *seal.Keys, kind Kind) *Copier {
 	return &Copier{keys: keys, kind: kind}
 }
 
-// Size is how many bytes of blobs the pack has so far.
+// Size returns the number of bytes of blobs in the pack so far.
 func (c *Copier) Size() int { return max(0, len(c.buf)-c.room) }
 
-// Count is how many blobs the pack has so far.
+// Count returns the number of blobs in the pack so far.
 func (c *Copier) Count() int { return len(c.blobs) }
 
-// Add copies a blob of the pack that d describes. It proves the stored bytes by
-// their hash. It reports false when the pack has no room for it.
+// Add copies a blob of the pack that d describes. It verifies the stored bytes
+// by their hash. It returns false if the pack has no room for the blob.
 func (c *Copier) Add(d *Directory, b *Blob, stored []byte) (bool, error) {
 	if err := b.CheckStored(stored); err != nil {
 		return false, err
@@ -66,8 +66,8 @@ func (c *Copier) Add(d *Directory, b *Blob, stored []byte) (bool, error) {
 	return true, nil
 }
 
-// Finish ends the pack and returns its name, bytes and contents. Before that
-// it reads the pack back as a reader would, all but the blobs.
+// Finish completes the pack and returns its name, bytes and contents. Before it
+// returns, it reads the pack back as a reader would, except for the blobs.
 func (c *Copier) Finish() (ID, []byte, []Blob, error) {
 	salt := make([]byte, 32)
 	_, _ = rand.Read(salt)
@@ -81,7 +81,8 @@ func (c *Copier) Finish() (ID, []byte, []Blob, error) {
 		h = binary.BigEndian.AppendUint16(h, uint16(len(p)))
 		h = append(h, p...)
 	}
-	// Parts of one kind are equally long; should one not be, the blobs move.
+	// Key parts of one kind have equal length. If one is longer nevertheless,
+	// the blobs are moved.
 	if len(h) > c.room {
 		c.buf = append(make([]byte, len(h), len(h)+len(c.buf)-c.room), c.buf[c.room:]...)
 		c.room = len(h)

@@ -13,7 +13,7 @@ import (
 	"xenkeep/chunkstore/seal"
 )
 
-// Trailer is what the end of a pack tells without a key.
+// Trailer is the part of a pack's trailer that can be read without a key.
 type Trailer struct {
 	Table  int64 // length of the sealed table of contents
 	Header int64 // length of the header
@@ -32,7 +32,7 @@ func ParseTrailer(p []byte, size int64) (Trailer, error) {
 	return t, nil
 }
 
-// Directory is what a pack says of itself: its writer, keys and contents.
+// Directory describes a pack: its writer, key parts and contents.
 type Directory struct {
 	Kind  Kind
 	Cert  seal.Cert
@@ -40,12 +40,12 @@ type Directory struct {
 
 	keys  *seal.Keys
 	parts [][]byte
-	aeads []cipher.AEAD // opened when first used
+	aeads []cipher.AEAD // opened by Unlock
 }
 
 // OpenDirectory verifies and opens a pack's directory from its header and its
-// end (table of contents and trailer). That the blobs fill the pack is proved
-// by Covers.
+// end (table of contents and trailer). It does not check that the blobs fill
+// the pack; Covers does.
 func OpenDirectory(keys *seal.Keys, header, end []byte) (*Directory, error) {
 	d := &Directory{keys: keys}
 	if err := d.parseHeader(header); err != nil {
@@ -121,7 +121,7 @@ func (d *Directory) parseHeader(h []byte) error {
 	return nil
 }
 
-// Covers tells whether the blobs fill a pack of size bytes whose trailer is t.
+// Covers checks that the blobs fill a pack of size bytes with the trailer t.
 func (d *Directory) Covers(t Trailer, size int64) error {
 	end := t.Header
 	if n := len(d.Blobs); n > 0 {
@@ -133,8 +133,8 @@ func (d *Directory) Covers(t Trailer, size int64) error {
 	return nil
 }
 
-// Unlock opens the key parts, so that Open may be called at once from several
-// goroutines. For a data pack it needs the private data key.
+// Unlock opens the key parts, after which Open is safe for concurrent use. For
+// a data pack it needs the private data key.
 func (d *Directory) Unlock() error {
 	if d.aeads != nil {
 		return nil
@@ -168,9 +168,9 @@ func (d *Directory) Find(offset uint32) (*Blob, bool) {
 	return &d.Blobs[i], true
 }
 
-// Open decrypts and decompresses one blob into dst[:0], or a new slice where
-// dst has no room. The caller compares the pieces with their IDs. sealed is
-// overwritten. Unlock must have been called.
+// Open decrypts and decompresses one blob into dst[:0], or into a new slice if
+// dst is too small. The caller must compare the pieces with their IDs. Open
+// overwrites sealed. Unlock must have been called before.
 func (d *Directory) Open(dst []byte, b *Blob, sealed []byte) ([]byte, error) {
 	if d.aeads == nil {
 		return nil, errors.New("pack: directory is locked")
@@ -189,8 +189,8 @@ func (d *Directory) Open(dst []byte, b *Blob, sealed []byte) ([]byte, error) {
 	return out, nil
 }
 
-// CheckStored compares a blob as it is stored with the hash the table holds:
-// proof without opening it.
+// CheckStored compares the stored bytes of a blob with the hash in the table.
+// This verifies the blob without decrypting it.
 func (b *Blob) CheckStored(sealed []byte) error {
 	if len(sealed) != int(b.Stored) || blobHash(sealed) != b.Hash {
 		return fmt.Errorf("blob of %v %s as stored: %w", b.Kind, short(b.Pieces[0].ID), seal.ErrCorrupt)
@@ -200,7 +200,7 @@ func (b *Blob) CheckStored(sealed []byte) error {
 
 func short(id chunk.ID) string { return id.String()[:8] }
 
-// Parse opens the directory of a whole pack.
+// Parse verifies and opens the directory of a whole pack.
 func Parse(keys *seal.Keys, data []byte) (*Directory, error) {
 	if len(data) < TrailerSize {
 		return nil, fmt.Errorf("%d bytes: %w", len(data), seal.ErrCorrupt)

@@ -1,7 +1,8 @@
-// Package pack builds and reads packs: objects of about 32 MiB that hold many
-// sealed blobs and describe themselves. It works on bytes alone.
+// Package pack builds and reads packs: objects of about 32 MiB that contain
+// many sealed blobs and describe themselves. It works on bytes only, and does
+// no I/O.
 //
-// A pack lies in storage as
+// The layout of a pack is
 //
 //	header | blobs | sealed table of contents | trailer
 //
@@ -18,12 +19,12 @@
 //	   121    32  salt, random
 //	   153     …  key parts: length (2 bytes), bytes
 //
-// A key part of a data pack is a random 32-byte key sealed with HPKE to the
-// repository's data key; of a tree pack, a random 32-byte salt from which the
-// key follows by HKDF-SHA256(tree key, salt, "xenkeep tree pack"). A blob is
-// AES-256-GCM under the key of its part with its number as nonce. A pack that
-// is written anew has one part; one made by copying sealed blobs has those of
-// the packs they came from.
+// A key part of a data pack is a random 32-byte key, sealed with HPKE to the
+// repository's data key. A key part of a tree pack is a random 32-byte salt,
+// from which the key is derived by HKDF-SHA256(tree key, salt, "xenkeep tree
+// pack"). A blob is encrypted with AES-256-GCM under the key of its part, with
+// its number as nonce. A newly written pack has one key part; a pack of copied
+// sealed blobs has the key parts of the packs from which they were copied.
 //
 //	trailer
 //	     0     4  length of the sealed table of contents
@@ -32,17 +33,19 @@
 //	    72     4  zero
 //	    76     4  magic "XKPE"
 //
-// The table is AES-256-GCM (key HKDF(tree key, header's salt, "xenkeep pack
-// contents"), nonce zero, associated data SHA-256(header)) over one encoding
-// byte, the plain length (4 bytes) and the encoded table: the number of blobs
-// and the number of pieces (4 bytes each), then one column after another. Of
-// the blobs, in their order: kinds (1), encodings (1), key parts (1), nonce
-// numbers (4), stored lengths (4), numbers of pieces (2), and the first 16
-// bytes of the unkeyed BLAKE3 hash of the stored blob. Of the pieces, blob
-// after blob: IDs (32), plain lengths (4). The blobs lie without gaps.
+// The table is encrypted with AES-256-GCM (key HKDF(tree key, header's salt,
+// "xenkeep pack contents"), nonce zero, associated data SHA-256(header)). Its
+// plain text is one encoding byte, the plain length (4 bytes) and the encoded
+// table: the number of blobs and the number of pieces (4 bytes each), then one
+// column after another. The columns of the blobs, in their order, are: kinds
+// (1), encodings (1), key parts (1), nonce numbers (4), stored lengths (4),
+// numbers of pieces (2), and the first 16 bytes of the unkeyed BLAKE3 hash of
+// the stored blob. The columns of the pieces, blob after blob, are: IDs (32),
+// plain lengths (4). There are no gaps between the blobs.
 //
-// A blob holds one piece or, of the chunks of a disk, several that were new
-// together: they are compressed as one, which is both smaller and faster.
+// A blob contains one piece, or several chunks of a disk that were new at the
+// same time. Chunks in one blob are compressed together, which is both smaller
+// and faster.
 package pack
 
 import (
@@ -66,26 +69,27 @@ const (
 	hashSize    = 16
 	packMessage = "xenkeep pack 1"
 
-	// TargetSize is how large packs get, in bytes, but for the table.
+	// TargetSize is the size that packs reach, in bytes, without the table.
 	TargetSize = 32 << 20
-	// GroupSize is how many plain bytes of chunks share a blob at most, and
-	// MaxGroup how many chunks.
+	// GroupSize is the maximum number of plain bytes of chunks in one blob, and
+	// MaxGroup is the maximum number of chunks.
 	GroupSize = 1 << 20
 	MaxGroup  = 1 << 12
-	// maxPieces bounds the table of one pack that is written.
+	// maxPieces bounds the table of a pack that is written.
 	maxPieces = 1 << 15
 
-	// What readers believe of a trailer before they have proved it: these
-	// lengths size allocations.
+	// Upper bounds for the lengths in a trailer that is not verified yet,
+	// because readers allocate memory of these lengths.
 	maxHeader = headerFixed + maxParts*(2+1<<16)
 	maxTable  = 64 << 20
 )
 
-// Kind says which blobs a pack holds. Its values are part of the format.
+// Kind determines which blobs a pack contains. Its values are part of the
+// format.
 type Kind uint8
 
 const (
-	Data Kind = 1 // chunks and records: opened by the private data key alone
+	Data Kind = 1 // chunks and records: only the private data key decrypts them
 	Tree Kind = 2 // block lists, nodes, roots
 )
 
@@ -99,7 +103,7 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// KindOf is the kind of pack that blobs of kind k lie in.
+// KindOf returns the kind of pack for blobs of kind k.
 func KindOf(k chunk.Kind) Kind {
 	if k.Tree() {
 		return Tree
@@ -107,21 +111,21 @@ func KindOf(k chunk.Kind) Kind {
 	return Data
 }
 
-// ID names a pack: the SHA-256 of its bytes.
+// ID identifies a pack. It is the SHA-256 of the pack's bytes.
 type ID [32]byte
 
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
-// Short is the beginning of the ID, for messages.
+// Short returns the beginning of the ID, for messages.
 func (id ID) Short() string { return hex.EncodeToString(id[:4]) }
 
-// ObjectName is where the pack lies in storage.
+// ObjectName returns the name of the pack's object in storage.
 func (id ID) ObjectName() string {
 	s := id.String()
 	return "packs/" + s[:2] + "/" + s
 }
 
-// ParseObjectName undoes ObjectName.
+// ParseObjectName is the inverse of ObjectName.
 func ParseObjectName(name string) (id ID, ok bool) {
 	if len(name) != len("packs/00/")+64 || name[:6] != "packs/" || name[8] != '/' || name[6:8] != name[9:11] {
 		return id, false
@@ -130,13 +134,13 @@ func ParseObjectName(name string) (id ID, ok bool) {
 	return id, err == nil && n == len(id) && id.ObjectName() == name
 }
 
-// Piece is plain data that has an ID of its own.
+// Piece is plain data with an ID of its own.
 type Piece struct {
 	ID     chunk.ID
 	Length uint32 // bytes
 }
 
-// Blob is one sealed stretch of a pack.
+// Blob is one sealed range of a pack.
 type Blob struct {
 	Kind     chunk.Kind
 	Encoding seal.Encoding
@@ -148,7 +152,7 @@ type Blob struct {
 	Pieces   []Piece // in the order of its plain bytes
 }
 
-// Plain is the length of the blob's plain bytes.
+// Plain returns the length of the blob's plain bytes.
 func (b *Blob) Plain() int64 {
 	var n int64
 	for _, p := range b.Pieces {
@@ -157,7 +161,7 @@ func (b *Blob) Plain() int64 {
 	return n
 }
 
-// Find returns where in the blob's plain bytes a piece lies.
+// Find returns the position of a piece in the blob's plain bytes.
 func (b *Blob) Find(id chunk.ID) (from, to int, ok bool) {
 	for _, p := range b.Pieces {
 		to = from + int(p.Length)
@@ -169,8 +173,8 @@ func (b *Blob) Find(id chunk.ID) (from, to int, ok bool) {
 	return 0, 0, false
 }
 
-// aad is the associated data that ties a blob to what it holds: kind, encoding,
-// and of each piece ID and length (big-endian).
+// aad returns the associated data that binds a blob to its contents: kind,
+// encoding, and the ID and length (big-endian) of each piece.
 func (b *Blob) aad() []byte {
 	aad := make([]byte, 0, 2+len(b.Pieces)*pieceSize)
 	aad = append(aad, byte(b.Kind), byte(b.Encoding))
@@ -181,7 +185,7 @@ func (b *Blob) aad() []byte {
 	return aad
 }
 
-// Error says which pack and where in it something is wrong.
+// Error names the pack, and the position in it, at which an error occurred.
 type Error struct {
 	Pack   ID
 	Offset int64 // of the blob, or -1

@@ -35,7 +35,7 @@ func build(t testing.TB, keys *seal.Keys, h *chunk.Hasher, k chunk.Kind, blobs [
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Pairs share a blob where the kind allows it.
+	// Pairs share a blob if the kind allows it.
 	per := 1
 	if k == chunk.Data {
 		per = 2
@@ -119,8 +119,8 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// What a blob is said to hold is bound to its bytes: its kind, encoding, the
-// IDs, lengths and number of its pieces.
+// The description of a blob is bound to its bytes: its kind, its encoding, and
+// the IDs, lengths and number of its pieces.
 func TestBlobIsBound(t *testing.T) {
 	keys, h := testKeys(t)
 	_, data, _ := build(t, keys, h, chunk.Data, [][]byte{{1, 2, 3}, {4, 5}})
@@ -147,7 +147,8 @@ func TestBlobIsBound(t *testing.T) {
 	}
 }
 
-// A machine that may only write lists what is in a data pack but opens none.
+// A machine that may only write can list the contents of a data pack, but
+// cannot open a blob.
 func TestWriteOnly(t *testing.T) {
 	keys, h := testKeys(t)
 	weak, err := keys.ForNewWriter(seal.WriteOnly)
@@ -170,8 +171,8 @@ func TestWriteOnly(t *testing.T) {
 	}
 }
 
-// Every flipped bit outside the blobs is noticed when the directory is opened,
-// every one inside when the blob is.
+// A flipped bit outside of the blobs is detected when the directory is opened,
+// and a flipped bit in a blob is detected when the blob is opened.
 func TestDamage(t *testing.T) {
 	keys, h := testKeys(t)
 	_, data, entries := build(t, keys, h, chunk.Data, [][]byte{bytes.Repeat([]byte("x"), 3000), {1, 2, 3}, {4}})
@@ -181,7 +182,7 @@ func TestDamage(t *testing.T) {
 		bad[i] ^= 1 << (i % 8)
 		d, err := Parse(keys, bad)
 		if i < first || i >= last {
-			zero := i >= len(bad)-8 && i < len(bad)-4 // reserved bytes of the trailer mean nothing yet
+			zero := i >= len(bad)-8 && i < len(bad)-4 // reserved bytes of the trailer have no meaning yet
 			if err == nil && !zero {
 				t.Fatalf("byte %d of %d: damage to the directory unnoticed", i, len(data))
 			}

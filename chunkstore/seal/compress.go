@@ -8,7 +8,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Encoding says how a blob's plain bytes are written before encryption.
+// Encoding is the form of a blob's plain bytes before encryption.
 type Encoding uint8
 
 const (
@@ -26,7 +26,7 @@ const (
 	LevelBest
 )
 
-// ParseLevel reads a level as users write it: fastest, default, better, best.
+// ParseLevel parses a level as users write it: fastest, default, better, best.
 func ParseLevel(s string) (Level, error) {
 	switch s {
 	case "", "default":
@@ -48,11 +48,11 @@ type Compressor struct {
 	level Level
 }
 
-// spare holds closed Compressors: one takes megabytes, and the tables of
-// contents and nodes of a large disk ask for thousands.
+// spare holds closed Compressors for reuse: one takes megabytes, and the tables
+// of contents and nodes of a large disk need thousands of them.
 var spare [LevelBest + 1]sync.Pool
 
-// NewCompressor returns a Compressor of the given level; Close ends it.
+// NewCompressor returns a Compressor of level l. The caller must close it.
 func NewCompressor(l Level) (*Compressor, error) {
 	if l < 0 || l > LevelBest {
 		return nil, fmt.Errorf("compression level %d", l)
@@ -67,15 +67,16 @@ func NewCompressor(l Level) (*Compressor, error) {
 	return &Compressor{enc: enc, level: l}, nil
 }
 
-// Close makes c free for another to use.
+// Close makes c available for reuse. The caller must not use c afterwards.
 func (c *Compressor) Close() { spare[c.level].Put(c) }
 
-// Bound is the room, in bytes, with which Compress needs no buffer of its own
-// for n bytes.
+// Bound returns the capacity, in bytes, with which Compress needs no buffer of
+// its own for n bytes.
 func Bound(n int) int { return n + n>>8 + 64 }
 
-// Compress returns p compressed, in dst[:0] where it has room, or p itself
-// where that is not larger, or where a look at it says that it will not be.
+// Compress returns p compressed, in dst[:0] if that has enough room. It returns
+// p itself if the result is not smaller, or if a sample of p shows that it
+// would not be.
 func (c *Compressor) Compress(dst, p []byte) ([]byte, Encoding) {
 	if len(p) < 64 || (looksRandom(p) && c.probeFails(dst, p)) {
 		return p, Plain
@@ -87,16 +88,17 @@ func (c *Compressor) Compress(dst, p []byte) ([]byte, Encoding) {
 	return out, Zstd
 }
 
-// Half of what lies on disks is compressed or encrypted already, and an encoder
-// takes almost as long to find that out as to compress. So larger pieces are
-// looked at first: slices at even distances, which must have as many different
-// bytes as random ones have, and then a stretch in the middle, compressed at
-// the lowest level. Both must say that nothing is to be gained.
+// Half of the data on disks is already compressed or encrypted, and an encoder
+// takes almost as long to find that out as to compress. Larger pieces are
+// therefore sampled first: slices at equal distances, which must contain as many
+// different byte values as random data does, and then a range in the middle,
+// which is compressed at the lowest level. Compression is skipped only if both
+// samples show that it would not help.
 const (
 	lookSlices  = 32
 	lookSlice   = 256 // bytes
-	lookVaried  = 137 // different bytes of a slice; random ones have 162, give or take 5
-	lookMean    = 157 // the same over all slices; random ones are within 1 of 162
+	lookVaried  = 137 // different byte values in a slice; random ones have 162 ± 5
+	lookMean    = 157 // the mean over all slices; random ones are within 1 of 162
 	lookMinimum = 4 * lookSlices * lookSlice
 	probeSize   = 16 << 10
 )
@@ -122,26 +124,26 @@ func looksRandom(p []byte) bool {
 	return sum >= lookMean*lookSlices
 }
 
-// probeFails tells whether a stretch of p does not get smaller by 1 %.
+// probeFails reports whether compression saves less than 1 % of a range of p.
 func (c *Compressor) probeFails(dst, p []byte) bool {
 	from := (len(p) - probeSize) / 2
 	out := c.enc.encodeFast(dst, p[from:from+probeSize])
 	return out != nil && len(out) > probeSize*99/100
 }
 
-// decoder is shared: DecodeAll is safe for concurrent use. The output is
-// bounded by the capacity it is given.
+// decoder is shared, because DecodeAll is safe for concurrent use. Its output
+// is bounded by the capacity of the slice that is passed to it.
 var decoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecodeAllCapLimit(true),
 		zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
 })
 
-// slack is what the output's buffer has beyond the content: with it the decoder
-// copies whole words, and takes its fast path.
+// slack is additional capacity of the output's buffer. With it the decoder can
+// copy whole words, and uses its fast path.
 const slack = 64
 
-// Decompress gives the n plain bytes that body stands for, in dst[:0] where it
-// has room for a little more than these.
+// Decompress returns the n plain bytes that body encodes, in dst[:0] if that
+// has room for slightly more than n bytes.
 func Decompress(dst, body []byte, e Encoding, n int) ([]byte, error) {
 	switch e {
 	case Plain:
@@ -169,10 +171,10 @@ func Decompress(dst, body []byte, e Encoding, n int) ([]byte, error) {
 	return nil, fmt.Errorf("encoding %d: %w", e, ErrNewer)
 }
 
-// Overhead is what encryption adds to a blob's body, in bytes.
+// Overhead is the number of bytes that encryption adds to a blob's body.
 const Overhead = 16
 
-// Nonce is the AES-GCM nonce of blob number n under its key part.
+// Nonce returns the AES-GCM nonce of blob number n under its key part.
 func Nonce(n uint32) []byte {
 	nonce := make([]byte, 12)
 	binary.BigEndian.PutUint32(nonce[8:], n)

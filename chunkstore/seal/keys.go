@@ -1,7 +1,7 @@
-// Package seal turns plain bytes into what lies in storage and back: it
-// compresses, encrypts and signs. It holds a repository's keys (Keys), seals
-// blobs for packs (Compressor, BlobAAD, NewAEAD) and whole small objects
-// (Object). It does no I/O.
+// Package seal converts plain bytes to their stored form and back: it
+// compresses, encrypts and signs. It contains a repository's keys (Keys), the
+// parts for sealing blobs in packs (Compressor, Nonce, NewAEAD), and whole
+// small objects (Object). It does no I/O.
 package seal
 
 import (
@@ -22,17 +22,18 @@ import (
 const Version = 1
 
 var (
-	// ErrCorrupt is the class of all damage: bytes that are not what was
-	// written. Callers ask with errors.Is.
+	// ErrCorrupt is the class of all damage: the bytes differ from those that
+	// were written. Callers test for it with errors.Is.
 	ErrCorrupt = errors.New("corrupt data")
 	// ErrForeign is returned for objects of another repository.
 	ErrForeign = errors.New("object of another repository")
-	// ErrNewer is returned for objects of a format newer than this version.
+	// ErrNewer is returned for objects of a newer format than Version.
 	ErrNewer = errors.New("written by a newer version of the format")
-	// ErrRevoked is returned for what a writer wrote after it was shut out.
+	// ErrRevoked is returned for objects that a writer wrote after it was
+	// revoked.
 	ErrRevoked = errors.New("what a revoked key writes counts for nothing")
-	// ErrNoDataKey is returned where a data pack would have to be opened and
-	// the slot in use may only write.
+	// ErrNoDataKey is returned if a data pack must be opened, but the slot in
+	// use may only write.
 	ErrNoDataKey = errors.New("this key can add backups but not open them: a full key is needed")
 )
 
@@ -41,7 +42,7 @@ type RepoID [16]byte
 
 func (r RepoID) String() string { return hex.EncodeToString(r[:]) }
 
-// Parse undoes String.
+// Parse is the inverse of String.
 func (r *RepoID) Parse(text string) error {
 	if len(text) == 2*len(r) {
 		if _, err := hex.Decode(r[:], []byte(text)); err == nil {
@@ -51,10 +52,11 @@ func (r *RepoID) Parse(text string) error {
 	return fmt.Errorf("repository ID %q: %w", text, ErrCorrupt)
 }
 
-// WriterID names a writer: the first 16 bytes of SHA-256 of its public key.
+// WriterID identifies a writer: it is the first 16 bytes of the SHA-256 of its
+// public key.
 type WriterID [16]byte
 
-// Parse undoes String.
+// Parse is the inverse of String.
 func (w *WriterID) Parse(text string) error {
 	if len(text) == 2*len(w) {
 		if _, err := hex.Decode(w[:], []byte(text)); err == nil {
@@ -66,7 +68,7 @@ func (w *WriterID) Parse(text string) error {
 
 func (w WriterID) String() string { return hex.EncodeToString(w[:]) }
 
-// Role is what a slot, and thus a writer, may do.
+// Role defines the rights of a slot, and therefore of a writer.
 type Role uint8
 
 const (
@@ -87,17 +89,17 @@ func (r Role) String() string {
 // certSize is the length of a certificate: role, public key, signature.
 const certSize = 1 + ed25519.PublicKeySize + ed25519.SignatureSize
 
-// Cert says that a writer belongs to the repository: its role and public key,
-// signed by the repository's certifying key.
+// Cert certifies that a writer belongs to the repository: it contains the
+// writer's role and public key, signed by the repository's certifying key.
 type Cert [certSize]byte
 
-// Role is the writer's role.
+// Role returns the writer's role.
 func (c *Cert) Role() Role { return Role(c[0]) }
 
-// Public is the writer's Ed25519 public key.
+// Public returns the writer's Ed25519 public key.
 func (c *Cert) Public() ed25519.PublicKey { return ed25519.PublicKey(c[1:33]) }
 
-// Writer is the writer's ID.
+// Writer returns the writer's ID.
 func (c *Cert) Writer() (id WriterID) {
 	sum := sha256.Sum256(c.Public())
 	copy(id[:], sum[:])
@@ -108,14 +110,14 @@ func certMessage(repo RepoID, body []byte) []byte {
 	return append(append([]byte("xenkeep writer 1"), repo[:]...), body...)
 }
 
-// Suite of the data key; fixed by format 1.
+// The HPKE suite of the data key, which format 1 fixes.
 var (
 	kem  = hpke.MLKEM768X25519()
 	kdf  = hpke.HKDFSHA256()
 	aead = hpke.AES256GCM()
 )
 
-// Keys are a repository's keys as one slot holds them.
+// Keys are a repository's keys, as far as one slot contains them.
 type Keys struct {
 	Repo RepoID
 	Cut  [32]byte // chunker
@@ -128,14 +130,14 @@ type Keys struct {
 	CertifyPublic  ed25519.PublicKey
 	CertifyPrivate ed25519.PrivateKey // nil in a write-only slot
 
-	Writer ed25519.PrivateKey // this slot's own
-	Cert   Cert               // of Writer
+	Writer ed25519.PrivateKey // the slot's own key
+	Cert   Cert               // certificate of Writer
 
 	revoked map[WriterID]map[[32]byte]bool
 }
 
-// Revoke makes k refuse all that a writer signed but objects and packs of these
-// names. It must not be called once k is in use.
+// Revoke makes k refuse everything that a writer signed, except the objects and
+// packs whose names are in accepted. It must not be called after k is in use.
 func (k *Keys) Revoke(writer WriterID, accepted map[[32]byte]bool) {
 	if k.revoked == nil {
 		k.revoked = make(map[WriterID]map[[32]byte]bool)
@@ -146,24 +148,25 @@ func (k *Keys) Revoke(writer WriterID, accepted map[[32]byte]bool) {
 	k.revoked[writer] = accepted
 }
 
-// Revoked tells whether a writer was shut out.
+// Revoked reports whether a writer was revoked.
 func (k *Keys) Revoked(writer WriterID) bool {
 	_, revoked := k.revoked[writer]
 	return revoked
 }
 
-// Refuses tells whether an object or pack of this name and writer is refused.
+// Refuses reports whether an object or pack with this name and writer must be
+// refused.
 func (k *Keys) Refuses(writer WriterID, name [32]byte) bool {
 	accepted, revoked := k.revoked[writer]
 	return revoked && !accepted[name]
 }
 
-// NewKeys draws the keys of a new repository together with its first, full
-// writer.
+// NewKeys generates the keys of a new repository together with its first
+// writer, which has the role Full.
 func NewKeys() (*Keys, error) {
 	k := new(Keys)
 	for _, p := range [][]byte{k.Repo[:], k.Cut[:], k.ID[:], k.Tree[:]} {
-		_, _ = rand.Read(p) // never fails, crypto/rand says
+		_, _ = rand.Read(p) // never fails, according to crypto/rand
 	}
 	var err error
 	if k.DataPrivate, err = kem.GenerateKey(); err != nil {
@@ -176,8 +179,9 @@ func NewKeys() (*Keys, error) {
 	return k.ForNewWriter(Full)
 }
 
-// ForNewWriter returns the keys of a new slot of the given role: a copy of k
-// with a writer of its own, without what the role may not have. k must be full.
+// ForNewWriter returns the keys of a new slot with a role: a copy of k with a
+// writer of its own, and without the keys that the role must not have. The role
+// of k must be Full.
 func (k *Keys) ForNewWriter(role Role) (*Keys, error) {
 	if k.CertifyPrivate == nil {
 		return nil, errors.New("only a full key can certify a writer")
@@ -205,12 +209,12 @@ func (k *Keys) checkCert(cert *Cert) error {
 	return nil
 }
 
-// Derive returns 32 bytes by HKDF-SHA256 of the tree key.
+// Derive derives 32 bytes from the tree key by HKDF-SHA256.
 func (k *Keys) Derive(salt []byte, info string) ([]byte, error) {
 	return hkdf.Key(sha256.New, k.Tree[:], salt, info, 32)
 }
 
-// NewAEAD returns AES-256-GCM under a 32-byte key.
+// NewAEAD returns AES-256-GCM with a 32-byte key.
 func NewAEAD(key []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -224,7 +228,8 @@ func (k *Keys) SealDataKey(key []byte) ([]byte, error) {
 	return hpke.Seal(k.DataPublic, kdf, aead, k.dataInfo(), key)
 }
 
-// OpenDataKey undoes SealDataKey; ErrNoDataKey without the private key.
+// OpenDataKey is the inverse of SealDataKey. Without the private key the error
+// is ErrNoDataKey.
 func (k *Keys) OpenDataKey(sealed []byte) ([]byte, error) {
 	if k.DataPrivate == nil {
 		return nil, ErrNoDataKey
@@ -240,10 +245,10 @@ func (k *Keys) dataInfo() []byte {
 	return append([]byte("xenkeep data pack 1"), k.Repo[:]...)
 }
 
-// Sign signs message in the name of this slot's writer.
+// Sign signs message with the key of this slot's writer.
 func (k *Keys) Sign(message []byte) []byte { return ed25519.Sign(k.Writer, message) }
 
-// Verify checks a signature together with the certificate of its writer.
+// Verify checks a signature and the certificate of its writer.
 func (k *Keys) Verify(cert *Cert, message, signature []byte) error {
 	if err := k.checkCert(cert); err != nil {
 		return err

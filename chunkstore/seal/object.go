@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// A small object (snapshot, note, claim, index ...) lies in storage as
+// The layout of a small object (snapshot, note, claim, index ...) is
 //
 //	offset  size  field
 //	     0     4  magic "XKOB"
@@ -25,10 +25,10 @@ import (
 //	 157+n     m  body, sealed
 //	   end    64  Ed25519 signature of "xenkeep object 1" and SHA-256 of all before
 //
-// The body is AES-256-GCM (key HKDF(tree key, salt, "xenkeep object " kind),
-// nonce zero, associated data: everything before the body) over one encoding
-// byte, the plain length (4 bytes) and the encoded bytes. An object's name is
-// the SHA-256 of all its bytes.
+// The body is encrypted with AES-256-GCM (key HKDF(tree key, salt, "xenkeep
+// object " kind), nonce zero, associated data: everything before the body). Its
+// plain text is one encoding byte, the plain length (4 bytes) and the encoded
+// bytes. An object's name is the SHA-256 of all its bytes.
 const (
 	objectMagic    = "XKOB"
 	objectHeadSize = 157
@@ -37,7 +37,8 @@ const (
 	maxObjectBody  = 1 << 30
 )
 
-// ObjectKind says what a small object holds. Its values are part of the format.
+// ObjectKind determines the content of a small object. Its values are part of
+// the format.
 type ObjectKind uint8
 
 const (
@@ -45,17 +46,17 @@ const (
 	KindIndex     ObjectKind = 2
 	KindNote      ObjectKind = 3
 	KindClaim     ObjectKind = 4
-	KindReference ObjectKind = 5 // packs a run uses but did not make
-	KindCondemned ObjectKind = 6 // packs a pruner means to delete
-	KindRetired   ObjectKind = 7 // a claim declared dead
+	KindReference ObjectKind = 5 // packs that a run uses but did not write
+	KindCondemned ObjectKind = 6 // packs that a pruner intends to delete
+	KindRetired   ObjectKind = 7 // a claim that was declared dead
 	KindDamage    ObjectKind = 8
 	KindConfig    ObjectKind = 9
-	KindRevoked   ObjectKind = 10 // a writer that is shut out
-	KindCatalogue ObjectKind = 11 // many snapshot objects, as they are
-	KindOver      ObjectKind = 12 // a dead run's end, and which of its snapshots count
+	KindRevoked   ObjectKind = 10 // a revoked writer
+	KindCatalogue ObjectKind = 11 // many snapshot objects, unchanged
+	KindOver      ObjectKind = 12 // the end of a dead run, and which of its snapshots are valid
 )
 
-// Object is a small object, opened.
+// Object is an opened small object.
 type Object struct {
 	Kind   ObjectKind
 	Cert   Cert
@@ -64,8 +65,8 @@ type Object struct {
 	Stored int    // bytes in storage
 }
 
-// SealObject seals and signs body, with head left readable, and returns the
-// object's bytes and its name.
+// SealObject seals and signs body, and returns the object's bytes and name.
+// Head remains readable without a key.
 func (k *Keys) SealObject(kind ObjectKind, head, body []byte) (data []byte, name string, err error) {
 	data = append(data, objectMagic...)
 	data = binary.BigEndian.AppendUint16(data, Version)
@@ -108,14 +109,15 @@ func (k *Keys) objectAEAD(kind ObjectKind, salt []byte) (interface {
 	return NewAEAD(key)
 }
 
-// Name is the name of content-named objects: SHA-256 in lower-case hexadecimal.
+// Name returns the name of an object that is named by its content: the SHA-256
+// in lower-case hexadecimal.
 func Name(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
 }
 
-// CheckName returns an error unless the name of an object ends in the Name of its
-// content.
+// CheckName returns an error unless the name of an object ends in the Name of
+// its content.
 func CheckName(name string, data []byte) error {
 	if !strings.HasSuffix(name, Name(data)) {
 		return fmt.Errorf("content does not fit its name: %w", ErrCorrupt)
@@ -123,8 +125,8 @@ func CheckName(name string, data []byte) error {
 	return nil
 }
 
-// ObjectHead parses the plain parts of an object, without any key and without
-// proof that they are genuine: its kind and plain head.
+// ObjectHead returns the kind and the plain head of an object. It needs no key,
+// and does not verify that they are genuine.
 func ObjectHead(data []byte) (ObjectKind, []byte, error) {
 	if len(data) < objectHeadSize+signatureSize || string(data[:4]) != objectMagic {
 		return 0, nil, fmt.Errorf("not an object of a repository: %w", ErrCorrupt)
@@ -139,15 +141,15 @@ func ObjectHead(data []byte) (ObjectKind, []byte, error) {
 	return ObjectKind(data[6]), data[objectHeadSize : objectHeadSize+n], nil
 }
 
-// ObjectRepo is the repository that an object says it is of; ObjectHead must
-// have found it whole.
+// ObjectRepo returns the repository ID in an object, without verifying it.
+// ObjectHead must have accepted data before.
 func ObjectRepo(data []byte) (id RepoID) {
 	copy(id[:], data[8:24])
 	return id
 }
 
-// VerifyObject proves who wrote an object of the given kind, and that it is as
-// written, without decrypting it. Of k it needs Repo and CertifyPublic alone.
+// VerifyObject verifies the writer and the integrity of an object that must be
+// of kind, without decrypting it. Of k it needs only Repo and CertifyPublic.
 func (k *Keys) VerifyObject(kind ObjectKind, data []byte) (*Object, error) {
 	got, head, err := ObjectHead(data)
 	if err != nil {
@@ -172,7 +174,7 @@ func (k *Keys) VerifyObject(kind ObjectKind, data []byte) (*Object, error) {
 	return o, nil
 }
 
-// OpenObject verifies and decrypts an object that must be of the given kind.
+// OpenObject verifies and decrypts an object that must be of kind.
 func (k *Keys) OpenObject(kind ObjectKind, data []byte) (*Object, error) {
 	o, err := k.VerifyObject(kind, data)
 	if err != nil {

@@ -54,7 +54,7 @@ func TestObjectRoundTrip(t *testing.T) {
 	}
 }
 
-// No byte of an object can be changed, and none taken away or added.
+// No byte of an object can be changed, removed or added.
 func TestObjectTamper(t *testing.T) {
 	k := newKeys(t)
 	data, _, err := k.SealObject(KindSnapshot, []byte("plain"), []byte("a body of some length"))
@@ -87,7 +87,8 @@ func TestObjectTamper(t *testing.T) {
 	}
 }
 
-// Who has the tree key but no certificate of this repository forges nothing.
+// A writer that has the tree key, but no certificate of this repository, cannot
+// forge an object.
 func TestUncertifiedWriter(t *testing.T) {
 	k := newKeys(t)
 	thief := *k
@@ -100,7 +101,7 @@ func TestUncertifiedWriter(t *testing.T) {
 	if _, err := k.OpenObject(KindSnapshot, data); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("a stranger's certificate: %v", err)
 	}
-	// A write-only writer that calls itself full.
+	// A write-only writer claims to have the role Full.
 	weak, err := k.ForNewWriter(WriteOnly)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +142,7 @@ func TestDataKey(t *testing.T) {
 	if _, err := k.OpenDataKey(sealed); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("changed: %v", err)
 	}
-	// Sealed for another repository with the same key.
+	// A key that is sealed for another repository with the same data key.
 	other, err := hpke.Seal(k.DataPublic, kdf, aead, append([]byte("xenkeep data pack 1"), make([]byte, 16)...), make([]byte, 32))
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +153,8 @@ func TestDataKey(t *testing.T) {
 }
 
 func TestCompress(t *testing.T) {
-	// More than the largest window that readers take, and little alike nearby.
+	// Larger than the largest window that readers accept, with few matches at
+	// short distances.
 	large := make([]byte, 20<<20)
 	for i := range large {
 		large[i] = byte(i*i>>12) ^ byte(i>>9)
@@ -193,8 +195,8 @@ func TestCompress(t *testing.T) {
 	}
 }
 
-// What cannot be compressed is seen at a look; what can, even if it is a small
-// part of noise, is compressed.
+// A sample detects data that cannot be compressed. Compressible data is
+// compressed, even if it is a small part between random data.
 func TestCompressLooksFirst(t *testing.T) {
 	c, err := NewCompressor(LevelDefault)
 	if err != nil {
@@ -222,7 +224,8 @@ func TestCompressLooksFirst(t *testing.T) {
 			t.Errorf("%s is not compressed", name)
 		}
 	}
-	// Noise that comes twice looks like noise; that costs space, not safety.
+	// Random data that is repeated looks like random data; this costs space,
+	// not safety.
 	if _, e := c.Compress(nil, twice); e != Plain {
 		t.Log("noise that comes twice is compressed")
 	}

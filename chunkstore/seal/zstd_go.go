@@ -4,7 +4,7 @@ package seal
 
 import "github.com/klauspost/compress/zstd"
 
-// Encoder names the implementation of zstd that compresses.
+// Encoder is the name of the zstd implementation that compresses.
 const Encoder = "go"
 
 var goLevels = [...]zstd.EncoderLevel{
@@ -12,11 +12,11 @@ var goLevels = [...]zstd.EncoderLevel{
 	LevelBetter: zstd.SpeedBetterCompression, LevelBest: zstd.SpeedBestCompression,
 }
 
-// window is how far back a match may lie, in bytes: what is compressed as one
-// is rarely larger.
+// window is the maximum distance of a match, in bytes. Data that is compressed
+// as one piece is rarely larger.
 const window = 1 << 20
 
-// encoder is what a build without a C compiler has.
+// encoder is used in builds without a C compiler.
 type encoder struct{ whole, fast *zstd.Encoder }
 
 func newEncoder(l Level) (encoder, error) {
@@ -32,9 +32,9 @@ func newEncoder(l Level) (encoder, error) {
 	return encoder{whole: whole, fast: fast}, err
 }
 
-// encode returns p compressed, in dst where it has room, or nil where that
-// fails.
+// encode returns p compressed, in dst if that has enough room, or nil on
+// failure.
 func (e encoder) encode(dst, p []byte) []byte { return e.whole.EncodeAll(p, dst[:0]) }
 
-// encodeFast does it at the lowest level.
+// encodeFast compresses at the lowest level.
 func (e encoder) encodeFast(dst, p []byte) []byte { return e.fast.EncodeAll(p, dst[:0]) }

@@ -18,14 +18,14 @@ import (
 const (
 	pageBegin = "-----BEGIN XENKEEP KEY-----"
 	pageEnd   = "-----END XENKEEP KEY-----"
-	lineChars = 48 // base32 characters a line, in groups of 8
+	lineChars = 48 // base32 characters per line, in groups of 8
 )
 
 var pageEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
 
-// Page writes keys and config as a page to be printed: text lines of base32,
-// each with a check of its own so that a line typed wrong is named. Whoever
-// holds the page holds the repository: no password protects it.
+// Page returns keys and config as a page for printing: text lines of base32,
+// each with its own checksum, so that OpenPage can name a mistyped line. Anyone
+// who has the page can open the repository: no password protects it.
 func Page(keys *seal.Keys, config json.RawMessage) ([]byte, error) {
 	body, err := marshalSecrets(keys, config)
 	if err != nil {
@@ -66,10 +66,10 @@ func lineCheck(n int, line string) string {
 	return hex.EncodeToString(sum[:2])
 }
 
-// IsPage tells whether text looks like a page.
+// IsPage reports whether text looks like a page.
 func IsPage(text []byte) bool { return bytes.Contains(text, []byte(pageBegin)) }
 
-// OpenPage reads a page, which may have other text around it.
+// OpenPage parses a page. There may be other text around it.
 func OpenPage(text []byte) (*seal.Keys, json.RawMessage, error) {
 	var code strings.Builder
 	scan := bufio.NewScanner(bytes.NewReader(text))

@@ -1,9 +1,9 @@
-// Package slot keeps a repository's keys: sealed under a password or a key
-// file (a slot, an object of the repository), or in the clear on a page to be
-// printed. A slot or a page is self-contained: with it and the packs alone a
-// repository opens.
+// Package slot stores a repository's keys: sealed under a password or a key
+// file (a slot, which is an object of the repository), or in the clear on a
+// page for printing. A slot or a page is self-contained: the repository can be
+// opened with it and the packs alone.
 //
-// A slot lies in storage twice, under slots/a/ID and slots/b/ID:
+// A slot is stored twice, as slots/a/ID and slots/b/ID:
 //
 //	offset  size  field
 //	     0     4  magic "XKSL"
@@ -13,10 +13,10 @@
 //	    12     n  head: JSON, see Head
 //	  12+n     …  secrets: JSON (see secrets), AES-256-GCM
 //
-// The key is HKDF-SHA256(secret, salt, "xenkeep slot"), where the secret is
-// the Argon2id of the password, or the 32 bytes of the key file; salt and the
-// Argon2id costs stand in the head. The nonce is zero (each slot written has a
-// fresh salt), the associated data all bytes before.
+// The key is HKDF-SHA256(secret, salt, "xenkeep slot"). The secret is the
+// Argon2id hash of the password, or the 32 bytes of the key file. The salt and
+// the Argon2id costs are in the head. The nonce is zero, because each written
+// slot has a fresh salt. The associated data is all bytes before the secrets.
 package slot
 
 import (
@@ -43,10 +43,10 @@ const (
 	keyBytes = 32
 )
 
-// ErrWrongSecret is returned when a password or key file does not open a slot.
+// ErrWrongSecret is returned if a password or key file does not open a slot.
 var ErrWrongSecret = errors.New("wrong password or key file")
 
-// KDF names how a slot's secret becomes a key.
+// KDF describes how the key is derived from a slot's secret.
 type KDF struct {
 	Name   string `json:"name"` // "argon2id" or "keyfile"
 	Salt   []byte `json:"salt"` // 32 bytes
@@ -55,9 +55,9 @@ type KDF struct {
 	Lanes  uint8  `json:"lanes,omitempty"`
 }
 
-// Costs of new password slots, the second choice of RFC 9106 section 4: 0.15 to
-// 0.3 s of CPU time, on up to four cores. Readers take those in the slot, up to
-// maxMemory and maxTime.
+// The costs of new password slots, which are the second choice of RFC 9106,
+// section 4: 0.15 to 0.3 s of CPU time, on up to four cores. Readers use the
+// costs in the slot, up to maxMemory and maxTime.
 const (
 	argonTime   = 3
 	argonMemory = 64 << 10 // KiB
@@ -66,7 +66,7 @@ const (
 	maxMemory   = 1 << 20 // KiB
 )
 
-// Head is what a slot says to anyone.
+// Head is the part of a slot that is readable without a key.
 type Head struct {
 	Format     int       `json:"format"`
 	Repository string    `json:"repository"` // hex
@@ -77,7 +77,7 @@ type Head struct {
 	KDF        KDF       `json:"kdf"`
 }
 
-// secrets are the sealed part of a slot, and what a page holds.
+// secrets are the sealed part of a slot, and the content of a page.
 type secrets struct {
 	Repository     []byte          `json:"repository"`
 	Cut            []byte          `json:"cut_key"`
@@ -92,7 +92,7 @@ type secrets struct {
 	Config         json.RawMessage `json:"config"`
 }
 
-// Secret is what opens a slot: a password, or the 32 bytes of a key file.
+// Secret opens a slot. It is a password, or the 32 bytes of a key file.
 type Secret struct {
 	Password []byte
 	KeyFile  []byte
@@ -124,8 +124,8 @@ func (s Secret) derive(k KDF) ([]byte, error) {
 	return hkdf.Key(sha256.New, ikm, k.Salt, "xenkeep slot", keyBytes)
 }
 
-// Seal makes a slot of keys and the repository's config under secret. It
-// returns the slot's bytes and ID.
+// Seal makes a slot from keys and the repository's config, sealed under secret.
+// It returns the slot's bytes and ID.
 func Seal(keys *seal.Keys, config json.RawMessage, secret Secret, label string, now time.Time) ([]byte, string, error) {
 	name, err := secret.name()
 	if err != nil {
@@ -182,8 +182,9 @@ func ReadHead(data []byte) (Head, error) {
 	return h, nil
 }
 
-// Open opens a slot. ErrWrongSecret is returned where secret is of the wrong
-// kind or does not fit; a damaged slot cannot be told from a wrong password.
+// Open opens a slot. It returns ErrWrongSecret if secret is of the wrong kind
+// or does not match. A damaged slot cannot be distinguished from a wrong
+// password.
 func Open(data []byte, secret Secret) (*seal.Keys, json.RawMessage, error) {
 	h, err := ReadHead(data)
 	if err != nil {
@@ -266,8 +267,8 @@ func unmarshalSecrets(body []byte) (*seal.Keys, json.RawMessage, error) {
 	return k, s.Config, nil
 }
 
-// ParseKeyFile reads the 32 bytes of a key file: raw, or as 64 hexadecimal
-// digits with white space around them.
+// ParseKeyFile parses the content of a key file: 32 raw bytes, or 64
+// hexadecimal digits with optional white space.
 func ParseKeyFile(b []byte) ([]byte, error) {
 	if len(b) == keyBytes {
 		return b, nil

@@ -90,7 +90,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, keys, got)
-	// Every changed character of the code is noticed.
+	// Every changed character of the code is detected.
 	start := bytes.IndexByte(page, '\n') + 1
 	for i := start; i < len(page)-len(pageEnd)-1; i++ {
 		if page[i] == ' ' || page[i] == '\n' {
@@ -118,8 +118,8 @@ func TestParseKeyFile(t *testing.T) {
 	}
 }
 
-// Unlocking a password slot takes at most 0.3 s of CPU; see the benchmark's
-// ns/op (one lane, so wall time is CPU time).
+// Unlocking a password slot takes at most 0.3 s of CPU time; see the
+// benchmark's ns/op (with one lane, so that wall time is CPU time).
 func BenchmarkUnlock(b *testing.B) {
 	keys := newKeys(b)
 	secret := Secret{Password: []byte("correct horse")}
@@ -136,7 +136,7 @@ func BenchmarkUnlock(b *testing.B) {
 
 func FuzzOpen(f *testing.F) {
 	keys := newKeys(f)
-	secret := Secret{KeyFile: keys.Cut[:]} // random: a fuzzing worker's is not that of the seeds
+	secret := Secret{KeyFile: keys.Cut[:]} // random: the key of a fuzzing worker is not the key of the seeds
 	data, _, err := Seal(keys, config, secret, "", time.Unix(1, 0))
 	if err != nil {
 		f.Fatal(err)
