@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// The paths by which other processes do what Go callers do with a Pool. They
-// serve loopback only, and know no sessions.
+// The paths with which other processes do what Go callers do with the methods
+// of a Pool. They are served on loopback only, and need no session.
 const (
 	adminWrite = "/xapisim/write" // GuestWrite
 	adminFault = "/xapisim/fault" // Fault, with a Fault as JSON
@@ -19,25 +19,25 @@ const (
 	adminClock = "/xapisim/clock" // Advance
 )
 
-// Action is a mishap of the whole pool, or an order to it.
+// Action is a failure of the whole pool, or a command to it.
 type Action string
 
 const (
 	ActionRestart      Action = "restart"       // Restart
-	ActionCrash        Action = "crash"         // CrashHost, of the host that is asked for
+	ActionCrash        Action = "crash"         // CrashHost, for the host that receives the request
 	ActionDropSessions Action = "drop-sessions" // DropSessions
-	ActionExpireTasks  Action = "expire-tasks"  // ExpireTasks, the pending ones too
+	ActionExpireTasks  Action = "expire-tasks"  // ExpireTasks, including the pending ones
 	ActionGC           Action = "gc"            // GC
 	ActionClear        Action = "clear"         // ClearFaults
-	ActionKillNBD      Action = "kill-nbd"      // KillNBD, of the host that is asked for
+	ActionKillNBD      Action = "kill-nbd"      // KillNBD, for the host that receives the request
 	ActionRestartNBD   Action = "restart-nbd"   // RestartNBD, likewise
 )
 
-// Actions lists them all.
+// Actions lists all actions.
 var Actions = []Action{ActionRestart, ActionCrash, ActionDropSessions, ActionExpireTasks, ActionGC, ActionClear, ActionKillNBD, ActionRestartNBD}
 
-// Do carries out an action; host counts from 0, the master, and matters for
-// actions on a host only.
+// Do performs an action. host counts from 0, the master; only actions on a host
+// use it.
 func (p *Pool) Do(a Action, host int) error {
 	if host < 0 || host >= len(p.hosts) {
 		return fmt.Errorf("%s host %d: there are %d", a, host, len(p.hosts))
@@ -65,8 +65,8 @@ func (p *Pool) Do(a Action, host int) error {
 	return nil
 }
 
-// admin wraps the work of an admin path: its result is sent as JSON, its error
-// as text with status 400.
+// admin wraps the handler of an admin path: it sends the result as JSON, and an
+// error as text with status 400.
 func admin(work func(c *conn, r *httpRequest) (any, error)) func(*conn, *httpRequest) bool {
 	return func(c *conn, r *httpRequest) bool {
 		if a, ok := c.RemoteAddr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
@@ -123,7 +123,7 @@ var (
 				return nil, err
 			}
 		}
-		c.spare() // whoever ends all connections gets an answer
+		c.spare() // the client that ends all connections still gets an answer
 		return struct{}{}, c.pool.Do(Action(r.query.Get("action")), host)
 	})
 )

@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// Row X3 of the fault list: calls without an Async. form answer Fault, and an
-// unknown call is named without the prefix.
+// Row X3 of the fault list: calls without an Async. form fail with the error
+// code Fault, and the error for an unknown call contains its name without the
+// prefix.
 func TestCallsWithoutAsyncForm(t *testing.T) {
 	c := start(t, nil)
 	for _, m := range []string{"VMSS.snapshot_now", "VM.set_snapshot_schedule", "VDI.get_nbd_info", "VM.set_NVRAM", "VDI.set_sharable", "host.get_servertime"} {
@@ -17,7 +18,7 @@ func TestCallsWithoutAsyncForm(t *testing.T) {
 	c.refused([]string{"MESSAGE_METHOD_UNKNOWN", "VM.nonsense"}, "Async.VM.nonsense")
 }
 
-// Row X3: our client asks for a task only where the call has one.
+// Row X3: our client requests a task only if the call has an Async. form.
 func TestClientAsksForTasksThatExist(t *testing.T) {
 	files, err := filepath.Glob("../*.go")
 	if err != nil {

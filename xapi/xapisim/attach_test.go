@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// holdNBD opens a disk over NBD and closes it again; dom0 keeps it until release
-// is called.
+// holdNBD opens a disk over NBD and closes it again; dom0 keeps it attached
+// until release is called.
 func (c *client) holdNBD(vdi string) (release func()) {
 	c.t.Helper()
 	release = c.p.HoldNBD()
@@ -22,10 +22,10 @@ func (c *client) holdNBD(vdi string) (release func()) {
 	return release
 }
 
-// Row X12 of the fault list: a disk that the control domain still holds
-// read-only, as it does for a while after an NBD connection, takes no import:
-// the storage layer refuses with Illegal_transition, in the page inside the body
-// and on the task. It is not VDI_IN_USE.
+// Row X12 of the fault list: while the control domain still holds a disk
+// read-only, as it does for a while after an NBD connection, the disk cannot be
+// imported to: the storage layer refuses with Illegal_transition, in the page
+// inside the body and on the task. The error is not VDI_IN_USE.
 func TestImportBesideReadOnlyAttachment(t *testing.T) {
 	c := start(t, nbdMode(NBDPlain))
 	disk := c.newDisk(c.sr("nfs"), 8*mib, map[string]any{})
@@ -40,7 +40,7 @@ func TestImportBesideReadOnlyAttachment(t *testing.T) {
 		t.Errorf("after the head: %q", rest)
 	}
 	c.status(task, "failure", "INTERNAL_ERROR", illegalTransition)
-	if body, task := c.export(disk); len(body) != 8*mib { // reading beside a reader is no problem
+	if body, task := c.export(disk); len(body) != 8*mib { // a concurrent reader is allowed
 		t.Errorf("export of %d bytes: %v", len(body), task)
 	}
 	release()
@@ -49,11 +49,11 @@ func TestImportBesideReadOnlyAttachment(t *testing.T) {
 	}
 	_, task = c.importTask(disk, "", make([]byte, 512))
 	c.status(task, "success")
-	release() // calling it again does nothing
+	release() // a second call has no effect
 }
 
-// Row X12: neither a VM's start nor VBD.plug can attach a disk read-write that
-// dom0 holds read-only.
+// Row X12: neither a VM's start nor VBD.plug can attach a disk read-write while
+// dom0 holds it read-only.
 func TestStartBesideReadOnlyAttachment(t *testing.T) {
 	c := start(t, nbdMode(NBDPlain))
 	c.must("VM.hard_shutdown", c.vm())
@@ -79,7 +79,7 @@ func TestStartBesideReadOnlyAttachment(t *testing.T) {
 }
 
 // Row X12: a disk that is attached read-write, to a running VM or to a control
-// domain, can be exported, also as a difference and over NBD, and imported into:
+// domain, can be exported, also as a difference and over NBD, and imported to:
 // the pool does not protect it.
 func TestTransfersOfDiskAttachedReadWrite(t *testing.T) {
 	c := start(t, nbdMode(NBDPlain))
@@ -104,8 +104,8 @@ func TestTransfersOfDiskAttachedReadWrite(t *testing.T) {
 	c.status(task, "success")
 }
 
-// Row X12: nothing but blocked_operations keeps a VM from starting while an
-// import writes its disk.
+// Row X12: only blocked_operations keeps a VM from starting while an import
+// writes its disk.
 func TestStartDuringImport(t *testing.T) {
 	c := start(t, nil)
 	vm := c.vm()
@@ -155,7 +155,7 @@ func TestBlockedOperations(t *testing.T) {
 	block(vm, "snapshot", "reverting")
 	c.refused(blocked, "VM.snapshot", vm, "x")
 	c.refused(blocked, "VM.revert", snap)
-	block(vm, "revert") // VM.revert asks the VM for reverting, and the snapshot for revert
+	block(vm, "revert") // VM.revert checks the operation reverting of the VM, and the operation revert of the snapshot
 	block(snap, "revert")
 	c.refused([]string{"OPERATION_BLOCKED", snap, "no"}, "VM.revert", snap)
 	block(vm)

@@ -13,22 +13,22 @@ import (
 	"xenkeep/xapi/xapisim/sr"
 )
 
-// maxVHD is the largest disk that can be exported as a VHD
-// (xen-api ocaml/libs/vhd, Vhd.max_disk_size).
+// maxVHD is the size of the largest disk that can be exported as a VHD (xen-api
+// ocaml/libs/vhd, Vhd.max_disk_size).
 const maxVHD = int64(sr.MaxVHDSize)
 
-// transfer is one bulk request while it runs.
+// transfer is a bulk request in progress.
 type transfer struct {
 	c     *conn
 	r     *httpRequest
 	task  string // reference
 	fault *Fault
-	moved int64     // bytes of body
+	moved int64     // bytes of body transferred
 	total int64     // expected, 0 if unknown
-	seen  time.Time // when a wish to cancel was first seen
-	next  int64     // when to look for it again
-	// deaf transfers run to their end although their task is cancelled, because
-	// another program than xapi moves their bytes.
+	seen  time.Time // when a cancellation request was first seen
+	next  int64     // value of moved at which to check for cancellation again
+	// deaf marks transfers that run to their end even if their task is
+	// cancelled, because a program other than xapi moves their bytes.
 	deaf bool
 }
 
@@ -37,8 +37,8 @@ var (
 	errGone = errors.New("client is gone")
 )
 
-// authorise finds the session of a bulk request; temp ones close with it. The
-// error answer is sent by the caller. Pool.mu is held.
+// authorise finds the session of a bulk request; temporary ones end with it.
+// The caller sends the error answer. Pool.mu must be held.
 func (c *conn) authorise(r *httpRequest) (session *object, temporary bool) {
 	if ref := r.credential("session_id"); ref != "" {
 		s, _ := c.pool.session(ref)
@@ -57,7 +57,8 @@ func unauthorised(realm string) string {
 		"WWW-Authenticate: Basic realm=\""+realm+"\"\r\n")
 }
 
-// redirect is the answer that sends the client to another host with the same query.
+// redirect returns the answer that redirects the client to another host with
+// the same query.
 func (c *conn) redirect(r *httpRequest, h *host) string {
 	scheme, addr := "https", h.address
 	if c.pool.cfg.NoTLS {
@@ -73,7 +74,7 @@ func (c *conn) redirect(r *httpRequest, h *host) string {
 	return "HTTP/1.1 302 Found\r\nLocation: " + loc + "\r\nConnection: close\r\ncontent-length: 0\r\n" + noCache + "\r\n"
 }
 
-// taskOf returns the client's task, or a new one. Pool.mu is held.
+// taskOf returns the client's task, or a new one. Pool.mu must be held.
 func (p *Pool) taskOf(r *httpRequest, label string) string {
 	if t := p.db.find("task", r.credential("task_id")); t != nil {
 		return t.ref
@@ -95,7 +96,7 @@ func (p *Pool) finish(task, result string, err error) {
 	p.complete(task, result, nil)
 }
 
-// vdiParam finds a disk by reference or UUID. Pool.mu is held.
+// vdiParam finds a disk by reference or UUID. Pool.mu must be held.
 func (p *Pool) vdiParam(v string) *object {
 	if o := p.db.find("VDI", v); o != nil {
 		return o
@@ -106,8 +107,8 @@ func (p *Pool) vdiParam(v string) *object {
 	return p.db.byUUID("VDI", v)
 }
 
-// missingError is the API error of an object that is not there, by the texts
-// that the server has for it: one for pages and one for tasks.
+// missingError is the API error for an object that does not exist, with the two
+// texts that the server uses for it: one for pages and one for tasks.
 type missingError struct {
 	api  *Error
 	page string
@@ -115,12 +116,13 @@ type missingError struct {
 
 func (m *missingError) Error() string { return m.page }
 
-// missing is what the server says of an object that a bulk request names in vain.
+// missing returns the server's error for an object that a bulk request names
+// and that does not exist.
 func missing(cls, v string) error {
 	return &missingError{fail("UUID_INVALID", cls, v), fmt.Sprintf("Db_exn.Read_missing_uuid(%q, \"\", %q)", cls, v)}
 }
 
-// pageOf is the text of an error in a page.
+// pageOf returns the text of an error on a page.
 func pageOf(err error) string {
 	if m, ok := err.(*missingError); ok {
 		return m.page
@@ -128,9 +130,10 @@ func pageOf(err error) string {
 	return asError(err).Error()
 }
 
-// failEarly fails the task of a request that is refused before its handler takes
-// over, and returns the page. Whatever the reason, the task fails for want of a
-// permission (xen-api ocaml/xapi/xapi_http.ml, rbac_raise). Pool.mu is held.
+// failEarly fails the task of a request that is refused before its handler
+// starts, and returns the page. Whatever the reason, the task fails with the
+// error for a missing permission (xen-api ocaml/xapi/xapi_http.ml, rbac_raise).
+// Pool.mu must be held.
 func (c *conn) failEarly(r *httpRequest, action string, err error) (page string) {
 	if t := c.pool.db.find("task", r.credential("task_id")); t != nil {
 		c.pool.complete(t.ref, "", fail("RBAC_PERMISSION_DENIED", "http/"+action, asError(err).Error()))
@@ -138,8 +141,8 @@ func (c *conn) failEarly(r *httpRequest, action string, err error) (page string)
 	return internalError(pageOf(err))
 }
 
-// pass counts n bytes, and stops the stream where a fault or a wish to cancel
-// says so: it returns how many of them may go.
+// pass counts n bytes, and stops the stream if a fault or a cancellation
+// request applies. It returns how many of the bytes may be transferred.
 func (t *transfer) pass(n int) (int, error) {
 	p := t.c.pool
 	if t.moved >= t.next {
@@ -162,7 +165,7 @@ func (t *transfer) pass(n int) (int, error) {
 	return n, nil
 }
 
-// Write sends body.
+// Write sends body data.
 func (t *transfer) Write(b []byte) (int, error) {
 	n, stop := t.pass(len(b))
 	w, err := t.c.Conn.Write(b[:n])
@@ -173,7 +176,7 @@ func (t *transfer) Write(b []byte) (int, error) {
 	return w, stop
 }
 
-// Read receives body.
+// Read receives body data.
 func (t *transfer) Read(b []byte) (int, error) {
 	n, stop := t.pass(len(b))
 	if stop != nil && n == 0 {
@@ -184,9 +187,10 @@ func (t *transfer) Read(b []byte) (int, error) {
 	return r, err
 }
 
-// cut ends a transfer that a fault stops: hanging, with a reset, or bare. The
-// task stays as it is, as when a host dies. It tells whether it did so;
-// otherwise the failure is to be reported as any other.
+// cut ends a transfer that a fault stops: it hangs, resets the connection, or
+// closes it without a page. The task stays unchanged, as when a host dies. It
+// reports whether it did so; otherwise the caller must report the failure like
+// any other.
 func (t *transfer) cut(err error) bool {
 	if !errors.Is(err, errCut) {
 		return false
@@ -202,7 +206,7 @@ func (t *transfer) cut(err error) bool {
 	return true
 }
 
-// faultError is what a fault makes a transfer fail with.
+// faultError returns the error with which a fault makes a transfer fail.
 func (t *transfer) faultError() error {
 	if f := t.fault; f != nil && f.Code != "" {
 		return fail(f.Code, f.Params...)
@@ -210,8 +214,8 @@ func (t *transfer) faultError() error {
 	return fail("VDI_IO_ERROR", "Device I/O errors")
 }
 
-// plugDom0 attaches a disk to the host's control domain for a transfer.
-// Pool.mu is held.
+// plugDom0 attaches a disk to the host's control domain for a transfer. Pool.mu
+// must be held.
 func (p *Pool) plugDom0(h *host, vdi *object, mode string) (*object, error) {
 	if vdi.str("type") == "cbt_metadata" {
 		return nil, fail("VDI_INCOMPATIBLE_TYPE", vdi.ref, cbtMetadata)
@@ -239,10 +243,10 @@ func (p *Pool) plugDom0(h *host, vdi *object, mode string) (*object, error) {
 	}), nil
 }
 
-// unplugDom0 takes dom0's VBDs away, at once or, with Config.Linger, later.
+// unplugDom0 removes dom0's VBDs, immediately or, with Config.Linger, later.
 func (p *Pool) unplugDom0(vbds []*object) { p.unplugLater(vbds, p.cfg.Linger) }
 
-// unplugLater takes VBDs of dom0 away after a while.
+// unplugLater removes VBDs of dom0 after a while.
 func (p *Pool) unplugLater(vbds []*object, linger time.Duration) {
 	drop := func() {
 		p.mu.Lock()
@@ -261,7 +265,7 @@ func (p *Pool) unplugLater(vbds []*object, linger time.Duration) {
 	}()
 }
 
-// dropVBDs destroys VBDs that are still there. Pool.mu is held.
+// dropVBDs destroys those of the VBDs that still exist. Pool.mu must be held.
 func (p *Pool) dropVBDs(vbds []*object) {
 	for _, o := range vbds {
 		if p.db.find("VBD", o.ref) != nil {
@@ -270,14 +274,15 @@ func (p *Pool) dropVBDs(vbds []*object) {
 	}
 }
 
-// exportKinds are the formats and their media types.
+// exportKinds maps the export formats to their media types.
 var exportKinds = map[string]string{
 	"raw": "application/octet-stream", "vhd": "application/vhd", "tar": "application/x-tar", "qcow2": "application/x-qemu-disk",
 }
 
 const notFound10 = "HTTP/1.0 404 Not Found\r\nConnection: close\r\n" + bulkNoCache + "\r\n"
 
-// serveExportRaw is GET /export_raw_vdi (xen-api ocaml/xapi/export_raw_vdi.ml).
+// serveExportRaw handles GET /export_raw_vdi (xen-api
+// ocaml/xapi/export_raw_vdi.ml).
 func (c *conn) serveExportRaw(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/export_raw_vdi")}
@@ -352,7 +357,7 @@ func (p *Pool) logoutLater(s *object) {
 	}
 }
 
-// export attaches and streams a disk; the VBDs are the caller's to unplug.
+// export attaches and streams a disk; the caller must unplug the VBDs.
 func (t *transfer) export(vdi *object, format string) (vbds []*object, err error) {
 	p := t.c.pool
 	if f := t.fault; f != nil && f.Code != "" && !f.Cut {
@@ -364,7 +369,8 @@ func (t *transfer) export(vdi *object, format string) (vbds []*object, err error
 		return nil, fail("VDI_TOO_LARGE", vdi.ref, fmt.Sprint(maxVHD))
 	}
 	if format == "qcow2" && t.r.param("base") != "" {
-		// The tool for that is another one, and what it sends is not known.
+		// The real server uses another tool for this, whose output is not
+		// known.
 		return nil, fail("NOT_IMPLEMENTED", "differences as "+format)
 	}
 	vbd, err := p.plugDom0(t.c.host, vdi, "RO")
@@ -391,7 +397,7 @@ func (t *transfer) export(vdi *object, format string) (vbds []*object, err error
 			return vbds, err
 		}
 		if format == "raw" {
-			base = nil // it is attached and ignored
+			base = nil // the base is attached and otherwise ignored
 		}
 	}
 	p.mu.Unlock()
@@ -410,13 +416,14 @@ func (t *transfer) export(vdi *object, format string) (vbds []*object, err error
 	defer e.Close()
 	t.total = e.Length()
 	if _, err = e.WriteTo(t); errors.Is(err, sr.ErrHangs) {
-		io.Copy(io.Discard, t.c.br) // until the client gives up
+		io.Copy(io.Discard, t.c.br) // until the client closes the connection
 		return vbds, errGone
 	}
 	return vbds, exportError(err, vdi)
 }
 
-// exportError lets what ends a stream pass, and makes API errors of the rest.
+// exportError returns errors that end the stream unchanged, and converts all
+// others to API errors.
 func exportError(err error, vdi *object) error {
 	var e *Error
 	switch {
@@ -430,7 +437,8 @@ func exportError(err error, vdi *object) error {
 	return srError(err, vdi.str("SR"))
 }
 
-// serveImportRaw is PUT /import_raw_vdi (xen-api ocaml/xapi/import_raw_vdi.ml).
+// serveImportRaw handles PUT /import_raw_vdi (xen-api
+// ocaml/xapi/import_raw_vdi.ml).
 func (c *conn) serveImportRaw(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/import_raw_vdi"), total: max(0, r.contentLength), deaf: true}
@@ -527,11 +535,12 @@ func (c *conn) serveImportRaw(r *httpRequest) bool {
 
 const badRequest = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n" + bulkNoCache + "\r\n"
 
-// bulkNoCache is noCache as bulk handlers spell it.
+// bulkNoCache is noCache in the spelling of the bulk handlers.
 const bulkNoCache = "Cache-Control: no-cache, no-store\r\n"
 
-// drain ends the answer and lets go of what the client still sends for a
-// moment, so that the answer is read before the connection breaks.
+// drain ends the answer and, for a moment, reads and discards the data that the
+// client still sends, so that the client reads the answer before the connection
+// breaks.
 func (c *conn) drain() {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		cw.CloseWrite()
@@ -572,7 +581,7 @@ func (t *transfer) receive(vdi, srObj *object, format string, chunked bool) (res
 		return "", vbds, err
 	}
 	switch {
-	case t.r.contentLength == 0: // a probe for redirects
+	case t.r.contentLength == 0: // a request that only looks for redirects
 	case chunked:
 		err = v.ImportChunked(t)
 	case format == "vhd":

@@ -8,7 +8,7 @@ import (
 	"xenkeep/xapi/xapisim/sr"
 )
 
-// enableCBT and disableCBT run with their checks done.
+// enableCBT and disableCBT run after their checks.
 func (p *Pool) enableCBT(c *call, vdi *object, v *sr.Volume) (any, error) {
 	if !p.licensed {
 		return nil, fail("LICENCE_RESTRICTION", "CBT")
@@ -32,8 +32,8 @@ func (p *Pool) disableCBT(c *call, vdi *object, v *sr.Volume) (any, error) {
 	return void, nil
 }
 
-// lostCBT says that the storage manager had to give up a disk's log
-// (sm, VDI.py, _disable_cbt_on_error).
+// lostCBT reports that the storage manager had to drop a disk's log (sm,
+// VDI.py, _disable_cbt_on_error).
 func (p *Pool) lostCBT(vdi *object, name, text string) {
 	p.db.create("message", map[string]any{
 		"name": name, "priority": int64(3), "cls": "VDI", "obj_uuid": vdi.uuid(), "timestamp": dateOf(p.now()),
@@ -42,10 +42,10 @@ func (p *Pool) lostCBT(vdi *object, name, text string) {
 	p.syncVDI(vdi)
 }
 
-// CrashHost lets a host die and come back: its connections end, its VMs stop
-// without closing anything, and if it is the master, sessions and tasks are
-// lost. Changed-block logs of its VMs' disks stay open, for the next start to
-// find.
+// CrashHost makes a host die and come back: its connections end, its VMs stop
+// without closing their disks, and if it is the master, sessions and tasks are
+// lost. The changed-block logs of its VMs' disks stay open, and the next start
+// finds them so.
 func (p *Pool) CrashHost(i int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -74,7 +74,7 @@ func (p *Pool) CrashHost(i int) {
 	p.cutHost(h)
 }
 
-// revertVDI is VDI.revert, which only newer storage knows.
+// revertVDI is VDI.revert, which only newer storage supports.
 func (p *Pool) revertVDI(c *call, snap *object) error {
 	if !p.cfg.StorageRevert {
 		return fail("UNIMPLEMENTED_IN_SM_BACKEND", snap.str("SR"))
@@ -119,7 +119,7 @@ func (p *Pool) revertVDI(c *call, snap *object) error {
 	return nil
 }
 
-// dataDestroy removes a disk snapshot's data and keeps its log.
+// dataDestroy removes the data of a disk snapshot and keeps its log.
 func (p *Pool) dataDestroy(c *call) (any, error) {
 	vdi, err := c.object(0)
 	if err != nil {
@@ -154,7 +154,8 @@ func (p *Pool) dataDestroy(c *call) (any, error) {
 	return void, nil
 }
 
-// listChangedBlocks gives the bitmap of what was written between two disks.
+// listChangedBlocks returns the bitmap of the blocks that were written between
+// two disks.
 func (p *Pool) listChangedBlocks(c *call) (any, error) {
 	from, err := c.object(0)
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// changed asks for the changed granules between two disks.
+// changed returns the changed granules between two disks.
 func (c *client) changed(from, to string) []int {
 	c.t.Helper()
 	b, err := base64.StdEncoding.DecodeString(c.must("VDI.list_changed_blocks", from, to).(string))
@@ -23,7 +23,7 @@ func (c *client) changed(from, to string) []int {
 	return out
 }
 
-// message tells whether there is a message of that name about a disk.
+// message reports whether there is a message with that name about a disk.
 func (c *client) message(name, vdi string) bool {
 	c.t.Helper()
 	for _, m := range c.must("message.get_all_records").(map[string]any) {
@@ -49,7 +49,7 @@ func TestCBTConfig(t *testing.T) {
 func TestCrashLosesCBT(t *testing.T) {
 	c := start(t, func(cfg *Config) { cfg.CBT = true })
 	first := c.snapshotDisk(0)
-	// A clean stop and start changes nothing.
+	// A clean stop and start does not change the log.
 	c.must("VM.hard_shutdown", c.vm())
 	c.must("VM.start", c.vm(), false, false)
 	if !c.cbt(c.disk(0)) {
@@ -85,7 +85,7 @@ func TestMemberCrash(t *testing.T) {
 	member := c.p.hosts[1].ref
 	c.must("VM.start_on", c.vm(), member, false, false)
 	c.p.CrashHost(1)
-	if got := c.record("VM", c.vm())["power_state"]; got != "Halted" { // the session lives on
+	if got := c.record("VM", c.vm())["power_state"]; got != "Halted" { // the session remains valid
 		t.Errorf("the VM is %v", got)
 	}
 	c.must("VM.start", c.vm(), false, false)
@@ -110,7 +110,7 @@ func TestCBTFailsAtSnapshot(t *testing.T) {
 
 func TestNoSpaceForCBTLog(t *testing.T) {
 	c := start(t, func(cfg *Config) {
-		// Room for the live disk and its snapshot, and not for a log.
+		// Enough space for the live disk and its snapshot, but not for a log.
 		cfg.SRs = []SRConfig{{Name: "tight", Type: "lvm", Size: 40 * mib}}
 		cfg.VMs[0].Disks, cfg.VMs[0].Halted, cfg.CBT = cfg.VMs[0].Disks[:1], true, true
 	})
@@ -193,15 +193,15 @@ func TestStorageRevert(t *testing.T) {
 	if !bytes.Equal(c.content(live), pattern(1, 8*mib)) {
 		t.Error("the disk's content is not the old one")
 	}
-	// The log says that nothing happened since the last snapshot, though the
-	// guest's write is undone.
+	// The log shows no change since the last snapshot, although the guest's
+	// write has been reverted.
 	if got := c.changed(last, live); len(got) != 0 || !c.cbt(live) {
 		t.Errorf("changed: %v", got)
 	}
 	if rec := c.record("VM", c.vm()); rec["power_state"] != "Halted" || rec["parent"] != old {
 		t.Errorf("the VM: %v, parent %v", rec["power_state"], rec["parent"])
 	}
-	// The call itself, and where the storage cannot.
+	// The call itself, and the fallback if the storage does not support it.
 	c.guestWrites(6 * mib)
 	c.must("VDI.revert", c.disks(old)["0"])
 	if !bytes.Equal(c.content(live), pattern(1, 8*mib)) {

@@ -10,7 +10,7 @@ type object struct {
 	class             *class
 	ref               string
 	vals              []any
-	created, modified uint64 // generations
+	created, modified uint64 // generations of the database
 }
 
 func (o *object) get(name string) any { return o.vals[o.class.byName[name].index] }
@@ -35,20 +35,20 @@ func (o *object) record() *record {
 	return &record{o.class, append([]any(nil), o.vals...)}
 }
 
-// table is one class's rows.
+// table holds the rows of one class.
 type table struct {
 	class *class
 	objs  map[string]*object
 }
 
-// tomb remembers a row that is gone, for event.from.
+// tomb records a deleted row, for event.from.
 type tomb struct {
 	class            *class
 	ref              string
 	created, deleted uint64
 }
 
-// database holds all objects of the pool. It is guarded by Pool.mu.
+// database holds all objects of the pool. Pool.mu guards it.
 type database struct {
 	sch     *schema
 	tables  map[string]*table
@@ -72,7 +72,7 @@ func (db *database) touch(o *object) {
 	db.changed = make(chan struct{})
 }
 
-// create adds a row. Fields not given take their defaults.
+// create adds a row. Omitted fields get their defaults.
 func (db *database) create(cls string, fields map[string]any) *object {
 	t := db.tables[cls]
 	o := &object{class: t.class, ref: "OpaqueRef:" + newUUID(), vals: make([]any, len(t.class.fields))}
@@ -97,7 +97,7 @@ func (db *database) create(cls string, fields map[string]any) *object {
 	return o
 }
 
-// put sets one field; the other side of a relation follows.
+// put sets one field and updates the other side of a relation.
 func (db *database) put(o *object, name string, v any) {
 	f := o.class.byName[name]
 	db.link(o, f.index, v)
@@ -105,7 +105,7 @@ func (db *database) put(o *object, name string, v any) {
 	db.touch(o)
 }
 
-// link keeps the sets at the far end of a relation up to date, newest first.
+// link keeps the sets at the other side of a relation up to date, newest first.
 func (db *database) link(o *object, index int, v any) {
 	r := o.class.relations[index]
 	if r == nil {
@@ -139,7 +139,7 @@ func without(set []any, v any) []any {
 	return out
 }
 
-// with returns m with k set to v; m itself stays as it is.
+// with returns m with k set to v; m itself is not modified.
 func with(m map[string]any, k string, v any) map[string]any {
 	out := make(map[string]any, len(m)+1)
 	for k, e := range m {
@@ -159,7 +159,8 @@ func withoutKey(m map[string]any, key string) map[string]any {
 	return out
 }
 
-// destroy removes a row. References to it dangle, as in the real database.
+// destroy removes a row. References to it dangle afterwards, as in the real
+// database.
 func (db *database) destroy(o *object) {
 	for i := range o.class.relations {
 		db.link(o, i, nullRef)
@@ -191,7 +192,7 @@ func (db *database) byUUID(cls, uuid string) *object {
 	return nil
 }
 
-// all lists a class, newest first.
+// all lists the objects of a class, newest first.
 func (db *database) all(cls string) []*object {
 	t := db.tables[cls]
 	out := make([]*object, 0, len(t.objs))
@@ -202,7 +203,7 @@ func (db *database) all(cls string) []*object {
 	return out
 }
 
-// refs lists the objects that a set of references names and that exist.
+// refs lists the existing objects of a set of references.
 func (db *database) refs(cls string, set []any) []*object {
 	var out []*object
 	for _, r := range set {

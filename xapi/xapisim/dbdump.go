@@ -9,16 +9,16 @@ import (
 	"strings"
 )
 
-// oldTables are those of the smallest database that the first versions with
-// rolling upgrades accept (xen-api ocaml/xapi/pool_db_backup.ml).
+// oldTables are the tables of the smallest database that the first versions
+// with rolling upgrades accept (xen-api ocaml/xapi/pool_db_backup.ml).
 var oldTables = []string{
 	"SR", "pool", "VBD_metrics", "console", "host", "VIF_metrics", "user", "PBD", "pool_patch", "host_metrics", "VLAN", "Bond",
 	"VTPM", "event", "VBD", "VM_guest_metrics", "VDI", "VM_metrics", "task", "VM", "crashdump", "network", "PIF", "host_patch",
 	"host_crashdump", "SM", "host_cpu", "VIF", "session", "PIF_metrics",
 }
 
-// serveDatabase is GET /pool/xmldbdump: the whole database as XML, without a
-// length; in the middle of a rolling upgrade an empty one of an old schema.
+// serveDatabase handles GET /pool/xmldbdump: the whole database as XML, without
+// a length; during a rolling upgrade, an empty database of an old schema.
 func (c *conn) serveDatabase(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/pool/xmldbdump")}
@@ -77,12 +77,12 @@ func (p *Pool) emptyDump() []byte {
 	return b.Bytes()
 }
 
-// notPersistent tables are there without rows.
+// notPersistent tables appear without rows.
 var notPersistent = map[string]bool{"session": true, "task": true, "event": true}
 
-// databaseDump writes the database as the real server keeps it: a row's fields
-// are attributes, sets and maps are texts in brackets, spaces are escaped
-// (xen-api ocaml/database/db_xml.ml, xml_spaces.ml).
+// databaseDump writes the database in the form of the real server: a row's
+// fields are attributes, sets and maps are texts in brackets, spaces are
+// escaped (xen-api ocaml/database/db_xml.ml, xml_spaces.ml).
 func (p *Pool) databaseDump() []byte {
 	software, _ := p.cfg.Version.software()
 	var major, minor int
@@ -117,8 +117,8 @@ func (p *Pool) databaseDump() []byte {
 	return b.Bytes()
 }
 
-// columnName is a field's name in the database, where name spaces end in two
-// underscores.
+// columnName returns a field's name in the database, where name spaces end with
+// two underscores.
 func columnName(name string) string {
 	for _, space := range []string{"name_", "memory_", "VCPUs_", "PV_", "HVM_", "actions_after_"} {
 		if rest, ok := strings.CutPrefix(name, space); ok {
@@ -131,7 +131,7 @@ func columnName(name string) string {
 	return name
 }
 
-// protectSpaces escapes what XML would not keep (xen-api
+// protectSpaces escapes the characters that XML would not preserve (xen-api
 // ocaml/database/xml_spaces.ml).
 func protectSpaces(s string) string {
 	return strings.NewReplacer("%", "%%", " ", "%.", "\t", "%t", "\n", "%n", "\r", "%r").Replace(s)

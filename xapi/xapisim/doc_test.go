@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestDocNamesTests holds docs/simulator.md to its word: each row of its
-// tables names tests that exist, or says NOT DONE.
+// TestDocNamesTests checks docs/simulator.md: each row of its tables names
+// tests that exist, or contains NOT DONE.
 func TestDocNamesTests(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/simulator.md")
 	if err != nil {

@@ -1,18 +1,18 @@
 package xapisim
 
-// volatile are fields that differ between two looks at a pool where nothing
-// happened that a user would care about.
+// volatile lists fields that differ between two dumps of a pool even if nothing
+// happened that matters to a user.
 var volatile = map[string]map[string]bool{
 	"":    {"allowed_operations": true, "current_operations": true, "last_updated": true},
 	"VDI": {"physical_utilisation": true},
 	"SR":  {"physical_utilisation": true, "virtual_allocation": true, "VDIs": true},
 }
 
-// Dump returns all records by class and reference, for a comparison of the
-// pool before something with the pool after it. It leaves out sessions, tasks,
-// messages and base copies (which go when the garbage is collected), the
-// parent in a disk's sm_config, and fields that change by themselves. A VM's
-// parent is as the server keeps it.
+// Dump returns all records by class and reference, for a comparison of the pool
+// before and after an operation. It omits sessions, tasks, messages and base
+// copies (which the garbage collector removes), the parent in a disk's
+// sm_config, and fields that change by themselves. A VM's parent is the one
+// that the server keeps.
 func (p *Pool) Dump() map[string]map[string]map[string]any {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -16,7 +16,7 @@ func fail(code string, params ...string) *Error {
 	return &Error{Code: code, Params: params}
 }
 
-// asError makes an API error of any error.
+// asError converts any error to an API error.
 func asError(err error) *Error {
 	if e, ok := err.(*Error); ok {
 		return e

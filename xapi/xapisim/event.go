@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// subscription is what a client of event.from wants to hear of.
+// subscription is the set of events that a client of event.from asks for.
 type subscription struct {
 	all     bool
 	classes map[string]bool
 	objects map[[2]string]bool
 }
 
-// parseSubscription never fails: a word that names no class hears nothing.
+// parseSubscription never fails: a word that names no class matches no event.
 func parseSubscription(words []any) subscription {
 	s := subscription{classes: map[string]bool{}, objects: map[[2]string]bool{}}
 	for _, w := range words {
@@ -38,7 +38,8 @@ func (s *subscription) wants(cls, ref string) bool {
 	return s.all || s.classes[cls] || s.objects[[2]string{cls, ref}]
 }
 
-// parseToken reads the two numbers of a token; the empty one is the beginning.
+// parseToken parses the two numbers of a token; the empty token stands for the
+// beginning.
 func parseToken(tok string) (uint64, error) {
 	if tok == "" {
 		return 0, nil
@@ -53,7 +54,7 @@ func parseToken(tok string) (uint64, error) {
 
 func token(gen uint64) string { return fmt.Sprintf("%020d,%020d", gen, 0) }
 
-// eventFrom waits for something to tell.
+// eventFrom waits for an event to report.
 func (p *Pool) eventFrom(c *call) (any, error) {
 	sub := parseSubscription(c.args[0].([]any))
 	since, err := parseToken(c.str(1))
@@ -67,7 +68,7 @@ func (p *Pool) eventFrom(c *call) (any, error) {
 		events := p.eventsSince(&sub, since)
 		left := time.Until(deadline)
 		if len(events) > 0 && !batched && since > 0 && !(len(sub.classes) == 1 && sub.classes["task"]) {
-			batched = true // several changes within 50 ms come together
+			batched = true // several changes within 50 ms are reported together
 			c.wait(min(p.scaled(50*time.Millisecond), max(left, 0)))
 			continue
 		}
@@ -107,7 +108,7 @@ func (p *Pool) eventsSince(sub *subscription, since uint64) []any {
 		if c.hidden {
 			continue
 		}
-		if c.name == "session" || c.name == "user" || c.name == "secret" { // these make no events
+		if c.name == "session" || c.name == "user" || c.name == "secret" { // these classes have no events
 			continue
 		}
 		for _, o := range p.db.tables[c.name].objs {
@@ -139,7 +140,7 @@ func (p *Pool) eventsSince(sub *subscription, since uint64) []any {
 }
 
 // refCounts counts the objects of each class, as 32-bit integers. Messages are
-// not rows of the real database and count as none.
+// not rows of the real database, so their count is zero.
 func (p *Pool) refCounts() map[string]any {
 	out := map[string]any{}
 	for _, c := range p.db.sch.order {
@@ -164,7 +165,8 @@ func (p *Pool) eventCalls() map[string]handler {
 				return nil, fail("HANDLE_INVALID", c.str(0), c.str(1))
 			}
 			p.db.touch(o)
-			// The token lies before the injected event, so that it is seen.
+			// The token precedes the injected event, so that the client sees
+			// the event.
 			return token(p.db.gen - 1), nil
 		},
 		"event.register":       func(c *call) (any, error) { return void, nil },
@@ -176,7 +178,7 @@ func (p *Pool) eventCalls() map[string]handler {
 	}
 }
 
-// objectOfClass finds an object by class in any case.
+// objectOfClass finds an object; the case of the class name does not matter.
 func (p *Pool) objectOfClass(cls, ref string) *object {
 	for name, t := range p.db.tables {
 		if strings.EqualFold(name, cls) {

@@ -11,7 +11,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// Start a simulated pool, log in to it as to a real one, and let its next call
+// Start a simulated pool, log in to it as to a real one, and make its next call
 // of VM.snapshot fail.
 func ExampleNew() {
 	ctx := context.Background()

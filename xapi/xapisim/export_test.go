@@ -15,7 +15,8 @@ import (
 	"xenkeep/vhd"
 )
 
-// readVHD returns the disk in a stream, and which of its blocks it holds.
+// readVHD returns the disk in a stream, and the blocks that the stream
+// contains.
 func readVHD(t *testing.T, stream []byte) (*vhd.Image, []byte) {
 	t.Helper()
 	r, err := vhd.NewReader(bytes.NewReader(stream), vhd.Options{})
@@ -36,7 +37,7 @@ func readVHD(t *testing.T, stream []byte) (*vhd.Image, []byte) {
 	}
 }
 
-// content reads a volume.
+// content reads a whole volume.
 func (c *client) content(vdi string) []byte {
 	c.t.Helper()
 	v, err := c.p.Volume(c.uuid("VDI", vdi))
@@ -109,7 +110,8 @@ func TestExportDelta(t *testing.T) {
 	if !img.IsDelta() || img.Allocated() != 2*mib || !img.Present(2) || !bytes.Equal(disk[4*mib:6*mib], live[4*mib:6*mib]) {
 		t.Errorf("delta: %v, %d bytes", img.IsDelta(), img.Allocated())
 	}
-	// The other disk's snapshot is no base of this one, and yet it is taken.
+	// The snapshot of the other disk is not a base of this one, and yet the
+	// server accepts it.
 	unrelated, task := c.export(snap, "format", "vhd", "base", c.snapshotDisk(1))
 	c.status(task, "success")
 	if img, disk := readVHD(t, unrelated); img.Allocated() != 8*mib || !bytes.Equal(disk, live) {
@@ -174,7 +176,7 @@ func TestCredentials(t *testing.T) {
 	if resp.StatusCode != 200 || len(b) != 8*mib {
 		t.Errorf("basic: %s, %d bytes", resp.Status, len(b))
 	}
-	// A cookie's session wins over the query's.
+	// The session in a cookie takes precedence over that in the query.
 	req, _ = http.NewRequest("GET", c.base+"/export_raw_vdi?session_id=OpaqueRef:gone&vdi="+snap, nil)
 	req.Header.Set("Cookie", "session_id="+c.session)
 	if resp, err = c.hc.Do(req); err != nil {
@@ -186,10 +188,10 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-// early are requests refused before the handler takes the task over.
-// Row X12 of the fault list: a request that is refused before its handler takes
-// over gets a page at once, and its task fails for want of a permission, whatever
-// the reason.
+// early are requests that are refused before the handler takes over the task.
+// Row X12 of the fault list: a request that is refused before its handler
+// starts gets a page immediately, and its task fails with the error for a
+// missing permission, whatever the reason.
 func TestRefusedBeforeHandler(t *testing.T) {
 	c := start(t, nil)
 	denied := func(what, action, why, answer string, task string) {
@@ -219,7 +221,8 @@ func TestRefusedBeforeHandler(t *testing.T) {
 	}
 	answer, task = export("/export_raw_vdi", "vdi", vdi)
 	denied("SR that no host sees", "get_export_raw_vdi", "NO_HOSTS_AVAILABLE: [  ]", answer, task)
-	// An import there gets a 400 with the page after it, and the task has the code.
+	// For an import, the answer is a 400 with the page after it, and the task
+	// has the code.
 	said, rec := c.importTask(vdi, "", nil)
 	if !strings.HasPrefix(said, "HTTP/1.1 400 Bad Request\r\n") || !strings.Contains(said, "\r\n\r\nHTTP/1.1 500 Internal Error\r\n") {
 		t.Errorf("import to an SR that no host sees: %q", said)
@@ -276,7 +279,7 @@ func TestExportFailureIsEmbedded(t *testing.T) {
 		if tc.want != nil && info[0] != tc.want[0] {
 			t.Errorf("%s: %v, want %v", name, info, tc.want)
 		}
-		if name == "unknown base" { // the page has the database's own words
+		if name == "unknown base" { // the page contains the database's own text
 			if !strings.Contains(answer, "Db_exn.Read_missing_uuid(&quot;VDI&quot;, &quot;&quot;, &quot;"+tc.base+"&quot;)") {
 				t.Errorf("%s: the page says %q", name, answer)
 			}
@@ -293,7 +296,7 @@ func TestExportFailureIsEmbedded(t *testing.T) {
 func TestExportTooLarge(t *testing.T) {
 	c := start(t, nil)
 	vdi := c.newDisk(c.sr("nfs"), 2*mib, map[string]any{})
-	c.p.mu.Lock() // no driver makes a VHD that large; qcow2 disks are
+	c.p.mu.Lock() // no driver creates a VHD of that size; qcow2 disks may have it
 	c.p.db.put(c.p.db.find("VDI", vdi), "virtual_size", maxVHD+1)
 	c.p.mu.Unlock()
 	body, task := c.export(vdi, "format", "vhd")
@@ -475,8 +478,9 @@ func TestCancelHasDelay(t *testing.T) {
 	c.status(c.finished(task), "cancelled", "TASK_CANCELLED", task)
 }
 
-// Row X12: the tool that moves the bytes of a disk knows nothing of tasks. A
-// cancelled export runs to its end and succeeds, and its task keeps the wish.
+// Row X12: the tool that moves the bytes of a disk does not check tasks. A
+// cancelled export runs to its end and succeeds, and its task keeps the
+// cancellation request.
 func TestCancelledExportRunsToItsEnd(t *testing.T) {
 	c := start(t, func(cfg *Config) { cfg.CancelDelay = time.Nanosecond })
 	snap := c.snapshotDisk(0)
@@ -545,8 +549,8 @@ func TestExportMetadata(t *testing.T) {
 	}
 }
 
-// BenchmarkExport reads a sparse file's export over TLS; b.SetBytes tells the
-// rate.
+// BenchmarkExport reads a sparse file's export over TLS; b.SetBytes makes it
+// report the rate.
 func BenchmarkExport(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "disk.raw")
 	const size = 512 << 20

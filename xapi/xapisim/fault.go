@@ -5,47 +5,47 @@ import (
 	"time"
 )
 
-// Fault is one scripted mishap. On names the call ("VM.snapshot", also behind
-// Async.) or the HTTP path ("/export_raw_vdi") it happens to; "*" is any call.
-// Further names: "/nbd", an NBD connection when it opens its export, and the
-// storage manager's own steps: "sm.cbt_snapshot" and "sm.cbt_resize", at which
-// a changed-block log is lost, "sm.cbt_enable" and "sm.cbt_disable", which fail, as
-// does "sm.vdi_clone", with the fault's code or SR_BACKEND_FAILURE_81.
-// It happens at the Nth match from now (0 and 1: the next) and Times times (0:
-// once, negative: always).
+// Fault is one scripted failure. On is the call ("VM.snapshot", also if it is
+// made as Async.) or the HTTP path ("/export_raw_vdi") where it happens; "*" is
+// any call. Further values are "/nbd", an NBD connection when it opens its
+// export, and the storage manager's own steps: at "sm.cbt_snapshot" and
+// "sm.cbt_resize" a changed-block log is lost; "sm.cbt_enable",
+// "sm.cbt_disable" and "sm.vdi_clone" fail with the fault's code or
+// SR_BACKEND_FAILURE_81. The fault happens at the Nth match from now (0 and 1:
+// the next) and Times times (0: once, negative: always).
 type Fault struct {
 	On    string `json:"on"`
 	Nth   int    `json:"nth,omitempty"`
 	Times int    `json:"times,omitempty"`
 
-	// Code makes a call fail, before it does anything or, with After, when it
-	// is done. On a bulk path the transfer fails with it: at byte CutAt with
-	// Embedded, else before the first byte.
+	// Code makes a call fail, before it has any effect or, with After, when it
+	// is complete. On a bulk path the transfer fails with it: at byte CutAt
+	// with Embedded, otherwise before the first byte.
 	Code   string   `json:"code,omitempty"`
 	Params []string `json:"params,omitempty"`
 	After  bool     `json:"after,omitempty"`
-	// Reset cuts the connection so that the peer sees a reset.
+	// Reset breaks the connection so that the peer sees a reset.
 	Reset bool `json:"reset,omitempty"`
-	// Delay is how long the operation holds its object, unscaled.
+	// Delay is how long the operation occupies its object, unscaled.
 	Delay time.Duration `json:"delay,omitempty"`
-	// Do runs before the call is looked at, with nothing held: it may call the
+	// Do runs before the call is processed, with no lock held: it may call the
 	// pool itself.
 	Do func() `json:"-"`
-	// DropSession ends the caller's session first.
+	// DropSession ends the caller's session before the call.
 	DropSession bool `json:"drop_session,omitempty"`
 
 	// Status answers an HTTP request with an error page of that status.
 	Status int `json:"status,omitempty"`
-	// Cut stops a stream after CutAt bytes of body: with the server's error
-	// page behind them when Embedded, else bare. Stall hangs there until the
-	// client goes away.
+	// Cut stops a stream after CutAt bytes of body: with Embedded, the server's
+	// error page follows them; otherwise nothing does. Stall hangs at that
+	// point until the client closes the connection.
 	Cut      bool  `json:"cut,omitempty"`
 	CutAt    int64 `json:"cut_at,omitempty"`
 	Embedded bool  `json:"embedded,omitempty"`
 	Stall    bool  `json:"stall,omitempty"`
 }
 
-// Fault scripts a mishap.
+// Fault schedules a failure.
 func (p *Pool) Fault(f Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -58,23 +58,24 @@ func (p *Pool) Fault(f Fault) {
 	p.faults = append(p.faults, &f)
 }
 
-// Watch has fn called with the name of each API call before it is looked at,
-// for those who script faults by what is called; nil ends it. It must not call
-// the pool.
+// Watch registers fn to be called with the name of each API call before the
+// call is processed, for tests that script faults by the calls they see; nil
+// removes it. fn must not call the pool.
 func (p *Pool) Watch(fn func(method string)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.watch = fn
 }
 
-// ClearFaults forgets what was scripted and did not happen yet.
+// ClearFaults removes all scripted faults that have not happened yet.
 func (p *Pool) ClearFaults() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.faults = nil
 }
 
-// takeFault returns the fault due for this call or path. Pool.mu is held.
+// takeFault returns the fault that is due for this call or path. Pool.mu must
+// be held.
 func (p *Pool) takeFault(name string) *Fault {
 	var due *Fault
 	keep := p.faults[:0]
@@ -115,10 +116,11 @@ func (p *Pool) takeHTTPFault(r *httpRequest) *Fault {
 	return nil
 }
 
-// takeSM tells whether a step of the storage manager fails. Pool.mu is held.
+// takeSM reports whether a step of the storage manager fails. Pool.mu must be
+// held.
 func (p *Pool) takeSM(step string) bool { return p.takeFault("sm."+step) != nil }
 
-// takeStreamFault returns the fault due for a transfer.
+// takeStreamFault returns the fault that is due for a transfer.
 func (p *Pool) takeStreamFault(path string) *Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestPythonClient lets Python's xmlrpc.client and http.client back up a VM;
+// TestPythonClient backs up a VM with Python's xmlrpc.client and http.client;
 // the pool is the same before and after.
 func TestPythonClient(t *testing.T) {
 	c := start(t, nil)
@@ -38,7 +38,7 @@ func TestPythonClient(t *testing.T) {
 	}
 	c.p.GC()
 	after := c.p.Dump()
-	for cls := range before { // the record of what was taken last remains
+	for cls := range before { // the record of the latest snapshot remains
 		for ref, o := range before[cls] {
 			for k, v := range o {
 				if !reflect.DeepEqual(after[cls][ref][k], v) {

@@ -6,7 +6,7 @@ import (
 	"strconv"
 )
 
-// furnish fills the database.
+// furnish fills the database with the configured objects.
 func (p *Pool) furnish() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -138,7 +138,7 @@ func (p *Pool) addConfiguredVM(v VMConfig, net *object) error {
 		}
 		p.syncVDI(vdi)
 		pos := i
-		if i >= 3 { // 3 is the CD drive's
+		if i >= 3 { // position 3 belongs to the CD drive
 			pos++
 		}
 		dev := strconv.Itoa(pos)

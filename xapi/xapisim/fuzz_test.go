@@ -17,7 +17,7 @@ func FuzzXMLRPC(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What was understood can be written and understood again.
+		// A parsed request can be written and parsed again.
 		for _, v := range req.params {
 			if v == nil {
 				continue
@@ -78,8 +78,8 @@ func FuzzFilter(f *testing.F) {
 	})
 }
 
-// FuzzOVA feeds descriptions of archives to the parser, and what it takes to
-// the importer.
+// FuzzOVA parses descriptions of archives, and imports those that the parser
+// accepts.
 func FuzzOVA(f *testing.F) {
 	f.Add([]byte(`<value><struct><member><name>version</name><value><struct/></value></member><member><name>objects</name><value><array><data/></array></value></member></struct></value>`))
 	f.Add([]byte(`<value><struct><member><name>version</name><value><struct><member><name>xapi_major</name><value>1</value></member></struct></value></member>` +

@@ -2,7 +2,7 @@ package xapisim
 
 import "time"
 
-// gcLater lets the SR's garbage collector run some time after a deletion.
+// gcLater starts the SR's garbage collector some time after a deletion.
 func (p *Pool) gcLater(srRef string) {
 	st := p.stores[srRef]
 	if st == nil || st.gcTimer != nil {
@@ -20,8 +20,8 @@ func (p *Pool) gcLater(srRef string) {
 	})
 }
 
-// gc collects an SR's garbage and drops the records of base copies gone. It
-// lets Pool.mu go meanwhile, because data may be moved.
+// gc collects an SR's garbage and removes the records of deleted base copies.
+// It releases Pool.mu meanwhile, because data may be moved.
 func (p *Pool) gc(srRef string) {
 	st := p.stores[srRef]
 	if st == nil {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// generic runs the calls that every class has.
+// generic runs the calls that exist for every class.
 func (c *call) generic() (any, error) {
 	p, m := c.p, c.method
 	cls := m.class.name
@@ -96,9 +96,9 @@ func (p *Pool) records(objs []*object) map[string]any {
 	return out
 }
 
-// construct reads the record of a create call: fields that only the server
-// sets and unknown ones are ignored, the first mandatory one that is missing is
-// an error, the others take their defaults.
+// construct reads the record of a create call: it ignores unknown fields and
+// those that only the server sets, returns an error for the first mandatory
+// field that is missing, and sets all other missing fields to their defaults.
 func (c *call) construct(i int) (map[string]any, error) {
 	in := c.args[i].(map[string]any)
 	out := map[string]any{}
@@ -127,9 +127,9 @@ func (c *call) construct(i int) (map[string]any, error) {
 	return out, nil
 }
 
-// parseFilter reads the expressions of get_all_records_where: fields, quoted
-// texts, "=", and, or, not, true, false and brackets
-// (xen-api ocaml/database/db_filter_parse.mly).
+// parseFilter parses the expressions of get_all_records_where: fields, quoted
+// texts, "=", and, or, not, true, false and brackets (xen-api
+// ocaml/database/db_filter_parse.mly).
 func parseFilter(expr string) (func(*object) bool, error) {
 	f := &filter{rest: expr}
 	if err := f.next(); err != nil {
@@ -149,7 +149,7 @@ var (
 
 type filter struct {
 	rest string
-	tok  string // a word, a sign, or a quoted text with its first quote
+	tok  string // a word, a sign, or a quoted text with its opening quote
 }
 
 func (f *filter) next() error {
@@ -255,7 +255,7 @@ func (f *filter) unary(depth int) (func(*object) bool, error) {
 	return func(o *object) bool { return l(o) == r(o) }, nil
 }
 
-// value reads a quoted text or a field's name.
+// value parses a quoted text or a field's name.
 func (f *filter) value() (func(*object) string, error) {
 	isField := f.tok == "field"
 	if isField {
@@ -273,7 +273,7 @@ func (f *filter) value() (func(*object) string, error) {
 	if !isField {
 		return func(*object) string { return text }, nil
 	}
-	// The database knows fields of a name space with two underscores.
+	// The database writes the fields of a name space with two underscores.
 	name := strings.ReplaceAll(text, "__", "_")
 	return func(o *object) string {
 		fd := o.class.byName[name]

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// compareHeads compares status line, names and values of headers; lengths and
-// identifiers are free.
+// compareHeads compares status lines, and names and values of headers; lengths
+// and identifiers may differ.
 func compareHeads(want, got []string) (diffs []string) {
 	read := func(lines []string) map[string]string {
 		m := map[string]string{}
@@ -49,7 +49,7 @@ func (r *replay) compareBodies(form string, want, got []byte) []string {
 	switch {
 	case bytes.HasPrefix(want, []byte("<html>")):
 		w, g := string(want), string(got)
-		for _, lib := range []string{"Yojson", "Xmlm", "Jsonrpc"} { // these texts are of libraries
+		for _, lib := range []string{"Yojson", "Xmlm", "Jsonrpc"} { // these texts come from libraries
 			if i := strings.Index(w, marker); i >= 0 && strings.HasPrefix(w[i+len(marker):], lib) {
 				w = w[:i]
 				g, _, _ = strings.Cut(g, marker)
@@ -93,7 +93,8 @@ func decodeJSON(b []byte, v *any) error {
 	return d.Decode(v)
 }
 
-// decodeXMLAnswer turns an answer into values: what is bare is a string.
+// decodeXMLAnswer converts an answer to values: a value without a type element
+// is a string.
 func decodeXMLAnswer(b []byte) (any, error) {
 	s := strings.Replace(string(b), "<methodResponse>", "<methodCall><methodName>x</methodName>", 1)
 	s = strings.Replace(s, "</methodResponse>", "</methodCall>", 1)
@@ -162,7 +163,7 @@ func sameKeys(at string, w, g map[string]any) (diffs []string) {
 	return diffs
 }
 
-// exact are fields whose values the replay compares, too.
+// exact are the fields whose values the replay compares too.
 var exact = map[string]bool{
 	"power_state": true, "is_a_snapshot": true, "is_a_template": true, "is_control_domain": true, "managed": true, "status": true,
 	"progress": true, "snapshot_of": true, "parent": true, "type": true, "mode": true, "empty": true, "cbt_enabled": true,
@@ -174,8 +175,9 @@ var exact = map[string]bool{
 	"timestamp": false, "is_vmss_snapshot": true, "affinity": true, "resident_on": true, "memory_target": true,
 }
 
-// compare walks two answers: kinds and field sets must be the same; codes and
-// the fields in exact also in value. References learn their counterparts.
+// compare compares two answers recursively: kinds and field sets must be equal;
+// codes and the fields in exact also in value. It records which simulated
+// reference corresponds to a recorded one.
 func (r *replay) compare(at string, w, g any) []string {
 	if kindOf(w) != kindOf(g) {
 		return []string{fmt.Sprintf("%s: recorded %s, got %s: %s", at, kindOf(w), kindOf(g), short(g))}
@@ -196,14 +198,14 @@ func (r *replay) compare(at string, w, g any) []string {
 		}
 	case string:
 		if !strings.HasSuffix(at, ".VDIs[]") && !strings.HasSuffix(at, "result[]") && !strings.HasSuffix(at, "Value[]") {
-			r.learn(wv, g.(string)) // lists of everything have no order to go by
+			r.learn(wv, g.(string)) // lists of all objects have no defined order
 		}
 	}
 	return nil
 }
 
-// compareEvents wants the same number of events where they are few, and else
-// one of each class and operation recorded.
+// compareEvents expects the same number of events if there are few; otherwise
+// it expects one event of each recorded class and operation.
 func (r *replay) compareEvents(at string, w, g []any) (diffs []string) {
 	key := func(e any) string {
 		m := e.(map[string]any)
@@ -219,12 +221,12 @@ func (r *replay) compareEvents(at string, w, g []any) (diffs []string) {
 	seen := map[string]bool{}
 	for _, e := range w {
 		k := key(e)
-		if seen[k] || k == "driver_variant add" || k == "host_driver add" { // drivers of the recording's kernel
+		if seen[k] || k == "driver_variant add" || k == "host_driver add" { // drivers of the kernel in the recording
 			continue
 		}
 		seen[k] = true
 		if got[k] == nil {
-			if k != "task del" { // an event about something that never was known to the client
+			if k != "task del" { // an event about an object that the client has never seen
 				diffs = append(diffs, at+": none of "+k)
 			}
 			continue
@@ -262,7 +264,7 @@ func (r *replay) compareParams(at string, w, g []any) []string {
 }
 
 func (r *replay) compareMaps(at string, w, g map[string]any) (diffs []string) {
-	// Records by reference: compare those that are known to correspond, else
+	// Records by reference: compare those that are known to correspond, or else
 	// any two.
 	if byRef(w) && byRef(g) {
 		compared := false
@@ -301,7 +303,7 @@ func (r *replay) compareMaps(at string, w, g map[string]any) (diffs []string) {
 			diffs = append(diffs, fmt.Sprintf("%s: recorded %s, got %v", at, ws, gv))
 		}
 		if k == "memory_overhead" && w["hostname"] != nil {
-			continue // the README calls a host's memory not golden
+			continue // according to the README, a host's memory is not golden
 		}
 		scalar := kindOf(w[k]) != "array" && kindOf(w[k]) != "object"
 		if exact[k] && scalar && len(sub) == 0 {
@@ -344,7 +346,7 @@ func (r *replay) compareResult(w, g any) []string {
 }
 
 // compareLists compares lists of words as sets, and lists of references by
-// whether there are any.
+// whether they are empty.
 func compareLists(w, g []any) []string {
 	if (len(w) == 0) != (len(g) == 0) {
 		return []string{fmt.Sprintf("result: recorded %d elements, got %d", len(w), len(g))}
@@ -371,7 +373,7 @@ func compareLists(w, g []any) []string {
 	return diffs
 }
 
-// unknown tells whether a recorded reference has no counterpart yet.
+// unknown reports whether a recorded reference has no counterpart yet.
 func (r *replay) unknown(v any) bool {
 	s, ok := v.(string)
 	return ok && refPattern.FindString(s) == s && s != "" && r.toSim[s] == ""

@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// testdata/golden-data.tar.zst holds a second recording of the real xapi (xen-api
-// commit e2ee48d6), this time with the programs that move a disk's data; the
-// README in it tells how.
+// testdata/golden-data.tar.zst contains a second recording of the real xapi
+// (xen-api commit e2ee48d6), this time with the programs that move a disk's
+// data; its README describes how it was made.
 
-// notGoldenData lists what the replay leaves uncompared, by folder and part:
-// head, body, task or answer, with the reason. A part that would compare equal
-// is an error.
+// notGoldenData lists the parts that the replay does not compare, by folder and
+// part: head, body, task or answer, with the reason. A listed part that
+// compares equal is an error.
 var notGoldenData = map[string]string{
 	"517-VM-start-while-dom0-RO answer": "the recording's hypervisor is simulated and attaches no storage; on a real host the storage layer refuses",
 	"518-VM-start-running2 answer":      "follows from 517",
@@ -27,7 +27,7 @@ var notGoldenData = map[string]string{
 	"551-export-vm-ok body":             "the records of the recording's VM are longer",
 }
 
-// dataReplay plays the second recording against a pool.
+// dataReplay replays the second recording against a pool.
 type dataReplay struct {
 	*replay
 	disk   []byte // the content of the first disk
@@ -35,7 +35,7 @@ type dataReplay struct {
 	vbds   map[string]string
 }
 
-// The recorded references of what the recording made without a transcript.
+// The recorded references of objects that were created without a transcript.
 const (
 	recA, recB, recSmall  = "7c6df7d5-f044-34b7-c18a-60cf7e0b277a", "dcae6e5f-149e-86cb-8e14-c4f45675d6ac", "36e578d6-53f1-08b7-3fd3-699c15adf0f0"
 	recSnap, recSnapUUID  = "b66b9b23-11ec-2c91-d792-56d4a0615ebf", "6aaab1fa-5700-4114-a913-6e067f0107a9"
@@ -56,7 +56,7 @@ const (
 var recSessions = []string{"42f61c9e-48a2-1b97-9543-3f29a8266c89", "70e1f789-cec5-b3de-1bd1-402bab4c8105", "0382c144-2698-42e0-15b8-410b18dcee66", "8c5aea59-e428-82db-996f-38a187073219"}
 
 // Row X12 of the fault list: the simulator answers transfers and calls about
-// attached disks as the real server was seen to do.
+// attached disks as the real server did in the recording.
 func TestGoldenData(t *testing.T) {
 	names, calls := readRecording(t, "testdata/golden-data.tar.zst")
 	r := newDataReplay(t)
@@ -101,7 +101,7 @@ func TestGoldenData(t *testing.T) {
 	t.Logf("%d parts of %d cases compare equal; %d are listed", compared, len(names), len(notGoldenData))
 }
 
-// newDataReplay makes the pool and the disks of the recording.
+// newDataReplay creates the pool and the disks of the recording.
 func newDataReplay(t *testing.T) *dataReplay {
 	t.Helper()
 	p, err := New(Config{
@@ -154,7 +154,7 @@ func (r *dataReplay) newDisk(size int64, sm map[string]any) string {
 	}).(string)
 }
 
-// newMachine makes a halted VM with a disk, if one is named.
+// newMachine creates a halted VM, with a disk if disk is not empty.
 func (r *dataReplay) newMachine(name, disk string) string {
 	vm := r.do("VM.create", machineRecord(name)).(string)
 	if disk != "" {
@@ -174,7 +174,7 @@ func (r *dataReplay) plug(vm, vdi, mode string, plug bool) string {
 	return vbd
 }
 
-// prepare does what happened between the recorded cases.
+// prepare performs the steps that happened between the recorded cases.
 func (r *dataReplay) prepare(name string) {
 	dom0 := r.sim(recDom0)
 	switch name[:3] {
@@ -233,7 +233,8 @@ func (r *dataReplay) settle(rec string) {
 	}
 }
 
-// belongs reports whether an answer alone was recorded in the state after a case.
+// belongs reports whether an answer without a request was recorded in the state
+// after a case.
 func (r *dataReplay) belongs(name, answer string) bool {
 	switch {
 	case strings.HasPrefix(answer, "rpc-attached-rw-"):
@@ -250,7 +251,7 @@ func (r *dataReplay) step(name string, files goldenCall) map[string][]string {
 	r.prepare(name)
 	if req := files["json2.request.json"]; req != nil {
 		head, got := r.http("POST", "/jsonrpc", "", r.translate(req))
-		if strings.HasPrefix(name, "503-") { // port and certificate are each host's own
+		if strings.HasPrefix(name, "503-") { // port and certificate differ between hosts
 			got = anyPort.ReplaceAll(anyCert.ReplaceAll(got, []byte(`"cert":"`+recordedCert+`"`)), []byte(`"port":10809`))
 		}
 		want := strings.Split(strings.TrimSpace(string(files["json2.head.txt"])), "\n")
@@ -297,7 +298,7 @@ func (r *dataReplay) transfer(name string, files goldenCall) map[string][]string
 	}
 }
 
-// body is what a request sends.
+// body returns the body of a request.
 func (r *dataReplay) body(name, request string) []byte {
 	m := regexp.MustCompile(`\(body (\d+) bytes\)`).FindStringSubmatch(request)
 	if m == nil {
@@ -319,11 +320,12 @@ func (r *dataReplay) body(name, request string) []byte {
 	return garbage
 }
 
-// gaveUp stands in a recorded answer where the client waited in vain for more.
+// gaveUp appears in a recorded answer at the point where the client had waited
+// for more data without success.
 const gaveUp = "##TimeoutError"
 
-// exchange sends a recorded request and returns all of the answer, or its head
-// if the recording's client gave up then.
+// exchange sends a recorded request and returns the whole answer, or only its
+// head if the recording's client stopped there.
 func (r *dataReplay) exchange(request string, body []byte, whole bool) []byte {
 	r.t.Helper()
 	c, err := net.Dial("tcp", r.p.hosts[0].ln.Addr().String())
@@ -359,8 +361,8 @@ var (
 	anyLength   = regexp.MustCompile(`(?m)^Content-Length: \d+$`)
 )
 
-// compareDataHeads compares heads to the byte, but for names and lengths that
-// are the recording's own.
+// compareDataHeads compares heads byte for byte, except for names and lengths
+// that are specific to the recording.
 func (r *dataReplay) compareDataHeads(want, got string) []string {
 	want = string(r.translate([]byte(want)))
 	for _, x := range []*regexp.Regexp{anyFileName, anyServer, anyLength} {
@@ -372,7 +374,7 @@ func (r *dataReplay) compareDataHeads(want, got string) []string {
 	return nil
 }
 
-// compareDataBodies compares the lengths of data, and texts to the byte.
+// compareDataBodies compares data by length, and texts byte for byte.
 func (r *dataReplay) compareDataBodies(want string, got []byte) []string {
 	var n int
 	if _, err := fmt.Sscanf(want, "(body %d bytes)", &n); err == nil {
@@ -416,8 +418,8 @@ func (r *dataReplay) compareTasks(want map[string]any, task string) []string {
 	return diffs
 }
 
-// answerAlone replays a call of which the recording has the answer only, or the
-// export that was cancelled.
+// answerAlone replays a call of which the recording contains only the answer,
+// or the export that was cancelled.
 func (r *dataReplay) answerAlone(name string, file []byte) []string {
 	r.t.Helper()
 	var rec struct {
@@ -436,7 +438,7 @@ func (r *dataReplay) answerAlone(name string, file []byte) []string {
 	return r.compareBodies("json2", regexp.MustCompile(`"id": \d+`).ReplaceAll(rec.Answer, []byte(`"id": 1`)), got)
 }
 
-// cancelledExport cancels an export under way and compares its task.
+// cancelledExport cancels an export in progress and compares its task.
 func (r *dataReplay) cancelledExport(file []byte) []string {
 	r.t.Helper()
 	var want map[string]any

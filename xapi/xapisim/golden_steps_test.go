@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// before does what happened between the recorded calls: the recording made
-// objects by calls that are not in it. It returns an event token that takes
-// the place of the recorded one.
+// before performs the steps that happened between the recorded calls: the
+// recording created objects by calls that it does not contain. It returns an
+// event token that replaces the recorded one.
 func (r *replay) before(name, form string) (tok string) {
 	p := r.p
 	once := form == "json2" || form == "raw"
@@ -38,8 +38,8 @@ func (r *replay) before(name, form string) (tok string) {
 		r.do("VM.set_name_description", vm1, "n"+form)
 		return tok
 	case strings.HasPrefix(name, "234-"):
-		// The recorded task was made before the token and destroyed, while
-		// pending, behind it.
+		// The recorded task was created before the token and destroyed, while
+		// pending, after it.
 		task := r.do("task.create", "short", "")
 		tok = now()
 		r.do("task.destroy", task)
@@ -109,8 +109,8 @@ func waitTasks(r *replay) {
 	r.t.Fatal("tasks do not end")
 }
 
-// secondVM makes the VM of the recording's second part: one disk with CBT, and
-// the VM snapshots a and b.
+// secondVM creates the VM of the recording's second part: one disk with CBT,
+// and the VM snapshots a and b.
 func (r *replay) secondVM(diskOf func(string) string) {
 	vm := r.do("VM.create", machineRecord("vm2")).(string)
 	vdi := r.do("VDI.create", map[string]any{
@@ -135,7 +135,7 @@ func (r *replay) secondVM(diskOf func(string) string) {
 	r.bind("fa2096db-2466-ce91-5e37-388960a7ca72", fmt.Sprint(r.p.db.find("VM", a).set("VBDs")[0]))
 }
 
-// machineRecord is a record that VM.create takes.
+// machineRecord returns a record that VM.create accepts.
 func machineRecord(name string) map[string]any {
 	rec := map[string]any{"name_label": name, "name_description": ""}
 	for _, k := range []string{"PV_bootloader", "PV_kernel", "PV_ramdisk", "PV_args", "PV_bootloader_args", "PV_legacy_args", "PCI_bus", "recommendations"} {

@@ -17,13 +17,13 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// testdata/golden.tar.zst holds calls to a real xapi (xen-api commit
-// e2ee48d6), recorded with exact bodies in three wire forms; the README in it
-// tells how. Two calls of one folder may differ, as they were sent one after
-// the other.
+// testdata/golden.tar.zst contains calls to a real xapi (xen-api commit
+// e2ee48d6), recorded with exact bodies in three wire formats; its README
+// describes how it was made. Two calls in one folder may differ, because they
+// were sent one after the other.
 
-// notGolden lists what the replay leaves uncompared, by folder and form, with
-// the reason. A line that would compare equal is an error.
+// notGolden lists the calls that the replay does not compare, by folder and
+// format, with the reason. An entry that compares equal is an error.
 var notGolden = map[string]string{
 	"106-VDI-copy-on-cbt-snapshot json2":  "recorded without tap-ctl, so the copy failed",
 	"106-VDI-copy-on-cbt-snapshot json1":  "recorded without tap-ctl, so the copy failed",
@@ -66,7 +66,7 @@ func readRecording(t *testing.T, file string) (names []string, calls map[string]
 			t.Fatal(err)
 		}
 		parts := strings.Split(h.Name, "/")
-		if len(parts) == 2 && strings.HasSuffix(h.Name, ".json") { // an answer alone
+		if len(parts) == 2 && strings.HasSuffix(h.Name, ".json") { // an answer without a request
 			parts = append(parts, "answer.json")
 		}
 		if len(parts) != 3 || h.Typeflag != tar.TypeReg {
@@ -86,12 +86,12 @@ func readRecording(t *testing.T, file string) (names []string, calls map[string]
 	return names, calls
 }
 
-// replay plays the recording against a pool.
+// replay replays the recording against a pool.
 type replay struct {
 	t       *testing.T
 	p       *Pool
-	toSim   map[string]string // recorded reference or UUID -> simulated
-	session string            // simulated, for the steps in between
+	toSim   map[string]string // maps recorded references and UUIDs to simulated ones
+	session string            // simulated session, for the steps between calls
 	wide    map[string]string // names kept between those steps
 }
 
@@ -110,7 +110,7 @@ func (r *replay) translate(b []byte) []byte {
 
 func (r *replay) bind(recorded, simulated string) { r.toSim["OpaqueRef:"+recorded] = simulated }
 
-// do calls the pool in between recorded calls.
+// do makes a call to the pool between recorded calls.
 func (r *replay) do(method string, args ...any) any {
 	r.t.Helper()
 	res, e := r.p.dispatch(r.t.Context(), r.p.hosts[0], &request{method: method, params: append([]any{r.session}, args...)})
@@ -120,8 +120,8 @@ func (r *replay) do(method string, args ...any) any {
 	return res
 }
 
-// http sends raw bytes on a connection of its own and returns the head's
-// lines and the body.
+// http sends raw bytes on a connection of its own and returns the lines of the
+// head, and the body.
 func (r *replay) http(method, path, extra string, body []byte) (head []string, rest []byte) {
 	r.t.Helper()
 	c, err := net.Dial("tcp", r.p.hosts[0].ln.Addr().String())
@@ -200,7 +200,7 @@ func TestGolden(t *testing.T) {
 	t.Logf("%d calls in %d folders compare equal; %d are listed", equal, len(names), len(notGolden))
 }
 
-// open logs in and takes the session for a recorded one.
+// open logs in and uses the session in place of a recorded one.
 func (r *replay) open(recorded string) {
 	s, e := r.p.dispatch(r.t.Context(), r.p.hosts[0], &request{method: "session.login_with_password",
 		params: []any{"root", "golden-pw", "1.0", "golden"}})
@@ -213,7 +213,8 @@ func (r *replay) open(recorded string) {
 	r.bind(recorded, s.(string))
 }
 
-// one replays one recorded call and returns how the answers differ.
+// one replays one recorded call and returns the differences between the
+// answers.
 func (r *replay) one(name, form string, files goldenCall) (diffs []string, ok bool) {
 	var req, want, headFile []byte
 	switch form {

@@ -9,23 +9,24 @@ import (
 	"time"
 )
 
-// GuestBehaviour is what a guest does once its disks were found right.
+// GuestBehaviour is how a guest behaves after its disks have passed the
+// comparison.
 type GuestBehaviour string
 
 const (
 	GuestBoots   GuestBehaviour = "boots" // also the empty string
-	GuestNever   GuestBehaviour = "never" // hangs for ever
-	GuestCrashes GuestBehaviour = "crash" // its VM is halted after the delay
+	GuestNever   GuestBehaviour = "never" // hangs forever
+	GuestCrashes GuestBehaviour = "crash" // its VM halts after the delay
 )
 
 // GuestScript is a guest of the VMs whose name matches Name, a pattern of
-// path.Match. It boots only if each disk is equal to its image: byte for byte,
-// with zeros behind the image's end. Then, after Delay, guest metrics with
-// drivers appear, or the VM crashes.
+// path.Match. It boots only if each disk equals its image: byte for byte, with
+// zeros after the image's end. Then, after Delay, guest metrics with drivers
+// appear, or the VM crashes.
 type GuestScript struct {
 	Name string
 	// Disks are raw or VHD files in the order of the VM's disks; an empty name
-	// stands for any content. A VM with fewer disks than this does not boot.
+	// matches any content. A VM with fewer disks than this list does not boot.
 	Disks     []string
 	Behaviour GuestBehaviour
 	Delay     time.Duration // unscaled
@@ -42,8 +43,8 @@ func (g GuestScript) check() error {
 	return fmt.Errorf("guest %q: unknown behaviour %q", g.Name, g.Behaviour)
 }
 
-// Guest adds a script; of several that match a VM, the newest counts. VMs that
-// run already are not affected.
+// Guest adds a script; if several match a VM, the newest applies. VMs that are
+// already running are not affected.
 func (p *Pool) Guest(g GuestScript) error {
 	if err := g.check(); err != nil {
 		return err
@@ -54,8 +55,8 @@ func (p *Pool) Guest(g GuestScript) error {
 	return nil
 }
 
-// boot lets the guest of a VM that has just been started do its work. Pool.mu
-// is held.
+// boot starts the guest of a VM that has just been started. Pool.mu must be
+// held.
 func (p *Pool) boot(vm *object) {
 	for _, g := range slices.Backward(p.guests) {
 		if ok, _ := path.Match(g.Name, vm.str("name_label")); !ok {
@@ -75,7 +76,7 @@ func (p *Pool) boot(vm *object) {
 	}
 }
 
-// runGuest is the life of one guest from its start.
+// runGuest runs one guest from its start to its end.
 func (p *Pool) runGuest(ref string, domid int64, g GuestScript) {
 	if g.Behaviour == GuestNever || !p.disksAre(ref, g.Disks) {
 		return
@@ -85,7 +86,7 @@ func (p *Pool) runGuest(ref string, domid int64, g GuestScript) {
 	defer p.mu.Unlock()
 	vm := p.db.find("VM", ref)
 	if p.ctx.Err() != nil || vm == nil || vm.int("domid") != domid {
-		return // it is gone, or was started again
+		return // the domain has ended, or the VM was started again
 	}
 	if g.Behaviour == GuestCrashes {
 		p.haltVM(vm)
@@ -142,7 +143,7 @@ func (p *Pool) disksAre(ref string, images []string) bool {
 	return true
 }
 
-// guestMetrics are what a guest with drivers tells of itself.
+// guestMetrics sets the metrics that a guest with drivers reports.
 func (p *Pool) guestMetrics(vm *object) {
 	gm := p.db.find("VM_guest_metrics", vm.str("guest_metrics"))
 	if gm == nil {

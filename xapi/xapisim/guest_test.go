@@ -17,7 +17,7 @@ func TestGuestBootsFromRightBytes(t *testing.T) {
 	c := start(t, func(cfg *Config) { cfg.VMs[0].Halted = true })
 	vm := c.vm()
 	image := filepath.Join(t.TempDir(), "image")
-	want := append(pattern(1, 8*mib), 0) // wrong: one byte more than the disk holds
+	want := append(pattern(1, 8*mib), 0) // wrong: one byte longer than the disk
 	for _, boots := range []bool{false, true} {
 		if boots {
 			want = want[:8*mib]

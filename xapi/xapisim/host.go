@@ -30,17 +30,17 @@ type host struct {
 	nbd         net.Listener
 	nbdConns    atomic.Int64
 	tls         *tls.Config
-	secure      bool   // whether the HTTP side speaks TLS
+	secure      bool   // whether the HTTP server uses TLS
 	cert        []byte // DER
 	fingerprint string
 
-	// nbdDead is set while the host's NBD server is not running. Guarded by
-	// Pool.mu.
+	// nbdDead is set while the host's NBD server is not running. Pool.mu guards
+	// it.
 	nbdDead bool
-	nbdOpen []net.Conn // of its connections
-	nbdLeft []*object  // VBDs of connections that ended when it died
+	nbdOpen []net.Conn // connections of the NBD server
+	nbdLeft []*object  // VBDs of connections that ended when the NBD server died
 
-	// life ends when the host crashes or xapi restarts. Guarded by Pool.mu.
+	// life ends when the host crashes or xapi restarts. Pool.mu guards it.
 	life context.Context
 	kill context.CancelFunc
 }
@@ -74,16 +74,16 @@ func (h *host) makeCertificate() error {
 	h.tls = &tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{h.cert}, PrivateKey: key}},
 		MinVersion:   tls.VersionTLS12,
-		// Streams are long: no need to start with small records.
+		// Streams are long, so small records at the start have no benefit.
 		DynamicRecordSizingDisabled: true,
 	}
 	return nil
 }
 
-// Certificate is the DER of host i's certificate.
+// Certificate returns the certificate of host i, as DER.
 func (p *Pool) Certificate(i int) []byte { return p.hosts[i].cert }
 
-// colonHex is how the server writes fingerprints.
+// colonHex formats fingerprints as the server does.
 func colonHex(b []byte) string {
 	parts := make([]string, len(b))
 	for i, x := range b {

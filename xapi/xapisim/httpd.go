@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// The server speaks HTTP by itself, because net/http can neither hold the
-// limits of the real one exactly nor write a second answer into a body.
+// The server implements HTTP itself, because net/http can neither enforce the
+// limits of the real server exactly nor write a second answer into a body.
 const (
 	maxHead = 1024      // bytes of a request's head (xen-api ocaml/xapi/xapi_globs.ml)
 	maxBody = 300 << 10 // bytes of an RPC body (xen-api ocaml/xapi-consts/constants.ml)
@@ -31,7 +31,8 @@ var (
 	errBadHead     = errors.New("malformed request head")
 )
 
-// httpRequest is a parsed head. query is decoded; header names are lower case.
+// httpRequest is a parsed request head. query is decoded; header names are
+// lower case.
 type httpRequest struct {
 	method, path, rawQuery, proto string
 	query                         url.Values
@@ -39,8 +40,8 @@ type httpRequest struct {
 	contentLength                 int64 // -1 when absent
 }
 
-// readHead reads a request's head of at most maxHead bytes, or of any size up
-// to what a server can bear.
+// readHead reads a request's head of at most maxHead bytes or, if not limited,
+// of up to a size that a server can handle.
 func readHead(br *bufio.Reader, limited bool) (*httpRequest, error) {
 	var head []byte
 	limit := maxHead
@@ -63,7 +64,7 @@ func readHead(br *bufio.Reader, limited bool) (*httpRequest, error) {
 			return nil, err
 		}
 		if l := bytes.TrimRight(line, "\r\n"); len(l) == 0 {
-			if len(head) == len(line) { // blank lines before a request are let pass
+			if len(head) == len(line) { // blank lines before a request are skipped
 				head = head[:0]
 				continue
 			}
@@ -115,7 +116,8 @@ func (r *httpRequest) cookie(name string) string {
 	return ""
 }
 
-// param reads a parameter from query or cookie; the query wins.
+// param returns a parameter from the query or a cookie; the query takes
+// precedence.
 func (r *httpRequest) param(name string) string {
 	if v := r.query.Get(name); v != "" {
 		return v
@@ -123,7 +125,8 @@ func (r *httpRequest) param(name string) string {
 	return r.cookie(name)
 }
 
-// credential reads session_id or task_id, for which the cookie wins.
+// credential returns session_id or task_id; for these the cookie takes
+// precedence.
 func (r *httpRequest) credential(name string) string {
 	if v := r.cookie(name); v != "" {
 		return v
@@ -143,7 +146,7 @@ func (r *httpRequest) basicAuth() (user, password string, ok bool) {
 	return strings.Cut(string(b), ":")
 }
 
-// keepAlive tells whether the client wants the connection kept.
+// keepAlive reports whether the client wants to keep the connection.
 func (r *httpRequest) keepAlive() bool {
 	v := strings.ToLower(r.header["connection"])
 	return v != "close" && (r.proto == "HTTP/1.1" || v == "keep-alive")
@@ -156,12 +159,12 @@ type conn struct {
 	host *host
 	pool *Pool
 	ctx  context.Context
-	// headEnd is when the first head must have come, while it is read.
+	// headEnd is the deadline of the first head while it is being read.
 	headEnd time.Time
-	spare   func() bool // keeps the connection when the host dies
+	spare   func() bool // excludes this connection from those that end when the host dies
 }
 
-// headReader reads from a connection, with the time limits for a first head.
+// headReader reads from a connection, with the time limits of a first head.
 type headReader struct{ c *conn }
 
 func (h headReader) Read(b []byte) (int, error) {
@@ -174,7 +177,7 @@ func (h headReader) Read(b []byte) (int, error) {
 	return h.c.Conn.Read(b)
 }
 
-// serve answers connections until the listener closes.
+// serve handles connections until the listener closes.
 func (h *host) serve(p *Pool, ln net.Listener) {
 	slots := make(chan struct{}, maxConnections)
 	for {
@@ -218,7 +221,7 @@ func (h *host) serve(p *Pool, ln net.Listener) {
 	}
 }
 
-// reset drops the connection so that the peer sees a reset.
+// reset closes the connection so that the peer sees a reset.
 func (c *conn) reset() {
 	raw := c.Conn
 	if t, ok := raw.(*tls.Conn); ok {
@@ -230,10 +233,10 @@ func (c *conn) reset() {
 	raw.Close()
 }
 
-// one serves one request and tells whether the connection goes on.
+// one handles one request and reports whether the connection stays open.
 func (c *conn) one(first bool) bool {
 	limited := !c.pool.cfg.Version.old() // since xapi 22.30
-	if first && limited {                // each read has its time, and all of them six times as much
+	if first && limited {                // each read has its time limit, and all reads together have six times as much
 		c.headEnd = time.Now().Add(6 * c.pool.cfg.HeadTimeout)
 	}
 	r, err := readHead(c.br, limited)
@@ -276,7 +279,7 @@ func (c *conn) one(first bool) bool {
 	return false
 }
 
-// route is a path of the server; the longest prefix comes first.
+// route is a path of the server; the longest prefix takes precedence.
 type route struct {
 	method, prefix string
 	serve          func(*conn, *httpRequest) bool
@@ -315,7 +318,8 @@ func (c *conn) write(s string) error {
 	return err
 }
 
-// page sends one of the server's error pages, after which it closes.
+// page sends one of the server's error pages, after which the server closes the
+// connection.
 func (c *conn) page(status, title, text string, headers ...string) {
 	c.write(pageText(status, title, text, headers...))
 }
@@ -326,22 +330,23 @@ func pageText(status, title, text string, headers ...string) string {
 		status, len(body), noCache, strings.Join(headers, ""), body)
 }
 
-// internalError is the 500 page, which also stands inside broken bodies.
+// internalError returns the 500 page, which also appears inside broken bodies.
 func internalError(detail string) string {
 	return pageText("500 Internal Error", "500 internal server error",
 		"An unexpected error occurred; please wait a while and try again. If the problem persists, please contact your support representative."+
 			"<h1> Additional information </h1>"+htmlEscape(detail))
 }
 
-// serveRPC answers one call in JSON-RPC or XML-RPC.
+// serveRPC handles one call in JSON-RPC or XML-RPC.
 func (c *conn) serveRPC(r *httpRequest) bool {
 	if r.contentLength < 0 || r.contentLength > maxBody {
 		c.write(internalError("Http_svr.Client_requested_size_over_limit"))
-		// What still comes is read, so that the page is before a reset is.
+		// The rest of the body is read, so that the client receives the page
+		// before a reset.
 		rest := min(r.contentLength, 1<<20)
 		if rest < 0 {
 			rest = 64 << 10
-			_ = c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // it has no end that we know
+			_ = c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // its end is not known
 		}
 		_, _ = io.CopyN(io.Discard, c.br, rest)
 		return false
@@ -367,7 +372,7 @@ func (c *conn) serveRPC(r *httpRequest) bool {
 		return false
 	}
 	if e != nil && e.Code == "HOST_STILL_BOOTING" {
-		req.v2 = false // raised before the dispatcher, which alone knows 2.0
+		req.v2 = false // raised before the dispatcher, which is the only part that handles 2.0
 	}
 	out := answer(req, res, e)
 	head := fmt.Sprintf("HTTP/1.1 200 OK\r\ncontent-length: %d\r\n%s%scontent-type: %s\r\n%s\r\n",
@@ -379,9 +384,9 @@ func (c *conn) serveRPC(r *httpRequest) bool {
 	return r.keepAlive()
 }
 
-// watch gives a context that ends with the connection's. A client that hangs
-// up while its call waits is noticed when the answer is written, as in the
-// real server.
+// watch returns a context that ends with the connection's. If a client closes
+// the connection while its call waits, the server notices this when it writes
+// the answer, like the real server.
 func (c *conn) watch() (context.Context, func()) {
 	return context.WithCancel(c.ctx)
 }

@@ -104,7 +104,7 @@ func TestImportRawLengths(t *testing.T) {
 		head string
 		send []byte
 		want string
-		keep int // where the old content goes on
+		keep int // offset at which the old content continues
 	}{
 		"shorter than the disk":  {"", pattern(2, mib), "success", mib},
 		"no length":              {"none\r\n", pattern(2, 4*mib), "success", 4 * mib},
@@ -141,7 +141,7 @@ func TestImportVHDFailures(t *testing.T) {
 	c := start(t, nil)
 	full, _ := c.export(c.snapshotDisk(0), "format", "vhd")
 	bad := bytes.Clone(full)
-	bad[70] ^= 1 // under the footer's checksum
+	bad[70] ^= 1 // covered by the footer's checksum
 	for name, tc := range map[string]struct {
 		size int64
 		send []byte

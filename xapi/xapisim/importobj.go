@@ -43,8 +43,8 @@ func parseOVA(text []byte) (version map[string]any, objects []archived, err erro
 	return version, objects, nil
 }
 
-// get reads a field as its class has it; what is missing or of another kind is
-// the class's default.
+// get returns a field in the type that its class defines; for a missing field
+// or one of another type, it returns the class's default.
 func (a archived) get(c *class, name string) any {
 	f := c.byName[name]
 	if f == nil {
@@ -58,19 +58,19 @@ func (a archived) get(c *class, name string) any {
 	return f.def
 }
 
-// importer makes the objects of an archive (xen-api ocaml/xapi/import.ml).
+// importer creates the objects of an archive (xen-api ocaml/xapi/import.ml).
 type importer struct {
 	p       *Pool
 	task    string
-	sr      *object           // where the disks are made; nil: they are looked up
+	sr      *object           // where the disks are created; nil: existing disks are looked up
 	vdiMap  map[string]string // UUIDs in the archive and in the pool
-	restore bool              // keep the identity of VMs
-	force   bool              // go on where that is possible, and leave what was made
-	dry     bool              // only look whether it would work
+	restore bool              // preserve the identity of VMs
+	force   bool              // continue after errors if possible, and keep the objects created so far
+	dry     bool              // only check whether the import would succeed
 
 	objects []archived
-	table   map[string]string // references by the archive's names
-	vms     []*object         // made
+	table   map[string]string // references by their names in the archive
+	vms     []*object         // the VMs created so far
 	cleanup []func()
 }
 
@@ -105,7 +105,7 @@ func (im *importer) find(id string) (archived, bool) {
 	return archived{}, false
 }
 
-// undo removes what was made, unless it was to be left.
+// undo removes the created objects, unless they are to be kept.
 func (im *importer) undo() {
 	if im.force {
 		return
@@ -134,8 +134,8 @@ func (im *importer) open(text []byte) error {
 	return nil
 }
 
-// run makes the objects, class by class. Pool.mu is held. What was made before
-// an error is the caller's to undo.
+// run creates the objects, class by class. Pool.mu must be held. After an
+// error, the caller must undo the objects created before it.
 func (im *importer) run() error {
 	if im.restore {
 		if err := im.checkSeeds(); err != nil {
@@ -163,8 +163,8 @@ func (im *importer) run() error {
 	return nil
 }
 
-// owner is the UUID of the VM that a record belongs to: its own, or that of the
-// VM a snapshot was taken of.
+// owner returns the UUID of the VM that a record belongs to: its own, or that
+// of the VM from which a snapshot was taken.
 func (im *importer) owner(a archived) string {
 	if !im.bool(a, "is_a_snapshot") {
 		return im.str(a, "uuid")
@@ -223,7 +223,7 @@ func (im *importer) storage(a archived) error {
 	return nil
 }
 
-// disk makes a disk, or finds it where only records are imported.
+// disk creates a disk, or finds it if only records are imported.
 func (im *importer) disk(a archived) error {
 	p := im.p
 	srObj, ok := im.find(im.str(a, "SR"))
@@ -238,7 +238,7 @@ func (im *importer) disk(a archived) error {
 				return nil
 			}
 		}
-		return nil // its drive will be empty
+		return nil // the drive will be empty
 	}
 	if im.sr == nil {
 		return im.findDisk(a, location)
@@ -265,7 +265,7 @@ func (im *importer) disk(a archived) error {
 	return nil
 }
 
-// findDisk looks a disk up by the caller's map, or by SR and location.
+// findDisk finds a disk by the caller's map, or by SR and location.
 func (im *importer) findDisk(a archived, location string) error {
 	p := im.p
 	if to, ok := im.vdiMap[im.str(a, "uuid")]; ok {
@@ -292,7 +292,7 @@ func (im *importer) findDisk(a archived, location string) error {
 	return fail("VDI_CONTENT_ID_MISSING")
 }
 
-// notImported are fields of a VM that an import does not take over.
+// notImported are fields of a VM that an import ignores.
 var notImported = map[string]bool{
 	"uuid": true, "allowed_operations": true, "current_operations": true, "power_state": true, "suspend_VDI": true, "resident_on": true,
 	"scheduled_to_be_resident_on": true, "affinity": true, "consoles": true, "VIFs": true, "VBDs": true, "VUSBs": true, "crash_dumps": true,
@@ -365,7 +365,8 @@ func (im *importer) vm(a archived) error {
 	return nil
 }
 
-// network takes one of the same name, or bridge, or makes it.
+// network uses an existing network with the same name or bridge, or creates
+// one.
 func (im *importer) network(a archived) error {
 	p := im.p
 	for _, k := range []string{"name_label", "bridge"} {
@@ -455,7 +456,7 @@ func (im *importer) vif(a archived) error {
 	return nil
 }
 
-// vtpm makes one where this server knows them.
+// vtpm creates a virtual TPM if this server's version supports it.
 func (im *importer) vtpm(a archived) error {
 	vm, err := im.device(a)
 	if err != nil && im.force || im.class("VTPM").hidden {
@@ -468,7 +469,7 @@ func (im *importer) vtpm(a archived) error {
 	return nil
 }
 
-// links ties imported snapshots to their VMs and parents.
+// links connects imported snapshots to their VMs and parents.
 func (im *importer) links() {
 	for _, a := range im.objects {
 		vm := im.p.db.find("VM", im.table[a.id])
@@ -489,8 +490,8 @@ func (im *importer) links() {
 	}
 }
 
-// complete ends the import and returns the VMs: those that are no snapshots,
-// if there are any.
+// complete finishes the import and returns the VMs: those that are not
+// snapshots, if there are any.
 func (im *importer) complete() []any {
 	var vms, snapshots []any
 	for _, vm := range im.vms {

@@ -8,7 +8,7 @@ import (
 	"xenkeep/xapi/xapisim/sr"
 )
 
-// driver is what an SR driver says of itself (sm, the DRIVER_INFO and
+// driver is an SR driver's description of itself (sm, the DRIVER_INFO and
 // CAPABILITIES of drivers/*.py).
 type driver struct {
 	name, label string
@@ -80,7 +80,7 @@ func (p *Pool) hasFeature(srObj *object, feature string) bool {
 	return d != nil && d.mapv("features")[feature] != nil
 }
 
-// srOperations are the allowed operations of an SR: its driver's features.
+// srOperations returns the allowed operations of an SR: its driver's features.
 func (p *Pool) srOperations(srObj *object) []any {
 	ops := strs("unplug", "plug", "pbd_create", "update", "pbd_destroy", "scan")
 	for _, x := range [][2]string{
@@ -96,7 +96,7 @@ func (p *Pool) srOperations(srObj *object) []any {
 	return ops
 }
 
-// addSR makes an SR with its storage.
+// addSR creates an SR with its storage.
 func (p *Pool) addSR(f map[string]any, size int64, qcow2 bool) (*object, error) {
 	uuid := newUUID()
 	st, err := sr.New(sr.Config{Type: f["type"].(string), UUID: uuid, Dir: filepath.Join(p.dir, "sr-"+uuid), PhysicalSize: size, NBDHybrid: p.cfg.NBDHybrid, ZeroScan: p.cfg.Version.old(), QCOW2: qcow2})
@@ -114,7 +114,7 @@ func (p *Pool) addPBD(h, srObj *object, config map[string]any, plugged bool) *ob
 	return p.db.create("PBD", map[string]any{"host": h.ref, "SR": srObj.ref, "device_config": config, "currently_attached": plugged})
 }
 
-// sees tells whether an SR is plugged at a host.
+// sees reports whether an SR is plugged at a host.
 func (p *Pool) sees(h *host, srRef string) bool {
 	s := p.db.find("SR", srRef)
 	if s == nil {
@@ -128,7 +128,7 @@ func (p *Pool) sees(h *host, srRef string) bool {
 	return false
 }
 
-// hostFor picks, at random, a host that sees all these SRs, or nil.
+// hostFor returns a random host that can reach all these SRs, or nil.
 func (p *Pool) hostFor(srRefs []string) *host {
 	var can []*host
 	for _, h := range p.hosts {
@@ -186,11 +186,11 @@ func (p *Pool) infraCalls() map[string]handler {
 			}
 			p.gc(o.ref)
 			for _, vdi := range p.db.refs("VDI", o.set("VDIs")) {
-				if !vdi.bool("managed") && !vdi.bool("read_only") { // what only a scan notices
+				if !vdi.bool("managed") && !vdi.bool("read_only") { // changes that only a scan notices
 					p.db.put(vdi, "read_only", true)
 				}
 				if vdi.bool("is_a_snapshot") && p.db.find("VDI", vdi.str("snapshot_of")) == nil {
-					p.db.put(vdi, "snapshot_of", nullRef) // it dangled since its disk was destroyed
+					p.db.put(vdi, "snapshot_of", nullRef) // it was dangling since its disk was destroyed
 				}
 			}
 			return void, nil
@@ -298,7 +298,7 @@ func (p *Pool) infraCalls() map[string]handler {
 		"message.get_all":         func(c *call) (any, error) { return refsOf(p.db.all("message")), nil },
 		"message.get_all_records": func(c *call) (any, error) { return p.records(p.db.all("message")), nil },
 		"message.get_all_records_where": func(c *call) (any, error) {
-			return p.records(p.db.all("message")), nil // the real one ignores the expression, too
+			return p.records(p.db.all("message")), nil // the real server ignores the expression too
 		},
 		"message.get_record": func(c *call) (any, error) {
 			o, err := c.object(0)
@@ -329,7 +329,7 @@ func (p *Pool) infraCalls() map[string]handler {
 	}
 }
 
-// dropSR removes an SR's record and, when asked, its data.
+// dropSR removes an SR's record and, if data is set, its data.
 func (p *Pool) dropSR(c *call, data bool) (any, error) {
 	o, err := c.object(0)
 	if err != nil {

@@ -9,11 +9,11 @@ import (
 	"unicode/utf8"
 )
 
-// errRequest is a body that is JSON and yet no request.
+// errRequest is returned for a body that is valid JSON but not a request.
 var errRequest = errors.New("Jsonrpc.Malformed_method_request")
 
-// parseJSONRPC reads a JSON-RPC 1.0 or 2.0 request. Notifications (no id, or
-// null), batches and other versions are refused.
+// parseJSONRPC parses a JSON-RPC 1.0 or 2.0 request. It refuses notifications
+// (no id, or null), batches and other versions.
 func parseJSONRPC(body []byte) (*request, error) {
 	if len(bytes.TrimSpace(body)) == 0 {
 		return nil, errors.New(`Yojson__Common.Json_error("Blank input data")`)
@@ -176,7 +176,7 @@ func appendJSONString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// jsonAnswer builds the answer in the request's version.
+// jsonAnswer builds the answer in the version of the request.
 func jsonAnswer(req *request, result any, e *Error) []byte {
 	var b []byte
 	switch {
@@ -199,7 +199,7 @@ func jsonAnswer(req *request, result any, e *Error) []byte {
 	return append(b, '}')
 }
 
-// htmlEscape makes text fit for the server's error pages.
+// htmlEscape escapes text for the server's error pages.
 func htmlEscape(s string) string {
 	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;").Replace(s)
 }

@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// serveExportMetadata is GET /export_metadata (xen-api ocaml/xapi/export.ml):
-// a tar with ova.xml, built in memory, so that its length is known and a
-// failure is a plain 500.
+// serveExportMetadata handles GET /export_metadata (xen-api
+// ocaml/xapi/export.ml): a tar with ova.xml, built in memory, so that its
+// length is known and a failure is a plain 500.
 func (c *conn) serveExportMetadata(r *httpRequest) bool {
 	c.write(c.exportMetadata(r))
 	return false
 }
 
-// exportMetadata returns the whole answer, so that it is sent without the
-// server's lock.
+// exportMetadata returns the whole answer, so that it is sent without holding
+// the pool's lock.
 func (c *conn) exportMetadata(r *httpRequest) string {
 	p := c.pool
 	p.mu.Lock()
@@ -89,13 +89,13 @@ func (p *Pool) metadata(c *conn, r *httpRequest, task string) ([]byte, error) {
 	return x.archive()
 }
 
-// exported collects objects and gives them their names in the archive.
+// exported collects objects and assigns them their names in the archive.
 type exported struct {
 	p    *Pool
 	objs map[string][]*object
 	ids  map[string]string
-	// alone is set for an archive of one VM with its disks, and power where its
-	// power state is kept.
+	// alone is set for an archive of one VM with its disks; power if the
+	// archive preserves its power state.
 	alone, power bool
 }
 
@@ -135,7 +135,7 @@ func (x *exported) rewrite(v any) any {
 	return v
 }
 
-// ova is the archive's description of all objects.
+// ova returns the archive's description of all objects.
 func (x *exported) ova() []byte {
 	objects := []any{}
 	for _, cls := range []string{"host", "VM", "VM_metrics", "VM_guest_metrics", "VBD", "VIF", "network", "VDI", "SR", "VTPM"} {

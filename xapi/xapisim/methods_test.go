@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// notImplementedDoc is the list in docs/simulator.md of calls that are not
-// built: lines of a class, a colon, and its calls.
+// notImplementedDoc returns the list in docs/simulator.md of calls that are not
+// implemented: each line has a class, a colon, and its calls.
 func notImplementedDoc(t *testing.T) map[string]bool {
 	t.Helper()
 	b, err := os.ReadFile("../../docs/simulator.md")
@@ -37,7 +37,8 @@ func notImplementedDoc(t *testing.T) map[string]bool {
 }
 
 // Row F4 of the fault list: each call that a real server lists is answered. It
-// does its work, or it says NOT_IMPLEMENTED and stands in docs/simulator.md.
+// either works, or it returns NOT_IMPLEMENTED and is listed in
+// docs/simulator.md.
 func TestEveryListedCallIsAnswered(t *testing.T) {
 	_, calls := readGolden(t)
 	var listed struct{ Result []string }
@@ -84,8 +85,8 @@ func sortedLists(m map[string][]string) []string {
 	return keys
 }
 
-// answerTo makes a call with parameters that mean nothing, and returns the code
-// of its answer.
+// answerTo makes a call with meaningless parameters, and returns the code of
+// its answer.
 func (p *Pool) answerTo(t *testing.T, name string) string {
 	t.Helper()
 	host := p.hosts[0]
@@ -146,7 +147,7 @@ func TestVMSetters(t *testing.T) {
 }
 
 // Row X12 of the fault list: VM.create ignores BIOS strings. They can be set
-// afterwards, once, but for those that are the server's own.
+// afterwards, once, except for those that the server sets itself.
 func TestBIOSStrings(t *testing.T) {
 	c := start(t, nil)
 	rec := c.record("VM", c.vm())

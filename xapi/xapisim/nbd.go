@@ -19,8 +19,8 @@ import (
 	"xenkeep/nbd"
 )
 
-// NBDMode says how the hosts serve disks over NBD when the pool starts: by the
-// purpose of the management network, which clients may change later.
+// NBDMode defines how the hosts serve disks over NBD when the pool starts: it
+// is the purpose of the management network, which clients may change later.
 type NBDMode string
 
 const (
@@ -29,7 +29,7 @@ const (
 	NBDPlain NBDMode = "plain"
 )
 
-// purpose is what the mode makes of a network.
+// purpose returns the network purpose of the mode.
 func (m NBDMode) purpose() (string, error) {
 	switch m {
 	case "", NBDOff:
@@ -46,20 +46,20 @@ func (m NBDMode) purpose() (string, error) {
 type NBDServer string
 
 const (
-	// NBDServerXAPI is xapi-nbd as deployed hosts have it: EXPORT_NAME only,
-	// simple replies, strictly in order. The empty string means it too.
+	// NBDServerXAPI is xapi-nbd as on deployed hosts: EXPORT_NAME only, simple
+	// replies, strictly in order. The empty string means the same.
 	NBDServerXAPI NBDServer = "xapi"
-	// NBDServerXAPINew is xapi-nbd of newer releases, which knows GO and
+	// NBDServerXAPINew is xapi-nbd of newer releases, which supports GO and
 	// structured replies.
 	NBDServerXAPINew NBDServer = "xapi-new"
-	// NBDServerFull is what other servers do, as hosts may come to have them:
-	// also INFO, NO_ZEROES, several connections that see the same, holes in
-	// replies, the base:allocation context with block status, replies out of
-	// order, and errors that do not end the connection.
+	// NBDServerFull supports the features of other servers, as future hosts
+	// may: also INFO, NO_ZEROES, several connections with a consistent view,
+	// holes in replies, the base:allocation context with block status, replies
+	// out of order, and errors that do not end the connection.
 	NBDServerFull NBDServer = "full"
 )
 
-// NBDServers lists them all.
+// NBDServers lists all kinds.
 var NBDServers = []NBDServer{NBDServerXAPI, NBDServerXAPINew, NBDServerFull}
 
 func (s NBDServer) check() error {
@@ -69,7 +69,8 @@ func (s NBDServer) check() error {
 	return fmt.Errorf("NBD server %q: not xapi, xapi-new or full", string(s))
 }
 
-// profile is how the server behaves; conf is nil for one without TLS.
+// profile returns the features of the server; conf is nil for a server without
+// TLS.
 func (s NBDServer) profile(conf *tls.Config) nbd.Profile {
 	p := nbd.XAPI(conf)
 	switch s {
@@ -83,17 +84,18 @@ func (s NBDServer) profile(conf *tls.Config) nbd.Profile {
 	return p
 }
 
-// maxNBD is how many NBD connections a host serves at once
-// (xen-api ocaml/nbd/lib/consts.ml).
+// maxNBD is the maximum number of concurrent NBD connections to a host (xen-api
+// ocaml/nbd/lib/consts.ml).
 const maxNBD = nbd.HostConnections
 
-// ReadyNBD is where a host serves disks. The real port is 10809 everywhere.
+// ReadyNBD is the address at which a host serves disks. The real port is 10809
+// everywhere.
 type ReadyNBD struct {
 	Address string `json:"address"`
 	Port    int    `json:"port"`
 }
 
-// nbdPurposes are those of all networks. Pool.mu is held.
+// nbdPurposes returns the NBD purposes of all networks. Pool.mu must be held.
 func (p *Pool) nbdPurposes() (tls, plain bool) {
 	for _, n := range p.db.all("network") {
 		for _, v := range n.set("purpose") {
@@ -120,8 +122,8 @@ func (h *host) serveNBD(p *Pool) {
 }
 
 // serveNBDConn serves one connection. Its mode is that of the pool's networks
-// at this moment; with no purpose, or with both, it is closed at once
-// (xen-api ocaml/nbd/src/main.ml).
+// at this moment; with no purpose, or with both, the connection is closed
+// immediately (xen-api ocaml/nbd/src/main.ml).
 func (h *host) serveNBDConn(p *Pool, c net.Conn) {
 	defer c.Close()
 	if h.nbdConns.Add(1) > maxNBD {
@@ -152,11 +154,11 @@ func (h *host) serveNBDConn(p *Pool, c net.Conn) {
 		Profile: func(context.Context, net.Conn) nbd.Profile { return profile },
 		Open:    func(_ context.Context, name string) (nbd.Export, error) { return p.openNBD(h, c, name) },
 	}
-	s.ServeConn(ctx, served) // how a client left is of no interest
+	s.ServeConn(ctx, served) // how the client left does not matter
 }
 
-// fragileConn notices that its peer went away while replies were under way: a
-// write then fails with a reset or a broken pipe.
+// fragileConn detects that its peer has disconnected while replies were in
+// progress: a write then fails with a reset or a broken pipe.
 type fragileConn struct {
 	net.Conn
 	broken func()
@@ -171,9 +173,9 @@ func (c *fragileConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// KillNBD ends the NBD server of host i, and all its connections. New ones are
-// closed at once. Control-domain VBDs that it attached stay until RestartNBD,
-// Restart or CrashHost.
+// KillNBD ends the NBD server of host i and all its connections. New
+// connections are closed immediately. Control-domain VBDs that the server
+// attached stay until RestartNBD, Restart or CrashHost.
 func (p *Pool) KillNBD(i int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -184,8 +186,8 @@ func (p *Pool) KillNBD(i int) {
 	}
 }
 
-// RestartNBD starts the NBD server of host i again, which first removes the VBDs
-// that it left.
+// RestartNBD starts the NBD server of host i again, which first removes the
+// VBDs that it had left attached.
 func (p *Pool) RestartNBD(i int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -201,8 +203,8 @@ func (p *Pool) NBDAlive(i int) bool {
 	return !p.hosts[i].nbdDead
 }
 
-// nbdExport is a disk attached to the control domain for the life of one
-// connection.
+// nbdExport is a disk that is attached to the control domain while one
+// connection lasts.
 type nbdExport struct {
 	p       *Pool
 	host    *host
@@ -222,7 +224,7 @@ type nbdExport struct {
 func (p *Pool) openNBD(h *host, c net.Conn, name string) (nbd.Export, error) {
 	u, err := url.Parse(name)
 	if err != nil {
-		return nil, errors.New("malformed export name") // without the name, a secret
+		return nil, errors.New("malformed export name") // without the name, which is a secret
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -257,7 +259,7 @@ func (p *Pool) openNBD(h *host, c net.Conn, name string) (nbd.Export, error) {
 	return &nbdExport{p: p, host: h, conn: c, read: v.ReadAt, extents: v.Allocated, size: v.Size(), vbd: vbd, fault: f}, nil
 }
 
-// nbdFault is what a Fault for NBD connections is On.
+// nbdFault is the value of Fault.On for NBD connections.
 const nbdFault = "/nbd"
 
 func (e *nbdExport) Size() int64 { return e.size }
@@ -270,7 +272,7 @@ func (e *nbdExport) ReadAt(b []byte, off int64) (int, error) {
 		e.mu.Unlock()
 		if due {
 			if e.fault.Stall {
-				io.Copy(io.Discard, e.conn) // until the client or the host goes away
+				io.Copy(io.Discard, e.conn) // until the client or the host closes the connection
 			}
 			return 0, errCut
 		}
@@ -278,7 +280,8 @@ func (e *nbdExport) ReadAt(b []byte, off int64) (int, error) {
 	return e.read(b, off)
 }
 
-// Extents tells what the disk's files hold; the rest reads as zeros.
+// Extents returns the ranges that the disk's files hold; the rest reads as
+// zeros.
 func (e *nbdExport) Extents(off, length int64) ([]nbd.Extent, error) {
 	var out []nbd.Extent
 	add := func(to int64, zero bool) {
@@ -301,8 +304,8 @@ func (e *nbdExport) Close() error {
 	return nil
 }
 
-// unplugNBD takes the VBD of an ended connection away, when it is due; a server
-// that died leaves it.
+// unplugNBD removes the VBD of an ended connection when it is due; a server
+// that has died does not remove it.
 func (p *Pool) unplugNBD(e *nbdExport) {
 	p.mu.Lock()
 	h := e.host
@@ -322,7 +325,7 @@ func (p *Pool) unplugNBD(e *nbdExport) {
 }
 
 // HoldNBD keeps dom0's VBDs of NBD connections that end from now on until
-// release is called, whatever Config.NBDLinger says. Release may be called more
+// release is called, regardless of Config.NBDLinger. release may be called more
 // than once, also from Fault.Do.
 func (p *Pool) HoldNBD() (release func()) {
 	p.mu.Lock()
@@ -338,8 +341,8 @@ func (p *Pool) HoldNBD() (release func()) {
 	})
 }
 
-// nbdInfo is VDI.get_nbd_info: one record for each address, on a network that
-// is for NBD, of each host where the disk's SR is plugged.
+// nbdInfo is VDI.get_nbd_info: it returns one record for each address of each
+// host where the disk's SR is plugged, on networks with an NBD purpose.
 func (p *Pool) nbdInfo(c *call) (any, error) {
 	vdi, err := c.object(0)
 	if err != nil {
@@ -373,8 +376,8 @@ func (p *Pool) nbdInfo(c *call) (any, error) {
 
 func (h *host) nbdPort() int { return h.nbd.Addr().(*net.TCPAddr).Port }
 
-// purposeCalls are those that switch NBD on and off. The two purposes exclude
-// each other in the whole pool (xen-api ocaml/xapi/xapi_network.ml).
+// purposeCalls are the calls that enable and disable NBD. The two purposes
+// exclude each other in the whole pool (xen-api ocaml/xapi/xapi_network.ml).
 func (p *Pool) purposeCalls() map[string]handler {
 	return map[string]handler{
 		"network.add_purpose": func(c *call) (any, error) {

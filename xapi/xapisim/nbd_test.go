@@ -19,7 +19,7 @@ import (
 	"xenkeep/nbd"
 )
 
-// nbdInfo asks for a disk's endpoints.
+// nbdInfo returns a disk's endpoints.
 func (c *client) nbdInfo(vdi string) []nbd.Options {
 	c.t.Helper()
 	var out []nbd.Options
@@ -59,7 +59,7 @@ func TestNBDServesDisks(t *testing.T) {
 			if len(infos) != 2 || len(ready) != 2 || infos[0].Address != fmt.Sprintf("%s:%d", ready[0].Address, ready[0].Port) {
 				t.Fatalf("%d endpoints, ready %v", len(infos), ready)
 			}
-			for _, o := range infos { // every host that sees the SR serves it
+			for _, o := range infos { // every host that can reach the SR serves it
 				if !strings.HasPrefix(o.ExportName, "/"+c.uuid("VDI", snap)+"?session_id="+c.session) {
 					t.Errorf("export name %q", o.ExportName)
 				}
@@ -133,7 +133,7 @@ func TestNBDPurposes(t *testing.T) {
 		}
 	}
 	c.must("network.add_purpose", network, "insecure_nbd")
-	c.must("network.add_purpose", network, "insecure_nbd") // it has it
+	c.must("network.add_purpose", network, "insecure_nbd") // adding the same purpose again succeeds
 	c.refused([]string{"NETWORK_INCOMPATIBLE_PURPOSES", "nbd", "insecure_nbd"}, "network.add_purpose", other, "nbd")
 	plain := c.nbdInfo(snap)[0]
 	c.dialNBD(plain).Close()
@@ -169,7 +169,7 @@ func TestNBDConnectionCap(t *testing.T) {
 	})
 }
 
-// rawNBD negotiates EXPORT_NAME by hand.
+// rawNBD performs the EXPORT_NAME negotiation without the client package.
 func (c *client) rawNBD(o nbd.Options) net.Conn {
 	c.t.Helper()
 	conn, err := net.Dial("tcp", o.Address)
@@ -204,7 +204,8 @@ func TestNBDOldClients(t *testing.T) {
 		b = binary.BigEndian.AppendUint64(append(b, 0, 0, 0, 0), cookie)
 		return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(b, off), n)
 	}
-	// Several connections, each with reads in flight, answered in order.
+	// Several connections, each with several reads in flight, answered in
+	// order.
 	var all sync.WaitGroup
 	for i := range uint64(3) {
 		conn := c.rawNBD(o)
@@ -225,7 +226,7 @@ func TestNBDOldClients(t *testing.T) {
 		})
 	}
 	all.Wait()
-	// What is not a multiple of 512 ends the session.
+	// A request that is not a multiple of 512 ends the session.
 	conn := c.rawNBD(o)
 	conn.Write(read(9, 1, 512))
 	got, _ := io.ReadAll(conn)
@@ -234,8 +235,8 @@ func TestNBDOldClients(t *testing.T) {
 	}
 }
 
-// TestNBDAfterHeadOfExport opens a VHD export, reads its beginning, hangs up,
-// and reads the data over NBD.
+// TestNBDAfterHeadOfExport opens a VHD export, reads its beginning, closes the
+// connection, and reads the data over NBD.
 func TestNBDAfterHeadOfExport(t *testing.T) {
 	c := start(t, nbdMode(NBDPlain))
 	snap := c.snapshotDisk(0)
@@ -299,7 +300,7 @@ func foreign(t *testing.T, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// TestNBDForeignClients lets libnbd and qemu read a disk, in both modes and
+// TestNBDForeignClients reads a disk with libnbd and qemu, in both modes and
 // from servers with and without GO.
 func TestNBDForeignClients(t *testing.T) {
 	for _, mode := range []NBDMode{NBDPlain, NBDTLS} {
@@ -319,7 +320,7 @@ func TestNBDForeignClients(t *testing.T) {
 				qemuArgs = append(qemuArgs, "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+dir)
 				qemu += ",file.tls-creds=tls0"
 			}
-			// The export's name begins with a slash of its own.
+			// The export's name itself begins with a slash.
 			uri := scheme + "://" + o.Address + "/" + url.PathEscape(o.ExportName) + query
 			name := fmt.Sprintf("%s modern=%v", mode, modern)
 			if out, err := foreign(t, "nbdinfo", "--size", uri); err != nil || strings.TrimSpace(out) != fmt.Sprint(8*mib) {
@@ -330,7 +331,7 @@ func TestNBDForeignClients(t *testing.T) {
 				append(append([]string{"qemu-img"}, qemuArgs...), "--image-opts", qemu, filepath.Join(dir, "copy1")),
 			} {
 				if i == 1 && !modern {
-					continue // qemu asks servers without GO for a list, which xapi-nbd forbids
+					continue // qemu asks servers without GO for a list of exports, which xapi-nbd forbids
 				}
 				if out, err := foreign(t, cmd[0], cmd[1:]...); err != nil {
 					t.Errorf("%s: %s: %v: %s", name, cmd[0], err, out)

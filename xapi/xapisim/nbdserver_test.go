@@ -10,8 +10,8 @@ import (
 	"xenkeep/nbd"
 )
 
-// Row X8 of the fault list: a fragile NBD server outlives our client, although
-// that closes, or is cancelled, while replies are under way.
+// Row X8 of the fault list: a fragile NBD server survives our client, even if
+// the client closes, or is cancelled, while replies are in progress.
 func TestOurClientLeavesNBDAlive(t *testing.T) {
 	for name, cancelled := range map[string]bool{"closed": false, "cancelled": true} {
 		t.Run(name, func(t *testing.T) {
@@ -35,7 +35,7 @@ func TestOurClientLeavesNBDAlive(t *testing.T) {
 					once.Do(func() { close(first) })
 				})
 			}
-			<-first // the others are under way, or about to be
+			<-first // the other reads are in progress, or are about to be
 			if cancelled {
 				cancel()
 			}
@@ -52,7 +52,7 @@ func TestOurClientLeavesNBDAlive(t *testing.T) {
 	}
 }
 
-// watchedConn tells when more than a handshake has come in.
+// watchedConn reports when more than a handshake has been received.
 type watchedConn struct {
 	net.Conn
 	n    int
@@ -68,14 +68,14 @@ func (w *watchedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Row X8: the server of a host dies where a client goes away with replies under
-// way. Its VBDs stay in dom0 until it runs again.
+// Row X8: the NBD server of a host dies if a client disconnects while replies
+// are in progress. Its VBDs stay in dom0 until it runs again.
 func TestFragileNBDServerDies(t *testing.T) {
 	c := start(t, func(cfg *Config) { cfg.NBD, cfg.NBDFragile, cfg.Hosts = NBDPlain, true, 1 })
 	disk := c.newDisk(c.sr("nfs"), 64*mib, map[string]any{})
 	other := c.dialNBD(c.nbdInfo(disk)[0])
-	// The server stops within its answer until the client is gone, and then goes
-	// on with it.
+	// The server pauses within its answer until the client has disconnected,
+	// and then continues with it.
 	c.p.Fault(Fault{On: nbdFault, Cut: true, CutAt: mib, Stall: true})
 	o := c.nbdInfo(disk)[0]
 	socket := &watchedConn{some: make(chan struct{})}
@@ -119,8 +119,8 @@ func TestFragileNBDServerDies(t *testing.T) {
 	c.dialNBD(c.nbdInfo(disk)[0]).Close()
 }
 
-// Row F7 of the fault list: the kinds of NBD server, up to one that knows block
-// status, serve the same bytes.
+// Row F7 of the fault list: the kinds of NBD server, up to one that supports
+// block status, serve the same bytes.
 func TestNBDServers(t *testing.T) {
 	for _, kind := range NBDServers {
 		t.Run(string(kind), func(t *testing.T) {

@@ -12,10 +12,10 @@ import (
 	"testing"
 )
 
-// xenAPI is the package of npm that Xen Orchestra speaks to pools with.
+// xenAPI is the npm package with which Xen Orchestra talks to pools.
 const xenAPI = "xen-api@4.7.6"
 
-// npmFolder is a new folder in which xen-api is installed.
+// npmFolder creates a folder in which xen-api is installed.
 func npmFolder(t *testing.T) string {
 	t.Helper()
 	for _, tool := range []string{"node", "npm"} {
@@ -38,7 +38,7 @@ func npmFolder(t *testing.T) string {
 	return dir
 }
 
-// TestNPMClient lets npm's xen-api back a disk up and restore it, over
+// TestNPMClient backs up a disk and restores it with npm's xen-api, over
 // JSON-RPC with events; the pool is the same before and after.
 func TestNPMClient(t *testing.T) {
 	if testing.Short() {

@@ -1,11 +1,11 @@
-// Package xapisim is a XenServer pool in one process, for tests and for trying
-// things: hosts that speak XenAPI over HTTPS (JSON-RPC and XML-RPC), storage
-// repositories with chains of VHD files (package sr), disks over NBD, and guests
-// that write.
+// Package xapisim simulates a XenServer pool in one process, for tests and for
+// experiments: hosts that serve XenAPI over HTTPS (JSON-RPC and XML-RPC),
+// storage repositories with chains of VHD files (package sr), disks over NBD,
+// and guests that write.
 //
 // It is written from the contract and from recordings of the real server, never
-// from the calls that this program's client makes: what a real pool refuses, it
-// refuses with the same code and parameters.
+// from the calls that this program's client makes: it refuses the same requests
+// as a real pool, with the same codes and parameters.
 //
 // New starts a pool. Fault scripts a failure at a call, a transfer or a step of
 // the storage. Advance moves the pool's clock. Dump returns all records, for a
@@ -14,9 +14,9 @@
 // A file holds one class or one concern: the methods of VMs are in vm.go, those
 // of disks in vdi.go, exports and imports of disks in bulk.go, whole VMs in
 // xva.go and xvaimport.go, tasks in task.go. schema.go and schema.txt define
-// fields, types and calls of each class; version.go defines what older versions
-// lack; roles.txt defines which role a call needs. docs/simulator.md lists the
-// behaviours, each with the test that shows it.
+// fields, types and calls of each class; version.go defines the features that
+// older versions lack; roles.txt defines the role that each call needs.
+// docs/simulator.md lists the behaviours, each with the test that shows it.
 package xapisim
 
 import (
@@ -32,113 +32,117 @@ import (
 	"xenkeep/xapi/xapisim/sr"
 )
 
-// Config describes a pool. The zero value is a usable one: a master and a
-// member with TLS on loopback, four SRs, no VMs.
+// Config describes a pool. The zero value is usable: a master and a member with
+// TLS on loopback, four SRs, no VMs.
 type Config struct {
-	// State is a folder for the disks' data; if empty, a temporary one that
+	// State is the folder of the disks' data; if empty, a temporary one that
 	// Close removes.
 	State string
-	// Listen is the master's address (127.0.0.1:0). The members listen on the
-	// same port at the following loopback addresses, because the addresses in
-	// a pool's records carry no port.
+	// Listen is the master's address (default 127.0.0.1:0). The members listen
+	// on the same port at the following loopback addresses, because the
+	// addresses in a pool's records have no port.
 	Listen string
-	// Hosts is how many hosts there are (2). The first is the master.
+	// Hosts is the number of hosts (default 2). The first is the master.
 	Hosts int
 	NoTLS bool
-	// User and Password (root, a random one).
+	// User and Password of the superuser (default root and a random password).
 	User, Password string
 	// Users are further accounts, with roles.
 	Users []User
 	// SRs are the storage repositories; nil means DefaultSRs, an empty slice
-	// none.
+	// means none.
 	SRs []SRConfig
 	VMs []VMConfig
 
-	// Scale multiplies every time the server lets pass by itself: waits for
-	// other operations, time-outs, the pause after a wrong password (1).
+	// Scale multiplies all times during which the server itself waits: waits
+	// for other operations, time-outs, the pause after a wrong password
+	// (default 1).
 	Scale float64
-	// LoginDelay is the pause after a wrong password (2 s).
+	// LoginDelay is the pause after a wrong password (default 2 s).
 	LoginDelay time.Duration
 	// HeadTimeout is how long a read of a connection's first request head may
-	// take, unscaled (10 s).
+	// take, unscaled (default 10 s).
 	HeadTimeout time.Duration
-	// GCDelay is how long after a deletion an SR's garbage is collected (5 s).
+	// GCDelay is the time between a deletion and the garbage collection of its
+	// SR (default 5 s).
 	GCDelay time.Duration
-	// Linger is how long dom0's VBD stays after a transfer ended (0: it is
-	// gone before the task completes).
+	// Linger is how long dom0's VBD stays after a transfer has ended (0: it is
+	// removed before the task completes).
 	Linger time.Duration
-	// NBDLinger is how long dom0's VBD stays after an NBD connection ended, as
-	// on a real host (0: one second, scaled; negative: it is gone at once).
-	// HoldNBD makes a test independent of it.
+	// NBDLinger is how long dom0's VBD stays after an NBD connection has ended,
+	// as on a real host (0: one second, scaled; negative: it is removed
+	// immediately). HoldNBD makes a test independent of it.
 	NBDLinger time.Duration
-	// CancelDelay is how long a transfer goes on after task.cancel (10 s).
+	// CancelDelay is how long a transfer continues after task.cancel (default
+	// 10 s).
 	CancelDelay time.Duration
-	// Unlicensed switches the licensed features off.
+	// Unlicensed disables the licensed features.
 	Unlicensed bool
-	// HA says that high availability is enabled. The pool has no plan of its
-	// own and restarts nothing.
+	// HA means that high availability is enabled. The pool has no plan of its
+	// own and restarts no VMs.
 	HA bool
-	// NBDHybrid makes full exports as hosts with NBD attachments do.
+	// NBDHybrid makes full exports behave as on hosts with NBD attachments.
 	NBDHybrid bool
-	// XVAWithoutMap lets whole-VM exports look for zeros instead of reading the
-	// VHDs' maps, as older versions do, and XVAKeepAlive sends an empty entry
-	// after that many silent blocks, instead of after five seconds (scaled);
-	// negative: never.
+	// XVAWithoutMap makes whole-VM exports look for zeros instead of reading
+	// the VHDs' maps, as older versions do. XVAKeepAlive makes them send an
+	// empty entry after that much time without a block, instead of after five
+	// seconds (scaled); negative: never.
 	XVAWithoutMap bool
 	XVAKeepAlive  int
-	// RollingUpgrade is a pool in the middle of an upgrade.
+	// RollingUpgrade simulates a pool during a rolling upgrade.
 	RollingUpgrade bool
-	// Version is what the pool is like.
+	// Version is the product version that the pool simulates.
 	Version Version
-	// NBD is how the hosts serve disks over NBD, and NBDServer by what kind of
+	// NBD defines how the hosts serve disks over NBD, NBDServer the kind of
 	// server.
 	NBD       NBDMode
 	NBDServer NBDServer
-	// NBDFragile makes the NBD server of a host die, as xapi-nbd may, when a
-	// client goes away while replies are under way. RestartNBD brings it back.
+	// NBDFragile makes the NBD server of a host die, as xapi-nbd may, if a
+	// client disconnects while replies are in progress. RestartNBD starts it
+	// again.
 	NBDFragile bool
-	// CBT enables changed-block tracking on the disks of all VMs.
+	// CBT enables changed block tracking on the disks of all VMs.
 	CBT bool
 	// Guests are scripts for the guests of VMs.
 	Guests []GuestScript
-	// StorageRevert gives the storage a revert of its own, which VM.revert then
-	// uses: disks keep their identity, and their changed-block logs say nothing
-	// of it.
+	// StorageRevert makes the storage support a revert of its own, which
+	// VM.revert then uses: disks keep their identity, and their changed-block
+	// logs do not contain the revert.
 	StorageRevert bool
-	// RedirectPort puts the port into redirects, for clients that would go to
-	// port 443 otherwise, as they should with a real pool.
+	// RedirectPort adds the port to redirects, for clients that would otherwise
+	// connect to port 443, which is correct with a real pool.
 	RedirectPort bool
 }
 
 // SRConfig describes a storage repository. A shared one is plugged at every
-// host, a local one at Host only.
+// host, a local one only at Host.
 type SRConfig struct {
 	Name   string
 	Type   string // ext, nfs, smb, file, lvm, lvmoiscsi, lvmohba, iso
 	Shared bool
 	Host   int
-	Size   int64 // physical, in bytes (8 TiB)
+	Size   int64 // physical size in bytes (default 8 TiB)
 	QCOW2  bool  // disks are qcow2 files, not VHDs
 	// Images are the files of a library (type iso), which are never written.
 	Images []string
 }
 
 // VMConfig describes a VM. Its disks are raw or VHD files that are never
-// written, on the SR of that name (the first one).
+// written, on the SR with that name (default: the first one).
 type VMConfig struct {
 	Name   string
 	Disks  []string
 	SR     string
 	Halted bool
-	// Drivers gives the VM a guest that has drivers as soon as it runs.
+	// Drivers makes the VM's guest report drivers as soon as it runs.
 	Drivers bool
-	// RawDisks makes volumes without VHD (on LVM, sm_config type=raw).
+	// RawDisks creates volumes without VHD (on LVM, sm_config type=raw).
 	RawDisks bool
 }
 
 const defaultSRSize = 8 << 40
 
-// DefaultSRs are thin and thick, shared and local ones.
+// DefaultSRs returns thin and thick, shared and local SRs.
 func DefaultSRs() []SRConfig {
 	return []SRConfig{
 		{Name: "NFS virtual disk storage", Type: "nfs", Shared: true},
@@ -153,7 +157,7 @@ type Pool struct {
 	cfg      Config
 	dir      string
 	tempDir  bool
-	ctx      context.Context // the life of the pool
+	ctx      context.Context // ends when the pool is closed
 	stop     context.CancelFunc
 	work     sync.WaitGroup
 	hosts    []*host
@@ -161,26 +165,26 @@ type Pool struct {
 	ready    Ready
 	licensed bool
 
-	mu      sync.Mutex // guards all below
+	mu      sync.Mutex // guards all fields below
 	db      *database
 	calls   map[string]handler
 	stores  map[string]*storage // by SR reference
-	origin  map[string]string   // UUID of the VM that a snapshot was taken of
+	origin  map[string]string   // UUID of the VM from which a snapshot was taken
 	faults  []*Fault
 	watch   func(method string)
 	waiting int
 	domid   int64
 	bridges int
 	guests  []GuestScript
-	roles   map[string]string // by session; root's have none
-	ahead   time.Duration     // of the machine's clock
-	looked  time.Time         // until when schedules have been run
-	nbdHold int               // how many hold the VBDs of ended NBD connections
+	roles   map[string]string // by session; sessions of root are absent
+	ahead   time.Duration     // offset of the pool's clock to the machine's clock
+	looked  time.Time         // the time up to which schedules have been run
+	nbdHold int               // number of holders of the VBDs of ended NBD connections
 	nbdHeld []*object         // those VBDs
-	refSeq  int               // counts the Ref:N of metadata exports, never reset
+	refSeq  int               // counts the Ref:N of metadata exports; never reset
 }
 
-// Ready is what a started pool tells its user.
+// Ready describes a started pool to its user.
 type Ready struct {
 	URL         string    `json:"url"`
 	User        string    `json:"user"`
@@ -188,7 +192,7 @@ type Ready struct {
 	Fingerprint string    `json:"fingerprint"`
 	VMs         []ReadyVM `json:"vms"`
 	SRs         []ReadySR `json:"srs"`
-	// NBD is where the hosts serve disks; empty when that is off.
+	// NBD lists where the hosts serve disks; it is empty if NBD is off.
 	NBD []ReadyNBD `json:"nbd"`
 }
 
@@ -330,7 +334,7 @@ func New(cfg Config) (_ *Pool, err error) {
 	return p, nil
 }
 
-// listen opens every host's address on one port.
+// listen opens the addresses of all hosts on one port.
 func (p *Pool) listen() error {
 	first, port, err := net.SplitHostPort(p.cfg.Listen)
 	if err != nil {
@@ -390,10 +394,10 @@ func (p *Pool) scaled(d time.Duration) time.Duration { return time.Duration(floa
 
 func (p *Pool) masterAddress() string { return p.hosts[0].address }
 
-// URL is the master's.
+// URL returns the URL of the master.
 func (p *Pool) URL() string { return p.HostURL(0) }
 
-// HostURL is that of host i.
+// HostURL returns the URL of host i.
 func (p *Pool) HostURL(i int) string {
 	scheme := "https://"
 	if p.cfg.NoTLS {
@@ -402,14 +406,15 @@ func (p *Pool) HostURL(i int) string {
 	return scheme + net.JoinHostPort(p.hosts[i].address, p.port)
 }
 
-// User and Password open sessions.
+// User and Password return the credentials of the superuser.
 func (p *Pool) User() string     { return p.cfg.User }
 func (p *Pool) Password() string { return p.cfg.Password }
 
-// Fingerprint is the SHA-256 of the master's certificate, in lower-case hex.
+// Fingerprint returns the SHA-256 of the master's certificate, in lower-case
+// hex.
 func (p *Pool) Fingerprint() string { return p.hosts[0].fingerprint }
 
-// Fingerprints are those of all hosts.
+// Fingerprints returns the fingerprints of all hosts.
 func (p *Pool) Fingerprints() []string {
 	var out []string
 	for _, h := range p.hosts {
@@ -418,7 +423,7 @@ func (p *Pool) Fingerprints() []string {
 	return out
 }
 
-// Ready describes the pool as it was when it started.
+// Ready returns the description of the pool as it was when it started.
 func (p *Pool) Ready() Ready { return p.ready }
 
 // Close stops the pool and removes its disks' data.
@@ -443,15 +448,15 @@ func (p *Pool) Close() error {
 	return errors.Join(errs...)
 }
 
-// Restart does what a restart of xapi does to clients: connections, sessions
-// and tasks are lost, and VBDs that dom0 held are gone.
+// Restart simulates a restart of xapi: connections, sessions and tasks are
+// lost, and VBDs of dom0 are removed.
 func (p *Pool) Restart() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.restart()
 }
 
-// cutHost ends a host's connections and drops the VBDs of its control domain.
+// cutHost ends a host's connections and removes the VBDs of its control domain.
 func (p *Pool) cutHost(h *host) {
 	h.kill()
 	h.life, h.kill = context.WithCancel(p.ctx)
@@ -490,8 +495,8 @@ func (p *Pool) DropSessions() {
 	}
 }
 
-// GuestWrite makes the live disk equal to the file, as a guest that writes the
-// 4 KiB pages in which they differ. It returns how many bytes it wrote.
+// GuestWrite makes the live disk equal to the file, like a guest that writes
+// the 4 KiB pages in which they differ. It returns the number of bytes written.
 func (p *Pool) GuestWrite(vdiUUID, imageFile string) (int64, error) {
 	v, err := p.liveVolume(vdiUUID)
 	if err != nil {
@@ -502,7 +507,7 @@ func (p *Pool) GuestWrite(vdiUUID, imageFile string) (int64, error) {
 	return n, err
 }
 
-// Volume gives tests the data behind a VDI.
+// Volume returns the data of a VDI, for tests.
 func (p *Pool) Volume(vdiUUID string) (*sr.Volume, error) { return p.liveVolume(vdiUUID) }
 
 func (p *Pool) liveVolume(vdiUUID string) (*sr.Volume, error) {

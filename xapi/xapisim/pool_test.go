@@ -55,7 +55,7 @@ func TestMemberSaysHostIsSlave(t *testing.T) {
 
 func TestRedirectToCapableHost(t *testing.T) {
 	c := start(t, nil)
-	vdi := c.newDisk(c.sr("lvm"), 4*mib, map[string]any{}) // seen by the member only
+	vdi := c.newDisk(c.sr("lvm"), 4*mib, map[string]any{}) // only the member can reach it
 	task := c.must("task.create", "x", "").(string)
 	for _, m := range []string{"GET", "PUT"} {
 		path := map[string]string{"GET": "/export_raw_vdi", "PUT": "/import_raw_vdi"}[m]
@@ -87,7 +87,8 @@ func TestRedirectPicksAtRandom(t *testing.T) {
 	master := c.record("pool", c.must("pool.get_all").([]any)[0])["master"]
 	for _, pbd := range c.record("SR", c.sr("nfs"))["PBDs"].([]any) {
 		if c.record("PBD", pbd)["host"] == master {
-			// The guest of this pool runs on the master and holds the plug.
+			// The guest of this pool runs on the master and keeps the SR
+			// plugged.
 			c.must("VM.hard_shutdown", c.vm())
 			c.must("PBD.unplug", pbd)
 		}

@@ -49,8 +49,9 @@ func (p *Pool) startVM(vm *object, h *host, paused bool) error {
 	return nil
 }
 
-// migrateVM moves a running VM to another host, which must see its storage. The
-// disks are detached properly at the one and attached at the other.
+// migrateVM moves a running VM to another host, which must be able to reach its
+// storage. The disks are detached properly at the first host and attached at
+// the other.
 func (p *Pool) migrateVM(vm, to *object) error {
 	var home *host
 	for _, h := range p.hosts {
@@ -80,7 +81,8 @@ func (p *Pool) migrateVM(vm, to *object) error {
 	return nil
 }
 
-// suspendVM writes the memory image to a disk beside the VM's first one.
+// suspendVM writes the memory image to a disk on the VM's suspend_SR or, if
+// that does not exist, on the SR of the VM's first disk.
 func (p *Pool) suspendVM(vm *object) error {
 	srRef := vm.str("suspend_SR")
 	for _, vbd := range p.oldestFirst("VBD", vm.set("VBDs")) {
@@ -110,8 +112,8 @@ func (p *Pool) suspendVM(vm *object) error {
 	return nil
 }
 
-// saveMemory writes an image that begins as xenopsd's do (ocaml/xenopsd/lib,
-// suspend_image.ml) and is another one for each domain.
+// saveMemory writes an image that begins like those of xenopsd
+// (ocaml/xenopsd/lib, suspend_image.ml) and is different for each domain.
 func (p *Pool) saveMemory(vm, image *object) error {
 	v, err := p.volume(image)
 	if err != nil {

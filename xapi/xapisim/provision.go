@@ -2,11 +2,11 @@ package xapisim
 
 import "encoding/xml"
 
-// provisionDisks makes the disks that a template's other_config wants, in the
-// form <provision><disk device="0" size="8589934592" sr="UUID" bootable="true"
-// type="system"/></provision>, on the pool's default SR where none is named
-// (xen-api ocaml/xapi/xapi_templates.ml). What was made before a failure is
-// removed.
+// provisionDisks creates the disks that a template's other_config defines, in
+// the form <provision><disk device="0" size="8589934592" sr="UUID"
+// bootable="true" type="system"/></provision>; they are on the pool's default
+// SR if the entry names none (xen-api ocaml/xapi/xapi_templates.ml). After a
+// failure it removes the disks created so far.
 func (p *Pool) provisionDisks(vm *object) (err error) {
 	text, ok := vm.mapv("other_config")["disks"].(string)
 	if !ok {

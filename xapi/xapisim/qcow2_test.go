@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestQCOW2Disks shows that exports find nothing but a device behind them: full
-// ones work, differences do not, and changed blocks and NBD do.
+// TestQCOW2Disks shows that exports find only a device for qcow2 disks: full
+// exports work, differences do not, and changed blocks and NBD do.
 func TestQCOW2Disks(t *testing.T) {
 	c := start(t, func(cfg *Config) {
 		cfg.SRs = []SRConfig{{Name: "q", Type: "nfs", Shared: true, QCOW2: true}}
@@ -68,7 +68,8 @@ func TestMigrationDuringExport(t *testing.T) {
 	local.refused([]string{"VM_REQUIRES_SR", local.vm(), local.sr("ext")}, "VM.pool_migrate", local.vm(), local.p.hosts[1].ref, map[string]any{})
 }
 
-// qemu reads whole disks exported as qcow2, of VHDs and of qcow2 disks alike.
+// qemu reads whole disks exported as qcow2, both from VHDs and from qcow2
+// disks.
 func TestExportQCOW2(t *testing.T) {
 	for name, conf := range map[string]func(*Config){
 		"a VHD":   nil,

@@ -6,20 +6,22 @@ import (
 	"sync"
 )
 
-// User is an account beside Config.User, which is root and may do everything.
+// User is an account in addition to Config.User, which is root and may do
+// everything.
 type User struct {
 	Name, Password string
 	Role           string // one of Roles
 }
 
-// Roles are those of the server; each may do all that the ones behind it may.
+// Roles are the roles of the server; each has all permissions of the ones after
+// it.
 var Roles = []string{"pool-admin", "pool-operator", "vm-power-admin", "vm-admin", "vm-operator", "read-only"}
 
 //go:embed roles.txt
 var rolesText string
 
-// leastRoles gives the place in Roles of the least role for a call. What is
-// not in it any role may do.
+// leastRoles returns for each call the index in Roles of the least privileged
+// role that may make it. Any role may make a call that is absent.
 var leastRoles = sync.OnceValue(func() map[string]int {
 	out := map[string]int{
 		"http/get_export": 3, "http/put_import": 3, "http/get_export_metadata": 3, "http/put_import_metadata": 3,
@@ -37,7 +39,8 @@ var leastRoles = sync.OnceValue(func() map[string]int {
 	return out
 })
 
-// rank is a role's place in Roles; that of no role is before all of them.
+// rank returns a role's index in Roles; the rank of an empty role precedes all
+// of them.
 func rank(role string) int {
 	for i, r := range Roles {
 		if r == role {
@@ -47,8 +50,8 @@ func rank(role string) int {
 	return -1
 }
 
-// allow refuses what a session's role may not do (xen-api ocaml/xapi/rbac.ml).
-// Pool.mu is held.
+// allow returns an error if a session's role does not permit an action (xen-api
+// ocaml/xapi/rbac.ml). Pool.mu must be held.
 func (p *Pool) allow(session *object, action string) error {
 	role, limited := p.roles[session.ref]
 	least, ok := leastRoles()[action]
@@ -59,9 +62,9 @@ func (p *Pool) allow(session *object, action string) error {
 		"No permission in user session. (Roles with this permission: "+strings.Join(Roles[:least+1], ", ")+")")
 }
 
-// admit finds the session of a bulk request, and whether that was opened for it
-// alone; page is the answer where there is none, or its role is too low.
-// Pool.mu is held.
+// admit finds the session of a bulk request, and reports whether it was opened
+// for this request only; page is the answer if there is no session, or if its
+// role is not sufficient. Pool.mu must be held.
 func (c *conn) admit(r *httpRequest, action string) (session *object, temporary bool, page string) {
 	if session, temporary = c.authorise(r); session == nil {
 		return nil, false, unauthorised(action)
@@ -69,9 +72,9 @@ func (c *conn) admit(r *httpRequest, action string) (session *object, temporary 
 	return session, temporary, c.refuseRole(r, session, action)
 }
 
-// refuseRole returns the page for a session whose role is too low for a bulk
-// request, and fails its task; it is empty where the role is high enough.
-// Pool.mu is held.
+// refuseRole returns the page for a session whose role is not sufficient for a
+// bulk request, and fails its task; the page is empty if the role is
+// sufficient. Pool.mu must be held.
 func (c *conn) refuseRole(r *httpRequest, session *object, action string) string {
 	err := c.pool.allow(session, "http/"+action)
 	if err == nil {

@@ -18,7 +18,7 @@ func TestRoles(t *testing.T) {
 	}
 	for i, role := range Roles {
 		c.session = c.must("session.login_with_password", role, "secret", "1.0", "test").(string)
-		c.must("VM.get_record", vm) // all may look
+		c.must("VM.get_record", vm) // every role may read
 		try := func(need int, permission, method string, args ...any) {
 			t.Helper()
 			if i < need {
@@ -33,7 +33,7 @@ func TestRoles(t *testing.T) {
 		if i >= 3 {
 			c.refused(denied("vm.snapshot", 3), "Async.VM.snapshot", vm, "s")
 		}
-		// Transfers ask for the role, too, and fail their task.
+		// Transfers check the role, too, and fail their task.
 		task := c.must("task.create", "t", "").(string)
 		for path, need := range map[string]int{"/export_raw_vdi": 4, "/export": 4, "/export_metadata": 4, "/pool/xmldbdump": 1} {
 			resp := c.get(c.url(path, "vdi", disk, "ref", vm, "task_id", task))

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// handler runs one call with Pool.mu held.
+// handler runs one call. Pool.mu must be held.
 type handler func(c *call) (any, error)
 
-// call is one API call while it runs.
+// call is an API call in progress.
 type call struct {
 	ctx     context.Context
 	p       *Pool
@@ -18,14 +18,14 @@ type call struct {
 	session *object
 	method  *method
 	args    []any
-	task    string        // reference of the task that stands for the call
-	hold    time.Duration // a fault: how long the operation takes
+	task    string        // reference of the task that represents the call
+	hold    time.Duration // set by a fault: how long the operation takes
 }
 
-// void is the result of calls that give nothing.
+// void is the result of calls without a result.
 const void = ""
 
-// dispatch runs a request that came in at host h and returns its result.
+// dispatch runs a request that arrived at host h and returns its result.
 func (p *Pool) dispatch(ctx context.Context, h *host, req *request) (any, *Error) {
 	name, async := req.method, ""
 	for _, prefix := range []string{"Async.", "InternalAsync."} {
@@ -38,13 +38,13 @@ func (p *Pool) dispatch(ctx context.Context, h *host, req *request) (any, *Error
 		return strs(p.db.sch.names...), nil
 	}
 	m := p.db.sch.methods[name]
-	if m == nil { // every call also answers to Class_call
+	if m == nil { // every call is also available as Class_call
 		if i := strings.IndexByte(name, '_'); i > 0 {
 			m = p.db.sch.method(name)
 		}
 	}
 	if m == nil {
-		return nil, fail("MESSAGE_METHOD_UNKNOWN", name) // without Async.
+		return nil, fail("MESSAGE_METHOD_UNKNOWN", name) // without the prefix Async.
 	}
 	if async != "" && !m.async() {
 		return nil, fail("Fault", "No async mode for this operation (rpc: "+m.name+")")
@@ -107,7 +107,7 @@ func (p *Pool) run(c *call) (any, error) {
 		}
 	}
 	res, err := p.handle(c)
-	if c.hold > 0 { // no operation took it up
+	if c.hold > 0 { // no operation has applied the delay
 		c.wait(c.hold)
 	}
 	if f != nil && f.After && err == nil {
@@ -121,7 +121,7 @@ func (p *Pool) run(c *call) (any, error) {
 	return res, err
 }
 
-// resetMark stands for a connection to be reset instead of an answer.
+// resetMark marks an answer for which the connection is to be reset instead.
 const resetMark = "\x00reset"
 
 func (p *Pool) handle(c *call) (any, error) {
@@ -134,7 +134,7 @@ func (p *Pool) handle(c *call) (any, error) {
 	return c.generic()
 }
 
-// method finds a call under its name with an underscore.
+// method finds a call by its name with an underscore.
 func (s *schema) method(alias string) *method {
 	for i := 0; i < len(alias); i++ {
 		if alias[i] == '_' {
@@ -147,9 +147,9 @@ func (s *schema) method(alias string) *method {
 }
 
 // async reports whether the call has an Async. form. Getters and setters of
-// fields never have one, nor has any call of some classes; of the others the
-// data model names those without (xen-api ocaml/idl/datamodel.ml,
-// no_async_messages_for).
+// fields never have one, and neither has any call of some classes; for the
+// others the data model names the calls without one (xen-api
+// ocaml/idl/datamodel.ml, no_async_messages_for).
 func (m *method) async() bool {
 	switch m.class.name {
 	case "session", "task", "event", "blob", "message", "auth":
@@ -158,8 +158,9 @@ func (m *method) async() bool {
 	return m.form == create || m.form == destroy || m.form == custom && !m.sync
 }
 
-// arguments checks number and kinds of the parameters and pads the optional
-// ones. The numbers in the error leave the session out; none at all counts -1.
+// arguments checks number and types of the parameters and fills in the optional
+// ones. The numbers in the error exclude the session; a call without any
+// parameter counts as -1.
 func (m *method) arguments(req *request) ([]any, error) {
 	got := len(req.params)
 	if !m.noSession {
@@ -198,7 +199,7 @@ var sessionRef = &typ{kind: kRef, name: "session", zero: nullRef}
 
 func (*class) sessionType() *typ { return sessionRef }
 
-// str is the i-th argument as a string.
+// str returns the i-th argument as a string.
 func (c *call) str(i int) string {
 	switch v := c.args[i].(type) {
 	case string:
@@ -209,12 +210,12 @@ func (c *call) str(i int) string {
 	return ""
 }
 
-// object resolves the i-th argument, a reference.
+// object returns the object that the i-th argument, a reference, refers to.
 func (c *call) object(i int) (*object, error) {
 	return c.p.lookup(c.method.params[i].typ.name, c.str(i))
 }
 
-// lookup finds an object or says HANDLE_INVALID.
+// lookup finds an object, or returns HANDLE_INVALID.
 func (p *Pool) lookup(cls, ref string) (*object, error) {
 	if o := p.db.find(cls, ref); o != nil {
 		return o, nil
@@ -222,7 +223,7 @@ func (p *Pool) lookup(cls, ref string) (*object, error) {
 	return nil, fail("HANDLE_INVALID", cls, ref)
 }
 
-// wait lets the server's lock go for d.
+// wait releases the server's lock for d.
 func (c *call) wait(d time.Duration) {
 	c.hold = 0
 	c.p.mu.Unlock()
@@ -246,9 +247,9 @@ func (c *call) unlocked(work func() error) error {
 	return work()
 }
 
-// begin marks operation op on o, after waiting, as the real server does, for
-// others that exclude it: with pauses, for up to two hours (scaled), and with
-// at most 100 calls waiting (xen-api ocaml/xapi/helpers.ml, Policy.standard).
+// begin marks operation op on o, after waiting for operations that exclude it,
+// like the real server: with pauses, for up to two hours (scaled), and with at
+// most 100 waiting calls (xen-api ocaml/xapi/helpers.ml, Policy.standard).
 func (c *call) begin(o *object, op string) (end func(), err error) {
 	return c.beginWithin(o, op, 2*time.Hour)
 }
@@ -289,7 +290,7 @@ func (c *call) beginWithin(o *object, op string, limit time.Duration) (end func(
 	}, nil
 }
 
-// together are operations that may run at once on one VM.
+// together are operations that may run concurrently on one VM.
 var together = [][]string{{"clone", "copy", "export"}, {"snapshot", "checkpoint"}}
 
 // conflict returns an operation on o that excludes op, and its task.

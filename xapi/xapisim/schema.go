@@ -14,7 +14,7 @@ var schemaText string
 //go:embed sync.txt
 var syncText string
 
-// kind is what a value of the XenAPI is.
+// kind is the kind of a XenAPI value.
 type kind uint8
 
 const (
@@ -38,10 +38,11 @@ type typ struct {
 	name      string
 	key, elem *typ
 	values    map[string]bool // of an enum
-	zero      any             // what a field of this type holds when nothing was said
+	zero      any             // the value of a field of this type that was never set
 }
 
-// role says who sets a field: the server only, the constructor, or any client.
+// role defines who sets a field: only the server, the constructor, or any
+// client.
 type role uint8
 
 const (
@@ -69,8 +70,8 @@ type class struct {
 	relations   map[int]*relation // by the index of a reference field
 }
 
-// form tells the implicit calls of the data model from those with code of
-// their own.
+// form distinguishes the implicit calls of the data model from those with code
+// of their own.
 type form uint8
 
 const (
@@ -99,7 +100,7 @@ type param struct {
 	optional bool
 }
 
-// method is one call. params leave the session out.
+// method is one call. params exclude the session.
 type method struct {
 	name      string // Class.call
 	class     *class
@@ -110,8 +111,9 @@ type method struct {
 	sync      bool // flagged as having no Async. form
 }
 
-// mandatory is how many parameters a call must have at least, and whether it
-// takes more: those with optional parameters ignore what they do not know.
+// mandatory returns the minimum number of parameters of a call, and whether it
+// accepts more: calls with optional parameters ignore parameters that they do
+// not define.
 func (m *method) mandatory() (n int, open bool) {
 	for _, p := range m.params {
 		if p.optional {
@@ -127,13 +129,13 @@ type schema struct {
 	classes map[string]*class
 	order   []*class
 	methods map[string]*method
-	names   []string // of the methods, as system.listMethods gives them
+	names   []string // of the methods, in the order of system.listMethods
 	types   map[string]*typ
 }
 
 var loadSchema = sync.OnceValues(func() (*schema, error) { return parseSchema(schemaText) })
 
-// parseSchema reads the table in schema.txt.
+// parseSchema parses the table in schema.txt.
 func parseSchema(text string) (*schema, error) {
 	s := &schema{classes: map[string]*class{}, methods: map[string]*method{}, types: map[string]*typ{}}
 	lines := strings.Split(text, "\n")
@@ -265,7 +267,7 @@ func (s *schema) field(f []string) (*field, error) {
 	return fd, err
 }
 
-// parseText reads a default in the table.
+// parseText parses a default in the table.
 func (t *typ) parseText(v string) (any, error) {
 	switch t.kind {
 	case kInt:
@@ -280,7 +282,7 @@ func (t *typ) parseText(v string) (any, error) {
 	return v, nil
 }
 
-// typ reads a type in the table's notation, such as map(string,ref(VDI)).
+// typ parses a type in the table's notation, such as map(string,ref(VDI)).
 func (s *schema) typ(v string) (*typ, error) {
 	if t, ok := s.types[v]; ok {
 		return t, nil
@@ -349,7 +351,7 @@ func (s *schema) selfCall(c *class, name string, f form, fd *field, more ...para
 		params: append([]param{{name: "self", typ: self}}, more...)}
 }
 
-// implicit lists the calls every class has by the rules of the data model.
+// implicit lists the calls that every class has by the rules of the data model.
 func (s *schema) implicit(c *class, ctors []string) []*method {
 	str := &typ{kind: kString, zero: ""}
 	plain := func(name string, f form, p ...param) *method {
@@ -393,14 +395,14 @@ func (s *schema) implicit(c *class, ctors []string) []*method {
 	return ms
 }
 
-// relation says that the objects whose reference field points at an object of
-// class parent are listed there, in the set called field.
+// relation describes that the set called field of class parent lists the
+// objects whose reference field points at the parent.
 type relation struct {
 	parent, field string
 }
 
-// relate enters the two-sided relations of the data model
-// (xen-api ocaml/idl/datamodel.ml, all_relations).
+// relate adds the two-sided relations of the data model (xen-api
+// ocaml/idl/datamodel.ml, all_relations).
 func (s *schema) relate() error {
 	for _, r := range [][4]string{
 		{"VBD", "VM", "VM", "VBDs"}, {"VBD", "VDI", "VDI", "VBDs"},

@@ -4,7 +4,7 @@ import (
 	"time"
 )
 
-// session resolves a session reference.
+// session returns the session of a reference.
 func (p *Pool) session(ref string) (*object, error) {
 	s := p.db.find("session", ref)
 	if s == nil {

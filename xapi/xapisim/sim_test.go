@@ -32,7 +32,8 @@ type client struct {
 	session string
 }
 
-// start runs a pool with one VM of two 8 MiB disks, scaled down in time.
+// start starts a pool with one VM that has two 8 MiB disks, with shortened
+// waits.
 func start(t *testing.T, change func(*Config)) *client {
 	t.Helper()
 	dir := t.TempDir()
@@ -81,7 +82,7 @@ func start(t *testing.T, change func(*Config)) *client {
 	return c
 }
 
-// pattern is n bytes that differ from page to page.
+// pattern returns n bytes that differ from page to page.
 func pattern(seed byte, n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -97,7 +98,8 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.Message + " " + strings.Join(e.Data, " ") }
 
-// call makes a call with the session in front, except for those without.
+// call makes a call with the session as its first parameter, except for calls
+// without a session.
 func (c *client) call(method string, args ...any) (any, error) {
 	return c.callAt(c.base, method, args...)
 }
@@ -145,7 +147,7 @@ func (c *client) record(cls string, ref any) map[string]any {
 	return c.must(cls+".get_record", ref).(map[string]any)
 }
 
-// refused wants an API error: the code, then its parameters.
+// refused expects an API error: the code, then its parameters.
 func (c *client) refused(want []string, method string, args ...any) {
 	c.t.Helper()
 	v, err := c.call(method, args...)
@@ -163,14 +165,14 @@ func (c *client) vm() string {
 	return c.must("VM.get_by_uuid", c.p.Ready().VMs[0].UUID).(string)
 }
 
-// disk is the reference of the VM's i-th disk.
+// disk returns the reference of the VM's i-th disk.
 func (c *client) disk(i int) string {
 	return c.must("VDI.get_by_uuid", c.p.Ready().VMs[0].Disks[i].VDI).(string)
 }
 
 func (c *client) uuid(cls string, ref any) string { return c.must(cls+".get_uuid", ref).(string) }
 
-// snapshotDisk makes a disk snapshot.
+// snapshotDisk takes a disk snapshot.
 func (c *client) snapshotDisk(i int) string { return c.must("VDI.snapshot", c.disk(i)).(string) }
 
 // sr finds an SR by type.
@@ -184,7 +186,7 @@ func (c *client) sr(kind string) string {
 	return ""
 }
 
-// newDisk makes a VDI.
+// newDisk creates a VDI.
 func (c *client) newDisk(srRef string, size int64, sm map[string]any) string {
 	c.t.Helper()
 	return c.must("VDI.create", map[string]any{
@@ -193,7 +195,7 @@ func (c *client) newDisk(srRef string, size int64, sm map[string]any) string {
 	}).(string)
 }
 
-// query builds a bulk URL with session and task.
+// url builds a bulk URL with session and task.
 func (c *client) url(path string, kv ...string) string {
 	q := url.Values{"session_id": {c.session}}
 	for i := 0; i < len(kv); i += 2 {
@@ -227,8 +229,8 @@ func (c *client) export(vdi string, kv ...string) ([]byte, map[string]any) {
 	return b, c.finished(task)
 }
 
-// put sends an import by hand, because the answer comes before the body, and
-// returns everything the server said.
+// put sends an import over a raw connection, because the answer precedes the
+// body, and returns everything that the server sent.
 func (c *client) put(u string, head string, body []byte) string {
 	c.t.Helper()
 	pu, err := url.Parse(u)
@@ -276,7 +278,7 @@ func (c *client) importTask(vdi, head string, body []byte, kv ...string) (string
 	return said, c.finished(task)
 }
 
-// finished waits for a task to leave pending, by events.
+// finished waits with events until a task is no longer pending.
 func (c *client) finished(task string) map[string]any {
 	c.t.Helper()
 	token := ""
@@ -308,7 +310,7 @@ func (c *client) status(task any, want string, errorInfo ...string) {
 	}
 }
 
-// dom0VBDs counts the attachments of control domains.
+// dom0VBDs counts the attachments to control domains.
 func (c *client) dom0VBDs() int {
 	n := 0
 	for _, v := range c.must("VM.get_all_records").(map[string]any) {
@@ -319,7 +321,7 @@ func (c *client) dom0VBDs() int {
 	return n
 }
 
-// eventually tries until ok or ten seconds are over.
+// eventually retries until ok returns true, for at most ten seconds.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -333,7 +335,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// insecure is a client for benchmarks.
+// insecure returns a client for benchmarks.
 func insecure() *http.Client {
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ReadBufferSize: 1 << 20}}
 }

@@ -14,17 +14,17 @@ func (p *Pool) newTask(label, description string) *object {
 	})
 }
 
-// cancelWish is the key under which a wish to cancel is kept.
+// cancelWish returns the key under which a cancellation request is stored.
 func cancelWish(t *object) string { return "DummyRef:|" + t.uuid() + "|task.cancel" }
 
-// cancelled tells whether somebody wants the task cancelled.
+// cancelled reports whether the cancellation of a task was requested.
 func (p *Pool) cancelled(ref string) bool {
 	t := p.db.find("task", ref)
 	return t != nil && t.mapv("current_operations")[cancelWish(t)] == "cancel"
 }
 
-// complete ends a task; one that is not pending is left as it is. result is
-// the text of an XML-RPC value, or empty.
+// complete ends a task; it does not change a task that is not pending. result
+// is the text of an XML-RPC value, or empty.
 func (p *Pool) complete(ref, result string, e *Error) {
 	t := p.db.find("task", ref)
 	if t == nil || t.str("status") != "pending" {
@@ -32,7 +32,7 @@ func (p *Pool) complete(ref, result string, e *Error) {
 	}
 	p.db.put(t, "finished", dateOf(p.now()))
 	p.db.put(t, "progress", float64(1))
-	ops := map[string]any{} // a wish to cancel is kept for good
+	ops := map[string]any{} // a cancellation request is kept forever
 	if p.cancelled(ref) {
 		ops[cancelWish(t)] = "cancel"
 	}
@@ -50,7 +50,7 @@ func (p *Pool) complete(ref, result string, e *Error) {
 	}
 }
 
-// startAsync runs the call behind a task and returns the task.
+// startAsync runs the call of a task and returns the task.
 func (p *Pool) startAsync(c *call, label string) (any, *Error) {
 	t := p.newTask(label, "")
 	c.task = t.ref
@@ -87,7 +87,7 @@ func (p *Pool) taskCalls() map[string]handler {
 			if err != nil {
 				return nil, err
 			}
-			if t.str("status") == "pending" { // the work goes on
+			if t.str("status") == "pending" { // the work continues
 				p.db.put(t, "current_operations", map[string]any{"task": "destroy"})
 				return void, nil
 			}
@@ -109,8 +109,8 @@ func (p *Pool) taskCalls() map[string]handler {
 	}
 }
 
-// ExpireTasks drops every task that is not pending, as the server does some
-// time after they end; with pending, the others too.
+// ExpireTasks removes every task that is not pending, as the server does some
+// time after the tasks end; with pending set, the others too.
 func (p *Pool) ExpireTasks(pending bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -121,9 +121,9 @@ func (p *Pool) ExpireTasks(pending bool) {
 	}
 }
 
-// expireOld applies the server's own limits: ended tasks go after 65 minutes,
-// pending ones after a day, and of more than 200 the oldest ended ones
-// (xen-api ocaml/xapi/xapi_globs.ml, db_gc_util.ml).
+// expireOld applies the server's own limits: it removes ended tasks after 65
+// minutes, pending ones after a day, and the oldest ended ones if there are
+// more than 200 (xen-api ocaml/xapi/xapi_globs.ml, db_gc_util.ml).
 func (p *Pool) expireOld(now time.Time) {
 	tasks := p.db.all("task")
 	excess := len(tasks) - 200

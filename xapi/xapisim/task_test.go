@@ -41,7 +41,7 @@ func TestTasksExpire(t *testing.T) {
 
 	c.must("task.set_status", open, "success")
 	c.p.mu.Lock()
-	c.p.expireOld(time.Now()) // an end that nobody set counts as none
+	c.p.expireOld(time.Now()) // a task without an end time does not count as ended
 	c.p.mu.Unlock()
 	c.status(open, "success")
 	old := c.must("Async.VM.snapshot", c.vm(), "s2").(string)
@@ -124,7 +124,7 @@ func TestServerWaits(t *testing.T) {
 	c.p.Fault(Fault{On: "VM.snapshot", Delay: 5 * time.Second})
 	task := c.must("Async.VM.snapshot", vm, "slow").(string)
 	eventually(t, "the slow snapshot begins", func() bool { return len(c.record("VM", vm)["current_operations"].(map[string]any)) > 0 })
-	c.must("VM.snapshot", vm, "second") // two snapshots may run together
+	c.must("VM.snapshot", vm, "second") // two snapshots may run concurrently
 	c.refused([]string{"OTHER_OPERATION_IN_PROGRESS", "VM", vm, "snapshot", task}, "VM.hard_shutdown", vm)
 }
 
@@ -137,7 +137,7 @@ func TestRestartCutsTransfers(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.p.Restart()
-	if b, _ := io.ReadAll(resp.Body); len(b) >= 7*mib { // Go's TLS takes a bare end between two records for a good one
+	if b, _ := io.ReadAll(resp.Body); len(b) >= 7*mib { // Go's TLS accepts a connection that ends between two records without close_notify
 		t.Errorf("the transfer went on for %d bytes", len(b))
 	}
 	c.hc.CloseIdleConnections()

@@ -11,12 +11,12 @@ import (
 
 // The values of the simulated server are Go's string (also for enums and
 // references), int64, float64, bool, date, []any, map[string]any, *record, and
-// int32 for the one place where the server sends a 32-bit integer. What comes
-// over the wire is the same, with nil for JSON null and XML nil. Sets and maps
-// are never changed in place, so that a record can be handed out without
+// int32 for the only field that the server sends as a 32-bit integer. Decoded
+// requests use the same types, with nil for JSON null and XML nil. Sets and
+// maps are never modified in place, so that a record can be returned without
 // copying them.
 
-// date is a time in the form the server writes, such as 20260131T08:00:00Z.
+// date is a time in the format of the server, such as 20260131T08:00:00Z.
 type date string
 
 const (
@@ -27,8 +27,8 @@ const (
 
 func dateOf(t time.Time) date { return date(t.UTC().Format(dateForm)) }
 
-// parseDate reads the forms that xapi takes: its own, RFC 3339, offsets, or no
-// zone, which means UTC (xen-api ocaml/libs/clock/date.ml).
+// parseDate parses the forms that xapi accepts: its own, RFC 3339, offsets, or
+// no zone, which means UTC (xen-api ocaml/libs/clock/date.ml).
 func parseDate(s string) (date, bool) {
 	for _, form := range []string{dateForm, "20060102T15:04:05", "20060102T15:04:05-0700", "20060102T150405Z",
 		time.RFC3339Nano, "2006-01-02T15:04:05", "20060102T15:04:05Z07:00"} {
@@ -39,13 +39,13 @@ func parseDate(s string) (date, bool) {
 	return "", false
 }
 
-// record is an object's fields at one instant.
+// record holds an object's fields at one instant.
 type record struct {
 	class *class
 	vals  []any
 }
 
-// rpcText is how the server's messages show a value that came in.
+// rpcText formats a received value as in the server's messages.
 func rpcText(v any) string {
 	switch v := v.(type) {
 	case nil:
@@ -95,13 +95,13 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// failure is the INTERNAL_ERROR of an OCaml Failure with this text.
+// failure returns the INTERNAL_ERROR of an OCaml Failure with this text.
 func failure(text string) *Error {
 	return fail("INTERNAL_ERROR", "Failure("+strconv.Quote(text)+")")
 }
 
-// fromWire turns what came over the wire into a value of type t, with the
-// server's own complaints about wrong kinds.
+// fromWire converts a received value to a value of type t. For values of a
+// wrong type it returns the server's own error messages.
 func (t *typ) fromWire(v any) (any, error) {
 	switch t.kind {
 	case kString, kRef, kEnum:
@@ -203,8 +203,8 @@ func (t *typ) fromWire(v any) (any, error) {
 	return v, nil
 }
 
-// storable tells whether the server's database takes a string: XML characters
-// in valid UTF-8.
+// storable reports whether the server's database accepts a string: XML
+// characters in valid UTF-8.
 func storable(s string) bool {
 	for _, r := range s {
 		if r < 0x20 && r != '\t' && r != '\n' && r != '\r' || r == 0xFFFE || r == 0xFFFF {
@@ -214,8 +214,8 @@ func storable(s string) bool {
 	return utf8.ValidString(s)
 }
 
-// floatText writes a float as the server does: never without a point or an
-// exponent in JSON.
+// floatText formats a float as the server does: in JSON always with a point or
+// an exponent.
 func floatText(f float64) string {
 	s := strconv.FormatFloat(f, 'g', -1, 64)
 	if !strings.ContainsAny(s, ".eEnI") {

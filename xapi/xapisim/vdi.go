@@ -9,7 +9,7 @@ import (
 	"xenkeep/xapi/xapisim/sr"
 )
 
-// storage is the SR behind an SR record.
+// storage is the SR of an SR record.
 type storage struct {
 	sr      *sr.SR
 	qcow2   bool
@@ -18,9 +18,9 @@ type storage struct {
 
 var vdiOperations = []string{"copy", "generate_config", "clone", "forget", "resize", "snapshot", "destroy"}
 
-const cbtMetadata = "CBT metadata" // what the server calls such a disk in errors
+const cbtMetadata = "CBT metadata" // the server's name for such a disk in errors
 
-// whileAttached are operations that an attached disk allows.
+// whileAttached lists the operations that are allowed on an attached disk.
 var whileAttached = map[string]bool{
 	"snapshot": true, "clone": true, "enable_cbt": true, "disable_cbt": true, "data_destroy": true, "mirror": true,
 	"generate_config": true, "list_changed_blocks": true,
@@ -32,7 +32,7 @@ var needsFeature = map[string]string{
 	"list_changed_blocks": "VDI_CONFIG_CBT", "set_on_boot": "VDI_RESET_ON_BOOT",
 }
 
-// checkVDI applies the server's checks in their order (xen-api
+// checkVDI makes the server's checks in their order (xen-api
 // ocaml/xapi/xapi_vdi.ml, check_operation_error).
 func (p *Pool) checkVDI(vdi *object, op string) error {
 	attached, readWrite := p.attachments(vdi)
@@ -91,7 +91,8 @@ func (p *Pool) checkVDI(vdi *object, op string) error {
 	return nil
 }
 
-// attachments tells whether the disk is attached anywhere, and read-write.
+// attachments reports whether the disk is attached anywhere, and whether
+// read-write.
 func (p *Pool) attachments(vdi *object) (attached, readWrite bool) {
 	for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) {
 		if vbd.bool("currently_attached") {
@@ -102,14 +103,14 @@ func (p *Pool) attachments(vdi *object) (attached, readWrite bool) {
 	return attached, readWrite
 }
 
-// illegalTransition is what the storage layer says of a disk that is attached
-// read-only and is now wanted read-write. It does not know how to turn the one
-// into the other (xen-api ocaml/xapi-idl/storage/vdi_automaton.ml).
+// illegalTransition is the storage layer's error for a disk that is attached
+// read-only and is to be attached read-write. The layer does not support this
+// transition (xen-api ocaml/xapi-idl/storage/vdi_automaton.ml).
 const illegalTransition = "Storage_error ([S(Illegal_transition);[[S(Activated);S(RO)];[S(Activated);S(RW)]]])"
 
-// activate applies the storage layer's rule for an attachment: a disk that is
-// attached read-only cannot be attached read-write beside that. Any other
-// combination is allowed, so it does not keep two writers apart.
+// activate applies the storage layer's rule for an attachment: while a disk is
+// attached read-only, it cannot also be attached read-write. Any other
+// combination is allowed, so the layer does not exclude two writers.
 func (p *Pool) activate(vdi *object, mode string) error {
 	if attached, readWrite := p.attachments(vdi); attached && !readWrite && mode == "RW" {
 		return fail("INTERNAL_ERROR", illegalTransition)
@@ -118,8 +119,9 @@ func (p *Pool) activate(vdi *object, mode string) error {
 }
 
 // usedByGuests reports whether virtual machines other than control domains have
-// the disk attached, and whether one of them read-write. Only these count when
-// the server checks whether a disk is in use before it attaches it to a VM.
+// the disk attached, and whether one of them has it read-write. Only these
+// count when the server checks whether a disk is in use before it attaches it
+// to a VM.
 func (p *Pool) usedByGuests(vdi *object) (attached, readWrite bool) {
 	for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) {
 		vm := p.db.find("VM", vbd.str("VM"))
@@ -140,8 +142,8 @@ func managed(vdi *object) error {
 	return nil
 }
 
-// store returns the storage behind a record; without a plugged PBD there is
-// none to be had.
+// store returns the storage of a record; without a plugged PBD, it returns an
+// error.
 func (p *Pool) store(srRef string) (*storage, error) {
 	s := p.db.find("SR", srRef)
 	if s == nil {
@@ -155,7 +157,7 @@ func (p *Pool) store(srRef string) (*storage, error) {
 	return nil, fail("SR_HAS_NO_PBDS", srRef)
 }
 
-// volume returns the data behind a VDI.
+// volume returns the data of a VDI.
 func (p *Pool) volume(vdi *object) (*sr.Volume, error) {
 	st, err := p.store(vdi.str("SR"))
 	if err != nil {
@@ -167,7 +169,7 @@ func (p *Pool) volume(vdi *object) (*sr.Volume, error) {
 	return nil, fail("VDI_MISSING", vdi.str("SR"), vdi.ref)
 }
 
-// srError makes the API error of a storage fault (xen-api
+// srError converts a storage fault to the API error (xen-api
 // ocaml/xapi/sm_exec.ml).
 func srError(err error, srRef string) error {
 	var f *sr.Error
@@ -190,7 +192,7 @@ func srError(err error, srRef string) error {
 	return fail("VDI_IO_ERROR", "Device I/O errors")
 }
 
-// syncVDI takes over what the storage says about a disk.
+// syncVDI updates a disk's record from the storage.
 func (p *Pool) syncVDI(vdi *object) {
 	st := p.stores[vdi.str("SR")]
 	if st == nil {
@@ -245,7 +247,7 @@ func smConfig(v any) map[string]string {
 	return out
 }
 
-// createVDI makes volume and record.
+// createVDI creates a volume and its record.
 func (p *Pool) createVDI(f map[string]any) (*object, error) {
 	srRef := f["SR"].(string)
 	st, err := p.store(srRef)
@@ -267,10 +269,11 @@ func (p *Pool) createVDI(f map[string]any) (*object, error) {
 	return vdi, nil
 }
 
-// snapshotVDI makes a disk snapshot, and the record of the base copy below it.
+// snapshotVDI creates a disk snapshot, and the record of the base copy below
+// it.
 func (p *Pool) snapshotVDI(c *call, vdi *object) (*object, error) { return p.fork(c, vdi, true) }
 
-// cloneVDI makes a writable clone.
+// cloneVDI creates a writable clone.
 func (p *Pool) cloneVDI(c *call, vdi *object) (*object, error) { return p.fork(c, vdi, false) }
 
 func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
@@ -331,7 +334,7 @@ func (p *Pool) fork(c *call, vdi *object, snapshot bool) (*object, error) {
 	return out, nil
 }
 
-// baseCopy makes the record of the file that a disk and its snapshot share.
+// baseCopy creates the record of the file that a disk and its snapshot share.
 func (p *Pool) baseCopy(vdi *object, uuid string) {
 	p.syncVDI(p.db.create("VDI", map[string]any{
 		"uuid": uuid, "name_label": "base copy", "SR": vdi.str("SR"), "type": vdi.str("type"),
@@ -339,7 +342,7 @@ func (p *Pool) baseCopy(vdi *object, uuid string) {
 	}))
 }
 
-// destroyVDI removes data and record.
+// destroyVDI removes the data and the record of a disk.
 func (p *Pool) destroyVDI(vdi *object) error {
 	srRef := vdi.str("SR")
 	v, err := p.volume(vdi)
@@ -349,7 +352,7 @@ func (p *Pool) destroyVDI(vdi *object) error {
 	if err := v.Destroy(); err != nil {
 		return srError(err, srRef)
 	}
-	for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) { // of VMs at rest
+	for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) { // of VMs that are not running
 		if vbd.str("type") == "CD" {
 			p.db.put(vbd, "VDI", nullRef)
 			p.db.put(vbd, "empty", true)
@@ -364,7 +367,7 @@ func (p *Pool) destroyVDI(vdi *object) error {
 }
 
 func (p *Pool) vdiCalls() map[string]handler {
-	// on resolves the disk, applies managed and checkVDI, and marks.
+	// on finds the disk, calls managed and checkVDI, and marks the operation.
 	on := func(op string, work func(*call, *object, *sr.Volume) (any, error)) handler {
 		return func(c *call) (any, error) {
 			vdi, err := c.object(0)
@@ -489,7 +492,7 @@ func (p *Pool) vdiCalls() map[string]handler {
 	}
 }
 
-// introduceVDI makes a record for a volume that has none.
+// introduceVDI creates a record for a volume that has none.
 func (p *Pool) introduceVDI(c *call) (any, error) {
 	f := map[string]any{}
 	for i, prm := range c.method.params {
@@ -550,7 +553,7 @@ func (p *Pool) copyCall(c *call) (any, error) {
 	return p.copyVDI(c, vdi, c.str(1), dst)
 }
 
-// copyVDI copies all data of a disk into dst, or a new disk on the SR.
+// copyVDI copies all data of a disk to dst, or to a new disk on the SR.
 func (p *Pool) copyVDI(c *call, vdi *object, srRef string, dst *object) (any, error) {
 	end, err := c.begin(vdi, "copy")
 	if err != nil {

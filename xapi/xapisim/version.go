@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// Version is which XenServer the pool is like.
+// Version is the XenServer version that the pool simulates.
 type Version string
 
 const (
@@ -19,11 +19,11 @@ const (
 //go:embed since.txt
 var sinceText string
 
-// old tells whether the version is older than all that came with xapi 21 and
-// later: VM.snapshot's third parameter, limits for request heads, qcow2.
+// old reports whether the version lacks the features of xapi 21 and later:
+// VM.snapshot's third parameter, limits for request heads, qcow2.
 func (v Version) old() bool { return v == Version80 || v == Version82 }
 
-// schemas are made once for each version.
+// schemas are built once for each version.
 var schemas = map[Version]func() (*schema, error){
 	"":             loadSchema,
 	VersionCurrent: loadSchema,
@@ -39,8 +39,9 @@ func (v Version) schema() (*schema, error) {
 	return load()
 }
 
-// oldSchema is the data model without what came later. Fields stay where they
-// are and only their calls and their place in records go.
+// oldSchema returns the data model without its later additions. Later fields
+// keep their position; only their calls and their entries in records are
+// removed.
 func oldSchema(v Version) (*schema, error) {
 	s, err := parseSchema(schemaText)
 	if err != nil {
@@ -56,7 +57,7 @@ func oldSchema(v Version) (*schema, error) {
 		}
 		s.hide(name)
 	}
-	// The disks to leave out came with xapi 21.4.
+	// The parameter that excludes disks was added in xapi 21.4.
 	m := s.methods["VM.snapshot"]
 	m.params = m.params[:2]
 	names := s.names[:0]
@@ -69,7 +70,7 @@ func oldSchema(v Version) (*schema, error) {
 	return s, nil
 }
 
-// hide takes a class, a field or a call away from clients.
+// hide removes a class, a field or a call from the view of clients.
 func (s *schema) hide(name string) {
 	cls, member, one := strings.Cut(name, ".")
 	c := s.classes[cls]
@@ -95,8 +96,8 @@ func (s *schema) hide(name string) {
 	}
 }
 
-// software is what the hosts say of themselves: software_version, and the
-// minor number of the API.
+// software returns the hosts' description of themselves: software_version, and
+// the minor number of the API.
 func (v Version) software() (map[string]any, int64) {
 	out := map[string]any{
 		"product_version": "8.4.0", "product_version_text": "8", "product_version_text_short": "8", "platform_name": "XCP",

@@ -20,7 +20,8 @@ func (c *client) methods() map[string]bool {
 	return out
 }
 
-// TestVersions shows what differs between the versions that can be simulated.
+// TestVersions shows the differences between the versions that can be
+// simulated.
 func TestVersions(t *testing.T) {
 	for _, v := range []Version{Version80, Version82, VersionCurrent} {
 		t.Run(string(v), func(t *testing.T) {
@@ -34,7 +35,7 @@ func TestVersions(t *testing.T) {
 			if minor := map[Version]float64{Version80: 12, Version82: 15, VersionCurrent: 23}[v]; host["API_version_minor"] != minor {
 				t.Errorf("API 2.%v", host["API_version_minor"])
 			}
-			// Disks left out of a snapshot.
+			// Disks excluded from a snapshot.
 			if v == VersionCurrent {
 				c.must("VM.snapshot", vm, "s", []string{})
 			} else {
@@ -97,7 +98,7 @@ func TestVersions(t *testing.T) {
 			if (long.StatusCode == 431) == v.old() {
 				t.Errorf("a head of 2000 bytes: %s", long.Status)
 			}
-			// What backup tools need is there in all of them.
+			// All versions support the calls that backup tools need.
 			c.must("VDI.enable_cbt", c.disk(0))
 			c.must("VDI.get_nbd_info", c.disk(0))
 			if cp := c.record("VM", c.must("VM.checkpoint", vm, "cp")); cp["power_state"] != "Suspended" {
@@ -116,7 +117,8 @@ func TestQuiesceNeedsTheGuest(t *testing.T) {
 	c.refused([]string{"VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED", c.vm()}, "VM.snapshot_with_quiesce", c.vm(), "q")
 }
 
-// TestSinceNamesWhatExists holds since.txt to the data model.
+// TestSinceNamesWhatExists checks that since.txt names only parts of the data
+// model.
 func TestSinceNamesWhatExists(t *testing.T) {
 	s, err := loadSchema()
 	if err != nil {

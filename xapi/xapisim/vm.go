@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// newMAC makes a random, locally administered MAC address.
+// newMAC returns a random, locally administered MAC address.
 func newMAC() string {
 	b := [6]byte{}
 	for i := range b {
@@ -50,7 +50,7 @@ func (p *Pool) newVIF(f map[string]any) *object {
 	return p.db.create("VIF", f)
 }
 
-// oldestFirst lists the objects a relation names in the order of their making.
+// oldestFirst lists the objects of a relation in the order of their creation.
 func (p *Pool) oldestFirst(cls string, set []any) []*object {
 	objs := p.db.refs(cls, set)
 	for i, j := 0, len(objs)-1; i < j; i, j = i+1, j-1 {
@@ -59,8 +59,8 @@ func (p *Pool) oldestFirst(cls string, set []any) []*object {
 	return objs
 }
 
-// destroyVM removes a VM's record and those of its devices. Disks stay, and
-// so do its snapshots, whose snapshot_of dangles.
+// destroyVM removes a VM's record and those of its devices. Its disks remain,
+// and so do its snapshots, whose snapshot_of then dangles.
 func (p *Pool) destroyVM(vm *object) {
 	for _, kid := range p.db.refs("VM", vm.set("children")) {
 		p.db.put(kid, "parent", vm.str("parent"))
@@ -90,7 +90,7 @@ func (p *Pool) destroyWith(metrics string, o *object) {
 	p.db.destroy(o)
 }
 
-// vmCall resolves the VM, checks, waits and marks.
+// vmCall finds the VM, makes the checks, waits, and marks the operation.
 func (p *Pool) vmCall(op string, work func(*call, *object) (any, error)) handler {
 	return func(c *call) (any, error) {
 		vm, err := c.object(0)
@@ -334,7 +334,7 @@ func (p *Pool) onHost(op string, run func(vm *object, h *host, paused bool) erro
 	}
 }
 
-// plug attaches or detaches a device of a running VM.
+// plug attaches a device to a running VM, or detaches it.
 func (p *Pool) plug(cls string, attach bool) handler {
 	return func(c *call) (any, error) {
 		o, err := c.object(0)
@@ -414,7 +414,7 @@ func (p *Pool) detachVBD(vbd *object) {
 	}
 }
 
-// deviceName is what a guest calls the disk at a position.
+// deviceName returns a guest's name for the disk at a position.
 func deviceName(userdevice string) string {
 	n, err := strconv.Atoi(userdevice)
 	if err != nil || n < 0 || n > 255 {

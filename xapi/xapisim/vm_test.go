@@ -80,7 +80,7 @@ func TestSnapshotBookkeeping(t *testing.T) {
 	if !found {
 		t.Error("no message VM_SNAPSHOTTED")
 	}
-	// Destroying the middle hands its child to its parent.
+	// Destroying the middle one makes its child a child of its parent.
 	c.must("VM.destroy", second)
 	if p := c.record("VM", vm)["parent"]; p != first {
 		t.Errorf("after the destruction of the second, the VM's parent is %v", p)
@@ -389,7 +389,8 @@ func TestChangedBlocks(t *testing.T) {
 	c.refused([]string{"VDI_IN_USE", live, "list_changed_blocks"}, "VDI.list_changed_blocks", base, live)
 	c.refused([]string{"OPERATION_NOT_ALLOWED", "VDI is a snapshot: " + base}, "VDI.enable_cbt", base)
 
-	// The bitmap of a disk in the middle goes over to the next one.
+	// The bitmap of a deleted disk in the middle is added to that of the next
+	// one.
 	c.guestWrites(7 * mib)
 	last := c.snapshotDisk(0)
 	c.must("VDI.destroy", next)
@@ -437,7 +438,7 @@ func TestIdenticalRewritesCount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.WriteAt(pattern(1, 4096), 0); err != nil { // what is there already
+	if _, err := v.WriteAt(pattern(1, 4096), 0); err != nil { // content that is already there
 		t.Fatal(err)
 	}
 	got, err := base64.StdEncoding.DecodeString(c.must("VDI.list_changed_blocks", base, c.snapshotDisk(0)).(string))
@@ -468,7 +469,7 @@ func TestWhatTurnsCBTOff(t *testing.T) {
 		t.Error("a copy has CBT")
 	}
 	c.refused([]string{"VDI_CBT_ENABLED", c.disk(0)}, "VDI.pool_migrate", c.disk(0), c.sr("ext"), map[string]string{})
-	c.must("VM.hard_shutdown", c.vm()) // so that nothing but CBT stands against it
+	c.must("VM.hard_shutdown", c.vm()) // so that CBT is the only obstacle
 	c.refused([]string{"VDI_CBT_ENABLED", c.disk(0)}, "VDI.set_on_boot", c.disk(0), "reset")
 	c.must("VM.revert", snap)
 	if got := c.record("VDI", c.disks(c.vm())["0"])["cbt_enabled"]; got != false {

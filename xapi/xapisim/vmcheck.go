@@ -2,11 +2,11 @@ package xapisim
 
 import "strings"
 
-// vmRule is what an operation asks of a VM (xen-api
+// vmRule is the set of conditions of an operation on a VM (xen-api
 // ocaml/xapi/xapi_vm_lifecycle.ml).
 type vmRule struct {
-	states             []string // allowed power states; none: any
-	template, snapshot bool     // may be done to templates, to snapshots
+	states             []string // allowed power states; empty: any
+	template, snapshot bool     // allowed on templates, on snapshots
 }
 
 var (
@@ -49,8 +49,9 @@ var vmRules = map[string]vmRule{
 	"create_vtpm":            {states: halted},
 }
 
-// checkVM applies the server's order of checks; the first that fails wins. It
-// leaves out the one for other operations, which is begin's.
+// checkVM makes the checks in the server's order and returns the error of the
+// first that fails. It omits the check for concurrent operations, which begin
+// makes.
 func (p *Pool) checkVM(vm *object, op string) error {
 	if v, ok := vm.mapv("blocked_operations")[op]; ok {
 		return fail("OPERATION_BLOCKED", vm.ref, v.(string))
@@ -103,7 +104,8 @@ func (p *Pool) checkVM(vm *object, op string) error {
 	return nil
 }
 
-// beginVM checks, waits for other operations, checks again, and marks.
+// beginVM makes the checks, waits for other operations, checks again, and marks
+// the operation.
 func (c *call) beginVM(vm *object, op string) (end func(), err error) {
 	if err := c.p.checkVM(vm, op); err != nil {
 		return nil, err
@@ -119,7 +121,7 @@ func (c *call) beginVM(vm *object, op string) (end func(), err error) {
 	return end, nil
 }
 
-// view is an object's record with its allowed operations worked out.
+// view returns an object's record with its computed allowed operations.
 func (p *Pool) view(o *object) *record {
 	r := o.record()
 	allow := func(ops []any) { r.vals[o.class.byName["allowed_operations"].index] = ops }

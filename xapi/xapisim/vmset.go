@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// genericBIOS are the strings of a VM that got none of its own; they are set
-// when it first starts (xen-api ocaml/xapi-consts/constants.ml).
+// genericBIOS are the BIOS strings of a VM without strings of its own; they are
+// set when it first starts (xen-api ocaml/xapi-consts/constants.ml).
 var genericBIOS = map[string]any{
 	"bios-vendor": "Xen", "bios-version": "", "system-manufacturer": "Xen", "system-product-name": "HVM domU", "system-version": "",
 	"system-serial-number": "", "baseboard-manufacturer": "", "baseboard-product-name": "", "baseboard-version": "",
@@ -19,8 +19,8 @@ var genericBIOS = map[string]any{
 // maxBIOSString is the longest BIOS string in bytes.
 const maxBIOSString = 512
 
-// setBIOSStrings sets the BIOS strings of a VM that has none, once; oem-1, oem-2
-// and hp-rombios are the server's own.
+// setBIOSStrings sets the BIOS strings of a VM that has none, once; the server
+// itself sets oem-1, oem-2 and hp-rombios.
 func (p *Pool) setBIOSStrings(c *call, vm *object) error {
 	if len(vm.mapv("bios_strings")) > 0 {
 		return fail("VM_BIOS_STRINGS_ALREADY_SET")
@@ -46,7 +46,7 @@ func (p *Pool) setBIOSStrings(c *call, vm *object) error {
 	return nil
 }
 
-// mustBe refuses a VM in another power state.
+// mustBe returns an error for a VM in another power state.
 func mustBe(vm *object, state string) error {
 	if vm.str("power_state") != state {
 		return fail("VM_BAD_POWER_STATE", vm.ref, strings.ToLower(state), strings.ToLower(vm.str("power_state")))
@@ -77,7 +77,8 @@ func (p *Pool) setMemory(vm *object, change map[string]int64) error {
 	return nil
 }
 
-// onVM makes a call of a change to the VM that its first parameter names.
+// onVM returns the handler of a call that applies change to the VM that its
+// first parameter names.
 func (p *Pool) onVM(change func(c *call, vm *object) error) handler {
 	return func(c *call) (any, error) {
 		vm, err := c.object(0)
@@ -153,7 +154,7 @@ func (p *Pool) vmSetters() map[string]handler {
 		}),
 		"VM.set_protection_policy": func(*call) (any, error) { return nil, fail("MESSAGE_REMOVED") },
 		"VM.update_allowed_operations": p.onVM(func(*call, *object) error {
-			return nil // they are worked out whenever a record is read
+			return nil // they are computed whenever a record is read
 		}),
 		"VM.assert_operation_valid": p.onVM(func(c *call, vm *object) error { return p.checkVM(vm, c.str(1)) }),
 		"VM.get_boot_record": func(c *call) (any, error) {
@@ -265,7 +266,7 @@ func (p *Pool) vmSizes() map[string]handler {
 	}
 }
 
-// copyBIOSStrings takes a host's strings for a VM that has none.
+// copyBIOSStrings copies a host's strings to a VM that has none.
 func (p *Pool) copyBIOSStrings(c *call, vm *object) error {
 	host, err := c.object(1)
 	if err != nil {

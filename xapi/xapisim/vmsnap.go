@@ -6,15 +6,16 @@ import (
 	"strings"
 )
 
-// devices are what a VM's copy gets, planned before any record is made.
+// devices are the devices of a VM's copy, planned before any record is created.
 type devices struct {
 	vbds, vifs []map[string]any
-	made       []*object // disks made for the copy
+	made       []*object // disks created for the copy
 }
 
-// copyDevices plans the devices of a copy of vm: disks go through disk in
-// turn, CDs stay the same, empty drives stay empty, and disks in ignore are
-// left out with their VBD. When one disk fails, those made before are removed.
+// copyDevices plans the devices of a copy of vm: it copies the disks one after
+// the other with the function disk, CDs stay the same, empty drives stay empty,
+// and the disks in ignore are omitted with their VBD. If a disk fails, the
+// disks created before it are removed.
 func (p *Pool) copyDevices(c *call, vm *object, ignore []any, disk func(*call, *object) (*object, error)) (*devices, error) {
 	d := &devices{}
 	before := p.db.gen
@@ -53,7 +54,7 @@ func (p *Pool) copyDevices(c *call, vm *object, ignore []any, disk func(*call, *
 	return d, nil
 }
 
-// attach makes the records of the devices.
+// attach creates the records of the devices.
 func (p *Pool) attach(vm *object, d *devices, newMACs bool) {
 	for _, f := range d.vbds {
 		f["VM"] = vm.ref
@@ -68,7 +69,7 @@ func (p *Pool) attach(vm *object, d *devices, newMACs bool) {
 	}
 }
 
-// copyFields takes over what a copy of a VM keeps.
+// copyFields returns the fields that a copy of a VM keeps.
 func copyFields(vm *object) map[string]any {
 	f := map[string]any{}
 	for _, fd := range vm.class.fields {
@@ -87,12 +88,12 @@ func copyFields(vm *object) map[string]any {
 	return f
 }
 
-// snapshotVM snapshots the disks one after the other, makes the record, and
-// puts it between the VM and its former parent (xen-api
+// snapshotVM takes snapshots of the disks one after the other, creates the
+// record, and inserts it between the VM and its former parent (xen-api
 // ocaml/xapi/xapi_vm_clone.ml).
 //
-// A checkpoint of a suspended VM also snapshots its suspend image, and is
-// suspended itself.
+// A checkpoint of a suspended VM also takes a snapshot of its suspend image,
+// and is suspended itself.
 func (p *Pool) snapshotVM(c *call, vm *object, name string, ignore []any, k snapshotKind) (any, error) {
 	d, err := p.copyDevices(c, vm, ignore, p.snapshotVDI)
 	if err != nil {
@@ -141,7 +142,7 @@ func (p *Pool) snapshotVM(c *call, vm *object, name string, ignore []any, k snap
 	return snap.ref, nil
 }
 
-// snapshotKind tells a snapshot from a checkpoint.
+// snapshotKind distinguishes a snapshot from a checkpoint.
 type snapshotKind struct {
 	checkpoint bool
 	info       map[string]any // snapshot_info
@@ -151,8 +152,8 @@ func (p *Pool) plainSnapshot(vm *object, diskType string) snapshotKind {
 	return snapshotKind{info: map[string]any{"power-state-at-snapshot": vm.str("power_state"), "disk-snapshot-type": diskType}}
 }
 
-// checkpointVM suspends a running VM, takes the checkpoint, and resumes it,
-// also where that failed (xen-api ocaml/xapi/xapi_vm_snapshot.ml).
+// checkpointVM suspends a running VM, takes the checkpoint, and resumes the VM,
+// even if the checkpoint failed (xen-api ocaml/xapi/xapi_vm_snapshot.ml).
 func (p *Pool) checkpointVM(c *call, vm *object, name string) (any, error) {
 	if !p.licensed {
 		return nil, fail("LICENCE_RESTRICTION", "Checkpoint")
@@ -187,7 +188,7 @@ func (p *Pool) checkpointVM(c *call, vm *object, name string) (any, error) {
 	return ref, err
 }
 
-// quiesceCall is VM.snapshot_with_quiesce, which went with version 8.1.
+// quiesceCall is VM.snapshot_with_quiesce, which was removed in version 8.1.
 func (p *Pool) quiesceCall() handler {
 	if p.cfg.Version != Version80 {
 		return func(*call) (any, error) { return nil, fail("MESSAGE_REMOVED") }
@@ -205,8 +206,8 @@ func (p *Pool) quiescedSnapshot(c *call, vm *object, name string) (any, error) {
 	return p.snapshotVM(c, vm, name, nil, p.plainSnapshot(vm, "quiesced"))
 }
 
-// metadataText is the server's own form of a VM's record: pairs of quoted
-// texts in brackets, nested values quoted once more.
+// metadataText returns a VM's record in the server's own format: pairs of
+// quoted texts in brackets, nested values quoted once more.
 func metadataText(vm *object) string {
 	rows := []string{"(" + ocamlQuote("_ref") + " " + ocamlQuote(vm.ref) + ")"}
 	for i, f := range vm.class.fields {
@@ -220,7 +221,7 @@ func ocamlQuote(s string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
 }
 
-// ocamlText is how the server's database writes a value.
+// ocamlText formats a value as the server's database does.
 func ocamlText(v any) string {
 	switch v := v.(type) {
 	case []any:
@@ -258,8 +259,8 @@ func (p *Pool) cloneVM(c *call, vm *object, name string, disk func(*call, *objec
 	return out.ref, nil
 }
 
-// revertCall is VM.revert: disks that have a snapshot are destroyed first, then
-// those of the snapshot are cloned, so that the VM has new disks afterwards;
+// revertCall is VM.revert: it first destroys the disks that have a snapshot,
+// then clones those of the snapshot, so that the VM has new disks afterwards;
 // unless the storage itself can revert them.
 func (p *Pool) revertCall(c *call) (any, error) {
 	snap, err := c.object(0)
@@ -275,7 +276,7 @@ func (p *Pool) revertCall(c *call) (any, error) {
 	}
 	defer end()
 	vm := p.db.find("VM", snap.str("snapshot_of"))
-	if vm == nil { // it is recreated under its old UUID
+	if vm == nil { // it is recreated with its old UUID
 		f := copyFields(snap)
 		f["is_a_template"] = false
 		vm = p.newVM(f)
@@ -330,7 +331,7 @@ func (p *Pool) revertCall(c *call) (any, error) {
 }
 
 func (p *Pool) revertDisks(c *call, vm, snap *object) error {
-	var old []*object // disks of the VM that the snapshot knows
+	var old []*object // disks of the VM of which the snapshot has a copy
 	for _, vbd := range p.db.refs("VBD", snap.set("VBDs")) {
 		s := p.db.find("VDI", vbd.str("VDI"))
 		if s == nil || !s.bool("is_a_snapshot") {

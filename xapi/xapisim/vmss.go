@@ -7,15 +7,16 @@ import (
 
 var weekdays = []string{"Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"}
 
-// scheduleKeys are a schedule's keys and defaults by frequency (xen-api
-// ocaml/xapi/xapi_vmss.ml).
+// scheduleKeys are the keys of a schedule and their defaults, by frequency
+// (xen-api ocaml/xapi/xapi_vmss.ml).
 var scheduleKeys = map[string]map[string]any{
 	"hourly": {"min": "0"},
 	"daily":  {"min": "0", "hour": "0"},
 	"weekly": {"min": "0", "hour": "0", "days": "Monday"},
 }
 
-// checkSchedule returns the schedule with its defaults and spelling.
+// checkSchedule returns the schedule with its defaults and in normalized
+// spelling.
 func checkSchedule(frequency string, in map[string]any) (map[string]any, error) {
 	out := map[string]any{}
 	for k, v := range scheduleKeys[frequency] {

@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// TestSchedulesRun lets ten days go by: snapshots at their hours, the oldest
-// beyond those to keep deleted with their disks, messages of success and failure.
+// TestSchedulesRun simulates ten days: snapshots at their hours, deletion of
+// the oldest beyond the number to keep together with their disks, messages of
+// success and failure.
 func TestSchedulesRun(t *testing.T) {
 	c := start(t, nil)
 	vm := c.vm()
@@ -60,7 +61,7 @@ func TestSchedulesRun(t *testing.T) {
 		t.Error("it never ran")
 	}
 
-	// Not while it is off; at once when told.
+	// Not while it is disabled; immediately if called by hand.
 	c.must("VMSS.set_enabled", s, false)
 	c.p.Advance(14 * 24 * time.Hour)
 	c.must("VMSS.snapshot_now", s)

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// now is the pool's clock.
+// now returns the pool's clock.
 func (p *Pool) now() time.Time { return time.Now().Add(p.ahead).UTC() }
 
-// quarter is how often the hosts look for schedules that are due: those begin
-// at quarters of an hour.
+// quarter is the interval at which the hosts look for due schedules, which
+// begin at quarters of an hour.
 const quarter = 15 * time.Minute
 
-// Advance sets the pool's clock forward. What schedules are due to do in that
-// time is done, each at its hour. The pool's time zone is UTC. It returns the
-// new time.
+// Advance moves the pool's clock forward and runs the schedules that are due in
+// that time, each at its time. The pool's time zone is UTC. It returns the new
+// time.
 func (p *Pool) Advance(d time.Duration) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -38,7 +38,7 @@ func (p *Pool) Advance(d time.Duration) time.Time {
 	return p.now()
 }
 
-// runSchedules takes the snapshots that have become due since it last looked.
+// runSchedules takes the snapshots that have become due since its last call.
 func (p *Pool) runSchedules() {
 	for {
 		next := p.looked.Truncate(quarter).Add(quarter)
@@ -54,7 +54,7 @@ func (p *Pool) runSchedules() {
 	}
 }
 
-// due tells whether a schedule is for this quarter of an hour.
+// due reports whether a schedule applies to this quarter of an hour.
 func due(s *object, t time.Time) bool {
 	is := func(key string, n int) bool {
 		v, err := strconv.Atoi(s.mapv("schedule")[key].(string))
@@ -72,11 +72,11 @@ func due(s *object, t time.Time) bool {
 	return is("hour", t.Hour()) && contains(strings.Split(s.mapv("schedule")["days"].(string), ","), t.Weekday().String())
 }
 
-// runSchedule does what the hosts' plugin does (xen-api
-// doc/content/design/schedule-snapshot.md): it snapshots each VM of the
-// schedule, tells of a failure and goes on, and deletes the oldest of its own
-// snapshots that are too many. The plugin's code is not public: the snapshots'
-// names and the messages' words are this simulator's.
+// runSchedule does the work of the hosts' plugin (xen-api
+// doc/content/design/schedule-snapshot.md): it takes a snapshot of each VM of
+// the schedule, reports a failure and continues, and deletes the oldest of its
+// own snapshots that exceed the limit. The plugin's code is not public: the
+// snapshots' names and the messages' texts are chosen by this simulator.
 func (p *Pool) runSchedule(s *object) {
 	tell := func(name, body string) {
 		p.db.create("message", map[string]any{
@@ -100,7 +100,7 @@ func (p *Pool) runSchedule(s *object) {
 	}
 }
 
-// scheduledSnapshot makes the call that the schedule's type means.
+// scheduledSnapshot makes the call for the schedule's type.
 func (p *Pool) scheduledSnapshot(s, vm *object) (string, error) {
 	name := map[string]string{"snapshot": "VM.snapshot", "checkpoint": "VM.checkpoint", "snapshot_with_quiesce": "VM.snapshot_with_quiesce"}[s.str("type")]
 	m := p.db.sch.methods[name]
@@ -118,8 +118,8 @@ func (p *Pool) scheduledSnapshot(s, vm *object) (string, error) {
 	return ref, nil
 }
 
-// rotate deletes the oldest scheduled snapshots of a VM beyond those to keep,
-// with their disks.
+// rotate deletes the oldest scheduled snapshots of a VM beyond the number to
+// keep, with their disks.
 func (p *Pool) rotate(vm *object, keep int) {
 	var own []*object
 	for _, o := range p.db.refs("VM", vm.set("snapshots")) {
@@ -140,7 +140,7 @@ func (p *Pool) rotate(vm *object, keep int) {
 		}
 		p.destroyVM(o)
 		for _, vdi := range disks {
-			_ = p.destroyVDI(vdi) // what is in use stays
+			_ = p.destroyVDI(vdi) // disks that are in use stay
 		}
 	}
 }

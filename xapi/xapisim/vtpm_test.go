@@ -2,7 +2,8 @@ package xapisim
 
 import "testing"
 
-// A halted VM takes one vTPM, where the version has them; it goes with the VM.
+// A halted VM accepts one vTPM, in versions that support them; it is removed
+// together with the VM.
 func TestVTPM(t *testing.T) {
 	c := start(t, func(cfg *Config) { cfg.VMs[0].Halted = true })
 	vm := c.vm()

@@ -10,19 +10,19 @@ import (
 	"strings"
 )
 
-// maxDepth bounds how deep a request may nest.
+// maxDepth bounds the nesting of a request.
 const maxDepth = 64
 
-// request is one call as it came in.
+// request is a received call.
 type request struct {
 	method string
 	params []any
-	object any    // params when they were no array
-	id     string // JSON only, as it was written
+	object any    // the params if they are not an array
+	id     string // JSON only, in its original form
 	v2     bool
 }
 
-// parseXMLRPC reads a methodCall.
+// parseXMLRPC parses a methodCall.
 func parseXMLRPC(body []byte) (*request, error) {
 	d := xml.NewDecoder(bytes.NewReader(body))
 	d.CharsetReader = func(charset string, r io.Reader) (io.Reader, error) {
@@ -80,7 +80,8 @@ func parseXMLRPC(body []byte) (*request, error) {
 
 var errXML = errors.New("xml: unexpected element")
 
-// element returns the next start or end element; text between is ignored.
+// element returns the next start or end element; it ignores the text between
+// elements.
 func element(d *xml.Decoder) (xml.Token, error) {
 	for {
 		t, err := d.Token()
@@ -135,7 +136,7 @@ func text(d *xml.Decoder) (string, error) {
 	}
 }
 
-// xmlValue reads what is inside <value>, up to and with its end.
+// xmlValue parses the content of <value>, up to and including its end.
 func xmlValue(d *xml.Decoder, depth int) (any, error) {
 	if depth > maxDepth {
 		return nil, errors.New("xml: nested too deep")
@@ -248,7 +249,7 @@ func xmlStruct(d *xml.Decoder, depth int) (any, error) {
 var xmlEscaper = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;")
 
 // appendXML writes <value>...</value> as the server does: no space between
-// tags, strings bare, integers as strings.
+// tags, strings without a type element, integers as strings.
 func appendXML(b []byte, v any) []byte {
 	b = append(b, "<value>"...)
 	switch v := v.(type) {

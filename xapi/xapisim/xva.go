@@ -18,12 +18,12 @@ import (
 )
 
 const (
-	xvaBlock   = 1 << 20 // bytes of a block of a whole-VM archive
+	xvaBlock   = 1 << 20 // size of a block of a whole-VM archive, in bytes
 	xvaSilence = 5 * time.Second
 )
 
 // vmParam finds the VM that a request for a whole VM names, by ref or uuid in
-// the query. Pool.mu is held.
+// the query. Pool.mu must be held.
 func (p *Pool) vmParam(r *httpRequest) (*object, error) {
 	name := r.query.Get("ref")
 	if name == "" {
@@ -39,7 +39,7 @@ func (p *Pool) vmParam(r *httpRequest) (*object, error) {
 	return vm, nil
 }
 
-// serveExportVM is GET /export (xen-api ocaml/xapi/export.ml).
+// serveExportVM handles GET /export (xen-api ocaml/xapi/export.ml).
 func (c *conn) serveExportVM(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/export")}
@@ -70,7 +70,7 @@ func (c *conn) serveExportVM(r *httpRequest) bool {
 	}
 	if !here {
 		other := p.hostFor(srs)
-		if other == nil { // the task fails, and the connection just closes
+		if other == nil { // the task fails, and the connection is closed without an answer
 			task := p.taskOf(r, "VM.export")
 			p.complete(task, "", fail("NO_HOSTS_AVAILABLE"))
 			p.mu.Unlock()
@@ -110,8 +110,8 @@ func (c *conn) serveExportVM(r *httpRequest) bool {
 	return false
 }
 
-// beginExport checks and marks as beginVM does, with the shorter wait of
-// exports.
+// beginExport makes the checks and marks the operation like beginVM, with the
+// shorter wait of exports.
 func (c *call) beginExport(vm *object) (end func(), err error) {
 	if err := c.p.checkVM(vm, "export"); err != nil {
 		return nil, err
@@ -170,7 +170,8 @@ func writeEntry(w *tar.Writer, name string, data []byte) error {
 	return err
 }
 
-// xvaChecksum is the entry behind each block: XXH64 since 8.1, SHA-1 before.
+// xvaChecksum returns the entry that follows each block: XXH64 since 8.1, SHA-1
+// before.
 func (v Version) xvaChecksum(block []byte) (suffix, sum string) {
 	if v == Version80 {
 		return ".checksum", fmt.Sprintf("%x", sha1.Sum(block))
@@ -196,11 +197,12 @@ func (t *transfer) exportDisk(w *tar.Writer, prefix string, vdi *object) (err er
 	return p.streamBlocks(w, prefix, v, vdi.str("SR"))
 }
 
-// streamBlocks writes a volume's blocks and their checksums, below a name
-// (xen-api ocaml/xapi/stream_vdi.ml, send_one): the first and last block always,
-// those between where they are allocated, if the server reads the VHD's map, or
-// not all zero. Without a map a long silence is broken by an empty entry, which
-// takes a number and no place on the disk.
+// streamBlocks writes a volume's blocks and their checksums under a name
+// (xen-api ocaml/xapi/stream_vdi.ml, send_one): always the first and last
+// block; of the others, those that are allocated if the server reads the VHD's
+// map, or else those that are not all zero. Without a map, an empty entry is
+// sent after a long time without a block; it takes a number and no position on
+// the disk.
 func (p *Pool) streamBlocks(w *tar.Writer, prefix string, v *sr.Volume, srRef string) error {
 	block := func(number int64, data []byte) error {
 		name := fmt.Sprintf("%s/%08d", prefix, number)
@@ -248,8 +250,8 @@ func zeroBlock(b []byte) bool { return bytes.Equal(b, zeroes[:len(b)]) }
 
 var zeroes [xvaBlock]byte
 
-// addVM collects a VM and what belongs to it, but for the kinds of devices to
-// skip, and returns the disks whose data an archive holds.
+// addVM collects a VM and its related objects, except for the kinds of devices
+// in skip, and returns the disks whose data the archive contains.
 func (x *exported) addVM(vm *object, skip map[string]bool) (disks []*object) {
 	p := x.p
 	x.add("VM", vm.ref)
@@ -287,8 +289,9 @@ func (x *exported) addVM(vm *object, skip map[string]bool) (disks []*object) {
 	return disks
 }
 
-// single is what the record of a VM exported alone says, instead of the truth
-// (xen-api ocaml/xapi/export.ml, make_vm without snapshot metadata).
+// single returns the values in the record of a VM exported alone that replace
+// the real ones (xen-api ocaml/xapi/export.ml, make_vm without snapshot
+// metadata).
 func (x *exported) single(name string) (any, bool) {
 	switch name {
 	case "is_a_snapshot":
@@ -307,8 +310,9 @@ func (x *exported) single(name string) (any, bool) {
 	return nil, false
 }
 
-// known turns a reference into its name in the archive, and into none where
-// its object is not there.
+// known returns the value v of a field without references to objects that the
+// archive does not contain: a single such reference becomes the null reference,
+// and a set omits it.
 func (x *exported) known(v any) any {
 	switch v := v.(type) {
 	case string:

@@ -20,7 +20,8 @@ import (
 )
 
 func TestXXH64(t *testing.T) {
-	// From the XXH64 of other programs: python-xxhash's manual, and xxhsum.
+	// Values of the XXH64 of other programs: python-xxhash's manual, and
+	// xxhsum.
 	for in, want := range map[string]uint64{
 		"": 0xef46db3751d8e999, "a": 0xd24ec4f1a98c6e5b, "abc": 0x44bc2cf5ad770999,
 		"Nobody inspects the spammish repetition": 0xfbcea83c8a378bf1,
@@ -31,7 +32,8 @@ func TestXXH64(t *testing.T) {
 	}
 }
 
-// xva is an archive, read by the rules of the format and no code of the simulator.
+// xva is an archive, read by the rules of the format without code of the
+// simulator.
 type xva struct {
 	ova     map[string]any
 	entries []string
@@ -66,7 +68,7 @@ func readXVA(t *testing.T, r io.Reader) *xva {
 			continue
 		}
 		disk, number, _ := strings.Cut(h.Name, "/")
-		if i%2 == 0 { // behind each block its checksum
+		if i%2 == 0 { // each block is followed by its checksum
 			want := map[string]string{".xxhash": fmt.Sprintf("%016X", xxh64(block)), ".checksum": fmt.Sprintf("%x", sha1.Sum(block))}[filepath.Ext(h.Name)]
 			if h.Name != name+filepath.Ext(h.Name) || string(b) != want {
 				t.Errorf("checksum %s: %s, want %s", h.Name, b, want)
@@ -92,7 +94,7 @@ func readXVA(t *testing.T, r io.Reader) *xva {
 	return x
 }
 
-// objects are the snapshots of a class by the archive's names.
+// objects returns the snapshots of a class by the archive's names.
 func (x *xva) objects(cls string) map[string]map[string]any {
 	out := map[string]map[string]any{}
 	for _, o := range x.ova["objects"].([]any) {
@@ -118,7 +120,7 @@ func (c *client) exportVM(vm string, kv ...string) ([]byte, map[string]any) {
 	return b, c.finished(task)
 }
 
-// sparse gives the VM a third disk: 16 MiB with data at 5 and 6 MiB.
+// sparse adds a third disk to the VM: 16 MiB with data at 5 and 6 MiB.
 func sparse(cfg *Config) {
 	path := filepath.Join(filepath.Dir(cfg.VMs[0].Disks[0]), "sparse.raw")
 	f, err := os.Create(path)
@@ -148,12 +150,14 @@ func TestXVAExport(t *testing.T) {
 		suffix  string
 		sparse  []string // numbers of the third disk's blocks
 	}{
-		// Through the VHD's map blocks come in pairs, one VHD block, zeros too.
+		// With the VHD's map, blocks are sent in pairs, one pair per VHD block,
+		// including zeros.
 		{VersionCurrent, nil, ".xxhash", []string{"00000000", "00000004", "00000005", "00000006", "00000007", "00000015"}},
 		{Version82, nil, ".xxhash", []string{"00000000", "00000005", "00000006", "00000015"}},
 		{Version80, nil, ".checksum", []string{"00000000", "00000005", "00000006", "00000015"}},
 		{VersionCurrent, func(cfg *Config) { cfg.XVAWithoutMap, cfg.XVAKeepAlive = true, 3 }, ".xxhash",
-			// 4 is empty, so that 5 MiB has the number 6, and another comes behind.
+			// Entry 4 is empty, so 5 MiB has the number 6; the entries 11 and
+			// 15 are empty too.
 			[]string{"00000000", "00000004", "00000006", "00000007", "00000011", "00000015", "00000018"}},
 	} {
 		c := start(t, func(cfg *Config) {
@@ -216,7 +220,7 @@ func TestExportTar(t *testing.T) {
 	snap := c.must("VDI.snapshot", c.disk(2)).(string)
 	b, task := c.export(snap, "format", "tar")
 	c.status(task, "success")
-	// Behind a first entry the rules are those of whole VMs.
+	// After a first entry, the rules are those of whole VMs.
 	var with bytes.Buffer
 	w := tar.NewWriter(&with)
 	ova := "<value><struct/></value>"
@@ -274,7 +278,7 @@ func TestXVAExportFails(t *testing.T) {
 	if data, page := embedded(b); len(data) != 3*mib || !strings.Contains(page, "VDI_IO_ERROR") {
 		t.Errorf("%d bytes, page %q", len(data), page)
 	}
-	// Local storage on the member: the master sends the client there.
+	// Local storage on the member: the master redirects the client there.
 	c2 := start(t, func(cfg *Config) { cfg.VMs[0].SR = "Local storage on member" })
 	if resp := c2.get(c2.url("/export", "ref", c2.must("VM.snapshot", c2.vm(), "s").(string))); resp.StatusCode != 302 {
 		t.Errorf("redirect: %s", resp.Status)
@@ -308,7 +312,7 @@ func (c *client) importVM(body []byte, kv ...string) (said string, task map[stri
 	return said, c.finished(ref)
 }
 
-// imported is the VM that a task names.
+// imported returns the VM in a task's result.
 func (c *client) imported(task map[string]any) string {
 	c.t.Helper()
 	m := refPattern.FindString(fmt.Sprint(task["result"]))
@@ -372,15 +376,15 @@ func TestXVARestore(t *testing.T) {
 	if rec["uuid"] != before["uuid"] || c.record("VIF", rec["VIFs"].([]any)[0])["MAC"] != mac || rec["version"] != 1.0 {
 		t.Errorf("restored: %v %v", rec["uuid"], rec["version"])
 	}
-	// A clone that kept the seed stands in the way.
+	// A clone with the same MAC seed prevents the import.
 	other := c.must("VM.clone", n, "other")
 	c.must("VM.set_other_config", other, rec["other_config"])
 	_, task = c.importVM(b, "restore", "true")
 	c.status(task, "failure", "DUPLICATE_MAC_SEED", rec["other_config"].(map[string]any)["mac_seed"].(string))
 }
 
-// edited is an archive with its entries passed through change, which may drop
-// one by an empty name.
+// edited returns an archive whose entries have been passed through change,
+// which may drop an entry by returning an empty name.
 func edited(t *testing.T, b []byte, change func(i int, name string, data []byte) (string, []byte)) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -474,7 +478,7 @@ func TestXVAImportFails(t *testing.T) {
 			t.Errorf("%s: something is left behind", name)
 		}
 	}
-	// Forced, a bad checksum does not matter.
+	// With force, a wrong checksum is ignored.
 	bad := edited(t, good, func(i int, name string, data []byte) (string, []byte) {
 		if i == 5 {
 			data[17] ^= 1
@@ -483,7 +487,8 @@ func TestXVAImportFails(t *testing.T) {
 	})
 	_, task := c.importVM(bad, "force", "true")
 	c.status(task, "success")
-	// Encodings, no default SR, an upgrade, a probe.
+	// Encodings, no default SR, an upgrade, a request that only looks for
+	// redirects.
 	ref := c.must("task.create", "import", "").(string)
 	said := c.put(c.url("/import/", "task_id", ref), "Transfer-Encoding: chunked\r\n", nil)
 	c.status(c.finished(ref), "failure", "IMPORT_ERROR_CANNOT_HANDLE_CHUNKED")
@@ -501,7 +506,7 @@ func TestXVAImportFails(t *testing.T) {
 	c2 := start(t, func(cfg *Config) { cfg.RollingUpgrade = true })
 	_, task = c2.importVM(good)
 	c2.status(task, "failure", "NOT_SUPPORTED_DURING_UPGRADE")
-	// Servers before 8.1 do not know the new checksums.
+	// Servers before 8.1 do not support the new checksums.
 	c3 := start(t, func(cfg *Config) { cfg.Version = Version80 })
 	_, task = c3.importVM(edited(t, good, func(i int, name string, data []byte) (string, []byte) {
 		data = bytes.Replace(data, []byte("<name>xapi_major</name><value>26"), []byte("<name>xapi_major</name><value>1"), 1)
@@ -512,7 +517,7 @@ func TestXVAImportFails(t *testing.T) {
 	}
 }
 
-// isoSR is an ISO library, made when it is first asked for.
+// isoSR returns an ISO library, which it creates at the first call.
 func (c *client) isoSR() string {
 	for ref, s := range c.must("SR.get_all_records").(map[string]any) {
 		if s.(map[string]any)["type"] == "iso" {
@@ -522,7 +527,7 @@ func (c *client) isoSR() string {
 	return c.must("SR.create", c.must("host.get_all").([]any)[0], map[string]any{}, 1<<30, "isos", "", "iso", "iso", true, map[string]any{}).(string)
 }
 
-// dumpWithoutISO is the pool without the ISO library.
+// dumpWithoutISO returns the dump of the pool without the ISO library.
 func (c *client) dumpWithoutISO() map[string]map[string]map[string]any {
 	out := c.p.Dump()
 	iso := c.isoSR()
@@ -569,7 +574,7 @@ func TestImportMetadata(t *testing.T) {
 	if snaps := c.record("VM", n)["snapshots"].([]any); len(snaps) != 1 {
 		t.Errorf("%d snapshots came along", len(snaps))
 	}
-	// With a map, and without the disks that it knew.
+	// With a map, and without the original disks.
 	other := c.newDisk(c.sr("ext"), 8*mib, map[string]any{})
 	first := c.uuid("VDI", c.disk(0))
 	task = send("vdi:"+first, c.uuid("VDI", other), "export_snapshots", "false")

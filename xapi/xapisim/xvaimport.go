@@ -21,7 +21,7 @@ import (
 
 const forbidden = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n" + bulkNoCache + "\r\n"
 
-// importSR is the SR that a request names, or the pool's default one.
+// importSR returns the SR that a request names, or the pool's default SR.
 func (p *Pool) importSR(r *httpRequest) (*object, error) {
 	if uuid := r.param("sr_uuid"); uuid != "" {
 		if o := p.db.byUUID("SR", uuid); o != nil {
@@ -39,7 +39,7 @@ func (p *Pool) importSR(r *httpRequest) (*object, error) {
 	return nil, fail("DEFAULT_SR_NOT_FOUND", ref)
 }
 
-// serveImportVM is PUT /import (xen-api ocaml/xapi/import.ml, handler).
+// serveImportVM handles PUT /import (xen-api ocaml/xapi/import.ml, handler).
 func (c *conn) serveImportVM(r *httpRequest) bool {
 	p := c.pool
 	t := &transfer{c: c, r: r, fault: p.takeStreamFault("/import"), total: max(0, r.contentLength)}
@@ -83,7 +83,7 @@ func (c *conn) serveImportVM(r *httpRequest) bool {
 	}
 	p.mu.Unlock()
 	c.write(head)
-	if err == nil && r.contentLength == 0 { // a probe for redirects
+	if err == nil && r.contentLength == 0 { // a request that only looks for redirects
 		p.finish(t.task, "", nil)
 		return false
 	}
@@ -94,7 +94,7 @@ func (c *conn) serveImportVM(r *httpRequest) bool {
 	return t.endImport(im, err)
 }
 
-// serveImportMetadata is PUT /import_metadata: an archive whose disks are
+// serveImportMetadata handles PUT /import_metadata: an archive whose disks are
 // looked up.
 func (c *conn) serveImportMetadata(r *httpRequest) bool {
 	p := c.pool
@@ -124,7 +124,7 @@ func (c *conn) serveImportMetadata(r *httpRequest) bool {
 	return t.endImport(im, t.importVM(im, false))
 }
 
-// endImport tells the verdict of an import, and undoes a failed one.
+// endImport reports the outcome of an import, and undoes a failed one.
 func (t *transfer) endImport(im *importer, err error) bool {
 	c, p := t.c, t.c.pool
 	if f := t.fault; err != nil && f != nil && f.Cut && t.moved >= f.CutAt {
@@ -165,7 +165,7 @@ func (t *transfer) endImport(im *importer, err error) bool {
 	return false
 }
 
-// importVM reads an archive, makes its objects, and streams its disks.
+// importVM reads an archive, creates its objects, and streams its disks.
 func (t *transfer) importVM(im *importer, disks bool) error {
 	if f := t.fault; f != nil && f.Code != "" && !f.Cut {
 		return t.faultError()
@@ -195,8 +195,9 @@ func (t *transfer) importVM(im *importer, disks bool) error {
 	return t.receiveDisks(im, a)
 }
 
-// openArchive reads up to the end of ova.xml. What does not begin with it is
-// taken for compressed, with zstd by its magic, else with gzip.
+// openArchive reads up to the end of ova.xml. An archive that does not begin
+// with it is treated as compressed: with zstd if it has zstd's magic number,
+// otherwise with gzip.
 func openArchive(in io.Reader) (*tar.Reader, []byte, error) {
 	br := bufio.NewReaderSize(in, 1<<20)
 	first, err := br.Peek(512)
@@ -212,7 +213,7 @@ func openArchive(in io.Reader) (*tar.Reader, []byte, error) {
 			}
 			src = z.IOReadCloser()
 		} else if src, err = gzip.NewReader(br); err != nil {
-			return nil, nil, io.ErrUnexpectedEOF // the tool that unpacks dies without a word
+			return nil, nil, io.ErrUnexpectedEOF // the tool that decompresses ends without an error message
 		}
 	}
 	a := tar.NewReader(src)
@@ -227,7 +228,7 @@ func openArchive(in io.Reader) (*tar.Reader, []byte, error) {
 	return a, ova, err
 }
 
-// receiveDisks streams the disks in the order of their names as texts
+// receiveDisks streams the disks in the order of their names as strings
 // (xen-api ocaml/xapi/stream_vdi.ml, recv_all_vdi).
 func (t *transfer) receiveDisks(im *importer, a *tar.Reader) error {
 	onDisk := map[string]bool{}
@@ -275,12 +276,12 @@ func (t *transfer) receiveDisks(im *importer, a *tar.Reader) error {
 	return nil
 }
 
-// disksIn are the disks of an archive on their way in.
+// disksIn holds the state of the disks of an archive during an import.
 type disksIn struct {
 	t     *transfer
 	a     *tar.Reader
 	force bool
-	unit  int64 // size of the archive's first block, which is that of each missing one
+	unit  int64 // size of the archive's first block, which is also assumed for each missing one
 }
 
 func (x *disksIn) next() (*tar.Header, []byte, error) {
@@ -299,8 +300,8 @@ func (x *disksIn) next() (*tar.Header, []byte, error) {
 	return h, b, err
 }
 
-// receive takes blocks until the disk is full. Numbers must grow as texts; the
-// gaps between them are blocks of zeros.
+// receive reads blocks until the disk is full. Their numbers must increase as
+// strings; gaps between them are blocks of zeros.
 func (x *disksIn) receive(prefix string, v *sr.Volume, size int64, thick bool) error {
 	last, off := "-1", int64(0)
 	for off < size {
@@ -336,7 +337,7 @@ func (x *disksIn) receive(prefix string, v *sr.Volume, size int64, thick bool) e
 	return nil
 }
 
-// checksum reads the entry behind a block.
+// checksum reads the entry that follows a block.
 func (x *disksIn) checksum(name string, data []byte) error {
 	h, said, err := x.next()
 	if err != nil {
@@ -375,7 +376,7 @@ func writeZeros(v *sr.Volume, off, n int64) error {
 	return nil
 }
 
-// serverText is an error in the server's own words.
+// serverText is an error with the server's own text.
 type serverText string
 
 func (s serverText) Error() string { return string(s) }

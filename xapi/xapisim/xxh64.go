@@ -18,8 +18,8 @@ func xxRound(acc, lane uint64) uint64 {
 	return bits.RotateLeft64(acc+lane*xxPrime2, 31) * xxPrime1
 }
 
-// xxh64 is the XXH64 of b with seed 0, which whole-VM archives carry for each
-// block.
+// xxh64 returns the XXH64 of b with seed 0, which whole-VM archives contain for
+// each block.
 func xxh64(b []byte) uint64 {
 	n := uint64(len(b))
 	h := xxPrime5

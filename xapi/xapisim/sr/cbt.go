@@ -8,17 +8,18 @@ import (
 // granule is the unit of changed-block tracking (blktap, include/cbt-util.h).
 const granule = 64 << 10
 
-// cbtLog is the log of one volume: which granules were written between the
-// VDI snapshot before it and the volume's own snapshot, or until now.
+// cbtLog is the changed-block log of one volume: the granules that were written
+// between the preceding VDI snapshot and the volume's own snapshot, or until
+// now.
 type cbtLog struct {
 	uuid          string
 	parent, child string
 	size          int64
 	// bitmap has the first granule in the most significant bit of byte 0, the
-	// order in which list_changed_blocks gives it.
+	// order that list_changed_blocks returns.
 	bitmap []byte
-	// open is set while the volume is attached writable: a log found so at the
-	// next attachment was not closed, and cannot be trusted.
+	// open is set while the volume is attached writable: a log that is still
+	// open at the next attachment was not closed, and cannot be trusted.
 	open bool
 
 	mu sync.Mutex // for marks by writers that share the SR's lock
@@ -30,7 +31,7 @@ func newLog(uuid string, size int64) *cbtLog {
 	return l
 }
 
-// bitmapLen is the length of the bitmap of a disk of size bytes.
+// bitmapLen returns the length of the bitmap of a disk of size bytes.
 func bitmapLen(size int64) int { return int(((size+granule-1)/granule + 7) / 8) }
 
 func (l *cbtLog) grow(size int64) {
@@ -48,15 +49,15 @@ func (l *cbtLog) mark(off, n int64) {
 	}
 }
 
-// CBTEnabled tells whether the volume has a log.
+// CBTEnabled reports whether the volume has a log.
 func (v *Volume) CBTEnabled() bool {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()
 	return v.cbt != nil
 }
 
-// EnableCBT starts an empty log without a parent; where there is one already
-// nothing happens.
+// EnableCBT starts an empty log without a parent; it has no effect if there is
+// a log already.
 func (v *Volume) EnableCBT() error {
 	s := v.sr
 	s.mu.Lock()
@@ -105,9 +106,9 @@ func (v *Volume) DataDestroy() error {
 	return v.drop()
 }
 
-// snapshotCBT hands v's log over to its snapshot, and gives v a new one
-// behind it (sm, VDI.py, _cbt_snapshot). Where there is no room for that, v is
-// left without.
+// snapshotCBT moves v's log to its snapshot, and starts a new one for v that
+// follows it (sm, VDI.py, _cbt_snapshot). If there is no space for a new log, v
+// has none afterwards.
 func (v *Volume) snapshotCBT(snap *Volume) {
 	old := v.cbt
 	if old == nil {
@@ -131,8 +132,8 @@ func (v *Volume) snapshotCBT(snap *Volume) {
 	v.cbt.parent, old.child = snap.uuid, v.uuid
 }
 
-// logSize is the room that a log needs: a logical volume, or a file with a
-// header (sm, cbtutil.py and LVHDSR.py).
+// logSize returns the space that a log needs: a logical volume, or a file with
+// a header (sm, cbtutil.py and LVHDSR.py).
 func (s *SR) logSize(size int64) int64 {
 	if s.LVM() {
 		return lvmExtent
@@ -140,8 +141,8 @@ func (s *SR) logSize(size int64) int64 {
 	return 4096 + int64(bitmapLen(size))
 }
 
-// DamageLog makes the volume's log that of a disk of size bytes, so that it
-// does not go together with others.
+// DamageLog replaces the volume's log by that of a disk of size bytes, so that
+// it is not compatible with other logs.
 func (v *Volume) DamageLog(size int64) {
 	v.sr.mu.Lock()
 	defer v.sr.mu.Unlock()
@@ -151,8 +152,8 @@ func (v *Volume) DamageLog(size int64) {
 	}
 }
 
-// dropLog removes a log from its chain. Its changes are added to its child's,
-// so that a list across the gap stays true.
+// dropLog removes a log from its chain. Its changes are added to its child's
+// log, so that a list across the removed log stays correct.
 func (s *SR) dropLog(l *cbtLog) {
 	child := s.logs[l.child]
 	parent := s.logs[l.parent]
@@ -169,11 +170,11 @@ func (s *SR) dropLog(l *cbtLog) {
 	delete(s.logs, l.uuid)
 }
 
-// ChangedBlocks returns which 64 KiB granules were written between from and
+// ChangedBlocks returns the 64 KiB granules that were written between from and
 // to, one bit each, first granule in the most significant bit, for the size of
 // to. from must be the older one of the same chain of logs.
 func (s *SR) ChangedBlocks(from, to *Volume) ([]byte, error) {
-	s.mu.Lock() // against marks being made
+	s.mu.Lock() // excludes marks by concurrent writers
 	defer s.mu.Unlock()
 	if from == to {
 		return nil, &Error{FaultCBTUnrelated, "Failed to calculate changed blocks for given VDIs. [opterr=Source and target VDI are same]"}

@@ -77,7 +77,8 @@ func TestChangedBlocks(t *testing.T) {
 	refuse(s1, s1)
 	refuse(early, s1)
 
-	// A list across a deleted element stays true; its data may go first.
+	// A list across a deleted element stays correct; its data may be deleted
+	// before.
 	if err := s1.DataDestroy(); err != nil || s1.Size() != 0 {
 		t.Errorf("data destroy: %v, size %d", err, s1.Size())
 	}

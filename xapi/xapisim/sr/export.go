@@ -11,32 +11,32 @@ import (
 	"xenkeep/vhd"
 )
 
-// Export is a volume's data on their way out, byte for byte as XenServer's
-// export tool sends them (xen-api, ocaml/libs/vhd/vhd_format/f.ml and
-// ocaml/vhd-tool/src/impl.ml). It pins the layers it reads until Close.
+// Export is the stream of a volume's data, byte for byte as XenServer's export
+// tool sends it (xen-api, ocaml/libs/vhd/vhd_format/f.ml and
+// ocaml/vhd-tool/src/impl.ml). It pins the layers that it reads until Close.
 type Export struct {
 	sr     *SR
 	top    *layer
 	pinned []*layer
 	size   int64 // of the device
-	// include says which blocks are sent with their data.
+	// include is the set of blocks that are sent with their data.
 	include bitset
-	// layout describes the VHD, or qcow the qcow2 image; both are nil for a
+	// layout describes the VHD, and qcow the qcow2 image; both are nil for a
 	// raw stream.
 	layout *vhd.Layout
 	qcow   *qcow2.Layout
 }
 
-// Export prepares a stream in format "vhd", "raw" or "qcow2"; with a base, which
-// a qcow2 stream has not, of the difference to it.
+// Export prepares a stream in format "vhd", "raw" or "qcow2"; with a base, it
+// contains only the difference to the base, which qcow2 does not support.
 //
-// Full streams hold the blocks that any file of the chain has allocated, or,
-// for volumes without a VHD, that are not entirely zero. The difference to a
-// base holds the blocks allocated in any file that is not part of both chains,
-// whether or not the content differs. A raw stream has the disk's full length,
-// with zeros for what is left out.
+// Full streams contain the blocks that any file of the chain has allocated, or,
+// for volumes without a VHD, the blocks that are not entirely zero. The
+// difference to a base contains the blocks allocated in any file that is not
+// part of both chains, whether or not the content differs. A raw stream has the
+// disk's full length, with zeros for omitted blocks.
 //
-// Errors: ErrGone, ErrNotVHD, ErrTooLarge, and ErrIO where reading failed.
+// Errors: ErrGone, ErrNotVHD, ErrTooLarge, and ErrIO if reading failed.
 func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
 	if format != "vhd" && format != "raw" && (format != "qcow2" || base != nil) {
 		return nil, fmt.Errorf("export %s: unknown format %q", v.uuid, format)
@@ -103,7 +103,7 @@ func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
 		Parent:  parent,
 	}
 	if v.bare() || nbd {
-		// These modes know only the device and count its blocks.
+		// These modes see only the device and count its blocks.
 		e.layout.Size = roundUp(e.size, blockSize)
 	}
 	if err := e.layout.Check(); err != nil {
@@ -112,7 +112,8 @@ func (v *Volume) Export(format string, base *Volume) (_ *Export, err error) {
 	return e, nil
 }
 
-// asParent returns v's chain and what a difference to v says of it.
+// asParent returns v's chain and the description of v as the parent in a
+// difference.
 func (v *Volume) asParent() ([]*layer, *vhd.Parent, error) {
 	s := v.sr
 	s.mu.RLock()
@@ -134,8 +135,8 @@ func (v *Volume) asParent() ([]*layer, *vhd.Parent, error) {
 	}, nil
 }
 
-// difference includes the blocks of every layer that is in one of the chains
-// of top and from, but not in both.
+// difference includes the blocks of every layer that is in one of the chains of
+// top and from, but not in both.
 func (e *Export) difference(from []*layer) {
 	in := make(map[*layer]int)
 	for _, l := range e.pinned {
@@ -159,8 +160,8 @@ func (e *Export) difference(from []*layer) {
 }
 
 // Allocated lists the blocks within a range that any file of the volume's chain
-// holds, in order; what lies between them reads as zeros. A volume without an
-// image format has all blocks.
+// holds, in order; the space between them reads as zeros. In a volume without
+// an image format, all blocks are allocated.
 func (v *Volume) Allocated(off, length int64) []disk.Extent {
 	s := v.sr
 	s.mu.RLock()
@@ -198,7 +199,7 @@ func (e *Export) all() {
 	}
 }
 
-// dropZeros leaves out the blocks that hold nothing but zeros.
+// dropZeros excludes the blocks that contain only zeros.
 func (e *Export) dropZeros() error {
 	buf := make([]byte, blockSize)
 	var keep bitset
@@ -215,7 +216,8 @@ func (e *Export) dropZeros() error {
 	return nil
 }
 
-// Length is the stream's length in bytes, had the tool no faults (ErrHangs).
+// Length returns the stream's length in bytes, without the tool's faults
+// (ErrHangs).
 func (e *Export) Length() int64 {
 	if e.qcow != nil {
 		w, err := qcow2.NewWriter(io.Discard, *e.qcow)
@@ -230,7 +232,7 @@ func (e *Export) Length() int64 {
 	return e.layout.Length()
 }
 
-// Blocks is the number of 2 MiB blocks whose data are sent.
+// Blocks returns the number of 2 MiB blocks whose data are sent.
 func (e *Export) Blocks() int64 { return e.include.count() }
 
 var (
@@ -238,9 +240,9 @@ var (
 	ones  = bytes.Repeat([]byte{0xff}, disk.SectorSize)
 )
 
-// WriteTo sends the stream and returns how much of it went out. An error of w
-// comes back as it is; a read error wraps ErrIO; ErrHangs means that the real
-// tool would now keep the connection open for ever.
+// WriteTo sends the stream and returns the number of bytes written. It returns
+// an error of w unchanged; a read error wraps ErrIO; ErrHangs means that the
+// real tool would now keep the connection open forever.
 func (e *Export) WriteTo(w io.Writer) (int64, error) {
 	out := &counter{w: w}
 	var err error
@@ -259,7 +261,7 @@ func (e *Export) writeVHD(out *counter) error {
 	if err := out.write(e.layout.Head()); err != nil {
 		return err
 	}
-	// Bitmap and data go out in one write; the bitmap's bits are always set.
+	// Bitmap and data are written together; the bitmap's bits are always set.
 	buf := make([]byte, len(ones)+blockSize)
 	copy(buf, ones)
 	for b := e.include.next(0); b >= 0; b = e.include.next(b + 1) {
@@ -277,9 +279,9 @@ func (e *Export) writeVHD(out *counter) error {
 	return out.write(e.layout.Tail())
 }
 
-// writeQCOW2 sends the blocks that hold something as a qcow2 file without
-// backing file. Where its clusters lie is the writer's choice, as it is the
-// real tool's.
+// writeQCOW2 sends the blocks that are not empty as a qcow2 file without
+// backing file. The writer chooses the positions of the clusters, as the real
+// tool does.
 func (e *Export) writeQCOW2(out *counter) error {
 	w, err := qcow2.NewWriter(out, *e.qcow)
 	if err != nil {
@@ -316,7 +318,7 @@ func (e *Export) writeRaw(out *counter) error {
 	return nil
 }
 
-// read reads a block, as much of it as the device has.
+// read reads a block, up to the end of the device.
 func (e *Export) read(buf []byte, block int64) (int, error) {
 	n := int(min(blockSize, e.size-block*blockSize))
 	e.sr.mu.RLock()
@@ -327,7 +329,7 @@ func (e *Export) read(buf []byte, block int64) (int, error) {
 	return n, nil
 }
 
-// Close lets go of the layers.
+// Close releases the layers.
 func (e *Export) Close() error {
 	var first error
 	for _, l := range e.pinned {
@@ -339,7 +341,7 @@ func (e *Export) Close() error {
 	return first
 }
 
-// counter counts what w took.
+// counter counts the bytes that w has accepted.
 type counter struct {
 	w io.Writer
 	n int64

@@ -5,10 +5,11 @@ import (
 	"fmt"
 )
 
-// WriteImage is a guest at work: the volume becomes equal to the raw or VHD
-// file at path, and only the 4 KiB pages that differ are written, so that VHD
-// blocks are allocated and CBT bits set just there. It returns how many bytes
-// were written. The file's size, rounded as the SR does, must be the volume's.
+// WriteImage simulates a guest that writes: the volume becomes equal to the raw
+// or VHD file at path, and only the 4 KiB pages that differ are written, so
+// that VHD blocks are allocated and CBT bits set exactly there. It returns the
+// number of bytes written. The file's size, rounded as the SR does, must be
+// equal to the volume's.
 func (v *Volume) WriteImage(path string) (int64, error) {
 	img, err := openImage(path)
 	if err != nil {
@@ -31,7 +32,7 @@ func (v *Volume) WriteImage(path string) (int64, error) {
 	return written, nil
 }
 
-// writeImageBlock makes one block equal to the image's.
+// writeImageBlock makes one block equal to that of the image.
 func (v *Volume) writeImageBlock(img *image, block int64, old, buf []byte) (written int64, err error) {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()
@@ -83,8 +84,8 @@ func (v *Volume) writeImageBlock(img *image, block int64, old, buf []byte) (writ
 	return written, nil
 }
 
-// holds tells whether any layer of the chain holds data of the block, or
-// garbage stands there.
+// holds reports whether any layer of the chain holds data of the block, or the
+// block contains garbage.
 func (l *layer) holds(block int64) bool {
 	for ; l != nil; l = l.parent {
 		l.mu.RLock()
@@ -98,8 +99,8 @@ func (l *layer) holds(block int64) bool {
 }
 
 // CopyFrom writes src's content to the beginning of v, which must not be
-// smaller. Blocks of zeros are left out where v was made of zeros, so on such
-// volumes v should be new (xen-api, sparse_dd).
+// smaller. Blocks of zeros are skipped if v was created with zeros, so v should
+// be new on such volumes (xen-api, sparse_dd).
 func (v *Volume) CopyFrom(src *Volume) error {
 	size := src.Size()
 	if v.Size() < size {
@@ -131,8 +132,8 @@ func (v *Volume) holds(block int64) bool {
 	return v.top != nil && v.top.holds(block)
 }
 
-// EqualImage tells whether the volume holds what the raw or VHD file at path
-// holds, with zeros behind the file's end.
+// EqualImage reports whether the volume's content equals that of the raw or VHD
+// file at path, with zeros after the file's end.
 func (v *Volume) EqualImage(path string) (bool, error) {
 	img, err := openImage(path)
 	if err != nil {
@@ -166,5 +167,6 @@ func (v *Volume) EqualImage(path string) (bool, error) {
 	return true, nil
 }
 
-// Holds tells whether any file of the volume's chain has the block around off.
+// Holds reports whether any file of the volume's chain has the block that
+// contains off.
 func (v *Volume) Holds(off int64) bool { return v.holds(off / blockSize) }

@@ -17,11 +17,12 @@ import (
 type image struct {
 	file *os.File
 	size int64
-	// have is where the file holds data: 4 KiB pages around the data extents
-	// of a raw file or fixed VHD, whole blocks of a dynamic VHD's BAT.
+	// have is the set of pages where the file holds data: 4 KiB pages around
+	// the data extents of a raw file or fixed VHD, whole blocks of a dynamic
+	// VHD's BAT.
 	have presence
-	// bat and what follows are set for a dynamic VHD: for each of its blocks
-	// the sector of its bitmap.
+	// bat and the following fields are set for a dynamic VHD: bat holds for
+	// each of its blocks the sector of its bitmap.
 	bat        []uint32
 	vhdBlock   int64
 	bitmapSize int64
@@ -30,7 +31,7 @@ type image struct {
 // absent marks a block that a VHD does not hold.
 const absent = uint32(vhd.Absent)
 
-// openImage opens a file and finds out what it is.
+// openImage opens a file and detects its format.
 func openImage(path string) (_ *image, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -70,9 +71,9 @@ func openImage(path string) (_ *image, err error) {
 	}
 }
 
-// findFooter returns a VHD's footer: the last 512 bytes, or, should they be
+// findFooter returns a VHD's footer: the last 512 bytes or, if they are
 // damaged, the copy at the beginning of a dynamic VHD. It returns nil for a
-// file that is no VHD.
+// file that is not a VHD.
 func findFooter(f *os.File, length int64) (*vhd.Footer, error) {
 	raw := make([]byte, disk.SectorSize)
 	for _, off := range []int64{length - disk.SectorSize, 0} {
@@ -122,7 +123,7 @@ func (img *image) readBAT(header, length int64) error {
 		}
 		start := int64(i) * img.vhdBlock
 		end := min(start+img.vhdBlock, img.size)
-		// A block is allocated or not as a whole.
+		// A block is either allocated as a whole or not at all.
 		img.have.addRange(start/blockSize*blockSize, roundUp(end, blockSize))
 	}
 	return nil
@@ -137,7 +138,7 @@ func (img *image) findData() error {
 			return nil
 		}
 		if err != nil {
-			// A file system without holes.
+			// The file system does not support holes.
 			img.have.addRange(off, img.size)
 			return nil
 		}
@@ -151,7 +152,8 @@ func (img *image) findData() error {
 	return nil
 }
 
-// ReadAt reads the disk in the image; past its end there are zeros.
+// ReadAt reads the disk in the image; it returns zeros past the end of the
+// image.
 func (img *image) ReadAt(p []byte, off int64) (int, error) {
 	want := len(p)
 	if inside := max(img.size-off, 0); int64(len(p)) > inside {
@@ -180,7 +182,7 @@ func (img *image) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // readVHD reads within one block of a dynamic VHD. Sectors whose bit in the
-// block's bitmap is clear are zero.
+// block's bitmap is clear read as zeros.
 func (img *image) readVHD(p []byte, off int64) error {
 	entry := img.bat[off/img.vhdBlock]
 	if entry == absent {

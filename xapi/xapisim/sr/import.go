@@ -14,16 +14,18 @@ import (
 
 // ImportVHD applies a VHD stream to the volume as XenServer's import tool does
 // (xen-api, ocaml/libs/vhd/vhd_format/f.ml, From_input.openstream). It reads
-// forward only, in the order in which blocks lie in the stream, and writes the
-// sectors whose bitmap bit is set, at their virtual place, whatever sizes,
-// parent or unique id the VHD states. What is absent is left as it is. After
-// the last block it looks for the footer where contentLength says that the
-// stream ends; -1 stands for unknown: right behind the last block.
+// only forward, in the order of the blocks in the stream, and writes the
+// sectors whose bitmap bit is set to their virtual position, regardless of the
+// sizes, parent or unique id in the VHD. Absent sectors stay unchanged. After
+// the last block it looks for the footer at the end of the stream that
+// contentLength implies; -1 stands for an unknown length: directly after the
+// last block.
 //
-// Known weaknesses are kept: of two blocks at one place only the later one in
-// the BAT is written; below 2 MiB a block's bitmap is taken for shorter than it
-// is, and wrong data are written; a VHD too large for the volume fails only
-// when a write passes the end; and whatever fails, the rest stays written.
+// Known weaknesses are preserved: of two blocks at one position only the later
+// one in the BAT is written; below 2 MiB a block's bitmap is assumed to be
+// shorter than it is, and wrong data are written; a VHD that is too large for
+// the volume fails only when a write passes the end; and after any failure, the
+// data written so far remain.
 //
 // Every error wraps ErrIO.
 func (v *Volume) ImportVHD(r io.Reader, contentLength int64) error {
@@ -62,7 +64,7 @@ func (v *Volume) importVHD(in *forward, contentLength int64) error {
 	if err := in.read(bat); err != nil {
 		return err
 	}
-	virtual := make(map[uint32]int64) // by the sector at which a block lies
+	virtual := make(map[uint32]int64) // by the sector at which a block is stored
 	for i := range int64(head.Entries) {
 		if sector := binary.BigEndian.Uint32(bat[4*i:]); sector != absent {
 			virtual[sector] = i
@@ -97,8 +99,8 @@ func (v *Volume) importVHD(in *forward, contentLength int64) error {
 	return err
 }
 
-// importBlock reads a block's data and writes the sectors in bitmap. The data
-// before a break in the stream are written.
+// importBlock reads a block's data and writes the sectors in bitmap. If the
+// stream breaks, the data before the break are written.
 func (v *Volume) importBlock(in *forward, bitmap, data []byte, start int64) error {
 	n, readErr := io.ReadFull(in.r, data)
 	in.pos += int64(n)
@@ -118,7 +120,7 @@ func (v *Volume) importBlock(in *forward, bitmap, data []byte, start int64) erro
 			}
 		}
 		if readErr != nil && end == sectors {
-			break // a span is written when it was read to its end
+			break // a span is written after it was read to its end
 		}
 		at := int64(s) * disk.SectorSize
 		if _, err := v.WriteAt(data[at:int64(end)*disk.SectorSize], start+at); err != nil {
@@ -129,7 +131,7 @@ func (v *Volume) importBlock(in *forward, bitmap, data []byte, start int64) erro
 	return readErr
 }
 
-// acceptable makes the tool's checks that go beyond a sound header.
+// acceptable makes those checks of the tool that go beyond a valid header.
 func acceptable(h vhd.Header) error {
 	if h.DataOffset != 1<<64-1 {
 		return errors.New("header: unexpected data offset")
@@ -160,7 +162,7 @@ func acceptable(h vhd.Header) error {
 	return nil
 }
 
-// forward is a stream that cannot go back.
+// forward is a stream that cannot seek back.
 type forward struct {
 	r   io.Reader
 	pos int64
@@ -190,8 +192,8 @@ func (f *forward) footer() (vhd.Footer, error) {
 }
 
 // ImportRaw writes exactly length bytes from r to the volume's beginning; -1
-// stands for the volume's size. The rest of the volume stays as it is. Every
-// error wraps ErrIO; what was read before it is written.
+// stands for the volume's size. The rest of the volume stays unchanged. Every
+// error wraps ErrIO; the data that were read before it are written.
 func (v *Volume) ImportRaw(r io.Reader, length int64) error {
 	if length < 0 {
 		length = v.Size()
@@ -202,9 +204,9 @@ func (v *Volume) ImportRaw(r io.Reader, length int64) error {
 	return nil
 }
 
-// ImportChunked writes records of a 12-byte little-endian head (u64 byte
-// offset, u32 length) and that many bytes, up to a head of zeros (xen-api,
-// ocaml/vhd-tool/src/chunked.ml). So an empty record at offset 0 ends the
+// ImportChunked writes records of a 12-byte little-endian header (u64 byte
+// offset, u32 length) and that many bytes, up to a header of zeros (xen-api,
+// ocaml/vhd-tool/src/chunked.ml). Thus an empty record at offset 0 ends the
 // stream. Every error wraps ErrIO.
 func (v *Volume) ImportChunked(r io.Reader) error {
 	buf := make([]byte, blockSize)
@@ -225,8 +227,8 @@ func (v *Volume) ImportChunked(r io.Reader) error {
 	}
 }
 
-// copyIn writes n bytes from r at off, in pieces of buf that end on its
-// multiples.
+// copyIn writes n bytes from r at off, in pieces that end at multiples of the
+// length of buf.
 func (v *Volume) copyIn(r io.Reader, off, n int64, buf []byte) error {
 	for n > 0 {
 		part := buf[:min(n, int64(len(buf))-off&int64(len(buf)-1))]

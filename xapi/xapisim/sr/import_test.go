@@ -11,7 +11,7 @@ import (
 	"xenkeep/vhd"
 )
 
-// crafted is a VHD stream under the test's control.
+// crafted is a VHD stream whose fields the test can change.
 type crafted struct {
 	foot, trailer vhd.Footer
 	head          vhd.Header
@@ -22,7 +22,7 @@ type crafted struct {
 
 const craftedBlock = 512 + blockSize
 
-// craft makes a stream of the given blocks of data, each with all bits set.
+// craft creates a stream of the given blocks of data, each with all bits set.
 func craft(data []byte, blocks ...int) *crafted {
 	size := int64(len(data))
 	c := &crafted{
@@ -67,9 +67,9 @@ func TestImportVHD(t *testing.T) {
 	for i := range data {
 		data[i] = byte(rnd.Uint32())
 	}
-	// Before each import the volume holds this.
+	// Before each import the volume has this content.
 	old := bytes.Repeat([]byte("old!"), 6*mib/4)
-	// merged takes the given blocks from data, the rest from old.
+	// merged returns the given blocks from data, the rest from old.
 	merged := func(blocks ...int) []byte {
 		b := bytes.Clone(old)
 		for _, i := range blocks {
@@ -83,7 +83,7 @@ func TestImportVHD(t *testing.T) {
 		name   string
 		make   func() (stream []byte, length int64)
 		fails  bool
-		want   []byte // nil: not looked at
+		want   []byte // nil: not compared
 		volume int64  // 0: 6 MiB
 	}{
 		{name: "full", make: func() ([]byte, int64) { return announced(craft(data, 0, 1, 2)) }, want: all},
@@ -202,7 +202,7 @@ func TestImportVHD(t *testing.T) {
 			c.body = append(bytes.Repeat([]byte{0xff}, 512), data[:mib]...)
 			return announced(c)
 		}, want: func() []byte {
-			// Half the padded bitmap is taken for data.
+			// Half of the padded bitmap is read as data.
 			b := bytes.Clone(old)
 			copy(b, bytes.Repeat([]byte{0xff}, 256))
 			copy(b[256:mib], data)

@@ -16,8 +16,8 @@ func qemuImg(t *testing.T, args ...string) {
 	}
 }
 
-// VHDs written by qemu-img are read as disks, and qemu-img reads full exports
-// as the disks they came from.
+// VHDs written by qemu-img are read as the same disks, and qemu-img reads full
+// exports as the disks from which they were made.
 func TestQemuImg(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		t.Skip("SKIP: qemu-img is not installed")

@@ -14,17 +14,18 @@ import (
 	"xenkeep/vhd"
 )
 
-// newUUID draws a VHD's unique id. The system's randomness does not fail.
+// newUUID returns a random unique id for a VHD. The system's random source does
+// not fail.
 func newUUID() vhd.UUID {
 	id, _ := vhd.NewUUID(rand.Reader)
 	return id
 }
 
-// layer stands for one VHD file (or raw file, or logical volume) of the SR.
+// layer represents one VHD file (or raw file, or logical volume) of the SR.
 type layer struct {
 	sr *SR
-	// path is where written data lie, at their virtual offset, in a sparse
-	// file made by the first write.
+	// path is the sparse file that holds the written data, at their virtual
+	// offsets; the first write creates it.
 	path string
 	// Guarded by sr.mu: the file's name on the SR, the UUID in its footer, its
 	// virtual size, and the file below it.
@@ -32,20 +33,21 @@ type layer struct {
 	footer vhd.UUID
 	size   int64
 	parent *layer
-	// garbage fills what nobody wrote, instead of zeros, where there is no image.
+	// garbage fills unwritten space instead of zeros, if there is no image.
 	garbage bool
-	// image holds data below what was written; nil for most layers.
+	// image holds data below the written ones; nil for most layers.
 	image *image
 
-	// blocks counts allocated blocks, the image's included.
+	// blocks counts allocated blocks, including those of the image.
 	blocks atomic.Int64
 
-	// mu guards what follows; it is taken from the top of a chain downwards.
+	// mu guards the following fields; it is locked from the top of a chain
+	// downwards.
 	mu    sync.RWMutex
 	file  *os.File
-	own   presence // what was written to file
+	own   presence // the pages written to file
 	mtime time.Time
-	users int // exports that read the layer
+	users int // number of exports that read the layer
 	dead  bool
 }
 
@@ -57,22 +59,22 @@ func (l *layer) depth() int {
 	return n
 }
 
-// allocated counts the blocks the layer holds.
+// allocated returns the number of blocks that the layer holds.
 func (l *layer) allocated() int64 { return l.blocks.Load() }
 
-// hasBlock tells whether the layer's own file has the block in its BAT.
+// hasBlock reports whether the layer's own file has the block in its BAT.
 func (l *layer) hasBlock(block int64) bool {
 	return l.own.some.has(block) || l.image != nil && l.image.have.some.has(block)
 }
 
-// modified is the time of the last write to the layer's file.
+// modified returns the time of the last write to the layer's file.
 func (l *layer) modified() time.Time {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.mtime
 }
 
-// use pins the layer: GC leaves it alone and its data outlive its volume.
+// use pins the layer: GC skips it, and its data outlive its volume.
 func (l *layer) use() {
 	l.mu.Lock()
 	l.users++
@@ -95,7 +97,7 @@ func (l *layer) inUse() bool {
 	return l.users > 0
 }
 
-// discard removes the layer's data as soon as nobody uses them.
+// discard removes the layer's data as soon as they are no longer in use.
 func (l *layer) discard() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -141,8 +143,8 @@ func (l *layer) readAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// readBlock fills dst with what lies at byte at of a block, seen from l. Data
-// of skip, which may be nil, are left out.
+// readBlock fills dst with the data at byte at of a block, seen from l. Data of
+// skip, which may be nil, are omitted.
 func (l *layer) readBlock(dst []byte, block, at int64, skip *layer) error {
 	need := pageRange(int(at/pageSize), int((at+int64(len(dst))+pageSize-1)/pageSize))
 	start := block * blockSize
@@ -178,14 +180,16 @@ func (l *layer) readBlock(dst []byte, block, at int64, skip *layer) error {
 	return nil
 }
 
-// readPages reads the pages of have that need asks for and takes them off need.
+// readPages reads those pages of have that need contains, and removes them from
+// need.
 func readPages(r io.ReaderAt, need *pages, have pages, dst []byte, start, at int64) error {
 	take := need.and(have)
 	for lo, hi := take.next(0); lo < pagesPerBlock; lo, hi = take.next(hi) {
 		from, to := clip(lo, hi, at, len(dst))
 		n, err := r.ReadAt(dst[from:to], start+at+int64(from))
 		if err == io.EOF {
-			// The last page of a file that does not fill it.
+			// The last page of a file whose length is not a multiple of the
+			// page size.
 			clear(dst[from+n : to])
 		} else if err != nil {
 			return err
@@ -195,14 +199,14 @@ func readPages(r io.ReaderAt, need *pages, have pages, dst []byte, start, at int
 	return nil
 }
 
-// clip turns pages lo to hi of a block into a range of a buffer that begins at
+// clip converts pages lo to hi of a block to a range of a buffer that begins at
 // byte at of the block.
 func clip(lo, hi int, at int64, length int) (from, to int) {
 	return max(lo*pageSize-int(at), 0), min(hi*pageSize-int(at), length)
 }
 
-// writeAt writes to the layer's own file, whole pages at a time: what a page
-// lacks comes from below.
+// writeAt writes to the layer's own file in whole pages: it reads the missing
+// parts of a page from the layers below.
 func (l *layer) writeAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errors.New("write: negative offset")
@@ -246,7 +250,8 @@ func (l *layer) writeBlock(p []byte, block, at int64) error {
 			return err
 		}
 	}
-	// The last page's rest; on a disk that ends within a page there may be none.
+	// The rest of the last page; on a disk that ends within a page, it may be
+	// empty.
 	rest := min(int64(last+1)*pageSize, l.size-start) - end
 	if rest > 0 && !have.has(last) {
 		if err := l.fillPage(block, end, rest); err != nil {
@@ -263,7 +268,7 @@ func (l *layer) writeBlock(p []byte, block, at int64) error {
 	return nil
 }
 
-// fillPage writes to the layer's file what lies below it, for a part of a page.
+// fillPage copies a part of a page from the layers below into the layer's file.
 func (l *layer) fillPage(block, at, n int64) error {
 	var page [pageSize]byte
 	if err := l.readBlock(page[:n], block, at, l); err != nil {
@@ -313,8 +318,9 @@ func (l *layer) absorb(from *layer) error {
 	return nil
 }
 
-// fillGarbage writes the bytes that unwritten space at byte off of a disk holds:
-// the same at every read, another for every disk, never zero for long.
+// fillGarbage writes the bytes that unwritten space at byte off of a disk
+// contains: the same at every read, different for every disk, never zero for
+// long.
 func fillGarbage(dst []byte, disk vhd.UUID, off int64) {
 	seed := binary.LittleEndian.Uint64(disk[:8])
 	word := func(i int64) uint64 {

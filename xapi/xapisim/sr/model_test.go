@@ -11,8 +11,9 @@ import (
 	"testing"
 )
 
-// Snapshots, exports, garbage collection and writes at once: every snapshot
-// must be one instant of a disk whose pages the writer numbers in order.
+// Snapshots, exports, garbage collection and writes run concurrently: every
+// snapshot must be one instant of a disk whose pages the writer numbers in
+// order.
 func TestConcurrency(t *testing.T) {
 	s := newSR(t, Config{Type: "ext"})
 	const pagesWritten = 64
@@ -72,7 +73,7 @@ func TestConcurrency(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i%8 == 7 {
-			// No export is in its way now.
+			// No export blocks it now.
 			if _, err := s.GC(); err != nil {
 				t.Fatal(err)
 			}
@@ -82,9 +83,9 @@ func TestConcurrency(t *testing.T) {
 	wg.Wait()
 }
 
-// Random guest writes, snapshots, clones, deletions and collections against
-// plain byte slices; full and differencing exports are applied as a backup
-// tool would.
+// Random guest writes, snapshots, clones, deletions and collections are
+// compared with plain byte slices; full and differencing exports are applied as
+// a backup tool would.
 func TestModel(t *testing.T) {
 	seed := rand.Uint64()
 	rnd := rand.New(rand.NewPCG(seed, 0))

@@ -5,7 +5,7 @@ import "math/bits"
 // pages is a set of the pages of one block.
 type pages [pagesPerBlock / 64]uint64
 
-// allPages is every page of a block.
+// allPages contains every page of a block.
 var allPages = func() (p pages) {
 	for i := range p {
 		p[i] = ^uint64(0)
@@ -13,7 +13,7 @@ var allPages = func() (p pages) {
 	return p
 }()
 
-// pageRange is the set of pages from lo up to but without hi.
+// pageRange returns the set of pages from lo up to, but excluding, hi.
 func pageRange(lo, hi int) (p pages) {
 	for i := range p {
 		first, last := max(lo-64*i, 0), min(hi-64*i, 64)
@@ -49,14 +49,14 @@ func (p pages) without(o pages) pages {
 	return p
 }
 
-// next returns the first run of pages at or behind from; lo is pagesPerBlock
-// where there is none.
+// next returns the first stretch of consecutive pages at or after from; lo is
+// pagesPerBlock if there is none.
 func (p *pages) next(from int) (lo, hi int) {
 	lo = p.scan(from, 0)
 	return lo, p.scan(lo, ^uint64(0))
 }
 
-// scan finds the first page at or behind from whose bit, xored with flip, is
+// scan finds the first page at or after from whose bit, xored with flip, is
 // set.
 func (p *pages) scan(from int, flip uint64) int {
 	for from < pagesPerBlock {
@@ -68,8 +68,9 @@ func (p *pages) scan(from int, flip uint64) int {
 	return pagesPerBlock
 }
 
-// presence says which pages of a disk something holds. A disk of 1 TiB that is
-// wholly there or wholly absent costs two bits a block.
+// presence is the set of pages of a disk that a file or layer holds. A disk of
+// 1 TiB that is completely present or completely absent costs two bits per
+// block.
 type presence struct {
 	some, full bitset
 	partial    map[int64]*pages
@@ -85,7 +86,7 @@ func (p *presence) get(block int64) pages {
 	return *p.partial[block]
 }
 
-// add adds pages of a block and tells whether it was empty before.
+// add adds pages of a block and reports whether it was empty before.
 func (p *presence) add(block int64, set pages) (first bool) {
 	if set.empty() || p.full.has(block) {
 		return false
@@ -109,7 +110,7 @@ func (p *presence) add(block int64, set pages) (first bool) {
 	return first
 }
 
-// addRange adds all pages that hold a byte of [off, end).
+// addRange adds all pages that contain a byte of [off, end).
 func (p *presence) addRange(off, end int64) {
 	for off < end {
 		block := off / blockSize
@@ -132,7 +133,7 @@ func (b *bitset) set(i int64) {
 	(*b)[i/64] |= 1 << (i % 64)
 }
 
-// next returns the first member at or behind i, or -1.
+// next returns the first member at or after i, or -1.
 func (b bitset) next(i int64) int64 {
 	for i>>6 < int64(len(b)) {
 		if w := b[i>>6] >> (i & 63); w != 0 {
@@ -162,7 +163,7 @@ func (b *bitset) cut(n int64) {
 	(*b)[n/64] &= 1<<(n%64) - 1
 }
 
-// count is the number of members.
+// count returns the number of members.
 func (b bitset) count() int64 {
 	n := 0
 	for _, w := range b {

@@ -15,8 +15,9 @@ import (
 	"xenkeep/vhd"
 )
 
-// samples holds streams written by XenServer's own vhd-tool, and the chain of
-// files they came from; its README tells how the chain was made.
+// samples contains streams written by XenServer's own vhd-tool, and the chain
+// of files from which they were made; its README describes how the chain was
+// made.
 const samples = "../../../vhd/testdata/vhd-tool"
 
 func sample(t *testing.T, name string) []byte {
@@ -168,14 +169,14 @@ func TestExportsAreThoseOfVHDTool(t *testing.T) {
 	t.Run("full-rawmode", func(t *testing.T) {
 		s := newSR(t, Config{Type: "ext", ZeroScan: true})
 		v := create(t, s, "raw", 10<<20, map[string]string{"type": "raw"})
-		write(t, v, content(t, c.root), 0) // zeros written, and not sent
+		write(t, v, content(t, c.root), 0) // zeros that are written, and not sent
 		compareStreams(t, export(t, v, "vhd", nil), sample(t, "full-rawmode"), nil)
 	})
 	t.Run("full-nbdhybrid", func(t *testing.T) {
 		s := newSR(t, Config{Type: "nfs", NBDHybrid: true})
 		c := buildSampleChain(t, s)
 		compareStreams(t, export(t, c.root, "vhd", nil), sample(t, "full-nbdhybrid"), nil)
-		// A difference is not made from extents.
+		// A difference is not built from extents.
 		compareStreams(t, export(t, c.s2, "vhd", c.root), sample(t, "delta"), c.root)
 	})
 	t.Run("full-sparse", func(t *testing.T) {
@@ -198,8 +199,9 @@ func TestExportsAreThoseOfVHDTool(t *testing.T) {
 	})
 }
 
-// compareStreams wants two streams equal but for unique ids, times, the
-// parent's name and the checksums over them. Those are checked by themselves.
+// compareStreams expects two streams to be equal except for unique ids, times,
+// the parent's name and the checksums that cover them. It checks those
+// separately.
 func compareStreams(t *testing.T, got, want []byte, base *Volume) {
 	t.Helper()
 	if len(got) != len(want) {
@@ -237,7 +239,7 @@ func compareStreams(t *testing.T, got, want []byte, base *Volume) {
 		}
 		clear(b[512+36 : 512+60])        // checksum, parent's id and time
 		clear(b[512+64 : 512+576])       // parent's name
-		clear(b[512+576+8 : 512+576+12]) // its locator's length
+		clear(b[512+576+8 : 512+576+12]) // length of its locator
 		return b
 	}
 	if !bytes.Equal(got[:512], got[len(got)-512:]) {

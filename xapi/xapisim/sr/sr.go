@@ -1,18 +1,18 @@
 // Package sr is the storage side of the simulated pool: storage repositories,
-// volumes (the data behind VDIs), chains of VHD files with their hidden base
+// volumes (the data of VDIs), chains of VHD files with their hidden base
 // copies, exports and imports with the semantics of XenServer's vhd-tool, and
-// the logs of changed-block tracking.
+// the logs of changed block tracking.
 //
-// An SR holds Volumes. A Volume is the leaf of a chain of layers, each of
-// which stands for one VHD file of a real SR: a name, the UUID in its footer,
-// a modification time, and data at 2 MiB blocks. The data of a layer lie at
-// their virtual offset in a sparse file, so that disks of many TiB cost only
-// what was written to them. The bottom layer of a volume made by AddImage also
-// reads from a raw or VHD file, which is never written.
+// An SR holds Volumes. A Volume is the leaf of a chain of layers, each of which
+// represents one VHD file of a real SR: a name, the UUID in its footer, a
+// modification time, and data in 2 MiB blocks. The data of a layer are stored
+// at their virtual offset in a sparse file, so that a disk of many TiB needs
+// space only for the data written to it. The bottom layer of a volume created
+// by AddImage also reads from a raw or VHD file, which is never written.
 //
-// The package knows neither XAPI nor HTTP: it hands out *Error values that
-// carry the storage manager's fault numbers, and its caller makes XAPI errors
-// of them.
+// The package depends on neither XAPI nor HTTP: it returns *Error values with
+// the storage manager's fault numbers, and its caller converts them to XAPI
+// errors.
 package sr
 
 import (
@@ -32,7 +32,7 @@ const (
 	// blockSize is the unit of allocation: the block of XenServer's VHDs.
 	blockSize = disk.BlockSize
 	pageSize  = disk.PageSize
-	// pagesPerBlock pages make a block.
+	// A block consists of pagesPerBlock pages.
 	pagesPerBlock = blockSize / pageSize
 
 	// MaxVHDSize is the largest virtual size of a VHD volume, 2040 GiB
@@ -40,10 +40,11 @@ const (
 	MaxVHDSize = 2040 << 30
 	// minSize is the smallest size that is not rounded up (vhdutil.py).
 	minSize = 2 * mib
-	// lvmExtent is what logical volumes are rounded to (lvutil.py).
+	// lvmExtent is the unit to which the sizes of logical volumes are rounded
+	// (lvutil.py).
 	lvmExtent = 4 * mib
-	// maxChain is the number of files in a chain from which no snapshot can
-	// be taken any more (vhdutil.py MAX_CHAIN_SIZE).
+	// maxChain is the number of files in a chain at which no further snapshot
+	// can be taken (vhdutil.py MAX_CHAIN_SIZE).
 	maxChain = 30
 	// maxQCOW2 is the largest virtual size of a qcow2 volume, 16381 GiB, and
 	// cluster the unit of its sizes (docs.xcp-ng.org, QCOW2 FAQ).
@@ -51,20 +52,20 @@ const (
 	cluster  = 64 << 10
 )
 
-// Fault numbers of the storage manager that this package gives
-// (sm, core/XE_SR_ERRORCODES.xml).
+// Fault numbers of the storage manager that this package returns (sm,
+// core/XE_SR_ERRORCODES.xml).
 const (
-	FaultUnimplemented = 38  // SR_BACKEND_FAILURE_38 is never seen: xapi makes it "not implemented"
+	FaultUnimplemented = 38  // SR_BACKEND_FAILURE_38 never appears: xapi converts it to "not implemented"
 	FaultNoSpace       = 44  // the SR is full
-	FaultCBTRaw        = 66  // CBT asked for a disk that cannot have it
+	FaultCBTRaw        = 66  // CBT was requested for a disk that does not support it
 	FaultVDISize       = 79  // size out of range, or shrinking
 	FaultChainTooLong  = 109 // the chain has 30 files already
 	FaultCBTDiffer     = 459 // CBT logs of incompatible length
-	FaultCBTUnrelated  = 460 // CBT logs that are not one behind the other
+	FaultCBTUnrelated  = 460 // CBT logs of which neither follows the other
 )
 
-// Error is a fault of the storage manager. Text is what a real one puts into
-// the second parameter of SR_BACKEND_FAILURE_n.
+// Error is a fault of the storage manager. Text is the second parameter of
+// SR_BACKEND_FAILURE_n on a real host.
 type Error struct {
 	Fault int
 	Text  string
@@ -73,19 +74,21 @@ type Error struct {
 func (e *Error) Error() string { return fmt.Sprintf("storage fault %d: %s", e.Fault, e.Text) }
 
 var (
-	// ErrIO is wrapped by every failure that xapi reports as VDI_IO_ERROR:
-	// the export or import tool ended badly, for whatever reason.
+	// ErrIO is wrapped by every failure that xapi reports as VDI_IO_ERROR: the
+	// export or import tool failed, for whatever reason.
 	ErrIO = errors.New("device I/O errors")
-	// ErrHangs is what Export.WriteTo returns where the real vhd-tool sends
-	// no more and never ends: the last block of a disk that is not a multiple
-	// of 2 MiB was sent. The connection must stay open, silent.
+	// ErrHangs is returned by Export.WriteTo at the point where the real
+	// vhd-tool sends no more data and never ends: after the last block of a
+	// disk whose size is not a multiple of 2 MiB. The connection must stay
+	// open, and idle.
 	ErrHangs = errors.New("the export tool hangs")
-	// ErrNotVHD comes from Export with a base when the volume or the base has
-	// no VHD behind it.
+	// ErrNotVHD is returned by Export with a base if the volume or the base is
+	// not stored as a VHD.
 	ErrNotVHD = errors.New("cannot compute differences on non-VHD images")
-	// ErrTooLarge comes from Export as vhd of a volume larger than MaxVHDSize.
+	// ErrTooLarge is returned by Export as vhd for a volume larger than
+	// MaxVHDSize.
 	ErrTooLarge = errors.New("larger than a VHD can be")
-	// ErrGone is wrapped where a volume was destroyed or its data were.
+	// ErrGone is wrapped if a volume or its data have been destroyed.
 	ErrGone = errors.New("volume is gone")
 )
 
@@ -95,30 +98,29 @@ type Config struct {
 	Type string
 	// UUID names the SR in the paths of its files, as parent locators show them.
 	UUID string
-	// Dir is where the layers' data go; made if absent. The files in it are
-	// removed by Close.
+	// Dir is the folder for the layers' data; it is created if absent. Close
+	// removes the files in it.
 	Dir string
 	// PhysicalSize in bytes; 0 stands for 16 TiB.
 	PhysicalSize int64
-	// QCOW2 makes the SR keep its disks as qcow2 files instead of VHDs: they may
-	// be larger, and an export finds nothing but a device behind them.
+	// QCOW2 makes the SR store its disks as qcow2 files instead of VHDs: they
+	// may be larger, and an export finds only a device for them.
 	QCOW2 bool
-	// NBDHybrid makes full exports as hosts do whose dom0 attaches disks
+	// NBDHybrid makes full exports behave as on hosts whose dom0 attaches disks
 	// through NBD.
 	NBDHybrid bool
-	// ZeroScan makes exports of raw volumes leave out the blocks that are all
-	// zeros, as hosts do that attach disks as block devices; newer ones send
-	// all blocks, because an NBD attachment of a raw volume reports no holes.
+	// ZeroScan makes exports of raw volumes omit the blocks that are all zeros,
+	// like hosts that attach disks as block devices; newer hosts send all
+	// blocks, because an NBD attachment of a raw volume reports no holes.
 	ZeroScan bool
 }
 
-// SR is one storage repository. Its methods and those of its volumes may be
-// called at once.
+// SR is one storage repository. It and its volumes are safe for concurrent use.
 type SR struct {
 	cfg Config
 
-	// mu guards the shape: which volumes there are and how layers hang
-	// together. Data travel under its read side, so that a snapshot falls
+	// mu guards the structure: the set of volumes and the chains of layers.
+	// Data are read and written under its read lock, so that a snapshot falls
 	// between two writes and never into one.
 	mu      sync.RWMutex
 	volumes map[string]*Volume
@@ -150,7 +152,7 @@ func New(cfg Config) (*SR, error) {
 	}, nil
 }
 
-// Close forgets all volumes and removes their data.
+// Close removes all volumes and their data.
 func (s *SR) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,10 +167,10 @@ func (s *SR) Close() error {
 	return errors.Join(errs...)
 }
 
-// Type is the driver's name.
+// Type returns the driver's name.
 func (s *SR) Type() string { return s.cfg.Type }
 
-// LVM tells whether volumes are logical volumes: thick, and raw on demand.
+// LVM reports whether volumes are logical volumes: thick, and raw on request.
 func (s *SR) LVM() bool {
 	switch s.cfg.Type {
 	case "lvm", "lvmoiscsi", "lvmohba":
@@ -177,23 +179,23 @@ func (s *SR) LVM() bool {
 	return false
 }
 
-// vhd tells whether the driver makes VHDs unless told otherwise.
+// vhd reports whether the driver creates VHDs by default.
 func (s *SR) vhd() bool { return s.cfg.Type != "iso" && s.cfg.Type != "udev" }
 
-// Stat is an SR's fill, in bytes.
+// Stat describes the space of an SR, in bytes.
 type Stat struct {
 	PhysicalSize int64
-	// Utilisation is what files or logical volumes take.
+	// Utilisation is the space that files or logical volumes occupy.
 	Utilisation int64
 	// VirtualAllocation is the sum of the sizes of all volumes that are not
 	// hidden.
 	VirtualAllocation int64
 }
 
-// Free is the space left.
+// Free returns the unused space.
 func (s Stat) Free() int64 { return max(0, s.PhysicalSize-s.Utilisation) }
 
-// Stat returns the SR's fill.
+// Stat returns the SR's use of space.
 func (s *SR) Stat() Stat {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -218,13 +220,13 @@ func (s *SR) Volume(uuid string) *Volume {
 	return s.volumes[uuid]
 }
 
-// Create makes an empty volume of at least size bytes. smConfig["type"] =
-// "raw" asks for one without VHD. Sizes are rounded as the storage manager
-// does: VHDs to 2 MiB, logical volumes to 4 MiB, raw files not at all; the
-// limits are checked before rounding.
+// Create creates an empty volume of at least size bytes. smConfig["type"] =
+// "raw" requests one without VHD. Sizes are rounded as by the storage manager:
+// VHDs to 2 MiB, logical volumes to 4 MiB, raw files not at all; the limits are
+// checked before rounding.
 //
-// Raw volumes on LVM start full of garbage, as they do where the space was
-// used before.
+// Raw volumes on LVM are initially full of garbage, as on a real SR whose space
+// was used before.
 func (s *SR) Create(uuid string, size int64, smConfig map[string]string) (*Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -234,7 +236,7 @@ func (s *SR) Create(uuid string, size int64, smConfig map[string]string) (*Volum
 	return s.create(uuid, size, smConfig["type"] == "raw", nil)
 }
 
-// create makes a volume whose only layer stands on img, if there is one.
+// create creates a volume whose only layer uses img, if it is not nil.
 func (s *SR) create(uuid string, size int64, raw bool, img *image) (*Volume, error) {
 	if s.closed || s.volumes[uuid] != nil {
 		return nil, fmt.Errorf("create volume %s: exists or repository closed", uuid)
@@ -259,8 +261,8 @@ func (s *SR) create(uuid string, size int64, raw bool, img *image) (*Volume, err
 
 func (s *SR) free() int64 { return s.stat().Free() }
 
-// room tells whether l may take another block. Space on LVM is taken when a
-// volume is made or attached; files grow as they are written.
+// room reports whether l may allocate another block. Space on LVM is allocated
+// when a volume is created or attached; files grow as they are written.
 func (s *SR) room(l *layer) error {
 	if !s.LVM() && s.free() < blockSize+512 {
 		return fmt.Errorf("write %s: no space left on device", l.name)
@@ -268,7 +270,7 @@ func (s *SR) room(l *layer) error {
 	return nil
 }
 
-// roundSize applies the driver's rules to a wanted size.
+// roundSize applies the driver's rules to a requested size.
 func (s *SR) roundSize(size int64, raw bool) (int64, error) {
 	if raw && !s.LVM() {
 		if size < 0 {
@@ -296,13 +298,14 @@ func errNoSpace() error { return &Error{FaultNoSpace, "There is insufficient spa
 
 func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 
-// AddImage makes a volume that starts as the raw or VHD (fixed or dynamic)
-// file at path, which is opened and never written: it takes the place of the
-// live disk's data, with blocks allocated where the file has data (2 MiB
-// around each data extent of a sparse file, or the VHD's BAT). Guest writes go
-// elsewhere. The size is rounded as in Create, so that on an SR of VHDs a disk
-// that is no multiple of 2 MiB ends in zeros; with smConfig["type"] = "raw" on
-// a file SR, and on iso and udev, it is the file's own.
+// AddImage creates a volume whose initial content is the raw or VHD (fixed or
+// dynamic) file at path, which is opened and never written: it takes the place
+// of the live disk's data, with blocks allocated where the file has data (2 MiB
+// around each data extent of a sparse file, or the VHD's BAT). Guest writes are
+// stored elsewhere. The size is rounded as in Create, so that on an SR of VHDs
+// a disk whose size is not a multiple of 2 MiB ends with zeros; with
+// smConfig["type"] = "raw" on a file SR, and on iso and udev, it is the size of
+// the file.
 func (s *SR) AddImage(uuid, path string, smConfig map[string]string) (*Volume, error) {
 	img, err := openImage(path)
 	if err != nil {
@@ -318,7 +321,7 @@ func (s *SR) AddImage(uuid, path string, smConfig map[string]string) (*Volume, e
 	return v, nil
 }
 
-// newLayer makes a layer without data.
+// newLayer creates a layer without data.
 func (s *SR) newLayer(name string, size int64, parent *layer) *layer {
 	s.layers++
 	return &layer{
@@ -332,7 +335,7 @@ func (s *SR) newLayer(name string, size int64, parent *layer) *layer {
 	}
 }
 
-// filePath is the name of a layer's file on a real host.
+// filePath returns the name of a layer's file on a real host.
 func (s *SR) filePath(l *layer) string {
 	if s.LVM() {
 		return "/dev/VG_XenStorage-" + s.cfg.UUID + "/VHD-" + l.name
@@ -340,7 +343,7 @@ func (s *SR) filePath(l *layer) string {
 	return "/var/run/sr-mount/" + s.cfg.UUID + "/" + l.name + ".vhd"
 }
 
-// children lists the volumes whose top layer hangs directly below l.
+// children lists the volumes whose top layer is directly above l.
 func (s *SR) children(l *layer) []*Volume {
 	var out []*Volume
 	for _, v := range s.volumes {

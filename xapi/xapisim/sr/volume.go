@@ -6,29 +6,29 @@ import (
 	"time"
 )
 
-// Volume is what a VDI's data are: the leaf of a chain of layers, or, when
-// hidden, a base copy inside one.
+// Volume holds the data of a VDI: the leaf of a chain of layers or, if hidden,
+// a base copy inside one.
 type Volume struct {
 	sr   *SR
 	uuid string
 
-	// Below: guarded by sr.mu.
+	// The following fields are guarded by sr.mu.
 
-	// top is the layer of the volume's own name; nil once the volume or its
+	// top is the layer with the volume's own name; nil after the volume or its
 	// data are destroyed.
 	top      *layer
 	raw      bool
 	hidden   bool
 	attached bool
-	// inflated volumes on LVM take their full size.
+	// inflated volumes on LVM occupy their full size.
 	inflated bool
 	cbt      *cbtLog
 }
 
-// UUID is the volume's name.
+// UUID returns the volume's name.
 func (v *Volume) UUID() string { return v.uuid }
 
-// Size is the virtual size in bytes; 0 once the data are destroyed.
+// Size returns the virtual size in bytes; 0 after the data are destroyed.
 func (v *Volume) Size() int64 {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()
@@ -38,21 +38,22 @@ func (v *Volume) Size() int64 {
 	return v.top.size
 }
 
-// Raw tells whether there is no VHD behind the volume.
+// Raw reports whether the volume is stored without a VHD.
 func (v *Volume) Raw() bool { return v.raw }
 
-// bare tells whether an export finds no VHD behind the volume's device.
+// bare reports whether an export finds only a device for the volume, without a
+// VHD.
 func (v *Volume) bare() bool { return v.raw || v.sr.cfg.QCOW2 }
 
-// Hidden tells whether the volume is a base copy.
+// Hidden reports whether the volume is a base copy.
 func (v *Volume) Hidden() bool {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()
 	return v.hidden
 }
 
-// Parent is the base copy directly below the volume ("vhd-parent" in a VDI's
-// sm_config), or nil.
+// Parent returns the base copy directly below the volume ("vhd-parent" in a
+// VDI's sm_config), or nil.
 func (v *Volume) Parent() *Volume {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()
@@ -62,7 +63,7 @@ func (v *Volume) Parent() *Volume {
 	return v.sr.volumes[v.top.parent.name]
 }
 
-// Path is the name of the volume's file on a real host.
+// Path returns the name of the volume's file on a real host.
 func (v *Volume) Path() string {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()
@@ -72,18 +73,18 @@ func (v *Volume) Path() string {
 	return v.sr.filePath(v.top)
 }
 
-// PhysicalUtilisation is what the volume takes of the SR: its file's length,
-// or its logical volume's.
+// PhysicalUtilisation returns the space that the volume occupies on the SR: the
+// length of its file or logical volume.
 func (v *Volume) PhysicalUtilisation() int64 {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()
 	return v.utilisation()
 }
 
-// utilisation follows the storage manager's sums: VHD metadata and allocated
-// blocks for files; for logical volumes room for the metadata of the largest
-// VHD (so that it can grow), and for all data where the volume is inflated
-// (sm, lvhdutil.py calcSizeVHDLV, vhdutil.py calcOverheadEmpty).
+// utilisation uses the storage manager's formulas: VHD metadata and allocated
+// blocks for files; for logical volumes, the space for the metadata of the
+// largest VHD (so that the volume can grow), and for all data if the volume is
+// inflated (sm, lvhdutil.py calcSizeVHDLV, vhdutil.py calcOverheadEmpty).
 func (v *Volume) utilisation() int64 {
 	l := v.top
 	if l == nil {
@@ -104,20 +105,20 @@ func (v *Volume) utilisation() int64 {
 	return roundUp(vhdOverhead(2<<40/blockSize)+l.allocated()*(blockSize+4096), lvmExtent)
 }
 
-// vhdOverhead is the length of an empty VHD file with room for n blocks:
+// vhdOverhead returns the length of an empty VHD file with space for n blocks:
 // footer, copy, header, a sector for the parent's name, and the BAT.
 func vhdOverhead(n int64) int64 { return 512 + 1024 + 512 + roundUp(4*n, 512) + 512 }
 
-// lvmFull is the size of a logical volume for a fully allocated VHD.
+// lvmFull returns the size of a logical volume for a fully allocated VHD.
 func lvmFull(size int64) int64 {
 	return roundUp(vhdOverhead(2<<40/blockSize)+roundUp(size, blockSize)/blockSize*(blockSize+4096), lvmExtent)
 }
 
-// SetAttached says whether the volume is attached writable to a running VM. A
-// thick volume takes its full size while it is; attaching one that was
-// deflated fails where there is no room. A changed-block log that was not
-// closed by a detachment is deleted when the volume is attached again (sm,
-// VDI.py, activate).
+// SetAttached sets whether the volume is attached writable to a running VM. A
+// thick volume occupies its full size while it is attached; attaching a
+// deflated volume fails if there is not enough space. A changed-block log that
+// was not closed by a detachment is deleted when the volume is attached again
+// (sm, VDI.py, activate).
 func (v *Volume) SetAttached(attached bool) error {
 	s := v.sr
 	s.mu.Lock()
@@ -139,17 +140,17 @@ func (v *Volume) SetAttached(attached bool) error {
 	return nil
 }
 
-// Crash ends an attachment as the death of the host does: nothing is closed.
+// Crash ends an attachment as when the host dies: nothing is closed.
 func (v *Volume) Crash() {
 	v.sr.mu.Lock()
 	defer v.sr.mu.Unlock()
 	v.attached = false
 }
 
-// Revert gives v the content and size of snap, which must be on the same SR,
-// under its own name: the storage's own way back. v's changed-block log goes
-// on as if nothing had happened. Where snap's file holds data, it becomes a
-// base copy named baseUUID, else base is nil.
+// Revert sets v to the content and size of snap, which must be on the same SR,
+// and keeps v's name: this is the storage's own revert. v's changed-block log
+// continues as if nothing had happened. If snap's file holds data, it becomes a
+// base copy named baseUUID; otherwise base is nil.
 func (v *Volume) Revert(snap *Volume, tmpUUID, baseUUID string) (base *Volume, err error) {
 	if snap.sr != v.sr {
 		return nil, &Error{FaultUnimplemented, "The operation is not implemented"}
@@ -176,16 +177,16 @@ func (v *Volume) Revert(snap *Volume, tmpUUID, baseUUID string) (base *Volume, e
 	return base, old.discard()
 }
 
-// Snapshot makes a snapshot named snapUUID of v. As on a real SR the file of v
-// becomes a hidden, read-only base copy named baseUUID, and v and the snapshot
-// get new empty files on top of it. Where v's file holds no data yet and has a
-// parent, no base copy is made, base is nil, and the snapshot becomes v's
-// sibling on that parent.
+// Snapshot creates a snapshot of v named snapUUID. As on a real SR, the file of
+// v becomes a hidden, read-only base copy named baseUUID, and v and the
+// snapshot get new empty files on top of it. If v's file holds no data yet and
+// has a parent, no base copy is created, base is nil, and the snapshot becomes
+// v's sibling on that parent.
 func (v *Volume) Snapshot(snapUUID, baseUUID string) (snap, base *Volume, err error) {
 	return v.fork(snapUUID, baseUUID, true)
 }
 
-// Clone is Snapshot for a writable copy; CBT does not follow it.
+// Clone is like Snapshot, for a writable copy; the copy has no CBT.
 func (v *Volume) Clone(cloneUUID, baseUUID string) (clone, base *Volume, err error) {
 	return v.fork(cloneUUID, baseUUID, false)
 }
@@ -258,8 +259,8 @@ func (v *Volume) Resize(size int64) error {
 	return nil
 }
 
-// Destroy removes the volume. Base copies below it stay until GC. A CBT log's
-// changes go over to the log behind it.
+// Destroy removes the volume. Base copies below it stay until GC. The changes
+// in a CBT log are added to the log that follows it.
 func (v *Volume) Destroy() error {
 	s := v.sr
 	s.mu.Lock()
@@ -280,7 +281,7 @@ func (v *Volume) Destroy() error {
 	return v.drop()
 }
 
-// drop lets go of v's own layer.
+// drop releases v's own layer.
 func (v *Volume) drop() error {
 	l := v.top
 	v.top = nil
@@ -290,11 +291,11 @@ func (v *Volume) drop() error {
 	return l.discard()
 }
 
-// GC does what a real SR's garbage collector does some time after a deletion:
-// it removes base copies without children, merges a base copy with a single
-// child (base copy or leaf) and that child, and does so until nothing is left
-// to do. It returns the UUIDs of the base copies that are gone. Layers that an
-// export is reading are left for a later call.
+// GC does the work of a real SR's garbage collector, which runs some time after
+// a deletion: it removes base copies without children, and merges a base copy
+// that has a single child (base copy or leaf) with that child, until nothing is
+// left to do. It returns the UUIDs of the removed base copies. It skips layers
+// that an export is reading; a later call collects them.
 func (s *SR) GC() (gone []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -308,7 +309,8 @@ func (s *SR) GC() (gone []string, err error) {
 	}
 }
 
-// collect takes one step and returns the name of the base copy it removed.
+// collect performs one step and returns the name of the base copy that it
+// removed.
 func (s *SR) collect() (string, error) {
 	for _, v := range s.volumes {
 		if !v.hidden || v.top.inUse() {
@@ -333,10 +335,10 @@ func (s *SR) collect() (string, error) {
 	return "", nil
 }
 
-// merge moves kid's data into its parent. A base copy kid disappears and its
-// children hang below the parent; a leaf takes over the parent's file, which
-// keeps the UUID in its footer and gets the leaf's name (sm, cleanup.py,
-// coalesce and leaf-coalesce).
+// merge moves kid's data into its parent. If kid is a base copy, it disappears
+// and its children become children of the parent; if it is a leaf, it takes
+// over the parent's file, which keeps the UUID in its footer and gets the
+// leaf's name (sm, cleanup.py, coalesce and leaf-coalesce).
 func (s *SR) merge(parent, kid *Volume) (string, error) {
 	target, from := parent.top, kid.top
 	grandkids := s.children(from)
@@ -358,8 +360,8 @@ func (s *SR) merge(parent, kid *Volume) (string, error) {
 	return parent.uuid, err
 }
 
-// ReadAt reads like io.ReaderAt. Areas nobody wrote to are zero, or garbage on
-// raw logical volumes.
+// ReadAt implements io.ReaderAt. Unwritten areas read as zeros, or as garbage
+// on raw logical volumes.
 func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()
@@ -369,9 +371,8 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 	return v.top.readAt(p, off)
 }
 
-// WriteAt writes as the guest does: whole sectors where real guests matter,
-// but any range works. A write past the end fails, after what fits was
-// written.
+// WriteAt writes like the guest. Real guests write whole sectors, but any range
+// is accepted. A write past the end fails after the part that fits was written.
 func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 	v.sr.mu.RLock()
 	defer v.sr.mu.RUnlock()

@@ -121,7 +121,7 @@ func TestThinFillsUp(t *testing.T) {
 	for ; n < 20 && err == nil; n++ {
 		_, err = v.WriteAt(buf, int64(n)*blockSize)
 	}
-	if n != 8 { // seven blocks fit beside the metadata
+	if n != 8 { // seven blocks fit next to the metadata
 		t.Errorf("write %d ended: %v", n, err)
 	}
 	if st := s.Stat(); st.VirtualAllocation != 100*mib || st.Free() > blockSize+512 {
@@ -173,7 +173,7 @@ func TestChainDepth(t *testing.T) {
 	if _, _, err := v.Snapshot("s", "b"); fault(err) != FaultChainTooLong {
 		t.Errorf("snapshot of a chain of %d files: %v", maxChain, err)
 	}
-	// Without the snapshots the chain collapses.
+	// Without the snapshots, the chain is merged into one file.
 	want := content(t, v)
 	for i := 1; i < maxChain; i++ {
 		if err := s.Volume(fmt.Sprintf("s%d", i)).Destroy(); err != nil {
