@@ -20,8 +20,8 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// granules are the 64 KiB ranges in which two disks differ, as changed-block
-// tracking tells of them, and some more that were written and are the same.
+// granules returns the 64 KiB ranges in which two disks differ, as changed-block
+// tracking reports them, and some more that were written with the same content.
 func granules(old, now *disktest.Mem, r *rand.Rand) []disk.Extent {
 	const size = 64 << 10
 	a, b := make([]byte, size), make([]byte, size)
@@ -58,8 +58,8 @@ func changedBackup(t *testing.T, r *repo.Repository, m *disktest.Mem, o backup.C
 	return s, err
 }
 
-// From what changed alone comes the root of a full read, for disks of odd sizes
-// that grow, with blocks of zeros that come and go.
+// Reading only the changes produces the root of a full read, for disks of odd sizes
+// that grow, and for blocks that become zero or stop being zero.
 func TestChanged(t *testing.T) {
 	n := 60
 	if testing.Short() {
@@ -108,7 +108,7 @@ func TestChanged(t *testing.T) {
 	}
 }
 
-// slowReader answers a read, and slowStore takes an object, after a time.
+// slowReader takes some time for each read, and slowStore for each put.
 type slowReader struct {
 	disk.Reader
 	after time.Duration
@@ -131,8 +131,9 @@ func (s *slowStore) Put(ctx context.Context, name string, data []byte) error {
 	return s.Store.Put(ctx, name, data)
 }
 
-// What a backup of changed blocks waited for is told: the disk, or the storage. It
-// has one worker, as a bubble's time stands still while one waits for a mutex.
+// A backup of changed blocks reports whether it waited for the disk or for the
+// storage. It has one worker, because the time of a synctest bubble does not
+// advance while a goroutine waits for a mutex.
 func TestChangedWaited(t *testing.T) {
 	old := disktest.NewMem(128 << 20)
 	disktest.Scribble(t, old, 1, 20)
@@ -176,8 +177,8 @@ func TestChangedWaited(t *testing.T) {
 	}
 }
 
-// A change that was not told of is found where the sample falls, and nowhere is
-// it taken for a backup.
+// A change that was not reported is detected if the sample contains its block, and
+// it is never stored as a valid backup.
 func TestUnsaidChange(t *testing.T) {
 	old := disktest.NewMem(8 << 20)
 	disktest.Scribble(t, old, 1, 20)
@@ -200,7 +201,7 @@ func TestUnsaidChange(t *testing.T) {
 	}
 }
 
-// Of a large disk only what changed is read, and a sample costs its share.
+// Of a large disk only the changes are read, and a sample costs its share.
 func TestChangedReadsLittle(t *testing.T) {
 	m := disktest.NewMem(1 << 40)
 	for i := range int64(100) {
@@ -220,7 +221,7 @@ func TestChangedReadsLittle(t *testing.T) {
 		}
 	}
 	o := backup.ChangedOptions{Size: m.Size(), Base: chunk.ID(base.Disks[0].Root), Changed: changed}
-	// Blocks of many GiB are compared at once.
+	// Blocks of many GiB are compared concurrently.
 	o.Verify = func(block int64) bool { return m.Holds(block) }
 	verified, err := changedBackup(t, r, m, o)
 	if err != nil {

@@ -1,8 +1,8 @@
-// Package check proves a repository: that every object opens, that every
-// reference of every snapshot resolves, and on demand that every stored byte
-// is what it was (Run). Without any key it proves what names prove (Keyless). It
-// changes nothing in the repository; what it has read it remembers in the cache
-// folder.
+// Package check verifies a repository (Run): every object can be opened, every
+// reference of every snapshot resolves, and optionally every stored byte is
+// unchanged. Without any key it verifies objects against their names (Keyless). It
+// changes nothing in the repository; it records in the cache folder which packs it
+// has read.
 package check
 
 import (
@@ -22,26 +22,27 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// Options tell how deep a check goes.
+// Options configures the depth of a check.
 type Options struct {
-	// ReadData reads packs whole, compares them with their names, and opens
-	// every blob in them: all packs, or those of Subset or Budget. It needs a
+	// ReadData reads whole packs, compares them with their names, and opens every
+	// blob in them: all packs, or those selected by Subset or Budget. It needs a
 	// full key.
 	ReadData bool
 	Subset   Subset
-	// Budget reads packs of so many bytes: those first that were read longest
-	// ago. One pack is read at least.
+	// Budget limits the packs that are read to so many bytes, starting with those
+	// that were read longest ago. At least one pack is read.
 	Budget int64
-	// Suspects reads the packs that are known or seem to be damaged: by what an
-	// earlier check remembers, by damage lists, by what this one comes upon.
+	// Suspects reads the packs that are or may be damaged: according to an earlier
+	// check, to damage lists, or to the findings of this check.
 	Suspects bool
-	// Snapshots are those to be checked, by themselves: their trees and, with
-	// ReadData, their data, wherever a sound copy lies. None: everything.
+	// Snapshots limits the check to these snapshots: their trees and, with
+	// ReadData, their data, in whatever pack there is a sound copy. If it is empty,
+	// everything is checked.
 	Snapshots []*repo.Snapshot
 	Now       func() time.Time
-	// Begin, where set, is told of each part: what it is and how many bytes it
-	// goes through. What it returns counts them, from several goroutines at
-	// once, and is told of the end.
+	// Begin, if set, is called at the start of each part with its name and its
+	// number of bytes. add counts bytes, from several goroutines concurrently, and
+	// done is called at the end.
 	Begin func(what string, total int64) (add func(n int64), done func())
 }
 
@@ -54,35 +55,35 @@ func (o *Options) defaults() {
 	}
 }
 
-// Kind is what is wrong. It decides what can be done about it.
+// Kind classifies a finding. It determines the possible repairs.
 type Kind int
 
 const (
-	BadData      Kind = iota // damaged data, which the error and Where describe
+	BadData      Kind = iota // damaged data, described by Error and Where
 	BadObject                // an object, other than a pack, that is damaged or missing
 	Revoked                  // an object of a writer who was revoked
-	Withdrawn                // a snapshot of a run that was ended before it counted
-	Remade                   // an index object that cannot be read, and was made again from the packs
-	Uncovered                // packs that snapshots need are in no index object
-	MissingPack              // that an index names
-	PackSize                 // a pack has another size than the index states
-	DamagedPack              // its content is not what was written
-	ChangedPack              // the same, where no key opens it to find out what is damaged
-	LostPack                 // nothing of a damaged pack can be read
-	UnreadPack               // a pack whose contents cannot be listed
-	SlotsDiffer              // the two copies of a key slot are sound, and are not equal
+	Withdrawn                // a snapshot of a run that was ended before it was published
+	Remade                   // an index object that could not be read and was rebuilt from the packs
+	Uncovered                // no index object covers some packs that snapshots need
+	MissingPack              // an index names a pack that does not exist
+	PackSize                 // the size of a pack differs from its size in the index
+	DamagedPack              // the content of a pack was changed
+	ChangedPack              // the same, but without a key the damaged blobs cannot be determined
+	LostPack                 // no blob of a damaged pack can be read
+	UnreadPack               // the contents of a pack cannot be listed
+	SlotsDiffer              // the two copies of a key slot are both valid but differ
 	SlotDamaged              // one copy of a key slot is damaged or missing
-	NoSlot                   // no key slot is left
+	NoSlot                   // no key slot exists
 	BadCondemned             // a condemned list that cannot be read
 )
 
-// Finding is one thing wrong.
+// Finding is one problem.
 type Finding struct {
 	Kind Kind `json:"-"`
-	// Keyless tells that it was found without a key.
+	// Keyless is set if the problem was found without a key.
 	Keyless bool   `json:"-"`
-	Object  string `json:"object"`          // in storage, or the snapshot it concerns
-	Where   string `json:"where,omitempty"` // VM, disk and bytes, where it is data
+	Object  string `json:"object"`          // name in storage, or the affected snapshot
+	Where   string `json:"where,omitempty"` // VM, disk and bytes, if data is affected
 	Error   string `json:"error"`
 }
 
@@ -94,28 +95,28 @@ func (f Finding) String() string {
 	return s + ": " + f.Error
 }
 
-// Report is what a check found.
+// Report is the result of a check.
 type Report struct {
 	Snapshots   int        `json:"snapshots"`
 	Packs       int        `json:"packs"`
 	PackBytes   int64      `json:"pack_bytes"`
-	Orphans     int        `json:"unindexed_packs"` // left by killed runs; the next backup takes them in
+	Orphans     int        `json:"unindexed_packs"` // left by killed runs; the next backup adopts them
 	Claims      int        `json:"claims"`
 	DamageLists int        `json:"damage_lists"` // published by repair
 	PacksRead   int        `json:"packs_read"`
 	Read        int64      `json:"bytes_read"`
-	OldestProof *time.Time `json:"oldest_proof,omitempty"`  // when the pack that was read longest ago was read
-	NeverRead   int        `json:"packs_never_read"`        // as far as this machine remembers
-	Foreign     []string   `json:"foreign_files,omitempty"` // what others put into the repository's place
+	OldestProof *time.Time `json:"oldest_proof,omitempty"`  // when the pack that was read longest ago was last read
+	NeverRead   int        `json:"packs_never_read"`        // according to the cache folder of this machine
+	Foreign     []string   `json:"foreign_files,omitempty"` // files of others in the repository's folder or prefix
 	Findings    []Finding  `json:"findings"`
 
 	damage Damage
 }
 
-// Damage is what a check found damaged, for repair.
+// Damage lists the damage that a check found, for repair.
 type Damage struct {
-	Packs  []pack.ID // of which nothing can be read: missing, or without a table of contents
-	Hurt   []pack.ID // of which some blobs can be read
+	Packs  []pack.ID // packs of which no blob can be read: missing, or without a table of contents
+	Hurt   []pack.ID // packs of which some blobs can be read
 	Blobs  []chunkstore.BadBlob
 	Ranges []Range
 }
@@ -127,20 +128,20 @@ type Range struct {
 	From, To int64 // bytes
 }
 
-// Damage is what was found damaged.
+// Damage returns the damage that was found.
 func (r *Report) Damage() *Damage { return &r.damage }
 
 // Run checks r, which must be open.
 func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	o.defaults()
-	r.Store().AsStored() // not what is kept on this machine
+	r.Store().AsStored() // read from storage, not from the cache on this machine
 	c := &checker{
 		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[tree.Key]string), lists: make(map[index.Prefix]struct{}), lean: make(map[pack.ID]bool),
 		deleted: make(map[pack.ID]bool), suspects: make(map[pack.ID]bool), proofs: openProofs(r.CacheDir()),
 		bad: &damaged{packs: make(map[pack.ID]bool), blobs: make(map[badBlob]bool)},
 	}
-	// Snapshots first: what they need is in the index and among the packs
-	// that are read after them, whatever other runs do meanwhile.
+	// Snapshots are read first: everything that they need is then in the index and
+	// among the packs that are listed later, whatever other runs do meanwhile.
 	steps := []func(context.Context) error{c.listSnapshots, c.r.LoadIndex, c.problems, c.slots, c.listPacks, c.small, c.index, c.stored, c.foreign, c.structure, c.data}
 	if len(o.Snapshots) > 0 {
 		c.all = o.Snapshots
@@ -170,7 +171,7 @@ func (c *checker) remember() error {
 	return err
 }
 
-// kindOf returns the kind of an object's error.
+// kindOf returns the Kind of an object's error.
 func kindOf(err error) Kind {
 	switch {
 	case errors.Is(err, seal.ErrRevoked):
@@ -182,7 +183,7 @@ func kindOf(err error) Kind {
 }
 
 type checker struct {
-	r       *repo.Repository // nil without a key
+	r       *repo.Repository // nil in a keyless check
 	o       Options
 	keyless bool
 	mu      sync.Mutex
@@ -191,31 +192,30 @@ type checker struct {
 	all      []*repo.Snapshot
 	badSnaps []repo.Problem
 	packs    map[pack.ID]stored // in storage
-	deleted  map[pack.ID]bool   // a pruner says that they are going
+	deleted  map[pack.ID]bool   // packs that a pruner is deleting, according to a list
 	suspects map[pack.ID]bool
 	proofs   *proofs
 	bad      *damaged
-	// nodes are those walked, with what was wrong below them, so that shared
+	// nodes maps the nodes that were walked to the error below them, so that shared
 	// subtrees are walked once.
 	nodes map[tree.Key]string
-	lists map[index.Prefix]struct{} // block lists of whole blocks whose chunks are gathered
+	lists map[index.Prefix]struct{} // block lists of full blocks whose chunks were gathered
 	lean  map[pack.ID]bool          // packs that snapshots need and no index object covers
 
-	// Chunks are gathered and looked up in the end, unless they are read.
+	// Chunks are gathered and looked up at the end, unless they are read.
 	later    *index.Gather
-	bytes    int64  // of them
-	progress func() // after each
+	bytes    int64  // total length of the chunks
+	progress func() // called for each chunk
 }
 
-// stored is a pack in storage; its size is negative where it is known not to be
-// there.
+// stored is a pack in storage; its size is negative if it is known not to exist.
 type stored struct {
 	size     int64
 	modified time.Time
 }
 
-// listsMost bounds how many block lists are known to be gathered: some 80 MB,
-// for 4 TiB. Others are gathered again.
+// listsMost limits the number of block lists that are remembered as gathered: about
+// 80 MB of memory, for 4 TiB of disks. Other lists are gathered again.
 const listsMost = 2 << 20
 
 func (c *checker) add(kind Kind, object, where string, err error) {
@@ -224,14 +224,14 @@ func (c *checker) add(kind Kind, object, where string, err error) {
 	c.rep.Findings = append(c.rep.Findings, Finding{Kind: kind, Keyless: c.keyless, Object: object, Where: where, Error: err.Error()})
 }
 
-// lose notes that a range of a disk cannot be read.
+// lose records that a range of a disk cannot be read.
 func (c *checker) lose(s *repo.Snapshot, d *repo.Disk, from, to int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rep.damage.Ranges = append(c.rep.damage.Ranges, Range{Snapshot: s, Disk: d, From: from, To: min(to, d.Size)})
 }
 
-// suspect notes a pack that a read has failed on, for Options.Suspects.
+// suspect records the pack on which a read has failed, for Options.Suspects.
 func (c *checker) suspect(err error) {
 	var blob *chunkstore.BlobError
 	if errors.As(err, &blob) && blob.Pack != (pack.ID{}) {

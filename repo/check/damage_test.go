@@ -23,7 +23,7 @@ import (
 	"xenkeep/repo/restore"
 )
 
-// damageClasses are what damage may be called; anything else is a bug.
+// damageClasses are the valid error classes of damage; any other error is a bug.
 var damageClasses = []error{
 	seal.ErrCorrupt, seal.ErrForeign, seal.ErrNewer, chunkstore.ErrMissing, object.ErrNotFound, object.ErrShort,
 }
@@ -32,8 +32,9 @@ func isDamage(err error) bool {
 	return slices.ContainsFunc(damageClasses, func(class error) bool { return errors.Is(err, class) })
 }
 
-// kindsOfDamage give the bytes that an object has afterwards, from its own and
-// those of another object of its kind; nil: it is gone.
+// kindsOfDamage return the possible contents of an object after the damage, made
+// from its own content and that of another object of its kind; nil means that it is
+// deleted.
 var kindsOfDamage = map[string]func(own, other []byte) [][]byte{
 	"missing": func(_, _ []byte) [][]byte { return [][]byte{nil} },
 	"truncated": func(own, _ []byte) (all [][]byte) {
@@ -62,8 +63,9 @@ var kindsOfDamage = map[string]func(own, other []byte) [][]byte{
 	"swapped": func(_, other []byte) [][]byte { return [][]byte{other} },
 }
 
-// TestDamage damages each kind of object in each way: what opens, restores and
-// checks then either works as if nothing were or says so in the right class.
+// TestDamage damages each kind of object in each way: opening, restoring and
+// checking then either work as without the damage or return an error of the right
+// class.
 func TestDamage(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)
@@ -74,7 +76,7 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Of another repository and of another backup: what is swapped in.
+	// Objects of another repository and of another backup are swapped in.
 	foreign := mem.New()
 	repotest.Init(t, foreign)
 	own := names(t, store)
@@ -99,7 +101,7 @@ func TestDamage(t *testing.T) {
 		t.Fatalf("no other %s", kind)
 		return nil
 	}
-	// What must work in spite of the damage; where it is not named it may.
+	// Operations that must work in spite of the damage; other operations may fail.
 	works := map[string]struct{ opens, restores bool }{
 		"config": {}, "slot": {true, true}, "index": {true, true}, "tree pack": {true, false},
 		"data pack": {true, false}, "snapshot": {true, true},
@@ -227,8 +229,8 @@ func kindOf(t *testing.T, store object.Store, name string) string {
 	return name
 }
 
-// A lost index object is worked around by reading, named by check, and made
-// good by the next backup.
+// A lost index object is replaced by reading the packs, reported by check, and
+// repaired by the next backup.
 func TestLostIndex(t *testing.T) {
 	for _, adopt := range []bool{false, true} {
 		store := mem.New()
@@ -264,8 +266,8 @@ func TestLostIndex(t *testing.T) {
 	}
 }
 
-// Check names what of which disk a damaged pack hits, in few lines, and a
-// sound copy elsewhere ends the matter.
+// Check reports the ranges of the disks that a damaged pack affects, in few lines,
+// and a sound copy elsewhere resolves the damage.
 func TestDamagedRanges(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)
@@ -306,8 +308,8 @@ func TestDamagedRanges(t *testing.T) {
 	}
 }
 
-// Of every snapshot that needs chunks of a pack that is gone, all lost ranges
-// are named, and none that are not lost; also where block lists are shared.
+// For every snapshot that needs chunks of a lost pack, check reports all lost
+// ranges, and no others; also if block lists are shared.
 func TestLostRanges(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)

@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// damaged is what reading the packs found bad.
+// damaged records the damage that was found by reading packs.
 type damaged struct {
-	packs map[pack.ID]bool // of which nothing can be read
+	packs map[pack.ID]bool // packs of which no blob can be read
 	blobs map[badBlob]bool
 }
 
@@ -28,7 +28,7 @@ type badBlob struct {
 	id   chunk.ID
 }
 
-// data reads the packs that are to be read.
+// data reads the packs that the options select.
 func (c *checker) data(ctx context.Context) error {
 	var ids []pack.ID
 	there := make(map[pack.ID]stored)
@@ -125,15 +125,16 @@ func (c *checker) data(ctx context.Context) error {
 	return c.affected(ctx, c.bad)
 }
 
-// atOnce is how many packs, of some 32 MiB each, are in memory at once.
+// atOnce is the number of packs, of some 32 MiB each, that are in memory
+// concurrently.
 const atOnce = 3
 
-// room is memory that one pack after another is read and opened in.
+// room is memory that is reused for reading and opening one pack after another.
 type room struct{ data, plain []byte }
 
 // read reads the object, which was size bytes long when it was listed.
 func (m *room) read(ctx context.Context, s object.Store, name string, size int64) ([]byte, error) {
-	if size > 2*pack.TargetSize { // not one of ours
+	if size > 2*pack.TargetSize { // not written by us
 		return s.Get(ctx, name, 0, -1)
 	}
 	if int64(cap(m.data)) < size {
@@ -141,14 +142,14 @@ func (m *room) read(ctx context.Context, s object.Store, name string, size int64
 	}
 	data := m.data[:size]
 	err := s.GetInto(ctx, name, 0, data)
-	if errors.Is(err, object.ErrShort) { // it is not any more
+	if errors.Is(err, object.ErrShort) { // it is shorter now
 		return s.Get(ctx, name, 0, -1)
 	}
 	return data, err
 }
 
-// gone names packs that were listed and are not there any more, unless a pruner
-// has deleted them meanwhile.
+// gone reports packs that disappeared after they were listed, unless a pruner has
+// deleted them meanwhile.
 func (c *checker) gone(ctx context.Context, ids []pack.ID) error {
 	lists, err := c.r.Condemnations(ctx)
 	if err != nil && (ctx.Err() != nil || object.Retriable(err)) {
@@ -166,12 +167,12 @@ func (c *checker) gone(ctx context.Context, ids []pack.ID) error {
 	return nil
 }
 
-// pack proves one pack and notes the blobs of it that are damaged.
+// pack verifies one pack and records its damaged blobs.
 func (c *checker) pack(id pack.ID, data []byte, in *room) error {
 	bad := c.bad
 	err := seal.CheckName(id.String(), data)
 	if err == nil {
-		// Every byte is what was written; what was written must open.
+		// Every byte is as it was written, so it must be possible to open it.
 		d, err := pack.Parse(c.r.Keys(), data)
 		if err != nil {
 			c.mu.Lock()
@@ -187,7 +188,7 @@ func (c *checker) pack(id pack.ID, data []byte, in *room) error {
 		}
 		return err
 	}
-	// The directory is gone, and with it all that lies here.
+	// The directory is damaged, so that no blob of the pack can be read.
 	c.mu.Lock()
 	bad.packs[id] = true
 	c.mu.Unlock()
@@ -197,7 +198,7 @@ func (c *checker) pack(id pack.ID, data []byte, in *room) error {
 func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, in *room) error {
 	unlocked := true
 	if err := d.Unlock(); errors.Is(err, seal.ErrNoDataKey) && !c.o.ReadData {
-		unlocked = false // the hashes of what is stored prove it too
+		unlocked = false // the hashes of the sealed blobs are sufficient
 	} else if err != nil {
 		return err
 	}
@@ -245,8 +246,8 @@ func (c *checker) open(id pack.ID, d *pack.Directory, data []byte, in *room) err
 	return first
 }
 
-// affected names the disks and ranges that damaged chunks belong to: those of
-// which no pack holds a sound copy.
+// affected reports the disks and ranges that contain damaged chunks of which no
+// pack contains a sound copy.
 func (c *checker) affected(ctx context.Context, bad *damaged) error {
 	lost := func(id chunk.ID) (in pack.ID, lost bool) {
 		for _, at := range c.r.Store().Index().Locate(index.PrefixOf(id), nil) {
@@ -268,7 +269,7 @@ func (c *checker) affected(ctx context.Context, bad *damaged) error {
 		}
 		for i := range s.Disks {
 			d := &s.Disks[i]
-			// Chunks that lie side by side on the disk are one finding.
+			// Damaged chunks that are adjacent on the disk are one finding.
 			var from, to int64
 			var in pack.ID
 			tell := func() {

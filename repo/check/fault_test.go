@@ -15,7 +15,7 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// wherever are the ways a storage call goes wrong in a sweep.
+// wherever are the kinds of faults of a storage call in a sweep.
 var wherever = map[string]objecttest.Fault{
 	"before its effect": {},
 	"after its effect":  {After: true},
@@ -25,8 +25,8 @@ var wherever = map[string]objecttest.Fault{
 	},
 }
 
-// Whatever storage call of a backup fails, the repository stays clean, what was
-// published is whole, and a second try succeeds.
+// Whatever storage call of a backup fails, the repository stays clean, published
+// snapshots are complete, and a second attempt succeeds.
 func TestEveryCallFails(t *testing.T) {
 	day1 := disktest.NewMem(4<<20 + 512)
 	disktest.Scribble(t, day1, 1, 8)
@@ -56,7 +56,7 @@ func TestEveryCallFails(t *testing.T) {
 	}
 }
 
-// failCall does one backup under a fault, and tells whether it struck.
+// failCall makes one backup under a fault, and reports whether the fault occurred.
 func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2 *disktest.Mem) bool {
 	t.Helper()
 	inner := mem.New()
@@ -118,7 +118,7 @@ func failCall(t *testing.T, fault objecttest.Fault, incremental bool, day1, day2
 	return fired
 }
 
-// Whatever call of an init fails, a second one makes a repository that opens.
+// Whatever call of an init fails, a second one creates a repository that opens.
 func TestEveryCallOfInitFails(t *testing.T) {
 	for how, fault := range wherever {
 		t.Run(how, func(t *testing.T) {
@@ -132,7 +132,7 @@ func TestEveryCallOfInitFails(t *testing.T) {
 				}
 				faulty.Heal()
 				if err == nil {
-					continue // it struck what init can do without
+					continue // the fault hit a call that init does not depend on
 				}
 				if !fault.Stay {
 					_ = inner.List(t.Context(), "", func(i object.Info) error {

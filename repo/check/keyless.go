@@ -18,17 +18,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// KeylessOptions tell how much is read without a key.
+// KeylessOptions configures a check without a key.
 type KeylessOptions struct {
 	Options
 	CacheDir string // as in repo.Options
 }
 
-// Keyless proves a repository without any key: that every small object and, of
-// packs, those that Options choose (all by default) are what their names say,
-// that the config is signed, that key slots are there twice, and that no pack is
-// missing that an index object names. What it cannot see: whether what snapshots
-// refer to is there, and whether index objects or snapshots were taken away.
+// Keyless verifies a repository without any key: that the content of every small
+// object, and of the packs that Options select (all by default), matches its name,
+// that the config is signed, that both copies of each key slot exist, and that no
+// pack is missing that an index object names. It cannot detect whether the blobs
+// that snapshots reference exist, nor whether index objects or snapshots were
+// deleted.
 func Keyless(ctx context.Context, objects object.Store, o KeylessOptions) (*Report, error) {
 	o.defaults()
 	c := &checker{o: o.Options, keyless: true, packs: make(map[pack.ID]stored), deleted: make(map[pack.ID]bool), bad: &damaged{packs: make(map[pack.ID]bool)}}
@@ -55,9 +56,9 @@ func Keyless(ctx context.Context, objects object.Store, o KeylessOptions) (*Repo
 	return &c.rep, nil
 }
 
-// config proves the config by the key that it names itself: against damage, not
-// against who can write to the storage. It returns the repository's ID, empty
-// where the config is lost.
+// config verifies the config with the public key that the config itself contains:
+// this detects damage, but not a forgery by someone who can write to the storage.
+// It returns the repository's ID, or "" if the config is lost.
 func (c *checker) config(ctx context.Context, objects object.Store) (string, error) {
 	data, err := objects.Get(ctx, "config", 0, -1)
 	if err != nil && (ctx.Err() != nil || object.Retriable(err) || errors.Is(err, object.ErrNoRepository)) {
@@ -88,7 +89,7 @@ type keyless struct {
 	*checker
 	objects    object.Store
 	repository string
-	named      map[pack.ID]int64 // by index objects, with size
+	named      map[pack.ID]int64 // packs named by index objects, with their sizes
 }
 
 func (k *keyless) foreign(ctx context.Context) (err error) {
@@ -119,7 +120,7 @@ func (k *keyless) small(ctx context.Context) error {
 			data, err := k.objects.Get(ctx, s.name, 0, -1)
 			switch {
 			case errors.Is(err, object.ErrNotFound):
-				return nil // gone meanwhile
+				return nil // deleted meanwhile
 			case err != nil && (ctx.Err() != nil || object.Retriable(err)):
 				return err
 			case err == nil:
@@ -189,9 +190,9 @@ func (k *keyless) listPacks(ctx context.Context) error {
 	})
 }
 
-// missing names the packs that index objects have and storage has not. Where
-// there are any the index objects are read again: a pruner may have replaced
-// them and deleted the packs meanwhile.
+// missing reports the packs that index objects name and that do not exist. If there
+// are any, the index objects are read again first, because a pruner may have
+// replaced them and deleted the packs meanwhile.
 func (k *keyless) missing(ctx context.Context) error {
 	wrong := func() (ids []pack.ID) {
 		for id, size := range k.named {
@@ -215,7 +216,7 @@ func (k *keyless) missing(ctx context.Context) error {
 		p, ok := k.packs[id]
 		if !ok {
 			i, err := k.objects.Stat(ctx, id.ObjectName())
-			if err == nil { // the listing did not show it yet
+			if err == nil { // the listing did not contain it yet
 				p, ok = stored{size: i.Size, modified: i.Modified}, true
 				k.packs[id] = p
 			} else if !errors.Is(err, object.ErrNotFound) {
@@ -242,7 +243,7 @@ func (k *keyless) data(ctx context.Context) error {
 	add, done := k.o.Begin("packs", total)
 	defer done()
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(3) // packs in memory at once: 32 MiB each
+	g.SetLimit(3) // packs of 32 MiB each in memory concurrently
 	for _, id := range ids {
 		g.Go(func() error {
 			if ctx.Err() != nil {
@@ -251,7 +252,7 @@ func (k *keyless) data(ctx context.Context) error {
 			data, err := k.objects.Get(ctx, id.ObjectName(), 0, -1)
 			switch {
 			case errors.Is(err, object.ErrNotFound):
-				return nil // a pruner has deleted it since; or it is missing the next time
+				return nil // a pruner has deleted it; otherwise the next check reports it as missing
 			case err != nil && (ctx.Err() != nil || object.Retriable(err)):
 				return err
 			case err == nil:

@@ -23,8 +23,8 @@ func mustKeyless(t *testing.T, o check.KeylessOptions, store *mem.Store) *check.
 	return rep
 }
 
-// Without any key each object's damage and each missing pack is found; packs
-// that a pruner says it deletes are not missing.
+// Without any key, damage of each object and each missing pack is found; packs that
+// a pruner has announced as deleted are not reported as missing.
 func TestKeyless(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)
@@ -72,7 +72,8 @@ func TestKeyless(t *testing.T) {
 	if rep = mustKeyless(t, check.KeylessOptions{}, store); len(rep.Findings) != 0 {
 		t.Errorf("a pack that a pruner deleted: %v", rep.Findings)
 	}
-	// With a key: not missing for itself, but what snapshots need of it is.
+	// With a key, the pack itself is not reported, but the data that snapshots need
+	// of it is.
 	full, err := check.Run(t.Context(), repotest.Open(t, store), check.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -98,8 +99,8 @@ func put(t *testing.T, store *mem.Store, name string, p []byte) {
 	}
 }
 
-// A budget goes round: what was read longest ago comes first, whatever is added
-// meanwhile, and the memory of it survives damage to itself.
+// With a budget, checks rotate through the packs: those read longest ago come
+// first, also if packs are added meanwhile, and a damaged proof file does no harm.
 func TestBudget(t *testing.T) {
 	store := mem.New()
 	repotest.Init(t, store)
@@ -140,7 +141,7 @@ func TestBudget(t *testing.T) {
 		}
 		now = now.Add(time.Hour)
 	}
-	// Round and round: the oldest proof is as old as a round.
+	// In each rotation, the oldest proof is no older than the rotation.
 	for range 3 {
 		if rep := one(check.Options{Budget: 1}); now.Sub(*rep.OldestProof) != time.Duration(all-1)*time.Hour {
 			t.Errorf("at %v the oldest proof is of %v", now, rep.OldestProof)
@@ -182,7 +183,7 @@ func TestParseSubset(t *testing.T) {
 	}
 }
 
-// A check beside a backup that ends meanwhile, and single snapshots.
+// A check while a backup ends, and a check of single snapshots.
 func TestCheckSnapshot(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)

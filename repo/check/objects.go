@@ -21,7 +21,7 @@ func (c *checker) listSnapshots(ctx context.Context) (err error) {
 	return err
 }
 
-// problems are those that did not keep the repository from opening.
+// problems reports the faults that did not prevent the repository from opening.
 func (c *checker) problems(context.Context) error {
 	for _, p := range c.r.Problems() {
 		c.add(kindOf(p.Err), p.Object, "", p.Err)
@@ -34,8 +34,8 @@ func (c *checker) slots(ctx context.Context) error {
 	return checkSlots(ctx, c.r.Objects(), c.r.ID(), c.add)
 }
 
-// checkSlots compares the copies of key slots, for which no key is needed. With
-// no repository ID it takes any.
+// checkSlots compares the copies of key slots, which needs no key. If repository is
+// empty, it accepts slots of any repository.
 func checkSlots(ctx context.Context, objects object.Store, repository string, add func(kind Kind, object, where string, err error)) error {
 	copies := make(map[string]int)
 	content := make(map[string][]byte)
@@ -83,13 +83,14 @@ func checkSlots(ctx context.Context, objects object.Store, repository string, ad
 	return nil
 }
 
-// foreign notes what others put into the repository's place, which is no damage.
+// foreign records files that others put into the repository's folder or prefix,
+// which is not damage.
 func (c *checker) foreign(ctx context.Context) (err error) {
 	c.rep.Foreign, err = foreign(ctx, c.r.Objects())
 	return err
 }
 
-// foreign lists what others put into a repository's place.
+// foreign lists files that others put into a repository's folder or prefix.
 func foreign(ctx context.Context, objects object.Store) (names []string, err error) {
 	if f, ok := object.ForeignListerOf(objects); ok {
 		err = f.ListForeign(ctx, func(name string) error {
@@ -98,7 +99,7 @@ func foreign(ctx context.Context, objects object.Store) (names []string, err err
 		})
 		return names, err
 	}
-	// Of other storages only names that an object may have are known.
+	// Other storages list only names that an object may have.
 	err = objects.List(ctx, "", func(i object.Info) error {
 		if !object.Own(i.Name) {
 			names = append(names, i.Name)
@@ -122,8 +123,8 @@ func (c *checker) listPacks(ctx context.Context) error {
 	})
 }
 
-// there gives the size of a pack in storage: one that was put since packs were
-// listed, or that the listing did not show yet, is asked for.
+// there returns the size of a pack in storage. It queries a pack that was not
+// listed, because it was put later or the listing did not contain it yet.
 func (c *checker) there(ctx context.Context, id pack.ID) (int64, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -133,16 +134,16 @@ func (c *checker) there(ctx context.Context, id pack.ID) (int64, bool) {
 		if i, err := c.r.Objects().Stat(ctx, id.ObjectName()); err == nil {
 			p = stored{size: i.Size, modified: i.Modified}
 		} else if !errors.Is(err, object.ErrNotFound) {
-			return 0, false // not remembered: it may be there
+			return 0, false // not recorded, because the pack may exist
 		}
 		c.packs[id] = p
 	}
 	return p.size, p.size >= 0
 }
 
-// index compares what the index says with what is there. Packs that only an
-// index names, and nothing needs, are reported all the same: they are lost, if
-// no pruner says that it deletes them.
+// index compares the index with the packs in storage. A missing pack is reported
+// even if only the index names it and no snapshot needs it, unless a pruner has
+// announced that it deletes it.
 func (c *checker) index(ctx context.Context) error {
 	for again := true; ; again = false {
 		known := make(map[pack.ID]bool)
@@ -160,7 +161,7 @@ func (c *checker) index(ctx context.Context) error {
 				c.suspects[id] = true
 			}
 		}
-		if again { // an index object that was replaced since named packs that are gone
+		if again { // an index object that was replaced meanwhile may name deleted packs
 			if err := c.r.LoadIndex(ctx); err != nil {
 				return err
 			}
@@ -180,14 +181,14 @@ func (c *checker) index(ctx context.Context) error {
 	if c.rep.Orphans == 0 {
 		return nil
 	}
-	// A killed run's packs harm nobody. Those of a lost index object do: what
-	// snapshots need of them is named.
+	// A killed run's packs do no harm. Those of a lost index object do: the packs
+	// among them that snapshots need are reported.
 	_, err := c.r.Store().AdoptForReading(ctx)
 	return err
 }
 
-// stored reads the snapshots where they lie, and with ReadData the index
-// objects: what was opened so far may have come from the cache here.
+// stored reads the snapshots and, with ReadData, the index objects from the
+// storage: the earlier steps may have read them from the cache.
 func (c *checker) stored(ctx context.Context) error {
 	prefixes := []string{"snapshots/", "catalogue/", "references/", "retired/", "revoked/", "over/"}
 	if c.o.ReadData {
@@ -218,7 +219,7 @@ func (c *checker) stored(ctx context.Context) error {
 				_, err = c.r.Keys().OpenObject(kinds[name[:strings.IndexByte(name, '/')]], data)
 			}
 			switch {
-			case err == nil || known[name] || errors.Is(err, object.ErrNotFound): // gone meanwhile
+			case err == nil || known[name] || errors.Is(err, object.ErrNotFound): // deleted meanwhile
 			case ctx.Err() != nil || object.Retriable(err):
 				return err
 			default:
@@ -230,14 +231,14 @@ func (c *checker) stored(ctx context.Context) error {
 	return g.Wait()
 }
 
-// kinds are those of small objects, by their folders.
+// kinds maps the folders of small objects to their kinds.
 var kinds = map[string]seal.ObjectKind{
 	"snapshots": seal.KindSnapshot, "index": seal.KindIndex, "notes": seal.KindNote, "claims": seal.KindClaim,
 	"references": seal.KindReference, "condemned": seal.KindCondemned, "retired": seal.KindRetired, "damage": seal.KindDamage,
 	"revoked": seal.KindRevoked, "catalogue": seal.KindCatalogue, "over": seal.KindOver,
 }
 
-// small opens claims, notes, damage and condemned lists.
+// small opens claims, notes, and damage and condemned lists.
 func (c *checker) small(ctx context.Context) error {
 	claims, bad, err := c.r.Claims(ctx)
 	if err != nil {

@@ -16,19 +16,19 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// proofs remember when each pack was last read and found whole, or found
-// damaged. They lie in the cache folder of this machine: a check changes nothing
-// in the repository, and needs no right to. Where they are lost all packs count
-// as never read.
+// proofs records when each pack was last read, and whether it was found intact or
+// damaged. The file is in the cache folder of this machine: a check changes nothing
+// in the repository, and needs no right to do so. If the file is lost, all packs
+// count as never read.
 //
 // The file is "XKPF", a version byte, and for each pack, sorted by ID: ID (32
-// bytes), seconds since 1970 (8, big-endian), 1 where it was found damaged.
+// bytes), seconds since 1970 (8, big-endian), 1 if it was found damaged.
 type proofs struct {
-	file string // empty: nothing is kept
+	file string // empty: nothing is stored
 
 	mu    sync.Mutex
 	known map[pack.ID]proof
-	fresh map[pack.ID]proof // of this check
+	fresh map[pack.ID]proof // those of this check
 }
 
 type proof struct {
@@ -41,7 +41,7 @@ const (
 	proofSize  = 32 + 8 + 1
 )
 
-// openProofs reads what is remembered in a repository's cache folder.
+// openProofs reads the proofs from a repository's cache folder.
 func openProofs(cacheDir string) *proofs {
 	p := &proofs{fresh: make(map[pack.ID]proof)}
 	if cacheDir != "" {
@@ -51,7 +51,7 @@ func openProofs(cacheDir string) *proofs {
 	return p
 }
 
-// readProofs takes a file that is damaged for none: it is but a memory.
+// readProofs treats a damaged file as missing, because it is only a cache.
 func readProofs(file string) map[pack.ID]proof {
 	known := make(map[pack.ID]proof)
 	data, err := os.ReadFile(file)
@@ -64,8 +64,8 @@ func readProofs(file string) map[pack.ID]proof {
 	return known
 }
 
-// when is the time by which packs are put in order: that of the last proof, and
-// long before all proofs that of the upload.
+// when returns the time by which packs are ordered: the time of the last proof or,
+// for a pack without one, the time of the upload shifted to long before all proofs.
 func (p *proofs) when(id pack.ID, uploaded time.Time) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,14 +75,14 @@ func (p *proofs) when(id pack.ID, uploaded time.Time) time.Time {
 	return uploaded.AddDate(-1000, 0, 0)
 }
 
-// add notes that a pack was read.
+// add records that a pack was read.
 func (p *proofs) add(id pack.ID, now time.Time, bad bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fresh[id] = proof{at: now.Unix(), bad: bad}
 }
 
-// bad are the packs that were found damaged when last read.
+// bad returns the packs that were found damaged when they were last read.
 func (p *proofs) bad() []pack.ID {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,8 +95,8 @@ func (p *proofs) bad() []pack.ID {
 	return ids
 }
 
-// save keeps what is remembered of packs that are there, with what another
-// check has kept meanwhile.
+// save writes the proofs of the packs that exist, merged with those that another
+// check has saved meanwhile.
 func (p *proofs) save(there func(pack.ID) bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,13 +140,13 @@ func (p *proofs) save(there func(pack.ID) bool) error {
 		err = renameio.WriteFile(p.file, data, 0o600)
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return nil // a cache that cannot be written is none
+		return nil // a cache that cannot be written is not used
 	}
 	return err
 }
 
-// oldest is the time of the oldest proof of these packs, and how many were never
-// read.
+// oldest returns the time of the oldest proof of these packs, and the number of
+// packs that were never read.
 func (p *proofs) oldest(packs map[pack.ID]stored) (at *time.Time, never int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

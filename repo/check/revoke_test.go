@@ -18,9 +18,10 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// What a revoked writer wrote before stays; what it writes later, with all the
-// keys it had, counts for nothing: it is leant on by nobody, it is named, and it
-// goes. It stops neither backups nor prunes.
+// Objects that a revoked writer wrote before its revocation stay valid; objects
+// that it writes later, with all the keys it had, are ignored: no backup references
+// them, check reports them, and they are deleted. They stop neither backups nor
+// prunes.
 func TestRevoked(t *testing.T) {
 	store := mem.New()
 	full := repotest.Init(t, store)

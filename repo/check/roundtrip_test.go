@@ -48,11 +48,11 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// deltaSource gives only the blocks that differ from old, or were grown.
+// deltaSource delivers only the blocks that differ from old, or were added.
 type deltaSource struct {
 	m, old *disktest.Mem
 	next   int64
-	split  bool // give halves of blocks
+	split  bool // deliver halves of blocks
 }
 
 func (d *deltaSource) Size() int64 { return d.m.Size() }
@@ -82,8 +82,8 @@ func (d *deltaSource) Next(_ context.Context, buf []byte) (disk.Extent, error) {
 	return disk.Extent{}, io.EOF
 }
 
-// An incremental's root equals that of a full read, whatever was written,
-// where the disk grew, and where only parts of blocks are given.
+// The root of an incremental backup equals that of a full read, whatever was
+// written, also if the disk grew, and if only parts of blocks are delivered.
 func TestDelta(t *testing.T) {
 	for seed := range uint64(40) {
 		rnd := rand.New(rand.NewPCG(seed, 2))
@@ -132,7 +132,7 @@ func (b *brokenSource) Next(ctx context.Context, buf []byte) (disk.Extent, error
 	return b.Source.Next(ctx, buf)
 }
 
-// A disk that breaks at any block publishes nothing, harms neither the run nor
+// A disk whose read fails at any block publishes nothing, harms neither the run nor
 // the repository, and its data is not uploaded again.
 func TestBrokenSource(t *testing.T) {
 	m := disktest.NewMem(40 << 20)

@@ -36,11 +36,11 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// noise is a disk of random bytes, every step-th block of it; the others are
+// noise is a disk whose every step-th block contains random bytes; the others are
 // holes.
 type noise struct {
 	size, step, next int64
-	part             int // bytes of a block that are not zero; 0 is all
+	part             int // number of bytes of a block that are not zero; 0 means all
 }
 
 func (s *noise) Size() int64 { return s.size }
@@ -83,7 +83,7 @@ const childDir, childSize = "XENKEEP_TEST_KILLED", "XENKEEP_TEST_KILLED_SIZE"
 func TestKilledChild(t *testing.T) {
 	dir := os.Getenv(childDir)
 	if dir == "" {
-		return // no test of its own: TestInterrupted runs it as a child
+		return // not a test of its own: TestInterrupted runs it as a child
 	}
 	size, err := strconv.ParseInt(os.Getenv(childSize), 10, 64)
 	if err != nil {
@@ -98,7 +98,8 @@ func TestKilledChild(t *testing.T) {
 	t.Fatalf("not killed: %v", err)
 }
 
-// A backup that is killed or cancelled when half is uploaded loses no upload.
+// A backup that is killed or cancelled after half of the upload loses nothing that
+// was uploaded.
 func TestInterrupted(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: moves hundreds of megabytes")
@@ -156,7 +157,7 @@ func TestInterrupted(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Fatalf("cancelled: %v", err)
 		}
-		// Nothing is left for a later run to look for.
+		// A later run has nothing to look for.
 		orphans, err := repotest.Open(t, store).Store().Orphans(t.Context())
 		if err != nil || len(orphans) > 3 {
 			t.Errorf("%d packs without an index: %v", len(orphans), err)
@@ -165,7 +166,7 @@ func TestInterrupted(t *testing.T) {
 	})
 }
 
-// noiseSink compares what it is given with a noise.
+// noiseSink compares the data that it receives with a noise.
 type noiseSink struct {
 	t    *testing.T
 	size int64
@@ -187,7 +188,7 @@ func (s *noiseSink) WriteAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// A hundred VMs that changed little make few packs.
+// A hundred VMs with few changes produce few packs.
 func TestQuietVMs(t *testing.T) {
 	r := repotest.Init(t, mem.New())
 	disks := make([]*disktest.Mem, 100)
@@ -247,7 +248,7 @@ func TestQuietVMs(t *testing.T) {
 	}
 }
 
-// Runs of several processes work in one repository at once.
+// Runs of several processes can use one repository concurrently.
 func TestRunsAtOnce(t *testing.T) {
 	store := mem.New()
 	repotest.Init(t, store)
@@ -286,7 +287,7 @@ func TestRunsAtOnce(t *testing.T) {
 }
 
 // A snapshot that is published while another disk of the run is being read
-// leans on nothing that is not in storage yet.
+// references nothing that is not in storage yet.
 func TestFlushBesideDisk(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)
@@ -337,7 +338,7 @@ func TestFlushBesideDisk(t *testing.T) {
 	repotest.MustBeClean(t, repotest.Open(t, store))
 }
 
-// putSmall stores a small object that this version only reads.
+// putSmall stores a small object of a kind that this version only reads.
 func putSmall(t *testing.T, r *repo.Repository, prefix string, kind seal.ObjectKind, v any) {
 	t.Helper()
 	body, err := json.Marshal(v)
@@ -353,8 +354,8 @@ func putSmall(t *testing.T, r *repo.Repository, prefix string, kind seal.ObjectK
 	}
 }
 
-// What lies in condemned packs is stored again, and a delta on it is refused;
-// when the packs are gone nothing is missing.
+// Data in condemned packs is stored again, and a delta based on it is refused;
+// after the packs were deleted nothing is missing.
 func TestCondemned(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)
@@ -383,7 +384,7 @@ func TestCondemned(t *testing.T) {
 	if s.Disks[0].Root != old.Disks[0].Root || s.Disks[0].Counts.Stored == 0 {
 		t.Fatalf("condemned data was not stored again: %+v", s.Disks[0].Counts)
 	}
-	// The pruner's later pass: index objects, then packs.
+	// The pruner's later pass deletes index objects, then packs.
 	for _, name := range r.Store().Index().Sources() {
 		if err := store.Delete(t.Context(), name); err != nil {
 			t.Fatal(err)
@@ -399,7 +400,7 @@ func TestCondemned(t *testing.T) {
 	repotest.MustRestore(t, last, s.Disks[0].Root, m)
 }
 
-// Published damage is made good by the next full read, once.
+// Published damage is repaired by the next full read, once.
 func TestPublishedDamage(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)
@@ -427,7 +428,7 @@ func TestPublishedDamage(t *testing.T) {
 	if err := store.Put(t.Context(), name, data); err != nil {
 		t.Fatal(err)
 	}
-	// All chunks of the blob are gone with it.
+	// All chunks of the blob are lost with it.
 	damage := &repo.Damage{Time: time.Now()}
 	if err := tree.Chunks(t.Context(), r.Store(), chunk.ID(old.Disks[0].Root), func(p tree.Piece, _ int64) error {
 		if place, _ := r.Store().Index().Lookup([16]byte(p.ID[:16])); place == at {
@@ -452,14 +453,14 @@ func TestPublishedDamage(t *testing.T) {
 		}
 		repotest.MustRestore(t, repotest.Open(t, store), s.Disks[0].Root, m)
 	}
-	// The delta is allowed again: a sound copy is there.
+	// The delta is allowed again, because a sound copy exists.
 	if _, err := repotest.Save(t.Context(), repotest.Open(t, store), "vm", &deltaSource{m: m, old: m},
 		backup.DiskOptions{Size: m.Size(), Base: o.Base, Delta: true}, ro); err != nil {
 		t.Error(err)
 	}
 }
 
-// A write-only key backs up and checks the structure, and opens no data.
+// A write-only key can back up and check the structure, and opens no data.
 func TestWriteOnly(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)
@@ -523,8 +524,8 @@ func TestWriteOnly(t *testing.T) {
 	repotest.MustBeClean(t, full)
 }
 
-// Memory does not grow with the disk: 1 TiB, sparse, and half a gigabyte that
-// is all new.
+// Memory does not grow with the disk: one disk is 1 TiB and sparse, one has half a
+// gigabyte of new data.
 func TestMemoryIsBounded(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: moves hundreds of megabytes")
@@ -577,8 +578,8 @@ type nowhere struct{}
 
 func (nowhere) WriteAt(context.Context, []byte, int64) error { return nil }
 
-// What a pruner deleted between a run's opening of the repository and its
-// claim is not leant on.
+// Data that a pruner deleted between a run's opening of the repository and its
+// claim is not referenced.
 func TestPrunedBeforeClaim(t *testing.T) {
 	store := mem.New()
 	m := disktest.NewMem(4 << 20)

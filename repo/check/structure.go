@@ -88,15 +88,15 @@ func (c *checker) record(ctx context.Context, s *repo.Snapshot, rec repo.Record)
 	return nil
 }
 
-// deep tells whether the data of single snapshots is read.
+// deep reports whether the data of single snapshots is read.
 func (c *checker) deep() bool { return c.o.ReadData && len(c.o.Snapshots) > 0 }
 
-// have tells whether a blob is in a pack that is there.
+// have reports whether a blob is in a pack that exists.
 func (c *checker) have(ctx context.Context, id chunk.ID) bool {
 	return c.held(ctx, c.r.Store().Index().Locate(index.PrefixOf(id), nil))
 }
 
-// held tells whether one of a blob's places is in a pack that is there.
+// held reports whether one of a blob's locations is in a pack that exists.
 func (c *checker) held(ctx context.Context, places []index.Location) bool {
 	var uncovered *pack.ID
 	for _, at := range places {
@@ -130,7 +130,7 @@ func (c *checker) gathered(ctx context.Context) error {
 	return c.later.Flush()
 }
 
-// nowhere names the ranges of disks whose chunks are missing.
+// nowhere reports the ranges of disks whose chunks are missing.
 func (c *checker) nowhere(ctx context.Context, missing map[index.Prefix]struct{}) error {
 	if len(missing) == 0 {
 		return nil
@@ -149,15 +149,15 @@ func (c *checker) nowhere(ctx context.Context, missing map[index.Prefix]struct{}
 				return rerr
 			}
 			if err != nil && (ctx.Err() != nil || object.Retriable(err)) {
-				return err // what else a walk finds was reported before
+				return err // other errors of the walk were reported before
 			}
 		}
 	}
 	return nil
 }
 
-// report tells of a disk, or of a range of it, that cannot be read. It passes on
-// what is no damage.
+// report adds a finding for a disk, or a range of it, that cannot be read. It
+// returns errors that are not damage.
 func (c *checker) report(ctx context.Context, s *repo.Snapshot, d *repo.Disk, err error, from, to int64) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -203,7 +203,7 @@ func (c *checker) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, prog
 	return nil
 }
 
-// walked reports whether all that a block list names was gathered before.
+// walked reports whether all chunks of a block list were gathered before.
 func (c *checker) walked(list tree.Part) bool {
 	_, seen := c.lists[index.PrefixOf(list.ID)]
 	return seen && list.Length == disk.BlockSize
@@ -213,13 +213,13 @@ func (c *checker) walked(list tree.Part) bool {
 type diskCheck struct {
 	c      *checker
 	report func(err error, from, to int64) error
-	at     int64    // bytes of the disk that are done
-	bad    string   // what is wrong below the node that is being walked
-	data   []dataAt // chunks of that node, which are to be read
+	at     int64    // offset up to which the disk was walked
+	bad    string   // the error below the current node
+	data   []dataAt // chunks of the current node, which are to be read
 }
 
-// enter reports whether a node must be walked: it was not walked before, or
-// something was wrong below it, which is reported for each disk.
+// enter reports whether a node must be walked: it was not walked before, or damage
+// was found below it, which is reported for each disk.
 func (w *diskCheck) enter(node tree.Part) bool {
 	bad, seen := w.c.nodes[node.Key()]
 	w.bad, w.data = bad, w.data[:0]
@@ -231,7 +231,7 @@ func (w *diskCheck) broken(err error, from, to int64) error {
 	return w.report(err, from, to)
 }
 
-// list checks that each chunk that a block list names is there.
+// list checks that each chunk of a block list exists.
 func (w *diskCheck) list(ctx context.Context, p tree.Part, pieces []tree.Piece) error {
 	if w.c.later != nil {
 		return w.c.gather(p, pieces)
@@ -245,7 +245,7 @@ func (w *diskCheck) list(ctx context.Context, p tree.Part, pieces []tree.Piece) 
 	})(p, pieces)
 }
 
-// gather notes the chunks of a block list, which are looked up in the end.
+// gather adds the chunks of a block list to those that are looked up at the end.
 func (c *checker) gather(list tree.Part, pieces []tree.Piece) error {
 	for i := range pieces {
 		if pieces[i].IsZero() {
@@ -270,7 +270,7 @@ func (w *diskCheck) leave(ctx context.Context, node tree.Part) error {
 	return nil
 }
 
-// chunks calls fn for each chunk of a disk that readable block lists name.
+// chunks calls fn for each chunk in the readable block lists of a disk.
 func (c *checker) chunks(ctx context.Context, d *repo.Disk, fn func(p tree.Piece, at int64) error) error {
 	root, err := tree.ReadRoot(ctx, c.r.Store(), chunk.ID(d.Root))
 	if err != nil {
@@ -279,13 +279,14 @@ func (c *checker) chunks(ctx context.Context, d *repo.Disk, fn func(p tree.Piece
 	return tree.Walk(ctx, c.r.Store(), root, tree.Visitor{List: tree.EachChunk(fn), Broken: func(tree.Part, error) error { return nil }})
 }
 
-// dataAt is a chunk and where it lies on a disk.
+// dataAt is a chunk and its position on a disk.
 type dataAt struct {
 	id         chunk.ID
 	at, length int64
 }
 
-// readData reads chunks of a GiB, each from any pack that has a sound copy.
+// readData reads the chunks of a node (one GiB), each from any pack that has a
+// sound copy.
 func (c *checker) readData(ctx context.Context, data []dataAt, broken func(err error, from, to int64) error) error {
 	for len(data) > 0 {
 		part := data[:min(len(data), 1024)]
@@ -309,7 +310,7 @@ func (c *checker) readData(ctx context.Context, data []dataAt, broken func(err e
 	return ctx.Err()
 }
 
-// readEach reads chunks one by one, to name those that are damaged. Damage of
+// readEach reads chunks one by one, to determine those that are damaged. Damage of
 // chunks that follow each other on the disk is reported once.
 func (c *checker) readEach(ctx context.Context, data []dataAt, broken func(err error, from, to int64) error) error {
 	var from, to int64

@@ -11,15 +11,16 @@ import (
 	"xenkeep/chunkstore/pack"
 )
 
-// Subset says which packs are read: a share of them, so many bytes, or the n-th
-// of m parts. At most one of its fields is set; none is all packs.
+// Subset selects the packs that are read: a percentage of the bytes, a number of
+// bytes, or the n-th of m parts. At most one of these is set; the zero value
+// selects all packs.
 type Subset struct {
-	Percent  float64 // of the bytes, chosen at random
-	Bytes    int64   // chosen at random; one pack at least
-	Part, Of int     // packs fall into parts by their names, which never change
+	Percent  float64 // of the bytes, selected at random
+	Bytes    int64   // selected at random; at least one pack
+	Part, Of int     // a pack's part depends on its name, which never changes
 }
 
-// ParseSubset reads "5%", "3/7" or, by size, "10G".
+// ParseSubset parses "5%", "3/7" or, with the function size, "10G".
 func ParseSubset(text string, size func(string) (int64, error)) (s Subset, err error) {
 	if share, ok := strings.CutSuffix(text, "%"); ok {
 		s.Percent, err = strconv.ParseFloat(share, 64)
@@ -53,7 +54,7 @@ func (s Subset) String() string {
 	return strconv.FormatInt(s.Bytes, 10)
 }
 
-// choose gives the packs that are read, in the order they are.
+// choose returns the packs that are read, in the order of reading.
 func (o *Options) choose(packs map[pack.ID]stored, proofs *proofs) []pack.ID {
 	all := make([]pack.ID, 0, len(packs))
 	var total int64
@@ -67,7 +68,7 @@ func (o *Options) choose(packs map[pack.ID]stored, proofs *proofs) []pack.ID {
 	limit := total
 	switch {
 	case o.Budget > 0:
-		// What was never read first, then what was read longest ago.
+		// Packs that were never read come first, then those read longest ago.
 		slices.SortStableFunc(all, func(a, b pack.ID) int {
 			return proofs.when(a, packs[a].modified).Compare(proofs.when(b, packs[b].modified))
 		})
@@ -86,7 +87,7 @@ func (o *Options) choose(packs map[pack.ID]stored, proofs *proofs) []pack.ID {
 	return all
 }
 
-// part is which of n parts a pack falls into, from 1 on.
+// part returns the part, from 1 to n, that a pack belongs to.
 func part(id pack.ID, n int) int {
 	v := uint64(0)
 	for _, b := range id[:8] {

@@ -29,7 +29,7 @@ var update = flag.Bool("update", false, "make repo/testdata/format1 anew; only b
 // kept is the repository of format 1 that every later version must read.
 const kept = "../testdata/format1"
 
-// facts are what is true of it.
+// facts are the expected properties of it.
 type facts struct {
 	Password string
 	Sums     map[string]string // SHA-256 of disks and records, by VM and device
@@ -126,8 +126,8 @@ func equal(t testing.TB, got, want map[string][]byte) {
 	}
 }
 
-// A reader written from the page alone gets every disk out, with a password
-// and with a key file.
+// A reader that was written from docs/format.md alone reads every disk, with a
+// password and with a key file.
 func TestPageSuffices(t *testing.T) {
 	keyFile := bytes.Repeat([]byte{7}, 32)
 	for name, secret := range map[string]slot.Secret{"password": {Password: []byte("correct horse")}, "key file": {KeyFile: keyFile}} {
@@ -154,7 +154,7 @@ func TestPageSuffices(t *testing.T) {
 	}
 }
 
-// generate makes the kept repository.
+// generate creates the kept repository.
 func generate(t *testing.T) {
 	if err := os.RemoveAll(kept); err != nil {
 		t.Fatal(err)
@@ -184,8 +184,8 @@ func generate(t *testing.T) {
 	}
 }
 
-// The kept repository is read by this version as by that which wrote it, and
-// takes a further backup.
+// This version reads the kept repository in the same way as the version that wrote
+// it, and can add a further backup.
 func TestFormat1ForEver(t *testing.T) {
 	if *update {
 		generate(t)

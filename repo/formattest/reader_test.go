@@ -1,6 +1,6 @@
-// Package formattest reads a repository by docs/format.md alone: what stands
-// here uses none of the project's decoders, so it fails when page and program
-// part ways. It is the proof that a stranger can write a reader.
+// Package formattest reads a repository according to docs/format.md alone: this
+// file uses none of the project's decoders, so the test fails when page and program
+// diverge. It proves that a stranger can write a reader.
 package formattest
 
 import (
@@ -27,7 +27,8 @@ import (
 
 var be = binary.BigEndian
 
-// must ends a read; recovered by readRepository. It keeps the reader short.
+// must ends a read with a panic that readRepository recovers. It keeps the reader
+// short.
 func must(ok bool, format string, args ...any) {
 	if !ok {
 		panic(fmt.Errorf(format, args...))
@@ -85,7 +86,7 @@ func decode(encoding byte, body []byte, plain uint32) []byte {
 
 func (r *reader) file(name string) []byte { return get(os.ReadFile(filepath.Join(r.dir, name))) }
 
-// names lists a folder, with all below it.
+// names lists all files below a folder.
 func (r *reader) names(folder string) (names []string) {
 	_ = filepath.WalkDir(filepath.Join(r.dir, folder), func(p string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
@@ -127,7 +128,7 @@ func (r *reader) openSlot(password, keyFile []byte) {
 	panic(errors.New("no slot opens"))
 }
 
-// signed is section 3's certificate and the signature under it.
+// signed checks the certificate of section 3 and the signature under it.
 func (r *reader) signed(cert, message, signature []byte) {
 	m := append(append([]byte("xenkeep writer 1"), r.k.Repository...), cert[:33]...)
 	must(ed25519.Verify(r.k.CertifyPublic, m, cert[33:97]), "certificate")
@@ -294,7 +295,7 @@ func (r *reader) disk(root []byte) []byte {
 	return out
 }
 
-// snapshot is what this reader needs of section 7's.
+// snapshot contains the fields of section 7's snapshot that this reader needs.
 type snapshot struct {
 	VM struct {
 		Name string `json:"name"`

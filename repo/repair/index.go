@@ -19,21 +19,21 @@ import (
 	"xenkeep/repo/check"
 )
 
-// IndexOptions tell how much of the index is made again.
+// IndexOptions configures Index.
 type IndexOptions struct {
 	Options
-	// All makes everything again. Else index objects are made in the place of
-	// those that do not open, and for packs that none covers.
+	// All rebuilds everything. Otherwise index objects are made only to replace
+	// those that cannot be opened, and for packs that no index object covers.
 	All bool
 }
 
-// IndexResult is what was done.
+// IndexResult counts the actions of Index.
 type IndexResult struct {
-	Packs    int             `json:"packs"`              // whose tables of contents were read
+	Packs    int             `json:"packs"`              // packs whose tables of contents were read
 	Written  int             `json:"index_objects"`      // index objects that were put
-	Removed  int             `json:"index_objects_gone"` // those that they replace
-	Missing  int             `json:"packs_missing"`      // that the index named; they are published as damaged
-	Left     int             `json:"packs_left"`         // that running backups may have put: theirs to cover
+	Removed  int             `json:"index_objects_gone"` // index objects that were replaced
+	Missing  int             `json:"packs_missing"`      // packs that the index named; they are published as damaged
+	Left     int             `json:"packs_left"`         // packs that running backups may have put and will cover themselves
 	Unread   int             `json:"packs_unreadable"`
 	Findings []check.Finding `json:"-"`
 }
@@ -43,20 +43,20 @@ func newRun() (run chunkstore.RunID) {
 	return run
 }
 
-// indexer makes an index again.
+// indexer rebuilds an index.
 type indexer struct {
 	r *repo.Repository
 	o *IndexOptions
-	// packs are those in storage.
+	// packs contains the packs in storage.
 	packs  map[pack.ID]object.Info
-	groups map[chunkstore.RunID]map[pack.ID]int64 // what is to be covered; an index object keeps its run
-	old    []string                               // index objects that go
+	groups map[chunkstore.RunID]map[pack.ID]int64 // packs to be covered, by run; an index object keeps its run
+	old    []string                               // index objects to be deleted
 	res    IndexResult
 }
 
-// Index makes index objects again from the packs' own tables of contents. What
-// it writes keeps the run of what it replaces, so that a pruner goes on to take
-// a live run's packs for its own.
+// Index rebuilds index objects from the packs' own tables of contents. A new object
+// keeps the run of the one that it replaces, so that a pruner still recognizes the
+// packs of a live run.
 func Index(ctx context.Context, r *repo.Repository, o IndexOptions) (*IndexResult, error) {
 	o.defaults()
 	x := &indexer{r: r, o: &o, packs: make(map[pack.ID]object.Info), groups: make(map[chunkstore.RunID]map[pack.ID]int64)}
@@ -108,7 +108,8 @@ func (x *indexer) cover(run chunkstore.RunID, id pack.ID) {
 	x.groups[run][id] = i.Size
 }
 
-// damaged takes index objects that do not open for what their plain heads say.
+// damaged covers the packs in the plain heads of index objects that cannot be
+// opened, and replaces those objects.
 func (x *indexer) damaged(ctx context.Context, _ []chunkstore.IndexHead) error {
 	for _, p := range x.r.Problems() {
 		if !strings.HasPrefix(p.Object, "index/") || errors.Is(p.Err, seal.ErrNewer) || errors.Is(p.Err, seal.ErrRevoked) || errors.Is(p.Err, seal.ErrForeign) {
@@ -134,8 +135,8 @@ func (x *indexer) damaged(ctx context.Context, _ []chunkstore.IndexHead) error {
 	return nil
 }
 
-// covered replaces index objects that name packs which are not there, and with
-// All every one.
+// covered replaces index objects that name packs which do not exist and, with All,
+// every index object.
 func (x *indexer) covered(ctx context.Context, heads []chunkstore.IndexHead) error {
 	deleted := make(map[pack.ID]bool)
 	lists, err := x.r.Condemnations(ctx)
@@ -160,7 +161,7 @@ func (x *indexer) covered(ctx context.Context, heads []chunkstore.IndexHead) err
 			}
 			i, err := x.r.Objects().Stat(ctx, id.ObjectName())
 			switch {
-			case err == nil: // put since, or not listed yet
+			case err == nil: // put meanwhile, or not listed yet
 				x.packs[id] = i
 			case errors.Is(err, object.ErrNotFound):
 				missing[id] = true
@@ -173,7 +174,8 @@ func (x *indexer) covered(ctx context.Context, heads []chunkstore.IndexHead) err
 	}
 	x.res.Missing = len(missing)
 	if len(missing) > 0 {
-		// First, so that no backup inherits what is gone unseen.
+		// The damage list comes first, so that no backup inherits lost data
+		// unnoticed.
 		slices.Sort(lost.Packs)
 		if err := x.r.PutDamage(ctx, lost); err != nil {
 			return err
@@ -190,7 +192,7 @@ func (x *indexer) covered(ctx context.Context, heads []chunkstore.IndexHead) err
 	return nil
 }
 
-// orphans covers packs that no index object names, but for those that a running
+// orphans covers packs that no index object names, except those that a running
 // backup may have put.
 func (x *indexer) orphans(ctx context.Context, heads []chunkstore.IndexHead) error {
 	named := make(map[pack.ID]bool)
@@ -204,7 +206,7 @@ func (x *indexer) orphans(ctx context.Context, heads []chunkstore.IndexHead) err
 			named[id] = true
 		}
 	}
-	// Both times are by the storage's clock.
+	// Both times are from the storage's clock.
 	var oldest time.Time
 	if err := object.ListOwn(ctx, x.r.Objects(), "claims/", func(i object.Info) error {
 		if oldest.IsZero() || i.Modified.Before(oldest) {
@@ -231,8 +233,8 @@ func (x *indexer) orphans(ctx context.Context, heads []chunkstore.IndexHead) err
 	return nil
 }
 
-// write reads tables of contents and puts index objects of them, at most batch
-// packs at a time: about a million entries.
+// write reads tables of contents and puts index objects of at most batch packs
+// each: about a million entries.
 func (x *indexer) write(ctx context.Context) error {
 	const batch = 1024
 	var total int64
@@ -264,7 +266,7 @@ func (x *indexer) write(ctx context.Context) error {
 					return err
 				}
 				if errors.Is(err, seal.ErrRevoked) {
-					continue // counts for nothing
+					continue // ignored
 				}
 				x.res.Unread++
 				lost.Packs = append(lost.Packs, id.String())
@@ -276,7 +278,7 @@ func (x *indexer) write(ctx context.Context) error {
 				if err != nil {
 					return err
 				}
-				// The same as before, as where All finds nothing wrong.
+				// The object is unchanged, for example with All and no damage.
 				x.old = slices.DeleteFunc(x.old, func(old string) bool { return old == name })
 				x.res.Written++
 				x.res.Packs += len(taken)
@@ -293,7 +295,7 @@ func (x *indexer) write(ctx context.Context) error {
 	return x.r.PutDamage(ctx, lost)
 }
 
-// put stores an index object that names those it takes the place of.
+// put stores an index object that names those it replaces.
 func (x *indexer) put(ctx context.Context, run chunkstore.RunID, packs []index.PackEntries) (string, error) {
 	o := &chunkstore.IndexObject{Run: run, Packs: packs}
 	for _, name := range x.old {

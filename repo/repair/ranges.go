@@ -10,8 +10,8 @@ import (
 	"xenkeep/repo/check"
 )
 
-// blocks turns ranges of bytes into those of blocks, for the damage list, and
-// into lines for people, joined where they touch.
+// blocks converts ranges of bytes into ranges of blocks for the damage list, and
+// into lines for people, merged if they touch.
 func blocks(ranges []check.Range) (list []repo.DamagedDisk, lost []Lost, snapshots int) {
 	slices.SortStableFunc(ranges, func(a, b check.Range) int {
 		return cmp.Or(a.Snapshot.Data.Compare(b.Snapshot.Data), strings.Compare(a.Snapshot.ID(), b.Snapshot.ID()),

@@ -1,8 +1,8 @@
-// Package repair makes the best of a damaged repository: Index makes index
-// objects again from packs, Packs saves what can be read of damaged packs, and
-// Snapshots says what of which disks is lost, and publishes it, so that the next
-// backup stores it again. All three run beside backups, and may be interrupted
-// and run again. None deletes a pack or a snapshot.
+// Package repair recovers as much as possible of a damaged repository: Index
+// rebuilds index objects from packs, Packs copies the readable blobs of damaged
+// packs, and Snapshots determines the lost ranges of disks and publishes them, so
+// that the next backup stores them again. All three can run concurrently with
+// backups, and can be interrupted and run again. None deletes a pack or a snapshot.
 package repair
 
 import (
@@ -19,12 +19,12 @@ import (
 	"xenkeep/repo/check"
 )
 
-// Options are of all repairs.
+// Options are common to all repairs.
 type Options struct {
 	Now func() time.Time
-	// Wait lets time pass; nil waits by the real clock.
+	// Wait waits for d; nil means the real clock.
 	Wait func(ctx context.Context, d time.Duration) error
-	// Begin is told of each part of the work, as in check.Options.
+	// Begin is called at the start of each part of the work, as in check.Options.
 	Begin func(what string, total int64) (add func(n int64), done func())
 }
 
@@ -49,7 +49,7 @@ func (o *Options) defaults() {
 	}
 }
 
-// settle waits until what was put is listed by all.
+// settle waits until the storage lists all objects that were put.
 func (o *Options) settle(ctx context.Context, r *repo.Repository) error {
 	if d := r.Objects().Traits().ListDelay; d > 0 {
 		return o.Wait(ctx, d)
@@ -66,34 +66,35 @@ type Lost struct {
 	Device   string    `json:"device"`
 	VDI      string    `json:"vdi,omitempty"`
 	From     int64     `json:"from"` // bytes of the disk
-	To       int64     `json:"to"`   // the first byte behind
+	To       int64     `json:"to"`   // the first byte after it
 }
 
-// SnapshotsOptions tell how deep Snapshots looks.
+// SnapshotsOptions configures Snapshots.
 type SnapshotsOptions struct {
 	Options
-	// ReadData reads all data. Else only packs are read that seem damaged: by
-	// what the last check on this machine found, by damage lists, by their size.
+	// ReadData reads all data. Otherwise only packs are read that may be damaged:
+	// according to the last check on this machine, to damage lists, or because of
+	// their size.
 	ReadData bool
 	DryRun   bool // publish nothing
 }
 
-// SnapshotsResult is what is lost.
+// SnapshotsResult summarizes the loss.
 type SnapshotsResult struct {
-	Snapshots int    `json:"snapshots"` // looked at
-	Damaged   int    `json:"damaged"`   // of these, those that lost something
-	Packs     int    `json:"packs"`     // missing, or of which nothing is to be trusted
+	Snapshots int    `json:"snapshots"` // checked
+	Damaged   int    `json:"damaged"`   // of these, those that lost data
+	Packs     int    `json:"packs"`     // missing, or without trusted content
 	Chunks    int    `json:"chunks"`    // damaged in other packs
 	List      string `json:"list,omitempty"`
-	Removed   int    `json:"lists_removed"` // damage lists of earlier repairs that no longer hold
+	Removed   int    `json:"lists_removed"` // damage lists of earlier repairs that no longer apply
 	DryRun    bool   `json:"dry_run"`
 
 	Lost     []Lost          `json:"-"`
-	Findings []check.Finding `json:"-"` // all that check says
+	Findings []check.Finding `json:"-"` // all findings of the check
 }
 
-// Snapshots looks for damage, and publishes a damage list that takes the place
-// of those before it.
+// Snapshots looks for damage, and publishes a damage list that replaces the
+// existing ones.
 func Snapshots(ctx context.Context, r *repo.Repository, o SnapshotsOptions) (*SnapshotsResult, error) {
 	o.defaults()
 	before, bad, err := r.ReadDamage(ctx)
@@ -111,7 +112,7 @@ func Snapshots(ctx context.Context, r *repo.Repository, o SnapshotsOptions) (*Sn
 	for _, id := range d.Packs {
 		packs[id] = true
 	}
-	for _, l := range before { // packs that were saved from, and are still damaged
+	for _, l := range before { // packs whose sound blobs were copied, and that are still damaged
 		ids, err := l.BadPacks()
 		if err != nil {
 			return nil, err
@@ -159,7 +160,7 @@ func Snapshots(ctx context.Context, r *repo.Repository, o SnapshotsOptions) (*Sn
 	return res, nil
 }
 
-// same tells whether two lists say the same.
+// same reports whether two lists have the same content.
 func same(a, b *repo.Damage) bool {
 	return slices.Equal(a.Packs, b.Packs) && slices.Equal(a.Chunks, b.Chunks) &&
 		slices.EqualFunc(a.Blocks, b.Blocks, func(x, y repo.DamagedDisk) bool {
@@ -167,16 +168,16 @@ func same(a, b *repo.Damage) bool {
 		})
 }
 
-// PacksOptions name the packs to save from.
+// PacksOptions configures Packs.
 type PacksOptions struct {
 	Options
-	Packs []pack.ID // none: those that seem damaged, as in SnapshotsOptions
+	Packs []pack.ID // packs to copy from; empty: those that may be damaged, as in SnapshotsOptions
 }
 
-// PacksResult is what was saved.
+// PacksResult counts the recovered data.
 type PacksResult struct {
 	Packs      int   `json:"packs"`      // damaged
-	Unreadable int   `json:"unreadable"` // of these, those of which nothing can be read
+	Unreadable int   `json:"unreadable"` // of these, those of which no blob can be read
 	Saved      int   `json:"blobs_saved"`
 	SavedBytes int64 `json:"bytes_saved"`
 	Lost       int   `json:"blobs_lost"`
@@ -185,9 +186,9 @@ type PacksResult struct {
 	Findings []check.Finding `json:"-"`
 }
 
-// Packs copies the sound blobs of damaged packs into new packs, as they are
-// sealed, and publishes that nothing in the damaged ones is to be trusted. These
-// stay: a prune deletes them once nothing is needed of them.
+// Packs copies the sound blobs of damaged packs into new packs, in sealed form, and
+// publishes that no content of the damaged packs is to be trusted. The damaged
+// packs stay: a prune deletes them once nothing in them is needed.
 func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResult, error) {
 	o.defaults()
 	r.Store().AsStored()
@@ -234,7 +235,7 @@ func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResul
 			res.Unreadable++
 			res.Findings = append(res.Findings, check.Finding{Kind: check.LostPack, Object: id.ObjectName(), Error: err.Error()})
 		case lost == 0:
-			continue // whole
+			continue // not damaged
 		default:
 			from = append(from, keep)
 			res.Saved += saved
@@ -256,8 +257,8 @@ func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResul
 	return res, r.PutDamage(ctx, list)
 }
 
-// sound finds the blobs of a pack that are as they were stored. Their hashes
-// prove it without a key that opens them.
+// sound returns the blobs of a pack that are as they were stored. Their hashes
+// prove that without a key that opens them.
 func sound(ctx context.Context, r *repo.Repository, id pack.ID) (keep chunkstore.Keep, saved, lost int, err error) {
 	data, err := r.Objects().Get(ctx, id.ObjectName(), 0, -1)
 	if err != nil {
@@ -280,7 +281,7 @@ func sound(ctx context.Context, r *repo.Repository, id pack.ID) (keep chunkstore
 	return keep, saved, lost, nil
 }
 
-// ParsePack reads a pack's name: its ID, or the name of its object.
+// ParsePack parses a pack's name: its ID, or the name of its object.
 func ParsePack(name string) (pack.ID, error) {
 	if len(name) == 64 {
 		name = "packs/" + name[:2] + "/" + name
@@ -292,5 +293,5 @@ func ParsePack(name string) (pack.ID, error) {
 	return id, nil
 }
 
-// ErrPackName is returned for what is no pack's name.
+// ErrPackName is returned for text that is not a pack's name.
 var ErrPackName = errors.New("not a pack's name: want packs/XX/ and 64 hexadecimal digits, or these alone")

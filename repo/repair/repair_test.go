@@ -39,7 +39,7 @@ const diskSize = 9<<20 + 4096
 func newHouse(t *testing.T) *house {
 	h := &house{t: t, store: mem.New(), cache: t.TempDir(), now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), m: disktest.NewMem(diskSize)}
 	repotest.Init(t, h.store)
-	for i := range int64(4) { // a block each, and a hole
+	for i := range int64(4) { // one block each, and a hole
 		p := make([]byte, 300<<10)
 		_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(p)
 		h.write(p, i*disk.BlockSize+8192)
@@ -62,7 +62,8 @@ func (h *house) open(objects object.Store) *repo.Repository {
 	return r
 }
 
-// backup reads the disk in full, or what the pool calls changed alone.
+// backup reads the disk in full or, if incremental, only the ranges that the pool
+// reports as changed.
 func (h *house) backup(incremental bool, changed ...disk.Extent) *repo.Snapshot {
 	h.t.Helper()
 	s, err := h.tryBackup(incremental, changed...)
@@ -102,7 +103,7 @@ func (h *house) tryBackup(incremental bool, changed ...disk.Extent) (*repo.Snaps
 	return s, err
 }
 
-// clone is another house of the same content, with no cache.
+// clone returns another house with the same content and an empty cache.
 func (h *house) clone() *house {
 	h.t.Helper()
 	c := *h
@@ -134,7 +135,7 @@ func (h *house) get(name string) []byte {
 	return p
 }
 
-// put replaces an object; no bytes take it away.
+// put replaces an object; with no bytes it deletes the object.
 func (h *house) put(name string, p []byte) {
 	h.t.Helper()
 	err := h.store.Delete(h.t.Context(), name)
@@ -146,7 +147,7 @@ func (h *house) put(name string, p []byte) {
 	}
 }
 
-// pack is the name of the largest pack of a kind.
+// pack returns the name of the largest pack of a kind.
 func (h *house) pack(kind pack.Kind) (name string) {
 	h.t.Helper()
 	size := 0
@@ -167,7 +168,7 @@ func (h *house) check(o check.Options) *check.Report {
 	return rep
 }
 
-// sound tells whether a snapshot can be restored, and is what was saved.
+// sound reports whether a snapshot can be restored, with the original content.
 func (h *house) sound(s *repo.Snapshot) bool {
 	h.t.Helper()
 	rep := h.check(check.Options{ReadData: true, Snapshots: []*repo.Snapshot{s}})
@@ -217,9 +218,9 @@ var hurts = map[string]func(p []byte) []byte{
 	"missing":               func([]byte) []byte { return nil },
 }
 
-// What a damaged pack held is named, published, and stored again by the next
-// incremental backup, though nothing there has changed: it reads little more
-// than what is lost.
+// The data lost with a damaged pack is reported, published, and stored again by the
+// next incremental backup, although nothing has changed there: that backup reads
+// little more than the lost data.
 func TestDamageHeals(t *testing.T) {
 	for _, kind := range []pack.Kind{pack.Data, pack.Tree} {
 		for how, hurt := range hurts {
@@ -255,7 +256,7 @@ func TestDamageHeals(t *testing.T) {
 				case rootLost && err == nil:
 					t.Fatal("a delta is built on a root that is lost")
 				case rootLost:
-					s = h.backup(false) // as a job does then
+					s = h.backup(false) // as a job does in this case
 				case err != nil:
 					t.Fatal(err)
 				case how == "a bit" && s.Disks[0].Counts.Read > 3*disk.BlockSize:
@@ -264,16 +265,16 @@ func TestDamageHeals(t *testing.T) {
 				if !h.sound(s) {
 					t.Error("the newest snapshot is not sound")
 				}
-				// And the one after.
+				// The same holds for the backup after it.
 				if s = h.backup(true, disk.Extent{Offset: 0, Length: 65536}); !h.sound(s) {
 					t.Error("the snapshot after is not sound")
 				}
 				if s.Disks[0].Counts.Read > 3*disk.BlockSize {
 					t.Errorf("%d bytes are read again", s.Disks[0].Counts.Read)
 				}
-				// Pruning keeps the sound copies, and in the end the damage goes
-				// with what it is of. The full read gave the old root: the old
-				// snapshot is healed too.
+				// Prune keeps the sound copies, and in the end the damage list is
+				// deleted with the damaged objects. The full read produced the old
+				// root: the old snapshot is healed too.
 				if !h.sound(old) {
 					t.Error("the old snapshot has the same content and is not healed")
 				}
@@ -291,7 +292,8 @@ func TestDamageHeals(t *testing.T) {
 	}
 }
 
-// What is sound of a damaged pack is saved; the pack goes when nothing needs it.
+// Sound blobs of a damaged pack are copied; the pack is deleted when nothing in it
+// is needed.
 func TestPacks(t *testing.T) {
 	h := newHouse(t)
 	name := h.pack(pack.Data)
@@ -312,7 +314,7 @@ func TestPacks(t *testing.T) {
 	if lost := h.snapshots(repair.SnapshotsOptions{}); len(lost.Lost) == 0 || lost.Packs != 1 {
 		t.Errorf("%+v", lost)
 	}
-	// While something needs the lost blob the pack stays.
+	// While something needs the lost blob, the pack stays.
 	prunes := func() {
 		t.Helper()
 		for range 3 {
@@ -345,7 +347,7 @@ func TestPacks(t *testing.T) {
 	}
 }
 
-// Whatever happened to index objects, they are made again from the packs.
+// Whatever happened to index objects, they are rebuilt from the packs.
 func TestIndex(t *testing.T) {
 	index := func(h *house, all bool) *repair.IndexResult {
 		t.Helper()
@@ -384,7 +386,7 @@ func TestIndex(t *testing.T) {
 			t.Errorf("%s: after all: %v", how, rep.Findings)
 		}
 	}
-	// A pack that is gone is no longer taken for known.
+	// The chunks of a missing pack no longer count as known.
 	h := newHouse(t)
 	h.put(h.pack(pack.Data), nil)
 	if res := index(h, false); res.Missing != 1 {
@@ -393,7 +395,7 @@ func TestIndex(t *testing.T) {
 	if s := h.backup(true); !h.sound(s) {
 		t.Error("what lay in the missing pack is not stored again")
 	}
-	// What a running backup has put is its own to cover.
+	// A running backup covers the packs that it has put.
 	h = newHouse(t)
 	r := h.open(h.store)
 	claim := &repo.Claim{Run: strings.Repeat("ab", 16), Started: h.now}
@@ -411,8 +413,8 @@ func TestIndex(t *testing.T) {
 	}
 }
 
-// Whatever storage call of a repair fails, nothing gets worse, and the next try
-// ends well.
+// Whatever storage call of a repair fails, nothing gets worse, and the next attempt
+// succeeds.
 func TestEveryCallFails(t *testing.T) {
 	repairs := func(h *house, objects object.Store) error {
 		r, err := repo.Open(t.Context(), objects, repo.Options{Secret: repotest.Secret(), CacheDir: h.cache})

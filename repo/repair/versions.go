@@ -12,37 +12,37 @@ import (
 	"xenkeep/repo"
 )
 
-// VersionsOptions tell what Versions puts back.
+// VersionsOptions configures Versions.
 type VersionsOptions struct {
-	// Deleted puts back what was deleted though it is not locked, too. Without
-	// locks a prune deletes in the same way.
+	// Deleted also restores objects that were deleted and are not locked. Without
+	// locks, a prune deletes objects in the same way as an attacker.
 	Deleted bool
 	DryRun  bool
-	// Found, where set, is told of each object as it is dealt with.
+	// Found, if set, is called for each object after it was processed.
 	Found func(VersionFinding)
 }
 
-// VersionFinding is an object whose latest version is not the one to be read.
+// VersionFinding is an object whose latest version is not the sound one.
 type VersionFinding struct {
 	Object string `json:"object"`
-	State  string `json:"state"`  // "overwritten", "deleted", or "lost": no version is sound
+	State  string `json:"state"`  // "overwritten", "deleted", or "lost" if no version is sound
 	Action string `json:"action"` // "restore", or "none"
 	Bytes  int64  `json:"bytes"`  // of the sound version
 }
 
-// VersionsResult counts what Versions did.
+// VersionsResult counts the actions of Versions.
 type VersionsResult struct {
-	Objects  int   `json:"objects"`  // that have a version
-	Restored int   `json:"restored"` // or would be
+	Objects  int   `json:"objects"`  // objects that have a version
+	Restored int   `json:"restored"` // or would be restored, in a dry run
 	Bytes    int64 `json:"bytes"`
-	Left     int   `json:"left"` // deleted, and not put back
+	Left     int   `json:"left"` // deleted, and not restored
 	Lost     int   `json:"lost"`
 }
 
-// Versions makes the sound version of each object that was overwritten or
-// deleted the latest again, by putting its bytes once more: the oldest whose
-// SHA-256 is its name; of keys and the config the newest that is one. An object
-// with one version alone is not read: check --read-data proves those.
+// Versions makes the sound version of each object that was overwritten or deleted
+// the latest again, by putting its bytes once more: the oldest version whose
+// SHA-256 is the object's name; for keys and the config the newest valid version.
+// An object with only one version is not read: check --read-data verifies those.
 func Versions(ctx context.Context, r *repo.Repository, o VersionsOptions) (*VersionsResult, error) {
 	k, ok := object.KeeperOf(r.Objects())
 	if !ok {
@@ -91,7 +91,7 @@ type versionRepair struct {
 	res VersionsResult
 }
 
-// sound finds the version to be read, among all, which are given newest first.
+// sound returns the version that should be read. all must be newest first.
 func (v *versionRepair) sound(ctx context.Context, all []object.Version) (data []byte, id string, err error) {
 	name := all[0].Name
 	sum, named := versions.Sum(name)
@@ -127,7 +127,7 @@ func (v *versionRepair) object(ctx context.Context, all []object.Version) error 
 	f := VersionFinding{Object: latest.Name, State: "overwritten", Action: "restore", Bytes: int64(len(data))}
 	switch {
 	case id == "" && !existed(all):
-		return nil // nothing but deletions
+		return nil // all versions are deletions
 	case id == "":
 		f.State, f.Action = "lost", "none"
 		v.res.Lost++
@@ -144,7 +144,8 @@ func (v *versionRepair) object(ctx context.Context, all []object.Version) error 
 			v.res.Left++
 		}
 	default:
-		// Put twice, as after an answer that was lost, it is sound.
+		// If it was put twice, as after a lost response, the latest version is
+		// sound.
 		p, err := v.k.GetVersion(ctx, latest.Name, latest.ID, 0, -1)
 		if err != nil {
 			return err

@@ -18,8 +18,8 @@ import (
 
 var errStorage = errors.New("the storage fails")
 
-// failing is a Keeper of which one call fails, before or after it is done, or
-// all from that one on.
+// failing is a Keeper of which one call fails, before or after its effect, or all
+// calls from that one on.
 type failing struct {
 	object.Keeper
 	at          int
@@ -64,8 +64,8 @@ func (f *failing) LockedUntil(ctx context.Context, name, id string) (until time.
 	return until, err
 }
 
-// attacked is a repository with locks, of which every object was overwritten,
-// deleted, or both; and how it was.
+// attacked returns a repository with locks of which every object was overwritten,
+// deleted, or both; and the objects before the attack.
 func attacked(t *testing.T) (*house, *mem.Keeper, map[string][]byte) {
 	raw := mem.NewKeeper(time.Now)
 	h := &house{t: t, store: versions.New(raw), cache: t.TempDir(), now: time.Now(), m: disktest.NewMem(diskSize)}
@@ -95,7 +95,8 @@ func attacked(t *testing.T) (*house, *mem.Keeper, map[string][]byte) {
 	return h, raw, before
 }
 
-// Whatever storage call of repair versions fails, the next try puts all back.
+// Whatever storage call of repair versions fails, the next attempt restores
+// everything.
 func TestVersionsEveryCallFails(t *testing.T) {
 	for how, f := range map[string]failing{"before": {}, "after": {after: true}, "for good": {stay: true}} {
 		struck := 0

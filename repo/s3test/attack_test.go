@@ -22,8 +22,8 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
-// attack deletes and overwrites everything, as whoever has stolen the backup
-// machine's credentials can, older versions too as far as the server lets it.
+// attack deletes and overwrites everything, as a thief of the backup machine's
+// credentials can do, including older versions as far as the server permits it.
 func attack(t *testing.T, server *s3server.Server, prefix string) (refused int) {
 	t.Helper()
 	client, err := minio.New(server.Endpoint, &minio.Options{
@@ -61,7 +61,7 @@ func attack(t *testing.T, server *s3server.Server, prefix string) (refused int) 
 		if err == nil {
 			var b bytes.Buffer
 			if _, err = b.ReadFrom(p); err == nil && bytes.HasPrefix(b.Bytes(), []byte("ha! ")) {
-				continue // their own stays
+				continue // objects of the attacker stay
 			}
 		}
 		if client.RemoveObject(ctx, server.Bucket, i.Key, minio.RemoveObjectOptions{VersionID: i.VersionID}) != nil {
@@ -96,7 +96,7 @@ func TestAttack(t *testing.T) {
 		t.Fatalf("the server refused %d deletions of %d objects", refused, len(before))
 	}
 
-	// All is read, as it is.
+	// Everything can be read without a repair.
 	r = open(t, at, o, "")
 	found, bad, err := r.Snapshots(t.Context())
 	if err != nil || len(bad) > 0 || len(found) != 2 {
@@ -107,12 +107,12 @@ func TestAttack(t *testing.T) {
 	if p, err := r.ReadRecord(t.Context(), found[0], "vm"); err != nil || !strings.Contains(string(p), "vm") {
 		t.Errorf("record: %q, %v", p, err)
 	}
-	// And a backup goes on.
+	// Backups continue to work.
 	if s := repotest.MustSave(t, open(t, at, o, ""), "vm", day2); s.Disks[0].Root != s2.Disks[0].Root || s.Disks[0].Counts.New != 0 {
 		t.Errorf("a backup after the attack: %+v", s.Disks[0])
 	}
 
-	// Put back, nothing is left of it.
+	// After a repair, the attack has no effect any more.
 	plan, err := repair.Versions(t.Context(), open(t, at, o, ""), repair.VersionsOptions{DryRun: true})
 	if err != nil || plan.Restored == 0 || plan.Lost > 0 {
 		t.Fatalf("dry run: %+v, %v", plan, err)
@@ -151,7 +151,8 @@ func TestAttack(t *testing.T) {
 	}
 }
 
-// Without locks a deletion may be a prune's: it is undone where the user says so.
+// Without locks a deletion may be the work of a prune: it is undone only if the
+// user requests it.
 func TestVersionsWithoutLocks(t *testing.T) {
 	server := s3server.StartWith(t, s3server.Options{Lock: true})
 	at, o := server.Location("repo"), options(server)
@@ -174,7 +175,7 @@ func TestVersionsWithoutLocks(t *testing.T) {
 	r = open(t, at, o, "")
 	repotest.MustRestore(t, r, s.Disks[0].Root, m)
 	repotest.MustBeClean(t, r)
-	// Locks can be begun later, and ended.
+	// Locks can be started later, and ended.
 	if err := r.SetLockDays(t.Context(), 3); err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +192,7 @@ func TestVersionsWithoutLocks(t *testing.T) {
 	}
 }
 
-// A bucket without locks is refused before it is trusted.
+// A bucket without locks is refused before it is used.
 func TestLocksNeedABucketThatHasThem(t *testing.T) {
 	server := s3server.Start(t)
 	objects, err := all.Create(t.Context(), server.Location("repo"), options(server))
@@ -227,7 +228,7 @@ func TestAppendOnly(t *testing.T) {
 	}
 	r := open(t, at, o, "")
 	repotest.MustBeClean(t, r)
-	// Each run that is over says so, since its claim must stay.
+	// Each run records its end, because its claim must stay.
 	claims, _, err := r.Claims(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-// Package s3test holds a repository against a real S3 server: with locks and an
-// attacker, with credentials that may only add, and through a line on which
-// everything goes wrong. It has tests alone.
+// Package s3test tests a repository against a real S3 server: with locks and an
+// attacker, with credentials that may only add objects, and through a connection on
+// which everything fails. It contains only tests.
 package s3test

@@ -14,7 +14,7 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// options are those of a client of the server that waits little.
+// options returns the options of a client of the server that waits only briefly.
 func options(server *s3server.Server) all.Options {
 	return all.Options{
 		Retry: retry.Policy{First: time.Millisecond, Longest: 20 * time.Millisecond},

@@ -21,14 +21,14 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// remote is a storage that behaves, in memory, as S3 does: listings by pages,
-// better asked seldom. It notes how many packs are read at once, and what is
-// listed.
+// remote is an in-memory storage that behaves like S3: it lists in pages and
+// prefers few requests. It records how many packs are read concurrently, and which
+// prefixes are listed.
 type remote struct {
 	object.Store
 	now, most atomic.Int32
 	packLists atomic.Int32
-	gate      chan struct{} // where set, a read of a pack waits for another, or for long
+	gate      chan struct{} // if set, a read of a pack waits for another one, or for a long time
 }
 
 func (r *remote) Traits() object.Traits {
@@ -60,7 +60,8 @@ func (r *remote) List(ctx context.Context, prefix string, fn func(object.Info) e
 	return r.Store.List(ctx, prefix, fn)
 }
 
-// days is a disk of many blocks of which each holds one page, another each day.
+// days is a disk of many blocks, each of which contains one page, a different one
+// each day.
 type days struct {
 	blocks int64
 	day    uint64
@@ -92,16 +93,16 @@ func (d *days) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// An incremental of 10,000 changed blocks makes at most 200 requests that carry
-// no packs, and lists no packs; on a machine that knows nothing each tree pack
-// is read whole, by one request, several at once.
+// An incremental backup of 10,000 changed blocks makes at most 200 requests that do
+// not transfer packs, and lists no packs; on a machine with an empty cache each
+// tree pack is read whole, with one request, several concurrently.
 func TestRequestsOfAnIncremental(t *testing.T) {
 	const blocks = 10_000
 	inner := &remote{Store: mem.New()}
 	if _, err := repo.Init(t.Context(), inner, repo.Options{Secret: repotest.Secret()}); err != nil {
 		t.Fatal(err)
 	}
-	// every gives the first page of each n-th block.
+	// every returns the first page of each n-th block.
 	every := func(n, from int64) (changed []disk.Extent) {
 		for i := from; i < blocks; i += n {
 			changed = append(changed, disk.Extent{Offset: i * disk.BlockSize, Length: disk.PageSize})
@@ -158,13 +159,13 @@ func TestRequestsOfAnIncremental(t *testing.T) {
 		t.Errorf("warm: %+v, %d of them metadata; packs listed %d times", n, n.Metadata(), inner.packLists.Load())
 	}
 
-	// Days on which little changes spread the tree over packs.
+	// Days with few changes spread the tree over several packs.
 	for i := range int64(4) {
 		if _, err := run(cache, inner, every(8, i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	// Cold: the first two that are asked for at once let each other pass.
+	// With an empty cache: the first two concurrent requests release each other.
 	inner.gate = make(chan struct{})
 	inner.most.Store(0)
 	trees := int64(treePacks(t, inner.Store))
@@ -180,7 +181,7 @@ func TestRequestsOfAnIncremental(t *testing.T) {
 		t.Errorf("tree packs came one by one")
 	}
 	inner.gate = nil
-	// Damage of what is kept here is found out, and harms nobody.
+	// Damage in the cache is detected, and does no harm.
 	spoil(t, cache)
 	if n, err = run(cache, inner, every(1, 0)); err != nil {
 		t.Errorf("with a damaged cache: %v", err)

@@ -13,8 +13,8 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// Backup, restore, check and prune come through a line on which every third
-// request goes wrong, each time in another way.
+// Backup, restore, check and prune succeed through a connection on which every
+// third request fails, each time in another way.
 func TestStorm(t *testing.T) {
 	server := s3server.Start(t)
 	proxy := s3proxy.Start(t, server.Endpoint, false)

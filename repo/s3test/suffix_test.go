@@ -11,9 +11,9 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// Row E12 of the fault list: where a server answers 416 to a suffix range that
-// is longer than the object, a sound repository is sound to check, a repair
-// harms nothing, and disks come back.
+// Row E12 of the fault list: if a server answers 416 to a suffix range that is
+// longer than the object, check reports a sound repository as sound, a repair does
+// no harm, and disks can be restored.
 func TestShortSuffix(t *testing.T) {
 	server := s3server.Start(t)
 	proxy := s3proxy.Start(t, server.Endpoint, false)
