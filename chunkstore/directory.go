@@ -13,18 +13,19 @@ import (
 	"xenkeep/chunkstore/seal"
 )
 
-// tailGuess is how much is read of a pack's end at first, in bytes: the table
-// of contents of a full data pack usually fits.
+// tailGuess is how many bytes of a pack's end are read first. The table of
+// contents of a full data pack usually fits.
 const tailGuess = 96 << 10
 
-// What directories may hold: bytes, and packs in any case.
+// Limits of the cache of directories: the maximum size in bytes, and the number
+// of packs that are kept in any case.
 const (
 	maxDirBytes = 64 << 20
 	minDirs     = 8
 )
 
-// directories caches what packs say of themselves, as many as memory bears: a
-// pack has from a thousand entries to 32768.
+// directories caches the directories of packs, up to a limit in bytes, because
+// a pack has from a thousand to 32768 entries.
 type directories struct {
 	mu    sync.Mutex
 	bytes int
@@ -32,7 +33,7 @@ type directories struct {
 	lru   list.List
 }
 
-// shrink forgets the directories used longest ago; mu must be held.
+// shrink removes the least recently used directories. The caller must hold mu.
 func (c *directories) shrink() {
 	for c.bytes > maxDirBytes && c.lru.Len() > minDirs {
 		old := c.lru.Remove(c.lru.Back()).(*cachedDirectory)
@@ -44,13 +45,13 @@ func (c *directories) shrink() {
 type cachedDirectory struct {
 	id   pack.ID
 	done chan struct{} // closed once d or err is set
-	n    int           // bytes counted
+	n    int           // bytes that count against the limit
 	d    *pack.Directory
 	err  error
 }
 
-// directory returns the opened directory of a pack, from the cache or read
-// once, however many ask. With unlock, it is ready to open blobs.
+// directory returns the unlocked directory of a pack, from the cache or from
+// the pack. It is read only once, however many callers request it concurrently.
 func (s *Store) directory(ctx context.Context, from ranges, id pack.ID) (*pack.Directory, error) {
 	c := &s.dirs
 	for {
@@ -69,7 +70,7 @@ func (s *Store) directory(ctx context.Context, from ranges, id pack.ID) (*pack.D
 			}
 			c.mu.Lock()
 			if e, ok := c.byID[id]; ok && e.Value == d {
-				if d.err != nil { // do not keep it
+				if d.err != nil { // errors are not cached
 					c.lru.Remove(e)
 					delete(c.byID, id)
 				} else {
@@ -90,7 +91,7 @@ func (s *Store) directory(ctx context.Context, from ranges, id pack.ID) (*pack.D
 		select {
 		case <-d.done:
 			if d.err != nil && ctx.Err() == nil {
-				continue // the other's failure may have been its cancellation
+				continue // the other caller may have failed because it was cancelled
 			}
 			return d.d, d.err
 		case <-ctx.Done():
@@ -99,10 +100,10 @@ func (s *Store) directory(ctx context.Context, from ranges, id pack.ID) (*pack.D
 	}
 }
 
-// recoverPack tells whether another, sound version of a pack that is damaged is
-// read from now on.
+// recoverPack replaces a damaged pack by another copy or version. It returns
+// true if an intact one is read from now on.
 func (s *Store) recoverPack(ctx context.Context, id pack.ID) bool {
-	if !s.trees.drop(id) { // else it was damaged on this machine
+	if !s.trees.drop(id) { // otherwise the copy on this machine was damaged
 		r, ok := s.objects.(object.Recoverer)
 		if !ok {
 			return false
@@ -111,7 +112,7 @@ func (s *Store) recoverPack(ctx context.Context, id pack.ID) bool {
 			return false
 		}
 	}
-	// Its table of contents may be another's.
+	// The cached table of contents may belong to the damaged version.
 	s.dirs.mu.Lock()
 	defer s.dirs.mu.Unlock()
 	if e, ok := s.dirs.byID[id]; ok {
@@ -123,13 +124,14 @@ func (s *Store) recoverPack(ctx context.Context, id pack.ID) bool {
 }
 
 // ReadDirectory reads and verifies the header and the table of contents of a
-// pack. Where its size is known (not negative) the blobs must fill it exactly.
+// pack. If the pack's size is known (not negative), the blobs must fill it
+// exactly.
 func (s *Store) ReadDirectory(ctx context.Context, id pack.ID, size int64) (*pack.Directory, error) {
 	return s.readProven(ctx, s.objects, id, size)
 }
 
-// readProven is ReadDirectory from what has the pack's bytes; where these are
-// not what they should be it looks elsewhere.
+// readProven is ReadDirectory with the pack's bytes from from. If these are
+// damaged, it tries to recover the pack and reads it from storage.
 func (s *Store) readProven(ctx context.Context, from ranges, id pack.ID, size int64) (*pack.Directory, error) {
 	d, err := s.readDirectory(ctx, from, id, size)
 	if errors.Is(err, seal.ErrCorrupt) && s.recoverPack(ctx, id) {

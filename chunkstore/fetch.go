@@ -19,21 +19,23 @@ import (
 )
 
 const (
-	// maxGap is how many unwanted bytes are read rather than asked around.
+	// maxGap is the largest gap of unneeded bytes that is read, rather than
+	// skipped with a second request.
 	maxGap = 64 << 10
-	// maxSpan is the most that one request reads, in bytes. A Fetch holds
-	// this much for each of its readers.
+	// maxSpan is the maximum number of bytes that one request reads. A Fetch
+	// holds this much memory for each of its readers.
 	maxSpan = 4 << 20
-	// minSpan is what one request may read in any case: less is not worth its
-	// round trip. Between the two, spans are so small that all readers have
-	// work to the end.
+	// minSpan is the size, in bytes, up to which requests are always combined,
+	// because a smaller one is not worth its round trip. Between minSpan and
+	// maxSpan, spans are small enough that all readers have work until the end.
 	minSpan = 1 << 20
 )
 
-// Fetch reads the pieces named by ids, all of one kind, and calls fn for each
-// index of ids with its plain bytes, verified against the ID. Calls come from
-// several goroutines at once and in the order of storage; fn must not keep p.
-// Blobs that lie together are read together. The first error ends the Fetch.
+// Fetch reads the pieces with these IDs, all of one kind, and calls fn for
+// each index of ids with its plain bytes, which are verified against the ID. Fn
+// is called concurrently from several goroutines, in the order of storage, and
+// must not retain p. Blobs that are adjacent in storage are read together.
+// Fetch ends with the first error.
 func (s *Store) Fetch(ctx context.Context, k chunk.Kind, ids []chunk.ID, fn func(i int, p []byte) error) error {
 	spans, err := s.plan(ctx, k, ids)
 	if err != nil {
@@ -89,7 +91,7 @@ func (s *Store) Load(ctx context.Context, k chunk.Kind, id chunk.ID) ([]byte, er
 	return out, err
 }
 
-// fetch is one call of Fetch.
+// fetch is the state of one call of Fetch.
 type fetch struct {
 	s    *Store
 	kind chunk.Kind
@@ -97,13 +99,13 @@ type fetch struct {
 	fn   func(i int, p []byte) error
 }
 
-// wanted is one index of ids and where it lies.
+// wanted is one index of ids and the location of its blob.
 type wanted struct {
 	i  int
 	at index.Location
 }
 
-// span is a range of one pack that holds wanted blobs, ascending.
+// span is a range of one pack that contains wanted blobs, in ascending order.
 type span struct {
 	pack   pack.ID
 	offset int64
@@ -164,10 +166,10 @@ func (s *Store) plan(ctx context.Context, k chunk.Kind, ids []chunk.ID) ([]span,
 	return spans, nil
 }
 
-// reader is one goroutine of a fetch, with its buffers.
+// reader is the state of one goroutine of a fetch, with its buffers.
 type reader struct {
 	*fetch
-	of     *Store // whose hasher it is: readers are used again, by other stores too
+	of     *Store // the store of the hasher: readers are reused, also by other stores
 	hasher *chunk.Hasher
 	stored []byte
 	plain  []byte
@@ -189,8 +191,9 @@ func (r *reader) release() {
 	readers.Put(r)
 }
 
-// span reads the blobs of a span. With older, a pack that turns out to have
-// another content than it should is looked for among its older versions.
+// span reads the blobs of a span. If older is true and the content of the pack
+// turns out to be damaged, span looks for an intact copy or version of the
+// pack.
 func (r *reader) span(ctx context.Context, sp span, older bool) error {
 	fail := func(i int, err error) error {
 		return &BlobError{Kind: r.kind, ID: r.ids[sp.blobs[i].i], Pack: sp.pack, Err: err}
@@ -214,7 +217,7 @@ func (r *reader) span(ctx context.Context, sp span, older bool) error {
 		return r.elsewhere(ctx, sp.blobs, fail(0, err))
 	}
 	for first := 0; first < len(sp.blobs); {
-		// All that is wanted of one blob; it is opened once.
+		// Collect all wanted pieces of one blob, which is opened only once.
 		at := sp.blobs[first].at
 		to := first + 1
 		for to < len(sp.blobs) && sp.blobs[to].at.Offset == at.Offset {
@@ -248,7 +251,7 @@ func (r *reader) span(ctx context.Context, sp span, older bool) error {
 	return nil
 }
 
-// open decrypts one blob. What it returns is valid until the next call.
+// open decrypts one blob. Its result is valid until the next call.
 func (r *reader) open(d *pack.Directory, at index.Location, stored []byte) (*pack.Blob, []byte, error) {
 	b, ok := d.Find(at.Offset)
 	if !ok || b.Stored != at.Length {
@@ -264,8 +267,8 @@ func (r *reader) open(d *pack.Directory, at index.Location, stored []byte) (*pac
 	return b, plain, nil
 }
 
-// piece finds a piece in its blob's plain bytes and proves that it is what the
-// ID names.
+// piece returns a piece of its blob's plain bytes and verifies it against the
+// ID.
 func (r *reader) piece(b *pack.Blob, plain []byte, id chunk.ID) ([]byte, error) {
 	from, to, ok := b.Find(id)
 	if !ok || b.Kind != r.kind {
@@ -283,8 +286,8 @@ func CheckID(h *chunk.Hasher, k chunk.Kind, id chunk.ID, p []byte) error {
 	return nil
 }
 
-// elsewhere reads blobs from other packs that hold them too. If no copy of one of
-// them is readable, it returns cause.
+// elsewhere reads blobs from other packs that contain them too. If no copy of
+// one of them is readable, it returns cause.
 func (r *reader) elsewhere(ctx context.Context, blobs []wanted, cause error) error {
 	for _, w := range blobs {
 		id := r.ids[w.i]

@@ -9,12 +9,12 @@ import (
 	"xenkeep/chunkstore/seal"
 )
 
-// RunID names a run: 16 random bytes.
+// RunID identifies a run. It is 16 random bytes.
 type RunID [16]byte
 
-// IndexObject is the stored form of a part of the index: a small object of
-// kind index. Its plain head, readable without a key, names the packs it
-// covers and the index objects it replaces:
+// IndexObject is the stored form of a part of the index: a small object of kind
+// index. Its plain head, readable without a key, contains the packs that it
+// covers and the index objects that it replaces:
 //
 //	offset  size  field
 //	     0    16  run that wrote it
@@ -23,12 +23,12 @@ type RunID [16]byte
 //	     …     4  number of index objects replaced
 //	     …    32  for each: the SHA-256 that names it
 //
-// Its body, sealed, has for each pack of the head, in the same order: the
+// Its sealed body contains, for each pack of the head, in the same order: the
 // number of blobs (4) and of pieces (4), the offset of the first blob (4), then
 // the stored length of each blob (4), the number of its pieces (2), and the
-// first 16 bytes of the ID of each piece. The blobs follow one another without
-// gaps; a merged index object that holds a part of a pack only has sixteen zero
-// bytes in place of the other IDs.
+// first 16 bytes of the ID of each piece. There are no gaps between the blobs.
+// A merged index object that contains only a part of a pack has sixteen zero
+// bytes in place of each other ID.
 type IndexObject struct {
 	Run      RunID
 	Packs    []index.PackEntries
@@ -57,7 +57,7 @@ func SealIndexObject(keys *seal.Keys, o *IndexObject) ([]byte, string, error) {
 	return data, "index/" + name, err
 }
 
-// appendIndexPack appends the body's part on one pack.
+// appendIndexPack appends the part of the body that describes one pack.
 func appendIndexPack(body []byte, p *index.PackEntries) ([]byte, error) {
 	var lengths, counts []byte
 	blobs := 0
@@ -101,7 +101,8 @@ func OpenIndexObject(keys *seal.Keys, data []byte) (*IndexObject, error) {
 	return o, decodeIndexBody(o, obj.Body)
 }
 
-// ReadIndexHead decodes the plain head: the packs without their entries.
+// ReadIndexHead decodes the plain head. The packs in the result have no
+// entries.
 func ReadIndexHead(head []byte) (*IndexObject, error) {
 	bad := fmt.Errorf("head of an index object: %w", seal.ErrCorrupt)
 	o := new(IndexObject)

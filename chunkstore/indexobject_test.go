@@ -47,7 +47,7 @@ func TestIndexObject(t *testing.T) {
 	if _, _, err := SealIndexObject(keys, gap); err == nil {
 		t.Error("a gap is sealed")
 	}
-	// Several pieces lie in one blob.
+	// One blob contains several pieces.
 	together := sample()
 	together.Packs[0].Entries[1].Offset = together.Packs[0].Entries[0].Offset
 	together.Packs[0].Entries[1].Length = together.Packs[0].Entries[0].Length
@@ -57,7 +57,7 @@ func TestIndexObject(t *testing.T) {
 	if got, err = OpenIndexObject(keys, data); err != nil || !reflect.DeepEqual(got, together) {
 		t.Errorf("got %+v: %v", got, err)
 	}
-	// Sixteen zero bytes stand for a blob that another object lists.
+	// Sixteen zero bytes represent a piece that another object lists.
 	holes := sample()
 	holes.Packs[0].Entries[0].Prefix = index.Prefix{}
 	if data, _, err = SealIndexObject(keys, holes); err != nil {
@@ -110,7 +110,7 @@ func FuzzIndexObject(f *testing.F) {
 	})
 }
 
-// Every shortened head or body is refused.
+// Every truncated head or body is refused.
 func TestIndexObjectShort(t *testing.T) {
 	head, body := parts(t)
 	for i := range head {

@@ -10,27 +10,28 @@ import (
 	"xenkeep/chunkstore/seal"
 )
 
-// packer fills the open pack of one kind and sends packs that are full.
+// packer fills the open pack of one kind, and sends packs that are full.
 type packer struct {
 	w    *Writer
 	kind pack.Kind
 
-	mu   sync.Mutex // guards open; held while a blob's place is reserved, not while it is filled
+	mu   sync.Mutex // guards open; held while space for a blob is reserved, but not while it is filled
 	open *openPack  // nil between packs
 }
 
-// openPack is a pack that blobs are put into.
+// openPack is a pack to which blobs are being added.
 type openPack struct {
 	b      *pack.Builder
 	buf    []byte
 	blobs  sync.WaitGroup // reserved and not yet filled
 	ids    []chunk.ID
-	target int // its size
+	target int // the size at which it is full
 	kind   pack.Kind
 }
 
-// reserve finds room in the open pack for a blob of n encoded bytes. A pack without
-// that room is sent first. It waits while all pack buffers are on their way.
+// reserve reserves space in the open pack for a blob of n encoded bytes. If the
+// open pack lacks that space, it is sent first. reserve waits while all pack
+// buffers are in use by uploads.
 func (p *packer) reserve(kind chunk.Kind, e seal.Encoding, pieces []pack.Piece, n int) (*openPack, pack.Slot, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -66,7 +67,7 @@ func (p *packer) flush() {
 	}
 }
 
-// send sends the open pack. mu must be held.
+// send sends the open pack. The caller must hold mu.
 func (p *packer) send() {
 	p.w.send(p.open)
 	p.open = nil
@@ -82,8 +83,8 @@ func (p *packer) size() int64 {
 	return int64(p.open.b.Size())
 }
 
-// begin waits for a buffer and begins a pack in it that takes a blob of n
-// encoded bytes at least.
+// begin waits for a buffer and begins a pack in it, with room for at least one
+// blob of n encoded bytes.
 func (w *Writer) begin(k pack.Kind, n int) (*openPack, error) {
 	var buf []byte
 	select {
@@ -94,7 +95,8 @@ func (w *Writer) begin(k pack.Kind, n int) (*openPack, error) {
 	w.mu.Lock()
 	target := int(min(max(w.stats.Stored/packFraction, minPack), pack.TargetSize))
 	w.mu.Unlock()
-	// A buffer grows with the packs, by doubling: small runs need little.
+	// Buffers grow with the packs, by doubling, so that small runs need little
+	// memory.
 	if need := max(target, min(n, pack.TargetSize)); cap(buf) < need+packRoom {
 		size := minPack
 		for size < need {
@@ -109,9 +111,10 @@ func (w *Writer) begin(k pack.Kind, n int) (*openPack, error) {
 	return &openPack{b: b, buf: buf, target: target, kind: k}, nil
 }
 
-// send finishes and uploads a pack in a goroutine of its own. The buffers bound how
-// many there are. It is called while the packer's mu is held, so that packs are sent
-// in the order in which they became full; nothing in it waits.
+// send finishes and uploads a pack in a goroutine of its own. The number of
+// buffers bounds the number of these goroutines. send is called while the
+// packer's mu is held, so that packs are sent in the order in which they became
+// full; it does not block.
 func (w *Writer) send(f *openPack) {
 	w.inFlight.Add(1)
 	w.start(func(ctx context.Context) error {
@@ -130,7 +133,7 @@ func (w *Writer) send(f *openPack) {
 	})
 }
 
-// failure is why the run is over.
+// failure returns the reason for which the run has ended.
 func (w *Writer) failure() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -150,7 +153,7 @@ func (w *Writer) upload(ctx context.Context, f *openPack) error {
 		return err
 	}
 	if c := w.s.trees; c != nil && f.kind == pack.Tree {
-		c.put(id, data) // the next run builds on it
+		c.put(id, data) // the next run reads it as its base
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 	"xenkeep/chunkstore/seal"
 )
 
-// IndexHead is what an index object says to anyone.
+// IndexHead is the part of an index object that is readable without a key.
 type IndexHead struct {
 	Name     string // in storage
 	Run      RunID
@@ -21,18 +21,18 @@ type IndexHead struct {
 	Replaces []string // names in storage
 }
 
-// headGuess is how much is read of an index object for its head, in bytes: that
-// of a few hundred packs.
+// headGuess is how many bytes of an index object are read first for its head.
+// The head of an object with a few hundred packs fits.
 const headGuess = 16 << 10
 
-// IndexHeads reads the heads of all index objects. Those that LoadIndex could
-// not use are left out. Objects are read in part: their signatures were proved
-// when they were taken in.
+// IndexHeads reads the heads of all index objects, except those that LoadIndex
+// could not use. Objects are read only in part, because their signatures were
+// verified when they were added to the index.
 func (s *Store) IndexHeads(ctx context.Context) ([]IndexHead, error) {
 	var heads []IndexHead
 	for _, name := range s.index.Sources() {
 		h, err := s.indexHead(ctx, name)
-		if errors.Is(err, object.ErrNotFound) { // gone meanwhile, or adopted here
+		if errors.Is(err, object.ErrNotFound) { // deleted meanwhile, or adopted by this process
 			continue
 		}
 		if err != nil {
@@ -54,7 +54,7 @@ func (s *Store) indexHead(ctx context.Context, name string) (IndexHead, error) {
 	}
 	_, head, err := seal.ObjectHead(data)
 	if err != nil && len(data) == headGuess {
-		// A long head: the whole object, which proves itself.
+		// The head is longer: read the whole object.
 		if data, err = s.objects.Get(ctx, name, 0, -1); err == nil {
 			_, head, err = seal.ObjectHead(data)
 		}
@@ -76,9 +76,9 @@ func (s *Store) indexHead(ctx context.Context, name string) (IndexHead, error) {
 	return h, nil
 }
 
-// IndexWithout gives an index object in the place of the one named, without
-// the packs that gone names, to be put under the name returned; no data where
-// nothing is left of it.
+// IndexWithout returns an index object that replaces the one called name,
+// without the packs for which the function returns true. The caller must put
+// data under the name as. Data is nil if no packs remain.
 func (s *Store) IndexWithout(ctx context.Context, name string, gone func(pack.ID) bool) (data []byte, as string, err error) {
 	o, err := s.readIndexObject(ctx, name)
 	if err != nil {
@@ -101,17 +101,19 @@ func (s *Store) IndexWithout(ctx context.Context, name string, gone func(pack.ID
 	return SealIndexObject(s.keys, fresh)
 }
 
-// Span is a stretch of a pack, from its first byte to that after its last.
+// Span is a range of a pack: From is the offset of its first byte, To the
+// offset after its last byte.
 type Span struct{ From, To uint32 }
 
-// Keep names the blobs of a pack that are still needed, by where they lie.
+// Keep lists the blobs of a pack that are still needed, by their position.
 type Keep struct {
 	Pack pack.ID
 	Size int64
-	Live []Span // of whole blobs, ascending
+	Live []Span // ranges of complete blobs, ascending
 }
 
-// Add adds a blob that lies behind those added before.
+// Add adds a blob. Its offset must be greater than those of the blobs added
+// before.
 func (k *Keep) Add(b *pack.Blob) {
 	if n := len(k.Live); n > 0 && k.Live[n-1].To == b.Offset {
 		k.Live[n-1].To += b.Stored
@@ -120,10 +122,11 @@ func (k *Keep) Add(b *pack.Blob) {
 	k.Live = append(k.Live, Span{From: b.Offset, To: b.Offset + b.Stored})
 }
 
-// Repack copies blobs out of packs into new ones, as they are sealed, and puts
-// these and an index object of theirs. When it returns nil all that was to be
-// kept can be had without the old packs, which it leaves alone. It holds one
-// pack and one pack's directory. progress counts bytes copied.
+// Repack copies sealed blobs from packs to new packs, without decrypting them,
+// and puts the new packs and index objects that cover them. If it returns nil,
+// all blobs in from can be read without the old packs, which Repack does not
+// delete. It holds one pack and the directory of one pack in memory. Repack
+// calls progress with the number of bytes copied.
 func (s *Store) Repack(ctx context.Context, run RunID, from []Keep, progress func(n int64)) (packs int, err error) {
 	r := &repacker{s: s, run: run, progress: progress}
 	for _, kind := range []pack.Kind{pack.Data, pack.Tree} {
@@ -151,7 +154,7 @@ type repacker struct {
 	buf      []byte
 }
 
-// copy takes the blobs of one pack, if it is of this kind.
+// copy copies the blobs of one pack, if the pack is of this kind.
 func (r *repacker) copy(ctx context.Context, kind pack.Kind, k *Keep) error {
 	d, err := r.s.ReadDirectory(ctx, k.Pack, k.Size)
 	if err != nil || d.Kind != kind {
@@ -165,10 +168,10 @@ func (r *repacker) copy(ctx context.Context, kind pack.Kind, k *Keep) error {
 	return nil
 }
 
-// span takes the blobs of one stretch.
+// span copies the blobs of one range.
 func (r *repacker) span(ctx context.Context, from pack.ID, d *pack.Directory, live Span) error {
 	for at := live.From; at < live.To; {
-		// What lies together is read together.
+		// Adjacent blobs are read together.
 		var blobs []*pack.Blob
 		first := at
 		for at < live.To {
@@ -230,7 +233,7 @@ func (r *repacker) put(ctx context.Context) error {
 	return nil
 }
 
-// cover puts the index of what was put so far.
+// cover puts the index of the packs that were put so far.
 func (r *repacker) cover(ctx context.Context) error {
 	if len(r.done) == 0 {
 		return nil
@@ -242,7 +245,7 @@ func (r *repacker) cover(ctx context.Context) error {
 	return err
 }
 
-// PutIndex makes packs part of the index, in storage and here.
+// PutIndex adds packs to the index, in storage and on this machine.
 func (s *Store) PutIndex(ctx context.Context, run RunID, packs []index.PackEntries) error {
 	data, name, err := SealIndexObject(s.keys, &IndexObject{Run: run, Packs: packs})
 	if err == nil {

@@ -1,10 +1,10 @@
-// Package chunkstore is the content-addressed store: plain pieces of data go
-// in and come out by ID, and lie in packs, encrypted, each once.
+// Package chunkstore is the content-addressed store: it stores plain pieces of
+// data in encrypted packs, each piece once, and returns them by ID.
 //
-// A Store reads; a Writer, which lives for one run, adds. Both stand on the
-// packages below: chunk (cut and name), seal (compress, encrypt, sign), pack
-// (bytes of a pack), index (where each ID lies), slot (keys at rest) and object
-// (the storage). The store knows no disks and no snapshots.
+// A Store reads; a Writer, which exists for one run, adds. Both use the
+// packages below: chunk (cuts and IDs), seal (compress, encrypt, sign), pack
+// (bytes of a pack), index (location of each ID), slot (stored keys) and object
+// (the storage). The store does not depend on disks or snapshots.
 package chunkstore
 
 import (
@@ -25,14 +25,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// ErrMissing is returned for IDs that no pack holds.
+// ErrMissing is returned for IDs that no pack contains.
 var ErrMissing = errors.New("not in the repository")
 
-// BlobError says which blob could not be had, and from which pack.
+// BlobError reports a blob that could not be read, and its pack.
 type BlobError struct {
 	Kind chunk.Kind
 	ID   chunk.ID
-	Pack pack.ID // zero where no pack is known to hold it
+	Pack pack.ID // zero if no pack is known to contain it
 	Err  error
 }
 
@@ -45,7 +45,7 @@ func (e *BlobError) Error() string {
 
 func (e *BlobError) Unwrap() error { return e.Err }
 
-// Store reads blobs. Its methods may be called at once.
+// Store reads blobs. Its methods are safe for concurrent use.
 type Store struct {
 	objects object.Store
 	keys    *seal.Keys
@@ -53,42 +53,43 @@ type Store struct {
 	hasher  *chunk.Hasher
 	index   *index.Index
 	dirs    directories
-	trees   *treeCache // nil where none are kept
+	trees   *treeCache // nil if tree packs are not cached
 
-	adopting sync.Mutex // one at a time looks for packs that no index object covers
+	adopting sync.Mutex // held while searching for packs that no index object covers
 
 	mu       sync.Mutex
-	adopted  map[pack.ID]int64 // size of packs that no index object covers, taken in all the same
-	unusable map[pack.ID]error // those that do not open, and why
+	adopted  map[pack.ID]int64 // sizes of packs that were added to the index although no index object covers them
+	unusable map[pack.ID]error // packs that cannot be opened, and the reason
 
-	avoid atomic.Pointer[avoided] // nil where nothing is to be avoided
+	avoid atomic.Pointer[avoided] // nil if nothing is avoided
 }
 
-// avoided is what Has denies.
+// avoided is the set of packs and blobs that Has treats as absent.
 type avoided struct {
 	packs map[pack.ID]bool
 	blobs map[chunk.ID]map[pack.ID]bool // a zero pack ID stands for every pack
 }
 
-// BadBlob is a blob known to be damaged in one pack, or wherever it lies where
+// BadBlob is a blob that is known to be damaged in one pack, or in all packs if
 // Pack is zero.
 type BadBlob struct {
 	ID   chunk.ID
 	Pack pack.ID
 }
 
-// Options are what a Store stands on; all are needed.
+// Options configure a Store. All fields except TreeDir are required.
 type Options struct {
 	Objects object.Store
 	Keys    *seal.Keys
 	Params  chunk.Params
 	Index   *index.Index
-	// TreeDir is a folder for tree packs, which are read again and again; ""
-	// or a storage near by: none are kept.
+	// TreeDir is a folder in which tree packs are cached, because they are read
+	// repeatedly. They are not cached if TreeDir is "", or if the storage does
+	// not prefer whole reads (object.Traits.Whole).
 	TreeDir string
 }
 
-// New returns a Store. It reads nothing yet: see LoadIndex.
+// New returns a Store. It does not read from storage; call LoadIndex for that.
 func New(o Options) (*Store, error) {
 	h, err := chunk.NewHasher(o.Keys.ID[:])
 	if err != nil {
@@ -104,26 +105,29 @@ func New(o Options) (*Store, error) {
 	return s, nil
 }
 
-// Objects is the storage below.
+// Objects returns the underlying storage.
 func (s *Store) Objects() object.Store { return s.objects }
 
-// Keys are the keys in use.
+// Keys returns the keys of the store.
 func (s *Store) Keys() *seal.Keys { return s.keys }
 
-// Index is where each chunk lies, as far as it is known here.
+// Index returns the index of this machine, which contains the location of each
+// known chunk.
 func (s *Store) Index() *index.Index { return s.index }
 
-// NewChunker returns a chunker as this repository cuts.
+// NewChunker returns a chunker with the parameters and the key of this
+// repository.
 func (s *Store) NewChunker() (chunk.Chunker, error) { return chunk.NewChunker(s.params, s.keys.Cut[:]) }
 
-// NewHasher returns a hasher of this repository's IDs.
+// NewHasher returns a hasher for the IDs of this repository.
 func (s *Store) NewHasher() *chunk.Hasher { return s.hasher.Clone() }
 
-// Avoid makes Has deny what lies in these packs, which are condemned or
-// damaged, and these blobs, which are known to be damaged: what they hold is
-// stored again when it is met. With distrust, nothing that a tree names is taken
-// to be there unseen, even where nothing is to be avoided. It replaces what was
-// avoided before.
+// Avoid makes Has treat as absent all content of these packs, which are
+// condemned or damaged, and these blobs, which are known to be damaged. Their
+// content is stored again when a backup encounters it. If distrust is true,
+// content that a tree references is never assumed to be present without a
+// lookup, even if nothing is avoided. Each call replaces the packs and blobs of
+// the previous one.
 func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob, distrust bool) {
 	hide := make([][32]byte, len(packs))
 	a := &avoided{packs: make(map[pack.ID]bool, len(packs)), blobs: make(map[chunk.ID]map[pack.ID]bool)}
@@ -144,20 +148,22 @@ func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob, distrust bool) {
 	s.avoid.Store(a)
 }
 
-// Avoids tells whether anything is avoided.
+// Avoids reports whether anything is avoided, or distrust is set.
 func (s *Store) Avoids() bool { return s.avoid.Load() != nil }
 
-// AvoidsPack tells whether a pack is to be avoided.
+// AvoidsPack reports whether a pack is avoided.
 func (s *Store) AvoidsPack(id pack.ID) bool {
 	a := s.avoid.Load()
 	return a != nil && a.packs[id]
 }
 
-// Trusted tells whether a blob that a readable tree names may be leant on. It
-// is Has, but answers at once where nothing is to be avoided.
+// Trusted reports whether a new snapshot may reference a blob that a readable
+// tree names, without storing it again. It is the same as Has, but returns true
+// immediately if nothing is avoided.
 func (s *Store) Trusted(id chunk.ID) bool { return s.avoid.Load() == nil || s.Has(id) }
 
-// locate finds the place to write no second copy beside.
+// locate returns the location of id, so that the caller can skip storing it
+// again.
 func (s *Store) locate(id chunk.ID) (index.Location, bool) {
 	if a := s.avoid.Load(); a != nil {
 		if in := a.blobs[id]; in != nil {
@@ -167,7 +173,8 @@ func (s *Store) locate(id chunk.ID) (index.Location, bool) {
 	return s.index.Lookup(index.PrefixOf(id))
 }
 
-// locateSound finds a place other than those in packs where id is damaged.
+// locateSound returns a location of id in a pack that is not avoided, and in
+// which id is not damaged.
 func (s *Store) locateSound(id chunk.ID, a *avoided, in map[pack.ID]bool) (index.Location, bool) {
 	if in[pack.ID{}] {
 		return index.Location{}, false
@@ -180,25 +187,27 @@ func (s *Store) locateSound(id chunk.ID, a *avoided, in map[pack.ID]bool) (index
 	return index.Location{}, false
 }
 
-// Has tells whether id is stored in a pack that is neither condemned nor
-// damaged as far as is known here.
+// Has reports whether id is stored in a pack that is neither condemned nor
+// damaged, as far as this process has learned.
 func (s *Store) Has(id chunk.ID) bool {
 	_, ok := s.locate(id)
 	return ok
 }
 
-// IndexProblem is an index object that cannot be used.
+// IndexProblem reports an index object that cannot be used.
 type IndexProblem struct {
 	Object string // its name in storage
 	Err    error
 }
 
-// LoadIndex takes in the index objects that are new in the repository and
-// forgets those that are gone. Objects that cannot be read are returned, not
-// fatal: what they covered counts as absent until it is found in its packs.
+// LoadIndex adds index objects that are new in the repository to the index, and
+// removes those that no longer exist. Objects that cannot be read are returned
+// and are not fatal: their entries are treated as absent until they are found
+// in the packs themselves.
 func (s *Store) LoadIndex(ctx context.Context) ([]IndexProblem, error) {
-	// An object that was listed and is gone when it is read was replaced
-	// meanwhile: only another list tells by what. One that stays so is lost.
+	// An object that was listed, but does not exist when it is read, was
+	// replaced meanwhile; only a new listing shows the replacement. An object
+	// that is still missing after that is lost.
 	for try := 0; ; try++ {
 		problems, replaced, err := s.loadIndex(ctx)
 		if err != nil || !replaced || try == 2 {
@@ -208,7 +217,8 @@ func (s *Store) LoadIndex(ctx context.Context) ([]IndexProblem, error) {
 }
 
 func (s *Store) loadIndex(ctx context.Context) (problems []IndexProblem, replaced bool, err error) {
-	// Known before the list: what is put between the two is not gone.
+	// Read the sources before the listing: objects that are put in between must
+	// not be treated as deleted.
 	known := s.index.Sources()
 	present := make(map[string]bool)
 	var missing []object.Info
@@ -250,7 +260,7 @@ func (s *Store) loadIndex(ctx context.Context) (problems []IndexProblem, replace
 	return problems, replaced, s.index.Update(gone, nil)
 }
 
-// takeIn reads index objects at once and adds them to the index.
+// takeIn reads index objects concurrently and adds them to the index.
 func (s *Store) takeIn(ctx context.Context, objects []object.Info) (problems []IndexProblem, err error) {
 	in := s.index.Intake()
 	defer in.Close()
@@ -279,7 +289,7 @@ func (s *Store) takeIn(ctx context.Context, objects []object.Info) (problems []I
 	if err != nil && (ctx.Err() != nil || !object.Retriable(err)) {
 		return nil, err
 	}
-	return problems, errors.Join(err, in.Finish()) // what was read need not be read again
+	return problems, errors.Join(err, in.Finish()) // keep the objects that were read, so that they need not be read again
 }
 
 func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject, error) {
@@ -297,8 +307,8 @@ func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject,
 	return o, nil
 }
 
-// Orphans lists the packs in storage that no index object covers, such as a
-// killed run leaves behind, with their sizes. It lists all packs.
+// Orphans returns the packs in storage that no index object covers, for example
+// those of a killed run, with their sizes. It lists all packs.
 func (s *Store) Orphans(ctx context.Context) (map[pack.ID]int64, error) {
 	known := make(map[pack.ID]bool)
 	for p := range s.index.Packs() {
@@ -319,10 +329,10 @@ func (s *Store) Orphans(ctx context.Context) (map[pack.ID]int64, error) {
 	return orphans, err
 }
 
-// adoptBatch is how many packs are taken in at once: about a million blobs.
+// adoptBatch is how many packs are adopted in one batch: about a million blobs.
 const adoptBatch = 1024
 
-// batches cuts a set of packs into sets of at most adoptBatch.
+// batches splits a set of packs into sets of at most adoptBatch.
 func batches(packs map[pack.ID]int64) []map[pack.ID]int64 {
 	var out []map[pack.ID]int64
 	for id, size := range packs {
@@ -334,8 +344,8 @@ func batches(packs map[pack.ID]int64) []map[pack.ID]int64 {
 	return out
 }
 
-// Adopt reads the tables of contents of packs that no index object covers and
-// makes their blobs known here. Packs that cannot be read are returned; they
+// Adopt reads the tables of contents of packs that no index object covers, and
+// returns their entries. Packs that cannot be read are returned in unread, and
 // are left alone.
 func (s *Store) Adopt(ctx context.Context, orphans map[pack.ID]int64) (taken []index.PackEntries, unread map[pack.ID]error, err error) {
 	unread = make(map[pack.ID]error)
@@ -368,8 +378,9 @@ func (s *Store) Adopt(ctx context.Context, orphans map[pack.ID]int64) (taken []i
 }
 
 // AdoptForReading makes the blobs of packs that no index object covers readable
-// in this process; it reports whether there was anything new. It is the way out
-// when an index object is lost. A Writer that leans on such packs covers them.
+// in this process, and reports whether it found any new ones. It is the
+// fallback if an index object is lost. If a Writer references such packs, it
+// adds them to an index object.
 func (s *Store) AdoptForReading(ctx context.Context) (bool, error) {
 	s.adopting.Lock()
 	defer s.adopting.Unlock()
@@ -400,8 +411,8 @@ func (s *Store) AdoptForReading(ctx context.Context) (bool, error) {
 			continue
 		}
 		found = true
-		// A name that no index object has, so that the next LoadIndex of any
-		// process forgets it.
+		// The name is one that no index object has, so that the next LoadIndex
+		// of any process removes it.
 		var name [8]byte
 		_, _ = rand.Read(name[:])
 		if err := s.index.Update(nil, []index.Source{{Name: "index/adopted-" + hex.EncodeToString(name[:]), Packs: taken}}); err != nil {
@@ -416,8 +427,8 @@ func (s *Store) AdoptForReading(ctx context.Context) (bool, error) {
 	return found, nil
 }
 
-// Adopted tells whether a pack is known only because it was found in storage:
-// no index object covers it.
+// Adopted reports whether a pack is known only because it was found in storage,
+// while no index object covers it.
 func (s *Store) Adopted(id pack.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -425,15 +436,15 @@ func (s *Store) Adopted(id pack.ID) bool {
 	return ok
 }
 
-// Unusable is why a pack that no index object covers could not be taken in; nil
-// where that was not tried, or worked.
+// Unusable returns the error with which adopting a pack that no index object
+// covers failed. It returns nil if this was not tried, or succeeded.
 func (s *Store) Unusable(id pack.ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.unusable[id]
 }
 
-// dropAvoided takes the packs to be avoided out of a set.
+// dropAvoided removes the avoided packs from a set.
 func (s *Store) dropAvoided(packs map[pack.ID]int64) {
 	if a := s.avoid.Load(); a != nil {
 		for id := range a.packs {
@@ -442,7 +453,7 @@ func (s *Store) dropAvoided(packs map[pack.ID]int64) {
 	}
 }
 
-// takeAdopted gives the adopted packs and forgets that they were.
+// takeAdopted returns the adopted packs and clears that set.
 func (s *Store) takeAdopted() map[pack.ID]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

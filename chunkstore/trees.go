@@ -21,18 +21,20 @@ import (
 )
 
 const (
-	// treesInFlight bounds the bytes of tree packs that are being fetched.
+	// treesInFlight bounds the total size, in bytes, of tree packs that are
+	// being fetched.
 	treesInFlight = 64 << 20
-	// treesKept is how much of them is kept on this machine, in bytes: the
-	// trees of 3 TiB of unique data or so.
+	// treesKept is the maximum size of the cache, in bytes. It is enough for
+	// the trees of about 3 TiB of unique data.
 	treesKept = 4 << 30
 )
 
-// treeCache keeps whole tree packs in a folder of this machine, where the
-// storage is one that is better asked seldom. An incremental backup reads lists
-// all over its base's tree; so one request brings a pack, and the next backup
-// asks for nothing. What it holds is content-addressed: it is never stale, and
-// proved by the packs' names when it comes and by AES-GCM when it is read.
+// treeCache caches whole tree packs in a folder of this machine, for storage in
+// which each request is expensive. An incremental backup reads lists in all
+// parts of its base's tree; with the cache, each pack takes one request, and
+// the next backup needs none. The content of the cache is content-addressed: it
+// is never stale. It is verified against the pack's name when it is fetched,
+// and by AES-GCM when it is read.
 type treeCache struct {
 	s   *Store
 	dir string
@@ -41,13 +43,13 @@ type treeCache struct {
 	flight *semaphore.Weighted
 
 	mu      sync.Mutex
-	coming  map[pack.ID]chan struct{} // closed when it is there, or could not be had
-	used    map[pack.ID]bool          // by this process: its time is new
-	refused map[pack.ID]bool          // those that are not read from here
-	size    int64                     // of the folder; -1: not known
+	coming  map[pack.ID]chan struct{} // closed when the pack is cached, or cannot be fetched
+	used    map[pack.ID]bool          // by this process, which has set its time
+	refused map[pack.ID]bool          // packs that are not read from the cache
+	size    int64                     // of the folder; -1: unknown
 }
 
-// newTreeCache gives nil where trees are not kept.
+// newTreeCache returns nil if trees are not cached.
 func newTreeCache(s *Store, dir string) *treeCache {
 	if dir == "" || !s.objects.Traits().Whole {
 		return nil
@@ -58,22 +60,22 @@ func newTreeCache(s *Store, dir string) *treeCache {
 	}
 }
 
-// AsStored makes all reads go to the storage from now on, whatever is kept
-// here: for whoever wants to know what is stored.
+// AsStored makes all later reads bypass the cache, for callers that must check
+// the stored data.
 func (s *Store) AsStored() {
 	if s.trees != nil {
 		s.trees.off.Store(true)
 	}
 }
 
-// ranges is what reads parts of packs.
+// ranges reads parts of packs.
 type ranges interface {
 	Get(ctx context.Context, name string, offset, length int64) ([]byte, error)
 	GetInto(ctx context.Context, name string, offset int64, p []byte) error
 }
 
-// ranges gives what to read blobs of a kind from, in one pack. The caller calls
-// done when it has read.
+// ranges returns the source from which blobs of a kind in one pack should be
+// read. The caller must call done after reading.
 func (s *Store) ranges(ctx context.Context, k chunk.Kind, id pack.ID) (from ranges, done func()) {
 	c := s.trees
 	if c == nil || pack.KindOf(k) != pack.Tree || c.off.Load() {
@@ -118,8 +120,8 @@ func (r fileRanges) GetInto(_ context.Context, name string, offset int64, p []by
 
 func (c *treeCache) file(id pack.ID) string { return filepath.Join(c.dir, id.String()) }
 
-// open gives a tree pack as a file, fetched where it is not there; nil where
-// that cannot be done: then it is read from the storage in parts.
+// open returns a tree pack as a file, and fetches it if it is not cached. It
+// returns nil on failure; the pack must then be read from storage in parts.
 func (c *treeCache) open(ctx context.Context, id pack.ID) *os.File {
 	for {
 		c.mu.Lock()
@@ -164,7 +166,7 @@ func (c *treeCache) open(ctx context.Context, id pack.ID) *os.File {
 	}
 }
 
-// fetch brings a pack by one request.
+// fetch fetches a pack with one request.
 func (c *treeCache) fetch(ctx context.Context, id pack.ID) bool {
 	weight := int64(treesInFlight)
 	for p := range c.s.index.Packs() {
@@ -184,7 +186,7 @@ func (c *treeCache) fetch(ctx context.Context, id pack.ID) bool {
 	return c.put(id, data)
 }
 
-// put keeps a pack; it reports whether that could be done.
+// put adds a pack to the cache, and reports whether it succeeded.
 func (c *treeCache) put(id pack.ID, data []byte) bool {
 	if os.MkdirAll(c.dir, 0o700) != nil || renameio.WriteFile(c.file(id), data, 0o600) != nil {
 		return false
@@ -202,9 +204,9 @@ func (c *treeCache) put(id pack.ID, data []byte) bool {
 	return true
 }
 
-// shrink measures the folder and removes what was used longest ago, but nothing
-// that this process has used, until a tenth of the limit is free; mu must be
-// held.
+// shrink measures the folder. If it is larger than limit, shrink removes the
+// least recently used packs until a tenth of the limit is free, except those
+// that this process has used. The caller must hold mu.
 func (c *treeCache) shrink(limit int64) {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
@@ -241,8 +243,8 @@ func (c *treeCache) shrink(limit int64) {
 	}
 }
 
-// drop forgets a pack that was read from here and is not what it should be; it
-// reports whether there was one.
+// drop removes a pack that was read from the cache and is damaged. It reports
+// whether there was one.
 func (c *treeCache) drop(id pack.ID) bool {
 	if c == nil || c.off.Load() {
 		return false

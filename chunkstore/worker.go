@@ -9,13 +9,13 @@ import (
 	"xenkeep/chunkstore/seal"
 )
 
-// Worker is what one goroutine needs to Put.
+// Worker is the state that one goroutine needs to call Put.
 type Worker struct {
 	w      *Writer
 	hasher *chunk.Hasher
 	comp   *seal.Compressor
 	buf    []byte // compressed
-	plain  []byte // a group whose pieces lie apart
+	plain  []byte // a group whose pieces are not adjacent in memory
 	group  []Piece
 	one    [1]Piece
 	used   map[pack.ID]struct{}
@@ -23,7 +23,7 @@ type Worker struct {
 	waited time.Duration
 }
 
-// NewWorker returns a Worker; Done ends it.
+// NewWorker returns a Worker. The caller must call Done.
 func (w *Writer) NewWorker() (*Worker, error) {
 	c, err := seal.NewCompressor(w.opts.Level)
 	if err != nil {
@@ -35,7 +35,8 @@ func (w *Writer) NewWorker() (*Worker, error) {
 	}, nil
 }
 
-// Done ends the worker: it hands in what it knows of packs it leant on.
+// Done ends the worker, and adds the packs that it referenced to those of the
+// Writer.
 func (k *Worker) Done() {
 	k.comp.Close()
 	k.comp = nil
@@ -46,36 +47,37 @@ func (k *Worker) Done() {
 	}
 }
 
-// Waited is how long the worker's Puts have waited for the storage so far: for
-// room in a pack while all buffers are on their way.
+// Waited returns how long the worker's Puts have waited for the storage so far,
+// that is, for space in a pack while all buffers are in use by uploads.
 func (k *Worker) Waited() time.Duration { return k.waited }
 
-// Sum names p as data of kind kind.
+// Sum returns the ID of p as data of kind kind.
 func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
 
-// Piece is plain data to be stored under its ID, which is Worker.Sum of it.
+// Piece is plain data to be stored under its ID, which is the result of
+// Worker.Sum.
 type Piece struct {
 	ID   chunk.ID
 	Data []byte
 }
 
-// PutResult counts what was not known before, in bytes.
+// PutResult counts the data that was not stored before, in bytes.
 type PutResult struct {
 	New    int64 // plain
-	Stored int64 // as it lies in packs
+	Stored int64 // compressed and encrypted, in packs
 }
 
-// Put stores one piece unless its ID is stored already.
+// Put stores one piece, unless its ID is already stored.
 func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (PutResult, error) {
 	k.one[0] = Piece{ID: id, Data: p}
 	return k.PutAll(kind, k.one[:])
 }
 
-// PutAll stores those of pieces whose IDs are not stored already. Data chunks
-// that are new together share blobs of up to pack.GroupSize: what lies together
-// on a disk is alike, so that it compresses better as one. Nothing of pieces is
-// kept. PutAll waits while the storage is slow; an error means that the whole
-// run has failed.
+// PutAll stores those of pieces whose IDs are not stored yet. Data chunks that
+// are new in the same call share blobs of up to pack.GroupSize: neighbouring
+// data on a disk is similar, so it compresses better together. PutAll does not
+// retain pieces. It waits while the storage is slow. An error means that the
+// whole run has failed.
 func (k *Worker) PutAll(kind chunk.Kind, pieces []Piece) (PutResult, error) {
 	k.w.flush.RLock()
 	defer k.w.flush.RUnlock()
@@ -129,7 +131,7 @@ func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
 		for i, p := range content {
 			ids[i] = p.ID
 		}
-		k.w.pending.remove(ids) // nobody may lean on what was not stored
+		k.w.pending.remove(ids) // nobody may reference a piece that was not stored
 		return err
 	}
 	defer f.blobs.Done()
@@ -138,8 +140,9 @@ func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
 	return f.b.Fill(slot, body)
 }
 
-// joined gives the bytes of the group's pieces: as they lie where they follow
-// one another in memory, as chunks of one block mostly do, else a copy.
+// joined returns the bytes of the group's pieces. If they are adjacent in
+// memory, as most chunks of one block are, the result refers to them; otherwise
+// it is a copy.
 func (k *Worker) joined() []byte {
 	first := k.group[0].Data
 	if len(k.group) == 1 {
@@ -162,13 +165,14 @@ func (k *Worker) joined() []byte {
 	return k.plain
 }
 
-// shards is a set of IDs, split so that workers rarely wait for each other.
+// shards is a set of IDs. It is split so that workers rarely wait for each
+// other.
 type shards [64]struct {
 	mu  sync.Mutex
 	set map[chunk.ID]struct{}
 }
 
-// add reports whether id was not in the set.
+// add adds id, and reports whether it was not in the set before.
 func (s *shards) add(id chunk.ID) bool {
 	p := &s[id[0]%64]
 	p.mu.Lock()

@@ -16,69 +16,72 @@ import (
 )
 
 const (
-	// minPack is how large the first packs of a run get: a pack is about
-	// 1/48 of what the run has uploaded, between minPack and
-	// pack.TargetSize, so that a killed run loses little of its work.
+	// minPack is the size of the first packs of a run, in bytes. The size of a
+	// pack is about 1/48 of the data that the run has uploaded, between minPack
+	// and pack.TargetSize, so that a killed run loses little of its work.
 	minPack      = 4 << 20
 	packFraction = 48
-	// packRoom is what a pack's buffer has beyond TargetSize, for the table.
+	// packRoom is the capacity of a pack's buffer beyond TargetSize, for the
+	// table.
 	packRoom = 3 << 20
-	// A run's index is put after this much stored data or time, whichever
-	// comes first.
+	// The index of a run is put after this much stored data or this much time,
+	// whichever comes first.
 	indexBytes  = 1 << 30
 	indexPeriod = 5 * time.Minute
 )
 
-// WriterOptions tell how a run writes.
+// WriterOptions configure a Writer.
 type WriterOptions struct {
 	Run   RunID
 	Level seal.Level
-	// Uploads is how many packs may be on their way at once; 0 is the
-	// storage's choice. The writer holds one pack (32 MiB) for each, and two
-	// more.
+	// Uploads is the maximum number of concurrent uploads of packs; 0 means the
+	// default of the storage. The writer holds one pack (32 MiB) in memory for
+	// each, and two more.
 	Uploads int
-	// Now is the clock for the index period; nil is time.Now.
+	// Now is the clock for the index period; nil means time.Now.
 	Now func() time.Time
 }
 
-// WriteStats count what a Writer did.
+// WriteStats count the packs that a Writer has put.
 type WriteStats struct {
 	Packs  int64 // put
 	Stored int64 // bytes of packs put
 }
 
-// Writer adds blobs, for one run. Put may be called at once, each goroutine
-// with a Worker of its own.
+// Writer adds blobs during one run. Any number of goroutines may use it
+// concurrently, each with its own Worker.
 type Writer struct {
 	s    *Store
 	opts WriterOptions
 
-	// start runs a function in a goroutine that Write waits for, under the
-	// context of the whole run. What a Put has begun ends with the run alone,
-	// not with the disk that asked: another disk may lean on the same blob.
+	// start runs a function in a goroutine, for which Write waits, with the
+	// context of the whole run. Work that a Put has started is cancelled only
+	// with the run, and not with the disk for which it was started, because
+	// another disk may reference the same blob.
 	start   func(func(ctx context.Context) error)
-	stopped <-chan struct{} // closed when the run is over
+	stopped <-chan struct{} // closed when the run has ended
 
 	packers [2]packer // data, tree
 	buffers chan []byte
 
-	// Put holds it for reading: a Flush must not end the open packs between a
-	// Put's claim of an ID and its place in a pack, else another disk's
-	// snapshot could be published that leans on a chunk still in memory.
+	// Put holds flush for reading. A Flush must not end the open packs between
+	// the time when a Put claims an ID and the time when it reserves space in a
+	// pack. Otherwise the snapshot of another disk could be published while it
+	// references a chunk that is still in memory.
 	flush sync.RWMutex
 
-	pending shards // IDs in packs that the index does not hold yet
+	pending shards // IDs in packs that are not in the index yet
 
 	mu       sync.Mutex
 	done     donePacks
 	stats    WriteStats
 	err      error
-	inFlight sync.WaitGroup // packs on their way
+	inFlight sync.WaitGroup // packs being uploaded
 	used     map[pack.ID]struct{}
 	made     map[pack.ID]struct{}
 }
 
-// donePacks are packs that were put and are not in the index yet.
+// donePacks are packs that were put but are not in the index yet.
 type donePacks struct {
 	packs []finishedPack
 	size  int64
@@ -95,9 +98,9 @@ func (d *donePacks) add(p finishedPack) {
 	d.size += p.entries.Size
 }
 
-// Write runs fn with a Writer and returns when all that was started has ended.
-// fn must call Flush last; what was put after the last Flush is in no index
-// object, and a later run adopts it.
+// Write runs fn with a Writer, and returns when all started work has ended. Fn
+// must call Flush last. Data that is put after the last Flush is in no index
+// object; a later run adopts it.
 func (s *Store) Write(ctx context.Context, o WriterOptions, fn func(ctx context.Context, w *Writer) error) error {
 	if o.Uploads <= 0 {
 		t := s.objects.Traits()
@@ -135,8 +138,9 @@ func (w *Writer) indexIfDue(ctx context.Context) error {
 	return w.putIndex(ctx, nil)
 }
 
-// putIndex makes the packs put so far, and extra ones, part of the index: in
-// storage first, then here, then they need not be remembered any more.
+// putIndex adds the packs that were put so far, and extra ones, to the index:
+// first in storage, then on this machine. After that their IDs are no longer
+// pending.
 func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error {
 	w.mu.Lock()
 	done := w.done.packs
@@ -170,10 +174,10 @@ func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error 
 	return nil
 }
 
-// AdoptOrphans takes packs that a killed run left without an index into this
-// run's index, so that nothing they hold is uploaded again. It returns how many
-// there were; packs that cannot be read are passed over, they harm nobody, and
-// so are those to be avoided: a pruner may be about to delete them.
+// AdoptOrphans adds packs that a killed run left without an index to this run's
+// index, so that their content is not uploaded again. It returns how many it
+// has added. It skips packs that cannot be read, which do no harm, and packs to
+// be avoided, because a pruner may be about to delete them.
 func (w *Writer) AdoptOrphans(ctx context.Context) (int, error) {
 	orphans, err := w.s.Orphans(ctx)
 	if err != nil {
@@ -195,8 +199,8 @@ func (w *Writer) AdoptOrphans(ctx context.Context) (int, error) {
 	return n, nil
 }
 
-// coverAdopted makes packs that were found without an index object, and that
-// this run may lean on, part of the index again.
+// coverAdopted adds packs that were found without an index object, and that
+// this run may reference, to the index again.
 func (w *Writer) coverAdopted(ctx context.Context) error {
 	adopted := w.s.takeAdopted()
 	w.s.dropAvoided(adopted)
@@ -212,12 +216,13 @@ func (w *Writer) coverAdopted(ctx context.Context) error {
 	return nil
 }
 
-// Salvage puts the index of what a failed or cancelled run has uploaded, so
-// that the next run uploads none of it again. Write must have returned.
+// Salvage puts the index of the packs that a failed or cancelled run has
+// uploaded, so that the next run does not upload their content again. Write
+// must have returned before.
 func (w *Writer) Salvage(ctx context.Context) error { return w.putIndex(ctx, nil) }
 
-// Flush ends the open packs and returns when all packs are in storage and in
-// the index. Puts that come meanwhile wait.
+// Flush ends the open packs, and returns when all packs are in storage and in
+// the index. Concurrent Puts wait.
 func (w *Writer) Flush(ctx context.Context) error {
 	w.flush.Lock()
 	defer w.flush.Unlock()
@@ -240,7 +245,7 @@ func (w *Writer) Flush(ctx context.Context) error {
 	return w.putIndex(ctx, nil)
 }
 
-// Unflushed is how many bytes lie in open packs or on their way.
+// Unflushed returns the number of bytes in open packs.
 func (w *Writer) Unflushed() int64 {
 	var n int64
 	for i := range w.packers {
@@ -249,15 +254,15 @@ func (w *Writer) Unflushed() int64 {
 	return n
 }
 
-// Stats are the counts so far.
+// Stats returns the counts so far.
 func (w *Writer) Stats() WriteStats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.stats
 }
 
-// Used lists the packs that this run leans on and did not make, as far as its
-// workers have handed them in.
+// Used returns the packs that this run references and did not write, as far as
+// its workers have called Done.
 func (w *Writer) Used() []pack.ID {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -270,7 +275,7 @@ func (w *Writer) Used() []pack.ID {
 	return out
 }
 
-// Made lists the packs that this run has put.
+// Made returns the packs that this run has put.
 func (w *Writer) Made() []pack.ID {
 	w.mu.Lock()
 	defer w.mu.Unlock()

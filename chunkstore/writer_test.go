@@ -30,7 +30,8 @@ func newStore(t testing.TB) *Store {
 	return s
 }
 
-// A blob may be of any size up to a pack's, whatever the packs' size is then.
+// A blob may have any size up to that of a pack, whatever the current target
+// size of packs is.
 func TestBlobSizes(t *testing.T) {
 	s := newStore(t)
 	src := rand.NewChaCha8([32]byte{2})
@@ -75,7 +76,7 @@ func TestBlobSizes(t *testing.T) {
 			t.Errorf("blob of %d bytes came back otherwise: %v", len(want[i]), err)
 		}
 	}
-	// What is not what its ID says is never given out.
+	// Content that does not match its ID is never returned.
 	if _, err := s.Load(t.Context(), chunk.Record, chunk.ID{1}); err == nil {
 		t.Error("content under a wrong ID was read")
 	}
