@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// flatExport gives bytes at the cost of a copy.
+// flatExport returns bytes at the cost of a copy.
 type flatExport struct {
 	size int64
 	page []byte
@@ -18,8 +18,8 @@ func (e flatExport) Size() int64 { return e.size }
 
 func (e flatExport) ReadAt(p []byte, _ int64) (int, error) { return copy(p, e.page), nil }
 
-// BenchmarkRead reads in blocks of 2 MiB, client and server in this process,
-// over loopback.
+// BenchmarkRead reads in blocks of 2 MiB over loopback, with client and server
+// in this process.
 func BenchmarkRead(b *testing.B) {
 	id := newIdentity(b)
 	e := flatExport{size: 1 << 30, page: make([]byte, servePiece)}
@@ -69,7 +69,7 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
-// BenchmarkSmallReads is the cost of a request.
+// BenchmarkSmallReads measures the cost of a request.
 func BenchmarkSmallReads(b *testing.B) {
 	e := flatExport{size: 1 << 30, page: make([]byte, servePiece)}
 	addr := startServer(b, &Server{Open: func(context.Context, string) (Export, error) { return e, nil }})

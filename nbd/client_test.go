@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// profiles are all combinations of what a server may know.
+// profiles returns all combinations of features that a server may support.
 func profiles(id *identity) map[string]Profile {
 	all := map[string]Profile{}
 	for _, secure := range []bool{false, true} {
@@ -159,8 +159,8 @@ func TestTLSIsNeverGivenUp(t *testing.T) {
 	}
 }
 
-// TestPipelining shows that several requests are under way on one connection:
-// the export answers none before it has seen all.
+// TestPipelining shows that several requests are in flight on one connection:
+// the export answers none of them before it has received all.
 func TestPipelining(t *testing.T) {
 	const n = 6
 	e := newExport(n * 4096)
@@ -200,7 +200,8 @@ func TestRemoteErrorsLeaveTheConnection(t *testing.T) {
 		if _, err := c.ReadAt(testContext(t), p, 0); err != nil || !bytes.Equal(p, e.data[:4096]) {
 			t.Fatalf("structured %v: next read: %v", structured, err)
 		}
-		// Behind the first piece of a long simple reply nothing can be taken back.
+		// After the first piece of a long simple reply, the reply can no longer
+		// become an error.
 		e.fail = func(off int64, _ int) error {
 			if off >= 4<<20 {
 				return errors.New("bad sector")
@@ -214,8 +215,8 @@ func TestRemoteErrorsLeaveTheConnection(t *testing.T) {
 	}
 }
 
-// TestCancelledReads gives reads up before and within their answers; other
-// reads on the connection must stay right, and the buffers untouched.
+// TestCancelledReads cancels reads before and within their answers; other reads
+// on the connection must stay correct, and the buffers must not be written to.
 func TestCancelledReads(t *testing.T) {
 	e := newExport(4 << 20)
 	gate := make(chan struct{})
@@ -266,7 +267,7 @@ func TestCancelledReads(t *testing.T) {
 }
 
 func TestDialCancelled(t *testing.T) {
-	l := newScript(t, func(*wire) {}) // says nothing, and waits
+	l := newScript(t, func(*wire) {}) // accepts, sends nothing, and waits
 	ctx, cancel := context.WithCancel(testContext(t))
 	time.AfterFunc(20*time.Millisecond, cancel)
 	if _, err := Dial(ctx, Options{Address: l}); !errors.Is(err, context.Canceled) {

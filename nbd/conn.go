@@ -12,35 +12,35 @@ import (
 	"time"
 )
 
-// Conn is one connection with one export open. Its methods may be called from
-// any number of goroutines; requests of different callers are under way at
-// once, and each answer goes straight into its caller's buffer.
+// Conn is one connection with one open export. It is safe for concurrent use;
+// requests of different callers are in flight concurrently, and each answer is
+// read directly into its caller's buffer.
 type Conn struct {
 	nc    net.Conn
 	info  Info
 	stall time.Duration
 	drain time.Duration
-	free  chan *call    // calls nobody uses
+	free  chan *call    // unused calls
 	gone  chan struct{} // closed when err is set
 	ended chan struct{} // closed when the receiver has returned
 
 	leaving chan struct{} // closed when closing is set
-	drained chan struct{} // closed when closing is set and no call is under way
+	drained chan struct{} // closed when closing is set and no call is in flight
 
 	sendMu sync.Mutex
 	out    [requestSize]byte
 
-	// received counts bytes, so that the watchdog sees progress.
+	// received counts bytes, so that the watchdog notices progress.
 	received atomic.Int64
 
 	mu      sync.Mutex
 	calls   []call
-	waiting int   // calls under way
-	closing bool  // by Close, so that the server's hanging up is no loss
-	err     error // why the connection is over; stays
+	waiting int   // calls in flight
+	closing bool  // set by Close, so that the end of the connection does not count as a loss
+	err     error // why the connection has ended; never changed once set
 }
 
-// receiveBuffer is small: it batches headers, while payloads pass it by.
+// receiveBuffer is small: it batches headers, while payloads bypass it.
 const receiveBuffer = 4096
 
 type callState uint8
@@ -48,13 +48,13 @@ type callState uint8
 const (
 	callIdle callState = iota
 	callWaiting
-	// callAbandoned: its caller is gone, its answer is thrown away.
+	// callAbandoned: its caller has returned; its answer is discarded.
 	callAbandoned
 )
 
-// call is one request under way. There is a fixed number of them; a cookie
-// holds the call's place and how often it was used, so that an answer to an
-// earlier use is not taken for one to this.
+// call is one request in flight. The number of calls is fixed; a cookie
+// contains the call's index and how often it has been used, so that an answer
+// to an earlier use is not mistaken for one to this use.
 type call struct {
 	index  uint32
 	uses   uint32
@@ -65,12 +65,12 @@ type call struct {
 	off     int64
 	length  int64
 	p       []byte
-	got     []span   // what of a read has arrived
-	extents []Extent // what a block status said
+	got     []span   // the parts of a read that have arrived
+	extents []Extent // the result of a block status request
 	told    bool     // a block status chunk has arrived
 	failure error    // the first error chunk
 	err     error
-	done    chan struct{} // takes one
+	done    chan struct{} // receives one value
 }
 
 func (c *call) cookie() uint64 { return uint64(c.uses)<<32 | uint64(c.index) }
@@ -113,24 +113,25 @@ func (r countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Info is what the handshake told of the server and the export.
+// Info returns the server's and the export's properties from the handshake.
 func (c *Conn) Info() Info { return c.info }
 
-// Size is the export's size in bytes.
+// Size returns the export's size in bytes.
 func (c *Conn) Size() int64 { return c.info.Size }
 
-// Err is why the connection is over, nil while it is not.
+// Err returns why the connection has ended, or nil while it is open.
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Close ends the connection. Requests under way fail with ErrClosed at once,
-// but Close takes in their answers before it sends NBD_CMD_DISC and hangs up: a
-// server that writes to a closed connection may die of SIGPIPE, as xapi-nbd
-// does, and takes the connections of all other clients with it. A server that
-// stops answering is waited for no longer than Options.Drain.
+// Close ends the connection. Requests in flight fail with ErrClosed
+// immediately, but Close reads their answers before it sends NBD_CMD_DISC and
+// closes the connection: a server that writes to a closed connection may die of
+// SIGPIPE, as xapi-nbd does, and then the connections of all other clients end
+// too. For a server that stops sending, Close waits no longer than
+// Options.Drain.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	if !c.closing {
@@ -143,7 +144,7 @@ func (c *Conn) Close() error {
 	over := c.err != nil
 	c.mu.Unlock()
 	if !over && c.await(c.drained) {
-		c.sendMu.Lock() // no request is under way, so nobody keeps it for long
+		c.sendMu.Lock() // no request is in flight, so nobody holds it for long
 		req := request{command: cmdDisconnect}
 		req.put(c.out[:])
 		_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
@@ -155,12 +156,12 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// drainFactor is how many times Options.Drain a server that does send, but
-// slowly, is waited for.
+// drainFactor bounds the wait for a server that does send, but slowly, as a
+// multiple of Options.Drain.
 const drainFactor = 6
 
-// await waits for done as long as the server keeps sending, within limits. It
-// reports whether done came.
+// await waits for done while the server keeps sending, within limits. It
+// reports whether done was closed or received from.
 func (c *Conn) await(done <-chan struct{}) bool {
 	select {
 	case <-done:
@@ -188,7 +189,7 @@ func (c *Conn) await(done <-chan struct{}) bool {
 	}
 }
 
-// fail ends the connection for the reason err, unless it has ended before.
+// fail ends the connection with the reason err, unless it has ended before.
 func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	if c.err != nil {
@@ -210,22 +211,22 @@ func (c *Conn) fail(err error) {
 	c.nc.Close()
 }
 
-// finish ends a call; c.mu is held.
+// finish ends a call; c.mu must be held.
 func (c *Conn) finish(k *call, err error) {
 	abandoned := k.state == callAbandoned
 	k.state, k.p, k.err = callIdle, nil, err
 	c.waiting--
 	if c.closing && c.waiting == 0 {
-		close(c.drained) // no call begins once closing is set
+		close(c.drained) // no call begins after closing is set
 	}
 	if abandoned {
-		c.free <- k // has room for all calls
+		c.free <- k // has capacity for all calls
 		return
 	}
 	k.done <- struct{}{}
 }
 
-// watch ends the connection when an answer is owed and nothing comes.
+// watch ends the connection if an answer is pending and no data arrive.
 func (c *Conn) watch() {
 	tick := time.NewTicker(max(c.stall/4, time.Millisecond))
 	defer tick.Stop()
@@ -249,7 +250,7 @@ func (c *Conn) watch() {
 	}
 }
 
-// acquire takes a free call.
+// acquire takes an unused call.
 func (c *Conn) acquire(ctx context.Context) (*call, error) {
 	select {
 	case k := <-c.free:
@@ -268,10 +269,10 @@ func (c *Conn) acquire(ctx context.Context) (*call, error) {
 	}
 }
 
-// do sends one request and waits for its answer. On return nothing writes to
-// p any more. The call comes back to the caller, who reads its results and
-// gives it to c.free; it is nil if there was none to be had, or if its answer
-// is still to come.
+// do sends one request and waits for its answer. When it returns, nothing
+// writes to p any more. It returns the call to the caller, who reads its
+// results and puts it back into c.free; the call is nil if none was available,
+// or if its answer is still to come.
 func (c *Conn) do(ctx context.Context, command uint16, p []byte, off, length int64) (*call, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -315,11 +316,12 @@ func (c *Conn) do(ctx context.Context, command uint16, p []byte, off, length int
 	}
 }
 
-// abandon gives up a request whose caller no longer wants it, for the reason
-// why; its answer is thrown away when it comes. If the answer is coming in just
-// now, abandon waits for the end of it, because p must be the caller's again,
-// and because the server must not write to a closed connection. Only if the
-// server stops sending within the answer is the connection given up.
+// abandon cancels a request whose caller no longer waits for it, with the
+// reason why; its answer is discarded when it arrives. If the answer is
+// arriving at this moment, abandon waits for its end, because p must belong to
+// the caller again, and because the server must not write to a closed
+// connection. It closes the connection only if the server stops sending within
+// the answer.
 func (c *Conn) abandon(why error, k *call) (*call, error) {
 	c.mu.Lock()
 	if k.state == callWaiting && !k.active {
@@ -339,14 +341,15 @@ func lost(what string, err error) error {
 	if errors.Is(err, ErrProtocol) || errors.Is(err, ErrLost) {
 		return err
 	}
-	// The cause may be io.EOF, which would read as the end of the export.
+	// The cause may be io.EOF, which a caller would take for the end of the
+	// export.
 	return fmt.Errorf("%s: %w: %v", what, ErrLost, err)
 }
 
 // ReadAt fills p from byte offset off. Offset and length need not be aligned.
-// It ends with all of p read or with an error, io.EOF if p reaches beyond the
-// export. After an error, or after ctx has ended, p's content is undefined,
-// and nothing writes to it.
+// It either reads all of p or returns an error, io.EOF if p reaches beyond the
+// export. After an error, or after ctx has ended, p's content is undefined, and
+// nothing writes to it.
 func (c *Conn) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	want := len(p)
 	if off < 0 || off > c.info.Size {
@@ -374,14 +377,14 @@ func (c *Conn) readSome(ctx context.Context, p []byte, off int64) (int, error) {
 	length := int64(len(p))
 	if skip == 0 && length >= align {
 		length = min(length, c.info.MaxPayload)
-		// The end of an export that is not a whole number of blocks can only
-		// be asked for as it is.
+		// If the end of an export is not a whole number of blocks, it can only
+		// be requested with its exact length.
 		if off+length != c.info.Size {
 			length -= length % align
 		}
 		return int(length), c.read(ctx, p[:length], off)
 	}
-	// The head or the tail of an unaligned read: one block of its own.
+	// The head or the tail of an unaligned read: a block of its own.
 	start := off - skip
 	block := make([]byte, min(align, c.info.Size-start))
 	if err := c.read(ctx, block, start); err != nil {
@@ -401,12 +404,13 @@ func (c *Conn) read(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// maxStatusRequest is the longest range asked for at once: 32 bits, aligned.
+// maxStatusRequest is the longest range of one status request: 32 bits,
+// aligned.
 const maxStatusRequest = 1 << 31
 
-// Extents tells what is known of length bytes at off: extents in order without
-// gaps, neighbours different. It fails with ErrNoAllocation if the server does
-// not tell.
+// Extents returns the allocation of length bytes at off: extents in order
+// without gaps, of which adjacent ones differ. It fails with ErrNoAllocation if
+// the server does not report allocation.
 func (c *Conn) Extents(ctx context.Context, off, length int64) ([]Extent, error) {
 	if !c.info.Allocation {
 		return nil, ErrNoAllocation
@@ -422,7 +426,7 @@ func (c *Conn) Extents(ctx context.Context, off, length int64) ([]Extent, error)
 		k, err := c.do(ctx, cmdBlockStatus, nil, start, stop-start)
 		var some []Extent
 		if k != nil {
-			// After a failure the receiver may still be at it.
+			// After a failure the receiver may still be using the call.
 			if err == nil {
 				some = k.extents
 			}

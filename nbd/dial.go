@@ -15,55 +15,57 @@ import (
 	"time"
 )
 
-// Options say what to connect to and how. Address and ExportName are needed
-// for most servers, the rest may stay zero.
+// Options define the server to connect to, and how. Most servers need Address
+// and ExportName; all other fields may stay zero.
 type Options struct {
 	Address string // host:port; for network "unix" a path
 	Network string // default "tcp"
-	// ExportName is treated as a secret: no error shows it.
+	// ExportName is treated as a secret: no error contains it.
 	ExportName string
-	// TLS, if set, demands TLS with this configuration.
+	// TLS, if set, requires TLS with this configuration.
 	TLS *tls.Config
-	// PinnedCertPEM, if set, demands TLS with a server that shows exactly this
-	// certificate (any one of them, if the PEM holds several), whoever signed
-	// it and whatever its names and dates are. It is what VDI.get_nbd_info
-	// calls cert. A TLS configuration given as well is used with it.
+	// PinnedCertPEM, if set, requires TLS with a server that presents exactly
+	// this certificate (any one of them, if the PEM holds several), regardless
+	// of its issuer, names and dates. It is the field cert of VDI.get_nbd_info.
+	// If TLS is set too, its other settings apply.
 	PinnedCertPEM []byte
-	// ServerName is sent to the server as the name wanted (SNI).
+	// ServerName is sent to the server as the requested name (SNI).
 	ServerName string
-	// Basic leaves out all that old servers may not know: EXPORT_NAME at
-	// once, and simple replies. Dial finds out by itself; the second and
-	// later connections to a server found to be so save a round of it.
+	// Basic avoids every feature that old servers may lack: it uses EXPORT_NAME
+	// directly, and simple replies. Dial detects such servers by itself;
+	// setting Basic for further connections to the same server saves one
+	// attempt.
 	Basic bool
-	// Depth is how many requests may be under way at once on the connection,
-	// 16 if zero. Further ones wait.
+	// Depth is the maximum number of concurrent requests on the connection, 16
+	// if zero. Further requests wait.
 	Depth int
-	// Stall is how long the server may stay silent while it owes an answer,
-	// in the handshake too; one minute if zero.
+	// Stall is how long the server may send nothing while an answer is pending,
+	// also during the handshake; one minute if zero.
 	Stall time.Duration
-	// Drain is how long Close and a cancelled read wait for answers under way
-	// while none of their bytes come, 5 s if zero. A server that does send is
-	// waited for six times as long at most.
+	// Drain is how long Close and a cancelled read wait for pending answers
+	// while none of their bytes arrive, 5 s if zero. For a server that does
+	// send, the limit is six times as long.
 	Drain time.Duration
 	// Dial replaces net.Dialer's DialContext.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Info is what the handshake told.
+// Info holds the results of the handshake.
 type Info struct {
 	Size     int64 // of the export in bytes
 	ReadOnly bool
-	// MultiConn promises that several connections see the same bytes, which
-	// for a read-only snapshot is so anyway.
+	// MultiConn means that several connections see the same bytes, which is
+	// always true for a read-only snapshot.
 	MultiConn bool
 	TLS       bool
-	// Basic: only EXPORT_NAME and simple replies were to be had.
+	// Basic: the server supports only EXPORT_NAME and simple replies.
 	Basic      bool
 	Structured bool
 	// Allocation: Conn.Extents works.
 	Allocation bool
 	// MinBlock, Preferred and MaxPayload are the server's block sizes, or 512,
-	// 4096 and 32 MiB if it named none. Requests are aligned to at least 512.
+	// 4096 and 32 MiB if it reported none. Requests are aligned to at least
+	// 512.
 	MinBlock, Preferred, MaxPayload int64
 
 	contextID uint32
@@ -74,18 +76,18 @@ const (
 	maxDepth     = 1024
 	defaultStall = time.Minute
 	defaultDrain = 5 * time.Second
-	// connectLimit is how long a host may take to accept: there may be
-	// another one to ask.
+	// connectLimit is how long a host may take to accept a connection: another
+	// host may be available.
 	connectLimit = 15 * time.Second
 )
 
-// errGone is the cause when the server hung up on an option that it may only
-// not know.
+// errGone is the cause if the server closed the connection after an option that
+// it may merely not support.
 var errGone = errors.New("hung up")
 
 // Dial connects, negotiates and opens the export. It tries GO and structured
-// replies first and goes back to EXPORT_NAME with servers that answer them
-// with UNSUP, or by hanging up. ctx bounds the handshake only.
+// replies first, and falls back to EXPORT_NAME with servers that answer UNSUP
+// or close the connection. ctx bounds only the handshake.
 func Dial(ctx context.Context, o Options) (*Conn, error) {
 	conf, err := o.tlsConfig()
 	if err != nil {
@@ -102,7 +104,7 @@ func Dial(ctx context.Context, o Options) (*Conn, error) {
 	return c, nil
 }
 
-// tlsConfig returns the configuration for STARTTLS, nil for none.
+// tlsConfig returns the configuration for STARTTLS, or nil for none.
 func (o *Options) tlsConfig() (*tls.Config, error) {
 	if o.TLS == nil && len(o.PinnedCertPEM) == 0 {
 		return nil, nil
@@ -138,9 +140,10 @@ func (o *Options) tlsConfig() (*tls.Config, error) {
 	if len(pins) == 0 {
 		return nil, fmt.Errorf("%w: no certificate in the pinned PEM", ErrTLS)
 	}
-	// The host's certificate signs itself and names whatever the host was
-	// called once. Being the very one that the pool showed over a trusted
-	// session is the proof; the handshake proves the private key.
+	// The host's certificate is self-signed and contains a name that the host
+	// may no longer have. Its identity with the certificate that the pool
+	// returned over a trusted session is the proof; the handshake proves the
+	// possession of the private key.
 	conf.InsecureSkipVerify = true
 	also := conf.VerifyConnection
 	conf.VerifyConnection = func(s tls.ConnectionState) error {
@@ -178,12 +181,12 @@ func dialOnce(ctx context.Context, o *Options, conf *tls.Config) (*Conn, error) 
 	if err != nil {
 		return nil, err
 	}
-	// The socket's buffers are left as they are: setting their size would turn
-	// off the kernel's own tuning, which goes further than the limit for a
-	// fixed one on most systems.
+	// The sizes of the socket's buffers are not set: that would turn off the
+	// kernel's own tuning, which on most systems exceeds the limit for a fixed
+	// size.
 	_ = nc.SetDeadline(time.Now().Add(stall))
-	// Cancelling must end a handshake that waits for the server, but not while
-	// the server answers: see Conn.Close.
+	// Cancellation must end a handshake that waits for the server, but not
+	// while the server answers: see Conn.Close.
 	drain := o.drain()
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Now().Add(drain)) })
 	h := &handshake{conn: nc, opts: o, tls: conf}
@@ -221,8 +224,8 @@ func (o *Options) stall() time.Duration {
 	return o.Stall
 }
 
-// handshake is one negotiation. It reads exactly what belongs to it: a byte
-// too many read before TLS begins would be a byte that was never protected.
+// handshake is one negotiation. It reads exactly its own bytes: a byte read too
+// many before TLS begins would be a byte without protection.
 type handshake struct {
 	conn net.Conn // replaced by the TLS connection
 	opts *Options
@@ -255,8 +258,8 @@ func (h *handshake) run(ctx context.Context) error {
 	return h.exportName(noZeroes)
 }
 
-// greet reads the greeting and answers with the flags it allows: a client
-// must not claim a flag that the server did not offer.
+// greet reads the greeting and answers with the flags that it permits: a client
+// must not set a flag that the server did not offer.
 func (h *handshake) greet() (noZeroes bool, err error) {
 	b := make([]byte, greetingSize)
 	if _, err := io.ReadFull(h.conn, b); err != nil {
@@ -294,7 +297,7 @@ func (h *handshake) send(option uint32, data []byte) error {
 	return h.write(appendOption(h.out[:0], option, data))
 }
 
-// reply reads one reply to option. data is valid until the next one.
+// reply reads one reply to option. data is valid until the next call.
 func (h *handshake) reply(option uint32) (kind uint32, data []byte, err error) {
 	head := make([]byte, optionReplySize)
 	if _, err = io.ReadFull(h.conn, head); err != nil {
@@ -325,7 +328,7 @@ func (h *handshake) reply(option uint32) (kind uint32, data []byte, err error) {
 	return be.Uint32(head[12:]), data, nil
 }
 
-// refusal turns an error reply into an error.
+// refusal converts an error reply to an error.
 func (h *handshake) refusal(what string, kind uint32, data []byte) error {
 	msg := string(data)
 	if h.opts.ExportName != "" {
@@ -383,7 +386,7 @@ func (h *handshake) startTLS(ctx context.Context) error {
 	return nil
 }
 
-// permanent takes from err the hint that a more basic try may help.
+// permanent removes from err the mark that a more basic attempt may succeed.
 func permanent(err error) error {
 	if errors.Is(err, errGone) {
 		return fmt.Errorf("hung up by the server: %w", ErrRefused)
@@ -391,8 +394,8 @@ func permanent(err error) error {
 	return err
 }
 
-// structured asks for structured replies, and with them for the allocation
-// context; both may be declined.
+// structured requests structured replies, and with them the allocation context;
+// the server may decline both.
 func (h *handshake) structured() error {
 	if err := h.send(optStructuredReply, nil); err != nil {
 		return err
@@ -425,14 +428,14 @@ func (h *handshake) structured() error {
 				h.info.Allocation, h.info.contextID = true, be.Uint32(data)
 			}
 		default:
-			// What was selected before an error does not count.
+			// A context that was selected before an error does not count.
 			h.info.Allocation = false
 			return h.declined(kind)
 		}
 	}
 }
 
-// declined accepts any error reply to something that was only a wish.
+// declined accepts any error reply to an optional request.
 func (h *handshake) declined(kind uint32) error {
 	if kind&repIsError == 0 {
 		return fmt.Errorf("%w: unexpected option reply %d", ErrProtocol, kind)
@@ -441,7 +444,7 @@ func (h *handshake) declined(kind uint32) error {
 }
 
 // goOption opens the export with GO. done is false if the server does not
-// know it.
+// support it.
 func (h *handshake) goOption() (done bool, err error) {
 	g := goRequest{name: h.opts.ExportName, infos: []uint16{infoBlockSize}}
 	if err := h.send(optGo, g.append(nil)); err != nil {
@@ -489,11 +492,11 @@ func (h *handshake) goOption() (done bool, err error) {
 	}
 }
 
-// exportName opens the export the old way, where hanging up is the only
-// refusal.
+// exportName opens the export with the old option, to which a server can only
+// refuse by closing the connection.
 func (h *handshake) exportName(noZeroes bool) error {
-	// The answer has no reply header: size, flags and, unless both sides
-	// agreed otherwise, zeros.
+	// The answer has no reply header: it consists of size, flags and, unless
+	// both sides agreed otherwise, zeros.
 	if err := h.send(optExportName, []byte(h.opts.ExportName)); err != nil {
 		return permanent(err)
 	}
@@ -536,7 +539,7 @@ func (i *Info) blockSize(minimum, preferred, payload uint32) error {
 	return nil
 }
 
-// settle brings the block sizes to what requests will use.
+// settle adjusts the block sizes to those that requests will use.
 func (i *Info) settle() error {
 	i.MinBlock = max(i.MinBlock, 512)
 	i.Preferred = max(i.Preferred, i.MinBlock)

@@ -23,8 +23,8 @@ type Endpoint struct {
 	PinnedCertPEM []byte
 	TLS           *tls.Config
 	ServerName    string
-	// Host says which endpoints are the same machine and share its limit;
-	// default is the address without the port.
+	// Host identifies the machine: endpoints with the same Host share its
+	// connection limit. The default is the address without the port.
 	Host string
 }
 
@@ -38,36 +38,36 @@ func (e *Endpoint) host() string {
 	return e.Address
 }
 
-// DiskOptions say where a disk is and how hard to try.
+// DiskOptions define the location of a disk and the number of attempts.
 type DiskOptions struct {
 	Endpoints   []Endpoint
-	Connections int // at most this many, 4 if zero
-	Depth       int // requests under way per connection, as in Options
+	Connections int // maximum number, 4 if zero
+	Depth       int // maximum number of concurrent requests per connection, as in Options
 	Stall       time.Duration
 	Drain       time.Duration // as in Options
-	// Limiter is shared by the disks of a process; nil for one of the disk's
-	// own.
+	// Limiter is shared by the disks of a process; if nil, the disk has one of
+	// its own.
 	Limiter *Limiter
-	// Attempts is how often one read is tried before its error is returned, 6
-	// if zero. Pause is the wait before the second attempt, 100 ms if zero; it
+	// Attempts is how often a read is tried before its error is returned, 6 if
+	// zero. Pause is the wait before the second attempt, 100 ms if zero; it
 	// doubles up to MaxPause, 5 s if zero.
 	Attempts        int
 	Pause, MaxPause time.Duration
-	// Renew, if set, is asked for new endpoints when the server refuses the
-	// export: the session within the export name may have ended. An error
-	// ends the read that needed it.
+	// Renew, if set, is called for new endpoints when the server refuses the
+	// export: the session in the export name may have ended. If it fails, the
+	// read that needed it fails with its error.
 	Renew func(ctx context.Context) ([]Endpoint, error)
 	// Dial is as in Options.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// maxPiece is the longest read sent at once: the size of a block, so that the
-// connections get equal shares, and few bytes are read again after a loss.
+// maxPiece is the longest read in one request: the size of a block, so that the
+// connections get equal shares, and only few bytes are read again after a loss.
 const maxPiece = 2 << 20
 
-// Disk reads one export over several connections. The first is made by Open,
-// the others when reads wait for those there are. All methods may be called
-// from any number of goroutines at once; reads overlap only if they are.
+// Disk reads one export over several connections. Open makes the first one; the
+// others are made when reads wait for the existing ones. A Disk is safe for
+// concurrent use; reads overlap only if their callers call it concurrently.
 type Disk struct {
 	opts  DiskOptions
 	info  Info
@@ -81,32 +81,32 @@ type Disk struct {
 
 	mu        sync.Mutex
 	endpoints []Endpoint
-	basic     map[string]bool // addresses known for knowing only EXPORT_NAME
+	basic     map[string]bool // addresses of servers that support only EXPORT_NAME
 	onHost    map[string]int  // this disk's connections by host
 }
 
-// lane is the place of one connection.
+// lane is a slot for one connection.
 type lane struct {
-	// turn is held while conn is being made; it is a channel so that waiting
-	// for it can end with a context.
+	// turn is held while conn is being made; it is a channel so that a context
+	// can end the wait for it.
 	turn chan struct{}
 	load atomic.Int32 // reads that chose this lane
 
 	mu      sync.Mutex
 	conn    *Conn
-	at      *place    // of conn
-	resting time.Time // no connection is tried before
+	at      *place    // place of conn
+	resting time.Time // no connection is tried before this time
 }
 
-// laneRest is how long an additional connection is not tried again after it
-// could not be had. Somebody else may use up the host's connections.
+// laneRest is how long an additional connection is not tried again after an
+// attempt has failed. Another client may be using the host's connections.
 const laneRest = 10 * time.Second
 
-// errNoLane says that an additional connection is not to be had just now.
+// errNoLane means that no additional connection is available at the moment.
 var errNoLane = errors.New("no further connection")
 
-// Open connects to the disk. It tries every endpoint, and waits for the
-// limiter if it must. ctx bounds Open only.
+// Open connects to the disk. It tries every endpoint, and waits for the limiter
+// if it must. ctx bounds only Open.
 func Open(ctx context.Context, o DiskOptions) (*Disk, error) {
 	if len(o.Endpoints) == 0 {
 		return nil, errors.New("open disk: no endpoints")
@@ -148,13 +148,13 @@ func Open(ctx context.Context, o DiskOptions) (*Disk, error) {
 	return d, nil
 }
 
-// Size is the disk's size in bytes.
+// Size returns the disk's size in bytes.
 func (d *Disk) Size() int64 { return d.info.Size }
 
-// Info is what the first handshake told.
+// Info returns the results of the first handshake.
 func (d *Disk) Info() Info { return d.info }
 
-// Connections is how many connections are open now.
+// Connections returns the number of open connections.
 func (d *Disk) Connections() int {
 	n := 0
 	for _, l := range d.lanes {
@@ -167,11 +167,11 @@ func (d *Disk) Connections() int {
 	return n
 }
 
-// Reconnects is how many connections replaced a lost one.
+// Reconnects returns the number of connections that replaced a lost one.
 func (d *Disk) Reconnects() int64 { return d.reconnects.Load() }
 
-// Close ends all connections. Reads under way fail with ErrClosed; Close waits
-// for their answers, within limits, as Conn.Close does.
+// Close ends all connections. Reads in progress fail with ErrClosed; Close
+// waits for their answers, within limits, as Conn.Close does.
 func (d *Disk) Close() error {
 	d.mu.Lock()
 	select {
@@ -208,9 +208,9 @@ func (d *Disk) isClosed() bool {
 	}
 }
 
-// ReadAt fills p from byte offset off, of any alignment, over whichever
-// connection is least busy. A read whose connection is lost is read again over
-// another. It ends with all of p read or with an error, io.EOF if p reaches
+// ReadAt fills p from byte offset off, of any alignment, over the connection
+// with the least load. If a read loses its connection, it is repeated over
+// another. It either reads all of p or returns an error, io.EOF if p reaches
 // beyond the disk; after an error p's content is undefined.
 func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	want := len(p)
@@ -243,7 +243,7 @@ func (d *Disk) readPiece(ctx context.Context, p []byte, off int64) error {
 	})
 }
 
-// Extents tells what is known of length bytes at off, like Conn.Extents.
+// Extents returns the allocation of length bytes at off, like Conn.Extents.
 func (d *Disk) Extents(ctx context.Context, off, length int64) (ext []Extent, err error) {
 	if !d.info.Allocation {
 		return nil, ErrNoAllocation
@@ -260,8 +260,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) (ext []Extent, er
 	return ext, err
 }
 
-// retry tries f until it succeeds, fails for good, or has been tried often
-// enough. This is the only place that decides so.
+// retry calls f until it succeeds, fails permanently, or has used all attempts.
+// This is the only place that makes this decision.
 func (d *Disk) retry(ctx context.Context, f func() error) error {
 	pause := d.opts.Pause
 	for attempt := 1; ; attempt++ {
@@ -289,7 +289,7 @@ func (d *Disk) retry(ctx context.Context, f func() error) error {
 	}
 }
 
-// dialErrors is what became of every endpoint tried.
+// dialErrors holds the error of every endpoint that was tried.
 type dialErrors []error
 
 func (e dialErrors) Error() string {
@@ -302,7 +302,7 @@ func (e dialErrors) Error() string {
 
 func (e dialErrors) Unwrap() []error { return e }
 
-// passing tells whether another attempt may help.
+// passing reports whether another attempt may succeed.
 func (d *Disk) passing(err error) bool {
 	if d.isClosed() {
 		return false
@@ -313,13 +313,14 @@ func (d *Disk) passing(err error) bool {
 	}
 	var re *RemoteError
 	if errors.As(err, &re) {
-		// The server's own word about the request, save that it is leaving.
+		// The server itself answered the request with an error; only "shutting
+		// down" is temporary.
 		return re.Errno == ESHUTDOWN
 	}
 	return !errors.Is(err, ErrTLS) && !errors.Is(err, ErrChanged) && !errors.Is(err, ErrNoAllocation)
 }
 
-// renew asks for new endpoints, once for all reads that saw the same ones.
+// renew gets new endpoints, once for all reads that used the same old ones.
 func (d *Disk) renew(ctx context.Context, seen int64) error {
 	select {
 	case d.renewing <- struct{}{}:
@@ -344,13 +345,14 @@ func (d *Disk) renew(ctx context.Context, seen int64) error {
 	return nil
 }
 
-// pick chooses the connection for a read and counts the read as its load.
+// pick chooses the connection for a read and adds the read to its load.
 func (d *Disk) pick(ctx context.Context) (*lane, *Conn, error) {
 	for {
 		if d.isClosed() {
 			return nil, nil, ErrClosed
 		}
-		// The least busy of those that are connected, and one that is not.
+		// The least loaded of the connected lanes, and one that is not
+		// connected.
 		var best, empty *lane
 		now := time.Now()
 		for _, l := range d.lanes {
@@ -373,7 +375,7 @@ func (d *Disk) pick(ctx context.Context) (*lane, *Conn, error) {
 		}
 		l := empty
 		if l == nil {
-			l = d.lanes[0] // none is live, and all are being made or rest
+			l = d.lanes[0] // none is connected, and all are being connected or must wait
 		}
 		_, err := d.connect(ctx, l, best == nil)
 		if err == nil {
@@ -391,7 +393,7 @@ func (d *Disk) pick(ctx context.Context) (*lane, *Conn, error) {
 	}
 }
 
-// take counts a read on l and returns its connection if it lives.
+// take adds a read to the load of l and returns its connection if it is usable.
 func (l *lane) take() *Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -402,8 +404,9 @@ func (l *lane) take() *Conn {
 	return l.conn
 }
 
-// done ends a read's claim on l. A connection that is not the disk's only one
-// and has nothing to do goes when another disk waits for its host.
+// done removes a read from the load of l. If another disk waits for the
+// connection's host, and the connection is idle and not the disk's only one,
+// done closes it.
 func (d *Disk) done(l *lane) {
 	if l.load.Add(-1) > 0 {
 		return
@@ -414,7 +417,7 @@ func (d *Disk) done(l *lane) {
 	if c == nil || !d.opts.Limiter.wanted(at.endpoint.host()) {
 		return
 	}
-	d.mu.Lock() // one at a time, so that one stays
+	d.mu.Lock() // one at a time, so that one connection remains
 	leave := false
 	if d.Connections() > 1 {
 		l.mu.Lock()

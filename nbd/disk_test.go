@@ -17,7 +17,7 @@ import (
 type cutter struct {
 	net.Conn
 	n     int
-	where int // halves of the write that still go out
+	where int // number of halves of that write that are still sent
 	mu    sync.Mutex
 	fired *atomic.Bool
 }
@@ -49,9 +49,9 @@ func (l faultyListener) Accept() (net.Conn, error) {
 	return l.wrap(c), nil
 }
 
-// TestCutAtEveryMessage cuts the first connection at each message that either
-// side sends, until a run goes through untouched; the disk's bytes must come
-// out right each time.
+// TestCutAtEveryMessage cuts the first connection at each message of either
+// side, until a run completes without a cut; each time, the disk's bytes must
+// be read correctly.
 func TestCutAtEveryMessage(t *testing.T) {
 	id := newIdentity(t)
 	for name, p := range map[string]Profile{
@@ -127,7 +127,7 @@ func cutOnce(t *testing.T, p Profile, id *identity, side string, n, where int) (
 	return hit.Load()
 }
 
-// TestDyingConnections reads a disk over connections none of which lives long.
+// TestDyingConnections reads a disk over connections that are all short-lived.
 func TestDyingConnections(t *testing.T) {
 	e := newExport(4 << 20)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -178,7 +178,7 @@ func TestAttemptsAreBounded(t *testing.T) {
 	if _, err := d.ReadAt(testContext(t), make([]byte, 512), 0); err == nil {
 		t.Fatal("read without a server")
 	}
-	// The first attempt may still meet the dying connection.
+	// The first attempt may still use the connection that is being closed.
 	if n := dials.Load(); n < 4 || n > 5 {
 		t.Errorf("%d dials", n)
 	}
@@ -189,7 +189,7 @@ func TestAttemptsAreBounded(t *testing.T) {
 	if n := d.opts.Limiter.InUse("127.0.0.1"); n != 0 {
 		t.Errorf("%d connections still counted", n)
 	}
-	// A read waiting for its next attempt ends with its context.
+	// A read that waits for its next attempt ends with its context.
 	o.Pause, o.Attempts = time.Hour, 2
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
@@ -198,8 +198,8 @@ func TestAttemptsAreBounded(t *testing.T) {
 	}
 }
 
-// hosts starts n servers of one export, each with its own number of
-// connections at most, and endpoints that look like as many hosts.
+// hosts starts n servers of one export, each with a connection limit of its
+// own, and returns endpoints that look like as many hosts.
 func hosts(t *testing.T, e *memExport, n int, p Profile) ([]*Server, []Endpoint) {
 	var all []*Server
 	var ends []Endpoint
@@ -296,7 +296,7 @@ func (c *countedConn) Close() error {
 	return err
 }
 
-// TestMakingRoom: a disk with several connections gives one up to a disk that
+// TestMakingRoom: a disk with several connections releases one if another disk
 // waits for its first.
 func TestMakingRoom(t *testing.T) {
 	e := newExport(1 << 20)
@@ -367,7 +367,7 @@ func TestLimiter(t *testing.T) {
 		t.Fatal(err)
 	}
 	one()
-	one() // twice is once
+	one() // a second call has no effect
 	if a, b := <-got, <-got; a != 0 || b != 1 {
 		t.Fatalf("served %d before %d", a, b)
 	}
@@ -395,7 +395,7 @@ func TestFullHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	// All further connections are refused, and the one there is does it all.
+	// All further connections are refused, and the existing one does all reads.
 	readAll(t, d, e.data, 512, 8)
 	if n := d.Connections(); n != 1 {
 		t.Errorf("%d connections", n)
@@ -472,7 +472,7 @@ func TestChangedExport(t *testing.T) {
 	}
 }
 
-// TestStalledServer: a connection that says nothing is given up for another.
+// TestStalledServer: a connection without progress is replaced by another.
 func TestStalledServer(t *testing.T) {
 	e := newExport(8192)
 	var n atomic.Int32
@@ -489,7 +489,7 @@ func TestStalledServer(t *testing.T) {
 	}
 	defer d.Close()
 	readAll(t, d, e.data, 4096, 2)
-	// Idle is not stalled.
+	// An idle connection is not stalled.
 	time.Sleep(200 * time.Millisecond)
 	readAll(t, d, e.data, 4096, 2)
 	if n := n.Load(); n != 2 {

@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// heldExport serves zeros, after its gate is opened.
+// heldExport returns zeros, after its gate is opened.
 type heldExport struct {
 	size    int64
-	started chan struct{} // takes one for each read that waits
+	started chan struct{} // receives one value for each read that waits
 	gate    chan struct{}
 }
 
@@ -29,8 +29,8 @@ func (e *heldExport) ReadAt(p []byte, _ int64) (int, error) {
 	return len(p), nil
 }
 
-// startHeld serves a heldExport as xapi-nbd does, and returns the ends of its
-// connections.
+// startHeld serves a heldExport like xapi-nbd, and returns a channel with the
+// results of its connections.
 func startHeld(t *testing.T) (e *heldExport, address string, ended chan error) {
 	t.Helper()
 	e = &heldExport{size: 64 << 20, started: make(chan struct{}, 1), gate: make(chan struct{})}
@@ -57,9 +57,9 @@ func within[T any](t *testing.T, what string, c <-chan T) T {
 }
 
 // Row X8 of the fault list: a client that closes, or whose reads are cancelled,
-// while replies are under way takes them in, sends NBD_CMD_DISC, and only then
-// hangs up. The server never writes to a closed connection, which kills the
-// real one.
+// while replies are in progress reads these replies, sends NBD_CMD_DISC, and
+// only then closes the connection. The server never writes to a closed
+// connection, which would kill the real one.
 func TestCloseTakesInWhatIsUnderWay(t *testing.T) {
 	for name, cancelled := range map[string]bool{"closed": false, "cancelled": true} {
 		t.Run(name, func(t *testing.T) {
@@ -74,7 +74,7 @@ func TestCloseTakesInWhatIsUnderWay(t *testing.T) {
 			defer cancel()
 			var reads sync.WaitGroup
 			failures := make(chan error, 16)
-			for i := range 16 { // far more than the sockets' buffers hold
+			for i := range 16 { // far more than the sockets' buffers can hold
 				reads.Go(func() {
 					_, err := d.ReadAt(ctx, make([]byte, 2<<20), int64(i)<<21)
 					failures <- err
@@ -134,8 +134,7 @@ func waitUntil(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// Row X8: a server that has stopped answering does not keep a client from
-// leaving.
+// Row X8: Close returns even if the server has stopped answering.
 func TestCloseOfDeadServerEnds(t *testing.T) {
 	e, address, _ := startHeld(t)
 	defer close(e.gate)
@@ -160,8 +159,8 @@ func TestCloseOfDeadServerEnds(t *testing.T) {
 	within(t, "Close returns", closed)
 }
 
-// Row X8: a read that is cancelled within its answer takes in the rest of it,
-// and the connection stays in use.
+// Row X8: a read that is cancelled within its answer reads the rest of it, and
+// the connection stays in use.
 func TestCancelledWithinAnswer(t *testing.T) {
 	gate := make(chan struct{})
 	first := make(chan struct{})

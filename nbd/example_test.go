@@ -11,7 +11,7 @@ import (
 )
 
 // Read from an export over NBD. The server is one of this package, at the other
-// end of a pipe; Options.Address names a server on the network.
+// end of a pipe; Options.Address is the address of a server on the network.
 func ExampleDial() {
 	ctx := context.Background()
 	server := &nbd.Server{Open: func(context.Context, string) (nbd.Export, error) {

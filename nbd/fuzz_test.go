@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// FuzzMessages: what a decoder takes, the encoder gives back.
+// FuzzMessages checks that the encoder reproduces every message that a decoder
+// accepts.
 func FuzzMessages(f *testing.F) {
 	g := goRequest{testName, []uint16{infoBlockSize, infoName}}
 	m := metaRequest{testName, []string{contextAllocation, "base:"}}
@@ -104,8 +105,9 @@ func FuzzSpans(f *testing.F) {
 	})
 }
 
-// FuzzClient gives a client any bytes for a server's. It may fail in its own
-// words only, and a read that succeeds after a handshake has been answered.
+// FuzzClient sends arbitrary bytes to a client. It may fail only with the
+// errors of this package, and a read that succeeds after a handshake has been
+// answered.
 func FuzzClient(f *testing.F) {
 	ack := appendOptionReply(nil, optStructuredReply, repAck, nil)
 	ack = appendOptionReply(ack, optSetMetaContext, repMetaContext, append([]byte{0, 0, 0, 1}, contextAllocation...))
@@ -156,9 +158,10 @@ func FuzzClient(f *testing.F) {
 	})
 }
 
-// playback is a connection whose other side says the same, whatever it hears.
-// With a gate, what follows the handshake, whose end shows in the deadline that
-// is lifted, comes after the first request.
+// playback is a connection whose other side always sends the same bytes,
+// whatever it receives. With a gate, the bytes after the handshake, whose end
+// is detected by the removal of the deadline, are sent only after the first
+// request.
 type playback struct {
 	net.Conn
 	in     *bytes.Reader
@@ -197,8 +200,8 @@ func (p *playback) SetWriteDeadline(time.Time) error { return nil }
 func (p *playback) LocalAddr() net.Addr              { return &net.TCPAddr{} }
 func (p *playback) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 
-// FuzzServer gives a server any bytes for a client's. It must come to an end,
-// close what it opened, and give out nothing without the export's name.
+// FuzzServer sends arbitrary bytes to a server. It must end, close every export
+// that it opened, and send no data without the export's name.
 func FuzzServer(f *testing.F) {
 	g := goRequest{name: testName}
 	m := metaRequest{testName, []string{contextAllocation}}

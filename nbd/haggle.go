@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// haggle negotiates up to the transmission phase. It leaves the export nil,
-// without an error, if the client took its leave before.
+// haggle negotiates up to the transmission phase. If the client leaves before
+// that, the export stays nil, and no error is returned.
 func (s *session) haggle(ctx context.Context) error {
 	b := be.AppendUint64(nil, greetingMagic)
 	b = be.AppendUint64(b, optionMagic)
@@ -49,7 +49,7 @@ func (s *session) haggle(ctx context.Context) error {
 	}
 }
 
-// option reads one option. It reads no byte beyond it, since TLS may begin
+// option reads one option. It reads no byte beyond it, because TLS may begin
 // there.
 func (s *session) option() (uint32, []byte, error) {
 	var head [optionHeaderSize]byte
@@ -81,8 +81,8 @@ func (s *session) secure() bool {
 	return ok
 }
 
-// handle answers one option. The export is open afterwards if the
-// transmission phase begins.
+// handle answers one option. Afterwards the export is open if the transmission
+// phase begins.
 func (s *session) handle(ctx context.Context, option uint32, data []byte) error {
 	p := &s.profile
 	if p.ForceTLS && !s.secure() {
@@ -153,7 +153,7 @@ func (s *session) startTLS(ctx context.Context, data []byte) error {
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return fmt.Errorf("%w: %w", ErrTLS, err)
 	}
-	// What was agreed on in the clear does not count.
+	// Agreements made before TLS do not count.
 	s.conn, s.structured, s.allocation = tc, false, false
 	return nil
 }
@@ -201,7 +201,7 @@ func (s *session) transmissionFlags() uint16 {
 	return flags
 }
 
-// exportName begins the transmission phase, or hangs up.
+// exportName begins the transmission phase, or closes the connection.
 func (s *session) exportName(ctx context.Context, name string) error {
 	if len(name) > maxString {
 		return fmt.Errorf("%w: export name of %d bytes", ErrProtocol, len(name))
@@ -235,7 +235,8 @@ func (s *session) infoOrGo(ctx context.Context, option uint32, data []byte) erro
 		}
 		return s.reply(option, repErrPolicy, nil)
 	}
-	// From here on the caller closes it, after GO when the session ends.
+	// After GO, the export is closed when the session ends; after INFO, when
+	// this function returns.
 	if option == optGo {
 		s.export, s.name = e, g.name
 	} else if c, ok := e.(io.Closer); ok {

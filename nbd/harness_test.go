@@ -23,8 +23,8 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// memExport is a disk in memory with holes, which counts its openings and
-// closings.
+// memExport is an in-memory disk with holes; it counts how often it is opened
+// and closed.
 type memExport struct {
 	data   []byte
 	holes  []Extent
@@ -34,7 +34,7 @@ type memExport struct {
 	fail   func(off int64, n int) error
 }
 
-// newExport makes size bytes from a seed; every third 64 KiB is a hole.
+// newExport generates size bytes from a seed; every third 64 KiB is a hole.
 func newExport(size int) *memExport {
 	e := &memExport{data: make([]byte, size)}
 	src := mrand.NewChaCha8([32]byte{1})
@@ -113,7 +113,7 @@ func serveOn(t testing.TB, s *Server, l net.Listener) (stop func()) {
 	return stop
 }
 
-// always is a server's choice of one profile.
+// always returns a function that chooses the same profile for all connections.
 func always(p Profile) func(context.Context, net.Conn) Profile {
 	return func(context.Context, net.Conn) Profile { return p }
 }
@@ -184,7 +184,7 @@ type reader interface {
 	Size() int64
 }
 
-// readAll reads r with some goroutines and compares it with want.
+// readAll reads r with several goroutines and compares the result with want.
 func readAll(t testing.TB, r reader, want []byte, piece, workers int) {
 	t.Helper()
 	if r.Size() != int64(len(want)) {
@@ -219,7 +219,7 @@ func readAll(t testing.TB, r reader, want []byte, piece, workers int) {
 	}
 }
 
-// eventually waits for something that another goroutine is about to do.
+// eventually waits for a condition that another goroutine will establish.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) {

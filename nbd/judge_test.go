@@ -24,8 +24,9 @@ import (
 	"time"
 )
 
-// Other people's programs judge both sides here: nbdinfo and nbdcopy (libnbd)
-// and qemu-img as clients of the server, qemu-nbd as a server of the client.
+// These tests use programs of other projects on both sides: nbdinfo and nbdcopy
+// (libnbd) and qemu-img as clients of the server, and qemu-nbd as a server for
+// the client.
 
 func judge(t *testing.T, name string) string {
 	t.Helper()
@@ -48,7 +49,7 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// pki writes what GnuTLS programs want: an authority, and a server's
+// pki writes the files that GnuTLS programs need: an authority, and a server's
 // certificate and key signed by it.
 func pki(t *testing.T) (dir string, conf *tls.Config, leafPEM []byte) {
 	t.Helper()
@@ -93,7 +94,8 @@ func pki(t *testing.T) (dir string, conf *tls.Config, leafPEM []byte) {
 	return dir, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, leafPEM
 }
 
-// judged are the servers that other people's clients must be able to read.
+// judged starts the servers that clients of other projects must be able to
+// read.
 func judged(t *testing.T) (e *memExport, dir string, all map[string]string) {
 	t.Helper()
 	dir, conf, _ := pki(t)
@@ -219,8 +221,8 @@ func TestJudgeQemuImg(t *testing.T) {
 			image += ",tls-creds=tls0"
 		}
 		if strings.HasPrefix(name, "xapi") {
-			// Without GO, qemu asks for the list of exports and takes the
-			// answer POLICY, which xapi-nbd gives, for the end.
+			// Without GO, qemu requests the list of exports and treats the
+			// answer POLICY, which xapi-nbd sends, as fatal.
 			args := append(append([]string{"info"}, creds...), "--image-opts", image)
 			out, err := exec.CommandContext(testContext(t), "qemu-img", args...).CombinedOutput()
 			if err == nil || !strings.Contains(string(out), "list") {
@@ -244,7 +246,7 @@ func TestJudgeQemuImg(t *testing.T) {
 // qemuNBD serves path until the test ends and returns the socket's path.
 func qemuNBD(t *testing.T, path string, args ...string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "nbd") // socket paths are short
+	dir, err := os.MkdirTemp("", "nbd") // socket paths must be short
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +276,7 @@ func qemuNBD(t *testing.T, path string, args ...string) string {
 	return socket
 }
 
-// TestJudgeQemuNBD reads a sparse file from a server that is not ours.
+// TestJudgeQemuNBD reads a sparse file from qemu-nbd.
 func TestJudgeQemuNBD(t *testing.T) {
 	judge(t, "qemu-nbd")
 	e := newExport(9<<20 + 512)

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// HostConnections is how many connections xapi-nbd serves at once; the next is
-// accepted and closed (ocaml/nbd/lib/consts.ml of xen-api).
+// HostConnections is the maximum number of concurrent connections to xapi-nbd;
+// it accepts and closes further ones (ocaml/nbd/lib/consts.ml of xen-api).
 const HostConnections = 16
 
 // Limiter bounds the connections to each host over all disks that share it.
@@ -19,10 +19,10 @@ type Limiter struct {
 
 type hostLimit struct {
 	used  int
-	queue []chan struct{} // those who wait, the longest first
+	queue []chan struct{} // waiting callers, the one that has waited longest first
 }
 
-// NewLimiter returns a limiter for perHost connections a host, or
+// NewLimiter returns a limiter for perHost connections per host, or
 // HostConnections if that is zero.
 func NewLimiter(perHost int) *Limiter {
 	if perHost <= 0 {
@@ -40,8 +40,9 @@ func (l *Limiter) host(name string) *hostLimit {
 	return h
 }
 
-// Acquire waits until another connection to host is allowed, first come first
-// served. The caller gives it back with release, once or more often.
+// Acquire waits until another connection to host is allowed, first come, first
+// served. The caller returns it with release, which may be called more than
+// once.
 func (l *Limiter) Acquire(ctx context.Context, host string) (release func(), err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -73,13 +74,13 @@ func (l *Limiter) Acquire(ctx context.Context, host string) (release func(), err
 		}
 	}
 	l.mu.Unlock()
-	// The turn came in the same moment: pass it on.
+	// The connection was granted at the same moment: pass it on.
 	l.releaser(host)()
 	return nil, ctx.Err()
 }
 
-// TryAcquire takes another connection to host if one is allowed now and nobody
-// waits for it.
+// TryAcquire acquires another connection to host if one is allowed now and
+// nobody waits for it.
 func (l *Limiter) TryAcquire(host string) (release func(), ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -91,14 +92,14 @@ func (l *Limiter) TryAcquire(host string) (release func(), ok bool) {
 	return l.releaser(host), true
 }
 
-// InUse is how many connections to host are held.
+// InUse returns the number of acquired connections to host.
 func (l *Limiter) InUse(host string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.host(host).used
 }
 
-// wanted tells whether somebody waits for a connection to host.
+// wanted reports whether a caller waits for a connection to host.
 func (l *Limiter) wanted(host string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,7 +114,7 @@ func (l *Limiter) releaser(host string) func() {
 			defer l.mu.Unlock()
 			h := l.host(host)
 			if len(h.queue) > 0 {
-				close(h.queue[0]) // the place changes hands
+				close(h.queue[0]) // the connection passes to the waiting caller
 				h.queue = h.queue[1:]
 				return
 			}

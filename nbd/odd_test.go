@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// wire is the hand-driven end of a connection.
+// wire is one side of a connection, with manual control over its messages.
 type wire struct {
 	net.Conn
 	t testing.TB
@@ -46,7 +46,7 @@ func (w *wire) take(n int) []byte {
 	return b
 }
 
-// option takes one option in.
+// option reads one option.
 func (w *wire) option() (uint32, []byte) {
 	h := w.take(optionHeaderSize)
 	if h == nil {
@@ -68,8 +68,8 @@ func (w *wire) request() request {
 	return r
 }
 
-// newScript serves each connection by f, and then keeps it open until the
-// client goes, unless f closed it.
+// newScript serves each connection with f, and then keeps it open until the
+// client closes it, unless f has closed it.
 func newScript(t testing.TB, f func(w *wire)) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -97,7 +97,7 @@ func greeting(w *wire) {
 	w.take(4)
 }
 
-// opened goes through a handshake, up to a client that reads.
+// opened performs a handshake, up to the point where the client reads.
 func opened(w *wire, structured bool, size uint64) {
 	greeting(w)
 	for {
@@ -165,7 +165,7 @@ func TestOddHandshakes(t *testing.T) {
 			w.option()
 			w.put(uint64(replyMagic), uint32(optStructuredReply), uint32(repAck), uint32(9), "abc")
 			w.Close()
-		}, ErrLost}, // the second, basic try sees an export cut short
+		}, ErrLost}, // the second, basic attempt finds an export that is cut short
 		"unexpected reply": {func(w *wire) { greeting(w); w.option(); w.reply(optStructuredReply, repServer, nil) }, ErrProtocol},
 		"endless contexts": {func(w *wire) {
 			greeting(w)
@@ -216,8 +216,8 @@ func TestOddHandshakes(t *testing.T) {
 	}
 }
 
-// TestServersThatHangUpOnTheUnknown are those of old: anything but EXPORT_NAME
-// ends the connection.
+// TestServersThatHangUpOnTheUnknown covers old servers: any option except
+// EXPORT_NAME ends the connection.
 func TestServersThatHangUpOnTheUnknown(t *testing.T) {
 	data := newExport(8192).data
 	for _, fatal := range []uint32{optStructuredReply, optGo} {
@@ -382,7 +382,7 @@ func TestOddBlockStatus(t *testing.T) {
 		}
 		c.Close()
 	}
-	// Short answers are asked on; long ones are cut.
+	// After a short answer the client requests the rest; a long one is cut.
 	addr := newScript(t, func(w *wire) {
 		opened(w, true, 8192)
 		for r := w.request(); r.length > 0; r = w.request() {

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// connect makes l's connection, or returns it if somebody else just has. If
-// the disk needs it, connect waits for the limiter; else it is an additional
-// one, which may fail.
+// connect makes l's connection, or returns it if another goroutine has just
+// made it. If the disk needs the connection, connect waits for the limiter;
+// otherwise it is an additional one, which may fail.
 func (d *Disk) connect(ctx context.Context, l *lane, need bool) (*Conn, error) {
 	select {
 	case l.turn <- struct{}{}:
@@ -29,7 +29,7 @@ func (d *Disk) connect(ctx context.Context, l *lane, need bool) (*Conn, error) {
 	l.conn, l.at = nil, nil
 	l.mu.Unlock()
 	if old != nil {
-		_ = old.Close() // waits for its end, so that the host sees it first
+		_ = old.Close() // waits for its end, so that the host notices the end before the new connection
 		oldAt.release()
 	}
 
@@ -66,16 +66,18 @@ func (d *Disk) connect(ctx context.Context, l *lane, need bool) (*Conn, error) {
 	return c, nil
 }
 
-// place is a connection's place at a host, taken before it is made, so that
-// connections made at the same moment see each other.
+// place is a connection's reservation at a host. It is made before the
+// connection, so that connections made at the same moment take each other into
+// account.
 type place struct {
 	endpoint Endpoint
 	release  func()
 }
 
-// nextPlace takes a place at the endpoint, among those not in tried, whose
-// host serves this disk, and then this process, least. Hosts that are full are
-// passed over and noted in full. It returns nil if there is none left.
+// nextPlace reserves a place at the endpoint, among those not in tried, whose
+// host has the fewest connections of this disk, and among equals the fewest of
+// this process. It skips hosts that are full and adds them to full. It returns
+// nil if no endpoint is left.
 func (d *Disk) nextPlace(tried map[int]bool, full *[]Endpoint) *place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -108,7 +110,7 @@ func (d *Disk) lessBusy(a, b *Endpoint) bool {
 		cmp.Compare(d.opts.Limiter.InUse(x), d.opts.Limiter.InUse(y))) < 0
 }
 
-// take counts a place that the limiter gave; d.mu is held.
+// take records a place that the limiter has granted; d.mu must be held.
 func (d *Disk) take(e Endpoint, free func()) *place {
 	host := e.host()
 	d.onHost[host]++
@@ -120,8 +122,8 @@ func (d *Disk) take(e Endpoint, free func()) *place {
 	}}
 }
 
-// dialAny connects to one endpoint after the other until one lets it. If the
-// disk needs the connection, it waits for a host that is full.
+// dialAny tries one endpoint after the other until a connection succeeds. If
+// the disk needs the connection, it waits for a host that is full.
 func (d *Disk) dialAny(ctx context.Context, need bool) (*Conn, *place, error) {
 	var failed dialErrors
 	var full []Endpoint
@@ -161,7 +163,7 @@ func (d *Disk) dialAny(ctx context.Context, need bool) (*Conn, *place, error) {
 	return nil, nil, failed
 }
 
-// dial connects from a place, which it gives back if it fails.
+// dial connects from a place, which it releases if it fails.
 func (d *Disk) dial(ctx context.Context, at *place) (*Conn, error) {
 	e := &at.endpoint
 	d.mu.Lock()

@@ -10,11 +10,13 @@ import (
 // span is a range of a read's buffer.
 type span struct{ from, to int64 }
 
-// maxSpans bounds how scattered the pieces of one answer may arrive. Servers
-// send them in order, or nearly; a peer that wants to use up memory does not.
+// maxSpans bounds the number of separate pieces in which one answer may arrive.
+// Servers send them in order, or nearly so; a peer that tries to exhaust the
+// memory does not.
 const maxSpans = 1024
 
-// addSpan marks [from, to) as arrived. It fails if any of it was before.
+// addSpan marks [from, to) as arrived. It fails if any part of it has arrived
+// before.
 func addSpan(got []span, from, to int64) ([]span, error) {
 	if k := len(got) - 1; k >= 0 && got[k].to == from {
 		got[k].to = to
@@ -66,7 +68,7 @@ func (r *receiver) run() {
 		err = lost("receive answer", err)
 	}
 	c.fail(err)
-	// What fail left alone because it was active is over now.
+	// fail skipped this call because it was active; it has ended now.
 	c.mu.Lock()
 	for i := range c.calls {
 		k := &c.calls[i]
@@ -78,7 +80,7 @@ func (r *receiver) run() {
 	c.mu.Unlock()
 }
 
-// answer takes in one simple reply or one chunk.
+// answer reads one simple reply or one chunk.
 func (r *receiver) answer() error {
 	if _, err := io.ReadFull(r.in, r.head[:simpleSize]); err != nil {
 		return err
@@ -102,7 +104,7 @@ func (r *receiver) answer() error {
 	return fmt.Errorf("%w: answer begins with %#08x", ErrProtocol, be.Uint32(r.head[:]))
 }
 
-// find returns the call under way that cookie names.
+// find returns the call in flight that belongs to cookie.
 func (r *receiver) find(cookie uint64) (*call, error) {
 	c := r.c
 	c.mu.Lock()
@@ -119,8 +121,8 @@ func (r *receiver) find(cookie uint64) (*call, error) {
 	return nil, fmt.Errorf("%w: answer to a request never made", ErrProtocol)
 }
 
-// fill reads n bytes of payload into the call's buffer at place at, or throws
-// them away if nobody waits for them.
+// fill reads n bytes of payload into the call's buffer at offset at, or
+// discards them if the call was abandoned.
 func (r *receiver) fill(k *call, at, n int64) error {
 	c := r.c
 	c.mu.Lock()
@@ -142,7 +144,7 @@ func (r *receiver) fill(k *call, at, n int64) error {
 	return nil
 }
 
-// finish hands the call to its caller.
+// finish completes the call and wakes its caller.
 func (r *receiver) finish(k *call, err error) {
 	c := r.c
 	c.mu.Lock()
@@ -169,8 +171,8 @@ func (r *receiver) simple(errno Errno, cookie uint64) error {
 		r.finish(k, remote(k, errno, ""))
 		return nil
 	}
-	// An error may come as a simple reply, data after an agreement on
-	// structured ones may not: its length would be a guess.
+	// An error may be sent as a simple reply. Data may not after an agreement
+	// on structured replies: their length would be a guess.
 	if r.c.info.Structured {
 		return fmt.Errorf("%w: simple reply to %s", ErrProtocol, commandName(k.command))
 	}
@@ -185,7 +187,7 @@ func remote(k *call, errno Errno, message string) error {
 	return &RemoteError{Command: commandName(k.command), Errno: errno, Message: message}
 }
 
-// chunk takes in one chunk of a structured reply.
+// chunk reads one chunk of a structured reply.
 func (r *receiver) chunk(ch chunk) error {
 	k, err := r.find(ch.cookie)
 	if err != nil {

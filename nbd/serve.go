@@ -11,20 +11,20 @@ import (
 )
 
 const (
-	// xapiPiece is what xapi-nbd reads and sends at a time: 128 pages.
+	// xapiPiece is how much xapi-nbd reads and sends at a time: 128 pages.
 	xapiPiece = 512 << 10
 	xapiAlign = 512
-	// servePiece is the most a worker holds at a time.
+	// servePiece is the maximum that a worker holds at a time.
 	servePiece = 2 << 20
-	// serveWorkers bounds the requests of one connection that are worked on
-	// at once, and with servePiece its memory: 16 MiB.
+	// serveWorkers bounds the number of requests of one connection that are
+	// processed concurrently, and with servePiece its memory: 16 MiB.
 	serveWorkers = 8
-	// headRoom lies before the data in a buffer, so that header and data go
-	// out in one write without being copied together.
+	// headRoom precedes the data in a buffer, so that header and data are sent
+	// in one write without a copy.
 	headRoom = 64
 )
 
-// serveInOrder is the transmission phase as xapi-nbd has it.
+// serveInOrder is the transmission phase as in xapi-nbd.
 func (s *session) serveInOrder() error {
 	in := bufio.NewReaderSize(s.conn, 4096)
 	buf := make([]byte, headRoom+xapiPiece)
@@ -56,8 +56,9 @@ func (s *session) serveInOrder() error {
 	}
 }
 
-// readInOrder serves one aligned read. Success is told before the first byte
-// is read, so that an error, a read beyond the end too, can only hang up.
+// readInOrder serves one aligned read. It reports success before it reads the
+// first byte, so that after an error, including a read beyond the end, it can
+// only close the connection.
 func (s *session) readInOrder(r request, buf []byte) error {
 	if r.length == 0 && s.structured {
 		ch := chunk{flags: chunkDone, kind: chunkNone, cookie: r.cookie}
@@ -95,7 +96,7 @@ func (s *session) readInOrder(r request, buf []byte) error {
 	}
 }
 
-// readExport fills p from the export's byte off.
+// readExport fills p from byte off of the export.
 func (s *session) readExport(p []byte, off uint64) error {
 	if !s.within(off, uint64(len(p))) {
 		return fmt.Errorf("read %d bytes at %d: beyond the export's %d bytes", len(p), off, s.export.Size())
@@ -111,7 +112,7 @@ func (s *session) within(off, length uint64) bool {
 	return off <= size && length <= size-off
 }
 
-// ended makes sense of a failed read or write on the connection.
+// ended converts the error of a failed read or write on the connection.
 func ended(err error) error {
 	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: client left without a word", ErrLost)
@@ -134,24 +135,25 @@ func (s *session) refuse(r request, errno Errno) error {
 	return err
 }
 
-// transmission is the transmission phase of a session that works on several
-// requests at once.
+// transmission is the transmission phase of a session that processes several
+// requests concurrently.
 type transmission struct {
 	*session
 	requests chan request
 	workers  sync.WaitGroup
 
 	send sync.Mutex // held for each whole message
-	err  error      // the first failure of a worker; under send
+	err  error      // the first failure of a worker; guarded by send
 }
 
-// serve is the transmission phase with requests answered as they are done.
+// serve is the transmission phase in which requests are answered in the order
+// of their completion.
 func (s *session) serve() error {
 	t := &transmission{session: s, requests: make(chan request)}
 	err := t.receive()
 	close(t.requests)
 	if err != nil {
-		s.conn.Close() // workers that write must not hang
+		s.conn.Close() // workers that are writing must not block
 	}
 	t.workers.Wait()
 	if t.err != nil && !errors.Is(err, ErrProtocol) {
@@ -160,7 +162,7 @@ func (s *session) serve() error {
 	return err
 }
 
-// receive takes requests until the client leaves.
+// receive reads requests until the client leaves.
 func (t *transmission) receive() error {
 	in := bufio.NewReaderSize(t.conn, 16<<10)
 	var head [requestSize]byte
@@ -177,7 +179,7 @@ func (t *transmission) receive() error {
 		case cmdDisconnect:
 			return nil
 		case cmdWrite:
-			// Its data must be taken in to find the next request.
+			// Its data must be read to find the next request.
 			if r.length > maxPayload {
 				return fmt.Errorf("%w: write of %d bytes", ErrProtocol, r.length)
 			}
@@ -198,8 +200,8 @@ func (t *transmission) receive() error {
 	}
 }
 
-// work answers requests, with a buffer of its own. After a failure it only
-// empties the queue; the receiver finds the connection closed.
+// work answers requests with a buffer of its own. After a failure it only
+// empties the queue; the receiver then finds the connection closed.
 func (t *transmission) work() {
 	w := &worker{transmission: t}
 	for r := range t.requests {
@@ -217,10 +219,10 @@ func (t *transmission) work() {
 type worker struct {
 	*transmission
 	buf []byte
-	all [1]Extent // for exports that know of no extents
+	all [1]Extent // for exports without Extents
 }
 
-// room returns a buffer for n bytes behind headRoom.
+// room returns a buffer for n bytes after headRoom.
 func (w *worker) room(n int) []byte {
 	if need := headRoom + n; len(w.buf) < need {
 		size := headRoom + 64<<10
@@ -289,7 +291,7 @@ func (w *worker) answer(r request) error {
 	return w.readWhole(r)
 }
 
-// succeed answers a request that has no data to be answered with.
+// succeed answers a request whose answer has no data.
 func (w *worker) succeed(r request) error {
 	var b [structuredSize]byte
 	if w.structured {
@@ -301,9 +303,9 @@ func (w *worker) succeed(r request) error {
 	return w.write(b[:simpleSize])
 }
 
-// readWhole answers a read with one header and all the data: a simple reply,
-// or the one chunk of a client that wants no more. Only the first piece is
-// read before the header goes out.
+// readWhole answers a read with one header and all the data: a simple reply, or
+// the single chunk for a client that requested just one. Only the first piece
+// is read before the header is sent.
 func (w *worker) readWhole(r request) error {
 	n := min(int(r.length), servePiece)
 	buf := w.room(n)
@@ -344,7 +346,7 @@ func (w *worker) readWhole(r request) error {
 		}
 		if failed != nil {
 			if !w.structured {
-				return failed // a simple reply cannot take success back
+				return failed // a simple reply cannot turn into an error any more
 			}
 			clear(buf[headRoom:])
 		}
@@ -361,7 +363,7 @@ func (w *worker) readWhole(r request) error {
 	return nil
 }
 
-// readChunks answers a read with a chunk per piece, zeros as holes.
+// readChunks answers a read with a chunk per piece, and zeros as holes.
 func (w *worker) readChunks(r request) error {
 	off, left := int64(r.offset), int64(r.length)
 	extents, err := w.extents(off, left)
@@ -406,7 +408,7 @@ func (w *worker) hole(r request, flags uint16, off, n int64) error {
 }
 
 // data sends one data chunk. ok is false if the export failed and the client
-// was told so.
+// has received the error.
 func (w *worker) data(r request, flags uint16, off, n int64) (ok bool, err error) {
 	buf := w.room(int(n))
 	if err := w.readExport(buf[headRoom:], uint64(off)); err != nil {
@@ -420,7 +422,7 @@ func (w *worker) data(r request, flags uint16, off, n int64) (ok bool, err error
 	return err == nil, err
 }
 
-// extents is what the export says of a range, without gaps and overlaps.
+// extents returns the export's extents of a range, without gaps and overlaps.
 func (w *worker) extents(off, length int64) ([]Extent, error) {
 	x, ok := w.export.(Extenter)
 	if !ok || !w.profile.BlockStatus {
@@ -434,7 +436,7 @@ func (w *worker) extents(off, length int64) ([]Extent, error) {
 	return coverRange(said, off, length), nil
 }
 
-// coverRange cuts extents to a range and fills what they leave out as data.
+// coverRange cuts extents to a range and fills the gaps between them as data.
 func coverRange(said []Extent, off, length int64) []Extent {
 	end := off + length
 	all := make([]Extent, 0, len(said)+1)
@@ -454,7 +456,7 @@ func coverRange(said []Extent, off, length int64) []Extent {
 	return all
 }
 
-// maxDescriptors bounds one block status answer; the client asks on.
+// maxDescriptors bounds one block status answer; the client requests the rest.
 const maxDescriptors = 64 << 10
 
 func (w *worker) blockStatus(r request) error {

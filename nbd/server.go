@@ -11,46 +11,47 @@ import (
 	"time"
 )
 
-// Export is what a connection serves. If it is an io.Closer too, it is closed
-// once, when the connection that opened it ends, however that comes about. It
-// must bear concurrent calls.
+// Export is the disk that a connection serves. If it is also an io.Closer, it
+// is closed once, when the connection that opened it ends, for whatever reason.
+// It must be safe for concurrent use.
 type Export interface {
-	// ReadAt is called within Size only, and fills p or fails.
+	// ReadAt is called only with ranges within Size, and either fills p or
+	// fails.
 	ReadAt(p []byte, off int64) (int, error)
 	Size() int64
 }
 
-// Extenter is an Export that knows what it holds.
+// Extenter is an Export that can report its allocation.
 type Extenter interface {
-	// Extents describes [off, off+length), in order. What lies between the
-	// extents counts as data. It may describe less than was asked, and more.
+	// Extents describes [off, off+length), in order. Gaps between the extents
+	// count as data. It may describe less than the requested range, and more.
 	Extents(off, length int64) ([]Extent, error)
 }
 
 // Listed is one line of a list of exports.
 type Listed struct{ Name, Description string }
 
-// Profile is how a connection behaves. Its zero value knows nothing but
+// Profile defines the features of a connection. The zero value supports only
 // EXPORT_NAME and simple replies, without TLS.
 type Profile struct {
 	// Drop closes the connection before the greeting.
 	Drop bool
-	// TLS, if set, offers STARTTLS; ForceTLS allows nothing without it.
+	// TLS, if set, offers STARTTLS; ForceTLS refuses everything else before it.
 	TLS      *tls.Config
 	ForceTLS bool
-	// NoZeroes, GO, Info, List, Structured and BlockStatus switch on what they
-	// are named for. BlockStatus needs Structured.
+	// NoZeroes, GO, Info, List, Structured and BlockStatus enable the features
+	// of these names. BlockStatus needs Structured.
 	NoZeroes, GO, Info, List, Structured, BlockStatus bool
-	// MultiConn promises that several connections see the same.
+	// MultiConn promises that several connections see the same bytes.
 	MultiConn bool
 	// LikeXAPI serves requests as xapi-nbd does (lib/server.ml of
-	// xapi-project/nbd): strictly in order, reads in pieces of 512 KiB,
-	// nothing but multiples of 512, and the session ends at each error. A
-	// refused export is a closed connection.
+	// xapi-project/nbd): strictly in order, reads in pieces of 512 KiB, only
+	// multiples of 512, and the session ends at each error. A refused export
+	// closes the connection.
 	LikeXAPI bool
 }
 
-// Modern is the profile with all that this package knows, without TLS.
+// Modern returns the profile with all features of this package, without TLS.
 func Modern() Profile {
 	return Profile{
 		NoZeroes: true, GO: true, Info: true, List: true,
@@ -58,9 +59,10 @@ func Modern() Profile {
 	}
 }
 
-// XAPI is the profile of xapi-nbd: with conf, a pool whose network has the
-// purpose nbd, which demands TLS; without, one with insecure_nbd. GO and
-// Structured, which only newer releases may know, are off.
+// XAPI returns the profile of xapi-nbd: with conf, that of a pool whose network
+// has the purpose nbd, which requires TLS; without, that of one with
+// insecure_nbd. GO and Structured, which only newer releases may support, are
+// off.
 func XAPI(conf *tls.Config) Profile {
 	p := Profile{LikeXAPI: true}
 	if conf != nil {
@@ -73,31 +75,31 @@ func XAPI(conf *tls.Config) Profile {
 
 // Server serves exports, read-only. Open must be set.
 type Server struct {
-	// Open opens an export for one connection. An error that is
-	// fs.ErrNotExist is told apart from others where the protocol allows it.
+	// Open opens an export for one connection. If its error is fs.ErrNotExist,
+	// the client receives a specific error where the protocol has one.
 	Open func(ctx context.Context, name string) (Export, error)
-	// List answers a client's LIST; nil forbids it.
+	// List answers a client's LIST; if nil, LIST is forbidden.
 	List func(ctx context.Context) ([]Listed, error)
-	// Profile chooses a connection's behaviour; nil is Modern.
+	// Profile chooses a connection's features; nil means Modern.
 	Profile func(ctx context.Context, conn net.Conn) Profile
-	// MaxConnections is how many are served at once, 0 for any number. More
-	// are accepted and closed, as by xapi-nbd.
+	// MaxConnections is the maximum number of concurrent connections, 0 for no
+	// limit. Further ones are accepted and closed, as by xapi-nbd.
 	MaxConnections int
-	// Ended, if set, is told of each connection's end; err is nil if the
-	// client took its leave properly.
+	// Ended, if set, is called at the end of each connection; err is nil if the
+	// client disconnected properly.
 	Ended func(remote net.Addr, err error)
 
 	mu     sync.Mutex
 	active int
 }
 
-// handshakeLimit bounds a connection's life up to the transmission phase, so
-// that idle clients do not use up the connections.
+// handshakeLimit bounds the time up to the transmission phase, so that idle
+// clients do not use up the connections.
 const handshakeLimit = time.Minute
 
-// Serve accepts connections from l until ctx ends or accepting fails. It
-// closes l, ends the connections that are left, waits for them, and returns
-// the reason: ctx.Err() if that was it.
+// Serve accepts connections from l until ctx ends or accepting fails. It closes
+// l, ends the remaining connections, waits for them, and returns the reason:
+// ctx.Err() if ctx has ended.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
@@ -123,7 +125,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// ServeConn serves one connection and closes it. It counts for
+// ServeConn serves one connection and closes it. The connection counts towards
 // MaxConnections.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 	defer conn.Close()
@@ -168,12 +170,13 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 		return ctx.Err()
 	}
 	if ss.conn != conn && err == nil {
-		_ = ss.conn.Close() // says good-bye within TLS
+		_ = ss.conn.Close() // sends close_notify with TLS
 	}
 	return err
 }
 
-// Active is how many connections there are, those being turned away included.
+// Active returns the number of connections, including those that are being
+// refused.
 func (s *Server) Active() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,8 +198,8 @@ type session struct {
 	name       string
 }
 
-// allocationID is our number for base:allocation.
+// allocationID is the context ID that this server uses for base:allocation.
 const allocationID = 1
 
-// errLeft is a client's orderly departure.
+// errLeft is returned if a client disconnects in the proper way.
 var errLeft = errors.New("client left")

@@ -9,9 +9,9 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// Held is what a complete read of the disk has to read, in order: everything
-// that the server does not know to be zero, or simply everything if it tells
-// nothing of that kind.
+// Held returns the ranges that a complete read of the disk must read, in order:
+// every range that the server does not report as zero, or the whole disk if it
+// reports no allocation.
 func (d *Disk) Held(ctx context.Context) ([]disk.Extent, error) {
 	if d.Size() == 0 {
 		return nil, nil
@@ -36,29 +36,29 @@ func (d *Disk) Held(ctx context.Context) ([]disk.Extent, error) {
 	return held, nil
 }
 
-// Source is a disk.Source of some ranges of a Disk, which it reads ahead.
+// Source is a disk.Source of some ranges of a Disk, with read-ahead.
 type Source struct {
 	d     *Disk
-	want  []disk.Extent // what is left, less the first skip bytes of the first
+	want  []disk.Extent // the ranges left to read, without the first skip bytes of the first
 	skip  int64
 	ahead int
-	queue []*piece // under way or read, in order
+	queue []*piece // being read or completely read, in order
 	free  []*piece
 	err   error
 }
 
 var _ disk.Source = (*Source)(nil)
 
-// piece is a part of one block, in a buffer of the source's.
+// piece is a part of one block, in a buffer of the source.
 type piece struct {
 	extent disk.Extent
 	buf    []byte
-	done   chan error // takes one
+	done   chan error // receives one value
 }
 
-// Source reads the ranges in want, which ascend and do not overlap, with up to
-// ahead reads of at most a block under way at once: enough for the disk's
-// connections is twice their number, the default if it is zero. The source
+// Source reads the ranges in want, which must ascend and not overlap, with up
+// to ahead concurrent reads of at most a block: twice the number of the disk's
+// connections is enough, which is the default if ahead is zero. The source
 // holds that many buffers of disk.BlockSize. It must be closed, which leaves
 // the disk open.
 func (d *Disk) Source(want []disk.Extent, ahead int) (*Source, error) {
@@ -75,11 +75,11 @@ func (d *Disk) Source(want []disk.Extent, ahead int) (*Source, error) {
 	return &Source{d: d, want: want, ahead: ahead}, nil
 }
 
-// Size is the disk's size in bytes.
+// Size returns the disk's size in bytes.
 func (s *Source) Size() int64 { return s.d.Size() }
 
-// Next implements disk.Source. The reads that it starts for later calls use
-// its ctx.
+// Next implements disk.Source. The reads that it starts for later calls use its
+// ctx.
 func (s *Source) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	if s.err != nil {
 		return disk.Extent{}, s.err
@@ -133,8 +133,8 @@ func (s *Source) start(ctx context.Context) bool {
 	return true
 }
 
-// Close waits for the reads that are under way; to have it soon, cancel the
-// context that was given to Next.
+// Close waits for the reads in progress; to shorten the wait, cancel the
+// context that was passed to Next.
 func (s *Source) Close() error {
 	for _, p := range s.queue {
 		<-p.done

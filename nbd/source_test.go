@@ -19,7 +19,7 @@ func TestSource(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		if name == "xapi" { // sectors only
+		if name == "xapi" { // whole sectors only
 			d.Close()
 			e = newExport(2*disk.BlockSize + 512*77)
 			if d, err = Open(testContext(t), DiskOptions{Endpoints: []Endpoint{{Address: startServer(t, &Server{Open: e.open, Profile: always(p)}), ExportName: testName}}}); err != nil {

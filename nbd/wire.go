@@ -11,7 +11,7 @@ import (
 // All integers on the wire are big-endian. Sizes and values are those of the
 // NBD project's doc/proto.md.
 
-// Handshake.
+// Constants of the handshake.
 const (
 	greetingMagic = 0x4e42444d41474943 // "NBDMAGIC"
 	optionMagic   = 0x49484156454f5054 // "IHAVEOPT"
@@ -27,8 +27,8 @@ const (
 
 	// maxString is the protocol's limit for names and messages.
 	maxString = 4096
-	// maxOptionData bounds what either side accepts with an option or its
-	// reply: two strings and some framing, with room to spare.
+	// maxOptionData bounds the data that either side accepts with an option or
+	// its reply: two strings and some framing, with a margin.
 	maxOptionData = 64 << 10
 )
 
@@ -80,7 +80,7 @@ const (
 	txMultiConn = 1 << 8
 )
 
-// Transmission.
+// Constants of the transmission phase.
 const (
 	requestMagic    = 0x25609513
 	simpleMagic     = 0x67446698
@@ -112,15 +112,15 @@ const (
 	chunkErrorOffset = 1<<15 + 2
 	chunkIsError     = 1 << 15
 
-	// maxPayload is the largest read that every peer must take, and the
-	// largest this package asks for or serves.
+	// maxPayload is the largest read that every peer must accept, and the
+	// largest that this package requests or serves.
 	maxPayload = 32 << 20
-	// maxStatusPayload is the protocol's advice for the largest block status
+	// maxStatusPayload is the protocol's recommended limit for a block status
 	// chunk: one context ID and 2^20 descriptors.
 	maxStatusPayload = 4 + 8<<20
 )
 
-// contextAllocation is the one metadata context this package knows.
+// contextAllocation is the only metadata context that this package supports.
 const contextAllocation = "base:allocation"
 
 // Flags of a base:allocation descriptor.
@@ -129,7 +129,7 @@ const (
 	stateZero = 1 << 1
 )
 
-// Errno is an error value as the protocol numbers them.
+// Errno is an error value of the protocol.
 type Errno uint32
 
 // The error values of the protocol.
@@ -166,15 +166,15 @@ func (e Errno) Error() string {
 	return fmt.Sprintf("error %d", uint32(e))
 }
 
-// Extent is a byte range of an export and what is known of it. A hole is not
-// allocated at the server; zero means that it reads as zeros. Neither means
-// that it must be read.
+// Extent is a byte range of an export with its allocation. A hole is not
+// allocated at the server; zero means that it reads as zeros. If neither is
+// set, the range must be read.
 type Extent struct {
 	disk.Extent
 	Hole, Zero bool
 }
 
-// errMalformed is the cause of every decoder's complaint.
+// errMalformed is the cause of every decoder's error.
 var errMalformed = errors.New("malformed message")
 
 // be is the byte order of the wire.
@@ -244,7 +244,7 @@ func parseChunk(b []byte) (chunk, error) {
 	}, nil
 }
 
-// appendOption appends an option and its data as a client sends it.
+// appendOption appends an option and its data in the form that a client sends.
 func appendOption(b []byte, option uint32, data []byte) []byte {
 	b = be.AppendUint64(b, optionMagic)
 	b = be.AppendUint32(b, option)
@@ -261,7 +261,7 @@ func appendOptionReply(b []byte, option, kind uint32, data []byte) []byte {
 	return append(b, data...)
 }
 
-// cutString takes a string with a 32-bit length in front off b.
+// cutString removes a string with a 32-bit length prefix from the start of b.
 func cutString(b []byte) (s string, rest []byte, err error) {
 	if len(b) < 4 {
 		return "", nil, fmt.Errorf("%w: string cut short", errMalformed)
@@ -346,9 +346,9 @@ func parseMetaRequest(b []byte) (metaRequest, error) {
 	return m, nil
 }
 
-// parseStatus appends the descriptors of a block status chunk's payload, the
-// context ID aside, to ext. They begin at off; what reaches beyond limit is
-// cut off, as a server may say more than it was asked.
+// parseStatus appends the descriptors of a block status chunk's payload,
+// without the context ID, to ext. They begin at off; it cuts off the part
+// beyond limit, because a server may describe more than the requested range.
 func parseStatus(ext []Extent, b []byte, off, limit int64) ([]Extent, error) {
 	if len(b) == 0 || len(b)%8 != 0 {
 		return ext, fmt.Errorf("%w: block status of %d bytes", errMalformed, len(b))
@@ -369,7 +369,7 @@ func parseStatus(ext []Extent, b []byte, off, limit int64) ([]Extent, error) {
 	return ext, nil
 }
 
-// appendExtent appends e, joined with the last one if they are alike.
+// appendExtent appends e, merged with the last one if both have the same flags.
 func appendExtent(ext []Extent, e Extent) []Extent {
 	if k := len(ext) - 1; k >= 0 && ext[k].End() == e.Offset && ext[k].Hole == e.Hole && ext[k].Zero == e.Zero {
 		ext[k].Length += e.Length

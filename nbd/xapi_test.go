@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// rawClient is a client by hand, to see exactly what a server sends.
+// rawClient is a client with manual control, to see exactly the bytes that a
+// server sends.
 type rawClient struct{ wire }
 
 func dialRaw(t *testing.T, addr string, flags uint32) *rawClient {
@@ -31,7 +32,7 @@ func dialRaw(t *testing.T, addr string, flags uint32) *rawClient {
 	return r
 }
 
-// ask sends an option and gives the type of the one reply to it.
+// ask sends an option and returns the type of the only reply to it.
 func (r *rawClient) ask(option uint32, data []byte) uint32 {
 	r.t.Helper()
 	r.put(appendOption(nil, option, data))
@@ -63,7 +64,7 @@ func (r *rawClient) startTLS() {
 	r.Conn = tc
 }
 
-// TestXAPIForcedTLS and the tests after it are the table of what xapi-nbd does
+// TestXAPIForcedTLS and the tests after it cover the behaviour of xapi-nbd
 // (lib/server.ml of xapi-project/nbd), line by line.
 func TestXAPIForcedTLS(t *testing.T) {
 	id := newIdentity(t)
@@ -109,7 +110,7 @@ func TestXAPIForcedTLS(t *testing.T) {
 func TestXAPIPlain(t *testing.T) {
 	e := newExport(4096)
 	addr := startServer(t, &Server{Open: e.open, Profile: always(XAPI(nil)), List: func(context.Context) ([]Listed, error) { return nil, nil }})
-	r := dialRaw(t, addr, 0) // served, though it lacks fixed newstyle
+	r := dialRaw(t, addr, 0) // served, although the client does not set fixed newstyle
 	for o, want := range map[uint32]uint32{
 		optStartTLS: repErrPolicy, optList: repErrPolicy, optInfo: repErrUnsup, optGo: repErrUnsup,
 		optStructuredReply: repErrUnsup, optSetMetaContext: repErrUnsup, optListMetaContext: repErrUnsup, 4711: repErrUnsup,
@@ -177,7 +178,7 @@ func TestXAPITransmission(t *testing.T) {
 	}{
 		{cmdRead, 1, 512, EINVAL}, {cmdRead, 512, 511, EINVAL}, {cmdWrite, 0, 512, EPERM}, {cmdFlush, 0, 0, EINVAL},
 		{cmdTrim, 0, 512, EINVAL}, {cmdBlockStatus, 0, 512, EINVAL}, {99, 0, 0, EINVAL},
-		// Success is promised before the disk is read.
+		// Success is reported before the disk is read.
 		{cmdRead, 2 << 20, 512, 0}, {cmdRead, 1 << 63, 512, 0},
 	} {
 		r := open()
@@ -192,7 +193,7 @@ func TestXAPITransmission(t *testing.T) {
 	eventually(t, "every detach", func() bool { return e.opened.Load() == e.closed.Load() })
 }
 
-// TestModernOptions asks what only other people's clients ask.
+// TestModernOptions sends the options that only clients of other projects use.
 func TestModernOptions(t *testing.T) {
 	e := newExport(4096)
 	s := &Server{Open: e.open, Profile: always(Modern()), List: func(context.Context) ([]Listed, error) {
@@ -229,8 +230,8 @@ func TestModernOptions(t *testing.T) {
 	}
 }
 
-// TestModernRequests: nothing that a client may send by mistake ends a session
-// that can go on, and nothing is written.
+// TestModernRequests: a client's mistake never ends a session that can
+// continue, and no write has an effect.
 func TestModernRequests(t *testing.T) {
 	for _, structured := range []bool{false, true} {
 		e := newExport(1 << 20)
