@@ -1,11 +1,12 @@
-// Package copy brings snapshots from one repository into another, without the
-// pool: for a second site, or to change how chunks are cut or compressed.
+// Package copy copies snapshots from one repository into another, without the pool:
+// for a second site, or to change chunk sizes or compression.
 //
-// New lists what is to be copied, Plan.Execute copies it. Chunks are opened
-// with the one repository's keys and cut, named and sealed by the other's, as a
-// backup to it would have done: so copies and backups share what is equal. Of a
-// disk whose last snapshot is there already only the blocks that differ are
-// read. What was uploaded counts when a copy that was interrupted is run again.
+// New lists the snapshots to be copied, Plan.Execute copies them. Chunks are opened
+// with the keys of the source, and chunked, hashed and sealed with those of the
+// target, as a backup to it would have done: so copies and backups share equal
+// chunks. If the last snapshot of a disk has been copied already, only the blocks
+// that differ are read. The data that an interrupted copy uploaded is used when the
+// copy is run again.
 package copy
 
 import (
@@ -24,43 +25,43 @@ import (
 // ErrSame is returned for copying a repository into itself.
 var ErrSame = errors.New("both are one repository")
 
-// Options tell what is copied and how.
+// Options configures a copy.
 type Options struct {
-	// Pick, where set, tells which snapshots are meant; nil: all.
+	// Pick, if set, selects the snapshots; nil selects all.
 	Pick    func(*repo.Snapshot) bool
 	Level   seal.Level
-	Machine string // that copies; it is in the claim of the run
+	Machine string // the machine that copies; it is recorded in the claim of the run
 	Process string // as in backup.Options
 	Now     func() time.Time
-	// Begin, where set, is told of each snapshot and the bytes of its disks
-	// before it is copied, and gives what to tell of bytes read.
+	// Begin, if set, is called before each snapshot is copied, with the bytes of
+	// its disks. add counts the bytes that are done, and done is called at the end.
 	Begin func(s *repo.Snapshot, total int64) (add func(n int64), done func())
 }
 
-// Copied is what became of one snapshot.
+// Copied is the result for one snapshot.
 type Copied struct {
 	From   *repo.Snapshot
-	As     *repo.Snapshot // in the other repository; nil where it failed
-	Known  bool           // it was there already
+	As     *repo.Snapshot // in the other repository; nil if the copy failed
+	Known  bool           // it had been copied before
 	Read   int64          // bytes of blocks read
-	New    int64          // bytes of chunks that the other repository had not
-	Stored int64          // what these and the trees took there
+	New    int64          // bytes of chunks that the other repository did not have
+	Stored int64          // size of these chunks and the trees as stored there
 	Err    error
 }
 
-// Plan is what there is to do.
+// Plan lists the work to do.
 type Plan struct {
-	Known []Copied         // there already
+	Known []Copied         // copied before
 	Todo  []*repo.Snapshot // oldest data first
 	// Unreadable are snapshots of the source that cannot be opened.
 	Unreadable []repo.Problem
-	// Recut tells that the two repositories cut by different sizes.
+	// Recut reports that the two repositories have different chunk sizes.
 	Recut bool
 
 	from, to *repo.Repository
 	o        Options
-	roots    map[chunk.ID]chunk.ID // of the source -> of the other repository
-	latest   map[diskKey]pair      // of disks in the other repository that were copied
+	roots    map[chunk.ID]chunk.ID // root in the source -> root in the other repository
+	latest   map[diskKey]pair      // last copied disks in the other repository
 	origin   map[string]*repo.Snapshot
 	claimed  []chunk.ID
 }
@@ -78,8 +79,9 @@ type pair struct {
 	size     int64
 }
 
-// originOf is what a snapshot is a copy of, or itself: what is equal there is
-// one backup, wherever it lies.
+// originOf identifies the backup that a snapshot is a copy of, or the snapshot
+// itself if it is not a copy: snapshots with equal results are one backup, in
+// whatever repository they are stored.
 func originOf(r *repo.Repository, s *repo.Snapshot) string {
 	if s.Original != nil {
 		return s.Original.Repository + "/" + s.Original.Snapshot
@@ -108,7 +110,7 @@ func New(ctx context.Context, from, to *repo.Repository, o Options) (*Plan, erro
 	}
 	for _, p := range bad {
 		if !errors.Is(p.Err, repo.ErrWithdrawn) {
-			return nil, p.Err // it may be one that was copied
+			return nil, p.Err // it may be a copied snapshot
 		}
 	}
 	p := &Plan{
@@ -153,7 +155,7 @@ func New(ctx context.Context, from, to *repo.Repository, o Options) (*Plan, erro
 	return p, nil
 }
 
-// learn notes which disks are equal in the two repositories.
+// learn records which disks are equal in the two repositories.
 func (p *Plan) learn(s, as *repo.Snapshot) {
 	for i := range s.Disks {
 		if i >= len(as.Disks) || as.Disks[i].Size != s.Disks[i].Size {
@@ -165,18 +167,18 @@ func (p *Plan) learn(s, as *repo.Snapshot) {
 	}
 }
 
-// Result is what a copy did.
+// Result counts the actions of a copy.
 type Result struct {
-	Copied    []Copied // those of Todo, with those that failed
+	Copied    []Copied // snapshots of Todo, including failed ones
 	Failed    int
-	Protected int // notes that protect snapshots, brought along
+	Protected int // notes copied that protect snapshots
 	Packs     int64
 	Uploaded  int64 // bytes of these packs
 }
 
-// Execute copies. A snapshot that cannot be read does not keep others from
-// being copied: it is in the result with its error. A plan is good for one
-// call.
+// Execute copies the snapshots. A snapshot that cannot be read does not prevent
+// others from being copied: it is in the result with its error. A plan can be
+// executed only once.
 func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 	res := new(Result)
 	if len(p.Todo) > 0 {
@@ -201,8 +203,8 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 	return res, p.protect(ctx, res)
 }
 
-// protect brings protection along, once: what is said of a copy in its own
-// repository stays.
+// protect copies the protection of snapshots, once: a note about a copy in its own
+// repository takes precedence.
 func (p *Plan) protect(ctx context.Context, res *Result) error {
 	notes, _, err := p.from.Notes(ctx)
 	if err != nil {
@@ -241,7 +243,8 @@ type copier struct {
 	p   *Plan
 	run *backup.Run
 	res *Result
-	// fresh are roots that were stored since the last Flush: no base yet.
+	// fresh are roots that were stored since the last Flush; they cannot be used as
+	// a base yet.
 	fresh  map[chunk.ID]bool
 	queued []Copied
 }
@@ -261,7 +264,7 @@ func (c *copier) all(ctx context.Context) error {
 	return c.flush(ctx)
 }
 
-// flush publishes what was copied.
+// flush publishes the copied snapshots.
 func (c *copier) flush(ctx context.Context) error {
 	if err := c.run.Flush(ctx); err != nil {
 		return err
@@ -272,8 +275,8 @@ func (c *copier) flush(ctx context.Context) error {
 	return nil
 }
 
-// one copies a snapshot. An error ends the copy as a whole; what is wrong with
-// the snapshot alone goes into the result.
+// one copies a snapshot. An error ends the whole copy; errors that concern only the
+// snapshot are recorded in the result.
 func (c *copier) one(ctx context.Context, s *repo.Snapshot) error {
 	out := Copied{From: s}
 	var as *repo.Snapshot
@@ -283,7 +286,7 @@ func (c *copier) one(ctx context.Context, s *repo.Snapshot) error {
 		if as, err = c.snapshot(ctx, s, &out); err == nil || ctx.Err() != nil || !errors.Is(err, errSource) {
 			break
 		}
-		// A pruner may have put elsewhere what was read.
+		// A pruner may have moved the data that was read.
 		if try == 0 {
 			if err := c.p.from.LoadIndex(ctx); err != nil {
 				return err
@@ -308,11 +311,11 @@ func (c *copier) one(ctx context.Context, s *repo.Snapshot) error {
 	return nil
 }
 
-// errSource marks what is wrong with what is read.
+// errSource marks errors of the repository that is read.
 var errSource = errors.New("read")
 
-// lasting tells whether an error of the source is damage: others would meet
-// every snapshot.
+// lasting reports whether an error of the source is damage; any other error would
+// affect every snapshot.
 func lasting(err error) bool {
 	return errors.Is(err, seal.ErrCorrupt) || errors.Is(err, chunkstore.ErrMissing) || isGone(err)
 }
@@ -352,8 +355,8 @@ func (c *copier) snapshot(ctx context.Context, s *repo.Snapshot, out *Copied) (*
 	return as, nil
 }
 
-// disk copies a disk: not at all where its root is known, else what differs
-// from the last one, else all.
+// disk copies a disk: no data if its root is known, otherwise the blocks that
+// differ from the last copy, otherwise all data.
 func (c *copier) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, add func(int64)) (backup.DiskResult, int64, error) {
 	root := chunk.ID(d.Root)
 	if to, ok := c.p.roots[root]; ok && (c.fresh[to] || c.run.Inheritable(ctx, to) == nil) {
@@ -366,8 +369,8 @@ func (c *copier) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, add f
 			return backup.DiskResult{}, 0, err
 		}
 	}
-	// Without the base in the source all is read, and the other's base helps
-	// to find known chunks.
+	// If the base is missing in the source, everything is read, and the base in the
+	// other repository helps to find known chunks.
 	delta := ok && base.size <= d.Size && c.run.Inheritable(ctx, base.to) == nil
 	o := backup.DiskOptions{Size: d.Size}
 	if ok {

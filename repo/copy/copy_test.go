@@ -21,13 +21,13 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// The two repositories have keys of their own.
+// The two repositories have different keys.
 var (
 	ours   = repo.Options{Secret: repotest.Key(5)}
 	theirs = repo.Options{Secret: repotest.Key(6)}
 )
 
-// later returns a disk of size bytes that begins as m, with changes.
+// later returns a disk of size bytes that begins like m, with changes.
 func later(t *testing.T, m *disktest.Mem, size int64, seed uint64, n int) *disktest.Mem {
 	t.Helper()
 	d := m.Resized(size)
@@ -100,7 +100,7 @@ func TestCopy(t *testing.T) {
 	d2 := disktest.NewMem(3 << 20)
 	disktest.Scribble(t, d2, 2, 5)
 	grown := later(t, d1, 25<<20, 3, 2)
-	if err := grown.WriteAt(t.Context(), make([]byte, 4<<20), 6<<20); err != nil { // zeros come
+	if err := grown.WriteAt(t.Context(), make([]byte, 4<<20), 6<<20); err != nil { // some data becomes zero
 		t.Fatal(err)
 	}
 	vms := []vm{
@@ -121,7 +121,7 @@ func TestCopy(t *testing.T) {
 	}
 	from = repotest.OpenWith(t, a, ours)
 
-	// One first, as a user names it, then the rest.
+	// First one snapshot that the user names, then the rest.
 	_, res := run(t, from, to, copy.Options{Pick: func(s *repo.Snapshot) bool { return s.ID() == made[0].ID() }})
 	if len(res.Copied) != 1 || res.Uploaded == 0 {
 		t.Fatalf("%+v", res)
@@ -130,12 +130,12 @@ func TestCopy(t *testing.T) {
 	if len(p.Known) != 1 || len(res.Copied) != 2 || !p.Recut {
 		t.Fatalf("known %d, copied %d, cut again %v", len(p.Known), len(res.Copied), p.Recut)
 	}
-	// Of web's second day only what differs was read: six blocks, and those
-	// that grew or became zero.
+	// Of the second day of web, only the differences were read: six blocks, and
+	// those that were added or became zero.
 	if day2 := res.Copied[1]; day2.From.VM.Name != "web" || day2.Read > 16<<20 {
 		t.Errorf("day two of %s: %d bytes read", day2.From.VM.Name, day2.Read)
 	}
-	// The disk that did not change was not read at all, and is one.
+	// The disk without changes was not read at all, and has the same root.
 	if first, err := tree.ReadRoot(t.Context(), to.Store(), chunk.ID(res.Copied[1].As.Disks[1].Root)); err != nil || first.Size != d2.Size() {
 		t.Errorf("second disk: %v", err)
 	}
@@ -168,8 +168,8 @@ func TestCopy(t *testing.T) {
 		t.Errorf("notes %+v, %v", notes, err)
 	}
 
-	// A backup into the other repository stores nothing of it again: the tree
-	// is the one that a full read makes.
+	// A backup into the other repository stores none of the data again: the tree is
+	// the same as after a full read.
 	s, err := backUp(t.Context(), to, vms[2])
 	if err != nil {
 		t.Fatal(err)
@@ -179,7 +179,7 @@ func TestCopy(t *testing.T) {
 			t.Errorf("disk %d: the root of a backup differs from that of a copy, %d bytes new", k, s.Disks[k].Counts.New)
 		}
 	}
-	// Again, and back: nothing but that last one, which is no copy.
+	// Copy again, and back: only the last backup is copied, which is not a copy.
 	p, res = run(t, from, repotest.OpenWith(t, b, theirs), copy.Options{})
 	if len(p.Todo) != 0 || len(p.Known) != 3 || res.Uploaded != 0 || res.Protected != 0 {
 		t.Errorf("again: %d to do, %+v", len(p.Todo), res)
@@ -189,7 +189,7 @@ func TestCopy(t *testing.T) {
 		t.Errorf("back: %d to do, %+v", len(p.Todo), res)
 	}
 	repotest.MustBeClean(t, repotest.OpenWith(t, a, ours))
-	// What is unprotected there stays so.
+	// A copy that is unprotected there stays so.
 	if err := to.PutNote(t.Context(), &repo.Note{Snapshot: all[1].ID(), Kind: "unprotect", Time: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +201,7 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// A snapshot that has lost something is named, and keeps no other from being
+// A snapshot that has lost data is reported, and does not prevent others from being
 // copied.
 func TestDamagedSource(t *testing.T) {
 	a, b := mem.New(), mem.New()
@@ -244,7 +244,7 @@ func TestDamagedSource(t *testing.T) {
 	repotest.MustBeClean(t, repotest.OpenWith(t, b, theirs))
 }
 
-// killed copies until the n-th pack is up.
+// killed copies until the n-th pack is uploaded.
 func TestInterrupted(t *testing.T) {
 	a, b := mem.New(), mem.New()
 	repotest.InitWith(t, a, ours)
@@ -276,8 +276,8 @@ func TestInterrupted(t *testing.T) {
 	repotest.MustBeClean(t, repotest.OpenWith(t, b, theirs))
 }
 
-// Whatever storage call of either side fails, both stay clean, what was
-// published is whole, and a second try succeeds.
+// Whatever storage call of either side fails, both stay clean, published snapshots
+// are complete, and a second attempt succeeds.
 func TestEveryCallFails(t *testing.T) {
 	m1 := disktest.NewMem(4<<20 + 512)
 	disktest.Scribble(t, m1, 1, 6)

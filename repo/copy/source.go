@@ -15,30 +15,30 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// window is how many blocks are read at once: 32 MiB. Two windows are in
+// window is the number of blocks that are read together: 32 MiB. Two windows are in
 // memory, one being read, one being copied.
 const window = 16
 
 func isGone(err error) bool { return errors.Is(err, object.ErrNotFound) }
 
-// source is a disk of a repository as a disk.Source: all blocks that hold data,
+// source is a disk of a repository as a disk.Source: all blocks that contain data,
 // or those that differ from another disk.
 type source struct {
 	r    *repo.Repository
 	root *tree.Root
 	id   chunk.ID
 
-	node   *tree.Node // the one read last
+	node   *tree.Node // the last node that was read
 	nodeAt int
 
 	cancel context.CancelFunc
 	full   chan *batch
 	free   chan *batch
 	ended  chan struct{}
-	err    error // of the reader, once full is closed
+	err    error // of the reader; valid after full is closed
 
 	cur      *batch
-	next     int // of cur
+	next     int // index into cur
 	read     int64
 	progress func(upTo int64)
 }
@@ -62,7 +62,7 @@ func openSource(ctx context.Context, r *repo.Repository, id chunk.ID, size int64
 // blocks calls yield for block numbers, ascending, until it returns false.
 type blocks func(ctx context.Context, yield func(block int64) bool) error
 
-// all are the blocks that hold data.
+// all yields the blocks that contain data.
 func (s *source) all(ctx context.Context, yield func(block int64) bool) error {
 	for i, id := range s.root.Nodes {
 		if id.IsZero() {
@@ -81,8 +81,8 @@ func (s *source) all(ctx context.Context, yield func(block int64) bool) error {
 	return nil
 }
 
-// differing are the blocks in which this disk is not as another, which must be
-// there.
+// differing returns the blocks in which this disk differs from another one, which
+// must exist in the source.
 func (s *source) differing(ctx context.Context, other chunk.ID) (blocks, error) {
 	bits, err := diff.Blocks(ctx, s.r, other, s.id)
 	if err != nil {
@@ -112,7 +112,8 @@ func (s *source) readNode(ctx context.Context, i int) (*tree.Node, error) {
 	return node, nil
 }
 
-// begin reads ahead. Where zeros is set, blocks without data are given too.
+// begin starts reading ahead. If zeros is set, blocks without data are delivered
+// too.
 func (s *source) begin(ctx context.Context, which blocks, zeros bool, progress func(upTo int64)) {
 	ctx, s.cancel = context.WithCancel(ctx)
 	s.progress = progress
@@ -127,7 +128,7 @@ func (s *source) begin(ctx context.Context, which blocks, zeros bool, progress f
 	}()
 }
 
-// close ends the reader and waits for it.
+// close stops the reader and waits for it.
 func (s *source) close() {
 	if s.cancel != nil {
 		s.cancel()
@@ -160,7 +161,7 @@ func (s *source) readAll(ctx context.Context, which blocks, zeros bool) error {
 	}
 	err := which(ctx, func(block int64) bool {
 		if block >= disk.Blocks(s.root.Size) {
-			return true // of a larger disk that was
+			return true // of the other disk, which is larger
 		}
 		if todo = append(todo, block); len(todo) == window {
 			return emit()
@@ -205,7 +206,7 @@ func (s *source) Size() int64 { return s.root.Size }
 func (s *source) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	for s.cur == nil || s.next == s.cur.n {
 		if s.cur != nil {
-			s.free <- s.cur // it has room for all there are
+			s.free <- s.cur // does not block: free has capacity for all batches
 			s.cur = nil
 		}
 		select {

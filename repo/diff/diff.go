@@ -1,5 +1,5 @@
-// Package diff compares disks of a repository by their trees alone: what has
-// equal IDs is equal and is never read.
+// Package diff compares disks of a repository by their trees alone: parts with
+// equal IDs are equal and are never read.
 package diff
 
 import (
@@ -19,8 +19,8 @@ func open(ctx context.Context, r *repo.Repository, a, b chunk.ID) (ra, rb *tree.
 	return ra, rb, err
 }
 
-// walk calls fn for each GiB in which some block differs, with the nodes of both
-// disks there; it reads no lists.
+// walk calls fn for each node (one GiB) in which some block differs, with the nodes
+// of both disks; it reads no lists.
 func walk(ctx context.Context, r *repo.Repository, a, b *tree.Root, fn func(first int64, na, nb *tree.Node) error) error {
 	for i := range max(len(a.Nodes), len(b.Nodes)) {
 		ia, ib := a.Node(i).ID, b.Node(i).ID
@@ -42,9 +42,9 @@ func walk(ctx context.Context, r *repo.Repository, a, b *tree.Root, fn func(firs
 	return nil
 }
 
-// Blocks returns a bitmap of the blocks (of disk.BlockSize) in which disk b
-// differs from disk a, as long as the longer of the two: bit i%64 of word i/64.
-// It reads roots and nodes alone.
+// Blocks returns a bitmap of the blocks (of disk.BlockSize) in which disk b differs
+// from disk a, as long as the longer of the two: bit i%64 of word i/64. It reads
+// only roots and nodes.
 func Blocks(ctx context.Context, r *repo.Repository, a, b chunk.ID) ([]uint64, error) {
 	ra, rb, err := open(ctx, r, a, b)
 	if err != nil {
@@ -65,15 +65,15 @@ func Blocks(ctx context.Context, r *repo.Repository, a, b chunk.ID) ([]uint64, e
 // Range is a byte range in which two disks differ.
 type Range struct {
 	disk.Extent
-	// Zero tells that it is all zero in the second disk: it was freed, or
+	// Zero is set if the range is all zero in the second disk: it was freed, or
 	// overwritten with zeros.
 	Zero bool
 }
 
-// Ranges calls fn for the ranges in which disk b differs from disk a, in
-// ascending order, touching ones of a kind joined. They are as fine as the
-// chunks are, tens of KiB: within one, bytes may be equal. What one of the disks
-// has behind the other's end counts as zero in that.
+// Ranges calls fn for the ranges in which disk b differs from disk a, in ascending
+// order; adjacent ranges of the same kind are merged. Their granularity is that of
+// chunks, tens of KiB: bytes within a range may be equal. If one disk is longer,
+// the other one counts as zero beyond its end.
 func Ranges(ctx context.Context, r *repo.Repository, a, b chunk.ID, fn func(Range) error) error {
 	ra, rb, err := open(ctx, r, a, b)
 	if err != nil {
@@ -143,8 +143,8 @@ func filled(b *tree.Block) []tree.Piece {
 	return b.Pieces
 }
 
-// compare finds where two blocks differ: chunks are equal where ID and place
-// are.
+// compare finds the differences between two blocks: chunks are equal if their IDs
+// and positions are equal.
 func compare(a, b []tree.Piece, at int64, add func(Range) error) error {
 	for off := 0; off < disk.BlockSize; {
 		for a[0].Offset+a[0].Length <= off {

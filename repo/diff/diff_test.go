@@ -12,7 +12,8 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// Ranges cover every byte that differs, and little more; Blocks says the same.
+// Ranges cover every byte that differs, and little more; Blocks returns the same
+// blocks.
 func TestAgainstBytes(t *testing.T) {
 	r := repotest.Init(t, mem.New())
 	for seed := range uint64(6) {

@@ -16,7 +16,8 @@ import (
 
 const lockDays = 30
 
-// locked opens a repository whose storage locks new objects for 30 days.
+// locked returns k wrapped by package versions, which reads the sound version of
+// each object.
 func locked(t *testing.T, k *mem.Keeper) object.Keeper {
 	t.Helper()
 	return versions.New(k)

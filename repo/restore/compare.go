@@ -15,17 +15,17 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Compare reads a whole disk and tells in which blocks (of disk.BlockSize) it
-// differs from the image: bit i%64 of word i/64. What src does not return is
-// zero; src may be longer than the image, and is looked at as far as that goes.
-// The image's tree alone is read, not its data: the disk's bytes are hashed.
-// Progress, where set, is called with the bytes of disk that are done.
+// Compare reads a whole disk and returns a bitmap of the blocks (of disk.BlockSize)
+// in which it differs from the image: bit i%64 of word i/64. Ranges that src does
+// not return are zero; src may be longer than the image, and is compared up to the
+// image's end. Only the image's tree is read, not its data: the disk's bytes are
+// hashed. progress, if set, is called with the bytes of the disk that are done.
 func (m *Image) Compare(ctx context.Context, src disk.Source, progress func(n int64)) ([]uint64, error) {
 	if src.Size() < m.Size() {
 		return nil, fmt.Errorf("a disk of %d bytes cannot be compared with one of %d", src.Size(), m.Size())
 	}
 	c := &comparison{m: m, differs: make([]uint64, len(m.present)), progress: progress}
-	// What is not read is zero: it differs where the image holds data.
+	// Blocks that are not read are zero: they differ if the image contains data.
 	copy(c.differs, m.present)
 	for range runtime.GOMAXPROCS(0) {
 		c.hashers = append(c.hashers, m.r.Store().NewHasher())
@@ -36,7 +36,7 @@ func (m *Image) Compare(ctx context.Context, src disk.Source, progress func(n in
 	return c.differs, nil
 }
 
-// Differing counts the blocks of a bitmap that Compare gave.
+// Differing returns the number of blocks that are set in a bitmap of Compare.
 func Differing(bitmap []uint64) int64 {
 	n := 0
 	for _, w := range bitmap {
@@ -57,7 +57,7 @@ type comparison struct {
 	nodeAt   tree.Part
 }
 
-// block is the buffer of a block: that of the last one, or a new one, zeroed.
+// block returns the buffer of a block: the current one, or a new one, zeroed.
 func (c *comparison) block(i int64) *tree.Block {
 	if c.n > 0 && c.blocks[c.n-1].Offset == i*disk.BlockSize {
 		return &c.blocks[c.n-1]
@@ -86,7 +86,7 @@ func (c *comparison) read(ctx context.Context, src disk.Source) error {
 		}
 		i := e.Offset / disk.BlockSize
 		if e.Offset >= c.m.Size() {
-			continue // behind the image's end; read on for the source's verdict
+			continue // after the image's end; read on for errors of the source
 		}
 		if i != last && c.n == window {
 			if err := c.flush(ctx); err != nil {
@@ -99,7 +99,7 @@ func (c *comparison) read(ctx context.Context, src disk.Source) error {
 	return c.flush(ctx)
 }
 
-// flush hashes the window.
+// flush hashes the blocks of the window.
 func (c *comparison) flush(ctx context.Context) error {
 	blocks := c.blocks[:c.n]
 	for i := range blocks {

@@ -1,6 +1,6 @@
-// Package restore gets disks out of a repository: Open reads a disk's tree far
-// enough to know which blocks hold data, Run writes them to a disk.Sink, each
-// chunk verified against its ID.
+// Package restore reads disks from a repository: Open reads a disk's tree far
+// enough to determine which blocks contain data, Run writes them to a disk.Sink and
+// verifies each chunk against its ID.
 package restore
 
 import (
@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// window is how many blocks are read at once: 32 MiB. Two windows are in
+// window is the number of blocks that are read together: 32 MiB. Two windows are in
 // memory, one being read, one being written.
 const window = 16
 
@@ -28,8 +28,8 @@ const window = 16
 type Image struct {
 	r       *repo.Repository
 	root    *tree.Root
-	present []uint64 // bitmap of blocks that hold data
-	blocks  int64    // how many do
+	present []uint64 // bitmap of blocks that contain data
+	blocks  int64    // number of blocks that contain data
 }
 
 // Open reads the root and the nodes of a disk. The index must have been loaded.
@@ -56,35 +56,35 @@ func Open(ctx context.Context, r *repo.Repository, root chunk.ID) (*Image, error
 	return m, nil
 }
 
-// Size is the disk's size in bytes.
+// Size returns the disk's size in bytes.
 func (m *Image) Size() int64 { return m.root.Size }
 
-// Present tells whether block i holds data: others are zero.
+// Present reports whether block i contains data; the other blocks are zero.
 func (m *Image) Present(i int64) bool { return m.present[i/64]&(1<<(i%64)) != 0 }
 
-// Blocks is how many blocks hold data.
+// Blocks returns the number of blocks that contain data.
 func (m *Image) Blocks() int64 { return m.blocks }
 
-// Options tell how a disk is written.
+// Options configures Run.
 type Options struct {
-	// Zeros writes zeros too. It must be set unless the target is known to
-	// read as zeros where nothing is written.
+	// Zeros writes zeros too. It must be set unless the target is known to read as
+	// zeros wherever nothing is written.
 	Zeros bool
-	// Only, where set, says which blocks are written, if they hold data or
-	// Zeros is set; the others are passed over, and not read.
+	// Only, if set, selects the blocks that are written if they contain data or
+	// Zeros is set; the other blocks are skipped, and not read.
 	Only func(block int64) bool
-	// Progress, where set, is called with the bytes of disk that are done,
-	// holes included; from one goroutine.
+	// Progress, if set, is called with the bytes of the disk that are done, holes
+	// included, from one goroutine.
 	Progress func(n int64)
 }
 
-// Result counts what was written, in bytes.
+// Result counts the bytes written.
 type Result struct {
 	Written int64
 }
 
-// Run writes the disk to sink, front to back, from one goroutine, while others
-// read ahead.
+// Run writes the disk to sink sequentially, from one goroutine, while others read
+// ahead.
 func (m *Image) Run(ctx context.Context, sink disk.Sink, o Options) (Result, error) {
 	free := make(chan *batch, 2)
 	full := make(chan *batch)
@@ -98,7 +98,7 @@ func (m *Image) Run(ctx context.Context, sink disk.Sink, o Options) (Result, err
 		return m.read(ctx, o.Only, free, full)
 	})
 	g.Go(func() error {
-		next := int64(0) // block
+		next := int64(0) // the next block
 		for b := range full {
 			for i := range b.blocks[:b.n] {
 				blk := &b.blocks[i]
@@ -186,7 +186,7 @@ func (m *Image) fill(ctx context.Context, b *batch, lists []tree.Part) error {
 
 var zeroBlock [disk.BlockSize]byte
 
-// gap passes blocks [from, to), which are zero.
+// gap handles the blocks [from, to), which are zero.
 func (m *Image) gap(ctx context.Context, sink disk.Sink, o Options, from, to int64, res *Result) error {
 	for ; from < to; from++ {
 		n := disk.BlockLength(m.root.Size, from)

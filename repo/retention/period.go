@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Period is a stretch of the calendar. A day is a day of the local clock, be
-// it 23, 24 or 25 hours long; a month goes to the same day of the month.
+// Period is a calendar period. A day is a day of the local clock, whether it has
+// 23, 24 or 25 hours; a month ends on the same day of another month.
 type Period struct{ Years, Months, Days, Hours int }
 
-// ErrPeriod is returned for text that is no period.
+// ErrPeriod is returned for text that is not a period.
 var ErrPeriod = errors.New("want numbers with y, m, w, d or h, such as 1y6m, 8w or 36h")
 
-// ParsePeriod reads a period such as "1y6m", "30d" or "36h": years, months,
-// weeks, days and hours, in this order, each at most once.
+// ParsePeriod parses a period such as "1y6m", "30d" or "36h": years, months, weeks,
+// days and hours, in this order, each at most once.
 func ParsePeriod(text string) (Period, error) {
 	var p Period
 	rest, units := text, "ymwdh"
@@ -51,7 +51,7 @@ func ParsePeriod(text string) (Period, error) {
 	return p, nil
 }
 
-// String is the form that ParsePeriod reads; empty for no period.
+// String returns the form that ParsePeriod parses, or "" for the zero period.
 func (p Period) String() string {
 	var b strings.Builder
 	for _, u := range []struct {
@@ -65,8 +65,8 @@ func (p Period) String() string {
 	return b.String()
 }
 
-// Before is the time that lies the period before t, by the clock of t's zone.
-// Where the month there is too short for the day it is the month's last day.
+// Before returns the time that is the period before t, by the clock of t's zone. If
+// the month has fewer days than needed, it is the month's last day.
 func (p Period) Before(t time.Time) time.Time {
 	year, month, day := t.Date()
 	first := time.Date(year-p.Years, month-time.Month(p.Months), 1, 0, 0, 0, 0, t.Location())

@@ -1,22 +1,22 @@
-// Package retention decides which snapshots a policy keeps. It is a pure
-// function of snapshots, policy and time; it deletes nothing.
+// Package retention decides which snapshots a policy keeps. It is a pure function
+// of snapshots, policy and time; it deletes nothing.
 //
-// The rules are those that users of restic know: "daily 7" keeps the newest
-// snapshot of each of the last seven days that have one, and so on; a snapshot
-// stays when any rule keeps it. Beyond them, whatever the policy says:
+// The rules are the same as in restic: "daily 7" keeps the newest snapshot of each
+// of the last seven days that have one, and so on; a snapshot stays if any rule
+// keeps it. In addition, whatever the policy is:
 //
-//   - Snapshots are judged by VM and job; those of one never push out those of
+//   - Snapshots are judged by VM and job; those of one never displace those of
 //     another.
-//   - An incomplete snapshot fills no place of a rule. It stays while no
-//     complete one is newer, since it may be all there is of its disks' latest
-//     data, and goes after that.
+//   - An incomplete snapshot fills no place of a rule. It stays while no complete
+//     one is newer, because it may contain the only copy of its disks' latest data,
+//     and is removed after that.
 //   - The newest complete snapshot of a VM and job always stays.
-//   - A snapshot from the future (a pool's clock was wrong) fills no place
-//     either and stays: counted, it would push out every true one until then. Whoever
-//     applies a policy says so (FromFuture), because it stays until it is
-//     forgotten by its ID.
-//   - A VM that moved to another pool with its UUID is one VM: see Judge.Group.
-//     The newest complete snapshot from each pool stays.
+//   - A snapshot from the future (a pool's clock was wrong) fills no place either and
+//     stays: if it were counted, it would displace every correct one until its date.
+//     The program that applies a policy must report it (FromFuture), because it stays
+//     until the user forgets it by its ID.
+//   - A VM that moved to another pool with its UUID is one VM: see Judge.Group. The
+//     newest complete snapshot from each pool stays.
 package retention
 
 import (
@@ -28,23 +28,23 @@ import (
 	"xenkeep/repo"
 )
 
-// All, in place of a number, keeps every hour, day and so on that there is.
+// All, used instead of a number, keeps every hour, day and so on.
 const All = -1
 
-// Policy says how many snapshots are kept. Its zero value keeps everything.
+// Policy defines how many snapshots are kept. Its zero value keeps everything.
 type Policy struct {
 	Last, Hourly, Daily, Weekly, Monthly, Yearly int
-	// Within keeps what is no older than this, reckoned back from the newest
-	// snapshot of the VM and job: a VM that is no longer backed up does not
-	// fade away.
+	// Within keeps snapshots that are no older than this period before the newest
+	// snapshot of the VM and job: the snapshots of a VM that is no longer backed up
+	// do not expire one by one.
 	Within   Period
-	Location *time.Location // whose days and weeks; nil is local
+	Location *time.Location // determines days and weeks; nil means local time
 }
 
-// IsZero tells whether the policy says nothing.
+// IsZero reports whether the policy has no rule.
 func (p Policy) IsZero() bool { p.Location = nil; return p == Policy{} }
 
-// Validate refuses numbers that mean nothing.
+// Validate returns an error for numbers without a meaning.
 func (p Policy) Validate() error {
 	for _, r := range p.rules() {
 		if r.count < All {
@@ -54,25 +54,25 @@ func (p Policy) Validate() error {
 	return nil
 }
 
-// Decision is what happens to one snapshot, and why.
+// Decision is the result for one snapshot, with the reasons.
 type Decision struct {
 	Snapshot *repo.Snapshot
 	Keep     bool
 	Reasons  []string // rules that keep it: "last 1", "daily 2026-11-22" ...
 }
 
-// clockSkew is how far a pool's clock may be ahead of ours before a snapshot
-// counts as one from the future.
+// clockSkew is how far a pool's clock may be ahead of ours before a snapshot counts
+// as one from the future.
 const clockSkew = 24 * time.Hour
 
-// FromFuture reports whether a snapshot's date lies so far ahead that policies do
-// not count it: the clock of its pool, or the date of its file, was wrong.
+// FromFuture reports whether a snapshot's date is so far ahead that policies do not
+// count it: the clock of its pool, or the date of its file, was wrong.
 func FromFuture(s *repo.Snapshot, now time.Time) bool { return s.Data.After(now.Add(clockSkew)) }
 
 type rule struct {
 	name   string
 	count  int
-	bucket func(t time.Time, n int) string // n counts the places filled
+	bucket func(t time.Time, n int) string // n is the number of places filled so far
 }
 
 func layout(l string) func(time.Time, int) string {
@@ -82,7 +82,7 @@ func layout(l string) func(time.Time, int) string {
 func (p Policy) rules() []rule {
 	return []rule{
 		{"last", p.Last, func(_ time.Time, n int) string { return fmt.Sprint(n + 1) }},
-		// With the offset, because clocks pass an hour twice in autumn.
+		// With the offset, because clocks show an hour twice in autumn.
 		{"hourly", p.Hourly, layout("2006-01-02 15h -0700")},
 		{"daily", p.Daily, layout("2006-01-02")},
 		{"weekly", p.Weekly, func(t time.Time, _ int) string {
@@ -115,7 +115,7 @@ func (j *Judge) Apply(p Policy, some []*repo.Snapshot) []Decision {
 	return decisions
 }
 
-// Protect makes snapshots stay whose IDs are in protected, whatever was decided.
+// Protect keeps the snapshots whose IDs are in protected, whatever was decided.
 func Protect(decisions []Decision, protected map[string]bool) {
 	for i := range decisions {
 		if d := &decisions[i]; protected[d.Snapshot.ID()] {
@@ -125,29 +125,30 @@ func Protect(decisions []Decision, protected map[string]bool) {
 	}
 }
 
-// Group is what a policy counts for itself.
+// Group identifies a set of snapshots to which a policy is applied separately.
 type Group struct{ Origin, Pool, VM, Job string }
 
-// GroupOf returns the group of a snapshot for itself; Judge.Group also knows
-// VMs that moved. What has no UUID goes by its name.
+// GroupOf returns the group of a single snapshot; Judge.Group also handles VMs that
+// moved. A snapshot without a VM UUID is identified by its name.
 func GroupOf(s *repo.Snapshot) Group {
 	return Group{Origin: s.Origin, Pool: s.Pool.UUID, VM: cmp.Or(s.VM.UUID, s.VM.Name), Job: s.Job}
 }
 
-// silence is how long a pool must have been without a new snapshot of a VM
-// before its snapshots count with those of the pool that the VM is on now.
+// silence is how long a pool must have been without a new snapshot of a VM before
+// its snapshots count together with those of the pool that the VM is on now.
 const silence = 30 * 24 * time.Hour
 
-// Judge knows all snapshots of a repository, of which a policy judges some.
+// Judge is built from all snapshots of a repository; a policy is applied to some of
+// them.
 type Judge struct {
 	now   time.Time
-	moved map[vmOnPool]string // UUID of the pool with whose snapshots they count
+	moved map[vmOnPool]string // UUID of the pool with whose snapshots they are counted
 }
 
 type vmOnPool struct{ vm, pool string }
 
-// NewJudge looks at all snapshots, also at those that are not to be judged:
-// whether a VM is alive on a pool does not depend on job or tag.
+// NewJudge evaluates all snapshots, including those to which no policy is applied:
+// whether a VM is active on a pool does not depend on job or tag.
 func NewJudge(all []*repo.Snapshot, now time.Time) *Judge {
 	j := &Judge{now: now, moved: make(map[vmOnPool]string)}
 	spans := make(map[string]map[string]*span) // by VM and pool
@@ -181,7 +182,7 @@ func NewJudge(all []*repo.Snapshot, now time.Time) *Judge {
 // span is the time between the first and the last snapshot of a VM on a pool.
 type span struct{ first, last time.Time }
 
-// follow finds the pools that a VM left.
+// follow determines the pools that a VM has left.
 func (j *Judge) follow(vm string, pools map[string]*span) {
 	head := ""
 	for pool, p := range pools {
@@ -203,12 +204,11 @@ func (j *Judge) follow(vm string, pools map[string]*span) {
 	}
 }
 
-// Group returns the group that a snapshot belongs to. Snapshots of one VM on
-// two pools are one group where the VM moved: all snapshots from one pool are
-// older than all from the other, and that pool has given none for 30 days.
-// Otherwise they are two groups, because a copy of a VM may be alive on both
-// pools with the same UUID, and the snapshots of one must not push out those
-// of the other.
+// Group returns the group that a snapshot belongs to. Snapshots of one VM on two
+// pools are one group if the VM moved: all snapshots from one pool are older than
+// all from the other, and that pool has had no new one for 30 days. Otherwise they
+// are two groups, because a copy of a VM with the same UUID may be active on both
+// pools, and the snapshots of one must not displace those of the other.
 func (j *Judge) Group(s *repo.Snapshot) Group {
 	g := GroupOf(s)
 	if s.Origin == "pool" {
@@ -219,7 +219,7 @@ func (j *Judge) Group(s *repo.Snapshot) Group {
 	return g
 }
 
-// group decides on the snapshots of one VM and job.
+// group decides about the snapshots of one VM and job.
 func (p Policy) group(ds []*Decision, now time.Time) {
 	keep := func(d *Decision, format string, args ...any) {
 		d.Keep = true
@@ -235,7 +235,7 @@ func (p Policy) group(ds []*Decision, now time.Time) {
 		return cmp.Or(b.Snapshot.Data.Compare(a.Snapshot.Data), b.Snapshot.Written.Compare(a.Snapshot.Written),
 			cmp.Compare(b.Snapshot.ID(), a.Snapshot.ID()))
 	})
-	var count []*Decision // those that rules count
+	var count []*Decision // snapshots that rules count
 	for _, d := range ds {
 		switch {
 		case FromFuture(d.Snapshot, now):
@@ -274,7 +274,7 @@ func (p Policy) group(ds []*Decision, now time.Time) {
 		keep(count[0], "newest complete")
 	}
 	seen := map[string]bool{count[0].Snapshot.Pool.UUID: true}
-	for _, d := range count[1:] { // of the pools that the VM left
+	for _, d := range count[1:] { // for the pools that the VM has left
 		if pool := d.Snapshot.Pool; !seen[pool.UUID] {
 			seen[pool.UUID] = true
 			if !d.Keep {

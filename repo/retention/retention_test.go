@@ -21,7 +21,7 @@ func zone(t testing.TB, name string) *time.Location {
 	return l
 }
 
-// snaps reads one snapshot a line: a time, then "incomplete" or "vm=…".
+// snaps parses one snapshot per line: a time, then "incomplete" or "vm=…".
 func snaps(t testing.TB, l *time.Location, text string) []*repo.Snapshot {
 	t.Helper()
 	var all []*repo.Snapshot
@@ -56,7 +56,7 @@ func snaps(t testing.TB, l *time.Location, text string) []*repo.Snapshot {
 	return all
 }
 
-// show writes decisions as the tests want them: a time and reasons, or "-".
+// show formats decisions as the tests expect them: a time and reasons, or "-".
 func show(l *time.Location, ds []Decision) string {
 	var b strings.Builder
 	for _, d := range ds {
@@ -190,9 +190,9 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// Whatever the policy, the order of the input and the snapshots: the newest
-// complete one stays, one kept has a reason, and a policy that was applied
-// finds nothing more to remove.
+// For every policy, order of the input and set of snapshots: the newest complete
+// one stays, each kept one has a reason, and a policy that was applied removes
+// nothing more when it is applied again.
 func TestProperties(t *testing.T) {
 	now := time.Date(2026, 3, 10, 0, 0, 0, 0, time.UTC)
 	for seed := range uint64(500) {
@@ -225,7 +225,7 @@ func TestProperties(t *testing.T) {
 				t.Fatalf("seed %d: keep %v for reasons %v", seed, d.Keep, d.Reasons)
 			}
 			if n := newest[GroupOf(d.Snapshot)]; n != nil && d.Snapshot.Complete && d.Snapshot.Data.Equal(n.Data) && !d.Keep {
-				// Of several at the same moment one must stay.
+				// Of several at the same time one must stay.
 				if !slices.ContainsFunc(p.Apply(all, now), func(o Decision) bool {
 					return o.Keep && o.Snapshot.Complete && GroupOf(o.Snapshot) == GroupOf(n) && o.Snapshot.Data.Equal(n.Data)
 				}) {
@@ -298,7 +298,7 @@ func FuzzPeriod(f *testing.F) {
 	})
 }
 
-// onPools reads one snapshot a line: a time, a pool, and the job.
+// onPools parses one snapshot per line: a time, a pool, and the job.
 func onPools(t *testing.T, text string) []*repo.Snapshot {
 	t.Helper()
 	var all []*repo.Snapshot
@@ -317,8 +317,8 @@ func onPools(t *testing.T, text string) []*repo.Snapshot {
 }
 
 // Row X4 of the fault list: a VM that moved to another pool with its UUID is one
-// VM, for retention too; but two VMs with one UUID that are alive on two pools
-// never push out each other's snapshots.
+// VM, for retention too; but two VMs with one UUID that are active on two pools
+// never displace each other's snapshots.
 func TestApplyOverPools(t *testing.T) {
 	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
 	for _, c := range []struct{ name, in, want string }{
@@ -382,8 +382,8 @@ func TestApplyOverPools(t *testing.T) {
 			}
 		})
 	}
-	// Whether a pool is silent is seen in all snapshots, not only in those that
-	// are judged.
+	// Whether a pool is silent depends on all snapshots, not only on those to which
+	// the policy is applied.
 	all := onPools(t, "2026-08-01 a x\n2026-08-02 a x\n2026-08-03 a x\n2026-11-20 a other\n2026-11-27 b x\n2026-11-28 b x\n")
 	some := slices.DeleteFunc(slices.Clone(all), func(s *repo.Snapshot) bool { return s.Job != "x" })
 	kept := 0
@@ -397,8 +397,8 @@ func TestApplyOverPools(t *testing.T) {
 	}
 }
 
-// Row F5 of the fault list: a snapshot from the future is known as one, so that it
-// does not stay for ever without a word.
+// Row F5 of the fault list: a snapshot from the future is recognized as one, so
+// that it does not stay for ever without a report.
 func TestFromFuture(t *testing.T) {
 	now := time.Date(2026, 3, 10, 0, 0, 0, 0, time.UTC)
 	for hours, want := range map[int]bool{-1: false, 0: false, 23: false, 24: false, 25: true, 260000: true} {

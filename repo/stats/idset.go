@@ -7,26 +7,26 @@ import (
 	"xenkeep/chunkstore/chunk"
 )
 
-// maxIDs is how many places the set of chunks has at most, of 8 bytes each.
+// maxIDs is the maximum number of slots in the set of chunks, of 8 bytes each.
 const maxIDs = 16 << 20
 
 // idSet is a set of chunks by their IDs, which are as good as random, with their
-// lengths: an open table, at most three quarters full. When it is full at its
-// largest, every second chunk is dropped, by a bit of its ID, and is not counted
-// from then on; so what is left is a fair sample.
+// lengths: a hash table with open addressing, at most three quarters full. When it
+// is full at its maximum size, every second chunk is dropped, by a bit of its ID,
+// and no longer counted; so the rest is a uniform sample.
 type idSet struct {
 	table []uint64 // 17 bits of length below 47 bits of ID
-	most  int      // places
+	most  int      // maximum number of slots
 	n     int
 	sum   int64
-	skip  int // so many bits of a counted ID are zero
+	skip  int // number of low bits of a counted ID that are zero
 }
 
 const lengthBits = 17
 
 func newIDSet(most int) *idSet { return &idSet{most: most} }
 
-// bytes is how many bytes all chunks have, each counted once.
+// bytes returns the total length of all chunks, each counted once.
 func (s *idSet) bytes() int64 { return s.sum << s.skip }
 
 func (s *idSet) add(id chunk.ID, length int) {
@@ -42,8 +42,8 @@ func (s *idSet) add(id chunk.ID, length int) {
 	s.put(binary.LittleEndian.Uint64(id[8:])<<lengthBits | uint64(length)&(1<<lengthBits-1))
 }
 
-// counts tells whether a chunk is in the sample, by the lowest of the bits that
-// the table holds.
+// counts reports whether a chunk is in the sample, by the lowest of the bits that
+// the table stores.
 func (s *idSet) counts(v uint64) bool { return v&(1<<s.skip-1) == 0 }
 
 func (s *idSet) grow() {
@@ -60,11 +60,11 @@ func (s *idSet) grow() {
 	}
 }
 
-// put adds a chunk unless it is there. No chunk is empty, so zero is an empty
-// place.
+// put adds a chunk unless it is present. No chunk is empty, so zero is an empty
+// slot.
 func (s *idSet) put(v uint64) {
 	mask := uint64(len(s.table) - 1)
-	// The lowest bits of a sample's IDs are zero: the highest choose the place.
+	// The lowest bits of a sample's IDs are zero, so the highest select the slot.
 	for i := bits.Reverse64(v) & mask; ; i = (i + 1) & mask {
 		switch at := s.table[i]; {
 		case at == 0:

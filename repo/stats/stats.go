@@ -1,4 +1,4 @@
-// Package stats counts what snapshots hold and what that takes.
+// Package stats measures the data of snapshots and the space that they use.
 package stats
 
 import (
@@ -12,24 +12,24 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// Stats are the figures of a repository, sizes in bytes; docs/reference/json.md has
-// their JSON.
+// Stats contains the figures of a repository, sizes in bytes;
+// docs/reference/json.md describes their JSON.
 type Stats struct {
 	Snapshots int   `json:"snapshots"`
 	VMs       int   `json:"vms"`
 	Disks     int   `json:"disks"`
 	Packs     int   `json:"packs"`
 	Logical   int64 `json:"bytes_logical"`      // of all disks of all snapshots
-	Data      int64 `json:"bytes_data"`         // of that, what is not zero
+	Data      int64 `json:"bytes_data"`         // of that, the bytes that are not zero
 	Unique    int64 `json:"bytes_deduplicated"` // of that, each chunk once
-	Estimated bool  `json:"estimated"`          // Unique is, from a part of the chunks
+	Estimated bool  `json:"estimated"`          // Unique is estimated from a part of the chunks
 	Stored    int64 `json:"bytes_stored"`       // all objects of the repository
 }
 
-// Measure walks the trees of snapshots, each shared part of them once. The index
-// must have been loaded. It holds some 60 bytes for each block list there is,
-// and 128 MiB at most for the chunks: of more than eleven millions only a part
-// is counted, and the rest estimated from it.
+// Measure walks the trees of snapshots, each shared part once. The index must have
+// been loaded. It uses some 60 bytes of memory for each block list, and at most 128
+// MiB for the chunks: of more than eleven million chunks only a part is counted,
+// and the rest is estimated from it.
 func Measure(ctx context.Context, r *repo.Repository, snapshots []*repo.Snapshot) (*Stats, error) {
 	s := &Stats{Snapshots: len(snapshots)}
 	m := measurement{r: r, nodes: make(map[tree.Key]int64), lists: make(map[chunk.ID]int64), chunks: newIDSet(maxIDs)}
@@ -61,7 +61,7 @@ func Measure(ctx context.Context, r *repo.Repository, snapshots []*repo.Snapshot
 type measurement struct {
 	r      *repo.Repository
 	nodes  map[tree.Key]int64 // bytes of data below the nodes that were walked
-	lists  map[chunk.ID]int64 // and below the block lists
+	lists  map[chunk.ID]int64 // bytes of data in the block lists that were walked
 	chunks *idSet
 }
 
@@ -71,7 +71,7 @@ func (m *measurement) disk(ctx context.Context, root chunk.ID) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	var sum, below int64               // of the disk, of the node that is being walked
+	var sum, below int64               // of the disk, and of the current node
 	wanted := make(map[chunk.ID]int64) // how often the node names a list that was not walked before
 	err = tree.Walk(ctx, m.r.Store(), rn, tree.Visitor{
 		Enter: func(p tree.Part) (bool, error) {

@@ -7,8 +7,8 @@ import (
 	"xenkeep/chunkstore/chunk"
 )
 
-// Each chunk counts once; where there are more than the set holds, what it tells
-// is near the truth.
+// Each chunk counts once; with more chunks than the set can store, its estimate is
+// close to the true value.
 func TestIDSet(t *testing.T) {
 	for _, n := range []int{0, 1, 700, 3000, 200_000} {
 		s := newIDSet(4096)

@@ -5,22 +5,22 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// stream is a reader that goes forward.
+// stream is a sequential reader.
 type stream struct {
-	next   int64 // where it is expected to go on
-	ahead  int64 // up to here is read ahead
-	window int64 // how far ahead it is worth reading
+	next   int64 // offset of its next expected read
+	ahead  int64 // data up to this offset is read ahead
+	window int64 // number of bytes that it is worth reading ahead
 }
 
 const (
-	// slack is how far from where it was expected a read may begin: the
-	// kernel's own read-ahead comes in pieces, and out of order.
+	// slack is how far from the expected offset a read may begin: the kernel's own
+	// read-ahead comes in parts, and out of order.
 	slack      = 1 << 20
 	firstAhead = 512 << 10
 )
 
-// follow notices readers that go forward and reads ahead of them: further with
-// each step, up to the View's limit.
+// follow detects sequential readers and reads ahead of them: further with each
+// step, up to the View's limit.
 func (d *Disk) follow(off, n int64) {
 	limit := d.v.ahead
 	if limit == 0 {
@@ -33,14 +33,14 @@ func (d *Disk) follow(off, n int64) {
 	}
 	s := d.streams[i]
 	if s.next == 0 || off < s.next-slack || off > s.next+slack {
-		s = stream{next: off + n, ahead: off + n} // new, in place of the oldest
+		s = stream{next: off + n, ahead: off + n} // a new one replaces the oldest
 	} else {
 		s.next = max(s.next, off+n)
 		s.window = min(max(2*s.window, firstAhead), limit)
 	}
 	from, to := max(s.ahead, s.next), min(s.next+s.window, d.root.Size)
 	if to-from < s.window/2 && to < d.root.Size {
-		to = from // enough is under way
+		to = from // enough data is being read
 	}
 	s.ahead = max(s.ahead, to)
 	copy(d.streams[1:i+1], d.streams[:i])
@@ -51,8 +51,8 @@ func (d *Disk) follow(off, n int64) {
 	}
 }
 
-// prefetch begins to read [from, to). What fails is forgotten; whoever reads it
-// will be told.
+// prefetch starts to read [from, to). Errors are ignored; a later read of the same
+// data returns them.
 func (d *Disk) prefetch(from, to int64) {
 	for off := from; off < to; {
 		b := off / disk.BlockSize

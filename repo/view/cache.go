@@ -7,39 +7,40 @@ import (
 	"xenkeep/chunkstore/chunk"
 )
 
-// key names what is cached: a piece of the repository, whichever disk it is of.
+// key identifies a cached blob of the repository, independent of the disk.
 type key struct {
 	kind chunk.Kind
 	id   chunk.ID
 }
 
-// entry is one cached piece, or one on its way.
+// entry is a blob that is cached or being read.
 type entry struct {
 	key  key
-	size int64         // bytes counted
+	size int64         // bytes counted for the limit
 	done chan struct{} // closed once value or err is set
 	// value is []byte for data, *tree.Node or []tree.Piece for the tree.
 	value any
 	err   error
 }
 
-// cache holds what was used last. An entry that is on its way is found by all
-// who want it, so that nothing is read twice at once; one that failed is
-// forgotten.
+// cache contains the most recently used blobs. All readers share an entry that is
+// being read, so that no blob is read twice concurrently; a failed entry is
+// removed.
 type cache struct {
 	limit int64
 
 	mu    sync.Mutex
 	bytes int64
-	byKey map[key]*list.Element // of *entry
-	lru   list.List             // front: used last
+	byKey map[key]*list.Element // the elements are *entry
+	lru   list.List             // front: most recently used
 }
 
 func newCache(limit int64) *cache {
 	return &cache{limit: limit, byKey: make(map[key]*list.Element)}
 }
 
-// get finds an entry, or makes one that the caller must fill and settle.
+// get returns an entry. If it is new, mine is true, and the caller must fill and
+// settle it.
 func (c *cache) get(k key, size int64) (e *entry, mine bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -56,13 +57,13 @@ func (c *cache) get(k key, size int64) (e *entry, mine bool) {
 		select {
 		case <-old.Value.(*entry).done:
 			c.drop(old)
-		default: // on its way: whoever waits for it holds it
+		default: // being read: the readers that wait for it keep it alive
 		}
 	}
 	return e, true
 }
 
-// settle makes an entry known to those who wait.
+// settle sets the result of an entry and wakes the readers that wait for it.
 func (c *cache) settle(e *entry, value any, err error) {
 	e.value, e.err = value, err
 	close(e.done)
@@ -76,7 +77,7 @@ func (c *cache) settle(e *entry, value any, err error) {
 	}
 }
 
-// drop forgets an entry; mu must be held.
+// drop removes an entry; mu must be held.
 func (c *cache) drop(el *list.Element) {
 	e := c.lru.Remove(el).(*entry)
 	delete(c.byKey, e.key)

@@ -1,10 +1,9 @@
-// Package view reads disks of a repository anywhere, not front to back: for
-// mounts, NBD, and whoever looks at a partition table.
+// Package view reads disks of a repository at random positions, not only from the
+// beginning to the end: for mounts, NBD, and readers of a partition table.
 //
-// A [View] is a cache bounded in bytes, shared by all disks opened through it:
-// what two snapshots have in common is read and held once. A [Disk] is a
-// disk.Reader. Reads that go forward are noticed and what follows is read
-// ahead.
+// A [View] is a cache with a limit in bytes, shared by all disks opened through it:
+// data that two snapshots share is read and cached once. A [Disk] is a disk.Reader.
+// Sequential reads are detected, and the data after them is read ahead.
 package view
 
 import (
@@ -23,38 +22,40 @@ import (
 )
 
 const (
-	// DefaultCache is the cache's size where none is given: 64 MiB.
+	// DefaultCache is the default size of the cache: 64 MiB.
 	DefaultCache = 64 << 20
-	// minCache keeps read-ahead and the tree from pushing each other out.
+	// minCache prevents read-ahead and the tree from evicting each other.
 	minCache = 8 << 20
-	// inFlight bounds the bytes of data that are being read at once.
+	// inFlight limits the bytes of data that are being read concurrently.
 	inFlight = 32 << 20
-	// listGroup is how many block lists are read together: they lie together.
+	// listGroup is the number of block lists that are read together, because they
+	// are stored together.
 	listGroup = 16
 )
 
 // ErrClosed is returned by reads after Close.
 var ErrClosed = errors.New("view: closed")
 
-// Options are those of a View; the zero value is good.
+// Options configures a View; the zero value is valid.
 type Options struct {
-	// Cache is how many bytes may be kept, 0 for DefaultCache.
+	// Cache is the number of bytes that may be cached; 0 means DefaultCache.
 	Cache int64
-	// Ahead is the most that is read ahead of a reader that goes forward, in
-	// bytes; 0 for 8 MiB or a quarter of the cache, negative for nothing.
+	// Ahead is the maximum number of bytes that are read ahead of a sequential
+	// reader. 0 means 8 MiB or a quarter of the cache, whichever is less; a
+	// negative value disables read-ahead.
 	Ahead int64
 }
 
-// View opens disks of one repository. Its methods may be called at once.
+// View opens disks of one repository. Its methods are safe for concurrent use.
 type View struct {
 	r       *repo.Repository
 	cache   *cache
 	ahead   int64
 	flight  *semaphore.Weighted
-	ctx     context.Context // of reads, which outlive whoever asked first
+	ctx     context.Context // for reads, which may outlive the caller that requested them first
 	cancel  context.CancelCauseFunc
 	readers sync.WaitGroup
-	closing sync.RWMutex // held while a reader is begun
+	closing sync.RWMutex // read-locked while a reader is started
 }
 
 // New returns a View of r, whose index must have been loaded.
@@ -74,15 +75,16 @@ func New(r *repo.Repository, o Options) *View {
 	return v
 }
 
-// Close ends all reads, which fail with ErrClosed, and waits for them.
+// Close cancels all reads, which fail with ErrClosed, and waits for them.
 func (v *View) Close() {
-	v.closing.Lock() // none is being begun
+	v.closing.Lock() // no reader is being started
 	v.cancel(ErrClosed)
 	v.closing.Unlock()
 	v.readers.Wait()
 }
 
-// begin runs fn in a goroutine that Close waits for. After Close it does not.
+// begin runs fn in a goroutine that Close waits for. It returns false, and does not
+// run fn, after Close.
 func (v *View) begin(fn func()) bool {
 	v.closing.RLock()
 	defer v.closing.RUnlock()
@@ -102,7 +104,7 @@ func (v *View) Open(ctx context.Context, root chunk.ID) (*Disk, error) {
 	return &Disk{v: v, root: rn}, nil
 }
 
-// request is what one Fetch is to bring: pieces of one kind.
+// request lists the blobs of one kind that one Fetch reads.
 type request struct {
 	ids     []chunk.ID
 	entries []*entry
@@ -110,7 +112,7 @@ type request struct {
 	decode  []func(p []byte) (any, error) // nil for data
 }
 
-// value is the value of entry i, of which p are the stored bytes.
+// value decodes or verifies the stored bytes p of entry i.
 func (rq request) value(i int, p []byte) (any, error) {
 	if rq.decode != nil {
 		return rq.decode[i](p)
@@ -122,7 +124,7 @@ func (rq request) value(i int, p []byte) (any, error) {
 	return bytes.Clone(p), nil
 }
 
-// load fetches what a request asks for, in the background.
+// load fetches the blobs of a request, in the background.
 func (v *View) load(k chunk.Kind, rq request) {
 	if len(rq.ids) == 0 {
 		return
@@ -150,7 +152,7 @@ func (v *View) load(k chunk.Kind, rq request) {
 			settled[i] = true
 			mu.Unlock()
 			v.cache.settle(rq.entries[i], value, err)
-			return nil // others may be sound
+			return nil // the other blobs may be sound
 		})
 		if err == nil {
 			return
@@ -166,8 +168,8 @@ func (v *View) load(k chunk.Kind, rq request) {
 	}
 }
 
-// oneByOne fetches what a failed Fetch left, so that damage is told of the
-// pieces that it concerns and of no others.
+// oneByOne fetches the blobs that a failed Fetch did not deliver, so that damage is
+// reported for the blobs that it concerns and for no others.
 func (v *View) oneByOne(k chunk.Kind, rq request, settled []bool) {
 	for i, e := range rq.entries {
 		if settled[i] {
@@ -194,23 +196,22 @@ func (v *View) await(ctx context.Context, e *entry) (any, error) {
 	}
 }
 
-// Disk is one disk of the repository; a disk.Reader. Its methods may be called
-// at once. It needs no closing.
+// Disk is one disk of the repository; it implements disk.Reader. Its methods are
+// safe for concurrent use. It does not have to be closed.
 type Disk struct {
 	v    *View
 	root *tree.Root
 
 	mu      sync.Mutex
-	streams [4]stream // readers that go forward, the one used last in front
+	streams [4]stream // sequential readers, the most recent one first
 }
 
 var _ disk.Reader = (*Disk)(nil)
 
-// Size is the disk's size in bytes.
+// Size returns the disk's size in bytes.
 func (d *Disk) Size() int64 { return d.root.Size }
 
-// ReadAt fills p from byte offset off. What lies behind the disk's end is an
-// error.
+// ReadAt fills p from byte offset off. Reading beyond the disk's end is an error.
 func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if off < 0 || off+int64(len(p)) > d.root.Size {
 		return fmt.Errorf("view: bytes %d to %d of a disk of %d", off, off+int64(len(p)), d.root.Size)
@@ -268,7 +269,7 @@ func (d *Disk) readBlock(ctx context.Context, b int64, p []byte, at int) error {
 	return nil
 }
 
-// want finds the entry of a chunk; where it is not there yet it goes into rq.
+// want returns the entry of a chunk; if the chunk is not cached, it is added to rq.
 func (d *Disk) want(rq *request, p tree.Piece) *entry {
 	e, mine := d.v.cache.get(key{chunk.Data, p.ID}, int64(p.Length))
 	if mine {
@@ -277,8 +278,8 @@ func (d *Disk) want(rq *request, p tree.Piece) *entry {
 	return e
 }
 
-// Pieces are the pieces of block b; nil where it is zero. They must not be
-// changed.
+// Pieces returns the pieces of block b, or nil if the block is zero. The caller
+// must not modify them.
 func (d *Disk) Pieces(ctx context.Context, b int64) ([]tree.Piece, error) {
 	if b < 0 || b >= disk.Blocks(d.root.Size) {
 		return nil, fmt.Errorf("view: block %d of a disk of %d bytes", b, d.root.Size)
@@ -302,13 +303,13 @@ func (d *Disk) Pieces(ctx context.Context, b int64) ([]tree.Piece, error) {
 	return value.([]tree.Piece), nil
 }
 
-// What a decoded list of about 60 pieces, and a node, take in memory.
+// The memory used by a decoded list of about 60 pieces, and by a node.
 const (
 	listSize = 60 * 48
 	nodeSize = tree.NodeBlocks * chunk.IDSize
 )
 
-// loadLists reads the list of block b, which is e, and those behind it.
+// loadLists reads the list of block b, whose entry is e, and those after it.
 func (d *Disk) loadLists(node *tree.Node, b int64, at int, e *entry) {
 	var rq request
 	add := func(i int, e *entry) {
@@ -328,7 +329,7 @@ func (d *Disk) loadLists(node *tree.Node, b int64, at int, e *entry) {
 	d.v.load(chunk.List, rq)
 }
 
-// node is node i; nil where it is zero.
+// node returns node i, or nil if it is zero.
 func (d *Disk) node(ctx context.Context, i int) (*tree.Node, error) {
 	id := d.root.Nodes[i]
 	if id.IsZero() {
@@ -347,9 +348,9 @@ func (d *Disk) node(ctx context.Context, i int) (*tree.Node, error) {
 	return value.(*tree.Node), nil
 }
 
-// Extents tells what length bytes at off hold, as far as the tree says: runs of
-// data and of zeros in turn, in order, without gaps. It reads the tree alone,
-// and at most limit block lists; it may end before off+length then.
+// Extents returns the allocation of length bytes at off according to the tree:
+// alternating stretches of data and of zeros, in order, without gaps. It reads only
+// the tree, and at most limit block lists; therefore it may end before off+length.
 func (d *Disk) Extents(ctx context.Context, off, length int64, limit int) ([]Extent, error) {
 	var out []Extent
 	add := func(at, n int64, zero bool) {
@@ -393,7 +394,7 @@ func (d *Disk) Extents(ctx context.Context, off, length int64, limit int) ([]Ext
 	return out, nil
 }
 
-// Extent is a byte range of a disk that holds data, or zeros alone.
+// Extent is a byte range of a disk that contains data, or only zeros.
 type Extent struct {
 	disk.Extent
 	Zero bool

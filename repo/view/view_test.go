@@ -17,7 +17,7 @@ import (
 	"xenkeep/repo/repotest"
 )
 
-// filled is a disk of 3 GiB and a bit, with data here and there.
+// filled is a disk of a little more than 3 GiB, with scattered data.
 func filled(t *testing.T, seed byte) *disktest.Mem {
 	t.Helper()
 	m := disktest.NewMem(3<<30 + 12345)
@@ -67,7 +67,7 @@ func TestReadAnywhere(t *testing.T) {
 			}
 		})
 	}
-	wg.Go(func() { // front to back, so that it is read ahead
+	wg.Go(func() { // sequential, so that data is read ahead
 		p, want := make([]byte, 128<<10), make([]byte, 128<<10)
 		for off := int64(0); off < 70<<20; off += int64(len(p)) {
 			if err := d.ReadAt(t.Context(), p, off); err != nil {
@@ -128,7 +128,7 @@ func TestExtents(t *testing.T) {
 	}
 }
 
-// countingStore counts what is read of packs.
+// countingStore counts the reads of packs.
 type countingStore struct {
 	*mem.Store
 	bytes atomic.Int64
@@ -139,7 +139,7 @@ func (s *countingStore) GetInto(ctx context.Context, name string, off int64, p [
 	return s.Store.GetInto(ctx, name, off, p)
 }
 
-// What two snapshots share is read once.
+// Data that two snapshots share is read once.
 func TestSharedIsReadOnce(t *testing.T) {
 	objects := mem.New()
 	plain := repotest.Init(t, objects)
@@ -183,7 +183,7 @@ func TestDamageAndClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := repotest.Put(t, plain, m)
-	// A byte in the middle of the largest object, the pack of data.
+	// Damage a byte in the middle of the largest object, the pack of data.
 	var big string
 	var most int64
 	if err := objects.List(t.Context(), "packs/", infoInto(&big, &most)); err != nil {
@@ -241,7 +241,7 @@ func TestCancelAndClose(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	got := make([]byte, 64<<10)
-	// What is on its way is brought for others who may want it.
+	// A read in progress is finished for other readers that may need it.
 	if err := d.ReadAt(ctx, got, 0); err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
@@ -260,7 +260,7 @@ func TestCancelAndClose(t *testing.T) {
 	}
 }
 
-// infoInto remembers the largest object.
+// infoInto records the largest object.
 func infoInto(name *string, size *int64) func(object.Info) error {
 	return func(i object.Info) error {
 		if i.Size > *size {
