@@ -128,7 +128,7 @@ func (d *Directory) Covers(t Trailer, size int64) error {
 		end = int64(d.Blobs[n-1].Offset) + int64(d.Blobs[n-1].Stored)
 	}
 	if end+t.Table+TrailerSize != size {
-		return fmt.Errorf("%d bytes where the table of contents says %d: %w", size, end+t.Table+TrailerSize, seal.ErrCorrupt)
+		return fmt.Errorf("%d bytes, but %d according to the table of contents: %w", size, end+t.Table+TrailerSize, seal.ErrCorrupt)
 	}
 	return nil
 }

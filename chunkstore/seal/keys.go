@@ -31,7 +31,7 @@ var (
 	ErrNewer = errors.New("written by a newer version of the format")
 	// ErrRevoked is returned for objects that a writer wrote after it was
 	// revoked.
-	ErrRevoked = errors.New("what a revoked key writes counts for nothing")
+	ErrRevoked = errors.New("objects written by a revoked key are ignored")
 	// ErrNoDataKey is returned if a data pack must be opened, but the slot in
 	// use may only write.
 	ErrNoDataKey = errors.New("this key can add backups but not open them: a full key is needed")

@@ -429,7 +429,7 @@ func (s *Store) fail(op, name string, err error) error {
 		e.Class, e.Cause = object.ErrNotFound, nil
 		switch gone := s.present(); {
 		case errors.Is(gone, object.ErrNoRepository):
-			e.Class, e.Cause = gone, fmt.Errorf("folder %s holds none", s.root)
+			e.Class, e.Cause = gone, fmt.Errorf("folder %s does not contain one", s.root)
 		case gone != nil:
 			return s.fail(op, name, gone)
 		}

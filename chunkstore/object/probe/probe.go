@@ -157,20 +157,20 @@ func (p *prober) readAfterWrite(ctx context.Context) (State, string, error) {
 		// This asks for the object before it exists: some storage then
 		// continues to report that it does not exist.
 		if _, err := p.s.Stat(ctx, name); !errors.Is(err, object.ErrNotFound) {
-			return Fail, "", fmt.Errorf("what is not there was found: %w", orNil(err))
+			return Fail, "", fmt.Errorf("an object that does not exist was found: %w", orNil(err))
 		}
 		if _, err := p.fresh(ctx, fmt.Sprintf("read-%d", i), data); err != nil {
 			return Fail, "", err
 		}
 		got, err := p.s.Get(ctx, name, 0, -1)
 		if err != nil {
-			return Fail, "", fmt.Errorf("what was just written: %w", err)
+			return Fail, "", fmt.Errorf("an object that was just written cannot be read: %w", err)
 		}
 		if !bytes.Equal(got, data) {
-			return Fail, "", errors.New("what is read is not what was written")
+			return Fail, "", errors.New("the bytes read differ from the bytes written")
 		}
 		if i, err := p.s.Stat(ctx, name); err != nil || i.Size != small {
-			return Fail, "", fmt.Errorf("its size is told as %d: %w", i.Size, orNil(err))
+			return Fail, "", fmt.Errorf("its size is reported as %d: %w", i.Size, orNil(err))
 		}
 	}
 	return OK, fmt.Sprintf("%d objects were read as soon as they were written", many), nil
@@ -189,7 +189,7 @@ func (p *prober) replace(ctx context.Context) (State, string, error) {
 		last = content(small)
 		name, err := p.fresh(ctx, "replaced", last)
 		if errors.Is(err, object.ErrPermission) {
-			return Warn, "refused: good for backups that may only add; changing a password or the config needs it", nil
+			return Warn, "refused: this suits credentials that may only add objects; changing a password or the config needs it", nil
 		}
 		if err != nil {
 			return Fail, "", err
@@ -198,7 +198,7 @@ func (p *prober) replace(ctx context.Context) (State, string, error) {
 			return Fail, "", fmt.Errorf("an older version was read: %w", orNil(err))
 		}
 	}
-	return OK, "an object that is replaced is read as it is now", nil
+	return OK, "after an object is replaced, its new content is read", nil
 }
 
 func (p *prober) listing(ctx context.Context) (State, string, error) {
@@ -225,11 +225,11 @@ func (p *prober) listing(ctx context.Context) (State, string, error) {
 		declared := p.s.Traits().ListDelay
 		switch {
 		case missing == 0 && first:
-			return OK, fmt.Sprintf("new objects are listed at once; up to %v are reckoned with", declared), nil
+			return OK, fmt.Sprintf("new objects are listed immediately; a delay of up to %v is allowed", declared), nil
 		case missing == 0 && delay <= declared:
-			return OK, fmt.Sprintf("new objects are listed after %v; up to %v are reckoned with", delay.Round(time.Millisecond), declared), nil
+			return OK, fmt.Sprintf("new objects are listed after %v; a delay of up to %v is allowed", delay.Round(time.Millisecond), declared), nil
 		case missing == 0:
-			return Fail, "", fmt.Errorf("new objects are listed after %v, later than the %v that are reckoned with: a prune could delete what a backup needs", delay.Round(time.Millisecond), declared)
+			return Fail, "", fmt.Errorf("new objects are listed after %v, later than the allowed %v: a prune could delete data that a backup needs", delay.Round(time.Millisecond), declared)
 		case delay > p.o.ListWait:
 			return Fail, "", fmt.Errorf("%d of %d new objects are not listed after %v", missing, many, p.o.ListWait)
 		}
@@ -263,13 +263,13 @@ func (p *prober) ranges(ctx context.Context) (State, string, error) {
 		}
 		from, n, _ := object.Span("get", name, int64(len(data)), r[0], r[1])
 		if !bytes.Equal(got, data[from:from+n]) {
-			return Fail, "", fmt.Errorf("range %d+%d: other bytes than were written", r[0], r[1])
+			return Fail, "", fmt.Errorf("range %d+%d: the bytes read differ from the bytes written", r[0], r[1])
 		}
 	}
 	if _, err := p.s.Get(ctx, name, 1<<20-5, 10); !errors.Is(err, object.ErrShort) {
-		return Fail, "", fmt.Errorf("a range behind the end is not refused: %w", orNil(err))
+		return Fail, "", fmt.Errorf("a range after the end is not refused: %w", orNil(err))
 	}
-	return OK, "parts of an object are read alone, from its end too, also where it is shorter than what is asked for", nil
+	return OK, "parts of an object can be read, also from its end, and also if the object is shorter than the requested part", nil
 }
 
 func (p *prober) atOnce(ctx context.Context) (State, string, error) {
@@ -285,7 +285,7 @@ func (p *prober) atOnce(ctx context.Context) (State, string, error) {
 			}
 			got, err := p.s.Get(gctx, name, 0, -1)
 			if err == nil && !bytes.Equal(got, data) {
-				err = errors.New("what is read is not what was written")
+				err = errors.New("the bytes read differ from the bytes written")
 			}
 			return err
 		})
@@ -293,7 +293,7 @@ func (p *prober) atOnce(ctx context.Context) (State, string, error) {
 	if err := g.Wait(); err != nil {
 		return Fail, "", err
 	}
-	return OK, fmt.Sprintf("%d requests at once", n), nil
+	return OK, fmt.Sprintf("%d concurrent requests", n), nil
 }
 
 func (p *prober) pack(ctx context.Context) (State, string, error) {
@@ -310,7 +310,7 @@ func (p *prober) pack(ctx context.Context) (State, string, error) {
 		return Fail, "", err
 	}
 	if !bytes.Equal(got, data) {
-		return Fail, "", errors.New("what is read is not what was written")
+		return Fail, "", errors.New("the bytes read differ from the bytes written")
 	}
 	rate := func(d time.Duration) float64 { return packSize / (1 << 20) / d.Seconds() }
 	return OK, fmt.Sprintf("32 MiB written at %.0f MiB/s, read at %.0f MiB/s, by one request each", rate(put), rate(time.Since(began))), nil
@@ -343,7 +343,7 @@ func (p *prober) clock(ctx context.Context) (State, string, error) {
 
 func (p *prober) conditional(ctx context.Context) (State, string, error) {
 	if p.o.Conditional == nil {
-		return None, "not known here; nothing needs it", nil
+		return None, "unknown for this kind of storage; nothing needs it", nil
 	}
 	name := p.prefix + "conditional"
 	p.put = append(p.put, name)
@@ -356,9 +356,9 @@ func (p *prober) conditional(ctx context.Context) (State, string, error) {
 	case gerr != nil:
 		return Fail, "", gerr
 	case err == nil || string(got) != "first":
-		return None, "not heeded: an object was replaced all the same (--s3-no-overwrite is of no use)", nil
+		return None, "ignored: an object was replaced nevertheless (--s3-no-overwrite has no effect)", nil
 	}
-	return OK, "an object that is there is not replaced (--s3-no-overwrite)", nil
+	return OK, "an existing object is not replaced (--s3-no-overwrite)", nil
 }
 
 func (p *prober) delete(ctx context.Context) (State, string, error) {
@@ -367,7 +367,7 @@ func (p *prober) delete(ctx context.Context) (State, string, error) {
 		return Fail, "", err
 	}
 	if err := p.s.Delete(ctx, name); errors.Is(err, object.ErrPermission) {
-		return Warn, "refused: backups do without; forget and prune need it, perhaps by other credentials. What this probe has put stays, below " + p.prefix, nil
+		return Warn, "refused: backups do not need it, but forget and prune do, perhaps with other credentials. The objects of this probe remain below " + p.prefix, nil
 	} else if err != nil {
 		return Fail, "", err
 	}
@@ -382,9 +382,9 @@ func (p *prober) delete(ctx context.Context) (State, string, error) {
 		return Fail, "", errors.New("a deleted object is still listed")
 	}
 	if err := p.s.Delete(ctx, name); err != nil {
-		return Fail, "", fmt.Errorf("deleting what is not there: %w", err)
+		return Fail, "", fmt.Errorf("deleting an object that does not exist: %w", err)
 	}
-	return OK, "deleted objects are gone", nil
+	return OK, "deleted objects are neither read nor listed", nil
 }
 
 func (p *prober) versions(ctx context.Context) (State, string, error) {
@@ -396,7 +396,7 @@ func (p *prober) versions(ctx context.Context) (State, string, error) {
 	var err error
 	for _, text := range []string{"older", "newer"} {
 		if name, err = p.fresh(ctx, "versions", []byte(text)); errors.Is(err, object.ErrPermission) {
-			return None, "not known: objects may not be replaced", nil
+			return None, "unknown: objects cannot be replaced", nil
 		} else if err != nil {
 			return Fail, "", err
 		}
@@ -412,12 +412,12 @@ func (p *prober) versions(ctx context.Context) (State, string, error) {
 		return None, "cannot be listed: " + err.Error(), nil
 	}
 	if len(ids) < 2 {
-		return None, "the bucket keeps no older versions: what is overwritten is lost", nil
+		return None, "the bucket keeps no older versions: overwritten objects are lost", nil
 	}
 	if got, err := k.GetVersion(ctx, name, ids[1], 0, -1); err != nil || string(got) != "older" {
 		return Fail, "", fmt.Errorf("the older version is read as %q: %w", got, orNil(err))
 	}
-	return OK, "what was overwritten is kept, and read", nil
+	return OK, "overwritten objects are kept as versions, and can be read", nil
 }
 
 func (p *prober) lock(ctx context.Context) (State, string, error) {
@@ -426,7 +426,7 @@ func (p *prober) lock(ctx context.Context) (State, string, error) {
 		return None, "this kind of storage does not lock objects", nil
 	}
 	if i := slices.IndexFunc(p.all, func(r Result) bool { return r.Check == "versions" }); i >= 0 && p.all[i].State == None {
-		return None, "not without versions", nil
+		return None, "not possible without versions", nil
 	}
 	name, err := p.fresh(ctx, "locked", []byte{1})
 	if err != nil {
@@ -438,7 +438,7 @@ func (p *prober) lock(ctx context.Context) (State, string, error) {
 	}
 	got, err := k.LockedUntil(ctx, name, "")
 	if err != nil || got.Before(until.Add(-time.Second)) {
-		return Fail, "", fmt.Errorf("a lock until %v is told as %v: %w", until, got, orNil(err))
+		return Fail, "", fmt.Errorf("a lock until %v is reported as %v: %w", until, got, orNil(err))
 	}
 	var id string
 	if err := k.ListVersions(ctx, name, func(v object.Version) error {
@@ -457,11 +457,11 @@ func (p *prober) lock(ctx context.Context) (State, string, error) {
 			return Fail, "", errors.New("a locked version was deleted")
 		}
 		if _, err := k.GetVersion(ctx, name, id, 0, -1); err != nil {
-			return Fail, "", fmt.Errorf("a locked version after an attempt to delete it: %w", err)
+			return Fail, "", fmt.Errorf("a locked version cannot be read after an attempt to delete it: %w", err)
 		}
 	}
 	if err := wait(ctx, time.Until(until)+time.Second); err != nil {
 		return Fail, "", err
 	}
-	return OK, "locked versions cannot be deleted, and can when their time is up", nil
+	return OK, "locked versions cannot be deleted until their lock ends", nil
 }
