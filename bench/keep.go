@@ -21,17 +21,17 @@ const (
 	opPrune  = "prune"
 )
 
-// What the keeping of years is measured with: disks of data that do not
-// compress, of which one each day has some stretches overwritten.
+// The workload for measuring maintenance over years: disks of data that do not
+// compress, of which one per day has some stretches overwritten.
 const (
 	keepDays  = 50
 	keepLeft  = 10
 	keepDisks = 13
 )
 
-// keep measures checking and pruning on a repository of 50 days, beside restic's
-// on the same bytes. Each round works on a copy of the repositories, whose files
-// neither tool changes in place.
+// keep measures checking and pruning on a repository of 50 days, compared with
+// restic's on the same bytes. Each round works on a copy of the repositories, whose
+// files neither tool modifies in place.
 func (b *bench) keep(ctx context.Context, rounds int) error {
 	dir, err := os.MkdirTemp(b.dir, "keep-")
 	if err != nil {
@@ -104,8 +104,8 @@ func (b *bench) keep(ctx context.Context, rounds int) error {
 				}
 			}
 		}
-		// One snapshot a day of each: restic's of the folder, xenkeep's of the
-		// disks that changed.
+		// One snapshot per day with each tool: restic's of the folder, xenkeep's of
+		// the disks that changed.
 		for _, i := range changed {
 			if _, err := x.run(ctx, "backup", "--image", name(i), "--name", "disk", "--quiet"); err != nil {
 				return err
@@ -175,7 +175,7 @@ func (b *bench) keep(ctx context.Context, rounds int) error {
 	return nil
 }
 
-// keeper is xenkeep without a pool.
+// keeper runs xenkeep without a pool.
 type keeper struct{ program, home string }
 
 func (k *keeper) repository() string { return filepath.Join(k.home, "repo") }

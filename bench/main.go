@@ -1,15 +1,15 @@
-// Bench measures xenkeep against restic and borg on disk images like those of
-// virtual machines, through the real programs: xenkeep from a simulated pool
-// over TLS, the others from the raw image.
+// Bench compares xenkeep with restic and borg on disk images like those of virtual
+// machines, by running the real programs: xenkeep from a simulated pool over TLS,
+// the others from the raw image.
 //
 //	go run ./bench -xenkeep bin/xenkeep -scale full
 //
-// Rounds are interleaved: each operation is done by all tools one after the
-// other, in an order that turns, and the median of the rounds counts. Before
-// each, the image (for a restore: the repository) is read into the page cache
-// and what was written is synced. The first round's restores are compared with
-// the images byte for byte. It ends with 1 where a target is missed and 2 where
-// something failed.
+// Rounds are interleaved: each operation is executed with all tools one after the
+// other, in an order that rotates, and the result is the median of the rounds.
+// Before each operation, the image (for a restore: the repository) is read into the
+// page cache and written data is synced. The first round's restores are compared
+// with the images byte for byte. It exits with 1 if a target is missed and with 2
+// if something failed.
 package main
 
 import (
@@ -44,7 +44,7 @@ type bench struct {
 	results results
 }
 
-// report is all that was seen, as JSON.
+// report contains all measurements, as JSON.
 type report struct {
 	Started  time.Time         `json:"started"`
 	Duration float64           `json:"duration_s"`
@@ -141,7 +141,7 @@ func run(ctx context.Context, args []string) (met bool, err error) {
 		return false, err
 	}
 	defer os.RemoveAll(b.dir)
-	// What was measured is told also where something failed later.
+	// The measurements are reported even if something failed later.
 	err = b.measure(ctx, names, images, *rounds)
 	rep.Duration, rep.Results, rep.Targets = time.Since(rep.Started).Seconds(), b.results.all, b.results.targets()
 	rep.head(os.Stdout)
@@ -181,7 +181,7 @@ func (b *bench) measure(ctx context.Context, names []string, images map[string]w
 
 func (b *bench) scenario(ctx context.Context, s scenario, rounds int) error {
 	if s.name == "archive" || s.name == "dump" {
-		rounds = 1 // they are about sizes
+		rounds = 1 // these scenarios measure sizes
 	}
 	for n := range rounds {
 		if err := b.round(ctx, s, n); err != nil {
@@ -191,7 +191,7 @@ func (b *bench) scenario(ctx context.Context, s scenario, rounds int) error {
 	return nil
 }
 
-// tools gives the wanted ones, each without a repository yet.
+// tools returns the selected tools, each without a repository yet.
 func (b *bench) tools() (all []tool) {
 	for _, t := range []tool{&xenkeep{binary: b.xenkeep, level: b.level}, &restic{binary: "restic"}, &borg{binary: "borg"}} {
 		if slices.Contains(b.use, t.name()) {

@@ -21,12 +21,13 @@ import (
 	"xenkeep/repo/backup"
 )
 
-// slowRate is a storage that keeps every queue full: bytes a second.
+// slowRate is the rate of a storage that keeps every queue full, in bytes per
+// second.
 const slowRate = 20_000_000
 
-// memory measures the peak of memory where it is largest: with a huge disk, and
-// with data that come faster than the storage takes them. restic and borg have
-// no part in it.
+// memory measures the peak of memory in the cases where it is largest: with a huge
+// disk, and with data that is read faster than the storage can store it. restic and
+// borg are not measured.
 func (b *bench) memory(ctx context.Context) error {
 	if err := b.huge(ctx); err != nil {
 		return fmt.Errorf("huge disk: %w", err)
@@ -85,8 +86,8 @@ func (b *bench) huge(ctx context.Context) error {
 	return x.end()
 }
 
-// slow runs this program again as a child that backs up incompressible data to
-// a slow storage, so that the engine's memory alone is measured.
+// slow runs this program again as a child that backs up incompressible data to a
+// slow storage, so that only the engine's memory is measured.
 func (b *bench) slow(ctx context.Context) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -119,7 +120,7 @@ func (b *bench) slow(ctx context.Context) error {
 	return nil
 }
 
-// slowChild in the environment makes this program the child.
+// slowChild is the environment variable that makes this program the child.
 const slowChild = "XENKEEP_BENCH_SLOW_BYTES"
 
 type slowOutcome struct {
@@ -158,7 +159,8 @@ func runSlowChild(ctx context.Context, text string, w io.Writer) error {
 	return json.NewEncoder(w).Encode(slowOutcome{Stored: slow.Bytes(objecttest.Put)})
 }
 
-// forgetful is a storage that keeps all but packs, which nobody reads again.
+// forgetful is a storage that stores everything except packs, which nobody reads
+// again.
 type forgetful struct{ object.Store }
 
 func (f *forgetful) Put(ctx context.Context, name string, data []byte) error {
@@ -168,7 +170,7 @@ func (f *forgetful) Put(ctx context.Context, name string, data []byte) error {
 	return f.Store.Put(ctx, name, data)
 }
 
-// noiseDisk is a disk of data that neither compress nor repeat.
+// noiseDisk is a disk of data that neither compresses nor repeats.
 type noiseDisk struct {
 	size, at int64
 	r        *rand.ChaCha8

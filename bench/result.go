@@ -8,23 +8,23 @@ import (
 	"time"
 )
 
-// A result is one operation of one tool in all rounds.
+// A result contains the measurements of one operation of one tool in all rounds.
 type result struct {
 	Scenario string    `json:"scenario"`
 	Op       string    `json:"operation"`
 	Tool     string    `json:"tool"`
-	Data     int64     `json:"image_data_bytes"` // of the image, holes left out
+	Data     int64     `json:"image_data_bytes"` // of the image, without holes
 	Wall     []float64 `json:"wall_s"`
 	CPU      []float64 `json:"cpu_s"`
 	PoolCPU  []float64 `json:"pool_cpu_s,omitempty"`
 	Load     []float64 `json:"load_before"`
 	PeakRSS  int64     `json:"peak_rss_bytes"`
 	PeakAnon int64     `json:"peak_anonymous_bytes"`
-	Size     []int64   `json:"repository_bytes"` // afterwards
+	Size     []int64   `json:"repository_bytes"` // after the operation
 	Note     string    `json:"note,omitempty"`
 }
 
-// results are kept in the order in which they first came.
+// results are in the order in which they were first added.
 type results struct{ all []*result }
 
 func (r *results) find(scenario, op, tool string) *result {
@@ -53,7 +53,7 @@ func (r *results) add(scenario string, st step, tool string, c cost, size int64,
 	x.Note = c.note
 }
 
-// median of a few numbers; 0 where there are none.
+// median returns the median of a few numbers, or 0 if there are none.
 func median[T int64 | float64](v []T) T {
 	if len(v) == 0 {
 		return 0
@@ -66,7 +66,7 @@ func median[T int64 | float64](v []T) T {
 	return v[len(v)/2]
 }
 
-// wall is the median of an operation's wall time, or 0.
+// wall returns the median of an operation's wall time, or 0.
 func (r *results) wall(scenario, op, tool string) float64 {
 	if x := r.find(scenario, op, tool); x != nil {
 		return median(x.Wall)
@@ -74,7 +74,7 @@ func (r *results) wall(scenario, op, tool string) float64 {
 	return 0
 }
 
-// size is what the repository held after an operation, or 0.
+// size returns the size of the repository after an operation, or 0.
 func (r *results) size(scenario, op, tool string) float64 {
 	if x := r.find(scenario, op, tool); x != nil {
 		return float64(median(x.Size))
@@ -82,7 +82,7 @@ func (r *results) size(scenario, op, tool string) float64 {
 	return 0
 }
 
-// growth is by how much an operation made the repository larger.
+// growth returns the number of bytes by which an operation enlarged the repository.
 func (r *results) growth(scenario, op, before, tool string) float64 {
 	a, b := r.size(scenario, before, tool), r.size(scenario, op, tool)
 	if a == 0 || b == 0 {
@@ -91,12 +91,12 @@ func (r *results) growth(scenario, op, before, tool string) float64 {
 	return b - a
 }
 
-// A target is a figure to be reached; Value is 0 where it was not measured.
+// A target is a figure to be reached; Value is 0 if it was not measured.
 type target struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"`
 	Most  float64 `json:"at_most"`
-	Unit  string  `json:"unit,omitempty"` // "" is a share of restic's
+	Unit  string  `json:"unit,omitempty"` // "" means a ratio to restic
 	Met   bool    `json:"met"`
 }
 
@@ -176,7 +176,7 @@ func (r *results) write(w io.Writer) {
 	t.Flush()
 }
 
-// grown tells by how much the operation made the repository larger.
+// grown formats the number of bytes by which an operation enlarged the repository.
 func (r *results) grown(x *result) string {
 	if x.Scenario == "memory" {
 		return "" // each operation has a repository of its own
@@ -193,8 +193,8 @@ func (r *results) grown(x *result) string {
 	return fmt.Sprintf("%.1f", float64(median(x.Size)-before)/(1<<20))
 }
 
-// sorted has the tools of an operation next to each other, always in the same
-// order.
+// sorted returns the results with the tools of an operation next to each other,
+// always in the same order.
 func (r *results) sorted() []*result {
 	order := func(names []string, name string) int { return slices.Index(names, name) }
 	var scenarios, ops []string

@@ -25,7 +25,7 @@ func TestMedian(t *testing.T) {
 	}
 }
 
-// TestTargetsComeFromResults gives each tool known figures.
+// TestTargetsComeFromResults uses known figures for each tool.
 func TestTargetsComeFromResults(t *testing.T) {
 	var r results
 	thin := func(op, tool string, wall time.Duration, size int64) {

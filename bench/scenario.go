@@ -27,14 +27,14 @@ const (
 type step struct {
 	op    string
 	vm    string
-	image string // what the VM's disk holds
-	data  int64  // bytes of it that are not holes
+	image string // name of the VM's disk image
+	data  int64  // bytes of the image that are not holes
 }
 
 // A scenario is a number of steps that share a repository.
 type scenario struct {
 	name  string
-	disks map[string]string // of each VM on day one
+	disks map[string]string // for each VM on day one
 	steps []step
 }
 
@@ -48,7 +48,7 @@ func twoDays(name string, img workload.Image) scenario {
 	}
 }
 
-// imagesOf are the names of the images that a scenario needs.
+// imagesOf lists the images that a scenario needs.
 var imagesOf = map[string][]string{
 	"thin":    {workload.Thin, workload.Other, workload.Old},
 	"full":    {workload.Full},
@@ -75,9 +75,9 @@ func newScenario(name string, images map[string]workload.Image) scenario {
 	return s
 }
 
-// round runs a scenario once with all tools, step by step side by side, in an
-// order that turns with the round's number, and adds what it saw to the
-// results.
+// round runs a scenario once with all tools, each step with one tool after the
+// other, in an order that rotates with the round's number, and adds the
+// measurements to the results.
 func (b *bench) round(ctx context.Context, s scenario, n int) (err error) {
 	dir, err := os.MkdirTemp(b.dir, "round-")
 	if err != nil {
@@ -125,7 +125,7 @@ func (b *bench) step(ctx context.Context, s scenario, st step, t tool, dir strin
 	if _, err := measure.Warm(warm...); err != nil {
 		return err
 	}
-	// What the step before wrote is not to be paid for now.
+	// Data that the step before wrote must not be counted in this step.
 	unix.Sync()
 	load := measure.Load()
 	var c cost

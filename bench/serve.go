@@ -22,9 +22,9 @@ const (
 	opOverNBD   = "read a disk over NBD"
 )
 
-// serving measures a snapshot as a file and as a block device: the first byte of
-// a huge disk, and reading a whole one, beside what serves the raw image itself:
-// bindfs, a FUSE file system that passes through, and nbdkit's file plugin.
+// serving measures a snapshot as a file and as a block device: the first byte of a
+// huge disk, and reading a whole one, compared with programs that serve the raw
+// image itself: bindfs, a pass-through FUSE file system, and nbdkit's file plugin.
 func (b *bench) serving(ctx context.Context, img workload.Image, rounds int) error {
 	for _, p := range []string{"bindfs", "nbdkit", "nbdcopy", "fusermount3"} {
 		if _, err := exec.LookPath(p); err != nil {
@@ -110,7 +110,7 @@ func (k *keeper) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// server runs a program while fn does, and adds its CPU to what fn cost.
+// server runs a program while fn runs, and adds its CPU time to the cost of fn.
 func server(cmd *exec.Cmd, ready func() bool, fn func() (cost, error)) (c cost, err error) {
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -145,7 +145,7 @@ func server(cmd *exec.Cmd, ready func() bool, fn func() (cost, error)) (c cost, 
 	return fn()
 }
 
-// isMount tells whether another file system lies at dir than around it.
+// isMount reports whether dir is on another file system than its parent folder.
 func isMount(dir string) bool {
 	var a, b unix.Stat_t
 	return unix.Stat(dir, &a) == nil && unix.Stat(filepath.Dir(dir), &b) == nil && a.Dev != b.Dev
@@ -167,7 +167,7 @@ func bound(ctx context.Context, image, dir string, n int64) (cost, error) {
 	return server(cmd, func() bool { return isMount(dir) }, func() (cost, error) { return read(ctx, filepath.Join(dir, filepath.Base(image)), n) })
 }
 
-// read reads the first n bytes of a file, timed from its opening.
+// read reads the first n bytes of a file; the time includes opening it.
 func read(_ context.Context, file string, n int64) (c cost, err error) {
 	began := time.Now()
 	f, err := os.Open(file)
@@ -187,7 +187,7 @@ func read(_ context.Context, file string, n int64) (c cost, err error) {
 	return c, nil
 }
 
-// overNBD copies a whole export to nowhere.
+// overNBD reads a whole export and discards the data.
 func overNBD(ctx context.Context, socket, export string, cmd *exec.Cmd) (cost, error) {
 	defer os.Remove(socket)
 	return server(cmd, func() bool { _, err := os.Stat(socket); return err == nil }, func() (c cost, err error) {

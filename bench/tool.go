@@ -15,33 +15,32 @@ import (
 	"xenkeep/bench/simpool"
 )
 
-// A cost is what one operation of a tool took.
+// A cost is the cost of one operation of a tool.
 type cost struct {
 	measure.Usage
-	pool time.Duration // CPU of the simulated pool meanwhile
+	pool time.Duration // CPU time of the simulated pool meanwhile
 	note string
 }
 
-// A tool is a backup program with one repository and, for the VMs of a scenario,
-// the disks it is to back up.
+// A tool is a backup program with one repository and the disks of the VMs of a
+// scenario, which it backs up.
 type tool interface {
 	name() string
-	// begin makes an empty repository below dir, for VMs whose disks are as
-	// given.
+	// begin creates an empty repository below dir, for VMs with the given disks.
 	begin(ctx context.Context, dir string, disks map[string]string) error
-	// replace lets the VM's disk become what the image holds; not timed.
+	// replace replaces the content of the VM's disk by the image; it is not timed.
 	replace(ctx context.Context, vm, image string) error
 	backup(ctx context.Context, vm string) (cost, error)
 	// restore writes the VM's latest backup to a raw file below dir.
 	restore(ctx context.Context, vm, dir string) (file string, c cost, err error)
-	// repository is the folder whose files are counted.
+	// repository returns the folder whose files are counted.
 	repository() string
 	end() error
 }
 
 const password = "correct horse battery staple"
 
-// versionOf is the first line a program prints about itself.
+// versionOf returns the first line of a program's version output.
 func versionOf(ctx context.Context, args ...string) (string, error) {
 	out, _, err := measure.Run(ctx, measure.Command{Args: args})
 	if err != nil {
@@ -51,7 +50,7 @@ func versionOf(ctx context.Context, args ...string) (string, error) {
 	return line, nil
 }
 
-// folderBytes adds up the files below dir.
+// folderBytes returns the total size of the files below dir.
 func folderBytes(dir string) (n int64, err error) {
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -69,8 +68,8 @@ func folderBytes(dir string) (n int64, err error) {
 // xenkeep backs up from a simulated pool over TLS.
 type xenkeep struct {
 	binary string
-	level  string   // of compression; "" is the program's own
-	sim    []string // more arguments of the simulated pool
+	level  string   // of compression; "" means the program's default
+	sim    []string // further arguments of the simulated pool
 	dir    string
 	pool   *simpool.Pool
 }
@@ -120,8 +119,8 @@ func (x *xenkeep) replace(ctx context.Context, vm, image string) error {
 	return err
 }
 
-// open is what every operation begins with: keys are derived, the repository is
-// opened.
+// open measures the steps with which every operation begins: keys are derived, the
+// repository is opened.
 func (x *xenkeep) open(ctx context.Context) (cost, error) {
 	_, c, err := x.run(ctx, "snapshots", "--json")
 	return c, err
@@ -131,7 +130,7 @@ func (x *xenkeep) backup(ctx context.Context, vm string) (cost, error) {
 	return x.backupWith(ctx, vm)
 }
 
-// backupWith is backup with more arguments.
+// backupWith is backup with further arguments.
 func (x *xenkeep) backupWith(ctx context.Context, vm string, more ...string) (cost, error) {
 	args := append([]string{"backup", "--json", vm}, more...)
 	if x.level != "" {
@@ -171,7 +170,7 @@ type backupSummary struct {
 	} `json:"requests"`
 }
 
-// lastSummary finds the summary among the lines of JSON that backup printed.
+// lastSummary returns the summary from the lines of JSON that backup printed.
 func lastSummary(out []byte) (s backupSummary, err error) {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &s); err != nil {
@@ -199,7 +198,7 @@ func (x *xenkeep) end() error {
 }
 
 // links are the images of a scenario under names of their own, which a tool for
-// files backs up; an image takes the place of another one by rename.
+// files backs up; an image replaces another one by rename.
 type links struct{ dir string }
 
 func (l links) path(vm string) string { return filepath.Join(l.dir, "disks", vm+".raw") }
@@ -247,7 +246,7 @@ func (r *restic) begin(ctx context.Context, dir string, disks map[string]string)
 	if err := (links{dir}).setAll(disks); err != nil {
 		return err
 	}
-	// Format 2 compresses; older versions make format 1 unless told.
+	// Format 2 compresses; older versions create format 1 by default.
 	_, err := r.run(ctx, "init", "--repository-version", "2")
 	return err
 }

@@ -28,9 +28,9 @@ const (
 // granule is the unit of changed-block tracking.
 const granule = 64 << 10
 
-// tracked measures what changed-block tracking and NBD save: days of a large
-// disk of which 3 % change, beside restic, which reads it; a huge sparse disk;
-// and several disks at once.
+// tracked measures the savings of changed-block tracking and NBD: days of a large
+// disk of which 3 % change, compared with restic, which reads the disk; a huge
+// sparse disk; and several disks concurrently.
 func (b *bench) tracked(ctx context.Context, images map[string]workload.Image, rounds int) error {
 	for range min(rounds, 3) {
 		if err := b.servedRate(ctx, images[workload.Full]); err != nil {
@@ -49,9 +49,9 @@ func (b *bench) tracked(ctx context.Context, images map[string]workload.Image, r
 	return nil
 }
 
-// trackedDays makes a disk of twice the full image's size, which it holds in
-// its first half, and changes 3 % of it for each round: half in granules alone,
-// half in stretches of 1 MiB. The tools go on in one repository.
+// trackedDays creates a disk of twice the full image's size, with the image in its
+// first half, and changes 3 % of it for each round: half in single granules, half
+// in stretches of 1 MiB. The tools continue in one repository.
 func (b *bench) trackedDays(ctx context.Context, img workload.Image, rounds int) (err error) {
 	dir, err := os.MkdirTemp(b.dir, "tracked-")
 	if err != nil {
@@ -78,7 +78,7 @@ func (b *bench) trackedDays(ctx context.Context, img workload.Image, rounds int)
 			err = eerr
 		}
 	}()
-	// The pool's disk begins as the same, and is told what changes.
+	// The pool's disk starts with the same content, and receives the changes.
 	start := filepath.Join(dir, "start.raw")
 	if err := workload.CopySparse(ctx, disk, start); err != nil {
 		return err
@@ -137,7 +137,7 @@ func (b *bench) trackedDays(ctx context.Context, img workload.Image, rounds int)
 		}
 		b.note("tracked: %d MiB of %d changed", changed>>20, size>>20)
 	}
-	if err := os.RemoveAll(r.dir); err != nil { // room for the restored disk
+	if err := os.RemoveAll(r.dir); err != nil { // space for the restored disk
 		return err
 	}
 	return b.trackedRight(ctx, x, dir, disk)
@@ -159,7 +159,7 @@ func warmTrees(paths []string) error {
 	return nil
 }
 
-// trackedRight compares the last day, restored, with the disk.
+// trackedRight compares the restored last day with the disk.
 func (b *bench) trackedRight(ctx context.Context, x *xenkeep, dir, disk string) error {
 	to := filepath.Join(dir, "restored")
 	if err := os.Mkdir(to, 0o755); err != nil {
@@ -173,7 +173,7 @@ func (b *bench) trackedRight(ctx context.Context, x *xenkeep, dir, disk string) 
 	return sameFiles(file, disk)
 }
 
-// seen adds a result and tells of it.
+// seen adds a result and prints it.
 func (b *bench) seen(scenario string, st step, t tool, c cost, load float64) error {
 	size, err := folderBytes(t.repository())
 	if err != nil {
@@ -185,7 +185,7 @@ func (b *bench) seen(scenario string, st step, t tool, c cost, load float64) err
 	return nil
 }
 
-// change overwrites n bytes of a disk with data that compress by half.
+// change overwrites n bytes of a disk with data that compresses by half.
 func change(f *os.File, size, n int64, random *rand.Rand) (changed int64, err error) {
 	buf := make([]byte, 1<<20)
 	for changed < n {
@@ -251,8 +251,8 @@ func (b *bench) trackedHuge(ctx context.Context, rounds int) error {
 			return err
 		}
 		load := measure.Load()
-		// Blocks called unchanged are compared elsewhere: 1 % of a TiB would be
-		// all that is seen here.
+		// Other scenarios compare blocks that are reported as unchanged: here, 1 %
+		// of a TiB would dominate the result.
 		c, err := x.backupWith(ctx, "vm", "--verify-cbt=false")
 		if err != nil {
 			return err
@@ -264,8 +264,8 @@ func (b *bench) trackedHuge(ctx context.Context, rounds int) error {
 	return x.end()
 }
 
-// manyDisks backs four disks of one VM up one by one and at once, each time
-// into a new repository.
+// manyDisks backs up four disks of one VM one after the other and concurrently,
+// each time into a new repository.
 func (b *bench) manyDisks(ctx context.Context, images map[string]workload.Image, rounds int) error {
 	all := images[workload.Thin].DayOne + "," + images[workload.Other].DayOne + "," + images[workload.Old].DayOne + "," + images[workload.Thin].DayTwo
 	data := images[workload.Thin].Data + images[workload.Other].Data + images[workload.Old].Data + images[workload.Thin].Data2
@@ -303,9 +303,9 @@ func (b *bench) manyDisks(ctx context.Context, images map[string]workload.Image,
 	return nil
 }
 
-// servedRate measures how fast the simulated pool sends a disk over TLS to a
-// client that does nothing with it, so that it is known not to be what the rest
-// measures.
+// servedRate measures how fast the simulated pool sends a disk over TLS to a client
+// that discards the data, to show that the pool is not the bottleneck of the other
+// measurements.
 func (b *bench) servedRate(ctx context.Context, img workload.Image) error {
 	dir, err := os.MkdirTemp(b.dir, "served-")
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 	"xenkeep/bench/measure"
 )
 
-// run runs xenkeep; with into, the last line of JSON it prints is decoded there.
+// run runs xenkeep; if into is set, the last line of JSON that it prints is decoded
+// there.
 func (d *demo) run(ctx context.Context, into any, args ...string) (measure.Usage, error) {
 	if into != nil {
 		args = append(args, "--json")
@@ -33,8 +34,8 @@ func (d *demo) run(ctx context.Context, into any, args ...string) (measure.Usage
 	return u, nil
 }
 
-// backup saves the VM, which must be done by the wanted method, and gives the
-// snapshot's id.
+// backup backs up the VM, which must use the given method, and returns the
+// snapshot's ID.
 func (d *demo) backup(ctx context.Context, method string) (id string, err error) {
 	var s struct {
 		Status    string `json:"status"`
@@ -79,7 +80,7 @@ type restored struct {
 	} `json:"disks"`
 }
 
-// restorePool runs a restore to the pool and compares the VDIs it made.
+// restorePool runs a restore to the pool and compares the VDIs that it made.
 func (d *demo) restorePool(ctx context.Context, what string, want *guest, args ...string) error {
 	var r restored
 	if err := d.step("xenkeep restore: "+what, func() (string, error) {
@@ -115,8 +116,8 @@ func (d *demo) restorePool(ctx context.Context, what string, want *guest, args .
 	})
 }
 
-// restoreFiles restores both disks to files, compares them, and lets e2fsck and
-// the files' checksums judge the first.
+// restoreFiles restores both disks to files, compares them, and verifies the first
+// with e2fsck and with the files' checksums.
 func (d *demo) restoreFiles(ctx context.Context, what, id string, want *guest) error {
 	dir := d.path("files")
 	if err := os.Mkdir(dir, 0o755); err != nil {

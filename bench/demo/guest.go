@@ -21,8 +21,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// guest is the VM's disks on one day: an ext4 file system that fills the first,
-// and the second with data of its own.
+// guest is the state of the VM's disks on one day: an ext4 file system that fills
+// the first disk, and a second disk with data of its own.
 type guest struct {
 	disks [2]string
 	sizes [2]int64
@@ -40,8 +40,9 @@ func (g *guest) data() (n int64, err error) {
 	return n, nil
 }
 
-// dayOne makes the disks, of multiples of 2 MiB as VDIs are. The second begins
-// with a database; then it is empty, but for some data at its very end.
+// dayOne creates the disks; their sizes are multiples of 2 MiB, like those of VDIs.
+// The second begins with a database; the rest is empty, except for some data at its
+// very end.
 func (d *demo) dayOne(ctx context.Context, real int64) (*guest, error) {
 	staged := d.path("staged")
 	if err := os.Mkdir(staged, 0o755); err != nil {
@@ -86,7 +87,7 @@ func truncated(name string, size int64) error {
 	return errors.Join(f.Truncate(size), f.Close())
 }
 
-// dayTwo is what the guest makes of its disks: files removed, changed and
+// dayTwo applies the guest's changes to its disks: files removed, changed and
 // added; pages of the database written in place.
 func (d *demo) dayTwo(ctx context.Context, old *guest) (*guest, error) {
 	g := &guest{disks: [2]string{d.path("root-2.raw"), d.path("data-2.raw")}, sizes: old.sizes, sums: maps.Clone(old.sums)}
@@ -115,7 +116,7 @@ func (d *demo) dayTwo(ctx context.Context, old *guest) (*guest, error) {
 		}
 		fmt.Fprintf(&script, "cd /%s\nrm %s\n", path.Dir(name), path.Base(name))
 		delete(g.sums, name)
-		if i%300 == 0 { // written anew
+		if i%300 == 0 { // rewritten
 			fmt.Fprintf(&script, "write %s %s\n", fresh, path.Base(name))
 			g.sums[name] = sum
 		}
@@ -132,13 +133,13 @@ func (d *demo) dayTwo(ctx context.Context, old *guest) (*guest, error) {
 	return g, workload.TouchDatabase(g.disks[1], 1, 128<<20)
 }
 
-// system runs a program of the system, wherever it is.
+// system runs a program of the system, wherever it is installed.
 func system(ctx context.Context, name string, args ...string) error {
 	_, _, err := measure.Run(ctx, measure.Command{Args: append([]string{workload.Program(name)}, args...), Env: []string{"LC_ALL=C"}})
 	return err
 }
 
-// sumTree gives the SHA-256 of each regular file below dir, by its path there.
+// sumTree returns the SHA-256 of each regular file below dir, by its path there.
 func sumTree(dir string) (map[string]string, error) {
 	sums := make(map[string]string)
 	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
@@ -176,7 +177,7 @@ func compareFiles(a, b string) error {
 	return compare(f, a, b)
 }
 
-// compare reads r to its end, which must be what the file holds.
+// compare reads r to its end and compares it with the content of the file.
 func compare(r io.Reader, name, file string) error {
 	f, err := os.Open(file)
 	if err != nil {
@@ -203,8 +204,8 @@ func compare(r io.Reader, name, file string) error {
 	}
 }
 
-// compareVDI lets the pool export a VDI as raw bytes, which takes none of the
-// roads that backup and restore take.
+// compareVDI lets the pool export a VDI as raw bytes, a path that neither backup
+// nor restore uses.
 func (d *demo) compareVDI(ctx context.Context, uuid, file string) (err error) {
 	c, err := xapi.Dial(ctx, xapi.Config{
 		URL: d.pool.URL, User: d.pool.User, Password: d.pool.Password, UserAgent: "xenkeep-demo",

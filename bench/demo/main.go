@@ -1,8 +1,8 @@
-// Demo shows xenkeep's main job on one machine: it starts a simulated pool with
-// a VM of two disks full of real content, backs it up, lets the guest write,
+// Demo demonstrates xenkeep's main task on one machine: it starts a simulated pool
+// with a VM of two disks full of real content, backs it up, lets the guest write,
 // backs it up again, restores both points to new VDIs, to files and as a VM, and
-// compares everything with what was there: byte for byte, by e2fsck, and by the
-// checksums of all files. It needs e2fsprogs, not root, and ends with 1 at the
+// compares everything with the original: byte for byte, with e2fsck, and by the
+// checksums of all files. It needs e2fsprogs but not root, and exits with 1 at the
 // first difference.
 //
 //	go run ./bench/demo -xenkeep bin/xenkeep
@@ -139,7 +139,7 @@ func (d *demo) show(ctx context.Context, real int64) (err error) {
 	return nil
 }
 
-// restores brings both points back in all ways there are and compares.
+// restores restores both points in every way and compares the results.
 func (d *demo) restores(ctx context.Context, first string, one *guest, second string, two *guest) error {
 	sr := d.pool.SR("ext")
 	if sr == "" {
@@ -160,7 +160,7 @@ func (d *demo) restores(ctx context.Context, first string, one *guest, second st
 	return d.restorePool(ctx, "the VM", two, "restore", "latest:"+vmName, "--vm", "--to-sr", sr, "--name", "demo, restored")
 }
 
-// step does one step, and prints how long it took and what it tells.
+// step executes one step, and prints its duration and its result.
 func (d *demo) step(title string, do func() (string, error)) error {
 	start := time.Now()
 	told, err := do()
@@ -173,7 +173,7 @@ func (d *demo) step(title string, do func() (string, error)) error {
 
 func size(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-// rate is bytes a second.
+// rate formats n bytes since a time as bytes per second.
 func rate(n int64, since time.Time) string {
 	return fmt.Sprintf("%.0f MB/s", float64(n)/1e6/max(time.Since(since).Seconds(), 1e-3))
 }

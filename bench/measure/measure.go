@@ -1,7 +1,7 @@
-// Package measure runs programs and tells what they cost: wall time, CPU and
+// Package measure runs programs and measures their cost: wall time, CPU time and
 // peak memory. Memory is read from Linux's /proc/PID/status (proc_pid_status(5))
-// while the program runs: VmHWM is the kernel's own peak of resident memory,
-// mapped files included; the peak of anonymous memory is sampled.
+// while the program runs: VmHWM is the kernel's own peak of resident memory, mapped
+// files included; the peak of anonymous memory is sampled.
 package measure
 
 import (
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Usage is what one run of a program cost.
+// Usage is the cost of one run of a program.
 type Usage struct {
 	Wall     time.Duration
 	CPU      time.Duration // user and system
@@ -30,14 +30,15 @@ type Usage struct {
 type Command struct {
 	Args []string
 	Dir  string
-	Env  []string // besides the process's own
+	Env  []string // in addition to the environment of this process
 }
 
-// sampleEvery is short against the life of a program, and reading is cheap.
+// sampleEvery is short compared with the run time of a program, and reading is
+// cheap.
 const sampleEvery = 10 * time.Millisecond
 
-// Run runs a program to its end; stdout is what it printed. A program that
-// fails is an error with the end of what it said.
+// Run runs a program to its end; stdout is its standard output. If the program
+// fails, the error contains the end of its error output.
 func Run(ctx context.Context, c Command) (stdout []byte, u Usage, err error) {
 	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
 	cmd.Dir = c.Dir
@@ -113,14 +114,15 @@ func memoryOf(pid int) (m memory, err error) {
 	return m, nil
 }
 
-// CPU is what a running process has used so far (proc_pid_stat(5), fields 14
-// and 15), in steps of 10 ms.
+// CPU returns the CPU time that a running process has used so far
+// (proc_pid_stat(5), fields 14 and 15), in steps of 10 ms.
 func CPU(pid int) (time.Duration, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// The name, field 2, may hold anything but ends with the last parenthesis.
+	// The name, field 2, may contain any character but ends with the last
+	// parenthesis.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(fields) < 13 {
 		return 0, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(fields))
@@ -137,7 +139,7 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * time.Second / ticksPerSecond, nil
 }
 
-// Load is the machine's load average over the last minute.
+// Load returns the machine's load average over the last minute.
 func Load() float64 {
 	data, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
@@ -148,8 +150,8 @@ func Load() float64 {
 	return load
 }
 
-// Warm reads files, so that they lie in the page cache, and tells how many
-// bytes they hold.
+// Warm reads files, so that they are in the page cache, and returns their total
+// size.
 func Warm(paths ...string) (int64, error) {
 	var n int64
 	buf := make([]byte, 4<<20)
@@ -168,7 +170,7 @@ func Warm(paths ...string) (int64, error) {
 	return n, nil
 }
 
-// These hide WriteTo and ReadFrom, which would not use the buffer.
+// These types hide WriteTo and ReadFrom, which would not use the buffer.
 type (
 	onlyReader struct{ io.Reader }
 	onlyWriter struct{ io.Writer }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestMain lets the test's own binary be the program that is measured.
+// TestMain lets the test's own binary serve as the program that is measured.
 func TestMain(m *testing.M) {
 	switch os.Getenv("MEASURE_TEST") {
 	case "":

@@ -1,7 +1,7 @@
-// Scale measures what a repository of years costs: it makes repositories of 1, 2
-// and 4 TiB of unique data, of which only the trees, the index and one disk of
-// 10 GiB are really there, and does to them what users do. Each operation runs
-// in a process of its own.
+// Scale measures the cost of a repository that has grown for years: it creates
+// repositories of 1, 2 and 4 TiB of unique data, of which only the trees, the index
+// and one disk of 10 GiB really exist, and runs the operations that users run. Each
+// operation runs in a process of its own.
 //
 //	go run ./bench/scale
 //	go run ./bench/scale -tib 0.01,0.02 -disk 0.05 -snapshots 5000
@@ -27,22 +27,21 @@ import (
 	"xenkeep/bench/measure"
 )
 
-// memoryTarget is what each operation must stay under, in bytes of anonymous
-// memory.
+// memoryTarget is the upper limit for each operation, in bytes of anonymous memory.
 const memoryTarget = 512 << 20
 
-// job tells a child process what to do.
+// job describes the work of a child process.
 type job struct {
 	Op        string
 	Dir       string
 	Bytes     int64 // unique data
-	Disk      int64 // of the one disk that is really there
+	Disk      int64 // of the one disk that really exists
 	Snapshots int
 }
 
 const childEnv = "XENKEEP_SCALE_JOB"
 
-// outcome is what a child has to tell beside what it cost.
+// outcome is the result that a child reports in addition to its cost.
 type outcome struct {
 	Note     string  `json:"note,omitempty"`
 	Requests int     `json:"requests"`
@@ -191,7 +190,7 @@ func measured(ctx context.Context, size string, j job) (r result, err error) {
 	return r, nil
 }
 
-// table prints the results and counts those over the memory target.
+// table prints the results and returns the number of those over the memory target.
 func table(all []result) (over int) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "size\toperation\twall s\tCPU s\tanonymous MiB\trequests\tfetched MiB\ta second\t\t")

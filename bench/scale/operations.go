@@ -20,7 +20,7 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// operations are what a child process can be told to do.
+// operations are the operations that a child process can run.
 var operations = map[string]func(ctx context.Context, j job) (outcome, error){
 	"make":              makeRepository,
 	"open, cold":        openCold,
@@ -65,14 +65,15 @@ func opened(ctx context.Context, j job, cache string) (outcome, error) {
 	return o, nil
 }
 
-// lookups asks for a million IDs, spread over all that there are or in none.
+// lookups looks up a million IDs: known ones spread over the whole index, or
+// unknown ones.
 func lookups(ctx context.Context, j job, known bool) (outcome, error) {
 	r, _, err := open(ctx, j.Dir, filepath.Join(j.Dir, "cold"))
 	if err != nil {
 		return outcome{}, err
 	}
 	defer r.Close()
-	// The IDs come from the generators of the disks, as they were made.
+	// The IDs come from the same generators as the disks.
 	const each = 20_000
 	var ids []chunk.ID
 	disks := max(1, int(j.Bytes/diskSize))
@@ -109,7 +110,7 @@ func lookups(ctx context.Context, j job, known bool) (outcome, error) {
 	return outcome{Rate: second, Note: fmt.Sprintf("first time %.0f a second", first)}, nil
 }
 
-// incremental looks up what 10,000 changed granules of one disk bring: new
+// incremental makes the lookups for 10,000 changed granules of one disk: new
 // chunks, and the old lists around them.
 func incremental(ctx context.Context, j job) (outcome, error) {
 	r, f, err := open(ctx, j.Dir, filepath.Join(j.Dir, "cold"))
@@ -180,7 +181,7 @@ func prunePlan(ctx context.Context, j job) (outcome, error) {
 	return o, nil
 }
 
-// checkAll checks that all there is resolves; no pack is read whole.
+// checkAll checks that all references resolve; no pack is read whole.
 func checkAll(ctx context.Context, j job) (outcome, error) {
 	r, f, err := open(ctx, j.Dir, filepath.Join(j.Dir, "cold"))
 	if err != nil {
@@ -199,7 +200,8 @@ func checkAll(ctx context.Context, j job) (outcome, error) {
 	return o, nil
 }
 
-// restoreCold restores the disk that is there on a machine that knows nothing.
+// restoreCold restores the disk that really exists on a machine with an empty
+// cache.
 func restoreCold(ctx context.Context, j job) (outcome, error) {
 	cache, err := os.MkdirTemp(j.Dir, "fresh-")
 	if err != nil {
@@ -245,8 +247,8 @@ func (c *counting) WriteAt(_ context.Context, p []byte, _ int64) error {
 
 var _ disk.Sink = (*counting)(nil)
 
-// makeSnapshots publishes snapshots of nothing, and what a prune would make of
-// them.
+// makeSnapshots publishes empty snapshots, and the catalogues that a prune would
+// make of them.
 func makeSnapshots(ctx context.Context, j job) (outcome, error) {
 	s, err := local.Create(storage(j.Dir))
 	if err != nil {
@@ -296,14 +298,14 @@ func listSnapshots(ctx context.Context, j job, cached bool) (outcome, error) {
 		return outcome{}, fmt.Errorf("%d snapshots, %d unreadable: %w", len(all), len(bad), err)
 	}
 	o := counts(f)
-	// A local listing is one call; S3 gives a thousand names at once.
+	// A local listing is one call; S3 returns a thousand names per request.
 	o.Requests += (j.Snapshots + 999) / 1000
 	o.Note = "a page of 1000 names counted as a request"
 	return o, nil
 }
 
-// makeIndex makes the local index alone, as a repository of so much data has it
-// in its cache.
+// makeIndex creates only the local index, as in the cache of a repository with so
+// much data.
 func makeIndex(_ context.Context, j job) (outcome, error) {
 	x, err := index.Open(j.Dir)
 	if err != nil {

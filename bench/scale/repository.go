@@ -29,11 +29,10 @@ import (
 
 var secret = slot.Secret{KeyFile: make([]byte, 32)}
 
-// What a chunk and a blob are on average, in the bench's images: chunks of
-// 36 KiB plain, 28 in a blob of 1 MiB plain and 430 KiB sealed, 76 blobs in a
-// pack.
+// Average sizes of a chunk and a blob in the bench's images: chunks of 36 KiB
+// plain, 28 in a blob of 1 MiB plain and 430 KiB sealed, 76 blobs in a pack.
 const (
-	diskSize      = 64 << 30 // of each disk that is not really there
+	diskSize      = 64 << 30 // of each disk that does not really exist
 	chunksOfBlock = 57
 	blobSize      = 430 << 10
 	blobChunks    = 28
@@ -45,8 +44,8 @@ const (
 func storage(dir string) string   { return filepath.Join(dir, "repository") }
 func warmCache(dir string) string { return filepath.Join(dir, "cache") }
 
-// open opens the repository of a job and counts what that and all that follows
-// asks of the storage.
+// open opens the repository of a job and counts the requests to the storage of that
+// and of all later operations.
 func open(ctx context.Context, dir, cache string) (*repo.Repository, *objecttest.Faulty, error) {
 	s, err := local.Open(storage(dir))
 	if err != nil {
@@ -62,8 +61,8 @@ func open(ctx context.Context, dir, cache string) (*repo.Repository, *objecttest
 
 func phantomFile(dir string) string { return filepath.Join(dir, "phantoms") }
 
-// phantoms is a storage that also lists the packs that are not there, whose
-// names lie in a file, 32 bytes each.
+// phantoms is a storage that also lists the packs that do not exist, whose names
+// are in a file, 32 bytes each.
 type phantoms struct {
 	object.Store
 	file string
@@ -89,18 +88,18 @@ func counts(f *objecttest.Faulty) outcome {
 	return outcome{Requests: f.Calls(objecttest.Any), Fetched: f.Bytes(objecttest.Get)}
 }
 
-// maker fills a repository with disks of which the data packs are not there.
+// maker fills a repository with disks whose data packs do not exist.
 type maker struct {
 	r   *repo.Repository
 	w   *chunkstore.Writer
 	run chunkstore.RunID
 
 	mu    sync.Mutex
-	names []byte // of the packs that are not there
+	names []byte // of the packs that do not exist
 }
 
-// makeRepository makes disks of 64 GiB up to the wanted size, backs each up
-// twice, and adds one disk that is really there.
+// makeRepository creates disks of 64 GiB up to the requested size, backs up each
+// one twice, and adds one disk that really exists.
 func makeRepository(ctx context.Context, j job) (outcome, error) {
 	s, err := local.Create(storage(j.Dir))
 	if err != nil {
@@ -161,8 +160,8 @@ func makeRepository(ctx context.Context, j job) (outcome, error) {
 	return outcome{Note: fmt.Sprintf("%d disks of %d GiB, 2 snapshots of each", len(snapshots)/2, min(diskSize, j.Bytes)>>30)}, nil
 }
 
-// disk puts the tree of a disk on two days: on the second one list in each node
-// is another.
+// disk puts the tree of a disk on two days: on the second one, one list in each
+// node is different.
 func (m *maker) disk(ctx context.Context, n uint64, size int64) (first, second chunk.ID, err error) {
 	k, err := m.w.NewWorker()
 	if err != nil {
@@ -214,14 +213,14 @@ func (m *maker) disk(ctx context.Context, n uint64, size int64) (first, second c
 	return first, second, err
 }
 
-// fakePacks are data packs of which there is only the index.
+// fakePacks are data packs of which only the index exists.
 type fakePacks struct {
 	m     *maker
 	r     *rand.ChaCha8
 	packs []index.PackEntries
 }
 
-// block makes up the chunks of one block, all of them new, and appends its list.
+// block invents the chunks of one block, all of them new, and appends its list.
 func (f *fakePacks) block(ctx context.Context, list []byte) ([]byte, error) {
 	pieces := make([]tree.Piece, chunksOfBlock)
 	at := 0

@@ -19,11 +19,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A repository of more than twice the data takes no more memory, whatever is done
-// to it. Opening it for the first time may take what one portion of the index
-// takes.
+// With more than twice the data in a repository, no operation needs more memory.
+// Opening it for the first time may need as much as one portion of the index needs.
 func TestMemoryDoesNotGrow(t *testing.T) {
-	const slack = 48 << 20 // the collector's mood
+	const slack = 48 << 20 // variation caused by the garbage collector
 	sizes := []int64{40 << 30, 100 << 30}
 	first := make(map[string]int64)
 	for i, size := range sizes {

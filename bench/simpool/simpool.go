@@ -1,5 +1,5 @@
-// Package simpool runs the simulated pool of the xenkeep binary as a process of
-// its own, as a user would.
+// Package simpool runs the simulated pool of the xenkeep binary as a separate
+// process, as a user would.
 package simpool
 
 import (
@@ -22,11 +22,11 @@ type Pool struct {
 	Ready
 	binary string
 	cmd    *exec.Cmd
-	said   *bytes.Buffer // on stderr; to be read when the process is over
+	said   *bytes.Buffer // stderr; valid only after the process has ended
 	over   chan error
 }
 
-// Ready is what the pool says of itself.
+// Ready is the description that the pool prints when it is ready.
 type Ready struct {
 	URL         string `json:"url"`
 	User        string `json:"user"`
@@ -51,11 +51,11 @@ type Disk struct {
 	Size   int64  `json:"size"`
 }
 
-// readyWithin is how long a pool may take to answer, on a busy machine.
+// readyWithin is how long a pool may take to start, on a busy machine.
 const readyWithin = time.Minute
 
-// Start starts a pool with VMs, each as NAME=DISK[,DISK...], and more arguments
-// of "xenkeep sim". What guests write goes to the folder state.
+// Start starts a pool with VMs, each as NAME=DISK[,DISK...], and further arguments
+// of "xenkeep sim". Data that guests write is stored in the folder state.
 func Start(ctx context.Context, binary, state string, more []string, vms ...string) (*Pool, error) {
 	args := append([]string{"sim", "--listen", "127.0.0.1:0", "--state", state}, more...)
 	for _, vm := range vms {
@@ -115,7 +115,7 @@ func (p *Pool) Stop() error {
 	}
 }
 
-// Env tells xenkeep how to reach the pool.
+// Env returns the environment variables with which xenkeep connects to the pool.
 func (p *Pool) Env() []string {
 	return []string{
 		"XENKEEP_POOL=" + p.URL, "XENKEEP_POOL_USER=" + p.User,
@@ -123,10 +123,10 @@ func (p *Pool) Env() []string {
 	}
 }
 
-// CPU is what the pool has used so far.
+// CPU returns the CPU time that the pool has used so far.
 func (p *Pool) CPU() (time.Duration, error) { return measure.CPU(p.cmd.Process.Pid) }
 
-// Disks are those of a VM the pool was started with.
+// Disks returns the disks of a VM that the pool was started with.
 func (p *Pool) Disks(vm string) []Disk {
 	for _, v := range p.VMs {
 		if v.Name == vm {
@@ -136,7 +136,7 @@ func (p *Pool) Disks(vm string) []Disk {
 	return nil
 }
 
-// SR is the name of the first SR of a type, "" where there is none.
+// SR returns the name of the first SR of a type, or "" if there is none.
 func (p *Pool) SR(kind string) string {
 	for _, s := range p.SRs {
 		if s.Type == kind {
@@ -146,8 +146,8 @@ func (p *Pool) SR(kind string) string {
 	return ""
 }
 
-// Write lets the guest make its disk equal to a file, and tells how many bytes
-// it wrote.
+// Write lets the guest make its disk equal to a file, and returns the number of
+// bytes that it wrote.
 func (p *Pool) Write(ctx context.Context, vdi, image string) (int64, error) {
 	out, _, err := measure.Run(ctx, measure.Command{Args: []string{p.binary, "sim", "write", "--url", p.URL, "--vdi", vdi, "--image", image}})
 	if err != nil {

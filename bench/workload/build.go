@@ -11,30 +11,31 @@ import (
 	"time"
 )
 
-// version is part of the cache's name: change it with any content.
+// version is part of the cache's name: increase it with every change of the
+// content.
 const version = 1
 
-// Image is a disk on both days. DayTwo is empty where only one is used.
+// Image is a disk on both days. DayTwo is empty if only one day is used.
 type Image struct {
 	Name   string `json:"name"`
 	DayOne string `json:"day_one"`
 	DayTwo string `json:"day_two,omitempty"`
 	Size   int64  `json:"size"`
-	Data   int64  `json:"data"`               // of day one, bytes not holes
+	Data   int64  `json:"data"`               // of day one, without holes
 	Data2  int64  `json:"data_two,omitempty"` // of day two
 }
 
-// Names of the images there are.
+// Names of the images.
 const (
-	Thin    = "thin"    // a VM on a disk mostly unallocated
+	Thin    = "thin"    // a VM on a disk that is mostly unallocated
 	Other   = "other"   // a second VM that shares many of its files; day one
 	Old     = "old"     // thin's VM with its partition at sector 63; day one
 	Full    = "full"    // a VM on a disk without holes
-	Archive = "archive" // a disk with a tar alone, which shifts on day two
-	Dump    = "dump"    // a disk with an SQL dump alone, which shifts on day two
+	Archive = "archive" // a disk that contains only a tar, which shifts on day two
+	Dump    = "dump"    // a disk that contains only an SQL dump, which shifts on day two
 )
 
-// Build makes the named images in dir, unless they are there, and says so to
+// Build creates the named images in dir unless they exist, and reports each one to
 // note.
 func Build(ctx context.Context, dir string, s Scale, names []string, note func(format string, args ...any)) (map[string]Image, error) {
 	dir = filepath.Join(dir, fmt.Sprintf("images-v%d-%s", version, s.Name))
@@ -61,8 +62,8 @@ type builder struct {
 	total int64
 }
 
-// image gives an image from the folder, or makes it. Its description is
-// written last.
+// image returns an image from the folder, or creates it. Its description is written
+// last.
 func (b *builder) image(ctx context.Context, name string) (Image, error) {
 	var img Image
 	described := filepath.Join(b.dir, name+".json")
@@ -99,7 +100,7 @@ func (b *builder) image(ctx context.Context, name string) (Image, error) {
 	return img, os.WriteFile(described, data, 0o644)
 }
 
-// make builds an image; its parts are described at the names above.
+// make builds an image; the names above describe its parts.
 func (b *builder) make(ctx context.Context, name string) (Image, error) {
 	s := b.scale
 	g := &guest{
@@ -111,7 +112,7 @@ func (b *builder) make(ctx context.Context, name string) (Image, error) {
 	days := 2
 	switch name {
 	case Thin:
-	case Other: // three quarters of thin's files; its own data
+	case Other: // three quarters of thin's files, and data of its own
 		g.seed = 2
 		g.real.start += g.real.width / 4
 		l.gpt, days = false, 1

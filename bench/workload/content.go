@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// seeded gives a source of random numbers for one purpose.
+// seeded returns a source of random numbers for one purpose.
 func seeded(seed uint64, purpose string) *rand.Rand {
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[:], seed)
@@ -46,7 +46,7 @@ func vocabulary(seed uint64) []string {
 	return words
 }
 
-// text appends n words, the first of the vocabulary much more often.
+// text appends n words; the first words of the vocabulary are much more frequent.
 func text(b []byte, r *rand.Rand, words []string, n int) []byte {
 	for i := range n {
 		if i > 0 {
@@ -58,11 +58,11 @@ func text(b []byte, r *rand.Rand, words []string, n int) []byte {
 	return b
 }
 
-// Database pages are 16 KiB, as InnoDB's; many servers write 8 KiB ones.
+// Database pages are 16 KiB, like those of InnoDB; many servers write 8 KiB pages.
 const dbPage = 16 << 10
 
-// fillPage is one page of a database: a head with page number, log position
-// and checksum, rows of text, keys and hashes, and free room at its end.
+// fillPage fills one page of a database: a header with page number, log position
+// and checksum, rows of text, keys and hashes, and free space at its end.
 func fillPage(p []byte, r *rand.Rand, words []string, number, lsn uint64) {
 	clear(p)
 	row := make([]byte, 0, 1<<10)
@@ -71,7 +71,7 @@ func fillPage(p []byte, r *rand.Rand, words []string, number, lsn uint64) {
 		row = binary.BigEndian.AppendUint64(row[:0], r.Uint64N(1<<40))
 		row = binary.BigEndian.AppendUint64(row, 1_700_000_000+r.Uint64N(1<<24))
 		row = text(row, r, words, 4+r.IntN(20))
-		for range 3 { // tokens and hashes, as tables hold them
+		for range 3 { // tokens and hashes, as in real tables
 			row = binary.LittleEndian.AppendUint64(row, r.Uint64())
 		}
 		at += copy(p[at:limit+1], row)
@@ -97,13 +97,13 @@ func writeDatabase(w io.Writer, seed uint64, size int64, words []string) error {
 	return nil
 }
 
-// TouchDatabase is a day's work on the database at the beginning of a file.
+// TouchDatabase applies a day's changes to the database at the beginning of a file.
 func TouchDatabase(path string, seed uint64, size int64) error {
 	return touchDatabase(path, seed, size, vocabulary(7))
 }
 
 // touchDatabase writes a fiftieth of a database's pages in place: most of them
-// near each other, as recently used rows are, the rest anywhere; one in three
+// close to each other, like recently used rows, the rest anywhere; one in three is
 // only 8 KiB long.
 func touchDatabase(path string, seed uint64, size int64, words []string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -130,7 +130,7 @@ func touchDatabase(path string, seed uint64, size int64, words []string) error {
 	return f.Close()
 }
 
-// writeLog writes lines of a web server's log, size bytes at least.
+// writeLog writes lines of a web server's log, at least size bytes.
 func writeLog(w io.Writer, seed uint64, from time.Time, size int64, words []string) error {
 	r := seeded(seed, "log"+from.String())
 	b := bufio.NewWriterSize(w, 1<<16)
@@ -147,13 +147,13 @@ func writeLog(w io.Writer, seed uint64, from time.Time, size int64, words []stri
 	return b.Flush()
 }
 
-// writeDump writes an SQL dump of size bytes at least, in which extra rows
-// stand at random places. But for these, the dump with extra rows is the one
-// without them, shifted.
+// writeDump writes an SQL dump of at least size bytes, with extra rows at random
+// positions. Except for these, the dump with extra rows is the one without them,
+// shifted.
 func writeDump(w io.Writer, seed uint64, size int64, extra int, words []string) error {
 	r, more := seeded(seed, "dump"), seeded(seed, "dump, extra rows")
 	b := bufio.NewWriterSize(w, 1<<16)
-	const rowBytes = 200 // about
+	const rowBytes = 200 // approximately
 	at := make([]int64, extra)
 	for i := range at {
 		at[i] = more.Int64N(size / rowBytes)
@@ -178,10 +178,9 @@ func writeDump(w io.Writer, seed uint64, size int64, extra int, words []string) 
 	return b.Flush()
 }
 
-// writeArchive writes a tar of real files of about size bytes, the window of
-// marks from start on, with extra files of odd lengths between them. Members
-// of a tar are padded to 512 bytes, so what follows moves by an odd number of
-// these.
+// writeArchive writes a tar of about size bytes of real files, from the window of
+// marks, with extra files of odd lengths between them. Members of a tar are padded
+// to 512 bytes, so the data after them moves by an odd multiple of that.
 func writeArchive(w io.Writer, seed uint64, files []realFile, win window, size int64, extra int, words []string) error {
 	r := seeded(seed, "archive")
 	b := bufio.NewWriterSize(w, 1<<18)
@@ -208,7 +207,7 @@ func writeArchive(w io.Writer, seed uint64, files []realFile, win window, size i
 		}
 		n += f.size
 		if extra > 0 && n >= next {
-			// One block of head and an even number of blocks of data.
+			// One block of header and an even number of blocks of data.
 			p := text(nil, r, words, 300)[:513+2*r.IntN(250)]
 			if err := head(fmt.Sprintf("srv/new/%06d.txt", i), int64(len(p))); err != nil {
 				return err

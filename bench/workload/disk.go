@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layout is how a disk is partitioned.
+// layout describes the partitioning of a disk.
 type layout struct {
 	size  int64
 	start int64 // of the file system, in sectors
@@ -24,7 +24,7 @@ type layout struct {
 	uuid  string
 }
 
-// bytes tells where the file system lies.
+// bytes returns the position of the file system.
 func (l layout) bytes() (offset, length int64) {
 	offset = l.start * sector
 	length = l.size - offset
@@ -34,7 +34,7 @@ func (l layout) bytes() (offset, length int64) {
 	return offset, length &^ 4095
 }
 
-// format makes a sparse disk with an empty ext4 file system.
+// format creates a sparse disk with an empty ext4 file system.
 func format(ctx context.Context, path string, l layout) error {
 	f, err := os.Create(path)
 	if err != nil {
@@ -59,8 +59,8 @@ func format(ctx context.Context, path string, l layout) error {
 	return MakeExt4(ctx, path, offset, length, l.uuid, "")
 }
 
-// MakeExt4 makes an ext4 file system within a file, with the content of a
-// folder if one is given. It needs no root.
+// MakeExt4 creates an ext4 file system within a file, with the content of a folder
+// if one is set. It does not need root.
 func MakeExt4(ctx context.Context, path string, offset, length int64, uuid, folder string) error {
 	options := "lazy_itable_init=0,lazy_journal_init=0,nodiscard,hash_seed=" + uuid
 	if offset > 0 {
@@ -73,7 +73,7 @@ func MakeExt4(ctx context.Context, path string, offset, length int64, uuid, fold
 	return run(ctx, "mke2fs", append(args, path, strconv.FormatInt(length>>10, 10)+"k")...)
 }
 
-// run runs a program of the system; what it said is in the error.
+// run runs a program of the system; its output is in the error.
 func run(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, Program(name), args...)
 	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME="+strconv.FormatInt(epoch.Unix(), 10), "LC_ALL=C")
@@ -84,7 +84,7 @@ func run(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// Program finds a program also where the shells of users do not look.
+// Program finds a program also in folders that are not in the PATH of users.
 func Program(name string) string {
 	if path, err := exec.LookPath(name); err == nil {
 		return path
@@ -97,8 +97,8 @@ func Program(name string) string {
 	return name
 }
 
-// within mounts the disk's file system and lets fn work in it. What the kernel
-// writes is what a guest's kernel would have written, journal and all.
+// within mounts the disk's file system and calls fn to change it. The kernel writes
+// the same data as a guest's kernel would, including the journal.
 func within(ctx context.Context, path string, l layout, fn func(root string) error) (err error) {
 	root, err := os.MkdirTemp(filepath.Dir(path), "mounted-")
 	if err != nil {
@@ -117,7 +117,7 @@ func within(ctx context.Context, path string, l layout, fn func(root string) err
 	return fn(root)
 }
 
-// room is the free space of the file system at root.
+// room returns the free space of the file system at root.
 func room(root string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(root, &st); err != nil {
@@ -126,13 +126,12 @@ func room(root string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// CopySparse copies an image, holes as holes.
+// CopySparse copies an image and keeps its holes.
 func CopySparse(ctx context.Context, from, to string) error {
 	return run(ctx, "cp", "--sparse=auto", "--reflink=auto", from, to)
 }
 
-// fillHoles writes zeros where the file has holes, so that a reader is told of
-// none.
+// fillHoles writes zeros to the holes of the file, so that it has none.
 func fillHoles(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -165,7 +164,7 @@ func fillHoles(path string) error {
 	}
 }
 
-// DataBytes is how much of a file is not holes.
+// DataBytes returns the number of bytes of a file that are not in holes.
 func DataBytes(path string) (int64, error) {
 	f, err := os.Open(path)
 	if err != nil {

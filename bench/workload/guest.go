@@ -10,23 +10,23 @@ import (
 	"time"
 )
 
-// guest is what one virtual machine holds.
+// guest describes the content of one virtual machine.
 type guest struct {
-	seed  uint64 // of what it generated itself
+	seed  uint64 // of the generated content
 	name  string
 	real  window // its share of the machine's files
 	files []realFile
-	limit int64 // bytes of real files at most
+	limit int64 // maximum number of bytes of real files
 	words []string
 
 	db, log, archive, dump, noise int64
-	rows, members                 int // more in dump and archive on day two
-	// fill, then leave so many bytes free, having used them all.
+	rows, members                 int // additional ones in dump and archive on day two
+	// fill uses all space, then frees this many bytes.
 	fill  bool
 	leave int64
 }
 
-// later is day two.
+// later is the time of day two.
 var later = epoch.Add(24 * time.Hour)
 
 func (g *guest) path(root, name string) string { return filepath.Join(root, name) }
@@ -77,7 +77,7 @@ func (g *guest) dayOne(ctx context.Context, root string) error {
 	return nil
 }
 
-// writeArchive packs files that are not on the disk besides, and that differ
+// writeArchive archives files that are not on the disk otherwise, and that differ
 // between guests.
 func (g *guest) writeArchive(w io.Writer, extra int) error {
 	win := window{start: g.real.start + g.real.width, width: (1 - g.real.width) / 2}
@@ -90,7 +90,7 @@ func (g *guest) writeArchive(w io.Writer, extra int) error {
 	return writeArchive(w, g.seed, g.files, win, g.archive, extra, g.words)
 }
 
-// fillUp uses every block that there is, then frees some.
+// fillUp uses every free block, then frees some.
 func (g *guest) fillUp(ctx context.Context, root string) error {
 	const each = 16 * mib
 	var made []string
@@ -116,7 +116,7 @@ func (g *guest) fillUp(ctx context.Context, root string) error {
 	if size < g.leave {
 		return fmt.Errorf("fill the disk of %s: %d bytes were free, %d are to be: less real content is needed", g.name, size, g.leave)
 	}
-	// What is freed must have reached the disk.
+	// The data of the freed blocks must have reached the disk.
 	if err := run(ctx, "sync", "-f", root); err != nil {
 		return err
 	}
@@ -129,8 +129,8 @@ func (g *guest) fillUp(ctx context.Context, root string) error {
 	return nil
 }
 
-// dayTwo is a day's work of the guest: pages of the database written in place,
-// logs appended, archive and dump written anew, some programs updated, some
+// dayTwo applies a day's changes of the guest: pages of the database written in
+// place, logs appended, archive and dump rewritten, some programs updated, some
 // files touched.
 func (g *guest) dayTwo(ctx context.Context, root string) error {
 	if g.db > 0 {
@@ -143,7 +143,7 @@ func (g *guest) dayTwo(ctx context.Context, root string) error {
 			return err
 		}
 	}
-	// The old archive and dump go when the new ones are there.
+	// The old archive and dump are removed after the new ones were written.
 	renew := func(name string, size int64, fill func(io.Writer) error) error {
 		if size == 0 {
 			return nil
@@ -189,8 +189,8 @@ func (g *guest) appendLog(root string) error {
 	return os.Chtimes(name, later, later)
 }
 
-// update replaces one file in 400 by one that was not there, as a package
-// update does, and touches one in 50.
+// update replaces one file in 400 by a new one, as a package update does, and
+// touches one in 50.
 func (g *guest) update(ctx context.Context, root string) error {
 	const fresh = 0.0025
 	for _, f := range g.files {
@@ -204,7 +204,7 @@ func (g *guest) update(ctx context.Context, root string) error {
 		if _, err := os.Lstat(name); err != nil {
 			continue // beyond the limit
 		}
-		// The mark's lower digits choose anew.
+		// The mark's lower digits are an independent random choice.
 		switch pick := f.mark*1e6 - float64(int64(f.mark*1e6)); {
 		case pick < fresh:
 			data, err := os.ReadFile(name)
@@ -229,8 +229,8 @@ func (g *guest) update(ctx context.Context, root string) error {
 	return nil
 }
 
-// updated is the next version of a file: a little added, and a word changed
-// throughout.
+// updated returns the next version of a file: a little text added, and one word
+// changed throughout.
 func updated(old string, words []string) string {
 	return words[len(old)%len(words)] + "\n" + strings.ReplaceAll(old, "err", "erR")
 }

@@ -9,9 +9,9 @@ import (
 
 const sector = 512
 
-// Where a partition begins, in sectors: at 1 MiB as everything made since 2009
-// has it, or behind the first track, as older guests have it, where no page of
-// the file system is a page of the disk.
+// Where a partition begins, in sectors: at 1 MiB, as in all tools since 2009, or
+// after the first track, as in older guests, where no page of the file system is
+// aligned with a page of the disk.
 const (
 	alignedStart = 2048
 	oldStart     = 63
@@ -33,8 +33,8 @@ func writeMBR(f *os.File, kind byte, start, size int64) error {
 	return err
 }
 
-// gptTail is what a GUID partition table takes at a disk's end, in sectors: 128
-// entries of 128 bytes and the second head.
+// gptTail is the number of sectors of a GUID partition table at a disk's end: 128
+// entries of 128 bytes and the second header.
 const gptTail = 33
 
 // writeGPT writes a GUID partition table (UEFI specification 2.10, section 5.3)

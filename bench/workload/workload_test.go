@@ -17,7 +17,7 @@ var tiny = Scale{
 	FullReal: 16 * mib, FullDB: 4 * mib, Pair: 48 * mib, Rows: 5, Members: 2,
 }
 
-// needMount skips where a disk cannot be mounted.
+// needMount skips the test if a disk cannot be mounted.
 func needMount(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -78,7 +78,7 @@ func TestImagesAreSoundFileSystems(t *testing.T) {
 	if f := images[Thin]; f.Data > f.Size/2 {
 		t.Errorf("thin is not thin: %d of %d bytes are data", f.Data, f.Size)
 	}
-	// What is there is used as it is.
+	// An existing image is used unchanged.
 	before, err := os.Stat(images[Dump].DayOne)
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestImagesAreSoundFileSystems(t *testing.T) {
 	}
 }
 
-// changed counts the pages that differ, and all of them.
+// changed returns the number of pages that differ, and the number of all pages.
 func changed(t *testing.T, a, b string) (n, of int) {
 	t.Helper()
 	p, err := os.ReadFile(a)
@@ -111,7 +111,7 @@ func changed(t *testing.T, a, b string) (n, of int) {
 	return n, of
 }
 
-// TestContentFollowsFromSeeds pins what generated files hold: results of
+// TestContentFollowsFromSeeds pins the content of generated files: results of
 // different days can only be compared if it never changes unnoticed.
 func TestContentFollowsFromSeeds(t *testing.T) {
 	words := vocabulary(7)

@@ -99,7 +99,7 @@ func (l *library) put(kind chunk.Kind, p []byte) (chunk.ID, error) {
 	return id, err
 }
 
-// disk makes a disk, and the same with every tenth block changed. Each tenth
+// disk creates a disk, and a copy of it with every tenth block changed. Each tenth
 // piece is zeros.
 func (l *library) disk(size int64) (first, second chunk.ID, err error) {
 	list := func() (chunk.ID, error) {
@@ -238,7 +238,7 @@ func BenchmarkEngines(b *testing.B) {
 			return run.Flush(ctx)
 		})
 	}
-	if err := changed(b.Context()); err != nil { // what is new is stored once
+	if err := changed(b.Context()); err != nil { // the new data is stored once
 		b.Fatal(err)
 	}
 	run("changed", changed)

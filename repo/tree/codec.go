@@ -1,5 +1,5 @@
-// Package tree is the Merkle tree of a disk: how it is encoded, and the only code
-// that decodes it and follows it.
+// Package tree implements the Merkle tree of a disk: its encoding, and the only
+// code that decodes and traverses it.
 //
 // A root names a node for each GiB of the disk, a node names a block list for each
 // block of disk.BlockSize, and a block list names the chunks of its block. Holes
@@ -8,7 +8,7 @@
 // have equal IDs.
 //
 // Walk visits a whole tree. ReadLists and ReadData read blocks of it. Code that
-// keeps parts of trees in a cache of its own decodes them by DecodeNode and
+// keeps parts of trees in a cache of its own decodes them with DecodeNode and
 // DecodeList.
 package tree
 
@@ -27,8 +27,8 @@ const (
 	NodeBlocks = 512
 	// NodeSize is the number of bytes that a node covers: 1 GiB.
 	NodeSize = NodeBlocks * disk.BlockSize
-	// MaxSize is the size of the largest disk, in bytes: 64 TiB. It bounds the
-	// memory that a damaged root can ask for.
+	// MaxSize is the size of the largest disk, in bytes: 64 TiB. It limits the
+	// memory that a damaged root can request.
 	MaxSize = 64 << 40
 )
 
@@ -124,7 +124,7 @@ func (n *Node) IsZero() bool { return *n == Node{} }
 // (lowest bit first) is set if block i has a list, then the IDs of these lists.
 func AppendNode(dst []byte, n *Node) []byte { return appendSparse(dst, n[:]) }
 
-// DecodeNode undoes AppendNode.
+// DecodeNode decodes the encoding that AppendNode returns.
 func DecodeNode(p []byte) (*Node, error) {
 	n := new(Node)
 	if err := decodeSparse(n[:], p); err != nil {
@@ -179,22 +179,21 @@ type Root struct {
 	Nodes []chunk.ID // one for each GiB, zero for a GiB of zeros
 }
 
-// rootVersion leads a root, so that other shapes of tree can follow.
+// rootVersion is the first byte of a root, so that other shapes of tree can follow.
 const rootVersion = 1
 
 // Nodes returns the number of nodes of a disk of size bytes.
 func Nodes(size int64) int { return int((disk.Blocks(size) + NodeBlocks - 1) / NodeBlocks) }
 
-// AppendRoot appends the encoding of a root: its version (1 byte), the size
-// (8 bytes, big-endian), a bitmap of the nodes that are there and their IDs, as
-// in a node.
+// AppendRoot appends the encoding of a root: its version (1 byte), the size (8
+// bytes, big-endian), a bitmap of the nodes that exist and their IDs, as in a node.
 func AppendRoot(dst []byte, r *Root) []byte {
 	dst = append(dst, rootVersion)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Size))
 	return appendSparse(dst, r.Nodes)
 }
 
-// DecodeRoot undoes AppendRoot.
+// DecodeRoot decodes the encoding that AppendRoot returns.
 func DecodeRoot(p []byte) (*Root, error) {
 	if len(p) < 9 {
 		return nil, fmt.Errorf("root: %w", seal.ErrCorrupt)

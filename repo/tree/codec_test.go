@@ -41,7 +41,7 @@ func FuzzRoot(f *testing.F) {
 	})
 }
 
-// What lists, nodes and roots look like is pinned: it is the format.
+// The encodings of lists, nodes and roots are pinned: they are the format.
 func TestTreeVectors(t *testing.T) {
 	id := func(b byte) (id chunk.ID) {
 		for i := range id {

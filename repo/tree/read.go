@@ -102,8 +102,8 @@ func ReadNode(ctx context.Context, s *chunkstore.Store, id chunk.ID) (*Node, err
 const nodesAtOnce = 64
 
 // ReadNodes reads all nodes of a disk, many with each request, and calls fn for
-// each in order, without those of zeros. A node that has a block after the disk's
-// end is an error.
+// each in order, except for those of zeros. A node that has a block after the
+// disk's end is an error.
 func ReadNodes(ctx context.Context, s *chunkstore.Store, r *Root, fn func(at Part, n *Node) error) error {
 	var parts []Part
 	for i, id := range r.Nodes {
@@ -142,8 +142,8 @@ func ReadNodes(ctx context.Context, s *chunkstore.Store, r *Root, fn func(at Par
 	return nil
 }
 
-// Block is a block of a disk while it is read. ReadLists and ReadData use its memory
-// again if it has any.
+// Block is a block of a disk while it is read. ReadLists and ReadData reuse its
+// memory.
 type Block struct {
 	Part           // its list, with a zero ID for a block of zeros
 	Pieces []Piece // none for a block of zeros
@@ -154,22 +154,22 @@ type Block struct {
 	err  error
 }
 
-// ReadLists reads the lists of blocks and sets their Pieces. The first error ends
-// it, unless broken is given: then it reads all lists that it can, and calls broken
-// in the order of blocks for each list that is damaged or missing. An error that
-// broken returns ends ReadLists. Errors of the storage, and the end of ctx, end it
-// in any case.
+// ReadLists reads the lists of blocks and sets their Pieces. It stops at the first
+// error, unless broken is set: then it reads all lists that it can, and calls
+// broken in the order of blocks for each list that is damaged or missing. It stops
+// if broken returns an error. It stops in any case if the storage fails or ctx is
+// done.
 func ReadLists(ctx context.Context, s *chunkstore.Store, blocks []Block, broken func(b *Block, err error) error) error {
 	return readLists(ctx, s, blocks, (*Block).decode, broken)
 }
 
-// FetchLists is ReadLists that leaves the lists encoded, which takes less memory and
+// FetchLists is ReadLists without decoding the lists, which takes less memory and
 // time if only some are used: Block.Decode decodes one.
 func FetchLists(ctx context.Context, s *chunkstore.Store, blocks []Block, broken func(b *Block, err error) error) error {
 	return readLists(ctx, s, blocks, (*Block).keep, broken)
 }
 
-// readLists calls take with each list, from several goroutines at the same time.
+// readLists calls take with each list, from several goroutines concurrently.
 func readLists(ctx context.Context, s *chunkstore.Store, blocks []Block, take func(*Block, []byte) error, broken func(*Block, error) error) error {
 	ids, of := make([]chunk.ID, 0, len(blocks)), make([]*Block, 0, len(blocks))
 	for i := range blocks {
@@ -212,8 +212,8 @@ func readLists(ctx context.Context, s *chunkstore.Store, blocks []Block, take fu
 	return nil
 }
 
-// oneByOne reads the lists that a failed Fetch did not, so that damage is found in
-// the lists that have it and in no others.
+// oneByOne reads the lists that a failed Fetch did not, so that damage is reported
+// for the lists that have it and for no others.
 func oneByOne(ctx context.Context, s *chunkstore.Store, blocks []*Block, take func(*Block, []byte) error) error {
 	for _, b := range blocks {
 		if b.read {
@@ -227,7 +227,7 @@ func oneByOne(ctx context.Context, s *chunkstore.Store, blocks []*Block, take fu
 			b.err = err
 			continue
 		}
-		_ = take(b, p) // in b.err
+		_ = take(b, p) // the error is in b.err
 	}
 	return nil
 }
@@ -257,7 +257,8 @@ func (b *Block) Decode() ([]Piece, error) {
 	return DecodeList(nil, b.list, int(b.Length))
 }
 
-// ends returns the error that ends a walk over damaged trees: what is not damage.
+// ends returns err if it ends a walk over damaged trees, because it is not damage:
+// an error of the storage, or the end of ctx.
 func ends(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()

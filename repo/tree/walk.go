@@ -7,12 +7,12 @@ import (
 	"xenkeep/chunkstore/chunk"
 )
 
-// Visitor is what a Walk calls. Any of its functions may be nil. They are called
-// from one goroutine. An error that one of them returns ends the walk.
+// Visitor contains the functions that a Walk calls. Any of them may be nil. They
+// are called from one goroutine. An error that one of them returns ends the walk.
 type Visitor struct {
-	// Enter is called for each node, and for each block list, before it is read.
-	// If it returns false, the walk passes over the part and all below it. The
-	// lists of a node are entered before the first of them is visited.
+	// Enter is called for each node, and for each block list, before it is read. If
+	// it returns false, the walk skips the part and everything below it. The lists
+	// of a node are entered before the first of them is visited.
 	Enter func(p Part) (bool, error)
 	// List is called for each block list. The pieces are valid until it returns.
 	List func(p Part, pieces []Piece) error
@@ -20,14 +20,14 @@ type Visitor struct {
 	// even if some of it, or the node itself, is broken.
 	Leave func(node Part) error
 	// Broken is called for a part that is damaged or missing. If it returns nil,
-	// the walk goes on without that part. If Broken is nil, the walk ends with
+	// the walk continues without that part. If Broken is nil, the walk ends with
 	// the error. It is not called for errors of the storage: they end the walk.
 	Broken func(p Part, err error) error
 }
 
-// Walk visits the nodes and block lists below a root, from the beginning of the disk
-// to its end. The index must have been loaded. It holds the decoded lists of a GiB,
-// about 1.5 MiB.
+// Walk visits the nodes and block lists below a root, from the beginning of the
+// disk to its end. The index must have been loaded. It keeps the decoded lists of a
+// GiB, about 1.5 MiB, in memory.
 func Walk(ctx context.Context, s *chunkstore.Store, root *Root, v Visitor) error {
 	w := walker{s: s, v: v}
 	for i, id := range root.Nodes {
@@ -45,7 +45,7 @@ type walker struct {
 	s      *chunkstore.Store
 	v      Visitor
 	parts  []Part
-	blocks []Block // with memory for pieces, which each node uses again
+	blocks []Block // with memory for pieces, which each node reuses
 }
 
 func (w *walker) node(ctx context.Context, at Part) error {

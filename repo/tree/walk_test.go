@@ -20,7 +20,7 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// store writes blobs by put into a new repository, and returns its store.
+// store writes blobs with put into a new repository, and returns its store.
 func store(t *testing.T, objects object.Store, put func(put func(chunk.Kind, []byte) chunk.ID)) *chunkstore.Store {
 	t.Helper()
 	s := repotest.Init(t, objects).Store()
@@ -44,8 +44,8 @@ func store(t *testing.T, objects object.Store, put func(put func(chunk.Kind, []b
 	return s
 }
 
-// A walk visits every chunk of a disk once, in order, with its place on the disk,
-// and passes over zeros and over what Enter declines.
+// A walk visits every chunk of a disk once, in order, with its position on the
+// disk, and skips zeros and the parts for which Enter returns false.
 func TestWalk(t *testing.T) {
 	m := disktest.NewMem(3<<30 + 777)
 	for _, at := range []int64{0, 5 << 20, tree.NodeSize - disk.BlockSize, 3 << 30} {
@@ -122,7 +122,7 @@ func damaged(t *testing.T, objects object.Store) (s *chunkstore.Store, whole, cu
 }
 
 // Damage ends a walk, or is passed to Broken part by part, and everything else is
-// visited. Errors of the storage are no damage.
+// visited. Errors of the storage are not damage.
 func TestBroken(t *testing.T) {
 	objects := objecttest.NewFaulty(mem.New())
 	s, whole, cut := damaged(t, objects)
@@ -149,7 +149,7 @@ func TestBroken(t *testing.T) {
 		})
 		return lists, broken, left, err
 	}
-	for range 2 { // memory that is used again changes nothing
+	for range 2 { // reused memory changes nothing
 		lists, broken, left, err := walk(whole)
 		if err != nil || left != 2 || !slices.Equal(lists, []int64{0, 3}) || !slices.Equal(broken, []int64{1, 2, tree.NodeBlocks}) {
 			t.Errorf("lists %v, broken %v, %d nodes left: %v", lists, broken, left, err)
@@ -171,8 +171,8 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// ReadData restores a block whatever its memory held before, and refuses a chunk of
-// another length than its list states.
+// ReadData reads a block whatever its memory contained before, and refuses a chunk
+// of another length than its list states.
 func TestReadData(t *testing.T) {
 	content := objecttest.Bytes(1, disk.BlockSize/2)
 	var id chunk.ID
