@@ -44,6 +44,7 @@ const (
 	ActBase    = "base"    // published: it becomes the base of the next backup
 	ActFinish  = "finish"  // the restore was complete: its marks go
 	ActStart   = "start"   // a VM that was shut down for its backup
+	ActPlug    = "plug"    // USB devices that were detached from a VM for its backup
 	ActUnblock = "unblock" // the block of a restore over a VM's disks, or its mark on a disk, goes
 	ActNone    = "none"
 )
@@ -112,6 +113,9 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 			return nil, err
 		}
 	}
+	if err := c.findUSB(ctx); err != nil { // before a VM is started that has to have them
+		return nil, err
+	}
 	if err := c.findOffline(ctx); err != nil { // apart: these are nobody's to be removed
 		return nil, err
 	}
@@ -143,7 +147,7 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 // finishing puts what stays behind what goes: the record of a VM snapshot goes
 // before its VDI snapshots become bases.
 func finishing(action string) int {
-	if action == ActBase || action == ActFinish || action == ActStart || action == ActUnblock {
+	if action == ActBase || action == ActFinish || action == ActStart || action == ActPlug || action == ActUnblock {
 		return 1
 	}
 	return 0
@@ -476,6 +480,12 @@ func (c *cleanup) do(ctx context.Context, l *Leftover) error {
 		return c.keepAsBase(ctx, l)
 	case l.Action == ActUnblock:
 		return c.giveFree(ctx, l)
+	case l.Action == ActPlug:
+		_, err := putUSB(ctx, c.pool, l.ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			return nil // the VM is gone
+		}
+		return err
 	case l.Action == ActStart:
 		return restart(ctx, c.pool, l.ref)
 	case l.Class == "task":

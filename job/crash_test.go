@@ -38,6 +38,8 @@ type order struct {
 	URL, User, Password string
 	Repository, State   string
 	Keep                job.Keep
+	Kinds               []job.Kind
+	UnplugUSB           bool
 	Restore             string // snapshot; empty for a backup
 	How                 string // of a restore: see restoreBy
 	SR                  string
@@ -102,7 +104,13 @@ func child(text string) (calls int, err error) {
 		_, err = restoreBy(ctx, r, pool, s, o.How, o.SR)
 		return objects.Calls(objecttest.Any) - before, err
 	}
-	_, err = job.Backup(ctx, r, pool, job.BackupOptions{Common: job.Common{StateDir: o.State, Job: "crash"}, VMs: []string{"web"}, Keep: o.Keep})
+	vm, err := pool.FindVM(ctx, "web")
+	if err != nil {
+		return 0, err
+	}
+	_, err = job.Backup(ctx, r, pool, job.BackupOptions{
+		Common: job.Common{StateDir: o.State, Job: "crash"}, Chosen: []job.Chosen{{UUID: vm.UUID, Name: "web", Kinds: o.Kinds}}, Keep: o.Keep, UnplugUSB: o.UnplugUSB,
+	})
 	return objects.Calls(objecttest.Any) - before, err
 }
 
@@ -285,6 +293,9 @@ type crashWorld struct {
 	k    *killer
 	file string
 	day  int
+
+	kinds []job.Kind
+	usb   bool // detach USB devices
 }
 
 func newCrashWorld(t *testing.T, nbd xapisim.NBDMode) *crashWorld {
@@ -309,7 +320,7 @@ func (w *crashWorld) newRepository() {
 func (w *crashWorld) order(keep job.Keep) order {
 	return order{
 		User: w.sim.User(), Password: w.sim.Password(), Repository: filepath.Join(w.dir, fmt.Sprint("repo", w.day)), State: w.dir,
-		Keep: keep, Storage: -1,
+		Keep: keep, Storage: -1, Kinds: w.kinds, UnplugUSB: w.usb,
 	}
 }
 
@@ -339,9 +350,19 @@ func (w *crashWorld) again(keep job.Keep) *job.Summary {
 	w.t.Helper()
 	w.idle()
 	w.reopen()
-	o := w.options("web")
-	o.Job, o.Keep = "crash", keep
-	s := w.backup(o)
+	o := w.options()
+	o.Chosen = w.chosen("web")
+	o.Chosen[0].Kinds = w.kinds
+	o.Job, o.Keep, o.UnplugUSB = "crash", keep, w.usb
+	s, err := job.Backup(w.t.Context(), w.repo, w.pool, o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, text := range s.Warnings {
+		if !w.usb || !strings.Contains(text, "USB device") {
+			w.t.Errorf("warning: %q", text)
+		}
+	}
 	if s.Status != "ok" {
 		w.t.Fatalf("%+v", s)
 	}

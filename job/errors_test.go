@@ -32,6 +32,8 @@ var refusals = map[string][]string{
 	"VDI.data_destroy":             {"VDI_IN_USE", "VDI_NO_CBT_METADATA", "SR_BACKEND_FAILURE_46"},
 	"VDI.list_changed_blocks":      {"SR_BACKEND_FAILURE_459", "SR_BACKEND_FAILURE_460", "VDI_IN_USE"},
 	"VDI.get_nbd_info":             {"VDI_INCOMPATIBLE_TYPE"},
+	"VUSB.create":                  {"USB_GROUP_CONFLICT", "TOO_MANY_VUSBS", "LICENCE_RESTRICTION", "OPERATION_NOT_ALLOWED"},
+	"VUSB.destroy":                 {"OPERATION_NOT_ALLOWED"},
 	"VBD.create":                   {"DEVICE_ALREADY_EXISTS", "VDI_IN_USE", "OPERATION_NOT_ALLOWED"},
 	"VIF.create":                   {"DEVICE_ALREADY_EXISTS", "MAC_INVALID"},
 	"VM.add_to_other_config":       {"MAP_DUPLICATE_KEY"},

@@ -60,7 +60,7 @@ func Foresee(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backu
 
 // VM foresees the backup of one VM. An error says why it would fail.
 func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
-	p, err := planVM(ctx, f.pool, c.UUID, f.o.SkipUnsupported, c.Leave)
+	p, err := planVM(ctx, f.pool, c.UUID, f.o.planOptions(c.Leave))
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ type Inspection struct{ plan *vmPlan }
 // snapshotted. Disks in leave, by their UUID, are left out for the reason given
 // there.
 func Inspect(ctx context.Context, pool *xapi.Client, nameOrUUID string, leave map[string]string) (*Inspection, error) {
-	p, err := planVM(ctx, pool, nameOrUUID, false, leave)
+	p, err := planVM(ctx, pool, nameOrUUID, planOptions{leave: leave})
 	if err != nil {
 		var u *unsupported
 		if errors.As(err, &u) && u.what != "" {

@@ -163,6 +163,9 @@ type BackupOptions struct {
 	// SkipUnsupported leaves out disks that cannot be snapshotted, instead of
 	// failing their VM before anything is done; the snapshot says so.
 	SkipUnsupported bool
+	// UnplugUSB detaches the USB devices of a VM for its VM snapshot, which the
+	// pool refuses otherwise, and attaches them again.
+	UnplugUSB bool
 	// AllowShrink is how much smaller than in its last backup a disk may be.
 	AllowShrink Shrink
 	// Retention, where it keeps anything, is applied to the VMs that

@@ -54,6 +54,11 @@ func (u *unable) Hint() string  { return u.hint }
 // be had; nil where nothing speaks against it.
 func (p *vmPlan) unable(k Kind) error {
 	state := strings.ToLower(p.vm.PowerState)
+	if k != KindOffline {
+		if err := usbUnable(k, p.vm.PowerState, p.usb); err != nil {
+			return err
+		}
+	}
 	switch k {
 	case KindQuiesced:
 		if state != "running" {
@@ -106,13 +111,16 @@ var (
 // kindWarnings are what the vendor says of a VM that is to be snapshotted in
 // some way.
 func (p *vmPlan) kindWarnings(k Kind) []string {
+	var w []string
+	if len(p.usb) > 0 {
+		w = append(w, "for the VM snapshot it is without its "+usbNames(p.usb)+", detached before it and attached again after it")
+	}
 	if k != KindQuiesced {
 		if k != KindCheckpoint && strings.EqualFold(p.vm.PowerState, "suspended") {
-			return []string{"it is suspended, and its memory is not saved: a VM that is restored from this starts as after a power cut. A snapshot of kind checkpoint saves the memory too"}
+			w = append(w, "it is suspended, and its memory is not saved: a VM that is restored from this starts as after a power cut. A snapshot of kind checkpoint saves the memory too")
 		}
-		return nil
+		return w
 	}
-	var w []string
 	if n := len(p.disks) + len(p.left); n > 2 {
 		srs := make(map[xapi.Ref]bool)
 		for _, d := range p.disks {
@@ -181,17 +189,18 @@ func (v *vmBackup) takeKind(ctx context.Context, k Kind) (err error) {
 	pool, vm := v.b.pool, v.plan.vm.Ref
 	switch k {
 	case KindQuiesced, KindCheckpoint:
-		v.record, err = Take(ctx, pool, vm, k, v.label(), func() {
-			v.b.o.Log.Info("the guest did not freeze in time: trying again", "vm", v.plan.vm.NameLabel)
+		return v.withoutUSB(ctx, k, func() (err error) {
+			v.record, err = Take(ctx, pool, vm, k, v.label(), func() {
+				v.b.o.Log.Info("the guest did not freeze in time: trying again", "vm", v.plan.vm.NameLabel)
+			})
+			return err
 		})
-		return err
 	case KindOffline:
-		if v.plan.vm.PowerState == "Halted" {
-			return v.takeRegular(ctx)
+		if v.plan.vm.PowerState != "Halted" {
+			return v.takeOffline(ctx)
 		}
-		return v.takeOffline(ctx)
 	}
-	return v.takeRegular(ctx)
+	return v.withoutUSB(ctx, k, func() error { return v.takeRegular(ctx) })
 }
 
 // takeRegular makes a crash-consistent VM snapshot. Hosts that cannot leave
@@ -236,7 +245,7 @@ func (v *vmBackup) takeOffline(ctx context.Context) (err error) {
 		}
 		return &unable{kind: KindOffline, why: "the guest does not shut down cleanly", hint: "install the guest tools, or take a snapshot of another kind", err: err}
 	}
-	return v.takeRegular(ctx)
+	return v.withoutUSB(ctx, KindOffline, func() error { return v.takeRegular(ctx) })
 }
 
 // restart starts a VM that was shut down for its backup, and takes the mark off.

@@ -43,6 +43,7 @@ const (
 	roleDrill    = "drill"    // a VM that is started only to see whether it does
 	roleOver     = "over"     // in reports alone: a disk that is written over, or a VM that has one, see restoreguard.go
 	roleOffline  = "offline"  // in reports alone: a VM that was shut down, see markOffline
+	roleUSB      = "usb"      // in reports alone: a VM whose USB devices were detached, see markUSB
 )
 
 // deadAfter is how long after its last sign of life a run counts as dead.

@@ -22,10 +22,13 @@ type offlineMark struct {
 	Process    string `json:"process"`
 }
 
+// offline returns a mark of this run for a VM.
+func (l *lease) offline(vm *xapi.VM) offlineMark {
+	return offlineMark{VM: vm.UUID, Repository: l.own[markRepository], Run: l.own[markRun], Machine: l.own[markMachine], Process: l.own[markProcess]}
+}
+
 func (l *lease) markOffline(ctx context.Context, vm *xapi.VM) error {
-	p, err := json.Marshal(offlineMark{
-		VM: vm.UUID, Repository: l.own[markRepository], Run: l.own[markRun], Machine: l.own[markMachine], Process: l.own[markProcess],
-	})
+	p, err := json.Marshal(l.offline(vm))
 	if err != nil {
 		return err
 	}
@@ -44,14 +47,9 @@ func (c *cleanup) findOffline(ctx context.Context) error {
 		}
 		l := Leftover{Class: "VM", UUID: vm.UUID, Name: vm.NameLabel, Role: roleOffline, Repository: m.Repository, Run: m.Run, Machine: m.Machine,
 			State: StateLive, Action: ActNone, ref: vm.Ref}
-		gone := processGone(m.Machine, m.Process, c.o.Machine)
-		if !gone {
-			j := &judge{r: c.r, machine: c.o.Machine}
-			claim, err := j.claim(ctx, m.Run)
-			if err != nil {
-				return err
-			}
-			gone = claim == nil
+		gone, err := c.runGone(ctx, &m)
+		if err != nil {
+			return err
 		}
 		if gone {
 			l.State, l.Action = StateDead, ActStart
@@ -59,4 +57,14 @@ func (c *cleanup) findOffline(ctx context.Context) error {
 		c.found = append(c.found, l)
 	}
 	return nil
+}
+
+// runGone reports whether the run of a mark on a VM has ended.
+func (c *cleanup) runGone(ctx context.Context, m *offlineMark) (bool, error) {
+	if processGone(m.Machine, m.Process, c.o.Machine) {
+		return true, nil
+	}
+	j := &judge{r: c.r, machine: c.o.Machine}
+	claim, err := j.claim(ctx, m.Run)
+	return err == nil && claim == nil, err
 }

@@ -19,6 +19,7 @@ type vmPlan struct {
 	disks []*diskPlan // those to be saved, by userdevice
 	left  []*diskPlan // those left out, with their reason
 	info  vmInfo
+	usb   []usbDevice // that are taken off it for its VM snapshot
 
 	suspend xapi.SR           // where its memory goes; without Ref where that is not known
 	os      map[string]string // what the guest's tools report of its system
@@ -64,10 +65,20 @@ type vmInfo struct {
 	Checkpoint   rawRecord            `json:"checkpoint,omitempty"` // the VM snapshot's own record, where it holds memory
 }
 
+// planOptions say how a VM is to be saved.
+type planOptions struct {
+	skip  bool              // leave out disks that cannot be snapshotted
+	usb   bool              // USB devices may be detached for the VM snapshot
+	leave map[string]string // disks to be left out, by their UUID, with the reason
+}
+
+func (o *BackupOptions) planOptions(leave map[string]string) planOptions {
+	return planOptions{skip: o.SkipUnsupported, usb: o.UnplugUSB, leave: leave}
+}
+
 // planVM reads all that is to be known of a VM and refuses what cannot be
-// snapshotted, before anything is done. Disks in leave, by their UUID, are left
-// out for the reason given there.
-func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool, leave map[string]string) (*vmPlan, error) {
+// snapshotted, before anything is done.
+func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, o planOptions) (*vmPlan, error) {
 	vm, err := pool.FindVM(ctx, nameOrUUID)
 	if err != nil {
 		return nil, err
@@ -83,9 +94,8 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 		return nil, &unsupported{why: "snapshots of it are blocked on the pool (" + v + ")",
 			hint: "remove \"snapshot\" from the VM's blocked_operations"}
 	}
-	if len(vm.VUSBs) > 0 {
-		return nil, &unsupported{why: "it has a USB device attached, and the pool refuses to snapshot such a VM",
-			hint: "detach the VUSB"}
+	if err := p.readUSB(ctx, pool, o.usb); err != nil {
+		return nil, err
 	}
 	for _, ref := range vm.VBDs {
 		vbd, err := pool.VBD(ctx, ref)
@@ -115,7 +125,7 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 		if half := halfRestored(&d.vdi); half != "" {
 			d.reason, d.hint = half, halfHint
 		}
-		why := leave[d.vdi.UUID]
+		why := o.leave[d.vdi.UUID]
 		if why != "" {
 			d.reason = why
 		}
@@ -123,7 +133,7 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, skip bool
 			p.disks = append(p.disks, d)
 			continue
 		}
-		if !skip && why == "" {
+		if !o.skip && why == "" {
 			return nil, &unsupported{what: fmt.Sprintf("disk %s (%s): ", d.device(), d.vdi.NameLabel), why: d.reason,
 				hint: d.hint + ", or leave it out with --skip-unsupported"}
 		}

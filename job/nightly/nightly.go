@@ -305,7 +305,7 @@ func (n *Night) options() (job.BackupOptions, error) {
 	o := job.BackupOptions{
 		Common: job.Common{Job: j.Name, Machine: n.Machine, StateDir: n.StateDir, Tags: j.Tags, Level: level, Progress: n.Progress, Log: n.Log, Now: n.Now},
 		Keep:   job.Keep(j.KeepBase), Transport: job.Transport(j.Transport), NBDConnections: j.NBDConnections, VerifyCBT: j.VerifyCBT == nil || *j.VerifyCBT,
-		SkipUnsupported: j.SkipUnsupported, AllowShrink: job.DefaultShrink, Retention: j.Keep.Policy(), VMConcurrency: j.Concurrency.VMs, DiskConcurrency: j.Concurrency.Disks,
+		SkipUnsupported: j.SkipUnsupported, UnplugUSB: j.UnplugUSB, AllowShrink: job.DefaultShrink, Retention: j.Keep.Policy(), VMConcurrency: j.Concurrency.VMs, DiskConcurrency: j.Concurrency.Disks,
 		HostConcurrency: j.Concurrency.PerHost, SRConcurrency: j.Concurrency.PerSR,
 		Retries: 1, Database: j.PoolMetadata, StopAfter: j.Window.StopAfter.After(n.Now()),
 	}

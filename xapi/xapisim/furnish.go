@@ -33,6 +33,9 @@ func (p *Pool) furnish() error {
 		"master": p.hosts[0].ref, "default_SR": nullRef, "ha_enabled": p.cfg.HA,
 		"other_config": map[string]any{"memory-ratio-hvm": "0.25", "memory-ratio-pv": "0.25"},
 	})
+	if p.cfg.Unlicensed {
+		p.db.put(p.db.all("pool")[0], "restrictions", map[string]any{"restrict_checkpoint": "true", "restrict_usb_passthrough": "true"})
+	}
 	p.db.create("secret", map[string]any{"value": newUUID()})
 	p.db.create("user", map[string]any{"short_name": p.cfg.User, "fullname": "superuser"})
 	if purpose != "" {

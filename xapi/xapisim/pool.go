@@ -298,7 +298,7 @@ func New(cfg Config) (_ *Pool, err error) {
 	p.looked = p.now()
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	for _, group := range []map[string]handler{
-		p.sessionCalls(), p.taskCalls(), p.eventCalls(), p.vmCalls(), p.vmSetters(), p.vmSizes(), p.vdiCalls(), p.vmssCalls(), p.infraCalls(), p.purposeCalls(),
+		p.sessionCalls(), p.taskCalls(), p.eventCalls(), p.vmCalls(), p.vusbCalls(), p.vmSetters(), p.vmSizes(), p.vdiCalls(), p.vmssCalls(), p.infraCalls(), p.purposeCalls(),
 	} {
 		for k, h := range group {
 			p.calls[k] = h

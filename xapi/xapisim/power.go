@@ -25,6 +25,9 @@ func (p *Pool) startVM(vm *object, h *host, paused bool) error {
 	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
 		p.db.put(vif, "currently_attached", true)
 	}
+	for _, vusb := range p.db.refs("VUSB", vm.set("VUSBs")) {
+		p.db.put(vusb, "currently_attached", true)
+	}
 	if len(vm.mapv("bios_strings")) == 0 {
 		p.db.put(vm, "bios_strings", maps.Clone(genericBIOS))
 	}
@@ -153,6 +156,9 @@ func (p *Pool) haltVM(vm *object) {
 	}
 	for _, vif := range p.db.refs("VIF", vm.set("VIFs")) {
 		p.db.put(vif, "currently_attached", false)
+	}
+	for _, vusb := range p.db.refs("VUSB", vm.set("VUSBs")) {
+		p.db.put(vusb, "currently_attached", false)
 	}
 	if gm := p.db.find("VM_guest_metrics", vm.str("guest_metrics")); gm != nil {
 		p.db.destroy(gm)

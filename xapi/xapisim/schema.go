@@ -416,6 +416,7 @@ func (s *schema) relate() error {
 		{"console", "VM", "VM", "consoles"}, {"host_cpu", "host", "host", "host_CPUs"},
 		{"crashdump", "VM", "VM", "crash_dumps"}, {"crashdump", "VDI", "VDI", "crash_dumps"},
 		{"VTPM", "VM", "VM", "VTPMs"}, {"VGPU", "VM", "VM", "VGPUs"}, {"VUSB", "VM", "VM", "VUSBs"},
+		{"VUSB", "USB_group", "USB_group", "VUSBs"}, {"PUSB", "USB_group", "USB_group", "PUSBs"}, {"PUSB", "host", "host", "PUSBs"},
 		{"Certificate", "host", "host", "certificates"},
 		{"task", "subtask_of", "task", "subtasks"},
 	} {

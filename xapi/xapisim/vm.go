@@ -74,6 +74,9 @@ func (p *Pool) destroyVM(vm *object) {
 	for _, o := range p.db.refs("VTPM", vm.set("VTPMs")) {
 		p.db.destroy(o)
 	}
+	for _, o := range p.db.refs("VUSB", vm.set("VUSBs")) {
+		p.db.destroy(o)
+	}
 	for _, o := range p.db.refs("console", vm.set("consoles")) {
 		p.db.destroy(o)
 	}

@@ -101,6 +101,9 @@ func (p *Pool) checkVM(vm *object, op string) error {
 			return fail("VM_HAS_VGPU", vm.ref)
 		}
 	}
+	if (op == "suspend" || op == "migrate_send" || op == "pool_migrate") && len(vm.set("VUSBs")) > 0 {
+		return fail("VM_HAS_VUSBS", vm.ref)
+	}
 	return nil
 }
 
@@ -166,6 +169,16 @@ func (p *Pool) view(o *object) *record {
 		if o.bool("currently_attached") {
 			allow(strs("unplug"))
 		}
+	case "VUSB":
+		ops := []any{"attach"}
+		if vm := p.db.find("VM", o.str("VM")); vm != nil && vm.str("power_state") == "Running" {
+			if o.bool("currently_attached") {
+				ops = append(ops, "unplug")
+			} else {
+				ops = append(ops, "plug")
+			}
+		}
+		allow(ops)
 	case "SR":
 		r.vals[o.class.byName["allowed_operations"].index] = p.srOperations(o)
 	}
