@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// ErrRenamed is returned by commands that must not guess, if a VM is given by a
+// ErrRenamed is returned by commands that must not guess, if a VM is named by a
 // name that it had earlier.
 var ErrRenamed = errors.New("the VM has another name now")
 

@@ -17,8 +17,8 @@ import (
 const overPrefix = "over/"
 
 // ErrWithdrawn is returned for a snapshot that was published after its run had been
-// given up, so that data it needs may have been deleted. The run removes such a
-// snapshot itself, unless it is killed right after the put.
+// declared dead, so that data it needs may have been deleted. The run removes such
+// a snapshot itself, unless it is killed right after the put.
 var ErrWithdrawn = errors.New("published by a run that was given up before, so that something of it may be gone: it does not count")
 
 // Over ends a run that was declared dead. Of the run's snapshots, only those that

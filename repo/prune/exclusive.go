@@ -39,7 +39,7 @@ func (e *execution) exclusive(ctx context.Context) error {
 	for _, id := range e.p.remove {
 		gone[id] = true
 	}
-	// Runs that were given up may continue.
+	// Runs that were declared dead may continue.
 	told := len(e.waits()) == 0
 	tell := func() error {
 		end.Waits = slices.Sorted(maps.Keys(e.waits()))

@@ -183,8 +183,8 @@ func (e *execution) deleteDue(ctx context.Context) error {
 }
 
 // waits returns the runs that a list of deleted packs waits for: a run that was
-// given up may continue, and put an index object of packs that were deleted; other
-// runs must go on avoiding these packs.
+// declared dead may continue, and put an index object of packs that were deleted;
+// other runs must go on avoiding these packs.
 func (e *execution) waits() map[string]bool {
 	waits := make(map[string]bool)
 	for run := range e.s.runs {

@@ -104,7 +104,7 @@ func (p *Plan) locked(ctx context.Context) error {
 }
 
 // unlocks determines when all dead packs may be deleted. For packs whose lock was
-// not queried, their age gives the minimum.
+// not queried, their age determines the minimum.
 func (p *Plan) unlocks(stay []pack.ID, until map[pack.ID]time.Time) {
 	s := p.s
 	var last time.Time

@@ -13,7 +13,7 @@ import (
 )
 
 // If a data pack is lost, each snapshot that needs it is named in turn, and nothing
-// is done until all of them are given up.
+// is done until all of them are abandoned.
 func TestLostChunks(t *testing.T) {
 	store, c := mem.New(), repotest.NewClock()
 	repotest.Init(t, store)

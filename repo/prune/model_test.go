@@ -425,7 +425,7 @@ func walk(t *testing.T, seed uint64, declared, actual time.Duration) error {
 
 // The same model finds the loss if listings are later than declared: otherwise
 // TestModel would prove nothing. TestAllHeld finds the loss that would occur if
-// runs that were given up were not ended.
+// runs that were declared dead were not ended.
 func TestModelFinds(t *testing.T) {
 	for seed := range uint64(2000) {
 		if err := walk(t, seed, 2*time.Minute, 5*day); err != nil {

@@ -15,8 +15,8 @@ import (
 // this object when every snapshot that the run published without detecting its
 // retirement is certain to be listed: one listing delay after it was retired the
 // run detects that, and another delay later everything that it put before is
-// listed. Only passes that have read the object give up the data that the run
-// protected.
+// listed. Only passes that have read the object ignore the run's claim and reference
+// lists.
 
 // known records that a claim or reference list of a run exists, and its writer.
 func (s *survey) known(run string, writer seal.WriterID) {

@@ -32,7 +32,7 @@ var (
 	// ErrUnreadable is returned if a snapshot, claim, list or node cannot be read:
 	// the data that it needs is not known, so nothing is condemned.
 	ErrUnreadable = errors.New("what it needs is not known")
-	// ErrNotDamaged is returned if an object that is to be given up can be read.
+	// ErrNotDamaged is returned if an object that is to be abandoned can be read.
 	ErrNotDamaged = errors.New("is not damaged, or not there")
 	// ErrStale is returned by a pass that was delayed for so long that the state it
 	// has read may be out of date.
@@ -65,7 +65,7 @@ type Options struct {
 	// Exclusive means that the user guarantees that nothing else uses the
 	// repository: claims are retired, and dead packs are deleted immediately.
 	Exclusive bool
-	// ForgetDamaged lists snapshots that are given up because a part of them cannot
+	// ForgetDamaged lists snapshots that are abandoned because a part of them cannot
 	// be read, by their IDs or unique prefixes of four characters or more.
 	// Otherwise such a snapshot ends a prune before it has done anything. With
 	// Exclusive it may list other objects too, by their names in storage: claims,
@@ -141,7 +141,7 @@ type Plan struct {
 // Report summarizes the state that a pass found and its decisions, in numbers.
 type Report struct {
 	Snapshots int   `json:"snapshots"`
-	Forget    int   `json:"given_up"` // damaged snapshots and objects that are given up
+	Forget    int   `json:"given_up"` // damaged snapshots and objects that are abandoned
 	All       Count `json:"all"`
 	Live      Count `json:"live"`        // packs that are needed as a whole
 	Partly    Count `json:"partly_dead"` // packs of which a part is needed
@@ -211,7 +211,7 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 	return p, nil
 }
 
-// checkForget returns an error for objects that must not be given up, and expands
+// checkForget returns an error for objects that must not be abandoned, and expands
 // ID prefixes.
 func checkForget(ctx context.Context, r *repo.Repository, o *Options) error {
 	if len(o.ForgetDamaged) == 0 {
@@ -263,7 +263,7 @@ func wholeID(ctx context.Context, r *repo.Repository, name string) (string, erro
 	return "", fmt.Errorf("%q: %w", name, repo.ErrAmbiguous)
 }
 
-// sort decides for each pack what is done with it.
+// sort decides for each pack whether it stays, is copied, condemned or deleted.
 func (p *Plan) sort() {
 	s := p.s
 	var waiting []pack.ID

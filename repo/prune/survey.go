@@ -52,7 +52,7 @@ type survey struct {
 	storage
 	running
 	marking
-	forget []string // objects that cannot be read and are to be given up
+	forget []string // objects that cannot be read and are to be abandoned
 }
 
 // storage is the content of the storage.
@@ -312,7 +312,7 @@ func unreadable(what string, err error) error {
 	return fmt.Errorf("%w; nothing was condemned: %w", err, ErrUnreadable)
 }
 
-// givenUp reports whether the user gives up an object that cannot be read, or a
+// givenUp reports whether the user abandons an object that cannot be read, or a
 // snapshot of which a part cannot be read. It adds the object to s.forget.
 func (s *survey) givenUp(object string) bool {
 	for _, name := range s.o.ForgetDamaged {
@@ -328,7 +328,7 @@ func (s *survey) givenUp(object string) bool {
 }
 
 // condemnations reads the condemned lists. The packs in a list that cannot be read
-// are not known, so such a list can be given up only in an exclusive pass.
+// are not known, so such a list can be abandoned only in an exclusive pass.
 func (s *survey) condemnations(ctx context.Context) ([]*repo.Condemned, error) {
 	lists, bad, err := s.r.ReadCondemned(ctx)
 	for _, p := range bad {
