@@ -9,8 +9,8 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// endless is a stream of many blocks that all hold the same bytes, so that
-// the codec is measured and not the memory.
+// endless is a stream of many blocks that all hold the same bytes, so that the
+// benchmark measures the codec and not the memory.
 type endless struct {
 	head, block, tail []byte
 	blocks            int
@@ -60,7 +60,7 @@ func BenchmarkReader(b *testing.B) {
 	}
 }
 
-// count takes what is written as a file or socket would, without the copy.
+// count accepts writes like a file or socket, without the copy.
 type count struct{ n int64 }
 
 func (c *count) Write(p []byte) (int, error) {
@@ -109,7 +109,8 @@ func BenchmarkSparse(b *testing.B) {
 	}
 }
 
-// TestHotPathAllocates nothing: neither reading nor writing of blocks.
+// TestHotPathAllocatesNothing shows that neither reading nor writing of blocks
+// allocates memory.
 func TestHotPathAllocatesNothing(t *testing.T) {
 	ctx := context.Background()
 	l := Layout{Profile: ForXAPI, Size: 300 * BlockSize}

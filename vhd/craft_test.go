@@ -12,7 +12,8 @@ import (
 	"xenkeep/internal/disk/disktest"
 )
 
-// craft makes VHDs as other tools do: any block size, any bitmap, any order.
+// craft builds VHDs like those of other tools: any block size, any bitmap, any
+// order.
 type craft struct {
 	size      int64
 	blockSize int64
@@ -21,7 +22,7 @@ type craft struct {
 	bitmaps   map[int64][]byte // nil: all ones
 	order     []int64          // physical order; nil: ascending
 	gap       int              // sectors of garbage before each block
-	extra     int64            // BAT entries more than needed
+	extra     int64            // more BAT entries than needed
 	batAt     int64            // 0: 1536
 }
 
@@ -67,7 +68,8 @@ func (c craft) bytes() []byte {
 	return append(out, f.Encode()...)
 }
 
-// noise returns n bytes that no compressor and no coincidence makes equal.
+// noise returns n bytes that are not compressible and never equal by
+// coincidence.
 func noise(seed uint64, n int64) []byte {
 	p := make([]byte, (n+7)&^7)
 	r := rand.New(rand.NewPCG(seed, 1))
@@ -77,7 +79,7 @@ func noise(seed uint64, n int64) []byte {
 	return p[:n]
 }
 
-// drainTo applies a source to a disk and checks what Source promises.
+// drainTo copies a source to a disk and checks the guarantees of Source.
 func drainTo(t testing.TB, src disk.Source, to *disktest.Mem) (extents []disk.Extent) {
 	t.Helper()
 	extents, err := apply(src, to)
@@ -115,7 +117,7 @@ func apply(src disk.Source, to *disktest.Mem) (extents []disk.Extent, err error)
 	}
 }
 
-// contents is a small disk's bytes.
+// contents returns a small disk's bytes.
 func contents(t testing.TB, m io.ReaderAt, size int64) []byte {
 	t.Helper()
 	p := make([]byte, size)
@@ -125,7 +127,7 @@ func contents(t testing.TB, m io.ReaderAt, size int64) []byte {
 	return p
 }
 
-// write makes a VHD of the given blocks with Writer.
+// write builds a VHD of the given blocks with Writer.
 func write(t testing.TB, l Layout, blocks map[int64][]byte) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -150,8 +152,8 @@ func write(t testing.TB, l Layout, blocks map[int64][]byte) []byte {
 	return out.Bytes()
 }
 
-// streamOf is a small XenServer stream with blocks 0, 2 and 3 of 9 MiB and
-// what is on the disk.
+// streamOf returns a small XenServer stream with blocks 0, 2 and 3 of 9 MiB,
+// and the content of the disk.
 func streamOf(t testing.TB, fill func(n int64) []byte) (stream, raw []byte) {
 	t.Helper()
 	const size = 10 << 20

@@ -8,15 +8,15 @@ import (
 	"strings"
 )
 
-// EmbeddedError is an HTTP response found where the rest of a VHD should have
-// been. XenServer sends 200 before it touches the disk; what fails later is
-// told by a second, complete response in the body (xen-api
+// EmbeddedError is an HTTP response found in place of the rest of a VHD.
+// XenServer sends the status 200 before it accesses the disk; it reports a
+// later failure by a second, complete response in the body (xen-api
 // ocaml/libs/http-lib/http_svr.ml).
 type EmbeddedError struct {
 	Status int      // 500
-	Code   string   // XAPI's error code; empty where the page holds none
+	Code   string   // XAPI's error code; empty if the page contains none
 	Params []string // its parameters
-	Text   string   // what the page says in words
+	Text   string   // the text of the page
 }
 
 func (e *EmbeddedError) Error() string {
@@ -26,9 +26,9 @@ func (e *EmbeddedError) Error() string {
 	return fmt.Sprintf("vhd: the server ended the stream with HTTP %d: %s", e.Status, e.Text)
 }
 
-// findEmbedded looks for a response that fills the end of tail. What the guest
-// wrote may look like one, so it must end exactly where tail does; only one
-// that is all that was received (whole) is believed even when it was cut.
+// findEmbedded looks for a response at the end of tail. Data of the guest may
+// look like one, so it must end exactly at the end of tail. An incomplete
+// response is accepted only if it is everything that was received (whole).
 func findEmbedded(tail []byte, whole bool) *EmbeddedError {
 	for end := len(tail); ; {
 		at := bytes.LastIndex(tail[:end], []byte("HTTP/1."))
@@ -42,9 +42,9 @@ func findEmbedded(tail []byte, whole bool) *EmbeddedError {
 	}
 }
 
-// parseEmbedded parses p as one error response. Unless cut is allowed, p must
-// be complete: as long as its Content-Length says or, without one, up to
-// </html>.
+// parseEmbedded parses p as one error response. Unless cut is set, p must be
+// complete: it must have the length given by its Content-Length or, without
+// one, end with </html>.
 func parseEmbedded(p []byte, cut bool) *EmbeddedError {
 	head, body, complete := bytes.Cut(p, []byte("\r\n\r\n"))
 	if !complete && !cut {
@@ -86,13 +86,13 @@ var (
 	pageCode = regexp.MustCompile(`(?s)^([A-Z][A-Z0-9_]*): \[ (.*) \]$`)
 )
 
-// parsePage takes code and parameters out of xapi's error page:
+// parsePage extracts code and parameters from xapi's error page:
 //
 //	<html><body><h1>HTTP 500 internal server error</h1>An unexpected error
 //	occurred; ...<h1> Additional information </h1>CODE: [ p1; p2 ]</body></html>
 //
-// The parameters are joined by "; " and not escaped: one that holds "; " comes
-// out as two.
+// The parameters are joined by "; " without escaping: a parameter that contains
+// "; " is returned as two.
 func parsePage(page string) (code string, params []string, text string) {
 	_, info, found := strings.Cut(page, "Additional information")
 	if !found {

@@ -12,8 +12,8 @@ import (
 	"xenkeep/vhd"
 )
 
-// Read a VHD as a pool sends it: front to back, without seeking. Blocks that the
-// VHD does not hold are not returned.
+// Read a VHD as a pool sends it: sequentially, without seeking. Blocks that are
+// not present in the VHD are not returned.
 func ExampleNewReader() {
 	ctx := context.Background()
 	stream := exampleVHD(ctx)
@@ -27,7 +27,7 @@ func ExampleNewReader() {
 	for {
 		e, err := r.Next(ctx, buf)
 		if errors.Is(err, io.EOF) {
-			break // only after the stream has proved to be complete
+			break // only after the stream is proved to be complete
 		}
 		if err != nil {
 			log.Fatal(err)

@@ -7,20 +7,19 @@ import (
 	"slices"
 )
 
-// File is a VHD of any kind that can be read anywhere. It may be used by
-// several goroutines at once.
+// File is a VHD of any kind with random access. It is safe for concurrent use.
 type File struct {
 	*Image
 	in fileInput
 }
 
 // OpenFile reads the head of a VHD of size bytes: fixed, dynamic or
-// differencing, its blocks in any order. The footer at the end counts; the
-// copy at the start must tell the same.
+// differencing, with its blocks in any order. The footer at the end is used;
+// the copy at the start must agree with it.
 //
-// Errors: ErrNotVHD, ErrCorrupt, ErrTruncated or what f returned. That the
-// whole VHD is there is proved here: the footer closes it, and each block lies
-// within it and overlaps nothing.
+// Errors: ErrNotVHD, ErrCorrupt, ErrTruncated or an error of f. OpenFile
+// verifies that the VHD is complete: it ends with the footer, and each block is
+// within it and overlaps no other part.
 func OpenFile(f io.ReaderAt, size int64, opts Options) (*File, error) {
 	in := fileInput{f}
 	if size < footerSize {
@@ -81,8 +80,8 @@ func OpenFile(f io.ReaderAt, size int64, opts Options) (*File, error) {
 	return &File{Image: m, in: in}, nil
 }
 
-// missingFooter says what a file is that does not end in a footer: a VHD that
-// was cut, where it begins like one.
+// missingFooter returns the error for a file that does not end with a footer:
+// it reports a truncated VHD if the file begins like a VHD.
 func missingFooter(in fileInput, err error) error {
 	raw := make([]byte, footerSize)
 	if errors.Is(err, ErrNotVHD) && in.readAt(raw, 0) == nil {
@@ -93,8 +92,8 @@ func missingFooter(in fileInput, err error) error {
 	return err
 }
 
-// checkPlaces demands that head, BAT and blocks lie before byte end and apart
-// from each other.
+// checkPlaces returns an error unless head, BAT and blocks are before byte end
+// and do not overlap.
 func (m *Image) checkPlaces(end int64) error {
 	type place struct{ from, to int64 }
 	places := make([]place, 0, m.present+3)
@@ -125,8 +124,9 @@ func (m *Image) checkPlaces(end int64) error {
 // Reader returns a new pass over the disk, from its start.
 func (f *File) Reader() *Reader { return newReader(f.Image, f.in) }
 
-// ReadAt reads from the disk like io.ReaderAt. What the VHD does not hold
-// reads as zero, in a differencing one too: ask Held first there.
+// ReadAt reads from the disk like io.ReaderAt. Sectors that are not present in
+// the VHD read as zeros, also in a differencing VHD: callers must check Held
+// first there.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errors.New("vhd: negative offset")
@@ -151,7 +151,7 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// Held tells whether the VHD itself holds the byte at off, and for how many
+// Held reports whether the VHD itself holds the byte at off, and for how many
 // bytes, at most limit, the same is true.
 func (f *File) Held(off, limit int64) (n int64, held bool, err error) {
 	if off < 0 || off >= f.size || limit <= 0 {
@@ -160,7 +160,7 @@ func (f *File) Held(off, limit int64) (n int64, held bool, err error) {
 	return f.heldRun(off, min(limit, f.size-off))
 }
 
-// heldRun is Held within the disk, and not beyond one VHD block.
+// heldRun is Held within the disk, limited to one VHD block.
 func (f *File) heldRun(off, limit int64) (n int64, held bool, err error) {
 	if f.fixed() {
 		return limit, true, nil
@@ -183,7 +183,8 @@ func (f *File) heldRun(off, limit int64) (n int64, held bool, err error) {
 	return min(end*SectorSize-within, limit), bit(first), nil
 }
 
-// dataAt is where in the VHD the disk's byte off lies, in a present block.
+// dataAt returns the position in the VHD of byte off of the disk, in a present
+// block.
 func (f *File) dataAt(off int64) int64 {
 	if f.fixed() {
 		return off
@@ -205,5 +206,5 @@ func (in fileInput) readAt(p []byte, off int64) error {
 	return fmt.Errorf("vhd: read file at byte %d: %w", off, err)
 }
 
-// finish: OpenFile has proved that nothing is missing.
+// finish returns nil: OpenFile has verified that nothing is missing.
 func (in fileInput) finish() error { return nil }

@@ -58,7 +58,7 @@ const (
 	TypeDifferencing = 4
 )
 
-// Footer is the decoded footer. Encode fills in cookie and checksum.
+// Footer is the decoded footer. Encode sets cookie and checksum.
 type Footer struct {
 	Features       uint32
 	Version        uint32
@@ -76,7 +76,7 @@ type Footer struct {
 	Reserved       [427]byte
 }
 
-// Encode returns the 512 bytes of f.
+// Encode returns f as 512 bytes.
 func (f Footer) Encode() []byte {
 	b := make([]byte, footerSize)
 	be := binary.BigEndian
@@ -101,8 +101,8 @@ func (f Footer) Encode() []byte {
 	return b
 }
 
-// DecodeFooter decodes the 512 bytes of a footer. Errors: ErrNotVHD where the
-// cookie is missing, ErrCorrupt for the rest.
+// DecodeFooter decodes the 512 bytes of a footer. It returns ErrNotVHD if the
+// cookie is missing, and ErrCorrupt for all other errors.
 func DecodeFooter(b []byte) (Footer, error) {
 	if len(b) != footerSize || string(b[:len(footerCookie)]) != footerCookie {
 		return Footer{}, fmt.Errorf("vhd: footer: %w", ErrNotVHD)
@@ -140,22 +140,22 @@ func DecodeFooter(b []byte) (Footer, error) {
 	return f, nil
 }
 
-// Geometry is a disk's size as PC firmware of old saw it.
+// Geometry is a disk's size in the form that old PC firmware uses.
 type Geometry struct {
 	Cylinders uint16
 	Heads     uint8
-	Sectors   uint8 // a track
+	Sectors   uint8 // per track
 }
 
-// Bytes is the size that g describes.
+// Bytes returns the size that g describes.
 func (g Geometry) Bytes() int64 {
 	return int64(g.Cylinders) * int64(g.Heads) * int64(g.Sectors) * SectorSize
 }
 
 // GeometryOf returns the geometry of a disk of size bytes by the algorithm of
 // the VHD specification 1.0, appendix "CHS Calculation". It never describes
-// more than size bytes, which blktap's vhd-util demands, and at most
-// 65535*16*255 sectors.
+// more than size bytes, as blktap's vhd-util requires, and at most 65535*16*255
+// sectors.
 func GeometryOf(size int64) Geometry {
 	const most = 65535 * 16 * 255
 	total := min(size/SectorSize, most)
@@ -179,15 +179,15 @@ func GeometryOf(size int64) Geometry {
 	return Geometry{Cylinders: uint16(rest / heads), Heads: uint8(heads), Sectors: uint8(sectors)}
 }
 
-// Time turns t into the seconds since 2000-01-01 UTC that footers count. What
-// does not fit is cut to the nearest that does.
+// Time converts t to seconds since 2000-01-01 UTC, the unit of footers. A time
+// outside the range becomes the nearest time within it.
 func Time(t time.Time) uint32 {
 	epoch := time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).Unix()
 	return uint32(min(max(t.Unix()-epoch, 0), 1<<32-1))
 }
 
-// checksum is the one's complement of the sum of b's bytes, the four bytes at
-// offset field taken as zero.
+// checksum returns the one's complement of the sum of b's bytes, with the four
+// bytes at offset field taken as zero.
 func checksum(b []byte, field int) uint32 {
 	var sum uint32
 	for _, c := range b {

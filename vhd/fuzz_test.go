@@ -13,7 +13,7 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// heads are the first 2560 bytes of every sample.
+// heads returns the first 2560 bytes of every sample.
 func heads(f *testing.F) [][]byte {
 	names, err := filepath.Glob(filepath.Join("testdata", "vhd-tool", "*.zst"))
 	if err != nil {
@@ -47,7 +47,7 @@ func FuzzFooter(f *testing.F) {
 			if !errors.Is(err, ErrNotVHD) && !errors.Is(err, ErrCorrupt) {
 				t.Errorf("error of no class: %v", err)
 			}
-			// Checksums are a wall to a fuzzer: lift it over.
+			// Wrong checksums would stop the fuzzer: correct them.
 			if len(p) != footerSize {
 				return
 			}
@@ -91,15 +91,15 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
-// fix makes the checksum right.
+// fix sets the correct checksum.
 func fix(p []byte, field int) {
 	sum := checksum(p, field)
 	p[field], p[field+1], p[field+2], p[field+3] = byte(sum>>24), byte(sum>>16), byte(sum>>8), byte(sum)
 }
 
-// FuzzReader reads any bytes as a stream and as a file. What can be read as a
-// stream to its end can be read as a file, and is the same; neither allocates
-// more than the input warrants.
+// FuzzReader reads arbitrary bytes as a stream and as a file. A stream that can
+// be read to its end can also be read as a file, with the same content; neither
+// allocates more memory than the input justifies.
 func FuzzReader(f *testing.F) {
 	for _, p := range heads(f) {
 		f.Add(p, int64(0), false)
@@ -119,7 +119,7 @@ func FuzzReader(f *testing.F) {
 
 	buf := make([]byte, disk.BlockSize)
 	f.Fuzz(func(t *testing.T, p []byte, size int64, lift bool) {
-		if lift && len(p) >= 2048 { // over the checksums
+		if lift && len(p) >= 2048 { // get past the checksums
 			p = bytes.Clone(p)
 			copy(p, footerCookie)
 			fix(p[:512], footerChecksum)

@@ -40,15 +40,15 @@ const (
 	headerLocators = 576
 	headerTail     = 768
 
-	// Block sizes outside these are refused: below, the BAT grows without
-	// measure; above, no tool is known to write them.
+	// Block sizes outside this range are refused: with smaller ones the BAT
+	// would grow without limit; no tool is known to use larger ones.
 	minBlockSize = 64 << 10
 	maxBlockSize = 64 << 20
 	// maxEntries bounds the BAT: 32 MiB, enough for 2 TiB in blocks of 256 KiB.
 	maxEntries = 8 << 20
 )
 
-// Header is the decoded header. Encode fills in cookie and checksum.
+// Header is the decoded header. Encode sets cookie and checksum.
 type Header struct {
 	DataOffset  uint64
 	TableOffset uint64 // bytes
@@ -63,7 +63,8 @@ type Header struct {
 	Tail        [256]byte // reserved
 }
 
-// Locator is one parent locator: where in the VHD a path of the parent lies.
+// Locator is one parent locator: the position in the VHD of a path of the
+// parent.
 //
 //	offset size field
 //	     0    4 platform code   "W2ru", "W2ku" (UTF-16LE paths), "MacX" (URL), or zero: unused
@@ -81,7 +82,7 @@ type Locator struct {
 
 const locatorSize = 24
 
-// Encode returns the 1024 bytes of h.
+// Encode returns h as 1024 bytes.
 func (h Header) Encode() []byte {
 	b := make([]byte, headerSize)
 	be := binary.BigEndian
@@ -154,7 +155,7 @@ func DecodeHeader(b []byte) (Header, error) {
 	return h, nil
 }
 
-// ParentName is the parent's path as the header spells it.
+// ParentName returns the parent's path as stored in the header.
 func (h Header) ParentName() string {
 	var u []uint16
 	for i := 0; i < len(h.Name); i += 2 {

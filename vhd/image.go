@@ -8,24 +8,24 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// Options for reading.
+// Options are options for reading.
 type Options struct {
 	// Size is the disk's true size in bytes (a VDI's virtual_size); 0: the
-	// footer's current size. A VHD may be larger, for XenServer rounds up:
-	// what it holds behind Size must be zero and is dropped. A smaller one
-	// is an error, for nothing is known of the rest.
+	// footer's current size. The VHD may be larger, because XenServer rounds
+	// up: its content after Size must be zero and is dropped. A smaller VHD is
+	// an error, because the rest of the disk would be unknown.
 	Size int64
 }
 
-// Image is what the head of a VHD says: all but the data. It does not change
-// once made.
+// Image describes a VHD by its head: everything except the data. It is
+// immutable.
 type Image struct {
 	footer    Footer
-	header    Header // of no meaning in a fixed VHD
+	header    Header // unused in a fixed VHD
 	size      int64  // of the disk
 	blockSize int64
-	bitmapLen int64    // bytes that precede a block's data
-	bat       []Sector // header.Entries of them
+	bitmapLen int64    // number of bytes that precede a block's data
+	bat       []Sector // header.Entries entries
 	present   int64    // entries that are not Absent
 }
 
@@ -35,17 +35,17 @@ func (m *Image) Footer() Footer { return m.footer }
 // Header returns the header; zero in a fixed VHD.
 func (m *Image) Header() Header { return m.header }
 
-// Size is the disk's size in bytes: Options.Size where given, else the
+// Size returns the disk's size in bytes: Options.Size if set, otherwise the
 // footer's current size.
 func (m *Image) Size() int64 { return m.size }
 
-// IsDelta tells that what is not read is inherited from a parent. Otherwise it
-// is zero.
+// IsDelta reports whether sectors that are not returned are inherited from a
+// parent. Otherwise they are zero.
 func (m *Image) IsDelta() bool { return m.footer.Type == TypeDifferencing }
 
 func (m *Image) fixed() bool { return m.footer.Type == TypeFixed }
 
-// Allocated is how many bytes of data the VHD holds, bitmaps not counted: a
+// Allocated returns the number of bytes of data in the VHD, without bitmaps: a
 // measure for progress.
 func (m *Image) Allocated() int64 {
 	if m.fixed() {
@@ -54,8 +54,8 @@ func (m *Image) Allocated() int64 {
 	return m.present * m.blockSize
 }
 
-// Present tells whether the VHD holds any of the disk's block (of
-// disk.BlockSize). For a differencing VHD only some sectors of it may be held.
+// Present reports whether the VHD holds any part of the disk's block (of
+// disk.BlockSize). A differencing VHD may hold only some of its sectors.
 func (m *Image) Present(block int64) bool {
 	if block < 0 || block >= disk.Blocks(m.size) {
 		return false
@@ -73,7 +73,7 @@ func (m *Image) Present(block int64) bool {
 	return false
 }
 
-// PresentBlocks gives the disk's blocks that are Present, ascending.
+// PresentBlocks returns the disk's blocks that are Present, in ascending order.
 func (m *Image) PresentBlocks() iter.Seq[int64] {
 	return func(yield func(int64) bool) {
 		for b := range disk.Blocks(m.size) {
@@ -84,7 +84,7 @@ func (m *Image) PresentBlocks() iter.Seq[int64] {
 	}
 }
 
-// newImage fits footer, header and opts together.
+// newImage combines footer, header and opts, and checks that they agree.
 func newImage(f Footer, h Header, opts Options) (*Image, error) {
 	if f.CurrentSize > maxReadSize && f.Type != TypeFixed || f.CurrentSize > 1<<62 {
 		return nil, fmt.Errorf("vhd: footer: current size %d: %w", f.CurrentSize, ErrCorrupt)
@@ -108,24 +108,24 @@ func newImage(f Footer, h Header, opts Options) (*Image, error) {
 	return m, nil
 }
 
-// blockEnd is the byte behind the block whose bitmap is at s.
+// blockEnd returns the position after the block whose bitmap is at s.
 func (m *Image) blockEnd(s Sector) int64 {
 	return int64(s)*SectorSize + m.bitmapLen + m.blockSize
 }
 
-// batSize is the BAT's length in the VHD, bytes.
+// batSize returns the BAT's length in the VHD, in bytes.
 func (m *Image) batSize() int64 { return roundUp(4 * int64(m.header.Entries)) }
 
-// input is the bytes of a VHD by their position.
+// input provides the bytes of a VHD by their position.
 type input interface {
-	// readAt fills p from byte off. A stream's offs ascend.
+	// readAt fills p from byte off. For a stream, off must ascend.
 	readAt(p []byte, off int64) error
 	// finish is called once after the last readAt of a pass.
 	finish() error
 }
 
-// readBAT reads the BAT, which grows as input comes and not as the header
-// says.
+// readBAT reads the BAT. Its memory grows with the input that arrives, not with
+// the size in the header.
 func (m *Image) readBAT(in input) error {
 	var buf [16 << 10]byte
 	at := int64(m.header.TableOffset)

@@ -30,7 +30,7 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// rawFile makes a file with data, holes and zeros.
+// rawFile creates a file with data, holes and zeros.
 func rawFile(t *testing.T, dir string, size int64) (string, []byte) {
 	t.Helper()
 	raw := make([]byte, size)
@@ -46,7 +46,7 @@ func rawFile(t *testing.T, dir string, size int64) (string, []byte) {
 	return name, raw
 }
 
-// TestReadQemu reads what qemu-img writes.
+// TestReadQemu reads files written by qemu-img.
 func TestReadQemu(t *testing.T) {
 	judge(t, "qemu-img")
 	for _, size := range []int64{512 << 10, 10 << 20, 33<<20 + 512, 80 << 20} {
@@ -65,7 +65,7 @@ func TestReadQemu(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// qemu rounds up to a geometry unless told otherwise.
+				// qemu rounds up to a geometry by default.
 				v, err := OpenFile(f, info.Size(), Options{Size: size})
 				if err != nil {
 					t.Fatal(err)
@@ -90,8 +90,8 @@ func TestReadQemu(t *testing.T) {
 	}
 }
 
-// TestFilesForPeople has the files that we write judged by qemu-img and
-// libvhdi.
+// TestFilesForPeople checks the files that this package writes with qemu-img
+// and libvhdi.
 func TestFilesForPeople(t *testing.T) {
 	judge(t, "qemu-img")
 	judge(t, "vhdiinfo")
@@ -125,8 +125,8 @@ func TestFilesForPeople(t *testing.T) {
 				if err != nil || !bytes.Equal(got, raw) {
 					t.Errorf("converted back: %v", err)
 				}
-				// qemu-img has no check for this format in all versions, and
-				// says so; damage would be another word.
+				// Some versions of qemu-img have no check for this format, and
+				// report that; the message for damage is different.
 				if out, err := exec.Command("qemu-img", "check", "-f", "vpc", image).CombinedOutput(); err != nil &&
 					!strings.Contains(string(out), "does not support checks") {
 					t.Errorf("qemu-img check: %v\n%s", err, out)
@@ -142,7 +142,7 @@ func TestFilesForPeople(t *testing.T) {
 	}
 }
 
-// TestDeltaForPeople: libvhdi reads who the parent of a differencing file is.
+// TestDeltaForPeople: libvhdi can read the parent of a differencing file.
 func TestDeltaForPeople(t *testing.T) {
 	judge(t, "vhdiinfo")
 	dir := t.TempDir()
@@ -176,8 +176,8 @@ func TestDeltaForPeople(t *testing.T) {
 	}
 }
 
-// TestLargeForPeople: a sparse disk of the largest size, whose size no
-// geometry can tell.
+// TestLargeForPeople: a sparse disk of the largest size, which no geometry can
+// express.
 func TestLargeForPeople(t *testing.T) {
 	judge(t, "qemu-img")
 	image := filepath.Join(t.TempDir(), "large.vhd")

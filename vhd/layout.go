@@ -9,57 +9,57 @@ import (
 	"unicode/utf16"
 )
 
-// Profile says for whom a VHD is written.
+// Profile defines the consumer for which a VHD is written.
 type Profile int
 
 const (
 	// ForXenServer is a stream for XenServer's /import_raw_vdi.
 	ForXenServer Profile = iota
-	// ForFile is a file for people: qemu-img, vhdiinfo, Hyper-V and
-	// XenServer's vhd-util take it.
+	// ForFile is a file for users: qemu-img, vhdiinfo, Hyper-V and XenServer's
+	// vhd-util accept it.
 	ForFile
-	// ForXAPI is what XenServer itself sends from /export_raw_vdi, byte for
-	// byte (xen-api ocaml/libs/vhd/vhd_format/f.ml).
+	// ForXAPI is a stream like those that XenServer itself sends from
+	// /export_raw_vdi, byte for byte (xen-api ocaml/libs/vhd/vhd_format/f.ml).
 	ForXAPI
 )
 
-// Layout describes a dynamic VHD to be written, or with a Parent a
-// differencing one, in blocks of BlockSize. It is a pure function of its
-// fields: the VHD is Head, then for each present block in ascending order
-// BlockHead and BlockSize bytes of data, then Tail; Length bytes in all.
-// Fixed is the plain form of old.
+// Layout describes a dynamic VHD to be written, or with a Parent a differencing
+// one, in blocks of BlockSize. It is a pure function of its fields: the VHD is
+// Head, then for each present block in ascending order BlockHead and BlockSize
+// bytes of data, then Tail; Length bytes in total. Fixed selects the older
+// plain format.
 //
 // Check must have returned nil before any other method is called.
 type Layout struct {
 	Profile Profile
-	// Size is the disk's size in bytes; what is written as current size is
-	// Size rounded up to a sector.
+	// Size is the disk's size in bytes; the current size in the VHD is Size
+	// rounded up to a sector.
 	Size int64
-	// Present says which blocks the VHD holds; nil: all of them. It must
-	// give the same answers whenever it is asked.
+	// Present reports whether the VHD holds a block; nil: it holds all of them.
+	// It must always return the same result for the same block.
 	Present func(block int64) bool
 	// ID is the VHD's unique id.
 	ID UUID
-	// Time is the footer's timestamp (see the function Time), which must not
-	// lie in the future. ForXAPI it is 0 whatever is given.
+	// Time is the footer's timestamp (see the function Time), which must not be
+	// in the future. With ForXAPI, 0 is written instead.
 	Time uint32
 	// Parent makes the VHD a differencing one.
 	Parent *Parent
 	// Fixed makes the VHD a fixed one: no Head, no BlockHead, every block
-	// present, the last one short.
+	// present, the last one possibly short.
 	Fixed bool
 }
 
-// Parent is what a differencing VHD says of its parent.
+// Parent describes the parent in a differencing VHD.
 type Parent struct {
 	ID   UUID   // of the parent's footer
 	Time uint32 // when the parent was last modified, see the function Time
-	Path string // as far as the profile: absolute ForXAPI, relative to the VHD ForFile
+	Path string // depends on the profile: absolute ForXAPI, relative to the VHD ForFile
 }
 
 const (
-	// Streams leave one sector free behind the header, as XenServer's do:
-	// it stands for the parent locator's data and is never filled.
+	// Streams leave one sector free after the header, like those of XenServer:
+	// it is reserved for the parent locator's data and is never filled.
 	locatorOffset = footerSize + headerSize
 	blockBytes    = SectorSize + BlockSize // bitmap and data
 	blockSectors  = BlockSize / SectorSize
@@ -70,16 +70,16 @@ var (
 
 	creatorXAPI = [4]byte([]byte("caml"))
 	creatorOurs = [4]byte([]byte("xnkp"))
-	// qemu (block/vpc.c, vpc_open) takes the disk's size from the geometry,
-	// which is too small, unless it knows the creator for one that means the
-	// current size. "win " is Hyper-V and has no side meaning elsewhere;
-	// "tap" would make blktap look for a batmap.
+	// qemu (block/vpc.c, vpc_open) derives the disk's size from the geometry,
+	// which is too small, unless it recognizes the creator as one that uses the
+	// current size. "win " is Hyper-V and has no other effect in other
+	// programs; "tap" would make blktap look for a batmap.
 	creatorFile = [4]byte([]byte("win "))
 	osWindows   = [4]byte([]byte("Wi2k"))
 )
 
-// Check tells whether such a VHD can be: ErrTooLarge, or an error that names
-// the field.
+// Check returns nil if the VHD can be written, or else ErrTooLarge or an error
+// that names the field.
 func (l Layout) Check() error {
 	switch {
 	case l.Profile < ForXenServer || l.Profile > ForXAPI:
@@ -103,10 +103,10 @@ func (l Layout) Check() error {
 	return nil
 }
 
-// Blocks is how many blocks the disk has, present or not.
+// Blocks returns the number of blocks of the disk, present or not.
 func (l Layout) Blocks() int64 { return (l.Size + BlockSize - 1) / BlockSize }
 
-// Length is the whole VHD's length in bytes.
+// Length returns the whole VHD's length in bytes.
 func (l Layout) Length() int64 {
 	if l.Fixed {
 		return roundUp(l.Size) + footerSize
@@ -147,10 +147,10 @@ func (l Layout) Head() []byte {
 	return b
 }
 
-// BlockHead returns the sector bitmap that precedes a present block's data.
-// The bytes are shared and must not be changed. Bits behind the disk's end are
-// cleared except ForXAPI: XenServer sets them, yet writes each set sector it
-// is given, behind the end too.
+// BlockHead returns the sector bitmap that precedes a present block's data. The
+// bytes are shared and must not be modified. Bits after the disk's end are
+// cleared except with ForXAPI: XenServer sets them, yet it writes each set
+// sector that it receives, also after the end.
 func (l Layout) BlockHead(block int64) []byte {
 	if l.Fixed {
 		return nil
@@ -167,11 +167,11 @@ func (l Layout) BlockHead(block int64) []byte {
 	return b
 }
 
-// Tail returns what follows the last block: the footer.
+// Tail returns the part after the last block: the footer.
 func (l Layout) Tail() []byte { return l.footer().Encode() }
 
-// parentName is what the header calls the parent: vhd-util check wants the
-// bare name of the file there, XenServer sends its path.
+// parentName returns the parent's name for the header: vhd-util check requires
+// the bare file name there, XenServer sends the path.
 func (l Layout) parentName() string {
 	if l.Profile == ForFile {
 		return path.Base(l.Parent.Path)
@@ -183,7 +183,8 @@ func (l Layout) present(block int64) bool {
 	return l.Fixed || l.Present == nil || l.Present(block)
 }
 
-// dataLength is how many bytes follow a present block's BlockHead.
+// dataLength returns the number of bytes that follow a present block's
+// BlockHead.
 func (l Layout) dataLength(block int64) int64 {
 	if l.Fixed {
 		return min(BlockSize, roundUp(l.Size)-block*BlockSize)
@@ -236,7 +237,7 @@ func (l Layout) header() (Header, []byte) {
 	}
 	if p := l.Parent; p != nil {
 		h.ParentID, h.ParentTime = p.ID, p.Time
-		h.Name, _ = encodeName(l.parentName()) // Check has seen to its length
+		h.Name, _ = encodeName(l.parentName()) // Check has verified its length
 		if l.Profile == ForFile {
 			locators = fileLocators(&h, p.Path)
 		} else {
@@ -252,8 +253,9 @@ func (l Layout) header() (Header, []byte) {
 	return h, locators
 }
 
-// fileLocators gives h the parent's path in the three forms that blktap writes
-// (vhd/lib/libvhd.c, vhd_parent_locator_write_at), and returns their data.
+// fileLocators adds the parent's path to h in the three forms that blktap
+// writes (vhd/lib/libvhd.c, vhd_parent_locator_write_at), and returns their
+// data.
 func fileLocators(h *Header, name string) []byte {
 	if name[0] != '/' && name[0] != '.' {
 		name = "./" + name

@@ -12,37 +12,38 @@ import (
 
 // Reader is one forward pass over the disk in a VHD: a disk.Source.
 //
-// Sectors whose bitmap bit is not set are zero in a dynamic VHD and inherited
-// in a differencing one, where they are not returned and part the extents. A
-// block of a dynamic VHD is returned whole.
+// Sectors whose bitmap bit is not set are zero in a dynamic VHD. In a
+// differencing VHD they are inherited: they are not returned, and they separate
+// the extents. A block of a dynamic VHD is returned as a whole.
 //
-// A Reader is for one goroutine. Its errors: ErrCorrupt, ErrTruncated,
-// *EmbeddedError, or what the underlying reader returned.
+// A Reader must not be used concurrently. Its errors: ErrCorrupt, ErrTruncated,
+// *EmbeddedError, or an error of the underlying reader.
 type Reader struct {
 	*Image
 	in  input
-	err error // stays
+	err error // permanent once set
 
-	next   int64 // the BAT index to go on at
+	next   int64 // the BAT index at which to continue
 	open   bool  // bitmap is that of block next
-	sector int64 // within that block, the next to be looked at
+	sector int64 // next sector to process within that block
 	bitmap []byte
 	ones   []byte
 	full   bool // all bits are set
 }
 
 // NewReader reads the head of a dynamic or differencing VHD from r and returns
-// a Reader of its disk. The stream is read forward only, as XenServer's
-// /export_raw_vdi sends it: the BAT ahead of the blocks, these in ascending
-// order (else ErrOrder: see OpenFile), the footer right behind the last.
+// a Reader of its disk. The stream is read only forward and must have the order
+// of XenServer's /export_raw_vdi: the BAT before the blocks, the blocks in
+// ascending order (otherwise ErrOrder: see OpenFile), the footer directly after
+// the last block.
 //
 // The stream's exact length follows from the BAT. The Reader returns io.EOF
-// only when so many bytes have come, the footer behind them equals that at the
-// beginning, and r then has ended. Only where the received length is another,
-// its last 16 KiB are searched for the HTTP response by which XenServer tells
-// of a failure, which is then the error: *EmbeddedError.
+// only if that many bytes were received, the footer after them equals the one
+// at the beginning, and r then has ended. Only if the received length differs,
+// the Reader searches its last 16 KiB for the HTTP response by which XenServer
+// reports a failure; this response is then the error: *EmbeddedError.
 //
-// Reads from r cannot be interrupted by the Reader; close what r reads from.
+// The Reader cannot interrupt reads from r; to do so, close the source of r.
 func NewReader(r io.Reader, opts Options) (*Reader, error) {
 	s := newStream(r)
 	m, err := readHead(s, opts)
@@ -82,7 +83,7 @@ func readHead(s *stream, opts Options) (*Image, error) {
 	if err := m.readBAT(s); err != nil {
 		return nil, err
 	}
-	// A BAT of no entries has its place, too.
+	// A BAT without entries has a position, too.
 	end, err := m.checkOrder(max(s.pos, int64(h.TableOffset)))
 	if err != nil {
 		return nil, err
@@ -91,10 +92,10 @@ func readHead(s *stream, opts Options) (*Image, error) {
 	return m, nil
 }
 
-// checkOrder demands that the blocks ascend from byte head on, and returns the
-// byte behind the last.
+// checkOrder returns an error unless the blocks ascend from byte head on; it
+// returns the position after the last one.
 func (m *Image) checkOrder(head int64) (int64, error) {
-	start, end := int64(0), head // of the block before, or of the head
+	start, end := int64(0), head // of the previous block, or of the head
 	for i, s := range m.bat {
 		if s == Absent {
 			continue
@@ -103,7 +104,7 @@ func (m *Image) checkOrder(head int64) (int64, error) {
 		if at < end {
 			why := ErrOrder
 			if at < head || m.blockEnd(s) > start {
-				why = ErrCorrupt // it overlaps the head or the block before
+				why = ErrCorrupt // it overlaps the head or the previous block
 			}
 			return 0, fmt.Errorf("vhd: block %d at byte %d, expected from %d on: %w", i, at, end, why)
 		}
@@ -121,8 +122,8 @@ func newReader(m *Image, in input) *Reader {
 	return r
 }
 
-// Next implements disk.Source. Data goes from the underlying reader straight
-// to buf.
+// Next implements disk.Source. Data are read from the underlying reader
+// directly into buf.
 func (r *Reader) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	if r.err != nil {
 		return disk.Extent{}, r.err
@@ -144,7 +145,8 @@ func (r *Reader) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	return e, r.err
 }
 
-// nextFixed walks a fixed VHD, r.next counting the disk's blocks.
+// nextFixed reads the next block of a fixed VHD; r.next counts the disk's
+// blocks.
 func (r *Reader) nextFixed(ctx context.Context, buf []byte) (disk.Extent, error) {
 	current := int64(r.footer.CurrentSize)
 	for r.next < disk.Blocks(current) {
@@ -164,8 +166,9 @@ func (r *Reader) nextFixed(ctx context.Context, buf []byte) (disk.Extent, error)
 	return disk.Extent{}, io.EOF
 }
 
-// nextBlock walks the other kinds: the next run of held sectors, up to the
-// edge of a block of the disk, which may lie in several small VHD blocks.
+// nextBlock reads from the other kinds: it returns the next stretch of held
+// sectors, up to the end of a block of the disk, which may consist of several
+// small VHD blocks.
 func (r *Reader) nextBlock(ctx context.Context, buf []byte) (disk.Extent, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -227,7 +230,7 @@ func (r *Reader) openBlock() error {
 func (r *Reader) atBlockEnd() bool { return r.open && r.sector == r.blockSize/SectorSize }
 
 // run returns the next sectors of the open block that are to be returned, as
-// [first, last); none: first == last.
+// [first, last); if there are none, first == last.
 func (r *Reader) run() (first, last int64) {
 	end := r.blockSize / SectorSize
 	first = r.sector
@@ -242,7 +245,8 @@ func (r *Reader) run() (first, last int64) {
 	return first, last
 }
 
-// held is the bitmap's bit of a sector, the most significant first.
+// held reports whether the bitmap's bit of a sector is set, the most
+// significant bit first.
 func (r *Reader) held(sector int64) bool {
 	return r.bitmap[sector/8]&(0x80>>(sector%8)) != 0
 }
@@ -265,8 +269,8 @@ func (r *Reader) readSectors(p []byte, first int64) error {
 	return nil
 }
 
-// cut makes the extent of p, which was read from offset from of the disk. What
-// lies behind the disk's end must be zero; where nothing is left, ok is false.
+// cut returns the extent of p, which was read from offset from of the disk.
+// Content after the disk's end must be zero; ok is false if nothing remains.
 func (r *Reader) cut(p []byte, from int64) (e disk.Extent, ok bool, err error) {
 	n := min(int64(len(p)), max(r.size-from, 0))
 	for i, c := range p[n:] {

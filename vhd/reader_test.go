@@ -15,7 +15,7 @@ import (
 	"xenkeep/internal/disk/disktest"
 )
 
-// flat is what c's disk holds, and which of its sectors it says it holds.
+// flat returns the content of c's disk, and which of its sectors the VHD holds.
 func (c craft) flat() (raw []byte, held []bool) {
 	raw = make([]byte, c.entries()*c.blockSize)
 	held = make([]bool, len(raw)/SectorSize)
@@ -31,8 +31,8 @@ func (c craft) flat() (raw []byte, held []bool) {
 	return raw[:c.size], held
 }
 
-// TestBlockSizesAndBitmaps reads random VHDs as stream and as file: every
-// block size, bitmaps full, empty and ragged, dynamic and differencing.
+// TestBlockSizesAndBitmaps reads random VHDs as stream and as file: every block
+// size, full, empty and mixed bitmaps, dynamic and differencing.
 func TestBlockSizesAndBitmaps(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, blockSize := range []int64{64 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20, 16 << 20} {
@@ -89,7 +89,7 @@ func mapKeys[V any](m map[int64]V) func(func(int64) bool) {
 	}
 }
 
-// raggedBitmap has runs of all lengths, few short ones.
+// raggedBitmap has stretches of all lengths, few of them short.
 func raggedBitmap(rnd *rand.Rand, sectors int64) []byte {
 	bm := make([]byte, sectors/8)
 	on := rnd.IntN(2) == 0
@@ -105,8 +105,8 @@ func raggedBitmap(rnd *rand.Rand, sectors int64) []byte {
 	return bm
 }
 
-// checkSource reads src: a delta returns exactly the sectors held, a full
-// source the right bytes.
+// checkSource reads src: a delta must return exactly the held sectors, a full
+// source the correct bytes.
 func checkSource(t *testing.T, src disk.Source, delta bool, raw []byte, held []bool) {
 	t.Helper()
 	m := disktest.NewMem(src.Size())
@@ -155,8 +155,8 @@ func checkReadAt(t *testing.T, rnd *rand.Rand, f *File, raw []byte, held []bool)
 	}
 }
 
-// TestAuthoritativeSize: the disk's size is said by the pool; a VHD may be
-// larger by zeros only.
+// TestAuthoritativeSize: the pool determines the disk's size; the VHD may be
+// larger only by zeros.
 func TestAuthoritativeSize(t *testing.T) {
 	current := int64(4 * BlockSize)
 	for _, size := range []int64{current, current - 1, current - 512, 3*BlockSize + 1, 3 * BlockSize, 3*BlockSize - 1, BlockSize + 4096, 1} {
@@ -205,7 +205,7 @@ func TestAuthoritativeSize(t *testing.T) {
 	}
 }
 
-// TestFixed reads a fixed VHD, which only its end tells.
+// TestFixed reads a fixed VHD, which can be recognized only by its end.
 func TestFixed(t *testing.T) {
 	for _, size := range []int64{0, 1, 512, 513, 2 << 20, 2<<20 + 512, 5<<20 - 1} {
 		raw := noise(3, size)
@@ -237,7 +237,7 @@ func TestFixed(t *testing.T) {
 	}
 }
 
-// TestBadHeads: each lie of the head is found.
+// TestBadHeads: each invalid value in the head is detected.
 func TestBadHeads(t *testing.T) {
 	stream, _ := streamOf(t, noiseFill())
 	be := binary.BigEndian

@@ -76,8 +76,8 @@ func chainDisk(t testing.TB, names ...string) *disktest.Mem {
 	return m
 }
 
-// TestChains reads the files that blktap's libvhd wrote: partial bitmaps,
-// blocks out of order, batmaps between BAT and blocks.
+// TestChains reads files written by blktap's libvhd: partial bitmaps, blocks
+// out of order, batmaps between BAT and blocks.
 func TestChains(t *testing.T) {
 	for _, c := range []struct {
 		names []string
@@ -95,8 +95,8 @@ func TestChains(t *testing.T) {
 	}
 }
 
-// TestSampleStreams reads what XenServer's vhd-tool sent, and writes each
-// stream anew: but for what the reader told, byte for byte.
+// TestSampleStreams reads streams sent by XenServer's vhd-tool, and writes each
+// of them again from the reader's results: byte for byte the same.
 func TestSampleStreams(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -159,7 +159,7 @@ func TestSampleStreams(t *testing.T) {
 }
 
 // TestStreamNeedsOrder: a chain's file may hold its blocks in any order, which
-// a stream cannot give front to back.
+// cannot be read sequentially as a stream.
 func TestStreamNeedsOrder(t *testing.T) {
 	if _, err := NewReader(bytes.NewReader(sample(t, "chain/s1")), Options{}); !errors.Is(err, ErrOrder) {
 		t.Errorf("s1, whose block 3 lies before block 0: %v", err)

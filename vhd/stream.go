@@ -8,18 +8,18 @@ import (
 )
 
 // tailSize is how much of the end of a stream is searched for an embedded HTTP
-// response: xapi's page is about 600 bytes, but its parameters may hold a
+// response: xapi's page has about 600 bytes, but its parameters may contain a
 // tool's whole stderr.
 const tailSize = 16 << 10
 
-// stream is an input that is read once. It remembers the last bytes received.
+// stream is an input that is read once. It keeps the last bytes received.
 type stream struct {
 	r      io.Reader
 	pos    int64 // bytes received
-	total  int64 // the computed length; 0 while it is not known
+	total  int64 // the computed length; 0 while unknown
 	head   []byte
-	tail   []byte // cap 2*tailSize; its last tailSize bytes count
-	unused []byte // where skipped bytes go
+	tail   []byte // cap 2*tailSize; its last tailSize bytes are valid
+	unused []byte // buffer for skipped bytes
 }
 
 func newStream(r io.Reader) *stream {
@@ -51,7 +51,7 @@ func (s *stream) read(p []byte) error {
 	return nil
 }
 
-// remember keeps p's end. It copies 16 KiB for a block of 2 MiB.
+// remember keeps the end of p. It copies 16 KiB per block of 2 MiB.
 func (s *stream) remember(p []byte) {
 	if len(p) >= tailSize {
 		s.tail = append(s.tail[:0], p[len(p)-tailSize:]...)
@@ -64,13 +64,13 @@ func (s *stream) remember(p []byte) {
 	s.tail = append(s.tail, p...)
 }
 
-// embedded looks for an HTTP response at the end of what was received.
+// embedded looks for an HTTP response at the end of the received bytes.
 func (s *stream) embedded() *EmbeddedError {
 	tail := s.tail[max(0, len(s.tail)-tailSize):]
 	return findEmbedded(tail, s.pos == int64(len(tail)))
 }
 
-// ended makes the error of a stream that ended early, by err.
+// ended returns the error for a stream that ended early with err.
 func (s *stream) ended(err error) error {
 	if e := s.embedded(); e != nil {
 		return e
@@ -84,8 +84,9 @@ func (s *stream) ended(err error) error {
 	return fmt.Errorf("vhd: stream ended after %d bytes, within its head: %w", s.pos, ErrTruncated)
 }
 
-// reject makes the error of a stream whose head is wrong by err. There is no
-// computed length then, so that an embedded response may be the reason.
+// reject returns the error for a stream whose head is invalid because of err.
+// There is no computed length in that case, so an embedded response may be the
+// reason.
 func (s *stream) reject(err error) error {
 	var known *EmbeddedError
 	if errors.As(err, &known) || errors.Is(err, ErrTruncated) {
@@ -99,8 +100,8 @@ func (s *stream) reject(err error) error {
 	return err
 }
 
-// drain reads on to the end of the stream, at most tailSize bytes. It returns
-// how many came, and whether the stream has ended.
+// drain reads to the end of the stream, at most tailSize bytes. It returns how
+// many bytes it read, and whether the stream has ended.
 func (s *stream) drain() (n int, ended bool) {
 	buf := make([]byte, tailSize+1)
 	n, err := io.ReadFull(s.r, buf)
@@ -109,7 +110,8 @@ func (s *stream) drain() (n int, ended bool) {
 	return n, err != nil
 }
 
-// finish demands the trailing footer and the end, after all blocks were read.
+// finish checks the trailing footer and the end of the stream, after all blocks
+// were read.
 func (s *stream) finish() error {
 	foot := make([]byte, footerSize)
 	if err := s.readAt(foot, s.total-footerSize); err != nil {
@@ -133,8 +135,8 @@ func (s *stream) finish() error {
 	return nil
 }
 
-// atEnd reads on where the end should be. A stream that was cut exactly there
-// (TLS without a closing alert) is complete; any other error is returned.
+// atEnd reads on at the expected end. A stream that was cut exactly there (TLS
+// without a close_notify) is complete; any other error is returned.
 func (s *stream) atEnd() (more int, ended bool, err error) {
 	var one [1]byte
 	n, err := io.ReadFull(s.r, one[:])

@@ -16,8 +16,8 @@ import (
 	"xenkeep/internal/disk/disktest"
 )
 
-// page is what xapi appends to a stream that failed, as recorded from the real
-// one (xen-api e2ee48d6).
+// page returns the page that xapi appends to a stream that failed, as recorded
+// from the real one (xen-api e2ee48d6).
 func page(info string) string {
 	body := "<html><body><h1>HTTP 500 internal server error</h1>An unexpected error occurred; please wait a while and try again. " +
 		"If the problem persists, please contact your support representative.<h1> Additional information </h1>" + info + "</body></html>"
@@ -27,7 +27,7 @@ func page(info string) string {
 
 const ioError = "VDI_IO_ERROR: [ Device I/O errors ]"
 
-// readAll reads a stream to its end, into a disk.
+// readAll reads a stream to its end into a disk.
 func readAll(r io.Reader, opts Options) (*disktest.Mem, error) {
 	src, err := NewReader(r, opts)
 	if err != nil {
@@ -46,15 +46,16 @@ func noiseFill() func(n int64) []byte {
 	}
 }
 
-// httpFill gives blocks full of what an embedded response begins with.
+// httpFill returns a function that generates blocks full of the beginning of an
+// embedded response.
 func httpFill(text string) func(n int64) []byte {
 	return func(n int64) []byte {
 		return []byte(strings.Repeat(text, int(n)/len(text)+1))[:n]
 	}
 }
 
-// edges are the byte positions next to each edge of a stream's structure, some
-// within, and the last ones of all.
+// edges are the byte positions next to each boundary in a stream's structure,
+// some positions between them, and the last positions of the stream.
 func edges(length int64) []int64 {
 	var at []int64
 	for _, e := range []int64{0, 512, 1536, 2048, 2560, 3072, 2560 + blockBytes, 3072 + blockBytes, 2560 + 2*blockBytes, 2560 + 3*blockBytes, length} {
@@ -98,7 +99,7 @@ func TestEmbeddedResponse(t *testing.T) {
 				in := io.MultiReader(bytes.NewReader(stream[:at]), strings.NewReader(text))
 				_, err := readAll(in, Options{})
 				if at+int64(len(text)) == length {
-					// The length is right, so that nothing is searched.
+					// The length is correct, so no search takes place.
 					if !errors.Is(err, ErrCorrupt) {
 						t.Errorf("at %d, the length being right: %v", at, err)
 					}
@@ -113,7 +114,8 @@ func TestEmbeddedResponse(t *testing.T) {
 	}
 }
 
-// TestGuestOfHTTP: a disk full of the text of failures is a disk.
+// TestGuestOfHTTP: a disk full of the text of error responses is read as a
+// disk.
 func TestGuestOfHTTP(t *testing.T) {
 	for _, text := range []string{"HTTP/1.1 500 Internal Error\r\n", "HTTP/1.1 500 Internal Error", page(ioError)} {
 		stream, raw := streamOf(t, httpFill(text))
@@ -124,14 +126,15 @@ func TestGuestOfHTTP(t *testing.T) {
 		if err != nil || !bytes.Equal(contents(t, m, int64(len(raw))), raw) {
 			t.Fatalf("%.30q: %v", text, err)
 		}
-		// Cut within such data, it is cut and has not failed at the server.
+		// A stream that is cut within such data is truncated; this is not a
+		// failure of the server.
 		for _, cut := range []int{1, 600, 1500, BlockSize / 2} {
 			_, err := readAll(bytes.NewReader(stream[:len(stream)-footerSize-len(text)-cut]), Options{})
 			if !errors.Is(err, ErrTruncated) && text != page(ioError) {
 				t.Errorf("%.30q cut by %d: %v", text, cut, err)
 			}
 		}
-		// A footer spoilt on the way: the length is right.
+		// A footer damaged in transit: the length is correct.
 		stream[len(stream)-1] ^= 1
 		if _, err := readAll(bytes.NewReader(stream), Options{}); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%.30q, footer spoilt: %v", text, err)
@@ -149,8 +152,8 @@ func TestGoesOn(t *testing.T) {
 	}
 }
 
-// TestReadsNoFurther: garbage after the head makes an error, not gigabytes of
-// reading.
+// TestReadsNoFurther: garbage after the head is an error, and does not cause
+// gigabytes of reading.
 func TestReadsNoFurther(t *testing.T) {
 	endless := iotest.HalfReader(readerFunc(func(p []byte) (int, error) {
 		clear(p)
@@ -169,8 +172,9 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// TestReadError: the transport's own errors come through, but what the server
-// said before is worth more. A missing TLS alert behind a whole stream is none.
+// TestReadError: the errors of the transport are returned, but an earlier error
+// message of the server takes precedence. A missing TLS close_notify after a
+// complete stream is not an error.
 func TestReadError(t *testing.T) {
 	stream, raw := streamOf(t, noiseFill())
 	reset := errors.New("connection reset")
@@ -213,7 +217,8 @@ func TestErrorStays(t *testing.T) {
 	}
 }
 
-// TestRemember: whatever the pieces, the last 16 KiB are there.
+// TestRemember: regardless of the sizes of the pieces, the last 16 KiB are
+// kept.
 func TestRemember(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	for range 50 {
@@ -261,7 +266,7 @@ func TestParsePage(t *testing.T) {
 			t.Errorf("%q: %+v", s, e)
 		}
 	}
-	// At byte 0 there can be nothing else, even cut.
+	// At byte 0 there can be nothing else, even if it is cut.
 	cut := page(ioError)[:60]
 	var e *EmbeddedError
 	if _, err := NewReader(strings.NewReader(cut), Options{}); !errors.As(err, &e) || e.Status != 500 {

@@ -13,7 +13,7 @@ func (u UUID) String() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-// NewUUID draws a random UUID (version 4, RFC 9562) from rand.
+// NewUUID returns a random UUID (version 4, RFC 9562) made from rand.
 func NewUUID(rand io.Reader) (UUID, error) {
 	var u UUID
 	if _, err := io.ReadFull(rand, u[:]); err != nil {
@@ -24,8 +24,9 @@ func NewUUID(rand io.Reader) (UUID, error) {
 	return u, nil
 }
 
-// HashUUID returns the first 16 bytes of a hash as a UUID of version 5 (RFC 9562):
-// the same for the same hash. Other programs refuse versions that they do not know.
+// HashUUID returns the first 16 bytes of a hash as a UUID of version 5 (RFC
+// 9562): the same for the same hash. The version is set because other programs
+// refuse unknown versions.
 func HashUUID(hash [32]byte) (u UUID) {
 	copy(u[:], hash[:])
 	u[6] = u[6]&0x0f | 0x50

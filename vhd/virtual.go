@@ -7,19 +7,20 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// Virtual is a VHD that is nowhere stored: its bytes are made of a disk as they
-// are read. It may be read by several goroutines at once.
+// Virtual is a VHD that is not stored anywhere: its bytes are generated from a
+// disk as they are read. It is safe for concurrent use.
 type Virtual struct {
 	layout  Layout
 	r       disk.Reader
 	head    []byte
 	tail    []byte
-	present []uint32 // blocks, ascending; nil: all of them, of a fixed VHD
+	present []uint32 // present blocks, ascending; nil: all of them, in a fixed VHD
 	length  int64
 }
 
-// NewVirtual returns the VHD of the disk r that layout describes. It keeps the
-// head, four bytes for each block of the disk, and four more for each present.
+// NewVirtual returns the VHD of the disk r that layout describes. It keeps in
+// memory the head, four bytes for each block of the disk, and four more for
+// each present block.
 func NewVirtual(layout Layout, r disk.Reader) (*Virtual, error) {
 	if err := layout.Check(); err != nil {
 		return nil, err
@@ -41,10 +42,11 @@ func NewVirtual(layout Layout, r disk.Reader) (*Virtual, error) {
 	return v, nil
 }
 
-// Size is the VHD's length in bytes.
+// Size returns the VHD's length in bytes.
 func (v *Virtual) Size() int64 { return v.length }
 
-// ReadAt fills p from byte off of the VHD; a disk.Reader, of the file.
+// ReadAt fills p from byte off of the VHD; it implements disk.Reader for the
+// VHD file.
 func (v *Virtual) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if off < 0 || off+int64(len(p)) > v.length {
 		return fmt.Errorf("vhd: bytes %d to %d of %d", off, off+int64(len(p)), v.length)
@@ -59,7 +61,7 @@ func (v *Virtual) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// readSome reads the beginning of p, as far as it lies in one part of the VHD.
+// readSome reads the first bytes of p, up to the end of one part of the VHD.
 func (v *Virtual) readSome(ctx context.Context, p []byte, off int64) (int, error) {
 	switch tail := v.length - int64(len(v.tail)); {
 	case off < int64(len(v.head)):
@@ -78,7 +80,7 @@ func (v *Virtual) readSome(ctx context.Context, p []byte, off int64) (int, error
 	return v.readDisk(ctx, p[:min(int64(len(p)), BlockSize-within)], block*BlockSize+within)
 }
 
-// readDisk reads from the disk, with zeros behind its end.
+// readDisk reads from the disk, with zeros after its end.
 func (v *Virtual) readDisk(ctx context.Context, p []byte, off int64) (int, error) {
 	n := max(0, min(int64(len(p)), v.r.Size()-off))
 	clear(p[n:])

@@ -19,7 +19,8 @@ func (m memDisk) ReadAt(_ context.Context, p []byte, off int64) error {
 	return err
 }
 
-// A virtual VHD has the bytes that the Writer writes, wherever it is read.
+// A virtual VHD has the same bytes as one written by the Writer, at every
+// position.
 func TestVirtual(t *testing.T) {
 	for _, size := range []int64{9 << 20, 5<<20 + 12345, 2 << 20, 0} {
 		m := disktest.NewMem(size)

@@ -9,8 +9,8 @@ import (
 
 var zeros [256 << 10]byte
 
-// Writer streams a VHD: a disk.Sink. Data goes straight to the underlying
-// writer. A Writer that has failed stays failed.
+// Writer streams a VHD: a disk.Sink. Data are written directly to the
+// underlying writer. After an error, a Writer fails permanently.
 type Writer struct {
 	w      io.Writer
 	layout Layout
@@ -22,10 +22,10 @@ type Writer struct {
 	written int64 // bytes of the VHD
 }
 
-// NewWriter returns a Writer of the VHD that layout describes. Nothing is
-// written before the first WriteAt or Close. The caller closes w itself, and
-// does well to give one that can take the small writes of 512 bytes that part
-// the blocks.
+// NewWriter returns a Writer of the VHD that layout describes. It writes
+// nothing before the first WriteAt or Close. The caller closes w itself; w
+// should handle small writes efficiently, because each block is preceded by a
+// write of 512 bytes.
 func NewWriter(w io.Writer, layout Layout) (*Writer, error) {
 	if err := layout.Check(); err != nil {
 		return nil, err
@@ -33,14 +33,14 @@ func NewWriter(w io.Writer, layout Layout) (*Writer, error) {
 	return &Writer{w: w, layout: layout, length: layout.Length(), block: -1}, nil
 }
 
-// ContentLength is the whole VHD's length in bytes, known before the first is
-// written.
+// ContentLength returns the whole VHD's length in bytes, which is known before
+// the first byte is written.
 func (w *Writer) ContentLength() int64 { return w.length }
 
-// WriteAt implements disk.Sink. p must lie within one block, which the layout
-// calls present. Gaps within a present block, and present blocks never
-// written, become zeros; in a differencing VHD, where that would hide the
-// parent's data, they are errors.
+// WriteAt implements disk.Sink. p must be within one block, which must be
+// present in the layout. Gaps within a present block, and present blocks that
+// are never written, become zeros; in a differencing VHD, where zeros would
+// hide the parent's data, they are errors.
 func (w *Writer) WriteAt(ctx context.Context, p []byte, off int64) error {
 	if w.err != nil {
 		return w.err
@@ -91,8 +91,8 @@ func (w *Writer) begin(block int64) error {
 	return nil
 }
 
-// finishTo completes the current block, or else writes the head, and writes
-// the blocks before block that were announced and never came.
+// finishTo completes the current block, or else writes the head, and then
+// writes the present blocks before block that have not been written.
 func (w *Writer) finishTo(ctx context.Context, block int64) error {
 	if w.block < 0 {
 		if err := w.put(w.layout.Head()); err != nil {
@@ -118,7 +118,8 @@ func (w *Writer) finishTo(ctx context.Context, block int64) error {
 	return nil
 }
 
-// finish completes the current block. Behind the disk's end zeros are no gap.
+// finish completes the current block. Missing bytes after the disk's end are
+// not a gap.
 func (w *Writer) finish() error {
 	if err := w.zeroTo(min(BlockSize, w.layout.Size-w.block*BlockSize)); err != nil {
 		return err
@@ -159,8 +160,9 @@ func (w *Writer) put(p []byte) error {
 
 var errClosed = errors.New("vhd: writer is closed")
 
-// Close writes what is left: announced blocks that never came, and the footer.
-// Only then is the VHD complete. A Writer that is given up is not closed.
+// Close writes the remaining parts: present blocks that were never written, and
+// the footer. Only then is the VHD complete. An abandoned Writer must not be
+// closed.
 func (w *Writer) Close() error {
 	if w.err != nil {
 		return w.err

@@ -21,8 +21,8 @@ var (
 	day = time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC)
 )
 
-// TestSizes writes and reads disks of all sizes, sparse: the first, some inner
-// and the last block, each profile.
+// TestSizes writes and reads sparse disks of all sizes: the first, some inner
+// and the last block, with each profile.
 func TestSizes(t *testing.T) {
 	for _, size := range sizes {
 		for _, profile := range []Profile{ForXenServer, ForFile, ForXAPI} {
@@ -88,10 +88,11 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
-// checkRules is what XenServer's vhd-util check demands (blktap
-// vhd/lib/vhd-util-check.c) of a file that was written not after now; of a
-// differencing one only where locators is set, for it fails every stream that
-// XenServer itself makes. Beyond that: no byte unaccounted for.
+// checkRules makes the checks of XenServer's vhd-util check (blktap
+// vhd/lib/vhd-util-check.c) on a file that was not written after now; on a
+// differencing file only if locators is set, because vhd-util check fails for
+// every stream that XenServer itself creates. In addition, every byte must
+// belong to a known part.
 func checkRules(p []byte, now uint32, locators bool) error {
 	be := binary.BigEndian
 	foot := p[len(p)-512:]
@@ -195,7 +196,7 @@ func TestGeometry(t *testing.T) {
 		{20480, Geometry{0x12d, 4, 0x11}},     // 10 MiB, as in vhd-tool's streams
 		{8388608, Geometry{0x2082, 16, 0x3f}}, // 4 GiB, likewise
 		{40960, Geometry{0x25a, 4, 0x11}},     // 20 MiB, blktap
-		{1 << 40, Geometry{65535, 16, 255}},   // beyond all
+		{1 << 40, Geometry{65535, 16, 255}},   // beyond the limit of geometries
 		{65535 * 16 * 255, Geometry{65535, 16, 255}},
 	} {
 		if got := GeometryOf(c.sectors * 512); got != c.want {
@@ -225,8 +226,8 @@ func TestTime(t *testing.T) {
 	}
 }
 
-// TestTailBits: no bit is set behind the disk's end, for XenServer writes what
-// is set, wherever it lies.
+// TestTailBits: no bit is set after the disk's end, because XenServer writes
+// every sector whose bit is set, wherever it is.
 func TestTailBits(t *testing.T) {
 	for _, left := range []int64{1, 512, 513, 4096, 4097, 8 * 512, 9 * 512, BlockSize - 512, BlockSize} {
 		l := Layout{Size: BlockSize + left}
@@ -247,7 +248,7 @@ func TestTailBits(t *testing.T) {
 	}
 }
 
-// TestWriterGaps writes pieces; what was announced and is missing is zero.
+// TestWriterGaps writes pieces; the missing parts of present blocks are zeros.
 func TestWriterGaps(t *testing.T) {
 	const size = 7*BlockSize + 1000
 	l := Layout{Size: size, Present: func(b int64) bool { return b != 3 }}
@@ -341,8 +342,8 @@ func (w *shortWriter) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// TestWriterFails: whichever byte is the last to go through, the error comes
-// out and stays.
+// TestWriterFails: whichever byte is the last that can be written, the error is
+// returned, and again by later calls.
 func TestWriterFails(t *testing.T) {
 	stream, raw := streamOf(t, noiseFill())
 	for _, at := range edges(int64(len(stream)) - 1) {
