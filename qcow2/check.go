@@ -8,12 +8,12 @@ import (
 )
 
 var (
-	// ErrCorrupt is returned for an image that contradicts itself.
+	// ErrCorrupt is returned for an inconsistent image.
 	ErrCorrupt = errors.New("corrupt qcow2 image")
 	// ErrTruncated is returned for an image whose file ends before its data.
 	ErrTruncated = errors.New("truncated qcow2 image")
-	// ErrNotAlone is returned for an image that is not to be read by itself: it
-	// builds on another file, has its data in one, or is encrypted.
+	// ErrNotAlone is returned for an image that cannot be read by itself: it
+	// has a backing file, stores its data in another file, or is encrypted.
 	ErrNotAlone = errors.New("the image is not whole by itself")
 )
 
@@ -29,16 +29,17 @@ const (
 	offsetMask  = 0x00fffffffffffe00
 )
 
-// Head is what is needed of an image's header to find its clusters.
+// Head holds the parts of an image's header that are needed to find its
+// clusters.
 type Head struct {
 	Size        int64 // of the disk, bytes
 	clusterBits uint
 	entrySize   int64 // of an L2 table
-	l1At, l1    int64 // the L1 table: its place and its number of entries
+	l1At, l1    int64 // the L1 table: its position and its number of entries
 }
 
-// ReadHead reads the header of an image. It refuses what makes qemu read other
-// files than this one, or needs a secret.
+// ReadHead reads the header of an image. It refuses features that make qemu
+// read other files than this one, or that need a secret.
 func ReadHead(f io.ReaderAt) (*Head, error) {
 	p := make([]byte, headerSize)
 	n, err := f.ReadAt(p, 0)
@@ -87,15 +88,15 @@ func ReadHead(f io.ReaderAt) (*Head, error) {
 	return h, nil
 }
 
-// cluster is the size of a cluster.
+// cluster returns the size of a cluster.
 func (h *Head) cluster() int64 { return 1 << h.clusterBits }
 
-// span is how much of the disk an L2 table describes.
+// span returns how many bytes of the disk an L2 table describes.
 func (h *Head) span() int64 { return h.cluster() / h.entrySize * h.cluster() }
 
-// Whole proves that all tables and clusters of the disk lie within the file of
-// size bytes. qemu reads what lies behind the end as zeros, so an image that was
-// cut short looks sound to it.
+// Whole verifies that all tables and clusters of the disk are within the file
+// of size bytes. qemu reads zeros after the end of the file, so it does not
+// detect a truncated image.
 func (h *Head) Whole(f io.ReaderAt, size int64) error {
 	used := (h.Size + h.span() - 1) / h.span()
 	if used == 0 {
@@ -126,8 +127,8 @@ func (h *Head) Whole(f io.ReaderAt, size int64) error {
 	return nil
 }
 
-// table proves that the clusters of an L2 table, which describes the disk from
-// byte first on, lie within the file.
+// table verifies that the clusters of an L2 table, which describes the disk
+// from byte first on, are within the file.
 func (h *Head) table(l2 []byte, first, size int64) error {
 	for k := int64(0); k < h.cluster()/h.entrySize; k++ {
 		at := first + k*h.cluster()
@@ -135,8 +136,8 @@ func (h *Head) table(l2 []byte, first, size int64) error {
 			break
 		}
 		end, exact := h.clusterEnd(l2[k*h.entrySize:], min(h.cluster(), h.Size-at))
-		// A compressed cluster is counted in sectors, and the file may end
-		// within its last one.
+		// The length of a compressed cluster is counted in sectors, and the
+		// file may end within its last one.
 		if end > size && (exact || end-size >= 512) {
 			return fmt.Errorf("the data of byte %d of the disk ends at byte %d, the file at %d: %w", at, end, size, ErrTruncated)
 		}
@@ -144,8 +145,8 @@ func (h *Head) table(l2 []byte, first, size int64) error {
 	return nil
 }
 
-// clusterEnd is where the first n bytes of the cluster of an entry end in the
-// file, zero where the file holds nothing of it.
+// clusterEnd returns where the first n bytes of the cluster of an entry end in
+// the file, or zero if the file holds none of them.
 func (h *Head) clusterEnd(entry []byte, n int64) (end int64, exact bool) {
 	e := binary.BigEndian.Uint64(entry)
 	if e&compressed != 0 {

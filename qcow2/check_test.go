@@ -23,7 +23,7 @@ func qemuImg(t *testing.T, args ...string) {
 	}
 }
 
-// whole opens an image and proves that all of it is there.
+// whole opens an image and verifies that all of it is present.
 func whole(t *testing.T, file string) error {
 	t.Helper()
 	f, err := os.Open(file)
@@ -42,8 +42,8 @@ func whole(t *testing.T, file string) error {
 	return h.Whole(f, st.Size())
 }
 
-// Row C3 of the fault list: every image that qemu-img writes is whole, and none is
-// that lost the end of its data.
+// Row C3 of the fault list: every image that qemu-img writes passes as
+// complete, and no image passes that lost the end of its data.
 func TestWhole(t *testing.T) {
 	dir := t.TempDir()
 	for _, size := range []int64{512, 3*512 + 65536*5, 5 << 20, 5<<20 + 512, 600 << 20} {
@@ -95,7 +95,7 @@ func TestWhole(t *testing.T) {
 	}
 }
 
-// What is not whole by itself is refused.
+// An image that depends on other files or on secrets is refused.
 func TestNotAlone(t *testing.T) {
 	dir := t.TempDir()
 	base, child, apart, secret := filepath.Join(dir, "base"), filepath.Join(dir, "child"), filepath.Join(dir, "apart"), filepath.Join(dir, "secret")

@@ -1,14 +1,15 @@
-// Package qcow2 writes the qcow2 image format, front to back, without a look
-// back: what is where is known before the first byte. It is a codec and only
-// writes; what others wrote is read through qemu.
+// Package qcow2 writes the qcow2 image format sequentially, without seeking:
+// the position of every part is known before the first byte is written. It is a
+// codec and only writes; images of other programs are read through qemu.
 //
-// All integers big-endian, all structures in clusters of 64 KiB:
+// All integers are big-endian, all structures are aligned to clusters of 64
+// KiB:
 //
 //	header | refcount table | refcount blocks | L1 table | L2 tables | data
 //
-// An L1 entry points to an L2 table, of 8192 entries, each of which points to a
-// cluster of the disk; zero stands for zeros. Every cluster up to the file's end
-// has the reference count 1.
+// An L1 entry points to an L2 table of 8192 entries, each of which points to a
+// cluster of the disk; a zero entry means that the cluster reads as zeros.
+// Every cluster up to the file's end has the reference count 1.
 //
 // Source: "Qcow2 Image File Format", docs/interop/qcow2.rst of qemu.
 package qcow2
@@ -25,20 +26,21 @@ import (
 
 const (
 	clusterBits = 16
-	// ClusterSize is the cluster size of what is written: qemu's own default.
+	// ClusterSize is the cluster size of written images: qemu's own default.
 	ClusterSize = 1 << clusterBits
 
-	perBlock   = disk.BlockSize / ClusterSize // clusters of a block of the disk
+	perBlock   = disk.BlockSize / ClusterSize // clusters per block of the disk
 	perL2      = ClusterSize / 8              // entries of an L2 table
 	perRefs    = ClusterSize / 2              // 16-bit counts of a refcount block
 	copied     = 1 << 63                      // the cluster's reference count is 1
 	headerSize = 104
-	// maxL1 is the largest L1 table that qemu takes, in bytes (block/qcow2.h).
+	// maxL1 is the largest L1 table that qemu accepts, in bytes
+	// (block/qcow2.h).
 	maxL1 = 32 << 20
 )
 
-// MaxSize is the largest disk that a file written here can hold: qemu's limit
-// for the L1 table.
+// MaxSize is the largest disk that an image written by this package can hold:
+// qemu's limit for the L1 table.
 const MaxSize = maxL1 / 8 * perL2 * ClusterSize
 
 // ErrTooLarge is returned for disks larger than MaxSize.
@@ -46,19 +48,20 @@ var ErrTooLarge = errors.New("too large for a qcow2 image")
 
 // Layout describes a qcow2 image to be written.
 type Layout struct {
-	// Size is the disk's size in bytes. What is written as size is Size
-	// rounded up to a sector of 512 bytes.
+	// Size is the disk's size in bytes. The size in the image is Size rounded
+	// up to a sector of 512 bytes.
 	Size int64
-	// Present says which blocks (of disk.BlockSize) the image holds; nil: all
-	// of them. It must give the same answers whenever it is asked.
+	// Present reports whether the image holds a block (of disk.BlockSize); nil:
+	// it holds all of them. It must always return the same result for the same
+	// block.
 	Present func(block int64) bool
 }
 
-// plan is where everything lies, in clusters.
+// plan holds the position of every part, in clusters.
 type plan struct {
 	size           int64 // of the disk
 	tables         int64 // L1 entries
-	l1, l2, data   int64 // clusters each of these has
+	l1, l2, data   int64 // number of clusters of each
 	refs, refTable int64
 	total          int64
 	atRefs, atL1   int64
@@ -67,14 +70,15 @@ type plan struct {
 
 func (l Layout) present(b int64) bool { return l.Present == nil || l.Present(b) }
 
-// clusters is how many clusters block b has: the last may be short.
+// clusters returns the number of clusters of block b: the last block may be
+// shorter.
 func (l Layout) clusters(b int64) int64 {
 	return min(perBlock, (l.size()-b*disk.BlockSize+ClusterSize-1)/ClusterSize)
 }
 
 func (l Layout) size() int64 { return (l.Size + disk.SectorSize - 1) &^ (disk.SectorSize - 1) }
 
-// holds tells whether L2 table t has any entry.
+// holds reports whether L2 table t has any entry.
 func (l Layout) holds(t int64) bool {
 	const blocks = perL2 / perBlock
 	for b := t * blocks; b < min((t+1)*blocks, disk.Blocks(l.Size)); b++ {
@@ -99,7 +103,8 @@ func (l Layout) plan() plan {
 			p.data += l.clusters(b)
 		}
 	}
-	// The counts count themselves: a few rounds settle it.
+	// The refcount blocks also count themselves, so the numbers converge after
+	// a few rounds.
 	for {
 		p.total = 1 + p.refTable + p.refs + p.l1 + p.l2 + p.data
 		refs := (p.total + perRefs - 1) / perRefs
@@ -116,8 +121,8 @@ func (l Layout) plan() plan {
 	return p
 }
 
-// Writer streams a qcow2 image: a disk.Sink. A Writer that has failed stays
-// failed.
+// Writer streams a qcow2 image: a disk.Sink. After an error, a Writer fails
+// permanently.
 type Writer struct {
 	w   io.Writer
 	l   Layout
@@ -125,13 +130,13 @@ type Writer struct {
 	err error
 
 	begun   bool
-	block   int64 // the next to be begun, or the one begun
+	block   int64 // the next block to begin, or the one begun
 	at      int64 // bytes of it that are written; 0: not begun
 	written int64
 }
 
-// NewWriter returns a Writer of the image that layout describes. Nothing is
-// written before the first WriteAt or Close.
+// NewWriter returns a Writer of the image that layout describes. It writes
+// nothing before the first WriteAt or Close.
 func NewWriter(w io.Writer, layout Layout) (*Writer, error) {
 	if layout.Size < 0 {
 		return nil, fmt.Errorf("qcow2: size %d", layout.Size)
@@ -142,11 +147,11 @@ func NewWriter(w io.Writer, layout Layout) (*Writer, error) {
 	return &Writer{w: w, l: layout, p: layout.plan()}, nil
 }
 
-// ContentLength is the whole image's length in bytes.
+// ContentLength returns the whole image's length in bytes.
 func (w *Writer) ContentLength() int64 { return w.p.total * ClusterSize }
 
-// WriteAt implements disk.Sink. p must lie within one block, which the layout
-// calls present. What is never written is zero.
+// WriteAt implements disk.Sink. p must be within one block, which must be
+// present in the layout. Unwritten parts become zeros.
 func (w *Writer) WriteAt(ctx context.Context, p []byte, off int64) error {
 	if w.err == nil {
 		w.err = ctx.Err()
@@ -179,7 +184,7 @@ func (w *Writer) writeAt(p []byte, off int64) error {
 	return w.put(p)
 }
 
-// to writes all that lies before block b.
+// to writes everything that precedes block b.
 func (w *Writer) to(b int64) error {
 	if !w.begun {
 		w.begun = true
@@ -199,7 +204,7 @@ func (w *Writer) to(b int64) error {
 	return nil
 }
 
-// zeros fills the block up.
+// zeros writes n zero bytes to the block.
 func (w *Writer) zeros(n int64) error {
 	for n > 0 {
 		k := min(n, int64(len(zeroes)))
@@ -222,7 +227,7 @@ func (w *Writer) put(p []byte) error {
 	return err
 }
 
-// Close writes what is left. Only then is the image complete.
+// Close writes the remaining parts. Only then is the image complete.
 func (w *Writer) Close() error {
 	if w.err != nil {
 		return w.err
@@ -238,7 +243,7 @@ func (w *Writer) Close() error {
 	return nil
 }
 
-// head writes all that precedes the data.
+// head writes everything that precedes the data.
 func (w *Writer) head() error {
 	p := &w.p
 	h := make([]byte, ClusterSize)
@@ -299,7 +304,7 @@ func (w *Writer) head() error {
 	return nil
 }
 
-// entries writes a table of n entries of eight bytes, which has clusters
+// entries writes a table of n entries of eight bytes, padded to clusters
 // clusters.
 func (w *Writer) entries(clusters, n int64, at func(i int64) uint64) error {
 	buf := make([]byte, ClusterSize)

@@ -16,7 +16,7 @@ import (
 	"xenkeep/qcow2"
 )
 
-// write writes what m holds to a file.
+// write writes the content of m to a file.
 func write(t *testing.T, name string, m *disktest.Mem) {
 	t.Helper()
 	f, err := os.Create(name)
@@ -35,7 +35,7 @@ func write(t *testing.T, name string, m *disktest.Mem) {
 			break
 		}
 		p := buf[:e.Length]
-		if len(p) > 5000 { // a gap in between is zeros
+		if len(p) > 5000 { // a gap in between becomes zeros
 			clear(buf[3000:5000])
 			if err := m.WriteAt(t.Context(), make([]byte, 2000), e.Offset+3000); err != nil {
 				t.Fatal(err)
@@ -110,7 +110,8 @@ func TestJudge(t *testing.T) {
 				}
 			}
 			if out, err := exec.Command(tool, "compare", "-s", "-f", "raw", "-F", "qcow2", raw.Name(), file).CombinedOutput(); err != nil && c.size%512 == 0 {
-				// -s compares sizes of allocation too strictly for holes
+				// -s compares allocation sizes too strictly for files with
+				// holes
 				if out, err = exec.Command(tool, "compare", "-f", "raw", "-F", "qcow2", raw.Name(), file).CombinedOutput(); err != nil {
 					t.Fatalf("%v: %s", err, out)
 				}
@@ -173,7 +174,7 @@ func TestRefusals(t *testing.T) {
 
 var zeros [256 << 10]byte
 
-// holes is a file that zeros are not written to.
+// holes is a file that skips writes of zeros.
 type holes struct{ f *os.File }
 
 func (h holes) Write(p []byte) (int, error) {
@@ -184,7 +185,7 @@ func (h holes) Write(p []byte) (int, error) {
 	return h.f.Write(p)
 }
 
-// More clusters than one block of counts counts.
+// A disk with more clusters than one refcount block can count.
 func TestManyClusters(t *testing.T) {
 	tool, err := exec.LookPath("qemu-img")
 	if err != nil {

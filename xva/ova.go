@@ -7,23 +7,24 @@ import (
 	"strconv"
 )
 
-// NullRef is the reference to nothing.
+// NullRef is the null reference.
 const NullRef = "OpaqueRef:NULL"
 
 // Object is one record of an archive.
 type Object struct {
 	Class  string // "VM", "VDI" ...
-	ID     string // "Ref:12": how others in the archive refer to it
+	ID     string // "Ref:12": the name by which other records in the archive refer to it
 	Record Value
 }
 
-// OVA is what ova.xml says: which server wrote the archive, and the records.
+// OVA is the content of ova.xml: the server that wrote the archive, and the
+// records.
 type OVA struct {
 	Version Value // a struct
 	Objects []Object
 }
 
-// ParseOVA reads an ova.xml.
+// ParseOVA parses an ova.xml.
 func ParseOVA(p []byte) (*OVA, error) {
 	v, err := ParseXML(bytes.NewReader(p))
 	if err != nil {
@@ -44,7 +45,7 @@ func ParseOVA(p []byte) (*OVA, error) {
 	return o, nil
 }
 
-// XML is the ova.xml.
+// XML returns the ova.xml.
 func (o *OVA) XML() []byte {
 	objects := Value{Kind: Array}
 	for _, x := range o.Objects {
@@ -54,7 +55,7 @@ func (o *OVA) XML() []byte {
 	return Value{Kind: Struct, Names: []string{"version", "objects"}, Items: []Value{o.Version, objects}}.AppendXML(nil)
 }
 
-// Find is the object of an ID; nil where there is none.
+// Find returns the object with an ID, or nil if there is none.
 func (o *OVA) Find(id string) *Object {
 	for i := range o.Objects {
 		if o.Objects[i].ID == id {
@@ -64,7 +65,7 @@ func (o *OVA) Find(id string) *Object {
 	return nil
 }
 
-// Of are the objects of a class.
+// Of returns the objects of a class.
 func (o *OVA) Of(class string) []*Object {
 	var out []*Object
 	for i := range o.Objects {
@@ -75,8 +76,8 @@ func (o *OVA) Of(class string) []*Object {
 	return out
 }
 
-// VM is the VM that the archive is of: the one with this UUID, or where that is
-// "" the first that is no snapshot; nil where there is none.
+// VM returns the main VM of the archive: the one with this UUID or, if uuid is
+// "", the first that is not a snapshot; nil if there is none.
 func (o *OVA) VM(uuid string) *Object {
 	for _, vm := range o.Of("VM") {
 		if uuid == "" && !vm.Record.Get("is_a_snapshot").True() || uuid != "" && vm.Record.Get("uuid").Text == uuid {
@@ -89,7 +90,7 @@ func (o *OVA) VM(uuid string) *Object {
 	return nil
 }
 
-// Disk is a disk whose data an archive holds.
+// Disk is a disk whose data the archive contains.
 type Disk struct {
 	ID   string // of its VDI
 	Size int64  // bytes
@@ -97,8 +98,8 @@ type Disk struct {
 	VBD  Value // empty for a suspend image
 }
 
-// Disks are the disks whose data follows ova.xml, in that order: by their IDs
-// as texts. CDs and what lies on ISO libraries have none.
+// Disks returns the disks whose data follow ova.xml, in that order: by their
+// IDs as strings. CDs and disks on ISO libraries have no data.
 func (o *OVA) Disks() ([]Disk, error) {
 	vbds := make(map[string]Value)
 	for _, b := range o.Of("VBD") {
@@ -125,14 +126,15 @@ func (o *OVA) Disks() ([]Disk, error) {
 	return out, nil
 }
 
-// maxDisk is the largest disk that is believed: 64 TiB.
+// maxDisk is the largest disk size that is accepted: 64 TiB.
 const maxDisk = 64 << 40
 
-// Alone makes of what a server said of a VM and more the records of an archive
-// of this VM alone, as it would come from GET /export: its devices, their
-// networks, disks and SRs; halted, no snapshot, and no reference to what is not
-// here (xen-api ocaml/xapi/export.ml). Disks of which keep gives no size are
-// left out, CDs stay.
+// Alone converts a server's records of a VM and of other objects to the records
+// of an archive of this VM alone, as GET /export would return them: its
+// devices, their networks, disks and SRs; halted, without snapshots, and
+// without references to objects that are not in the archive (xen-api
+// ocaml/xapi/export.ml). Disks for which keep returns no size are omitted; CDs
+// stay.
 func (o *OVA) Alone(vm *Object, keep func(vdi Value) (size int64, ok bool)) *OVA {
 	out := &OVA{Version: o.Version}
 	here := map[string]bool{}
@@ -210,7 +212,8 @@ func (o *OVA) Alone(vm *Object, keep func(vdi Value) (size int64, ok bool)) *OVA
 	return out
 }
 
-// known takes out of a record the references to what is not in the archive.
+// known removes from a record the references to objects that are not in the
+// archive.
 func known(v *Value, here map[string]bool) {
 	gone := func(it Value) bool { return it.Kind == Text && isRef(it.Text) && !here[it.Text] }
 	switch v.Kind {
@@ -230,7 +233,7 @@ func known(v *Value, here map[string]bool) {
 	case Struct:
 		for i := range v.Items {
 			if name := v.Names[i]; v.Items[i].Kind == Struct && (name == "other_config" || name == "platform" || name == "xenstore_data") {
-				continue // texts of people
+				continue // free text of users
 			}
 			known(&v.Items[i], here)
 		}
@@ -242,8 +245,8 @@ func isRef(s string) bool {
 	return len(s) > len(a) && s[:len(a)] == a || len(s) > len(b) && s[:len(b)] == b
 }
 
-// Renamed gives all objects IDs as servers write them, Ref:0 and on, in place of
-// the references they have.
+// Renamed replaces the references of all objects by IDs in the form that
+// servers write, Ref:0 and so on.
 func (o *OVA) Renamed() *OVA {
 	names := make(map[string]string)
 	out := &OVA{Version: o.Version}

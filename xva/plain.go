@@ -13,9 +13,9 @@ type PlainDisk struct {
 	Size int64 // bytes
 }
 
-// Plain are the records of a VM of which nothing is known but its disks: a
-// machine that boots from the first one by its firmware, with one processor and
-// 1 GiB of memory and no network. Every field that servers demand is there
+// Plain returns the records of a VM of which only the disks are known: a
+// machine that boots from the first disk by its firmware, with one processor, 1
+// GiB of memory and no network. It contains every field that servers require
 // (xen-api ocaml/idl/datamodel*.ml: those without a default).
 func Plain(name, uuid string, disks []PlainDisk) *OVA {
 	o := &OVA{Version: record(`hostname=localhost date=2016-05-24 product_version=7.0.0 product_brand=XenServer
@@ -61,8 +61,8 @@ func Plain(name, uuid string, disks []PlainDisk) *OVA {
 	return o
 }
 
-// record makes a struct of name=value words: [] and {} are empty, yes and no
-// truth values, NULL is the null reference; with replaces some.
+// record builds a struct from name=value words: [] and {} are empty, yes and no
+// are booleans, NULL is the null reference; with replaces some of the values.
 func record(words string, with map[string]Value) Value {
 	var v Value
 	for _, w := range strings.Fields(words) {

@@ -1,19 +1,20 @@
 // Package xva reads and writes XVA, the archive of a whole VM that XenServer
-// gives at /export and takes at /import. It is a codec: no network, no clock.
+// sends from /export and accepts at /import. It is a codec: it uses no network
+// and no clock.
 //
-// An XVA is a tar, perhaps compressed as a whole with gzip or zstd:
+// An XVA is a tar, possibly compressed as a whole with gzip or zstd:
 //
 //	ova.xml                   the records of the VM and of what belongs to it
 //	Ref:12/00000000           a block of the disk whose VDI has the ID Ref:12
 //	Ref:12/00000000.xxhash    its XXH64, or .checksum, its SHA-1
 //	Ref:12/00000001 ...
 //
-// Disks come in the order of their IDs as texts: Ref:10 before Ref:9. The number
-// of a block is a counter and no place: a block lies where the one before ended,
-// plus for each number that is missing the length of the archive's first block.
-// An empty block takes a number and no place: servers send one to break a long
-// silence. The first and the last block of a disk are always there; a disk ends
-// where its virtual_size is reached.
+// Disks are stored in the order of their IDs as strings: Ref:10 before Ref:9.
+// The number of a block is a counter and not a position: a block begins where
+// the previous one ended, plus the length of the archive's first block for each
+// missing number. An empty block has a number and no position: servers send one
+// to break a long silence. The first and the last block of a disk are always
+// present; a disk ends where its virtual_size is reached.
 //
 // Sources: xen-api ocaml/xapi/export.ml, import.ml, stream_vdi.ml.
 package xva
@@ -37,21 +38,21 @@ import (
 )
 
 var (
-	// ErrNotXVA is returned for input that does not begin as an archive.
+	// ErrNotXVA is returned for input that does not begin like an archive.
 	ErrNotXVA = errors.New("not an XVA archive")
-	// ErrCorrupt is returned for an archive that contradicts itself.
+	// ErrCorrupt is returned for an inconsistent archive.
 	ErrCorrupt = errors.New("corrupt XVA archive")
 	// ErrTruncated is returned for an archive that ends too early.
 	ErrTruncated = errors.New("truncated XVA archive")
 )
 
 const (
-	blockSize = 1 << 20  // of what is written
-	maxBlock  = 64 << 20 // of what is read
+	blockSize = 1 << 20  // of written archives
+	maxBlock  = 64 << 20 // limit for archives that are read
 	maxOVA    = 64 << 20
 )
 
-// Reader reads an archive front to back.
+// Reader reads an archive sequentially.
 type Reader struct {
 	t      *tar.Reader
 	in     *tailReader
@@ -59,12 +60,12 @@ type Reader struct {
 	raw    []byte
 	disks  []Disk
 	close  func()
-	first  int64 // length of the archive's first block; -1 before it
+	first  int64 // length of the archive's first block; -1 before it was read
 	ended  bool
 	cursor *DiskReader
 }
 
-// NewReader reads the records of an archive. It must be closed.
+// NewReader reads the records of an archive. The Reader must be closed.
 func NewReader(r io.Reader) (*Reader, error) {
 	br := bufio.NewReaderSize(r, 1<<20)
 	head, _ := br.Peek(512)
@@ -93,11 +94,12 @@ func NewReader(r io.Reader) (*Reader, error) {
 	return x, nil
 }
 
-// readOVA reads the records. begun says that the archive begins as one.
+// readOVA reads the records. begun means that the input has been recognized as
+// an archive.
 func (r *Reader) readOVA(begun bool) error {
 	h, err := r.t.Next()
 	if errors.Is(err, io.ErrUnexpectedEOF) && (begun || errors.Is(r.in.err, io.ErrUnexpectedEOF)) {
-		return ended(err) // within the first header, or within what is compressed
+		return ended(err) // within the first header, or within the compressed data
 	}
 	if err != nil || h.Name != "ova.xml" {
 		if err == nil {
@@ -129,17 +131,17 @@ func ended(err error) error {
 	return fmt.Errorf("xva: %w", err)
 }
 
-// OVA is what the archive's records say.
+// OVA returns the archive's records.
 func (r *Reader) OVA() *OVA { return r.ova }
 
-// RawOVA is the text of ova.xml.
+// RawOVA returns the text of ova.xml.
 func (r *Reader) RawOVA() []byte { return r.raw }
 
-// Disks are the disks that follow, in order.
+// Disks returns the disks that follow, in order.
 func (r *Reader) Disks() []Disk { return r.disks }
 
-// Next begins the next disk, and returns io.EOF behind the last, once the
-// archive has proved to end there. The disk before must have been read to its
+// Next begins the next disk. After the last disk it verifies that the archive
+// ends there, and returns io.EOF. The previous disk must have been read to its
 // end.
 func (r *Reader) Next() (*DiskReader, error) {
 	if r.cursor != nil && r.cursor.err != io.EOF {
@@ -171,11 +173,11 @@ func (r *Reader) finish() error {
 	return ended(err)
 }
 
-// tailReader counts the zeros that what was read ends with.
+// tailReader counts the zero bytes at the end of the data read so far.
 type tailReader struct {
 	r     io.Reader
 	zeros int64
-	err   error // the last
+	err   error // the last error
 }
 
 func (t *tailReader) Read(p []byte) (int, error) {
@@ -189,8 +191,8 @@ func (t *tailReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// drain reads on to the end, which is also that of what is compressed: behind a
-// tar there are zeros, of them 1024 bytes at least.
+// drain reads to the end of the tar, which must also be the end of the
+// compressed data: a tar ends with zeros, at least 1024 bytes of them.
 func (t *tailReader) drain() error {
 	buf := make([]byte, 32<<10)
 	before := t.zeros
@@ -210,29 +212,29 @@ func (t *tailReader) drain() error {
 	}
 }
 
-// Close frees what the Reader holds. What it reads from stays open.
+// Close releases the resources of the Reader. The underlying reader stays open.
 func (r *Reader) Close() { r.close() }
 
-// DiskReader reads one disk: a disk.Source, complete: what it does not return
-// is zero.
+// DiskReader reads one complete disk: a disk.Source. Ranges that it does not
+// return are zero.
 type DiskReader struct {
 	r    *Reader
 	d    Disk
 	last int64 // number of the last block; -1 before the first
-	at   int64 // where the next byte of block lies, or the next block begins
+	at   int64 // position of the next byte of block, or of the next block
 	buf  []byte
-	left []byte // of buf, not yet returned
+	left []byte // part of buf that has not been returned yet
 	err  error
 }
 
-// Disk says which disk it is.
+// Disk returns the description of the disk.
 func (d *DiskReader) Disk() Disk { return d.d }
 
-// Size is the disk's size in bytes.
+// Size returns the disk's size in bytes.
 func (d *DiskReader) Size() int64 { return d.d.Size }
 
-// Next implements disk.Source. An archive's blocks that cross a block of the
-// disk come in parts.
+// Next implements disk.Source. A block of the archive that crosses a block of
+// the disk is returned in parts.
 func (d *DiskReader) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	for d.err == nil && len(d.left) == 0 {
 		if d.err = ctx.Err(); d.err != nil {
@@ -247,7 +249,7 @@ func (d *DiskReader) Next(ctx context.Context, buf []byte) (disk.Extent, error) 
 	if d.err != nil {
 		return disk.Extent{}, d.err
 	}
-	// Blocks of 1 MiB are joined to one of the disk where they lie together.
+	// Adjacent blocks of 1 MiB are joined to one block of the disk.
 	e := disk.Extent{Offset: d.at}
 	end := (d.at/disk.BlockSize + 1) * disk.BlockSize
 	for {
@@ -265,7 +267,7 @@ func (d *DiskReader) Next(ctx context.Context, buf []byte) (disk.Extent, error) 
 	}
 }
 
-// block reads the next block and its checksum; left and at are set to it.
+// block reads the next block and its checksum, and sets left and at for it.
 func (d *DiskReader) block() error {
 	h, data, err := d.r.entry(&d.buf)
 	if err != nil {

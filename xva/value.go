@@ -10,18 +10,18 @@ import (
 	"strings"
 )
 
-// Kind is the type of a Value. XML-RPC as XenServer speaks it has integers as
-// texts.
+// Kind is the type of a Value. XenServer's form of XML-RPC represents integers
+// as strings.
 type Kind int
 
 // The kinds of XML-RPC that XenServer uses.
 const (
-	Text   Kind = iota // a text or an integer
+	Text   Kind = iota // a string or an integer
 	Bool               // Text is "1" or "0"
 	Double             // Text is a number
-	Time               // Text is such as 20260821T10:11:12Z
+	Time               // Text has the form 20260821T10:11:12Z
 	Array              // Items
-	Struct             // Items, under Names
+	Struct             // Items, with their names in Names
 )
 
 // Value is a value of XML-RPC.
@@ -32,10 +32,10 @@ type Value struct {
 	Names []string
 }
 
-// maxDepth bounds how deep values lie within each other.
+// maxDepth bounds the nesting of values.
 const maxDepth = 32
 
-// Get is a member of a struct; an empty text where it has none.
+// Get returns a member of a struct, or an empty text if there is none.
 func (v Value) Get(name string) Value {
 	for i, n := range v.Names {
 		if n == name && v.Kind == Struct {
@@ -45,7 +45,7 @@ func (v Value) Get(name string) Value {
 	return Value{}
 }
 
-// Has tells whether a struct has a member.
+// Has reports whether a struct has a member.
 func (v Value) Has(name string) bool {
 	for _, n := range v.Names {
 		if n == name && v.Kind == Struct {
@@ -56,7 +56,7 @@ func (v Value) Has(name string) bool {
 }
 
 // Set replaces a member of a struct, or adds it. Values may share members:
-// change what Clone gave.
+// modify only a value returned by Clone.
 func (v *Value) Set(name string, to Value) {
 	v.Kind = Struct
 	for i, n := range v.Names {
@@ -68,7 +68,7 @@ func (v *Value) Set(name string, to Value) {
 	v.Names, v.Items = append(v.Names, name), append(v.Items, to)
 }
 
-// Clone is a copy that shares nothing.
+// Clone returns a copy that shares nothing with v.
 func (v Value) Clone() Value {
 	c := v
 	c.Names = append([]string(nil), v.Names...)
@@ -79,10 +79,10 @@ func (v Value) Clone() Value {
 	return c
 }
 
-// String is a text value.
+// String returns a text value.
 func String(s string) Value { return Value{Text: s} }
 
-// Boolean is a truth value.
+// Boolean returns a boolean value.
 func Boolean(b bool) Value {
 	if b {
 		return Value{Kind: Bool, Text: "1"}
@@ -90,10 +90,10 @@ func Boolean(b bool) Value {
 	return Value{Kind: Bool, Text: "0"}
 }
 
-// True tells whether a value is true.
+// True reports whether a value is true.
 func (v Value) True() bool { return v.Kind == Bool && v.Text == "1" }
 
-// Strings are the texts of an array.
+// Strings returns the texts of an array.
 func (v Value) Strings() []string {
 	var out []string
 	if v.Kind == Array {
@@ -104,8 +104,8 @@ func (v Value) Strings() []string {
 	return out
 }
 
-// MarshalJSON is the value as JSON-RPC would have it, but that integers stay
-// texts.
+// MarshalJSON returns the value in the form of JSON-RPC, except that integers
+// stay strings.
 func (v Value) MarshalJSON() ([]byte, error) {
 	switch v.Kind {
 	case Bool:
@@ -131,8 +131,8 @@ func (v Value) MarshalJSON() ([]byte, error) {
 	return json.Marshal(v.Text)
 }
 
-// FromJSON turns a record of JSON-RPC into a Value. Dates are known by their
-// look, floats by their point.
+// FromJSON converts a record of JSON-RPC to a Value. It recognizes dates by
+// their form, and floats by their decimal point.
 func FromJSON(p []byte) (Value, error) {
 	d := json.NewDecoder(strings.NewReader(string(p)))
 	d.UseNumber()
@@ -189,7 +189,7 @@ func fromJSON(d *json.Decoder, depth int) (v Value, err error) {
 	return v, nil
 }
 
-// isTime tells whether s looks like 20260821T10:11:12Z.
+// isTime reports whether s has the form 20260821T10:11:12Z.
 func isTime(s string) bool {
 	const look = "ddddddddTdd:dd:ddZ"
 	if len(s) != len(look) {
@@ -203,8 +203,8 @@ func isTime(s string) bool {
 	return true
 }
 
-// AppendXML appends the value as XenServer writes it: nothing between the tags,
-// texts bare within <value>.
+// AppendXML appends the value in the form that XenServer writes: no space
+// between the tags, strings directly within <value>.
 func (v Value) AppendXML(dst []byte) []byte {
 	dst = append(dst, "<value>"...)
 	switch v.Kind {
@@ -246,7 +246,7 @@ func appendText(dst []byte, s string) []byte {
 		case r == '>':
 			dst = append(dst, "&gt;"...)
 		case r < ' ' && r != '\t' && r != '\n' && r != '\r':
-			dst = append(dst, '?') // XML cannot say it
+			dst = append(dst, '?') // not representable in XML
 		case r == '\r':
 			dst = append(dst, "&#13;"...)
 		default:
@@ -256,7 +256,7 @@ func appendText(dst []byte, s string) []byte {
 	return dst
 }
 
-// ParseXML reads a value, with or without white space between the tags.
+// ParseXML parses a value, with or without white space between the tags.
 func ParseXML(r io.Reader) (Value, error) {
 	d := xml.NewDecoder(r)
 	for {
@@ -273,7 +273,7 @@ func ParseXML(r io.Reader) (Value, error) {
 	}
 }
 
-// parseValue reads up to the end of a value whose start was read.
+// parseValue parses up to the end of a value whose start element was read.
 func parseValue(d *xml.Decoder, depth int) (v Value, err error) {
 	if depth > maxDepth {
 		return v, errors.New("values too deep within each other")

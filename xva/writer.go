@@ -16,23 +16,25 @@ import (
 )
 
 // Writer writes an archive: ova.xml, then each disk in the order of Disks, then
-// Close. A Writer that has failed stays failed.
+// Close. After an error, a Writer fails permanently.
 type Writer struct {
 	t     *tar.Writer
 	disks []Disk
-	old   bool // SHA-1, as hosts before 8.1 have it
-	gaps  bool // blocks of zeros may be left out
+	old   bool // SHA-1, as for hosts before 8.1
+	gaps  bool // blocks of zeros may be omitted
 	err   error
 }
 
-// NewWriter writes the beginning of an archive. Its checksums are those that the
-// server of o.Version writes and takes: XXH64 since xapi 1.170, SHA-1 before.
+// NewWriter writes the beginning of an archive. Its checksums are those that
+// the server of o.Version writes and accepts: XXH64 since xapi 1.170, SHA-1
+// before.
 func NewWriter(w io.Writer, o *OVA) (*Writer, error) {
 	disks, err := o.Disks()
 	if err != nil {
 		return nil, err
 	}
-	// A reader takes each missing block for as long as the archive's first.
+	// A reader assumes that each missing block has the length of the archive's
+	// first.
 	x := &Writer{t: tar.NewWriter(w), disks: disks, old: beforeXXHash(o.Version), gaps: len(disks) == 0 || disks[0].Size >= blockSize}
 	return x, x.entry("ova.xml", o.XML())
 }
@@ -54,8 +56,8 @@ func (w *Writer) entry(name string, data []byte) error {
 	return w.err
 }
 
-// Disk begins the next disk, which must be the next of OVA.Disks. It must be
-// closed before the next.
+// Disk begins the next disk, which must be the next of OVA.Disks. The
+// DiskWriter must be closed before the next one begins.
 func (w *Writer) Disk(id string) (*DiskWriter, error) {
 	if w.err != nil {
 		return nil, w.err
@@ -79,13 +81,13 @@ func (w *Writer) Close() error {
 	return w.err
 }
 
-// DiskWriter writes one disk: a disk.Sink. What is not written is zero.
+// DiskWriter writes one disk: a disk.Sink. Unwritten ranges are zero.
 type DiskWriter struct {
 	w     *Writer
 	d     Disk
-	at    int64  // where block lies on the disk
+	at    int64  // position of block on the disk
 	block []byte // being filled
-	dirty bool   // it is not known to be zero
+	dirty bool   // it may contain other bytes than zeros
 }
 
 // WriteAt implements disk.Sink.
@@ -109,7 +111,7 @@ func (d *DiskWriter) WriteAt(ctx context.Context, p []byte, off int64) error {
 
 var zeroes [blockSize]byte
 
-// to puts out the blocks before the one that off lies in.
+// to writes the blocks that precede the one that contains off.
 func (d *DiskWriter) to(off int64) error {
 	for off >= d.at+int64(len(d.block)) && len(d.block) > 0 {
 		end := d.at + int64(len(d.block))
@@ -148,7 +150,7 @@ func sumSHA1(p []byte) string {
 
 func sumXX(p []byte) string { return fmt.Sprintf("%016X", xxhash.Sum64(p)) }
 
-// Close writes what is left of the disk.
+// Close writes the remaining blocks of the disk.
 func (d *DiskWriter) Close() error {
 	return d.to(d.d.Size)
 }

@@ -153,7 +153,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// tarOf is an archive of a disk of 8 MiB (Ref:101) with these blocks.
+// tarOf returns an archive of a disk of size bytes (Ref:101) with these blocks.
 func tarOf(t testing.TB, size int64, blocks ...any) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -178,7 +178,7 @@ func tarOf(t testing.TB, size int64, blocks ...any) []byte {
 	return out.Bytes()
 }
 
-// The number is a counter; an empty block takes one; a gap is as long as the
+// The number is a counter; an empty block has a number; a gap is as long as the
 // archive's first block.
 func TestCounters(t *testing.T) {
 	mib := func(c byte) []byte { return bytes.Repeat([]byte{c}, 1<<20) }
@@ -252,8 +252,8 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// FuzzReader: whatever comes in, reading it ends, and gives extents within the
-// disk.
+// FuzzReader: for any input, reading ends, and it returns only extents within
+// the disk.
 func FuzzReader(f *testing.F) {
 	f.Add(archive(f, scattered(f, 3000, 1)))
 	f.Add(tarOf(f, 1000, "00000000", make([]byte, 100), "00000003", make([]byte, 700)))
@@ -267,7 +267,7 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
-// FuzzValue: what parses is written so that it parses to the same.
+// FuzzValue: a parsed value is written in a form that parses to the same value.
 func FuzzValue(f *testing.F) {
 	f.Add([]byte("<value><struct><member><name>n</name><value>x &lt; y</value></member></struct></value>"))
 	f.Fuzz(func(t *testing.T, b []byte) {
