@@ -69,7 +69,7 @@ func (e *FolderError) Unwrap() error { return e.Err }
 
 // Hint returns the next step for the user.
 func (e *FolderError) Hint() string {
-	return "make room there, or name another folder with --cache-dir or XENKEEP_CACHE_DIR; nothing in it is needed, and it is made anew from the repository"
+	return "make room there, or name another folder with --cache-dir or XENKEEP_CACHE_DIR; the folder contains only copies, and is rebuilt from the repository"
 }
 
 // fail wraps an error of the file system so that it names the folder.

@@ -15,7 +15,7 @@ import (
 )
 
 // errPresent is the answer to a conditional put of an object that exists.
-var errPresent = errors.New("there already")
+var errPresent = errors.New("the object exists already")
 
 // fail returns err with its class and a hint for the user.
 func (s *Store) fail(ctx context.Context, op, name string, err error) *object.Error {
@@ -33,9 +33,9 @@ func (s *Store) fail(ctx context.Context, op, name string, err error) *object.Er
 		e.Hint = s.hint(op, answer)
 	case untrusted(err):
 		e.Class = err
-		e.Hint = "where a CA of your own vouches for the server, name its certificate with --s3-ca-file"
+		e.Hint = "if the server's certificate is signed by your own CA, name the certificate of the CA with --s3-ca-file"
 		if errors.Is(err, http.ErrSchemeMismatch) {
-			e.Hint = "the server speaks no TLS: s3:http:// in place of s3:https://"
+			e.Hint = "the server does not use TLS: write s3:http:// instead of s3:https://"
 		}
 	default: // the connection
 		e.Class = object.ErrUnavailable
@@ -59,11 +59,11 @@ func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 	case "NoSuchBucket":
 		return "correct the bucket's name in the location, or make the bucket: xenkeep makes none"
 	case "InvalidAccessKeyId", "XAdminUserNotFound":
-		return "the server does not know this access key: see AWS_ACCESS_KEY_ID, or the profile of AWS_PROFILE or --s3-profile"
+		return "the access key is unknown to the server: see AWS_ACCESS_KEY_ID, or the profile of AWS_PROFILE or --s3-profile"
 	case "SignatureDoesNotMatch":
-		return "the secret key is not that of the access key: see AWS_SECRET_ACCESS_KEY, or the profile"
+		return "the secret key does not belong to the access key: see AWS_SECRET_ACCESS_KEY, or the profile"
 	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired":
-		return "the session's token has run out: get new credentials, or use a key or role that lasts"
+		return "the session's token has run out: get new credentials, or use a key or role that does not expire"
 	case "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded":
 		return "the server's quota is used up, or its storage is full: raise it, or make room with xenkeep forget and xenkeep prune"
 	case "RequestTimeTooSkewed", "RequestExpired":
@@ -80,9 +80,9 @@ func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 		}
 		return text
 	case "PreconditionFailed":
-		return "something else is there, and nothing is replaced with --s3-no-overwrite: xenkeep repair versions needs to be run without it"
+		return "another object has this name, and --s3-no-overwrite replaces nothing: run xenkeep repair versions without it"
 	case "InvalidObjectState":
-		return "the object lies in an archive class: restore it there, and keep packs in a class that is read at once"
+		return "the object is in an archive class: restore it there, and keep packs in a class whose objects can be read immediately"
 	case "InvalidStorageClass":
 		return "the server has no storage class " + s.c.StorageClass + ": see --s3-storage-class"
 	case "ObjectLockConfigurationNotFoundError":
@@ -92,7 +92,7 @@ func (s *Store) hint(op string, answer minio.ErrorResponse) string {
 	case strings.Contains(answer.Message, "ObjectLockConfiguration"):
 		return noLock
 	case op == "put" && s.c.Checksum != None && aboutChecksum(answer):
-		return "the server does not take the checksum that is sent with each object: --s3-checksum none, or another of its kinds"
+		return "the server does not accept the checksum that is sent with each object: use --s3-checksum none, or another kind"
 	case answer.StatusCode == http.StatusBadRequest && strings.Contains(strings.ToLower(answer.Message), "region"):
 		return "the server expects another region: --s3-region"
 	case answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusUnauthorized:
