@@ -61,7 +61,7 @@ type Store struct {
 	adopted  map[pack.ID]int64 // sizes of packs that were added to the index although no index object covers them
 	unusable map[pack.ID]error // packs that cannot be opened, and the reason
 
-	avoid atomic.Pointer[avoided] // nil if nothing is avoided
+	avoid atomic.Pointer[avoided] // nil if nothing is avoided and distrust is not set
 }
 
 // avoided is the set of packs and blobs that Has treats as absent.
@@ -159,7 +159,7 @@ func (s *Store) AvoidsPack(id pack.ID) bool {
 
 // Trusted reports whether a new snapshot may reference a blob that a readable
 // tree names, without storing it again. It is the same as Has, but returns true
-// immediately if nothing is avoided.
+// immediately if Avoids returns false.
 func (s *Store) Trusted(id chunk.ID) bool { return s.avoid.Load() == nil || s.Has(id) }
 
 // locate returns the location of id, so that the caller can skip storing it
