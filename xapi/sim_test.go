@@ -511,3 +511,19 @@ func TestRunSchedule(t *testing.T) {
 		t.Errorf("%d snapshots, %v", len(vm.Snapshots), err)
 	}
 }
+
+// A task is removed also where its state cannot be read.
+func TestDestroyTaskUnread(t *testing.T) {
+	p, _ := pool(t, nil)
+	c := dialSim(t, p)
+	task, err := c.CreateTask(t.Context(), "xenkeep: test", "a test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Fault(xapisim.Fault{On: "task.get_record", Code: "INTERNAL_ERROR", Params: []string{"one"}})
+	if err := c.DestroyTask(t.Context(), task); err != nil {
+		t.Error(err)
+	}
+	p.ClearFaults()
+	noTasks(t, c)
+}

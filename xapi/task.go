@@ -64,13 +64,14 @@ func (c *Client) CancelTask(ctx context.Context, task Ref) error {
 
 // DestroyTask removes a task's record, even if no operation will ever complete
 // the task: the pool only marks pending tasks, so DestroyTask sets a status
-// first. It succeeds if the task no longer exists.
+// first, also where the present one cannot be read. It succeeds if the task no
+// longer exists.
 func (c *Client) DestroyTask(ctx context.Context, task Ref) error {
 	t, err := c.Task(ctx, task)
-	if err != nil {
+	if IsCode(err, HandleInvalid) || ctx.Err() != nil {
 		return gone(err)
 	}
-	if t.Status == "pending" || t.Status == "cancelling" {
+	if err != nil || t.Status == "pending" || t.Status == "cancelling" {
 		// Hosts before 7.2 do not have this call; there the pool drops the task
 		// after a day.
 		_ = c.Call(ctx, "task.set_status", nil, task, "cancelled")
