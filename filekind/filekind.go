@@ -1,22 +1,24 @@
-// Package filekind decides what a file is that a user names as the image of a
-// disk: the disk itself, a container that is read here, or one that must be
-// unpacked or converted first. It reads the beginning and the end of a file and
-// changes nothing.
+// Package filekind detects the kind of a file that a user names as the image of
+// a disk: the disk itself, a container that this program reads, or a container
+// that must be unpacked or converted first. It reads the beginning and the end
+// of a file and changes nothing.
 //
-// The first bytes decide, together with the last sector for the two formats that
-// keep their mark there (fixed VHD, DMG). Bytes further inside belong to the guest:
-// a disk on which a guest keeps an image file, an archive or an ISO is a raw disk.
-// Each mark is longer than what a boot sector holds by chance: short magic numbers
-// are matched together with the fields after them, and a tar by its checksum.
+// The first bytes decide, together with the last sector for the two formats
+// that store their signature there (fixed VHD, DMG). Bytes further inside
+// belong to the guest: a disk on which a guest keeps an image file, an archive
+// or an ISO is a raw disk. Each signature is longer than a boot sector could
+// contain by chance: short magic numbers are matched together with the fields
+// after them, and a tar by its checksum.
 //
-// These begin with a mark of their own and are raw disks all the same, because the
-// disk is what the file holds, byte for byte: LUKS (also qemu's "luks" format, which
-// has no other header), file systems and LVM without a partition table, and an
-// ISO 9660 image, with boot code and partitions in its first sectors or without.
+// The following begin with a signature of their own and are raw disks
+// nevertheless, because the file is the disk, byte for byte: LUKS (also qemu's
+// "luks" format, which has no other header), file systems and LVM without a
+// partition table, and an ISO 9660 image, with or without boot code and
+// partitions in its first sectors.
 //
-// A guest that writes an archive or a container to its disk at byte 0 makes a disk
-// that cannot be told from the container. It is taken for the container, so that
-// nothing is stored as a disk that is none; the caller may override that.
+// If a guest writes an archive or a container to its disk at byte 0, the disk
+// cannot be distinguished from the container. It is treated as the container,
+// so that no container is ever stored as a disk; the caller may override that.
 package filekind
 
 import (
@@ -32,22 +34,22 @@ import (
 	"strings"
 )
 
-// Kind is what a file is.
+// Kind is the kind of a file.
 type Kind string
 
-// The kinds that are read here.
+// The kinds that this program reads.
 const (
 	Raw   Kind = "raw"
-	ISO   Kind = "iso" // a raw disk too
+	ISO   Kind = "iso" // also a raw disk
 	VHD   Kind = "vhd"
 	QCOW2 Kind = "qcow2"
 	XVA   Kind = "xva"
-	// Gzip and Zstd are read where an XVA is in them.
+	// Gzip and Zstd are read if they contain an XVA.
 	Gzip Kind = "gzip"
 	Zstd Kind = "zstd"
 )
 
-// The kinds that are not.
+// The kinds that it does not read.
 const (
 	QCOW1      Kind = "qcow"
 	VHDX       Kind = "vhdx"
@@ -78,19 +80,20 @@ const (
 const (
 	headSize = 4096
 	sector   = 512
-	// isoAt is where the first volume descriptor of ISO 9660 has its name.
+	// isoAt is the position of the name in the first volume descriptor of ISO
+	// 9660.
 	isoAt = 32769
-	// maxText bounds the texts that are read whole.
+	// maxText bounds the texts that are read completely.
 	maxText = 16 << 20
 )
 
-// input is what is known of a file.
+// input holds the parts of a file that were read.
 type input struct {
 	f    io.ReaderAt
 	size int64
 	name string
 	head []byte // the first bytes, at most headSize
-	tail []byte // the last sector; nil in a file that is shorter
+	tail []byte // the last sector; nil for a file that is shorter
 	iso  []byte
 }
 
@@ -99,14 +102,15 @@ type kind struct {
 	kind Kind
 	name string // with its article
 	is   func(*input) bool
-	// make is the command that makes of it a disk image that is read here: %[1]s is
-	// the file, %[2]s the file with the ending .raw in place of its own.
+	// make is the command that converts the file to a disk image that this
+	// program reads: %[1]s is the file, %[2]s the file with its suffix replaced
+	// by .raw.
 	make string
-	// endings are those that files of the kind bear.
+	// endings are the usual suffixes of files of the kind.
 	endings []string
 }
 
-// table lists what is known. The first row that matches counts.
+// table lists all kinds. The first row that matches applies.
 func table() []kind {
 	convert := func(format string) string { return "qemu-img convert -p -f " + format + " -O raw %[1]s %[2]s" }
 	return []kind{
@@ -143,8 +147,9 @@ func table() []kind {
 	}
 }
 
-// Of decides what a file of size bytes is. Its name counts only where the content
-// cannot tell: for the pieces of a VMDK and for Xen Orchestra's aliases.
+// Of detects the kind of a file of size bytes. Its name matters only if the
+// content is ambiguous: for the pieces of a VMDK and for Xen Orchestra's
+// aliases.
 func Of(f io.ReaderAt, size int64, name string) (Kind, error) {
 	in := &input{f: f, size: size, name: strings.ToLower(filepath.Base(name))}
 	for _, part := range []struct {
@@ -170,7 +175,7 @@ func Of(f io.ReaderAt, size int64, name string) (Kind, error) {
 // IsDisk reports whether a file of the kind holds a disk byte for byte.
 func (k Kind) IsDisk() bool { return k == Raw || k == ISO }
 
-// Name is the kind in words, with its article.
+// Name returns the kind in words, with its article.
 func (k Kind) Name() string {
 	for _, row := range table() {
 		if row.kind == k {
@@ -180,8 +185,8 @@ func (k Kind) Name() string {
 	return "a raw disk"
 }
 
-// Convert is the command that makes of a file of the kind something that can be
-// imported; empty where there is none.
+// Convert returns the command that converts a file of the kind to one that can
+// be imported; it is empty if there is none.
 func (k Kind) Convert(file string) string {
 	for _, row := range table() {
 		if row.kind == k && row.make != "" {
@@ -192,7 +197,8 @@ func (k Kind) Convert(file string) string {
 	return ""
 }
 
-// Named is the kind that a file's name promises, Raw where it promises none.
+// Named returns the kind that a file's name suggests, or Raw if it suggests
+// none.
 func Named(file string) Kind {
 	name := strings.ToLower(filepath.Base(file))
 	if strings.HasSuffix(name, "-flat.vmdk") {
@@ -209,7 +215,7 @@ func Named(file string) Kind {
 	return found
 }
 
-// Quote returns s as one word for a shell.
+// Quote returns s quoted as one word for a shell.
 func Quote(s string) string {
 	if s != "" && strings.IndexFunc(s, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-/+=:,@%", r))
@@ -237,8 +243,8 @@ func either(of ...func(*input) bool) func(*input) bool {
 	}
 }
 
-// isVHD looks for the footer at the end, which every VHD has, and for its copy at
-// the start, which remains of one that was cut short.
+// isVHD looks for the footer at the end, which every VHD has, and for its copy
+// at the start, which remains in a truncated VHD.
 func isVHD(in *input) bool {
 	return bytes.HasPrefix(in.head, []byte("conectix")) || bytes.HasPrefix(in.tail, []byte("conectix"))
 }
@@ -252,8 +258,8 @@ func isQCOW2(in *input) bool {
 
 func isDMG(in *input) bool { return bytes.HasPrefix(in.tail, []byte("koly\x00\x00\x00\x04")) }
 
-// isVMDK knows sparse extents: of hosted products, of ESX, and of its snapshots
-// (SEsparse).
+// isVMDK recognizes sparse extents: of hosted products, of ESX, and of its
+// snapshots (SEsparse).
 func isVMDK(in *input) bool {
 	if len(in.head) < 16 {
 		return false
@@ -279,11 +285,12 @@ func isDescriptor(in *input) bool {
 	return in.size <= 1<<20 && !bytes.Contains(bytes.TrimRight(in.head, "\x00"), []byte{0}) && descriptor.Match(in.head)
 }
 
-// isPiece goes by the name: a flat piece bears no mark, and a sparse one, like the
-// changes since a snapshot, looks like a whole image.
+// isPiece decides by the name: a flat piece has no signature, and a sparse one,
+// like the changes since a snapshot, looks like a whole image.
 func isPiece(in *input) bool { return pieceName.MatchString(in.name) }
 
-// isVDI: 64 bytes of free text, the signature, and the version 1.1 or 0.1.
+// isVDI recognizes 64 bytes of free text, the signature, and the version 1.1 or
+// 0.1.
 func isVDI(in *input) bool {
 	if len(in.head) < 72 || binary.LittleEndian.Uint32(in.head[64:]) != 0xbeda107f {
 		return false
@@ -292,13 +299,13 @@ func isVDI(in *input) bool {
 	return version == 0x00010001 || version == 0x00000001
 }
 
-// isGzip demands the only method there is and no reserved flag (RFC 1952).
+// isGzip requires the only defined method and no reserved flag (RFC 1952).
 func isGzip(in *input) bool {
 	return len(in.head) >= 4 && bytes.HasPrefix(in.head, []byte("\x1f\x8b\x08")) && in.head[3]&0xe0 == 0
 }
 
-// isZstd knows frames and skippable frames, with which files of pzstd begin
-// (RFC 8878).
+// isZstd recognizes frames and skippable frames, with which files of pzstd
+// begin (RFC 8878).
 func isZstd(in *input) bool {
 	if len(in.head) < 8 {
 		return false
@@ -313,8 +320,8 @@ func isBzip2(in *input) bool {
 		(string(h[4:10]) == "1AY&SY" || string(h[4:10]) == "\x17\x72\x45\x38\x50\x90")
 }
 
-// tarName is the name of a tar's first member; ok reports whether it is a tar, by
-// the checksum of its first header.
+// tarName returns the name of a tar's first member; ok reports whether the file
+// is a tar, by the checksum of its first header.
 func tarName(in *input) (name string, ok bool) {
 	if len(in.head) < 512 {
 		return "", false
@@ -354,7 +361,7 @@ func isOVF(in *input) bool {
 	return bytes.HasPrefix(text, []byte("<?xml")) && bytes.Contains(text, []byte("Envelope"))
 }
 
-// isAlias: a line that names another file or folder.
+// isAlias recognizes a line that names a VHD file.
 func isAlias(in *input) bool {
 	if in.size == 0 || in.size >= headSize {
 		return false
@@ -368,8 +375,8 @@ func isJSON(in *input) bool {
 	return ok
 }
 
-// isXOMetadata knows the file beside each of its backups: it names the VHD files
-// or the XVA that hold the data.
+// isXOMetadata recognizes the metadata file of a Xen Orchestra backup: it names
+// the VHD files or the XVA that hold the data.
 func isXOMetadata(in *input) bool {
 	m, ok := object(in)
 	if !ok {
@@ -383,7 +390,7 @@ func isXOMetadata(in *input) bool {
 	return false
 }
 
-// object reads a file that is one JSON object.
+// object parses a file that consists of one JSON object.
 func object(in *input) (map[string]json.RawMessage, bool) {
 	if text := bytes.TrimLeft(in.head, " \t\r\n"); in.size > maxText || len(text) == 0 || text[0] != '{' {
 		return nil, false
@@ -396,8 +403,8 @@ func object(in *input) (map[string]json.RawMessage, bool) {
 	return m, json.Unmarshal(p, &m) == nil
 }
 
-// isISO: an image without a boot sector at its start. With one it is a raw disk, as
-// it is on a stick.
+// isISO recognizes an image without a boot sector at its start. With a boot
+// sector it is a raw disk, as on a USB stick.
 func isISO(in *input) bool {
 	return string(in.iso) == "CD001" && !(len(in.head) >= sector && in.head[510] == 0x55 && in.head[511] == 0xaa)
 }

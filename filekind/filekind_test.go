@@ -51,7 +51,7 @@ func of(t *testing.T, file string) filekind.Kind {
 	return k
 }
 
-// run runs a tool in a folder, and skips the test where it is missing.
+// run runs a tool in a folder, and skips the test if the tool is missing.
 func run(t *testing.T, dir, tool string, args ...string) {
 	t.Helper()
 	path, err := exec.LookPath(tool)
@@ -65,12 +65,12 @@ func run(t *testing.T, dir, tool string, args ...string) {
 	}
 }
 
-// Rows C1 and C2 of the fault list: what other tools write is recognised, and
-// nothing but a disk is taken for one.
+// Rows C1 and C2 of the fault list: files of other tools are recognised, and
+// only a disk is treated as a disk.
 func TestFilesOfOtherTools(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		tool string // a command line, "b.raw" its input
+		tool string // a command line, with "b.raw" as its input
 		file string
 		want filekind.Kind
 	}{
@@ -123,7 +123,7 @@ func TestFilesOfOtherTools(t *testing.T) {
 	}
 }
 
-// The command that a refusal names makes the disk again.
+// The command in a refusal's message produces the disk again.
 func TestConvert(t *testing.T) {
 	for format, kind := range map[string]filekind.Kind{
 		"vmdk": filekind.VMDK, "vdi": filekind.VDI, "vhdx": filekind.VHDX, "qed": filekind.QED, "parallels": filekind.Parallels,
@@ -156,8 +156,8 @@ func TestConvert(t *testing.T) {
 	}
 }
 
-// A raw disk stays one whatever the guest keeps on it, and where its first sector
-// only resembles a container.
+// A disk is detected as raw whatever the guest stores on it, also if its first
+// sector only resembles a container.
 func TestRawDisks(t *testing.T) {
 	mark := func(at int, text string) func(p []byte) { return func(p []byte) { copy(p[at:], text) } }
 	boot := mark(510, "\x55\xaa")
@@ -194,7 +194,7 @@ func TestRawDisks(t *testing.T) {
 	}
 }
 
-// What no tool here makes, and texts.
+// Formats that no installed tool writes, and texts.
 func TestMarks(t *testing.T) {
 	var plain bytes.Buffer
 	w := tar.NewWriter(&plain)

@@ -8,8 +8,8 @@ import (
 	. "xenkeep/inspect/inspecttest"
 )
 
-// Images that mkfs made, damaged at random, are inspected without a panic and
-// within bounds.
+// Images made by mkfs and damaged at random are inspected without a panic and
+// within the limits.
 func TestDamagedAtRandom(t *testing.T) {
 	files := Files()
 	for name, build := range map[string]func(t testing.TB) string{

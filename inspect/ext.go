@@ -11,11 +11,11 @@ import (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// crc32c continues a CRC as ext4, XFS and btrfs count: without the last
+// crc32c continues a CRC as computed by ext4, XFS and btrfs: without the last
 // complement.
 func crc32c(seed uint32, p []byte) uint32 { return ^crc32.Update(^seed, castagnoli, p) }
 
-// extSuper is what matters of an ext superblock.
+// extSuper holds the fields of an ext superblock that are used here.
 type extSuper struct {
 	raw                          []byte
 	blockSize, blocks, inodes    int64
@@ -77,7 +77,7 @@ func extDecode(p []byte) *extSuper {
 	return s
 }
 
-// checksumOK tells whether the superblock's own checksum fits.
+// checksumOK reports whether the superblock's own checksum is correct.
 func (s *extSuper) checksumOK() bool {
 	return !s.csum || crc32c(^uint32(0), s.raw[:1020]) == le.Uint32(s.raw[1020:])
 }
@@ -92,7 +92,7 @@ func (s *extSuper) kind() string {
 	return "ext2"
 }
 
-// probeExt knows ext2, ext3 and ext4.
+// probeExt recognizes ext2, ext3 and ext4.
 func probeExt(l *look, v *Volume) (bool, error) {
 	p, err := v.at(l.ctx, 1024, extSize)
 	if err != nil || p == nil {
@@ -131,7 +131,7 @@ func probeExt(l *look, v *Volume) (bool, error) {
 	return true, nil
 }
 
-// brokenExt looks for a backup where the superblock is broken.
+// brokenExt looks for a backup if the superblock is damaged.
 func brokenExt(l *look, v *Volume) (bool, error) {
 	p, err := v.at(l.ctx, 1024, extSize)
 	if err != nil || p == nil {
@@ -167,7 +167,7 @@ func brokenExt(l *look, v *Volume) (bool, error) {
 	return false, nil
 }
 
-// hasSuper tells whether a group begins with a copy of the superblock.
+// hasSuper reports whether a group begins with a copy of the superblock.
 func (s *extSuper) hasSuper(g int64) bool {
 	if g <= 1 || !s.sparse {
 		return true
@@ -186,7 +186,7 @@ func (s *extSuper) hasSuper(g int64) bool {
 func (s *extSuper) eachDescriptor(ctx context.Context, v *Volume, fn func(g int64, d []byte) error) error {
 	perBlock := s.blockSize / s.descSize
 	for g := int64(0); g < s.groups; g += perBlock {
-		block := 1024/s.blockSize + 1 + g/perBlock // behind the superblock
+		block := 1024/s.blockSize + 1 + g/perBlock // after the superblock
 		if s.metaBG && g/perBlock >= s.firstMeta {
 			block = s.firstBlock + g*s.perGroup
 			if s.hasSuper(g) {
@@ -209,7 +209,8 @@ func (s *extSuper) eachDescriptor(ctx context.Context, v *Volume, fn func(g int6
 	return nil
 }
 
-// checkGroups proves the group descriptors; it returns what is wrong.
+// checkGroups verifies the group descriptors and returns a description of the
+// damage.
 func (s *extSuper) checkGroups(ctx context.Context, v *Volume) (wrong string, err error) {
 	n, first := 0, int64(0)
 	note := func(g int64) {
@@ -262,7 +263,8 @@ func (s *extSuper) checkGroups(ctx context.Context, v *Volume) (wrong string, er
 	return "", nil
 }
 
-// isRead tells errors of reading from those made here, which wrap nothing.
+// isRead reports whether err is a read error, and not an error created in this
+// file, which wraps no other error.
 func isRead(err error) bool {
 	_, wraps := err.(interface{ Unwrap() error })
 	return wraps
@@ -300,9 +302,9 @@ func (s *extSuper) freeBlocks(ctx context.Context, v *Volume) ([]disk.Extent, er
 	return free, err
 }
 
-// freeUninit is a group whose bitmap was never written: all of it is free but
-// what the superblock's copy and the tables take. As these lie at its start or
-// in other groups, the beginning counts as used.
+// freeUninit handles a group whose bitmap was never written: all of it is free
+// except for the superblock's copy and the tables. These are at its start or in
+// other groups, so everything up to their end counts as used.
 func (s *extSuper) freeUninit(_ *Volume, free *freeList, g, start, length int64, d []byte) error {
 	used := int64(0)
 	if s.hasSuper(g) {
@@ -349,7 +351,7 @@ func addBits(free *freeList, p []byte, at, unit, n int64) {
 	}
 }
 
-// crc16 is the CRC-16 (ARC) of Linux's lib/crc16.c.
+// crc16 computes the CRC-16 (ARC) of Linux's lib/crc16.c.
 func crc16(c uint16, p []byte) uint16 {
 	for _, b := range p {
 		c ^= uint16(b)

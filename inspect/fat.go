@@ -9,7 +9,7 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// fatBoot is what matters of a FAT boot sector.
+// fatBoot holds the fields of a FAT boot sector that are used here.
 type fatBoot struct {
 	kind                        int // 12, 16 or 32
 	sector, cluster             int64
@@ -129,7 +129,7 @@ func brokenFAT(l *look, v *Volume) (bool, error) {
 // freeClusters reads the first table.
 func (b *fatBoot) freeClusters(ctx context.Context, v *Volume) ([]disk.Extent, error) {
 	var free freeList
-	const step = 3 << 18 // clusters, whole bytes of each kind
+	const step = 3 << 18 // clusters; a whole number of bytes for each kind
 	for c := int64(0); c < b.clusters+2; c += step {
 		n := min(step, b.clusters+2-c)
 		bytes := (n*int64(b.kind) + 7) / 8

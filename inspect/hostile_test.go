@@ -12,12 +12,12 @@ import (
 	"testing"
 )
 
-// sparse is a disk of zeros with some bytes in it. It counts what is read, and
-// fails a read after more than limit bytes, so that an inspection without
-// bounds ends the test instead of the machine.
+// sparse is a disk of zeros with some other bytes in it. It counts the bytes
+// read, and fails a read after more than limit bytes, so that an inspection
+// without bounds ends the test and does not exhaust the machine.
 type sparse struct {
 	size, read, limit int64
-	parts             map[int64][]byte // by offset, none overlaps another
+	parts             map[int64][]byte // by offset, without overlaps
 }
 
 func (s *sparse) Size() int64 { return s.size }
@@ -40,8 +40,9 @@ func (s *sparse) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// physicalVolume is a disk whose LVM label leads to a metadata area of the
-// given size at byte 4096, in which a text of n bytes begins with text.
+// physicalVolume returns a disk whose LVM label refers to a metadata area of
+// the given size at byte 4096, which contains a text of n bytes that begins
+// with text.
 func physicalVolume(size, area int64, text string, n int64) *sparse {
 	label := make([]byte, sector)
 	copy(label, "LABELONE")
@@ -64,9 +65,9 @@ func physicalVolume(size, area int64, text string, n int64) *sparse {
 	return &sparse{size: size, limit: 1 << 30, parts: map[int64][]byte{sector: label, 4096: head, 4096 + sector: []byte(text)}}
 }
 
-// loopingXFS is an XFS without checksums whose tree of free space has levels of
-// blocks of which every pointer leads to the one block of the next level, and
-// whose last level holds leaf.
+// loopingXFS returns an XFS without checksums whose tree of free space has
+// several levels: every pointer of a level refers to the single block of the
+// next level, and the last level contains leaf.
 func loopingXFS(levels int, leaf []byte) *sparse {
 	const block = 4096
 	super := make([]byte, sector)
@@ -102,8 +103,8 @@ func loopingXFS(levels int, leaf []byte) *sparse {
 	return s
 }
 
-// manyGroups is an XFS that claims group after group of 64 small blocks over
-// 16 TiB.
+// manyGroups returns an XFS that claims to have group after group of 64 small
+// blocks over 16 TiB.
 func manyGroups() *sparse {
 	s := loopingXFS(1, nil)
 	s.size = 16 << 40
@@ -116,8 +117,8 @@ func manyGroups() *sparse {
 	return s
 }
 
-// A guest writes what is inspected here: its disk must cost neither memory nor
-// time without bounds, nor end the program.
+// A guest writes the bytes that are inspected here: its disk must neither cost
+// unbounded memory or time, nor end the program.
 func TestHostileDisks(t *testing.T) {
 	group := "vg {\nid = \"x\"\nseqno = 1\nextent_size = 8192\n"
 	for name, c := range map[string]struct {
@@ -148,7 +149,7 @@ func metadata(s string) *sparse {
 	return physicalVolume(64<<20, 32<<20, s, int64(len(s)))
 }
 
-// A tree of free space whose pointers lead into a circle ends.
+// The walk of a tree of free space whose pointers form a cycle ends.
 func TestLoopingTree(t *testing.T) {
 	one := make([]byte, 8)
 	be.PutUint32(one, 100)
@@ -169,8 +170,9 @@ func TestLoopingTree(t *testing.T) {
 	}
 }
 
-// Disks that share one VM share the limits: ten thousand partitions of a few
-// bytes, each over the whole disk, are read no more than a few honest ones.
+// Disks of one VM share the limits: the inspection of ten thousand partitions
+// of a few bytes, each over the whole disk, reads no more than that of a few
+// regular ones.
 func TestSharedBudget(t *testing.T) {
 	all := newBudget(nil, 100, 0, 1)
 	for i := range 3 {
@@ -189,7 +191,7 @@ func TestSharedBudget(t *testing.T) {
 }
 
 // A panic that the content of a volume causes ends the probe of this volume;
-// any other panic is a fault of the program and goes on.
+// any other panic is a fault of the program and is not recovered.
 func TestGuard(t *testing.T) {
 	var p []byte
 	err := guard(func() error { _ = p[len(p)]; return nil })
@@ -208,7 +210,7 @@ func TestGuard(t *testing.T) {
 	_ = guard(func() error { panic("fault") })
 }
 
-// Findings are bounded too, and say so.
+// The number of findings is bounded too, and the last one reports this.
 func TestManyFindings(t *testing.T) {
 	l := &look{rep: &Report{}}
 	for range 2 * maxFindings {
@@ -228,8 +230,8 @@ func moves() int {
 	return 4_000
 }
 
-// overlay is a disk with changed bytes over another. It records the sectors
-// that are read, because only changes of these matter.
+// overlay is a disk with changed bytes over another disk. It records the
+// sectors that are read, because only changes in these can have an effect.
 type overlay struct {
 	under   []byte
 	changed map[int64]byte
@@ -258,10 +260,11 @@ func (o *overlay) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// DamageAtRandom inspects an image again and again with some of the bytes that
-// matter changed: bits flipped, fields at their maximum or zero, sectors copied
-// over each other. Nothing panics or reads without bounds. The images have no
-// checksums, which would hide the rest of the code from such changes.
+// DamageAtRandom inspects an image repeatedly with some of the relevant bytes
+// changed: bits flipped, fields set to their maximum or zero, sectors copied
+// over each other. No inspection may panic or read without bounds. The images
+// have no checksums, because a wrong checksum would keep the changes from the
+// rest of the code.
 func DamageAtRandom(t *testing.T, image []byte, seed uint64) {
 	o := &overlay{under: image, seen: map[int64]bool{}}
 	inspectAll(t, o)
@@ -337,8 +340,8 @@ func inspectAll(t *testing.T, o *overlay) {
 	}
 }
 
-// FuzzVG reads volume groups: no text makes the reader panic, and what it reads
-// stays within its limits.
+// FuzzVG reads volume groups: no text makes the reader panic, and its result
+// stays within the limits.
 func FuzzVG(f *testing.F) {
 	f.Add("vg {\nid = \"x\"\nseqno = 3\nextent_size = 8192\nphysical_volumes { pv0 { id = \"y\" pe_start = 2048 } }\n" +
 		"logical_volumes { root { id = \"z\" status = [\"READ\", \"VISIBLE\"] segment_count = 1 segment1 { start_extent = 0 extent_count = 5 type = \"striped\" stripes = [\"pv0\", 0] } } } }")

@@ -1,11 +1,11 @@
-// Package inspect looks at what is on a disk: partition tables, LVM, and file
-// systems, by their own magic numbers, sizes and checksums. It tells what is
-// there, what contradicts itself, and which bytes a file system calls free. It
-// only reads, a little of each disk, and never repairs.
+// Package inspect reports the content of a disk: partition tables, LVM, and
+// file systems, by their own magic numbers, sizes and checksums. It reports
+// which of them exist, which are inconsistent, and which bytes a file system
+// marks as free. It only reads, a small part of each disk, and never repairs.
 //
-// What it calls bad is damage: something that was there is broken. What it does
-// not know is no damage. A snapshot of a running VM is as after a loss of power;
-// what a journal will put right is a note.
+// The level Bad means damage: a structure existed and is broken. Unknown
+// content is not damage. A snapshot of a running VM has the state after a power
+// failure; if a journal will repair a state, the finding is a note.
 //
 // Sources: UEFI specification 2.10 section 5 (GPT); Documentation/filesystems/
 // ext4, fs/xfs/libxfs/xfs_format.h and fs/btrfs of Linux; libfsntfs
@@ -23,7 +23,7 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// Level says how grave a finding is.
+// Level is the severity of a finding.
 type Level string
 
 // The levels, from good to bad.
@@ -33,14 +33,14 @@ const (
 	Bad  Level = "bad"
 )
 
-// Finding is one thing that was looked at.
+// Finding is the result of one check.
 type Finding struct {
 	Where string // "xvda", "xvda1", "vg/root"
 	Level Level
 	Text  string
 }
 
-// Disk is one disk to be looked at.
+// Disk is one disk to inspect.
 type Disk struct {
 	Name string // "xvda"
 	disk.Reader
@@ -52,36 +52,36 @@ type Volume struct {
 	Name   string // "xvda1", "vg/root", "xvda"
 	Number int    // of a partition; 0 for others
 	Kind   string // "partition", "logical volume", "disk"
-	Type   string // as the partition table says: "Linux filesystem"
-	Runs   []Run  // where its bytes lie, in their order
+	Type   string // as in the partition table: "Linux filesystem"
+	Runs   []Run  // the positions of its bytes, in their order
 	FS     string // "ext4", "xfs", "ntfs", "vfat", "btrfs", "swap", "lvm", "luks" ...; "" unknown
 	Label  string
 	UUID   string
-	// Reader reads it.
+	// Reader reads the volume.
 	Reader disk.Reader
 
-	budget *budget // bounds what probes read; nil: unbounded
+	budget *budget // bounds the bytes that probes read; nil: unbounded
 	free   func(ctx context.Context, v *Volume) ([]disk.Extent, error)
 }
 
-// Run is a stretch of a disk.
+// Run is a contiguous part of a disk.
 type Run struct {
-	Disk   int // index into what Disks was given
+	Disk   int // index into the disks passed to Disks
 	Offset int64
 	Length int64
 }
 
-// Size is the volume's size in bytes.
+// Size returns the volume's size in bytes.
 func (v *Volume) Size() int64 { return v.Reader.Size() }
 
-// Report is what was found on some disks.
+// Report holds the results of an inspection of some disks.
 type Report struct {
 	Tables   []string // for each disk: "gpt", "mbr", or "" without one
 	Volumes  []*Volume
 	Findings []Finding
 }
 
-// Bad counts what is damaged.
+// Bad returns the number of findings of damage.
 func (r *Report) Bad() int {
 	n := 0
 	for _, f := range r.Findings {
@@ -92,7 +92,7 @@ func (r *Report) Bad() int {
 	return n
 }
 
-// look is one inspection under way.
+// look is an inspection in progress.
 type look struct {
 	ctx    context.Context
 	rep    *Report
@@ -102,7 +102,7 @@ type look struct {
 }
 
 // maxFindings bounds the findings of one inspection, because a hostile disk can
-// hold any number of contradictions.
+// contain any number of inconsistencies.
 const maxFindings = 4096
 
 func (l *look) find(where string, level Level, format string, args ...any) {
@@ -115,8 +115,8 @@ func (l *look) find(where string, level Level, format string, args ...any) {
 	l.rep.Findings = append(l.rep.Findings, Finding{where, level, fmt.Sprintf(format, args...)})
 }
 
-// Disks looks at the disks of one VM, whose volume groups may span several. The
-// error is one of reading: findings tell of all else.
+// Disks inspects the disks of one VM, whose volume groups may span several
+// disks. The error is a read error; everything else is reported as a finding.
 func Disks(ctx context.Context, disks []Disk) (*Report, error) {
 	total := int64(0)
 	for _, d := range disks {
@@ -134,7 +134,7 @@ func Disks(ctx context.Context, disks []Disk) (*Report, error) {
 	return l.rep, nil
 }
 
-// disk finds a disk's partitions and looks into each.
+// disk finds a disk's partitions and inspects each of them.
 func (l *look) disk(index int, d Disk) error {
 	whole := &Volume{Name: d.Name, Kind: "disk", Reader: d.Reader, Runs: []Run{{index, 0, d.Size()}}}
 	if d.Size() < 1024 {
@@ -165,7 +165,8 @@ func (l *look) disk(index int, d Disk) error {
 	return nil
 }
 
-// partitionName is as Linux names them: xvda1, and nvme0n1p1 behind a digit.
+// partitionName returns Linux's name of a partition: xvda1, or nvme0n1p1 after
+// a name that ends with a digit.
 func partitionName(name string, n int) string {
 	if last := name[max(0, len(name)-1):]; last >= "0" && last <= "9" {
 		return fmt.Sprintf("%sp%d", name, n)
@@ -173,7 +174,7 @@ func partitionName(name string, n int) string {
 	return fmt.Sprintf("%s%d", name, n)
 }
 
-// content finds out what a volume holds and proves it.
+// content detects and verifies the content of a volume.
 func (l *look) content(v *Volume) error {
 	if v.Size() < 512 {
 		return nil
@@ -223,10 +224,10 @@ func (v *Volume) read(ctx context.Context, p []byte, off int64) error {
 	return v.Reader.ReadAt(ctx, p, off)
 }
 
-// has tells whether bytes [off, off+n) are in the volume.
+// has reports whether bytes [off, off+n) are in the volume.
 func (v *Volume) has(off, n int64) bool { return off >= 0 && n >= 0 && off <= v.Size()-n }
 
-// at reads n bytes; fewer than are there give nil.
+// at reads n bytes; it returns nil if the volume is shorter.
 func (v *Volume) at(ctx context.Context, off, n int64) ([]byte, error) {
 	if !v.has(off, n) {
 		return nil, nil
@@ -235,9 +236,9 @@ func (v *Volume) at(ctx context.Context, off, n int64) ([]byte, error) {
 	return p, v.read(ctx, p, off)
 }
 
-// Free are the byte ranges of the volume that its file system calls free, in
-// order; known is false where the file system's maps are not read here (btrfs,
-// swap, LUKS ...), or tell of too many.
+// Free returns the byte ranges of the volume that its file system marks as
+// free, in order; known is false if this package does not read the file
+// system's maps (btrfs, swap, LUKS ...), or if they contain too many ranges.
 func (v *Volume) Free(ctx context.Context) (free []disk.Extent, known bool, err error) {
 	if v.free == nil {
 		return nil, false, nil
@@ -254,8 +255,8 @@ func (v *Volume) Free(ctx context.Context) (free []disk.Extent, known bool, err 
 	return free, err == nil, err
 }
 
-// maxFree is how many free ranges are taken in, 32 MiB of them: of a file
-// system with more it counts as unknown which are free.
+// maxFree is the maximum number of free ranges, which need 32 MiB: for a file
+// system with more, the free ranges count as unknown.
 const maxFree = 2 << 20
 
 // section is a part of a disk.
@@ -277,7 +278,7 @@ func (s *section) ReadAt(ctx context.Context, p []byte, off int64) error {
 type joined struct {
 	disks  []Disk
 	runs   []Run
-	starts []int64 // starts[i] is the offset of runs[i] in the whole
+	starts []int64 // starts[i] is the offset of runs[i] in the volume
 	size   int64
 }
 
@@ -292,7 +293,7 @@ func (j *joined) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if off < 0 || off+int64(len(p)) > j.size {
 		return fmt.Errorf("bytes %d to %d of %d", off, off+int64(len(p)), j.size)
 	}
-	// The first run that begins after off, less one, holds off.
+	// The last run that begins at or before off contains off.
 	i, _ := slices.BinarySearch(j.starts, off+1)
 	for i--; len(p) > 0; i++ {
 		r, skip := j.runs[i], off-j.starts[i]
@@ -314,7 +315,8 @@ func allZero(p []byte) bool {
 	return true
 }
 
-// freeList gathers free ranges, which come in order, and joins them.
+// freeList collects free ranges, which are added in order, and joins adjacent
+// ones.
 type freeList []disk.Extent
 
 func (f *freeList) add(off, n int64) {
@@ -336,7 +338,7 @@ func uuidText(p []byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", p[0:4], p[4:6], p[6:8], p[8:10], p[10:16])
 }
 
-// text cuts a C string.
+// text returns the text of p up to the terminating zero of a C string.
 func text(p []byte) string {
 	for i, c := range p {
 		if c == 0 {

@@ -65,7 +65,7 @@ func lines(r *inspect.Report) string {
 	return b.String()
 }
 
-// sound are five disks of which nothing bad is to be said.
+// sound returns one of five disks without any bad finding.
 func sound(t testing.TB, name string) string {
 	files := Files()
 	switch name {
@@ -149,7 +149,7 @@ func cut(size int64) damage {
 	}
 }
 
-// The table of damage: what is broken, and the line that says so.
+// The table of damage: the damaged part, and the line that reports it.
 func TestDamaged(t *testing.T) {
 	made := map[string]string{}
 	get := func(t testing.TB, kind string, make func() string) string {
@@ -224,7 +224,7 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// outer is a TB whose temporary folder lives as long as the image is used.
+// longer is a TB whose temporary folder exists as long as the image is used.
 type longer struct {
 	testing.TB
 	dir string
@@ -253,8 +253,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// storedPV is a physical volume of 64 MiB that lvm2 2.03.16 made: its first MiB,
-// in testdata, holds all that is not zero.
+// storedPV returns a physical volume of 64 MiB made by lvm2 2.03.16: its first
+// MiB, which is stored in testdata, contains all bytes that are not zero.
 func storedPV(t testing.TB) string {
 	t.Helper()
 	z, err := os.Open("testdata/pv.gz")
@@ -289,8 +289,9 @@ func TestStoredPV(t *testing.T) {
 	}
 }
 
-// What a file system calls free can be overwritten, and its own checker says
-// so: every free range is filled with garbage, and all files are still there.
+// The free ranges of a file system can be overwritten, as its own checker
+// confirms: after every free range is filled with garbage, all files are still
+// intact.
 func TestFree(t *testing.T) {
 	files := Files()
 	for name, c := range map[string]struct {
@@ -373,7 +374,7 @@ func checkNTFS(t testing.TB, name string) {
 
 func checkFAT(t testing.TB, name string) { Run(t, "fsck.fat", "-n", name) }
 
-// TestNothing: disks that hold nothing known are no damage.
+// TestNothing: a disk without any known content is not damaged.
 func TestNothing(t *testing.T) {
 	for name, p := range map[string][]byte{
 		"empty": nil, "zeros": make([]byte, MiB), "noise": bytes.Repeat([]byte("0123456789abcdef"), 65536), "tiny": make([]byte, 600),
@@ -388,7 +389,7 @@ func TestNothing(t *testing.T) {
 	}
 }
 
-// FuzzDisks: no disk makes it panic or read for ever.
+// FuzzDisks: no disk makes an inspection panic or read forever.
 func FuzzDisks(f *testing.F) {
 	p, err := os.ReadFile(storedPV(f))
 	if err != nil {

@@ -9,11 +9,11 @@ import (
 	"strings"
 )
 
-// physical is a volume that LVM uses.
+// physical is a physical volume of LVM.
 type physical struct {
 	v    *Volume
 	uuid string // without dashes
-	text string // of the newest metadata that is sound; "" where there is none
+	text string // of the newest valid metadata; "" if there is none
 }
 
 // The limits of one inspection of LVM's metadata, over all its disks. A node is
@@ -25,11 +25,11 @@ const (
 	maxRuns  = 1 << 20
 )
 
-// lvmLimits is what is left of these limits.
+// lvmLimits holds the remaining parts of these limits.
 type lvmLimits struct{ text, nodes, runs int64 }
 
-// lvmCRC is the CRC-32 of LVM2 (lib/misc/crc.c): it begins with a number of its
-// own and has no complement.
+// lvmCRC computes the CRC-32 of LVM2 (lib/misc/crc.c): it begins with a value
+// of its own and has no complement.
 func lvmCRC(p []byte) uint32 {
 	c := uint32(0xf597a6cf)
 	table := crc32.MakeTable(crc32.IEEE)
@@ -39,8 +39,8 @@ func lvmCRC(p []byte) uint32 {
 	return c
 }
 
-// lvmLabel finds the label in one of the first four sectors: its sector, and
-// whether its checksum fits.
+// lvmLabel finds the label in one of the first four sectors; it returns its
+// sector, and whether its checksum is correct.
 func (l *look) lvmLabel(v *Volume) (p []byte, sound bool, err error) {
 	all, err := v.at(l.ctx, 0, 4*sector)
 	if err != nil || all == nil {
@@ -55,7 +55,7 @@ func (l *look) lvmLabel(v *Volume) (p []byte, sound bool, err error) {
 	return nil, false, nil
 }
 
-// probeLVM knows physical volumes of LVM2.
+// probeLVM recognizes physical volumes of LVM2.
 func probeLVM(l *look, v *Volume) (bool, error) {
 	p, sound, err := l.lvmLabel(v)
 	if err != nil || p == nil {
@@ -119,7 +119,7 @@ func (l *look) lvmArea(v *Volume, pv *physical, off, size int64) error {
 	loc := h[40:]
 	at, n := int64(le.Uint64(loc)), int64(le.Uint64(loc[8:]))
 	if at == 0 && n == 0 || le.Uint32(loc[20:])&1 != 0 {
-		return nil // no group yet, or to be ignored
+		return nil // no group yet, or an area to be ignored
 	}
 	if at < sector || at >= size || n <= 0 || n > size-sector {
 		l.find(v.Name, Bad, "LVM: metadata lies outside its area")
@@ -134,7 +134,7 @@ func (l *look) lvmArea(v *Volume, pv *physical, off, size int64) error {
 	if err != nil {
 		return err
 	}
-	if n > size-at { // the area is a ring
+	if n > size-at { // the area is a ring buffer
 		more, err := v.at(l.ctx, off+sector, n-(size-at))
 		if err != nil {
 			return err
@@ -149,7 +149,7 @@ func (l *look) lvmArea(v *Volume, pv *physical, off, size int64) error {
 	return nil
 }
 
-// brokenLVM knows a physical volume without label by its metadata area.
+// brokenLVM recognizes a physical volume without a label by its metadata area.
 func brokenLVM(l *look, v *Volume) (bool, error) {
 	h, err := v.at(l.ctx, 4096, sector)
 	if err != nil || h == nil || string(h[4:20]) != " LVM2 x[5A%r0N*>" {
@@ -167,7 +167,7 @@ func dashed(u string) string {
 	return strings.Join([]string{u[:6], u[6:10], u[10:14], u[14:18], u[18:22], u[22:26], u[26:]}, "-")
 }
 
-// groups finds the logical volumes of all volume groups and looks into them.
+// groups finds the logical volumes of all volume groups and inspects them.
 func (l *look) groups(disks []Disk) error {
 	newest := make(map[string]*vgText) // by UUID
 	for _, pv := range l.pvs {
@@ -257,7 +257,7 @@ func (l *look) group(disks []Disk, g *vgText) error {
 	return nil
 }
 
-// runs maps a segment onto disks: linear, or striped.
+// runs maps a segment to disks: linear, or striped.
 func (g *vgText) runs(s vgSegment, where map[string]*physical, left *int64) ([]Run, error) {
 	if s.kind != "striped" {
 		return nil, fmt.Errorf("its segments are of type %q", s.kind)
@@ -271,7 +271,7 @@ func (g *vgText) runs(s vgSegment, where map[string]*physical, left *int64) ([]R
 		if pv == nil {
 			return 0, 0, fmt.Errorf("a part of it is on %s, which is on none of these disks", st.pv)
 		}
-		base := pv.v.Runs[0] // partitions and disks have one
+		base := pv.v.Runs[0] // partitions and disks have exactly one
 		return base.Disk, base.Offset + p.start*sector + st.start*g.extent, nil
 	}
 	if len(s.stripes) == 1 {

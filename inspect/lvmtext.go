@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// vgText is a volume group as its metadata describes it.
+// vgText is a volume group as described by its metadata.
 type vgText struct {
 	name, id string
 	seqno    int64
@@ -20,13 +20,13 @@ type vgText struct {
 
 type vgPV struct {
 	id    string
-	start int64 // sectors: where extent 0 lies
+	start int64 // sectors: the position of extent 0
 }
 
 type vgLV struct {
 	name, id string
 	visible  bool
-	segments []vgSegment // by place
+	segments []vgSegment // by position
 }
 
 type vgSegment struct {
@@ -49,11 +49,12 @@ type node struct {
 	section map[string]node
 }
 
-// parser reads LVM's metadata (lib/config of LVM2, as lvm.conf(5) describes it).
+// parser parses LVM's metadata (lib/config of LVM2, as lvm.conf(5) describes
+// it).
 type parser struct {
 	s     string
 	depth int
-	nodes *int64 // that may still be made
+	nodes *int64 // number that may still be created
 }
 
 var (
@@ -62,7 +63,7 @@ var (
 	errDeep   = errors.New("metadata is nested too deeply")
 )
 
-// enter begins a section or a list; the caller ends it by p.depth--.
+// enter begins a section or a list; the caller ends it with p.depth--.
 func (p *parser) enter() error {
 	if p.depth++; p.depth > maxDepth {
 		return errDeep
@@ -108,7 +109,7 @@ func (p *parser) word() string {
 	return w
 }
 
-// sectionBody reads names and their values up to a closing brace, or the end.
+// sectionBody parses names and their values up to a closing brace, or the end.
 func (p *parser) sectionBody(inner bool) (map[string]node, error) {
 	if err := p.enter(); err != nil {
 		return nil, err
@@ -195,8 +196,8 @@ func (p *parser) value() (n node, err error) {
 	return n, err
 }
 
-// parseVG reads the metadata of a volume group. It takes the values that it
-// reads out of nodes.
+// parseVG parses the metadata of a volume group. It subtracts the number of
+// parsed values from nodes.
 func parseVG(text string, nodes *int64) (*vgText, error) {
 	p := &parser{s: text, nodes: nodes}
 	top, err := p.sectionBody(false)

@@ -8,7 +8,7 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// ntfsBoot is what matters of an NTFS boot sector.
+// ntfsBoot holds the fields of an NTFS boot sector that are used here.
 type ntfsBoot struct {
 	sector, cluster int64 // bytes
 	sectors         int64
@@ -61,14 +61,14 @@ func probeNTFS(l *look, v *Volume) (bool, error) {
 	return true, l.ntfs(v, b, p)
 }
 
-// ntfs proves an NTFS whose boot sector, boot, is sound.
+// ntfs verifies an NTFS whose boot sector, boot, is valid.
 func (l *look) ntfs(v *Volume, b *ntfsBoot, boot []byte) error {
 	v.FS, v.UUID = "ntfs", fmt.Sprintf("%016X", le.Uint64(boot[72:]))
 	found := len(l.rep.Findings)
 	if size := (b.sectors + 1) * b.sector; size > v.Size()+b.sector {
 		l.find(v.Name, Bad, "ntfs of %d bytes on a volume of %d: it is cut", size, v.Size())
 	} else {
-		// The copy lies in the volume's last sector.
+		// The copy is in the volume's last sector.
 		copied := false
 		for _, at := range []int64{b.sectors * b.sector, v.Size() - b.sector} {
 			c, err := v.at(l.ctx, at, sector)
@@ -152,8 +152,8 @@ func brokenNTFS(l *look, v *Volume) (bool, error) {
 	return false, err
 }
 
-// fixup puts back the bytes at the ends of a record's sectors that its update
-// sequence took, and tells whether all fit.
+// fixup restores the bytes at the ends of a record's sectors that the update
+// sequence replaced, and reports whether all of them match.
 func fixup(rec []byte) bool {
 	if len(rec) < 48 || string(rec[:4]) != "FILE" {
 		return false
@@ -173,7 +173,8 @@ func fixup(rec []byte) bool {
 	return true
 }
 
-// eachAttribute calls fn for the attributes of a record, until it says no.
+// eachAttribute calls fn for the attributes of a record, until fn returns
+// false.
 func eachAttribute(rec []byte, fn func(kind uint32, a []byte) bool) {
 	for at := int(le.Uint16(rec[20:])); at+16 <= len(rec); {
 		kind, n := le.Uint32(rec[at:]), int(le.Uint32(rec[at+4:]))
@@ -250,7 +251,8 @@ func (b *ntfsBoot) freeClusters(ctx context.Context, v *Volume) ([]disk.Extent, 
 	return free, err
 }
 
-// dataRuns are the runs (cluster, length) of an attribute that is not resident.
+// dataRuns returns the runs (cluster, length) of an attribute that is not
+// resident.
 func dataRuns(a []byte) (runs [][2]int64, err error) {
 	bad := fmt.Errorf("runs of an attribute are broken")
 	if len(a) < 64 || int(le.Uint16(a[32:])) >= len(a) {

@@ -1,6 +1,6 @@
 package inspect
 
-// probeSwap knows Linux swap by the end of its first page.
+// probeSwap recognizes Linux swap by the end of its first page.
 func probeSwap(l *look, v *Volume) (bool, error) {
 	for _, page := range []int64{4096, 8192, 16384, 65536} {
 		p, err := v.at(l.ctx, page-10, 10)
@@ -16,7 +16,7 @@ func probeSwap(l *look, v *Volume) (bool, error) {
 	return false, nil
 }
 
-// probeLUKS knows volumes that LUKS encrypts.
+// probeLUKS recognizes volumes encrypted with LUKS.
 func probeLUKS(l *look, v *Volume) (bool, error) {
 	p, err := v.at(l.ctx, 0, 592)
 	if err != nil || p == nil || string(p[:6]) != "LUKS\xba\xbe" {
@@ -27,8 +27,8 @@ func probeLUKS(l *look, v *Volume) (bool, error) {
 	return true, nil
 }
 
-// probeRAID knows members of Linux RAID with metadata 1.1 or 1.2, which lie at
-// the start, or 4 KiB behind it.
+// probeRAID recognizes members of Linux RAID with metadata 1.1 or 1.2, which is
+// at the start, or 4 KiB after it.
 func probeRAID(l *look, v *Volume) (bool, error) {
 	for _, at := range []int64{4096, 0} {
 		p, err := v.at(l.ctx, at, 256)
@@ -46,20 +46,20 @@ func probeRAID(l *look, v *Volume) (bool, error) {
 
 const btrfsSize = 4096
 
-// btrfsSuper reads the superblock at off; sound tells whether its checksum,
-// where it is a CRC, fits.
+// btrfsSuper reads the superblock at off; sound reports whether its checksum,
+// if it is a CRC, is correct.
 func (l *look) btrfsSuper(v *Volume, off int64) (p []byte, sound bool, err error) {
 	p, err = v.at(l.ctx, off, btrfsSize)
 	if err != nil || p == nil || string(p[64:72]) != "_BHRfS_M" {
 		return nil, false, err
 	}
 	if kind := le.Uint16(p[196:]); kind != 0 {
-		return p, true, nil // another hash: not proved here
+		return p, true, nil // another hash function: not verified here
 	}
 	return p, ^crc32c(^uint32(0), p[32:]) == le.Uint32(p), nil
 }
 
-// probeBtrfs knows btrfs by its superblock at 64 KiB.
+// probeBtrfs recognizes btrfs by its superblock at 64 KiB.
 func probeBtrfs(l *look, v *Volume) (bool, error) {
 	p, sound, err := l.btrfsSuper(v, 64<<10)
 	if err != nil || p == nil {

@@ -12,7 +12,7 @@ import (
 	. "xenkeep/inspect/inspecttest"
 )
 
-// place is a partition of a disk that is made here, in bytes.
+// place is a partition of a generated disk, in bytes.
 type place struct {
 	at    int64
 	image string
@@ -27,8 +27,8 @@ func length(t *testing.T, file string) int64 {
 	return (st.Size() + 4095) &^ 4095
 }
 
-// gptDisk makes a disk with a GPT that counts in sectors of unit bytes; mbr are more
-// entries of its MBR, as a hybrid has them.
+// gptDisk creates a disk with a GPT in units of sectors of unit bytes; mbr are
+// additional entries of its MBR, as on a hybrid one.
 func gptDisk(t *testing.T, unit, size int64, parts []place, mbr ...place) string {
 	t.Helper()
 	le := binary.LittleEndian
@@ -77,8 +77,8 @@ func gptDisk(t *testing.T, unit, size int64, parts []place, mbr ...place) string
 	return file
 }
 
-// mbrDisk makes a disk whose MBR counts in sectors of unit bytes. An entry without an
-// image is that of a protective MBR.
+// mbrDisk creates a disk with an MBR in units of sectors of unit bytes. An
+// entry without an image is that of a protective MBR.
 func mbrDisk(t *testing.T, unit, size int64, content, entries []place) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")
@@ -106,8 +106,8 @@ func mbrDisk(t *testing.T, unit, size int64, content, entries []place) string {
 	return file
 }
 
-// Row D1 of the fault list: partition tables that count in sectors of 4096 bytes
-// are sound, and their partitions are found.
+// Row D1 of the fault list: partition tables in units of 4096-byte sectors are
+// valid, and their partitions are found.
 func TestLargeSectors(t *testing.T) {
 	files := Files()
 	parts := []place{{1 * MiB, Ext(t, "ext4", 24*MiB, files)}, {40 * MiB, FAT(t, "16", 16*MiB)}}
@@ -137,7 +137,8 @@ func TestLargeSectors(t *testing.T) {
 	}
 }
 
-// The backup of a GPT of 4096-byte sectors is used, and damage to it is told.
+// The backup of a GPT of 4096-byte sectors is used, and damage to it is
+// reported.
 func TestLargeSectorsDamaged(t *testing.T) {
 	parts := []place{{1 * MiB, Ext(t, "ext4", 24*MiB, Files())}}
 	const size = 32 * MiB
@@ -165,7 +166,8 @@ func TestLargeSectorsDamaged(t *testing.T) {
 			t.Errorf("%s: want %s:\n%s", name, c.want, text)
 		}
 	}
-	// What is left of a table of 512-byte sectors does not count beside a sound one.
+	// Remains of a table of 512-byte sectors are ignored if there is a valid
+	// one.
 	file := gptDisk(t, 4096, size, parts)
 	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {

@@ -8,7 +8,8 @@ import (
 
 const (
 	sector = 512
-	// largeSector is that of disks whose addresses count sectors of 4096 bytes.
+	// largeSector is the sector size of disks whose addresses count sectors of
+	// 4096 bytes.
 	largeSector = 4096
 )
 
@@ -24,7 +25,7 @@ const (
 	typeReserved = "Microsoft reserved"
 )
 
-// mbrTypes are the types of partitions worth a name.
+// mbrTypes are the names of common partition types.
 var mbrTypes = map[byte]string{
 	0x01: "FAT12", 0x04: "FAT16", 0x05: "extended", 0x06: "FAT16", 0x07: "NTFS", 0x0b: "FAT32", 0x0c: "FAT32", 0x0e: "FAT16", 0x0f: "extended",
 	0x82: "Linux swap", 0x83: "Linux filesystem", 0x85: "extended", 0x8e: "Linux LVM", 0xee: "GPT", 0xef: "EFI system", 0xfd: "Linux RAID",
@@ -61,7 +62,7 @@ func mbrEntries(s []byte) (out [4]entry) {
 	return out
 }
 
-// partitions finds a disk's partition table; "" where it has none.
+// partitions finds a disk's partition table; table is "" if there is none.
 func (l *look) partitions(d Disk) (table string, parts []partition, err error) {
 	s := make([]byte, sector)
 	if err := d.ReadAt(l.ctx, s, 0); err != nil {
@@ -86,7 +87,7 @@ func (l *look) partitions(d Disk) (table string, parts []partition, err error) {
 		}
 		return "gpt", gpt, nil
 	case protective && signed:
-		return "gpt", nil, nil // said by gpt
+		return "gpt", nil, nil // gpt has reported it
 	case isBoot(s):
 		return "", nil, nil // a file system's boot sector
 	case !signed:
@@ -112,9 +113,10 @@ func (l *look) partitions(d Disk) (table string, parts []partition, err error) {
 	return "mbr", l.mbr(d, entries, l.mbrSector(d, entries), false), nil
 }
 
-// mbrSector is the size of the sectors in which an MBR counts, of which it says
-// nothing: 512 bytes, or 4096 where all partitions fit on the disk so, and something
-// is found at the beginning of one that is not found where 512 bytes put it.
+// mbrSector returns the size of the sectors in which an MBR counts; the MBR
+// itself does not contain it. It is 512 bytes, or 4096 if all partitions then
+// fit on the disk, and known content is found at the beginning of a partition
+// that is not found with 512 bytes.
 func (l *look) mbrSector(d Disk, entries [4]entry) int64 {
 	found := func(unit int64) (fits, known bool) {
 		for _, e := range entries {
@@ -137,8 +139,8 @@ func (l *look) mbrSector(d Disk, entries [4]entry) int64 {
 	return sector
 }
 
-// known reports whether the mark of a file system, a physical volume, or the table
-// of an extended partition is where an entry puts it.
+// known reports whether the signature of a file system or of a physical volume,
+// or the table of an extended partition, is at the start of an entry.
 func (l *look) known(d Disk, e entry, unit int64) bool {
 	at := e.start * unit
 	if isExtended(e.kind) {
@@ -165,8 +167,8 @@ func (l *look) known(d Disk, e entry, unit int64) bool {
 
 func isExtended(kind byte) bool { return kind == 0x05 || kind == 0x0f || kind == 0x85 }
 
-// isBoot tells a boot sector of FAT or NTFS, which ends in 55 aa too, from an
-// MBR.
+// isBoot reports whether a sector is a boot sector of FAT or NTFS, which also
+// ends in 55 aa, and not an MBR.
 func isBoot(s []byte) bool {
 	if string(s[3:11]) == "NTFS    " || string(s[3:11]) == "-FVE-FS-" {
 		return true
@@ -189,8 +191,8 @@ func plausible(all [4]entry, size int64) int {
 	return n
 }
 
-// mbr returns the partitions of an MBR that counts in sectors of unit bytes, and
-// those of the chain in its extended one.
+// mbr returns the partitions of an MBR that counts in sectors of unit bytes,
+// and those of the chain in its extended partition.
 func (l *look) mbr(d Disk, entries [4]entry, unit int64, quiet bool) (parts []partition) {
 	level := Bad
 	if quiet {
@@ -261,7 +263,7 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// gptHeader is a header that is sound, with its entries.
+// gptHeader is a valid header with its entries.
 type gptHeader struct {
 	at, other   int64 // sectors
 	first, last int64
@@ -272,16 +274,16 @@ type gptHeader struct {
 	crc         uint32
 }
 
-// gptTable is what of a GPT is on a disk, taken in sectors of one size.
+// gptTable holds the parts of a GPT found on a disk, read with one sector size.
 type gptTable struct {
 	sector        int64
-	first, second *gptHeader // nil where it cannot be used
-	why1, why2    string     // why not; "" where it is not there
-	at2           int64      // where the second is looked for
+	first, second *gptHeader // nil if it cannot be used
+	why1, why2    string     // the reason; "" if it does not exist
+	at2           int64      // where the second one is searched
 	end           int64      // the disk's last sector
 }
 
-// sound counts the headers that can be used.
+// sound returns the number of usable headers.
 func (g *gptTable) sound() int {
 	n := 0
 	for _, h := range []*gptHeader{g.first, g.second} {
@@ -292,8 +294,8 @@ func (g *gptTable) sound() int {
 	return n
 }
 
-// readGPT reads the header at a sector; why says what is wrong with it, ""
-// where there is none.
+// readGPT reads the header at a sector; why is the reason if it is invalid, or
+// "" if there is none.
 func (l *look) readGPT(d Disk, at, sector int64) (h *gptHeader, why string, err error) {
 	if at < 1 || at >= d.Size()/sector {
 		return nil, "it would be behind the disk's end", nil
@@ -336,9 +338,10 @@ func (l *look) readGPT(d Disk, at, sector int64) (h *gptHeader, why string, err 
 	return h, "", nil
 }
 
-// findGPT looks for a GPT of 512-byte sectors, and for one of 4096-byte sectors:
-// nothing else on the disk says how large its sectors are. Of two the one with more
-// sound headers counts, because a disk may hold what is left of the other.
+// findGPT looks for a GPT of 512-byte sectors, and for one of 4096-byte
+// sectors: nothing else on the disk shows the size of its sectors. If both
+// exist, the one with more valid headers is used, because a disk may contain
+// remains of the other.
 func (l *look) findGPT(d Disk) (*gptTable, error) {
 	var best *gptTable
 	for _, size := range []int64{sector, largeSector} {
@@ -361,8 +364,8 @@ func (l *look) findGPT(d Disk) (*gptTable, error) {
 	return best, nil
 }
 
-// gpt reads a GPT, from its backup where it must; expected says that the MBR
-// announces one. nil: there is none.
+// gpt reads a GPT, from its backup if necessary; expected means that the MBR
+// announces one. It returns nil if there is none.
 func (l *look) gpt(d Disk, expected bool) ([]partition, error) {
 	g, err := l.findGPT(d)
 	if err != nil {
@@ -408,7 +411,7 @@ func (l *look) gpt(d Disk, expected bool) ([]partition, error) {
 	return parts, nil
 }
 
-// gptPartitions are the partitions of a table.
+// gptPartitions returns the partitions of a table.
 func (l *look) gptPartitions(d Disk, h *gptHeader, g *gptTable) []partition {
 	parts := []partition{}
 	sector, end := g.sector, g.end
@@ -440,7 +443,8 @@ func (l *look) gptPartitions(d Disk, h *gptHeader, g *gptTable) []partition {
 	return parts
 }
 
-// guidText is a GUID as Windows and GPT lay it out.
+// guidText returns a GUID in the usual form, from the byte order of Windows and
+// GPT.
 func guidText(p []byte) string {
 	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", le.Uint32(p), le.Uint16(p[4:]), le.Uint16(p[6:]), p[8:10], p[10:16])
 }

@@ -7,7 +7,7 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// xfsSuper is what matters of an XFS superblock.
+// xfsSuper holds the fields of an XFS superblock that are used here.
 type xfsSuper struct {
 	block, blocks       int64
 	agBlocks, ags, size int64 // size of a sector
@@ -30,7 +30,7 @@ func xfsDecode(p []byte) *xfsSuper {
 	return s
 }
 
-// xfsSum tells whether a sector's CRC, which lies at off, fits.
+// xfsSum reports whether a sector's CRC, which is at off, is correct.
 func xfsSum(p []byte, off int) bool {
 	said := le.Uint32(p[off:])
 	c := crc32c(^uint32(0), p[:off])
@@ -71,7 +71,7 @@ func probeXFS(l *look, v *Volume) (bool, error) {
 			return true, err
 		}
 		if head == nil {
-			break // cut: said above
+			break // truncated: reported above
 		}
 		for _, x := range []struct {
 			magic  string
@@ -102,7 +102,8 @@ func probeXFS(l *look, v *Volume) (bool, error) {
 	return true, nil
 }
 
-// brokenXFS knows an XFS without its superblock by the headers behind it.
+// brokenXFS recognizes an XFS without its superblock by the headers that follow
+// it.
 func brokenXFS(l *look, v *Volume) (bool, error) {
 	for _, size := range []int64{512, 4096} {
 		p, err := v.at(l.ctx, 0, 4*size)
@@ -146,10 +147,10 @@ func (s *xfsSuper) freeBlocks(ctx context.Context, v *Volume) ([]disk.Extent, er
 	return free, nil
 }
 
-// walk visits the records below a block of a free-space tree that has so many
-// levels. Only a root may be empty: every other block yields a record, and fn
-// refuses records that do not ascend, so a tree whose pointers lead back into
-// itself ends with an error.
+// walk visits the records below a block of a free-space tree with this number
+// of levels. Only a root may be empty: every other block contains a record, and
+// fn refuses records that do not ascend, so the walk of a tree with a cycle
+// ends with an error.
 func (s *xfsSuper) walk(ctx context.Context, v *Volume, base, block int64, levels int, root bool, fn func(start, n int64) error) error {
 	if levels < 1 || levels > 9 || block >= s.agBlocks {
 		return fmt.Errorf("tree of free space: block %d, level %d", block, levels)

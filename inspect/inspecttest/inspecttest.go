@@ -1,6 +1,6 @@
-// Package inspecttest makes disks with real partition tables and file systems,
-// by the tools that make them everywhere, for tests. Where a tool is missing the
-// test is skipped.
+// Package inspecttest creates disks with real partition tables and file systems
+// for tests, with the standard tools. If a tool is missing, the test is
+// skipped.
 package inspecttest
 
 import (
@@ -19,10 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MiB is a unit.
+// MiB is the number of bytes in a mebibyte.
 const MiB = 1 << 20
 
-// Need finds a tool, in the folders of the administrator too, or skips the test.
+// Need finds a tool, also in the administrator's folders, or skips the test.
 func Need(t testing.TB, tool string) string {
 	t.Helper()
 	if path, err := exec.LookPath(tool); err == nil {
@@ -37,7 +37,7 @@ func Need(t testing.TB, tool string) string {
 	return ""
 }
 
-// Run runs a tool, which must succeed, and returns what it says.
+// Run runs a tool, which must succeed, and returns its output.
 func Run(t testing.TB, tool string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(Need(t, tool), args...)
@@ -49,8 +49,8 @@ func Run(t testing.TB, tool string, args ...string) string {
 	return string(out)
 }
 
-// Files are folders and files to be put into a file system: a name that ends in
-// "/" is a folder.
+// Files returns folders and files to be stored in a file system: a name that
+// ends with "/" is a folder.
 func Files() map[string][]byte {
 	data := rand.NewChaCha8([32]byte{42})
 	some := func(n int) []byte {
@@ -75,7 +75,7 @@ func Tree(t testing.TB, files map[string][]byte) string {
 	return dir
 }
 
-// blank makes a file of zeros.
+// blank creates a file of zeros.
 func blank(t testing.TB, size int64) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "image")
@@ -89,7 +89,7 @@ func blank(t testing.TB, size int64) string {
 	return name
 }
 
-// Ext makes an ext2, ext3 or ext4 with the files in it.
+// Ext creates an ext2, ext3 or ext4 with the files in it.
 func Ext(t testing.TB, kind string, size int64, files map[string][]byte, options ...string) string {
 	t.Helper()
 	name := blank(t, size)
@@ -97,7 +97,7 @@ func Ext(t testing.TB, kind string, size int64, files map[string][]byte, options
 	return name
 }
 
-// XFS makes an XFS of 300 MiB with the files in it.
+// XFS creates an XFS of 300 MiB with the files in it.
 func XFS(t testing.TB, files map[string][]byte, options ...string) string {
 	t.Helper()
 	dir := Tree(t, files)
@@ -116,21 +116,21 @@ func XFS(t testing.TB, files map[string][]byte, options ...string) string {
 	return name
 }
 
-// NTFS makes an NTFS with the files in it.
+// NTFS creates an NTFS with the files in it.
 func NTFS(t testing.TB, size int64, files map[string][]byte) string {
 	t.Helper()
 	name := blank(t, size)
 	Run(t, "mkntfs", "-q", "-F", "-f", "-L", "label", "-p", "0", "-H", "0", "-S", "0", name)
 	dir := Tree(t, files)
 	for file, p := range files {
-		if len(p) > 0 { // ntfscp takes no empty file
+		if len(p) > 0 { // ntfscp does not accept an empty file
 			Run(t, "ntfscp", "-q", "-f", name, filepath.Join(dir, file), file)
 		}
 	}
 	return name
 }
 
-// FAT makes a FAT of 12, 16 or 32 bits.
+// FAT creates a FAT of 12, 16 or 32 bits.
 func FAT(t testing.TB, bits string, size int64) string {
 	t.Helper()
 	name := blank(t, size)
@@ -138,7 +138,7 @@ func FAT(t testing.TB, bits string, size int64) string {
 	return name
 }
 
-// Btrfs makes a btrfs.
+// Btrfs creates a btrfs.
 func Btrfs(t testing.TB, size int64) string {
 	t.Helper()
 	name := blank(t, size)
@@ -146,7 +146,7 @@ func Btrfs(t testing.TB, size int64) string {
 	return name
 }
 
-// Swap makes swap space.
+// Swap creates swap space.
 func Swap(t testing.TB, size int64) string {
 	t.Helper()
 	name := blank(t, size)
@@ -154,8 +154,8 @@ func Swap(t testing.TB, size int64) string {
 	return name
 }
 
-// Loop gives a file as a block device, or skips the test where none is to be
-// had.
+// Loop attaches a file as a block device, or skips the test if that is not
+// possible.
 func Loop(t testing.TB, options ...string) string {
 	t.Helper()
 	tool := Need(t, "losetup")
@@ -168,8 +168,8 @@ func Loop(t testing.TB, options ...string) string {
 	return dev
 }
 
-// LVM makes a physical volume of size bytes with the volume group "vg", whose
-// logical volumes bear the content of the images named.
+// LVM creates a physical volume of size bytes with the volume group "vg", whose
+// logical volumes contain the named images.
 func LVM(t testing.TB, size int64, volumes map[string]string, order ...string) string {
 	t.Helper()
 	Need(t, "lvm")
@@ -186,7 +186,7 @@ func LVM(t testing.TB, size int64, volumes map[string]string, order ...string) s
 		}
 		Run(t, "lvm", append([]string{"lvcreate", "-y", "-an", "-Zn", "-Wn", "-n", lv, "-L", fmt.Sprintf("%db", st.Size()), "vg"}, common...)...)
 	}
-	// Where each lies, by LVM's own word.
+	// The position of each logical volume, as LVM reports it.
 	for _, line := range strings.Split(Run(t, "lvm", append([]string{"lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_name,seg_pe_ranges", "vg"}, common...)...), "\n") {
 		f := strings.Fields(line)
 		if len(f) != 2 || volumes[f[0]] == "" {
@@ -233,9 +233,9 @@ func Place(t testing.TB, into string, at int64, image string) {
 	}
 }
 
-// Disk makes a disk with a partition table ("gpt" or "dos") and the images as
-// partitions, the first at 1 MiB, each of the type that sfdisk knows by the
-// letter behind "=" ("linux=path": L, S, U ...).
+// Disk creates a disk with a partition table ("gpt" or "dos") and the images as
+// partitions, the first at 1 MiB. An image has the form "type=path", where type
+// is sfdisk's letter for the partition type: L, S, U ...
 func Disk(t testing.TB, table string, images ...string) string {
 	t.Helper()
 	at := int64(MiB)
@@ -265,8 +265,8 @@ func Disk(t testing.TB, table string, images ...string) string {
 	return name
 }
 
-// Mount mounts a file or device somewhere, or skips the test where that is not
-// allowed; it is unmounted at the end of the test.
+// Mount mounts a file or device on a folder, or skips the test if that is not
+// allowed; the folder is unmounted at the end of the test.
 func Mount(t testing.TB, args ...string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "inspecttest-")
@@ -286,7 +286,7 @@ func Mount(t testing.TB, args ...string) string {
 	return dir
 }
 
-// Same compares files below a folder with what they should be.
+// Same compares the files below a folder with their expected content.
 func Same(t testing.TB, dir string, files map[string][]byte) {
 	t.Helper()
 	for name, want := range files {
