@@ -1,5 +1,5 @@
-// Package mount shows the snapshots of a repository as files, read-only, through
-// FUSE:
+// Package mount shows the snapshots of a repository as files, read-only,
+// through FUSE:
 //
 //	VM/2026-03-16T12-30-27/xvda.raw     the disk
 //	                       xvda.vhd     the same as a dynamic VHD
@@ -7,8 +7,8 @@
 //	                       vg-root.raw  a logical volume
 //	VM/latest -> 2026-03-16T12-30-27
 //
-// Nothing is read before it is asked for. What is read is kept in one cache of a
-// bounded size (repo/view), and read ahead of those who read forward.
+// Data are read only on request. One cache of a bounded size (repo/view) keeps
+// them, and it reads ahead for sequential readers.
 package mount
 
 import (
@@ -28,31 +28,32 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// Options say how a repository is shown.
+// Options define how a repository is shown.
 type Options struct {
-	// Cache is how many bytes may be kept; 0 for view.DefaultCache.
+	// Cache is the size of the cache in bytes; 0 for view.DefaultCache.
 	Cache int64
-	// AllowOther lets all users of the machine read what is shown; without it
-	// only who mounts, not even root.
+	// AllowOther lets all users of the machine read the files; otherwise only
+	// the mounting user can read them, not even root.
 	AllowOther bool
-	// VM shows this VM alone, by name or UUID.
+	// VM restricts the mount to this VM, by name or UUID.
 	VM string
-	// Ready, where set, is called once all is mounted.
+	// Ready, if set, is called once the mount is complete.
 	Ready func()
-	// Log, where set, is told what goes wrong, a line each; from several
-	// goroutines.
+	// Log, if set, is called with each problem, as one line; several goroutines
+	// may call it concurrently.
 	Log func(text string)
-	// Location is zone of the folders' names; nil for the local one.
+	// Location is the time zone of the folders' names; nil for the local one.
 	Location *time.Location
 }
 
-// ErrFUSE is returned where the machine cannot mount through FUSE.
+// ErrFUSE is returned if the machine cannot mount through FUSE.
 var ErrFUSE = errors.New("cannot mount through FUSE")
 
 // Serve mounts the repository on a folder, which must be empty, and serves it
-// until it is unmounted (fusermount3 -u), which gives nil, or until ctx ends: it
-// is unmounted then. What still uses it at that time keeps it alive, detached,
-// until it is done.
+// until it is unmounted (fusermount3 -u), after which it returns nil, or until
+// ctx ends, in which case it unmounts the folder itself. If programs are still
+// using the mount at that time, it is detached, and Serve returns after they
+// have finished.
 func Serve(ctx context.Context, r *repo.Repository, dir string, o Options) error {
 	if o.Log == nil {
 		o.Log = func(string) {}
@@ -111,10 +112,10 @@ func Serve(ctx context.Context, r *repo.Repository, dir string, o Options) error
 	return context.Cause(ctx)
 }
 
-// refreshAfter is how long a list of snapshots is believed.
+// refreshAfter is how long a list of snapshots is used before it is read again.
 const refreshAfter = 30 * time.Second
 
-// tree is what is mounted.
+// tree is the mounted file tree.
 type tree struct {
 	r        *repo.Repository
 	v        *view.View
@@ -128,7 +129,7 @@ type tree struct {
 	order []string
 }
 
-// refresh reads the list of snapshots anew where it is old.
+// refresh reads the list of snapshots again if it is old.
 func (t *tree) refresh(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -157,7 +158,7 @@ func (t *tree) refresh(ctx context.Context) error {
 	return nil
 }
 
-// folders gives each VM a folder of its own.
+// folders assigns a folder of its own to each VM.
 func folders(all []*repo.Snapshot, only string) (map[string][]*repo.Snapshot, []string) {
 	type vm struct{ origin, pool, uuid string }
 	byVM := make(map[vm][]*repo.Snapshot)
@@ -193,7 +194,7 @@ func folders(all []*repo.Snapshot, only string) (map[string][]*repo.Snapshot, []
 	return out, names
 }
 
-// fileName makes of any text the name of a file.
+// fileName converts any text to a valid file name.
 func fileName(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r == '/' || r < ' ' || r == 0x7f {

@@ -31,8 +31,8 @@ func put(t *testing.T, r *repo.Repository, file, name string, date time.Time) {
 	}
 }
 
-// served mounts the repository until the test ends, or stop is called, which
-// returns what Serve did.
+// served mounts the repository until the test ends, or until stop is called,
+// which returns the result of Serve.
 func served(t *testing.T, r *repo.Repository, o mount.Options) (dir string, stop func() error) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "mount-")
@@ -100,7 +100,7 @@ func names(t *testing.T, dir string) string {
 
 var day1, day2 = time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC), time.Date(2024, 5, 7, 7, 8, 9, 0, time.UTC)
 
-// Every snapshot with its disks and partitions, equal to what was backed up.
+// Every snapshot with its disks and partitions, equal to the backed-up content.
 func TestTree(t *testing.T) {
 	const mib = inspecttest.MiB
 	r := repotest.Init(t, mem.New())
@@ -145,13 +145,13 @@ func TestTree(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(vm, "nosuch")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nosuch: %v", err)
 	}
-	// As a VHD it is the same disk; judged by qemu where it is there.
+	// As a VHD it is the same disk; checked with qemu if it is installed.
 	if qemu, err := exec.LookPath("qemu-img"); err == nil {
 		if out, err := exec.Command(qemu, "compare", "-f", "raw", "-F", "vpc", second, filepath.Join(latest, "xvda.vhd")).CombinedOutput(); err != nil {
 			t.Errorf("qemu-img: %v: %s", err, out)
 		}
 	}
-	// In use, it is detached and ends with its user.
+	// If the mount is in use, it is detached and ends with its user.
 	var mu sync.Mutex
 	var said []string
 	_ = stop()
@@ -188,8 +188,9 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// Single files come back through the mount as docs/files.md says: ext4 and XFS
-// by a loop device, NTFS by ntfs-3g, LVM by the logical volumes' own files.
+// Single files can be restored through the mount as docs/files.md describes:
+// from ext4 and XFS with a loop device, from NTFS with ntfs-3g, from LVM with
+// the logical volumes' own files.
 func TestFileRestore(t *testing.T) {
 	const mib = inspecttest.MiB
 	files := inspecttest.Files()
@@ -209,7 +210,7 @@ func TestFileRestore(t *testing.T) {
 			r := repotest.Init(t, mem.New())
 			put(t, r, c.disk(), "xvda", day1)
 			dir, stop := served(t, r, mount.Options{})
-			t.Run("files", func(t *testing.T) { // what it mounts is unmounted at its end
+			t.Run("files", func(t *testing.T) { // mounts made in it are unmounted at its end
 				inspecttest.Same(t, c.open(t, filepath.Join(dir, "xvda", "latest", c.file)), files)
 			})
 			if err := stop(); !errors.Is(err, context.Canceled) {
@@ -238,7 +239,7 @@ func ntfs3g(t *testing.T, file string) string {
 		t.Skipf("SKIP: kernel: ntfs-3g: %s", bytes.TrimSpace(out))
 	}
 	t.Cleanup(func() {
-		// It ends a moment after it is unmounted.
+		// Serve ends a moment after the unmount.
 		if out, err := exec.Command(inspecttest.Need(t, "fusermount3"), "-u", dir).CombinedOutput(); err != nil {
 			t.Errorf("fusermount3: %v: %s", err, out)
 		}

@@ -25,12 +25,12 @@ type entry struct {
 	make func() fs.InodeEmbedder
 }
 
-// attributer fills in what a node's attributes are.
+// attributer sets a node's attributes.
 type attributer interface {
 	attr(ctx context.Context, out *fuse.Attr) syscall.Errno
 }
 
-// folder is a folder whose content is found out when it is asked for.
+// folder is a folder whose content is determined on request.
 type folder struct {
 	fs.Inode
 	t    *tree
@@ -48,7 +48,7 @@ var (
 	_ fs.NodeReadlinker = (*link)(nil)
 )
 
-// failed logs why something cannot be had.
+// failed logs why an object is not available.
 func (t *tree) failed(ctx context.Context, what string, err error) syscall.Errno {
 	if ctx.Err() != nil {
 		return syscall.EINTR
@@ -108,7 +108,7 @@ func (f *folder) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*
 	return nil, syscall.ENOENT
 }
 
-// vms are the folders of the VMs.
+// vms returns the folders of the VMs.
 func (t *tree) vms(ctx context.Context) ([]entry, error) {
 	if err := t.refresh(ctx); err != nil {
 		return nil, err
@@ -125,7 +125,7 @@ func (t *tree) vms(ctx context.Context) ([]entry, error) {
 	return out, nil
 }
 
-// times are the folders of a VM's snapshots, and "latest".
+// times returns the folders of a VM's snapshots, and "latest".
 func (t *tree) times(ctx context.Context, vm string) ([]entry, error) {
 	if err := t.refresh(ctx); err != nil {
 		return nil, err
@@ -155,7 +155,7 @@ func (t *tree) times(ctx context.Context, vm string) ([]entry, error) {
 	return out, nil
 }
 
-// content is what is in a snapshot; it is found out once.
+// content is the content of a snapshot; it is determined once.
 type content struct {
 	t *tree
 	s *repo.Snapshot
@@ -209,7 +209,7 @@ func (c *content) entries(ctx context.Context) ([]entry, error) {
 	return out, nil
 }
 
-// volumeName is "xvda1" or "vg-root".
+// volumeName returns "xvda1" or "vg-root".
 func volumeName(v *inspect.Volume) string {
 	b := []byte(v.Name)
 	for i := range b {
@@ -220,7 +220,7 @@ func volumeName(v *inspect.Volume) string {
 	return string(b)
 }
 
-// vhd is a disk as a VHD. It reads the upper part of the disk's tree.
+// vhd returns a disk as a VHD. It reads the upper part of the disk's tree.
 func (c *content) vhd(ctx context.Context, d *repo.Disk, r disk.Reader) (disk.Reader, error) {
 	im, err := restore.Open(ctx, c.t.r, chunk.ID(d.Root))
 	if err != nil {
@@ -239,7 +239,7 @@ type file struct {
 	open func(ctx context.Context) (disk.Reader, error)
 
 	mu sync.Mutex
-	r  disk.Reader // once it is known
+	r  disk.Reader // set after the first use
 }
 
 func (f *file) reader(ctx context.Context) (disk.Reader, syscall.Errno) {
@@ -293,7 +293,7 @@ func (f *file) Read(ctx context.Context, _ fs.FileHandle, dest []byte, off int64
 	return fuse.ReadResultData(dest), 0
 }
 
-// link is "latest".
+// link is the symbolic link "latest".
 type link struct {
 	fs.Inode
 	t  *tree

@@ -1,5 +1,5 @@
-// Package limit holds transfers back to a rate, which may differ by time of
-// day.
+// Package limit limits the rate of transfers; the rate may depend on the time
+// of day.
 package limit
 
 import (
@@ -18,21 +18,21 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Schedule is a rate, and other rates at times of the day. The zero value has
-// no limit.
+// Schedule is a rate, and other rates for certain times of the day. The zero
+// value has no limit.
 type Schedule struct {
 	text    string
-	windows []window // the first that holds counts
-	usual   int64    // bytes a second; 0 is unlimited
+	windows []window // the first that contains the time applies
+	usual   int64    // bytes per second; 0 is unlimited
 }
 
 type window struct {
-	from, to int // minutes of the day; to before from goes over midnight
+	from, to int // minutes of the day; if to is before from, the window crosses midnight
 	rate     int64
 }
 
-// Parse reads what users write: rates in bytes a second, apart by commas, each
-// for the hours behind its @ or, without, for all others:
+// Parse parses the notation of users: rates in bytes per second, separated by
+// commas, each for the hours after its @ or, without one, for all other times:
 // "50M", "20M@08:00-18:00,200M", "unlimited@22:00-06:00,10M".
 func Parse(text string) (Schedule, error) {
 	s := Schedule{text: text}
@@ -91,11 +91,11 @@ func parseMinute(text string) (int, error) {
 	return t.Hour()*60 + t.Minute(), nil
 }
 
-// String is the text that the schedule was read from.
+// String returns the text from which the schedule was parsed.
 func (s Schedule) String() string { return s.text }
 
-// Rate is the limit at a time, in bytes a second, by t's own time zone; 0 is
-// unlimited.
+// Rate returns the limit at a time, in bytes per second, by t's own time zone;
+// 0 is unlimited.
 func (s Schedule) Rate(t time.Time) int64 {
 	m := t.Hour()*60 + t.Minute()
 	for _, w := range s.windows {
@@ -106,8 +106,8 @@ func (s Schedule) Rate(t time.Time) int64 {
 	return s.usual
 }
 
-// A Limiter holds all that share it together to a schedule. A nil Limiter has
-// no limit.
+// A Limiter limits the total rate of all its users according to a schedule. A
+// nil Limiter has no limit.
 type Limiter struct {
 	s   Schedule
 	now func() time.Time
@@ -118,7 +118,7 @@ type Limiter struct {
 	asked  time.Time
 }
 
-// New returns a Limiter, or nil where the schedule has no limit at any time.
+// New returns a Limiter, or nil if the schedule has no limit at any time.
 func New(s Schedule, now func() time.Time) *Limiter {
 	if s.usual == 0 && len(s.windows) == 0 {
 		return nil
@@ -129,7 +129,7 @@ func New(s Schedule, now func() time.Time) *Limiter {
 	return &Limiter{s: s, now: now, rate: -1}
 }
 
-// current is the bucket for this time of the day.
+// current returns the bucket for this time of the day.
 func (l *Limiter) current() *rate.Limiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -147,12 +147,13 @@ func (l *Limiter) current() *rate.Limiter {
 		l.bucket = nil
 		return nil
 	}
-	// A tenth of a second may pass at once, so that short transfers are even.
+	// Bursts of a tenth of a second are allowed, so that short transfers are
+	// smooth.
 	l.bucket = rate.NewLimiter(rate.Limit(r), int(max(min(r/10, 8<<20), 1024)))
 	return l.bucket
 }
 
-// Wait waits until n more bytes may pass.
+// Wait waits until n more bytes may be transferred.
 func (l *Limiter) Wait(ctx context.Context, n int) error {
 	if l == nil {
 		return nil
@@ -179,7 +180,7 @@ func (l *Limiter) Wait(ctx context.Context, n int) error {
 	return nil
 }
 
-// Reader holds r back; ctx ends its waits.
+// Reader limits the rate of r; the end of ctx ends its waits.
 func (l *Limiter) Reader(ctx context.Context, r io.Reader) io.Reader {
 	if l == nil {
 		return r
@@ -187,14 +188,15 @@ func (l *Limiter) Reader(ctx context.Context, r io.Reader) io.Reader {
 	return &reader{ctx: ctx, l: l, r: r}
 }
 
-// reader waits behind each read, for what has come.
+// reader waits after each read, for the number of bytes read.
 type reader struct {
 	ctx context.Context //nolint:containedctx // an io.Reader has no other way
 	l   *Limiter
 	r   io.Reader
 }
 
-// piece is how much is read at once, so that what waits is never much.
+// piece is the maximum size of one read, so that the number of bytes that wait
+// is always small.
 const piece = 256 << 10
 
 func (r *reader) Read(p []byte) (int, error) {
@@ -205,7 +207,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Disk holds a disk.Reader back.
+// Disk limits the rate of a disk.Reader.
 func (l *Limiter) Disk(r disk.Reader) disk.Reader {
 	if l == nil {
 		return r
@@ -225,7 +227,7 @@ func (d *limitedDisk) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return d.Reader.ReadAt(ctx, p, off)
 }
 
-// Source holds a disk.Source back.
+// Source limits the rate of a disk.Source.
 func (l *Limiter) Source(s disk.Source) disk.Source {
 	if l == nil {
 		return s

@@ -56,11 +56,11 @@ func parse(t *testing.T, text string) limit.Schedule {
 	return s
 }
 
-// What is read through a Limiter takes the time its rate asks for, and the
-// rate changes with the hour.
+// Reads through a Limiter take the time that its rate requires, and the rate
+// changes with the hour.
 func TestReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		// The clock in here begins at midnight, UTC.
+		// The clock in this synctest bubble begins at midnight, UTC.
 		start := time.Now().UTC()
 		l := limit.New(parse(t, "1MiB@00:00-00:01,4MiB"), func() time.Time { return time.Now().UTC() })
 		data := bytes.Repeat([]byte{7}, 100<<20)
@@ -78,7 +78,7 @@ func TestReader(t *testing.T) {
 	})
 }
 
-// Two that share a Limiter share its rate; who is cancelled stops at once.
+// Two users of a Limiter share its rate; a cancelled wait ends immediately.
 func TestShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := limit.New(parse(t, "1MiB"), nil)

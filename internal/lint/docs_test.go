@@ -47,8 +47,8 @@ func literals(t *testing.T) string {
 	return all.String()
 }
 
-// The messages of docs/troubleshooting.md are those of the program: what stands
-// between two "…" is in one of its string literals.
+// The messages of docs/troubleshooting.md are those of the program: the text
+// between two "…" is part of one of its string literals.
 func TestTroubleshootingQuotesTheProgram(t *testing.T) {
 	page, err := os.ReadFile("../../docs/troubleshooting.md")
 	if err != nil {
@@ -109,7 +109,8 @@ func anchor(heading string) string {
 	return strings.ReplaceAll(strings.ToLower(symbols.ReplaceAllString(heading, "")), " ", "-")
 }
 
-// Links between pages lead to a file, and to a heading of it where they name one.
+// Links between pages refer to an existing file and, if they name a heading, to
+// an existing heading.
 func TestLinks(t *testing.T) {
 	for _, name := range tracked(t, "*.md") {
 		page, err := os.ReadFile(name)
@@ -148,7 +149,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// The pictures are what scripts/draw makes of their texts.
+// The pictures are the output of scripts/draw for their texts.
 func TestPicturesAreDrawn(t *testing.T) {
 	for _, name := range tracked(t, "docs/pictures/*.txt") {
 		text, err := os.ReadFile(name)

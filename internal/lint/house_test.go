@@ -99,7 +99,7 @@ func docText(t *testing.T, name string) string {
 	return quoted.ReplaceAllString(fenced.ReplaceAllString(string(p), ""), "")
 }
 
-// Comments and docs are written in the words of the field.
+// Comments and docs use the words of the field.
 func TestPlainEnglish(t *testing.T) {
 	texts := map[string]string{}
 	for _, f := range tracked(t, "*.go") {
@@ -140,11 +140,11 @@ func kind(name string) int {
 	return 0
 }
 
-// Functions stay short, types of state small. The limits are the numbers of
-// today: lower them when you make one shorter, and do not raise them.
+// Functions stay short, types of state small. The limits are the current
+// numbers: lower them after making one shorter, and do not raise them.
 func TestShape(t *testing.T) {
 	const (
-		longFunctions = 20 // of more than 80 lines, tests left out
+		longFunctions = 20 // of more than 80 lines, without tests
 		largeTypes    = 27 // structs of more than 15 fields
 	)
 	var functions, structs []string

@@ -1,4 +1,4 @@
-// Package lint holds the rules of this repository that a machine can keep.
+// Package lint checks the rules of this repository that a program can check.
 package lint
 
 import (
@@ -14,9 +14,9 @@ import (
 
 const module = "xenkeep"
 
-// allowed says which packages of ours a package may import; a name ending in
-// "/..." stands for the folder and all below it. A package that is not listed
-// is an error, so that a new one gets its place in docs/architecture.md.
+// allowed lists which packages of ours a package may import; a name ending in
+// "/..." means the folder and everything below it. A package that is not listed
+// is an error, so that a new one is added to docs/architecture.md.
 var allowed = []struct {
 	pkg string
 	may string
@@ -80,8 +80,8 @@ func matches(pattern, pkg string) bool {
 	return pkg == pattern
 }
 
-// TestImportArrows keeps the direction of docs/architecture.md. Tests of a
-// package may import what they need.
+// TestImportArrows checks that imports follow the direction of
+// docs/architecture.md. Tests of a package may import any package they need.
 func TestImportArrows(t *testing.T) {
 	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
 	cmd.Dir = "../.."
@@ -134,7 +134,7 @@ func TestImportArrows(t *testing.T) {
 	}
 }
 
-// TestDependenciesHaveReasons demands that docs/architecture.md names each
+// TestDependenciesHaveReasons checks that docs/architecture.md mentions each
 // direct dependency.
 func TestDependenciesHaveReasons(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/architecture.md")

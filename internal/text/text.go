@@ -1,5 +1,5 @@
-// Package text prepares names from elsewhere for people: it makes them safe for
-// a terminal, measures and shortens them as a terminal shows them, and aligns
+// Package text prepares external names for display: it makes them safe for a
+// terminal, measures and shortens them by their width on a terminal, and aligns
 // them in tables.
 package text
 
@@ -40,12 +40,12 @@ func runeWidth(r rune) int {
 	return c.RuneWidth(r)
 }
 
-// ellipsis stands for the part of a name that is left out.
+// ellipsis replaces the omitted part of a name.
 const ellipsis = "..."
 
-// Shorten returns s in at most width columns. It leaves out the middle: the
-// beginning and the end tell names apart best. A width below 5 leaves the
-// beginning alone.
+// Shorten returns s in at most width columns. It omits the middle, because the
+// beginning and the end distinguish names best. With a width below 5, only the
+// beginning remains.
 func Shorten(s string, width int) string {
 	if Width(s) <= width {
 		return s
@@ -87,7 +87,7 @@ func tail(s string, width int) string {
 	return string(runes[from:])
 }
 
-// Pad returns s followed by as many spaces as it is short of width columns.
+// Pad returns s, padded with spaces to width columns.
 func Pad(s string, width int) string {
 	return s + strings.Repeat(" ", max(width-Width(s), 0))
 }

@@ -1,5 +1,5 @@
-// Package disktest has a disk in memory for tests, and helpers that fill, copy
-// and compare such disks.
+// Package disktest provides an in-memory disk for tests, and helpers that fill,
+// copy and compare such disks.
 package disktest
 
 import (
@@ -15,8 +15,8 @@ import (
 	"xenkeep/internal/disk"
 )
 
-// Mem is a disk in memory. It is a disk.Sink. Blocks that were never written
-// read as zero and take no memory, so a large sparse disk is cheap.
+// Mem is an in-memory disk. It is a disk.Sink. Blocks that were never written
+// read as zeros and use no memory, so a large sparse disk is cheap.
 type Mem struct {
 	size   int64
 	blocks map[int64][]byte
@@ -74,7 +74,7 @@ func (m *Mem) ReadAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// Holds reports whether block i was ever written; others are zero.
+// Holds reports whether block i was ever written; other blocks are zero.
 func (m *Mem) Holds(i int64) bool { return m.blocks[i] != nil }
 
 // Source returns a complete disk.Source of the disk as it is: every block
@@ -117,8 +117,8 @@ func (r reader) ReadAt(_ context.Context, p []byte, off int64) error {
 // Clone returns a copy of the disk.
 func (m *Mem) Clone() *Mem { return m.Resized(m.size) }
 
-// Resized returns a copy of the disk of size bytes: cut off, or followed by
-// zeros.
+// Resized returns a copy of the disk with size bytes: truncated, or extended
+// with zeros.
 func (m *Mem) Resized(size int64) *Mem {
 	c := NewMem(size)
 	for b, block := range m.blocks {
@@ -132,8 +132,8 @@ func (m *Mem) Resized(size int64) *Mem {
 	return c
 }
 
-// Scribble writes n stretches of up to 300 KiB of random bytes to m. Some begin
-// at a page, and some begin with zeros. The same seed writes the same bytes.
+// Scribble writes n ranges of up to 300 KiB of random bytes to m. Some begin at
+// a page, and some begin with zeros. The same seed writes the same bytes.
 func Scribble(tb testing.TB, m *Mem, seed uint64, n int) {
 	tb.Helper()
 	r := rand.New(rand.NewPCG(seed, 1))
@@ -159,8 +159,8 @@ func Scribble(tb testing.TB, m *Mem, seed uint64, n int) {
 	}
 }
 
-// Content returns a disk with a block for each seed, which begins with 100 KiB
-// of random bytes. Equal seeds make equal blocks.
+// Content returns a disk with one block for each seed, which begins with 100
+// KiB of random bytes. Equal seeds make equal blocks.
 func Content(seeds ...uint64) *Mem {
 	m := NewMem(int64(len(seeds)) * disk.BlockSize)
 	for i, seed := range seeds {
