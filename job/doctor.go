@@ -160,12 +160,13 @@ func doctorSRs(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 		free := int64(sr.PhysicalSize - sr.PhysicalUtilisation)
 		f.Text = fmt.Sprintf("%s, %s free of %s, snapshots: %s, changed-block tracking: %s", sr.Type,
 			humanize.IBytes(uint64(max(free, 0))), humanize.IBytes(uint64(max(sr.PhysicalSize, 0))), yesNo(snap), yesNo(cbt))
-		hosts, err := pool.HostsFor(ctx, sr.Ref)
-		if err != nil {
+		_, err := pool.HostsFor(ctx, sr.Ref)
+		unreached := xapi.IsCode(err, xapi.NoHostsAvailable)
+		if err != nil && !unreached {
 			return nil, err
 		}
 		switch {
-		case len(hosts) == 0:
+		case unreached:
 			f.Level, f.Hint = Fail, "plug its PBD on a live host"
 			f.Text += "; no live host reaches it"
 		case !snap:
