@@ -304,6 +304,9 @@ func (g *guard) settle(ctx context.Context, err error) error {
 		}
 	}
 	whole := err == nil
+	if whole {
+		g.awaitRelease(ctx)
+	}
 	var half []string
 	var errs []error
 	for i := range g.targets {
@@ -331,6 +334,19 @@ func (g *guard) settle(ctx context.Context, err error) error {
 		g.p.warn("the disks are whole, but the marks and blocks of the restore could not be taken off (xenkeep cleanup tries again): %s", oneLine(left))
 	}
 	return err
+}
+
+// awaitRelease waits until no host holds the disks any more, so that their VM can be
+// started as soon as the block is off it. The disks are whole: a hold that remains, or
+// a wait that is cancelled, is no error.
+func (g *guard) awaitRelease(ctx context.Context) {
+	for i := range g.targets {
+		t := &g.targets[i]
+		free, err := g.p.pool.WaitReleased(ctx, t.vdi.Ref)
+		if err == nil && !free {
+			g.p.warn("disk %s: the disk is whole, but a control domain still holds VDI %s: its VM may not start until that ends", t.d.Device, t.vdi.UUID)
+		}
+	}
 }
 
 // unhalf takes the mark of a half-restored disk off.

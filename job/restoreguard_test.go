@@ -399,3 +399,39 @@ func TestRestoreStartWaits(t *testing.T) {
 		t.Errorf("%v %+v, started %d times", err, out, starts)
 	}
 }
+
+// A restore in place that finds nothing to write, or reads back what it wrote, ends
+// once no host holds the disk: its VM can be started right after it.
+func TestRestoreOverReleases(t *testing.T) {
+	for _, same := range []bool{true, false} {
+		w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, NBDLinger: 200 * time.Millisecond})
+		if same {
+			if _, err := w.sim.GuestWrite(w.vdi.UUID, w.file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := job.RestoreOver(t.Context(), w.repo, w.pool, w.s, disksOf(w.s), job.Over{}, job.RestoreOptions{Verify: !same})
+		if err != nil || same != (out.Disks[0].Written == 0) {
+			t.Fatalf("%v %+v", err, out)
+		}
+		for _, v := range w.sim.Dump()["VBD"] {
+			if v["currently_attached"] == true && v["mode"] == "RO" && v["type"] == "Disk" {
+				t.Error("a disk is still held")
+			}
+		}
+		w.must(nil, "VM.start", w.vm("web").Ref, false, false)
+	}
+}
+
+// A disk that stays held after it was restored is a warning: it is whole.
+func TestRestoreOverStaysHeld(t *testing.T) {
+	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, NBDLinger: time.Hour})
+	if _, err := w.sim.GuestWrite(w.vdi.UUID, w.file); err != nil {
+		t.Fatal(err)
+	}
+	out, err := w.over(job.Over{})
+	if err != nil || len(out.Warnings) != 1 || !strings.Contains(out.Warnings[0], "still holds VDI "+w.vdi.UUID) {
+		t.Fatalf("%v %+v", err, out)
+	}
+	w.bare(nil)
+}
