@@ -260,7 +260,7 @@ func TestOldHost(t *testing.T) {
 	}
 }
 
-// async answers Async calls with a task that ends as given in end.
+// async answers Async calls with a task that ends like end.
 func async(p *fakePool, method string, end fakeTask) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

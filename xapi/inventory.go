@@ -46,8 +46,8 @@ func records[T any, P recordPtr[T]](ctx context.Context, c *Client, class string
 	return list, nil
 }
 
-// named reads the records that have a given UUID or, if there is none, a given
-// name.
+// named reads the records whose UUID is nameOrUUID or, if there is none, those
+// with that name.
 func named[T any, P recordPtr[T]](ctx context.Context, c *Client, class, nameOrUUID string) ([]T, error) {
 	var refs []Ref
 	if looksLikeUUID(nameOrUUID) {

@@ -21,8 +21,8 @@ type recordPtr[T any] interface {
 	identify(Ref, json.RawMessage)
 }
 
-// DecodeRecord decodes one record of the given kind from its JSON and keeps the
-// JSON. It also decodes records that a backup has stored.
+// DecodeRecord decodes one record of type T from its JSON and keeps the JSON.
+// It also decodes records that a backup has stored.
 func DecodeRecord[T any, P recordPtr[T]](ref Ref, raw []byte) (T, error) {
 	var r T
 	if err := json.Unmarshal(raw, &r); err != nil {

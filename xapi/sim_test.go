@@ -512,7 +512,7 @@ func TestRunSchedule(t *testing.T) {
 	}
 }
 
-// A task is removed also where its state cannot be read.
+// A task is removed even if its state cannot be read.
 func TestDestroyTaskUnread(t *testing.T) {
 	p, _ := pool(t, nil)
 	c := dialSim(t, p)

@@ -2,8 +2,9 @@ package xapi
 
 import "context"
 
-// VUSB is a USB device of a host that is passed through to a VM. The pool has no
-// call that plugs one into a running VM: it reaches the guest when the VM starts.
+// VUSB is a USB device of a host that is passed through to a VM. The pool has
+// no call that plugs a VUSB into a running VM: the device reaches the guest
+// when the VM starts.
 type VUSB struct {
 	Object            `json:"-"`
 	UUID              string            `json:"uuid"`
@@ -13,7 +14,7 @@ type VUSB struct {
 	CurrentlyAttached bool              `json:"currently_attached"`
 }
 
-// USBGroup is what a VUSB is connected with: one USB device of a host.
+// USBGroup is the object that a VUSB connects to: one USB device of a host.
 type USBGroup struct {
 	Object    `json:"-"`
 	UUID      string `json:"uuid"`
@@ -31,14 +32,14 @@ func (c *Client) USBGroup(ctx context.Context, ref Ref) (USBGroup, error) {
 	return record[USBGroup](ctx, c, "USB_group", ref)
 }
 
-// CreateVUSB connects a VM with a USB group, which must have no VUSB yet.
+// CreateVUSB connects a VM to a USB group, which must not have a VUSB yet.
 func (c *Client) CreateVUSB(ctx context.Context, v VUSB) (Ref, error) {
 	var ref Ref
 	err := c.Call(ctx, "VUSB.create", &ref, v.VM, v.USBGroup, notNil(v.OtherConfig))
 	return ref, err
 }
 
-// DestroyVUSB removes a VUSB that no running VM has.
+// DestroyVUSB removes a VUSB that is not attached to a running VM.
 func (c *Client) DestroyVUSB(ctx context.Context, vusb Ref) error {
 	return gone(c.Call(ctx, "VUSB.destroy", nil, vusb))
 }

@@ -38,8 +38,8 @@ func (c *Client) CloneVM(ctx context.Context, vm Ref, name string) (Ref, error) 
 	return c.asyncRef(ctx, "VM.clone", vm, name)
 }
 
-// DestroyVM removes the record of a VM or a VM snapshot. Its disks stay. A
-// record that is gone is no error.
+// DestroyVM removes the record of a VM or a VM snapshot. Its disks remain. It
+// succeeds if the record no longer exists.
 func (c *Client) DestroyVM(ctx context.Context, vm Ref) error {
 	return gone(c.Retry(ctx, func(ctx context.Context) error {
 		_, err := c.Async(ctx, "VM.destroy", vm)

@@ -4,7 +4,7 @@
 //
 // An XVA is a tar, possibly compressed as a whole with gzip or zstd:
 //
-//	ova.xml                   the records of the VM and of what belongs to it
+//	ova.xml                   the records of the VM and of its related objects
 //	Ref:12/00000000           a block of the disk whose VDI has the ID Ref:12
 //	Ref:12/00000000.xxhash    its XXH64, or .checksum, its SHA-1
 //	Ref:12/00000001 ...

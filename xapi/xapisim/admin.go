@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// The paths with which other processes do what Go callers do with the methods
-// of a Pool. They are served on loopback only, and need no session.
+// The paths with which other processes perform the operations that Go callers
+// perform with the methods of a Pool. They are served on loopback only, and
+// need no session.
 const (
 	adminWrite = "/xapisim/write" // GuestWrite
 	adminFault = "/xapisim/fault" // Fault, with a Fault as JSON

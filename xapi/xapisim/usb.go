@@ -2,11 +2,12 @@ package xapisim
 
 import "fmt"
 
-// maxVUSBs is how many USB devices a VM may have (xen-api ocaml/xapi/xapi_vusb.ml).
+// maxVUSBs is the maximum number of USB devices of a VM (xen-api
+// ocaml/xapi/xapi_vusb.ml).
 const maxVUSBs = 6
 
-// AddUSB puts a USB device that may be passed through into a host, given by its
-// number, and returns the reference of the group that the pool makes for it.
+// AddUSB adds a USB device that may be passed through to a host, chosen by its
+// number, and returns the reference of the group that the pool creates for it.
 func (p *Pool) AddUSB(host int, name string) (group string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -18,8 +19,8 @@ func (p *Pool) AddUSB(host int, name string) (group string) {
 	return g.ref
 }
 
-// RemoveUSB pulls the USB device of a group out of its host: the pool then
-// forgets the device, its group, and the VUSBs of it.
+// RemoveUSB unplugs the USB device of a group from its host: the pool then
+// removes the device, its group, and the group's VUSBs.
 func (p *Pool) RemoveUSB(group string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -33,8 +34,8 @@ func (p *Pool) RemoveUSB(group string) {
 	p.db.destroy(g)
 }
 
-// vusbCalls are the calls of VUSB. There is none that plugs one: a VUSB that is
-// made while its VM runs reaches the guest when the VM starts the next time.
+// vusbCalls are the calls of VUSB. No call plugs a VUSB: one that is created
+// while its VM runs reaches the guest when the VM starts the next time.
 func (p *Pool) vusbCalls() map[string]handler {
 	return map[string]handler{
 		"VUSB.create":  p.createVUSB,
@@ -43,7 +44,7 @@ func (p *Pool) vusbCalls() map[string]handler {
 	}
 }
 
-// createVUSB makes the record of a VUSB, with the checks of the real pool in
+// createVUSB creates the record of a VUSB, after the checks of the real pool in
 // their order.
 func (p *Pool) createVUSB(c *call) (any, error) {
 	if r, _ := p.db.all("pool")[0].mapv("restrictions")["restrict_usb_passthrough"].(string); r == "true" {
@@ -69,7 +70,7 @@ func (p *Pool) createVUSB(c *call) (any, error) {
 	return p.db.create("VUSB", map[string]any{"VM": vm.ref, "USB_group": g.ref, "other_config": c.args[2]}).ref, nil
 }
 
-// destroyVUSB refuses a VUSB that a guest has.
+// destroyVUSB refuses a VUSB that is attached to a running guest.
 func (p *Pool) destroyVUSB(c *call) (any, error) {
 	vusb, err := c.object(0)
 	if err != nil {

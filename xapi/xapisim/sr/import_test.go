@@ -22,7 +22,7 @@ type crafted struct {
 
 const craftedBlock = 512 + blockSize
 
-// craft creates a stream of the given blocks of data, each with all bits set.
+// craft creates a stream of blocks of data, each with all bits set.
 func craft(data []byte, blocks ...int) *crafted {
 	size := int64(len(data))
 	c := &crafted{
@@ -69,7 +69,7 @@ func TestImportVHD(t *testing.T) {
 	}
 	// Before each import the volume has this content.
 	old := bytes.Repeat([]byte("old!"), 6*mib/4)
-	// merged returns the given blocks from data, the rest from old.
+	// merged returns the listed blocks from data, the rest from old.
 	merged := func(blocks ...int) []byte {
 		b := bytes.Clone(old)
 		for _, i := range blocks {
