@@ -198,7 +198,7 @@ func (s *extSuper) eachDescriptor(ctx context.Context, v *Volume, fn func(g int6
 			return err
 		}
 		if p == nil {
-			return fmt.Errorf("group descriptors in block %d lie behind the end", block)
+			return fmt.Errorf("group descriptors in block %d are beyond the end of the volume", block)
 		}
 		for i := int64(0); i < perBlock && g+i < s.groups; i++ {
 			if err := fn(g+i, p[i*s.descSize:(i+1)*s.descSize]); err != nil {
@@ -294,7 +294,7 @@ func (s *extSuper) freeBlocks(ctx context.Context, v *Volume) ([]disk.Extent, er
 			return err
 		}
 		if p == nil {
-			return fmt.Errorf("block bitmap of group %d behind the end", g)
+			return fmt.Errorf("block bitmap of group %d is beyond the end of the volume", g)
 		}
 		addBits(&free, p, start*s.blockSize, unit, (length+s.clusterRatio-1)/s.clusterRatio)
 		return nil

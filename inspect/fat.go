@@ -87,7 +87,7 @@ func probeFAT(l *look, v *Volume) (bool, error) {
 		return true, err
 	}
 	if fat != nil && fat[0] != p[21] {
-		l.find(v.Name, Bad, "FAT%d: the table begins with %02x, the boot sector says %02x", b.kind, fat[0], p[21])
+		l.find(v.Name, Bad, "FAT%d: the table begins with %02x, the boot sector contains %02x", b.kind, fat[0], p[21])
 	}
 	if b.kind == 32 {
 		info, err := v.at(l.ctx, b.info*b.sector, sector)
@@ -138,7 +138,7 @@ func (b *fatBoot) freeClusters(ctx context.Context, v *Volume) ([]disk.Extent, e
 			return nil, err
 		}
 		if p == nil {
-			return nil, fmt.Errorf("the table lies behind the end")
+			return nil, fmt.Errorf("the table is beyond the end of the volume")
 		}
 		for i := range n {
 			var e uint32

@@ -210,7 +210,7 @@ func (l *look) probe(v *Volume) error {
 	case v.Type == typeBIOSBoot || v.Type == typeReserved:
 		l.find(v.Name, OK, "%s, without a file system", v.Type)
 	case allZero(p):
-		l.find(v.Name, Note, "empty, as far as its beginning tells")
+		l.find(v.Name, Note, "empty, as far as its beginning shows")
 	default:
 		l.find(v.Name, Note, "content unknown here")
 	}

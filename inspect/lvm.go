@@ -107,7 +107,7 @@ func (l *look) lvmArea(v *Volume, pv *physical, off, size int64) error {
 	case err != nil:
 		return err
 	case h == nil || !v.has(off, size):
-		l.find(v.Name, Bad, "LVM: metadata area at byte %d lies behind the end", off)
+		l.find(v.Name, Bad, "LVM: metadata area at byte %d is beyond the end of the volume", off)
 		return nil
 	case string(h[4:20]) != " LVM2 x[5A%r0N*>":
 		l.find(v.Name, Bad, "LVM: metadata area at byte %d has no magic number", off)
@@ -122,7 +122,7 @@ func (l *look) lvmArea(v *Volume, pv *physical, off, size int64) error {
 		return nil // no group yet, or an area to be ignored
 	}
 	if at < sector || at >= size || n <= 0 || n > size-sector {
-		l.find(v.Name, Bad, "LVM: metadata lies outside its area")
+		l.find(v.Name, Bad, "LVM: metadata is outside its area")
 		return nil
 	}
 	if n > min(maxText, l.lvm.text) {

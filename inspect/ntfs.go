@@ -235,7 +235,7 @@ func (b *ntfsBoot) freeClusters(ctx context.Context, v *Volume) ([]disk.Extent, 
 				if rerr != nil || p == nil {
 					err = rerr
 					if err == nil {
-						err = fmt.Errorf("$Bitmap lies behind the end")
+						err = fmt.Errorf("$Bitmap is beyond the end of the volume")
 					}
 					return false
 				}
@@ -246,7 +246,7 @@ func (b *ntfsBoot) freeClusters(ctx context.Context, v *Volume) ([]disk.Extent, 
 		return false
 	})
 	if err == nil && done < clusters {
-		err = fmt.Errorf("$Bitmap tells of %d clusters, there are %d", done, clusters)
+		err = fmt.Errorf("$Bitmap covers %d clusters, the volume has %d", done, clusters)
 	}
 	return free, err
 }

@@ -37,7 +37,7 @@ func probeRAID(l *look, v *Volume) (bool, error) {
 		}
 		if p != nil && le.Uint32(p) == 0xa92b4efc && le.Uint32(p[4:]) == 1 {
 			v.FS, v.Label = "raid", text(p[32:64])
-			l.find(v.Name, Note, "member of a Linux RAID: what is in it is not looked into")
+			l.find(v.Name, Note, "member of a Linux RAID: its content is not inspected")
 			return true, nil
 		}
 	}

@@ -102,7 +102,7 @@ func (s *session) readExport(p []byte, off uint64) error {
 		return fmt.Errorf("read %d bytes at %d: beyond the export's %d bytes", len(p), off, s.export.Size())
 	}
 	if n, err := s.export.ReadAt(p, int64(off)); n < len(p) {
-		return fmt.Errorf("read %d bytes at %d: export gave %d: %w", len(p), off, n, err)
+		return fmt.Errorf("read %d bytes at %d: export returned %d: %w", len(p), off, n, err)
 	}
 	return nil
 }

@@ -341,7 +341,7 @@ func parseMetaRequest(b []byte) (metaRequest, error) {
 		m.queries = append(m.queries, q)
 	}
 	if len(b) != 0 {
-		return metaRequest{}, fmt.Errorf("%w: bytes behind the metadata queries", errMalformed)
+		return metaRequest{}, fmt.Errorf("%w: bytes after the metadata queries", errMalformed)
 	}
 	return m, nil
 }
@@ -359,7 +359,7 @@ func parseStatus(ext []Extent, b []byte, off, limit int64) ([]Extent, error) {
 			return ext, fmt.Errorf("%w: empty extent", errMalformed)
 		}
 		if off >= limit {
-			return ext, fmt.Errorf("%w: extents behind the requested range", errMalformed)
+			return ext, fmt.Errorf("%w: extents beyond the requested range", errMalformed)
 		}
 		n = min(n, limit-off)
 		e := Extent{disk.Extent{Offset: off, Length: n}, flags&stateHole != 0, flags&stateZero != 0}

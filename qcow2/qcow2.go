@@ -170,7 +170,7 @@ func (w *Writer) writeAt(p []byte, off int64) error {
 	case within+int64(len(p)) > disk.BlockSize:
 		return fmt.Errorf("qcow2: write of %d bytes at offset %d crosses a block's edge", len(p), off)
 	case b < w.block || b == w.block && within < w.at:
-		return fmt.Errorf("qcow2: write at offset %d behind one further on", off)
+		return fmt.Errorf("qcow2: write at offset %d after one at a higher offset", off)
 	case !w.l.present(b):
 		return fmt.Errorf("qcow2: write at offset %d: block %d was not announced", off, b)
 	}

@@ -51,7 +51,7 @@ func OpenFile(f io.ReaderAt, size int64, opts Options) (*File, error) {
 		return nil, fmt.Errorf("vhd: footer copy at the start: %w: %w", err, ErrCorrupt)
 	}
 	if first.Type != foot.Type || first.CurrentSize != foot.CurrentSize || first.ID != foot.ID || first.DataOffset != foot.DataOffset {
-		return nil, fmt.Errorf("vhd: the footers at start and end tell of different disks: %w", ErrCorrupt)
+		return nil, fmt.Errorf("vhd: the footers at start and end describe different disks: %w", ErrCorrupt)
 	}
 	if foot.DataOffset > uint64(size-footerSize) {
 		return nil, fmt.Errorf("vhd: footer: header at byte %d: %w", foot.DataOffset, ErrCorrupt)
@@ -69,7 +69,7 @@ func OpenFile(f io.ReaderAt, size int64, opts Options) (*File, error) {
 		return nil, err
 	}
 	if int64(h.TableOffset)+m.batSize() > size-footerSize {
-		return nil, fmt.Errorf("vhd: header: BAT behind the file's end: %w", ErrCorrupt)
+		return nil, fmt.Errorf("vhd: header: BAT is beyond the file's end: %w", ErrCorrupt)
 	}
 	if err := m.readBAT(in); err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func (m *Image) checkPlaces(end int64) error {
 			continue
 		}
 		if m.blockEnd(s) > end {
-			return fmt.Errorf("vhd: block %d at sector %d lies behind the file's end: %w", i, s, ErrCorrupt)
+			return fmt.Errorf("vhd: block %d at sector %d is beyond the file's end: %w", i, s, ErrCorrupt)
 		}
 		places = append(places, place{int64(s) * SectorSize, m.blockEnd(s)})
 	}

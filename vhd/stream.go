@@ -127,7 +127,7 @@ func (s *stream) finish() error {
 				return e
 			}
 		}
-		return fmt.Errorf("vhd: stream goes on behind its end at byte %d: %w", s.total, ErrCorrupt)
+		return fmt.Errorf("vhd: stream continues after its end at byte %d: %w", s.total, ErrCorrupt)
 	}
 	if !bytes.Equal(foot, s.head) {
 		return fmt.Errorf("vhd: footer at byte %d differs from the first: %w", s.total-footerSize, ErrCorrupt)

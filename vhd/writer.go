@@ -63,7 +63,7 @@ func (w *Writer) writeAt(ctx context.Context, p []byte, off int64) error {
 	case within+int64(len(p)) > BlockSize:
 		return fmt.Errorf("vhd: write of %d bytes at offset %d crosses a block's edge", len(p), off)
 	case block < w.block || block == w.block && within < w.at:
-		return fmt.Errorf("vhd: write at offset %d behind one further on", off)
+		return fmt.Errorf("vhd: write at offset %d after one at a higher offset", off)
 	case !w.layout.present(block):
 		return fmt.Errorf("vhd: write at offset %d: block %d was not announced", off, block)
 	}

@@ -122,7 +122,7 @@ var codes = []CodeInfo{
 	{VDIInUse, RetryYes, 10, soon, soon, "the disk is in use", "Detach it from its VM; a finished export may hold it for some seconds."},
 	{VDIIOError, RetryYes, 1, soon, soon, "the host could not read or write the disk's stream", "Check the storage and its logs; a full read may work where a delta does not."},
 	{VDITooLarge, RetryAfterAction, 0, 0, 0, "the disk is too large for the VHD format", "Export it in another way (raw, NBD)."},
-	{VDIIncompatibleType, RetryAfterAction, 0, 0, 0, "this kind of disk does not allow the operation", "The base's data are gone: a full read is needed."},
+	{VDIIncompatibleType, RetryAfterAction, 0, 0, 0, "this kind of disk does not allow the operation", "The base's data no longer exist: a full read is needed."},
 	{"VDI_NO_CBT_METADATA", RetryAfterAction, 0, 0, 0, "the disk has no record of changed blocks", "Read it in full, or enable changed-block tracking."},
 	{"VDI_CBT_ENABLED", RetryAfterAction, 0, 0, 0, "changed-block tracking is on, which forbids this", "Disable changed-block tracking first."},
 	{"VDI_MISSING", RetryAfterAction, 0, 0, 0, "the disk's data are missing from the storage", "Rescan the SR."},

@@ -66,7 +66,7 @@ var (
 	ErrHeadTooLong = errors.New("request head exceeds 1024 bytes")
 	// ErrTrailing: a stream contains more bytes than its reader consumed,
 	// although the pool reports success.
-	ErrTrailing = errors.New("unexpected data behind the end of the stream")
+	ErrTrailing = errors.New("unexpected data after the end of the stream")
 	// ErrNotFound: no object has that name or UUID.
 	ErrNotFound = errors.New("not found")
 )

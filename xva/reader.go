@@ -168,7 +168,7 @@ func (r *Reader) finish() error {
 		r.ended = true
 		return io.EOF
 	case err == nil:
-		return fmt.Errorf("xva: %.60q behind the last disk: %w", h.Name, ErrCorrupt)
+		return fmt.Errorf("xva: %.60q after the last disk: %w", h.Name, ErrCorrupt)
 	}
 	return ended(err)
 }
@@ -201,7 +201,7 @@ func (t *tailReader) drain() error {
 		before += int64(n)
 		switch {
 		case t.zeros < before:
-			return fmt.Errorf("data behind the end of the archive: %w", ErrCorrupt)
+			return fmt.Errorf("data after the end of the archive: %w", ErrCorrupt)
 		case err == io.EOF && t.zeros < 1024:
 			return io.ErrUnexpectedEOF
 		case err == io.EOF:
@@ -279,7 +279,7 @@ func (d *DiskReader) block() error {
 	text, ok := strings.CutPrefix(h.Name, d.d.ID+"/")
 	number, err := strconv.ParseInt(text, 10, 32)
 	if !ok || err != nil || number <= d.last {
-		return d.fail(fmt.Errorf("entry %.60q where a block behind %d is expected: %w", h.Name, d.last, ErrCorrupt))
+		return d.fail(fmt.Errorf("entry %.60q where a block after %d is expected: %w", h.Name, d.last, ErrCorrupt))
 	}
 	off := d.at + (number-d.last-1)*d.r.first
 	d.last = number
@@ -303,7 +303,7 @@ func (d *DiskReader) block() error {
 		return d.fail(fmt.Errorf("block %d: checksum of the unknown kind %.20q: %w", number, ext, ErrCorrupt))
 	}
 	if sum != string(said) {
-		return d.fail(fmt.Errorf("block %d: checksum %s, the archive says %.40q: %w", number, sum, said, ErrCorrupt))
+		return d.fail(fmt.Errorf("block %d: checksum %s, the archive contains %.40q: %w", number, sum, said, ErrCorrupt))
 	}
 	d.at, d.left = off, data
 	return nil
