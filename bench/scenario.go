@@ -185,7 +185,7 @@ func sameFiles(a, b string) error {
 		n, err := io.ReadFull(f, p)
 		m, err2 := io.ReadFull(g, q)
 		if n != m || !bytes.Equal(p[:n], q[:m]) {
-			return fmt.Errorf("%s and %s differ at or behind byte %d", a, b, at)
+			return fmt.Errorf("%s and %s differ at or after byte %d", a, b, at)
 		}
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			return nil

@@ -125,7 +125,7 @@ func server(cmd *exec.Cmd, ready func() bool, fn func() (cost, error)) (c cost, 
 		case <-time.After(20 * time.Second):
 			_ = cmd.Process.Kill()
 			<-over
-			err = errors.Join(err, fmt.Errorf("%s did not end when told to", cmd.Path))
+			err = errors.Join(err, fmt.Errorf("%s did not stop when requested", cmd.Path))
 		}
 		if cmd.ProcessState != nil {
 			c.CPU = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()

@@ -322,7 +322,7 @@ func nearest(all []*Snapshot, w When, where *time.Location) string {
 
 func byID(all []*Snapshot, spec string) (*Snapshot, error) {
 	if len(spec) < 4 {
-		return nil, fmt.Errorf("%q: %w: give at least four characters of an id", spec, ErrNoSnapshot)
+		return nil, fmt.Errorf("%q: %w: type at least four characters of an ID", spec, ErrNoSnapshot)
 	}
 	var found *Snapshot
 	for _, s := range all {

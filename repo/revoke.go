@@ -32,7 +32,7 @@ type Revoked struct {
 }
 
 // ErrFullWriter is returned for a writer that cannot be revoked.
-var ErrFullWriter = errors.New("whoever holds a full key can make others, so that it cannot be shut out")
+var ErrFullWriter = errors.New("the holder of a full key can create others, so that it cannot be shut out")
 
 // readRevoked makes the keys reject objects that revoked writers wrote after their
 // revocation.

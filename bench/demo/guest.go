@@ -192,7 +192,7 @@ func compare(r io.Reader, name, file string) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		if n != m || !bytes.Equal(p[:n], q[:m]) {
-			return fmt.Errorf("%s differs from %s at or behind byte %d", name, file, at)
+			return fmt.Errorf("%s differs from %s at or after byte %d", name, file, at)
 		}
 		if err != nil {
 			if err2 != io.EOF && err2 != io.ErrUnexpectedEOF {

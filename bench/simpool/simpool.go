@@ -111,7 +111,7 @@ func (p *Pool) Stop() error {
 	case <-time.After(30 * time.Second):
 		_ = p.cmd.Process.Kill()
 		<-p.over
-		return errors.New("simulated pool did not end when told to")
+		return errors.New("simulated pool did not stop when requested")
 	}
 }
 

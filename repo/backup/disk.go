@@ -265,7 +265,7 @@ func (d *diskRun) read(ctx context.Context, work chan<- block) error {
 
 func checkExtent(e disk.Extent, last int64) error {
 	if e.Offset < last || e.Length <= 0 || e.Offset/disk.BlockSize != (e.End()-1)/disk.BlockSize {
-		return fmt.Errorf("source gives extent %d+%d behind %d", e.Offset, e.Length, last)
+		return fmt.Errorf("source returned extent %d+%d, which is empty, begins before %d or crosses a block boundary", e.Offset, e.Length, last)
 	}
 	return nil
 }
@@ -277,7 +277,7 @@ func clip(e disk.Extent, data []byte, size int64) (disk.Extent, error) {
 	}
 	keep := max(0, size-e.Offset)
 	if i := firstNonZero(data[keep:e.Length]); i >= 0 {
-		return e, fmt.Errorf("data behind the disk's end: offset %d of a disk of %d bytes: %w", e.Offset+keep+int64(i), size, seal.ErrCorrupt)
+		return e, fmt.Errorf("data after the disk's end: offset %d of a disk of %d bytes: %w", e.Offset+keep+int64(i), size, seal.ErrCorrupt)
 	}
 	e.Length = keep
 	return e, nil

@@ -334,7 +334,7 @@ func (run *Run) moved(ctx context.Context, s *repo.Snapshot, condemned map[pack.
 		}
 	}
 	if lost != nil {
-		return fmt.Errorf("chunk %s lies in a condemned pack: %w", lost.String()[:8], ErrRetired)
+		return fmt.Errorf("chunk %s is only in condemned or damaged packs: %w", lost.String()[:8], ErrRetired)
 	}
 	return nil
 }

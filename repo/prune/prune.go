@@ -33,10 +33,10 @@ var (
 	// the data that it needs is not known, so nothing is condemned.
 	ErrUnreadable = errors.New("what it needs is not known")
 	// ErrNotDamaged is returned if an object that is to be abandoned can be read.
-	ErrNotDamaged = errors.New("is not damaged, or not there")
+	ErrNotDamaged = errors.New("is not damaged, or does not exist")
 	// ErrStale is returned by a pass that was delayed for so long that the state it
 	// has read may be out of date.
-	ErrStale = errors.New("this prune was held up for too long: run it again")
+	ErrStale = errors.New("this prune was delayed for too long: run it again")
 )
 
 const (

@@ -185,7 +185,7 @@ func (v *versionRepair) restore(ctx context.Context, name string, data []byte) e
 	}
 	p, err := v.k.Get(ctx, name, 0, -1)
 	if err == nil && sha256.Sum256(p) != sha256.Sum256(data) {
-		err = fmt.Errorf("%s: put back, and still not what it should be: %w", name, seal.ErrCorrupt)
+		err = fmt.Errorf("%s: put back, but its content is still wrong: %w", name, seal.ErrCorrupt)
 	}
 	return err
 }
