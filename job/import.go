@@ -33,6 +33,8 @@ type ImportOptions struct {
 	// AssumeChain takes a differencing VHD to build on the file before it where
 	// that is not proved.
 	AssumeChain bool
+	// AllowShrink is how much smaller than the snapshot before it an image may be.
+	AllowShrink Shrink
 }
 
 // ErrChain is returned for a differencing VHD whose parent is not the file
@@ -171,6 +173,12 @@ func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, 
 	}
 	im.chain = nil
 	if old == nil {
+		last := im.before(s, src)
+		if last != nil {
+			if err := im.o.AllowShrink.checkSize(last, last.Disks[0].Size, src.Size()); err != nil {
+				return err
+			}
+		}
 		reason := "imported from " + filepath.Base(file)
 		if im.o.Raw {
 			reason += storedRaw
@@ -180,8 +188,12 @@ func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, 
 			roots = append(roots, base)
 		}
 		if old, err = im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
-			return im.disk(ctx, run, s, src, repo.Disk{Device: s.VM.Name, Size: src.Size(), Reason: reason},
-				backup.DiskOptions{Size: src.Size(), Base: base, Delta: src.isDelta()}, src.allocated)
+			d := repo.Disk{Device: s.VM.Name, Size: src.Size(), Reason: reason}
+			res, err := im.disk(ctx, run, s, src, d, backup.DiskOptions{Size: src.Size(), Base: base, Delta: src.isDelta()}, src.allocated)
+			if err == nil && last != nil {
+				err = im.o.AllowShrink.checkContent(last, &res)
+			}
+			return err
 		}); err != nil {
 			return err
 		}
@@ -195,6 +207,19 @@ func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, 
 		im.chain.made = !passed
 	}
 	return nil
+}
+
+// before is the newest snapshot of the same image that is not newer than s, if s
+// holds a whole disk: the one that s must not be much smaller than.
+func (im *importer) before(s *repo.Snapshot, src *imported) *repo.Snapshot {
+	if src.isDelta() {
+		return nil
+	}
+	last := repo.Latest(im.all, func(x *repo.Snapshot) bool { return sameVM(x, s) && !x.Data.After(s.Data) })
+	if last == nil || len(last.Disks) != 1 {
+		return nil
+	}
+	return last
 }
 
 // imageSnapshot describes the snapshot of an image: as which VM it counts, its
@@ -236,17 +261,17 @@ func (im *importer) imageSnapshot(file string, kind filekind.Kind, st os.FileInf
 }
 
 // disk stores one disk and adds it to the snapshot.
-func (im *importer) disk(ctx context.Context, run *backup.Run, s *repo.Snapshot, src disk.Source, d repo.Disk, o backup.DiskOptions, total int64) error {
+func (im *importer) disk(ctx context.Context, run *backup.Run, s *repo.Snapshot, src disk.Source, d repo.Disk, o backup.DiskOptions, total int64) (backup.DiskResult, error) {
 	m := im.o.Progress.Begin(strings.TrimPrefix(s.VM.Name+" "+d.Device, d.Device+" "), total)
 	defer m.Done()
 	o.Progress = metered(m)
 	res, err := run.Disk(ctx, src, o)
 	if err != nil {
-		return err
+		return res, err
 	}
 	d.Root, d.Counts, d.Method = repo.HexID(res.Root), res.Counts, "full"
 	s.Disks = append(s.Disks, d)
-	return nil
+	return res, nil
 }
 
 // run stores and publishes one snapshot. Where an equal one is there already, that

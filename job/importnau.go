@@ -277,7 +277,8 @@ func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) er
 				return err
 			}
 		}
-		return im.disk(ctx, run, s, src, d, backup.DiskOptions{Size: d.Size, Base: base}, src.allocated)
+		_, err = im.disk(ctx, run, s, src, d, backup.DiskOptions{Size: d.Size, Base: base}, src.allocated)
+		return err
 	})
 	if err == nil && old != nil {
 		im.pass(b.dir, old)

@@ -83,7 +83,7 @@ func (im *importer) archive(ctx context.Context, file string, o archiveOptions) 
 			x := src.Disk()
 			d := diskOf(x.VDI, x.VBD, x.Size)
 			d.Reason = "imported from " + filepath.Base(file)
-			if err := im.disk(ctx, run, s, src, d, backup.DiskOptions{Size: x.Size, Base: bases[d.VDI]}, total); err != nil {
+			if _, err := im.disk(ctx, run, s, src, d, backup.DiskOptions{Size: x.Size, Base: bases[d.VDI]}, total); err != nil {
 				return fmt.Errorf("disk %s: %w", d.Device, err)
 			}
 		}

@@ -38,6 +38,7 @@ var ErrSelfTest = errors.New("self-test failed")
 const (
 	StepOK      = "ok"
 	StepFailed  = "failed"
+	StepStopped = "stopped" // the test was interrupted
 	StepSkipped = "skipped" // the pool or the SR does not offer it, or an earlier step failed
 )
 
@@ -54,7 +55,7 @@ type SelfTestOptions struct {
 // in docs/reference/json.md.
 type SelfTestReport struct {
 	Type     string         `json:"type"`   // "selftest"
-	Status   string         `json:"status"` // "ok" or "failed"
+	Status   string         `json:"status"` // "ok", "failed" or "stopped"
 	Product  string         `json:"product"`
 	API      string         `json:"api"` // version of the pool's API
 	Hosts    int            `json:"hosts"`
@@ -105,6 +106,7 @@ func SelfTest(ctx context.Context, pool *xapi.Client, o SelfTestOptions) (*SelfT
 	removed := s.remove(ctx)
 	s.rep.Duration = time.Since(s.began).Seconds()
 	if removed && ctx.Err() != nil {
+		s.rep.Status = StepStopped
 		return s.rep, context.Cause(ctx)
 	}
 	if s.failed {
@@ -240,6 +242,8 @@ func (s *selfTest) step(ctx context.Context, name string, fn func(ctx context.Co
 	switch {
 	case errors.As(err, &skip):
 		st.State, st.Text, st.Bytes = StepSkipped, skip.why, 0
+	case err != nil && ctx.Err() != nil:
+		st.State, st.Text = StepStopped, ""
 	case err != nil:
 		st.State, st.Text = StepFailed, s.redact(oneLine(err))
 		s.failed = true

@@ -156,7 +156,7 @@ func TestSelfTestInterrupted(t *testing.T) {
 				cancel()
 			}
 		}})
-		if !errors.Is(err, context.Canceled) || rep.Steps[len(rep.Steps)-1].Name != "remove everything" {
+		if !errors.Is(err, context.Canceled) || rep.Steps[len(rep.Steps)-1].Name != "remove everything" || rep.Status != job.StepStopped {
 			t.Errorf("after %q: %v, %+v", at, err, rep)
 		}
 		w.sim.GC()

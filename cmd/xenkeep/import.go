@@ -21,6 +21,7 @@ type importOptions struct {
 	date        date
 	format      choice
 	assumeChain bool
+	allowShrink shrink
 	job         string
 	jobGiven    bool
 	tags        list
@@ -52,6 +53,8 @@ over, so that an import can be repeated. qcow2 is read through qemu-nbd (Debian 
 	s.StringVar(&o.name, "name", "", "`name` of disk images in the repository (the file's; without it two files are two images)")
 	s.Var(&o.format, "format", formatUsage)
 	s.BoolVar(&o.assumeChain, "assume-chain", false, "take a differencing VHD to build on the file before it, though nothing proves it")
+	s.Var(&o.allowShrink, "allow-shrink", "`percent` that an image may be smaller than in its snapshot before (20); without a number, any size and an empty image are allowed")
+	s.Lookup("allow-shrink").NoOptDefVal = "100"
 	s.Var(&o.date, "date", "`date` of the data, 2026-03-16T12:30:27Z (the file's)")
 	s.StringVar(&o.job, "job", "default", "the `name` of the job that the snapshots count for in retention")
 	s.Var(&o.tags, "tag", "a `tag` for the snapshots; may be repeated")
@@ -104,7 +107,7 @@ func importFiles(ctx context.Context, stderr io.Writer, o *importOptions, files 
 			Job: name, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
 			Progress: show, Log: warnings(show),
 		},
-		Name: o.name, Date: time.Time(o.date), Raw: o.format.text == formatRaw, AssumeChain: o.assumeChain,
+		Name: o.name, Date: time.Time(o.date), Raw: o.format.text == formatRaw, AssumeChain: o.assumeChain, AllowShrink: job.Shrink(o.allowShrink),
 	})
 }
 

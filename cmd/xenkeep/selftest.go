@@ -46,9 +46,9 @@ func (o *doctorOptions) runSelfTest(cmd *cobra.Command) error {
 		return err
 	}
 	if o.output.json {
-		errs = append(errs, writeLine(out, selfTestLine{*rep, version}))
+		errs = append(errs, writeLine(out, selfTestLine{*rep, versionText()}))
 	} else {
-		_, werr := fmt.Fprintf(out, "%s: xenkeep %s, %s (API %s), %s, SR of type %s, disk of %s, %.1f s\n", rep.Status, version, rep.Product, rep.API,
+		_, werr := fmt.Fprintf(out, "%s: xenkeep %s, %s (API %s), %s, SR of type %s, disk of %s, %.1f s\n", rep.Status, versionText(), rep.Product, rep.API,
 			plural(rep.Hosts, "host"), rep.SRType, humanize.IBytes(uint64(rep.Size)), rep.Duration)
 		errs = append(errs, werr)
 	}

@@ -473,3 +473,23 @@ func TestOutputs(t *testing.T) {
 		}
 	}
 }
+
+// A byte order mark is no part of a config, and a file that is not text is
+// refused in one line.
+func TestConfigBytes(t *testing.T) {
+	dir := t.TempDir()
+	text, err := os.ReadFile("example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	marked, binary := filepath.Join(dir, "bom.toml"), filepath.Join(dir, "binary.toml")
+	if err := errors.Join(os.WriteFile(marked, append([]byte("\xef\xbb\xbf"), text...), 0o600), os.WriteFile(binary, []byte("\x7fELF\xff\xfe\x00"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(marked); err != nil {
+		t.Error(err)
+	}
+	if _, err := Load(binary); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "not a text file") {
+		t.Error(err)
+	}
+}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -8,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // ErrConfig is returned for config files that are not right.
@@ -53,9 +55,9 @@ func (p *Problems) err() error {
 
 // Load reads and checks a TOML file.
 func Load(file string) (*Config, error) {
-	text, err := os.ReadFile(file)
+	text, err := readText(file)
 	if err != nil {
-		return nil, fmt.Errorf("config: %w", err)
+		return nil, err
 	}
 	return Parse(file, text)
 }
@@ -73,9 +75,9 @@ func Parse(file string, content []byte) (*Config, error) {
 // LoadStrictly is Load, and tries the files that runs write, too. A run goes on where
 // it cannot write them, so Load does not.
 func LoadStrictly(file string) (*Config, error) {
-	text, err := os.ReadFile(file)
+	text, err := readText(file)
 	if err != nil {
-		return nil, fmt.Errorf("config: %w", err)
+		return nil, err
 	}
 	c, places, bad := parse(file, text)
 	if c != nil {
@@ -202,3 +204,20 @@ func distance(a, b string) int {
 }
 
 func sorted[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }
+
+// readText reads a config. A byte order mark, which editors on Windows write, is
+// no part of it.
+func readText(file string) ([]byte, error) {
+	p, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	p = bytes.TrimPrefix(p, []byte("\xef\xbb\xbf"))
+	if !utf8.Valid(p) {
+		var bad Problems
+		bad.File = file
+		bad.add(0, "it is not a text file in UTF-8")
+		return nil, bad.err()
+	}
+	return p, nil
+}
