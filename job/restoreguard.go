@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -276,11 +277,9 @@ func (g *guard) halted(ctx context.Context) error {
 	return nil
 }
 
-// begin marks a disk as half restored, before anything is written to it.
+// begin marks a disk as half restored, before anything is written to it. The mark of an
+// earlier run is replaced, since it may name another snapshot.
 func (g *guard) begin(ctx context.Context, t *overTarget) error {
-	if g.began[t.vdi.Ref] {
-		return nil
-	}
 	own := g.p.lease.own
 	text, err := json.Marshal(halfMark{
 		UUID: t.vdi.UUID, Repository: own[markRepository], Snapshot: g.p.s.ID(), Disk: t.d.Device, Run: own[markRun], Machine: own[markMachine],
@@ -289,8 +288,27 @@ func (g *guard) begin(ctx context.Context, t *overTarget) error {
 	if err != nil {
 		return err
 	}
+	if g.began[t.vdi.Ref] {
+		return g.renew(ctx, t.vdi.Ref, string(text))
+	}
 	g.began[t.vdi.Ref] = true // where the answer is lost it may be there
 	return g.p.pool.SetOtherConfig(ctx, "VDI", t.vdi.Ref, markHalf, string(text))
+}
+
+// renew replaces the mark of a half-restored disk by one call: the disk must not be
+// without a mark at any time, or a run that is killed meanwhile would leave it
+// unprotected.
+func (g *guard) renew(ctx context.Context, ref xapi.Ref, text string) error {
+	v, err := g.p.pool.VDI(ctx, ref)
+	if err != nil {
+		return err
+	}
+	other := maps.Clone(v.OtherConfig)
+	if other == nil {
+		other = make(map[string]string)
+	}
+	other[markHalf] = text
+	return g.p.pool.Call(ctx, "VDI.set_other_config", nil, ref, other)
 }
 
 // settle ends the protection where nothing is half restored, and keeps it

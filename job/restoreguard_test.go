@@ -435,3 +435,42 @@ func TestRestoreOverStaysHeld(t *testing.T) {
 	}
 	w.bare(nil)
 }
+
+// A disk that two restores in turn leave half written is marked as half restored from
+// the snapshot of the later one, and is never without a mark meanwhile.
+func TestRestoreOverHalfTwice(t *testing.T) {
+	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
+	first := w.s
+	w.s = backupOf(w.world, "web")
+	if w.s.ID() == first.ID() {
+		t.Fatal("one snapshot")
+	}
+	restore := func(s *repo.Snapshot) {
+		t.Helper()
+		w.cutMidway()
+		_, err := job.RestoreOver(t.Context(), w.repo, w.pool, s, disksOf(s), job.Over{}, job.RestoreOptions{})
+		var half *job.HalfRestoredError
+		if !errors.As(err, &half) {
+			t.Fatal(err)
+		}
+		f := w.findingOf("disk xvda of VM web")
+		if f == nil || !strings.Contains(f.Text, "half restored from snapshot "+s.Short()) {
+			t.Errorf("%+v", f)
+		}
+	}
+	restore(first)
+	if _, err := w.sim.GuestWrite(w.vdi.UUID, w.write("third.img", w.file, 99, 12)); err != nil {
+		t.Fatal(err)
+	}
+	w.sim.Watch(func(method string) {
+		if method == "VDI.remove_from_other_config" {
+			t.Error("the mark is taken off before the new one is there")
+		}
+	})
+	restore(w.s)
+	w.sim.Watch(nil)
+	if _, err := w.over(job.Over{}); err != nil {
+		t.Fatal(err)
+	}
+	w.bare(nil)
+}
