@@ -483,14 +483,14 @@ func TestStalledServer(t *testing.T) {
 			w.put(uint32(simpleMagic), uint32(0), r.cookie, e.data[r.offset:r.offset+uint64(r.length)])
 		}
 	})
-	d, err := Open(testContext(t), DiskOptions{Endpoints: []Endpoint{{Address: addr}}, Connections: 1, Stall: 60 * time.Millisecond, Pause: time.Millisecond})
+	d, err := Open(testContext(t), DiskOptions{Endpoints: []Endpoint{{Address: addr}}, Connections: 1, Stall: 500 * time.Millisecond, Pause: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
 	readAll(t, d, e.data, 4096, 2)
 	// An idle connection is not stalled.
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(1100 * time.Millisecond)
 	readAll(t, d, e.data, 4096, 2)
 	if n := n.Load(); n != 2 {
 		t.Errorf("%d connections", n)
