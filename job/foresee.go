@@ -175,10 +175,12 @@ func ForgetVMs(ctx context.Context, r *repo.Repository, c Common, pool string, v
 	}, newest)
 }
 
-// Good finds the newest complete snapshot of a VM of a pool, of any job; nil
-// where there is none.
-func Good(all []*repo.Snapshot, pool, vm string) *repo.Snapshot {
-	return repo.Latest(all, func(s *repo.Snapshot) bool { return s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == vm })
+// Good returns the newest complete snapshot of a VM of a pool, of any job, that is
+// not among unsound, the IDs of damaged snapshots; nil if there is none.
+func Good(all []*repo.Snapshot, pool, vm string, unsound map[string]string) *repo.Snapshot {
+	return repo.Latest(all, func(s *repo.Snapshot) bool {
+		return s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == vm && unsound[s.ID()] == ""
+	})
 }
 
 // ClockSkew is how far two clocks may differ before that is worth a warning.

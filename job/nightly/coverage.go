@@ -3,6 +3,7 @@ package nightly
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"xenkeep/job/config"
 	"xenkeep/job/selection"
 	"xenkeep/repo"
+	"xenkeep/repo/check"
 	"xenkeep/repo/retention"
 	"xenkeep/xapi"
 )
@@ -25,6 +27,8 @@ type Covered struct {
 	Data     time.Time `json:"data_time,omitzero"`
 	Age      float64   `json:"age_s,omitempty"`
 	Jobs     []string  `json:"jobs"` // of the config that choose it
+	// Damaged is why a newer snapshot is not counted: it is known to be damaged.
+	Damaged string `json:"damaged,omitempty"`
 	// Left is why the jobs leave it out, where one does.
 	Left string `json:"left_out,omitempty"`
 	// FromFuture is set where the snapshot is dated more than a day ahead.
@@ -43,6 +47,10 @@ func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs [
 		return nil, err
 	}
 	_ = bad // those are no good snapshots
+	unsound, err := check.Unsound(ctx, r)
+	if err != nil {
+		return nil, err
+	}
 	p, err := pool.Pool(ctx)
 	if err != nil {
 		return nil, err
@@ -80,7 +88,11 @@ func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs [
 		}
 		wanted := len(jobs) == 0 || len(c.Jobs) > 0 || c.Left == ""
 		c.TooOld = wanted
-		if s := job.Good(all, p.UUID, vm.UUID); s != nil {
+		s := job.Good(all, p.UUID, vm.UUID, unsound)
+		if newest := job.Good(all, p.UUID, vm.UUID, nil); newest != s {
+			c.Damaged = "snapshot " + newest.Short() + ": " + oneLine(errors.New(unsound[newest.ID()]))
+		}
+		if s != nil {
 			age := now.Sub(job.Taken(s))
 			c.Snapshot, c.Data, c.Age, c.FromFuture = s.ID(), s.Data, age.Seconds(), retention.FromFuture(s, now)
 			// An age that cannot be true protects nobody.

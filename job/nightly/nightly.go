@@ -89,6 +89,8 @@ type night struct {
 	pool *xapi.Client
 	sel  *selection.Result
 	errs []error // what makes the run partial
+	// unsound are the snapshots that this run's check found damaged, and why.
+	unsound map[string]string
 }
 
 // Run runs a job and returns its report, beside job.ErrFailed, job.ErrPartial
@@ -279,7 +281,7 @@ func (x *night) run(ctx context.Context) (err error) {
 		return err
 	}
 	err = x.backup(ctx, inv)
-	x.lastGood(ctx, inv)
+	defer x.lastGood(ctx, inv) // after the check, which may find that a snapshot is not good
 	if errors.Is(err, job.ErrUntrue) {
 		x.damaged(err, "changed-block tracking missed a change, and older snapshots may be wrong", job.HintOf(job.ErrUntrue))
 		if !errors.Is(err, job.ErrPartial) {
@@ -344,10 +346,10 @@ func saved(all []*repo.Snapshot, pool string) map[string][]string {
 
 // queue puts the chosen VMs in order: by priority, then those first whose last
 // good backup is oldest.
-func queue(sel *selection.Result, all []*repo.Snapshot, pool string) []job.Chosen {
+func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map[string]string) []job.Chosen {
 	vms := slices.Clone(sel.VMs)
 	last := func(v *selection.VM) time.Time {
-		if s := job.Good(all, pool, v.Record.UUID); s != nil {
+		if s := job.Good(all, pool, v.Record.UUID, unsound); s != nil {
 			return s.Data
 		}
 		return time.Time{}
@@ -384,7 +386,11 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 		return err
 	}
 	x.unreadable(bad)
-	o.Chosen = queue(x.sel, all, x.rep.PoolUUID)
+	unsound, err := check.Unsound(ctx, x.repo)
+	if err != nil {
+		return err
+	}
+	o.Chosen = queue(x.sel, all, x.rep.PoolUUID, unsound)
 	for _, f := range x.sel.Findings {
 		switch {
 		case f.Missing:
@@ -520,9 +526,33 @@ func (x *night) gather(sum *job.Summary, chosen []job.Chosen) {
 	r.VMs = append(r.VMs, list...)
 }
 
-// lastGood finds the newest good snapshot of every VM of the pool.
+// complete returns all snapshots, and those among them that are known to be
+// damaged, with the reasons.
+func (x *night) complete(ctx context.Context) ([]*repo.Snapshot, map[string]string, error) {
+	all, _, err := x.repo.Snapshots(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	unsound, err := check.Unsound(ctx, x.repo)
+	if err != nil {
+		return nil, nil, err
+	}
+	maps.Copy(unsound, x.unsound) // without a cache folder they are only here
+	return all, unsound, nil
+}
+
+// lastGood finds the newest good snapshot of every VM of the pool. A VM whose new
+// snapshot is damaged is not well saved.
 func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
-	all, _, err := x.repo.Snapshots(context.WithoutCancel(ctx))
+	for i := range x.rep.VMs {
+		v := &x.rep.VMs[i]
+		if why := x.unsound[v.Snapshot]; v.Snapshot != "" && why != "" {
+			v.State, v.Hint = report.Partial, x.rep.DamageHint
+			v.Error = "its new snapshot cannot be read in full: " + oneLine(errors.New(why))
+			x.errs = append(x.errs, fmt.Errorf("VM %s: %s", v.Name, v.Error))
+		}
+	}
+	all, unsound, err := x.complete(context.WithoutCancel(ctx))
 	if err != nil {
 		x.warn("the newest good snapshots: %w", err)
 		return
@@ -535,7 +565,7 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 			continue
 		}
 		g := report.Good{Name: vm.NameLabel, UUID: vm.UUID}
-		if s := job.Good(all, x.rep.PoolUUID, vm.UUID); s != nil {
+		if s := job.Good(all, x.rep.PoolUUID, vm.UUID, unsound); s != nil {
 			newest[vm.UUID], g.Data = s, job.Taken(s)
 		}
 		x.good = append(x.good, g)
@@ -570,7 +600,7 @@ func (x *night) goodWithoutPool(ctx context.Context) {
 	if x.repo == nil {
 		return
 	}
-	all, _, err := x.repo.Snapshots(context.WithoutCancel(ctx))
+	all, unsound, err := x.complete(context.WithoutCancel(ctx))
 	if err != nil {
 		x.warn("the newest good snapshots: %w", err)
 		return
@@ -580,7 +610,7 @@ func (x *night) goodWithoutPool(ctx context.Context) {
 		at[g.UUID] = i
 	}
 	for _, s := range all {
-		if s.Origin != "pool" || !s.Complete {
+		if s.Origin != "pool" || !s.Complete || unsound[s.ID()] != "" {
 			continue
 		}
 		i, known := at[s.VM.UUID]
@@ -664,7 +694,7 @@ func (x *night) check(ctx context.Context) {
 		x.partial(fmt.Errorf("check: %w", err))
 		return
 	}
-	x.rep.Checked = "clean"
+	x.rep.Checked, x.unsound = "clean", rep.Unsound()
 	for _, f := range rep.Findings {
 		x.rep.Findings = append(x.rep.Findings, oneLine(errors.New(x.Finding(f))))
 	}

@@ -14,6 +14,7 @@ import (
 	"xenkeep/job/config"
 	"xenkeep/job/selection"
 	"xenkeep/repo"
+	"xenkeep/repo/check"
 	"xenkeep/repo/retention"
 	"xenkeep/xapi"
 
@@ -262,6 +263,10 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 		}
 		p.find("error", b.Object, "run xenkeep check, then xenkeep repair", "%w", b.Err)
 	}
+	unsound, err := check.Unsound(ctx, r)
+	if err != nil {
+		return err
+	}
 	f, err := job.Foresee(ctx, r, pool, *o)
 	if err != nil {
 		return err
@@ -274,7 +279,7 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 	for i := range sel.VMs {
 		by[sel.VMs[i].Record.UUID] = &sel.VMs[i]
 	}
-	for _, c := range queue(sel, all, pool.PoolUUID()) {
+	for _, c := range queue(sel, all, pool.PoolUUID(), unsound) {
 		v := by[c.UUID]
 		out := PlannedVM{Name: c.Name, UUID: c.UUID, By: v.By, Priority: v.Priority, Disks: []PlannedDisk{}}
 		fc, err := f.VM(ctx, c)

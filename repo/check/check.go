@@ -2,7 +2,7 @@
 // reference of every snapshot resolves, and optionally every stored byte is
 // unchanged. Without any key it verifies objects against their names (Keyless). It
 // changes nothing in the repository; it records in the cache folder which packs it
-// has read.
+// has read and which snapshots it found damaged.
 package check
 
 import (
@@ -155,11 +155,14 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	if len(o.Snapshots) > 0 {
 		c.rep.Findings = slices.DeleteFunc(c.rep.Findings, func(f Finding) bool { return !strings.HasPrefix(f.Object, "snapshots/") })
 	}
+	slices.SortStableFunc(c.rep.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
 	if err := c.remember(); err != nil {
 		return nil, err
 	}
+	if err := c.rememberUnsound(); err != nil {
+		return nil, fmt.Errorf("remember what is damaged: %w", err)
+	}
 	c.rep.OldestProof, c.rep.NeverRead = c.proofs.oldest(c.packs)
-	slices.SortStableFunc(c.rep.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
 	return &c.rep, nil
 }
 
