@@ -87,6 +87,11 @@ func DoctorPool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 		return nil, err
 	}
 	out = append(out, half...)
+	blocked, err := Blocked(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, blocked...)
 	nets, err := pool.Networks(ctx)
 	if err != nil {
 		return nil, err

@@ -60,7 +60,9 @@ func Foresee(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Backu
 
 // VM foresees the backup of one VM. An error says why it would fail.
 func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
-	p, err := planVM(ctx, f.pool, c.UUID, f.o.planOptions(c.Leave))
+	o := f.o.planOptions(c.Leave)
+	o.repository, o.machine = f.r.ID(), f.o.Machine
+	p, err := planVM(ctx, f.pool, c.UUID, o)
 	if err != nil {
 		return nil, err
 	}

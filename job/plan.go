@@ -70,6 +70,11 @@ type planOptions struct {
 	skip  bool              // leave out disks that cannot be snapshotted
 	usb   bool              // USB devices may be detached for the VM snapshot
 	leave map[string]string // disks to be left out, by their UUID, with the reason
+
+	repository string // whose backup it is; "" where there is none
+	// machine is set where a run is foreseen: that run, on this machine, takes off the
+	// blocks of dead restores before it plans its VMs.
+	machine string
 }
 
 func (o *BackupOptions) planOptions(leave map[string]string) planOptions {
@@ -87,10 +92,10 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, o planOpt
 		VM: rawRecord(vm.Raw), VBDs: map[string]rawRecord{}, VDIs: map[string]rawRecord{},
 		VIFs: map[string]rawRecord{}, Networks: map[string]rawRecord{}, SRs: map[string]rawRecord{},
 	}}
-	if guarded(&vm) {
-		return nil, guardedVM(ctx, pool, &vm)
+	if err := guardedVM(ctx, pool, &vm, o); err != nil {
+		return nil, err
 	}
-	if v, blocked := vm.BlockedOperations["snapshot"]; blocked {
+	if v, blocked := vm.BlockedOperations["snapshot"]; blocked && v != guardText {
 		return nil, &unsupported{why: "snapshots of it are blocked on the pool (" + v + ")",
 			hint: "remove \"snapshot\" from the VM's blocked_operations"}
 	}

@@ -595,17 +595,78 @@ func (c *cleanup) giveFree(ctx context.Context, l *Leftover) error {
 	return err
 }
 
-// guardedVM is why a VM cannot be backed up that a restore over its disks has
-// blocked.
-func guardedVM(ctx context.Context, pool *xapi.Client, vm *xapi.VM) error {
+// guardedVM returns why a VM that a restore over its disks has blocked cannot be backed
+// up; nil for any other VM, and for one whose block a foreseen run takes off first.
+func guardedVM(ctx context.Context, pool *xapi.Client, vm *xapi.VM, o planOptions) error {
+	if !guarded(vm) {
+		return nil
+	}
 	disks, err := halfDisks(ctx, pool, vm)
 	if err != nil {
 		return err
 	}
-	if len(disks) == 0 {
-		return &unsupported{why: "a restore is writing over its disks", hint: "wait for the restore to end; if none runs, xenkeep cleanup takes its block off the VM"}
+	if len(disks) > 0 {
+		return &unsupported{why: "its disk " + strings.Join(disks, ", ") + " is half restored", hint: halfHint}
 	}
-	return &unsupported{why: "its disk " + strings.Join(disks, ", ") + " is half restored", hint: halfHint}
+	m := writerOf(vm.OtherConfig, vm.UUID)
+	foreign := m != nil && m.Repository != "" && m.Repository != o.repository
+	if o.machine != "" && !foreign {
+		now, err := poolTime(ctx, pool)
+		if err != nil {
+			return err
+		}
+		if m == nil || writerGone(m, vm.OtherConfig, o.machine, now) {
+			return nil
+		}
+	}
+	if !foreign {
+		m = nil
+	}
+	return &unsupported{why: "a restore is writing over its disks", hint: "wait for the restore to end; if none runs, " + unblockHint(m)}
+}
+
+// unblockHint names the command that takes the block of a dead restore off a VM. Where
+// m is not nil, the restore may be that of another repository.
+func unblockHint(m *writerMark) string {
+	const hint = "xenkeep cleanup takes the block off"
+	if m == nil || m.Repository == "" {
+		return hint
+	}
+	return fmt.Sprintf("%s: with repository %.8s, which the restore was from, or else with --foreign", hint, m.Repository)
+}
+
+// Blocked lists the VMs of a pool that a restore which has ended still blocks, although
+// none of their disks is half restored, as findings.
+func Blocked(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
+	vms, err := pool.VMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Finding
+	var now time.Time
+	for i := range vms {
+		vm := &vms[i]
+		if !vm.Real() || !guarded(vm) {
+			continue
+		}
+		if now.IsZero() {
+			if now, err = poolTime(ctx, pool); err != nil {
+				return nil, err
+			}
+		}
+		m := writerOf(vm.OtherConfig, vm.UUID)
+		if m != nil && !writerGone(m, vm.OtherConfig, hostname(), now) {
+			continue
+		}
+		disks, err := halfDisks(ctx, pool, vm)
+		if err != nil {
+			return nil, err
+		}
+		if len(disks) == 0 {
+			out = append(out, Finding{Level: Warn, What: "VM " + vm.NameLabel, Text: "start is blocked by a restore that has ended", Hint: unblockHint(m)})
+		}
+	}
+	return out, nil
 }
 
 // HalfRestored lists the half-restored disks of a pool, as findings.

@@ -1,6 +1,7 @@
 package job_test
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"path/filepath"
@@ -470,6 +471,76 @@ func TestRestoreOverHalfTwice(t *testing.T) {
 	restore(w.s)
 	w.sim.Watch(nil)
 	if _, err := w.over(job.Over{}); err != nil {
+		t.Fatal(err)
+	}
+	w.bare(nil)
+}
+
+// A restore over a VM's disks that was killed before it wrote anything leaves a block.
+// A run takes it off before it plans its VMs, so that a plan finds nothing wrong, and
+// doctor names the command. Where the restore was of another repository, the run leaves
+// the block, and the hint says who takes it off.
+func TestRestoreOverDeadBlock(t *testing.T) {
+	ctx := t.Context()
+	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
+	vm := w.vm("web")
+	block := func(repository string, age time.Duration) {
+		t.Helper()
+		text, err := json.Marshal(map[string]any{"uuid": vm.UUID, "repository": repository, "run": "0123456789abcdef", "machine": "elsewhere",
+			"process": "", "since": time.Now().Add(-age)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.pool.SetOtherConfig(ctx, "VM", vm.Ref, "xenkeep:writer", string(text)); err != nil {
+			t.Fatal(err)
+		}
+		blocked := map[string]string{}
+		for _, op := range []string{"start", "start_on", "snapshot"} {
+			blocked[op] = "xenkeep is restoring disks of this VM; if no restore runs, run the same restore again, or see xenkeep cleanup"
+		}
+		w.must(nil, "VM.set_blocked_operations", vm.Ref, blocked)
+	}
+	foresee := func() error {
+		t.Helper()
+		f, err := job.Foresee(ctx, w.repo, w.pool, w.options("web"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.VM(ctx, job.Chosen{UUID: vm.UUID, Name: "web"})
+		return err
+	}
+
+	block(w.repo.ID(), time.Second)
+	if err := foresee(); err == nil || !strings.Contains(err.Error(), "a restore is writing over its disks") {
+		t.Errorf("a live restore: %v", err)
+	}
+	if f := w.findingOf("VM web"); f != nil {
+		t.Errorf("a live restore: %+v", f)
+	}
+
+	block(w.repo.ID(), 3*time.Hour)
+	if err := foresee(); err != nil {
+		t.Errorf("a dead restore: %v", err)
+	}
+	if f := w.findingOf("VM web"); f == nil || f.Level != job.Warn || f.Text != "start is blocked by a restore that has ended" || !strings.Contains(f.Hint, "xenkeep cleanup") {
+		t.Errorf("a dead restore: %+v", f)
+	}
+	if _, err := job.Backup(ctx, w.repo, w.pool, w.options("web")); err != nil {
+		t.Errorf("backup: %v", err)
+	}
+	w.bare(nil)
+
+	block("fedcba9876543210", 3*time.Hour)
+	if err := foresee(); err == nil || !strings.Contains(job.HintOf(err), "repository fedcba98") || !strings.Contains(job.HintOf(err), "--foreign") {
+		t.Errorf("another repository: %v, %s", err, job.HintOf(err))
+	}
+	if f := w.findingOf("VM web"); f == nil || !strings.Contains(f.Hint, "--foreign") {
+		t.Errorf("another repository: %+v", f)
+	}
+	if _, err := job.Backup(ctx, w.repo, w.pool, w.options("web")); err == nil {
+		t.Error("the backup passes over the block")
+	}
+	if _, err := job.Cleanup(ctx, w.repo, w.pool, job.CleanupOptions{Foreign: true}); err != nil {
 		t.Fatal(err)
 	}
 	w.bare(nil)

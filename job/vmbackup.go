@@ -50,7 +50,9 @@ type vmBackup struct {
 // for its snapshot to be published. On failure the pool is as it was.
 func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	v.watch.begin(v.b.o.Now())
-	if v.plan, err = planVM(ctx, v.b.pool, vm, v.b.o.planOptions(v.target.leave)); err != nil {
+	o := v.b.o.planOptions(v.target.leave)
+	o.repository = v.b.r.ID()
+	if v.plan, err = planVM(ctx, v.b.pool, vm, o); err != nil {
 		return err
 	}
 	if v.plan.vm.OtherConfig["snapmanager"] == "true" {
