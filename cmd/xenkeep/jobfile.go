@@ -162,6 +162,23 @@ func machineName() string {
 	return "unknown"
 }
 
+// logFile writes to a log file. After the first failed write, for example on a full
+// disk, it reports the failure to stderr once and keeps the error.
+type logFile struct {
+	w, stderr io.Writer
+	failed    error
+}
+
+// Write is called under the lock of the log's handler.
+func (l *logFile) Write(p []byte) (int, error) {
+	n, err := l.w.Write(p)
+	if err != nil && l.failed == nil {
+		l.failed = err
+		fmt.Fprintf(l.stderr, "xenkeep: warning: log: %s\n", oneLine(err.Error()))
+	}
+	return n, err
+}
+
 // logger writes the log where the config says. A file that cannot be written
 // must not cost the night: the log goes to stderr then, and the error is
 // returned beside it.
@@ -173,7 +190,8 @@ func logger(c *config.Log, stderr io.Writer) (*slog.Logger, func() error, error)
 		if err != nil {
 			failed = fmt.Errorf("log: %w", err)
 		} else {
-			w, end = f, f.Close
+			l := &logFile{w: f, stderr: stderr}
+			w, end = l, func() error { return cmp.Or(l.failed, f.Close()) }
 		}
 	}
 	if c.Format == "json" {
@@ -247,7 +265,7 @@ func watchJob(cmd *cobra.Command, o *backupOptions, n *nightly.Night, c *config.
 	rep, err := nightly.Run(cmd.Context(), *n)
 	rep.Log(log)
 	if cerr := end(); cerr != nil {
-		fmt.Fprintf(show, "xenkeep: warning: log: %s\n", oneLine(cerr.Error()))
+		rep.Unsent = append(rep.Unsent, "log: "+oneLine(cerr.Error()))
 	}
 	return rep, err
 }
