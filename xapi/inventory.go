@@ -52,7 +52,7 @@ func named[T any, P recordPtr[T]](ctx context.Context, c *Client, class, nameOrU
 	var refs []Ref
 	if looksLikeUUID(nameOrUUID) {
 		var ref Ref
-		err := c.Call(ctx, class+".get_by_uuid", &ref, nameOrUUID)
+		err := c.Call(ctx, class+".get_by_uuid", &ref, strings.ToLower(nameOrUUID)) // the pool's UUIDs are lower-case
 		if err == nil {
 			refs = []Ref{ref}
 		} else if !IsCode(err, UUIDInvalid, HandleInvalid) {
