@@ -23,18 +23,18 @@ var dialect = []struct {
 	match          *regexp.Regexp
 	comments, docs float64
 }{
-	{"gives", "returns", word(`gives?|gave|given`), 35, 30},
-	{"tells", "reports", word(`tells?|told`), 60, 60},
-	{"says", "reports, requires, means", word(`says?|said`), 60, 60},
-	{"at once", "concurrently, or immediately", word(`at once`), 20, 20},
-	{"lies", "is stored", word(`lies?|lay`), 30, 30},
-	{"goes", "is deleted", word(`goes|gone`), 30, 30},
-	{"what", "a noun", word(`what`), 140, 130},
-	{"behind", "after", word(`behind`), 20, 20},
-	{"beside", "concurrently with, next to", word(`beside`), 30, 60},
-	{"bears", "has", word(`bears?|bore`), 5, 5},
-	{"leans", "references, relies", word(`leans?|leant`), 5, 5},
-	{"knows", "recognizes, records", word(`knows?|knew`), 30, 30},
+	{"gives", "returns", word(`gives?|gave|given`), 8, 5},
+	{"tells", "reports", word(`tells?|told`), 14, 3},
+	{"says", "reports, requires, means", word(`says?|said`), 18, 9},
+	{"at once", "concurrently, or immediately", word(`at once`), 3, 2},
+	{"lies", "is stored", word(`lies?|lay`), 2, 1},
+	{"goes", "is deleted", word(`goes|gone`), 9, 4},
+	{"what", "a noun", word(`what`), 46, 26},
+	{"behind", "after", word(`behind`), 4, 4},
+	{"beside", "concurrently with, next to", word(`beside`), 4, 5},
+	{"bears", "has", word(`bears?|bore`), 3, 1},
+	{"leans", "references, relies", word(`leans?|leant`), 1, 1},
+	{"knows", "recognizes, records", word(`knows?|knew`), 4, 3},
 }
 
 func word(s string) *regexp.Regexp { return regexp.MustCompile(`(?i)\b(` + s + `)\b`) }
