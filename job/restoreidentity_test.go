@@ -24,13 +24,27 @@ func TestRestoreIdentity(t *testing.T) {
 	ctx := t.Context()
 	w := newWorld(t, xapisim.Config{SRs: restoreSRs})
 	w.halt("web")
-	web := w.vm("web")
+	// The strings of a VM can be set once, and not after its first start.
+	old := w.vm("web")
+	fields, err := xapi.VMFields(&old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields["name_label"], fields["other_config"] = "acme", map[string]string{}
+	ref, err := w.pool.CreateVM(ctx, fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.pool.CreateVBD(ctx, xapi.VBD{VM: ref, VDI: w.diskAt("web", "0").Ref, UserDevice: "0", Mode: "RW", Type: "Disk"}); err != nil {
+		t.Fatal(err)
+	}
+	web := w.vm("acme")
 	w.must(nil, "VM.set_bios_strings", web.Ref, map[string]string{"bios-vendor": "ACME", "system-serial-number": "SN123"})
 	w.must(nil, "VM.set_suspend_SR", web.Ref, w.sr("two").Ref)
 	for k, v := range map[string]string{"import_task": "OpaqueRef:1", "pci": "0/0000:04:01.0", "vgpu_pci": "0000:05:00.0", "folder": "/web"} {
 		w.must(nil, "VM.add_to_other_config", web.Ref, k, v)
 	}
-	s := backupOf(w, "web")
+	s := backupOf(w, "acme")
 	back := func(v job.VMRestore) (xapi.VM, *job.Restored) {
 		t.Helper()
 		v.SR = "one"
