@@ -67,27 +67,16 @@ func (r *Repository) SetLockDays(ctx context.Context, days int) error {
 	if err := startLocks(r.objects, days); err != nil {
 		return err
 	}
-	// Fields that a newer version may have put into the config are kept.
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(r.rawJSON, &fields); err != nil {
-		return fmt.Errorf("config: %v: %w", err, seal.ErrCorrupt)
-	}
-	fields["lock_days"] = json.RawMessage(strconv.Itoa(days))
-	raw, err := json.Marshal(fields)
-	if err != nil {
-		return err
-	}
-	data, _, err := r.keys.SealObject(seal.KindConfig, raw, nil)
-	if err != nil {
-		return err
-	}
 	if r.keys.Cert.Role() != seal.Full {
 		return fmt.Errorf("config: %w", seal.ErrNoDataKey)
 	}
-	if err := r.objects.Put(ctx, configName, data); err != nil {
+	err := r.changeConfig(ctx, func(fields map[string]json.RawMessage) error {
+		fields["lock_days"] = json.RawMessage(strconv.Itoa(days))
+		return nil
+	})
+	if err != nil {
 		return err
 	}
-	r.rawJSON, r.config.LockDays = raw, days
 	return provenLocked(ctx, r.objects, days)
 }
 

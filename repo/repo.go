@@ -62,8 +62,8 @@ func (c *Config) check() error {
 	if c.Format > Format {
 		return fmt.Errorf("repository format %d: %w", c.Format, ErrFeature)
 	}
-	if len(c.Features.Read) > 0 {
-		return fmt.Errorf("feature %q: %w", c.Features.Read[0], ErrFeature)
+	if err := unsupported(c.Features.Read); err != nil {
+		return err
 	}
 	if c.Format < 1 || c.BlockSize != disk.BlockSize {
 		return fmt.Errorf("config: format %d, block size %d: %w", c.Format, c.BlockSize, seal.ErrCorrupt)
@@ -72,20 +72,10 @@ func (c *Config) check() error {
 }
 
 // CanWrite returns an error if this version may not add to the repository.
-func (c *Config) CanWrite() error {
-	if len(c.Features.Write) > 0 {
-		return fmt.Errorf("feature %q: %w", c.Features.Write[0], ErrFeature)
-	}
-	return nil
-}
+func (c *Config) CanWrite() error { return unsupported(c.Features.Write) }
 
 // CanPrune returns an error if this version may not delete from the repository.
-func (c *Config) CanPrune() error {
-	if len(c.Features.Prune) > 0 {
-		return fmt.Errorf("feature %q: %w", c.Features.Prune[0], ErrFeature)
-	}
-	return nil
-}
+func (c *Config) CanPrune() error { return unsupported(c.Features.Prune) }
 
 // Repository is an open repository. Its methods are safe for concurrent use.
 type Repository struct {
@@ -122,6 +112,10 @@ type Options struct {
 	Chunker chunk.Params
 	// LockDays is the new repository's Config.LockDays.
 	LockDays int
+	// Features are the features that a new repository uses; nil means all that this
+	// version supports. A list that is empty makes a repository that every version
+	// can use.
+	Features []Feature
 }
 
 func (o *Options) defaults() {
@@ -130,6 +124,9 @@ func (o *Options) defaults() {
 	}
 	if o.Chunker == (chunk.Params{}) {
 		o.Chunker = chunk.DefaultParams()
+	}
+	if o.Features == nil {
+		o.Features = Supported()
 	}
 }
 
@@ -150,7 +147,7 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 	cfg := Config{
 		Format: Format, Repository: keys.Repo.String(), Created: o.Now().UTC().Truncate(time.Second),
 		BlockSize: disk.BlockSize, Chunker: o.Chunker, CertifyPublic: keys.CertifyPublic,
-		Features: Features{Read: []string{}, Write: []string{}, Prune: []string{}},
+		Features: features(o.Features),
 		LockDays: o.LockDays,
 	}
 	raw, err := json.Marshal(cfg)

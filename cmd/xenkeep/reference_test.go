@@ -307,6 +307,8 @@ var lineTypes = map[string]any{
 	"xenkeep repo probe: probe":          probeLine{},
 	"xenkeep repo probe: summary":        probeSummary{},
 	"xenkeep repo lock: lock":            lockLine{},
+	"xenkeep repo upgrade: feature":      featureLine{},
+	"xenkeep repo upgrade: summary":      upgradeSummary{},
 	"xenkeep repair versions: version":   versionFindingLine{},
 	"xenkeep repair versions: summary":   versionsSummary{},
 	"xenkeep forget: decision":           decisionLine{},

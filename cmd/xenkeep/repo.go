@@ -36,11 +36,11 @@ type lockLine struct {
 func newRepoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "repo",
-		Short: "Try a storage out, and say for how long it locks what is stored",
+		Short: "Test a storage, lock stored objects, and upgrade a repository",
 		Args:  cobra.ArbitraryArgs,
 		RunE:  needsCommand,
 	}
-	cmd.AddCommand(newRepoProbeCommand(), newRepoLockCommand())
+	cmd.AddCommand(newRepoProbeCommand(), newRepoLockCommand(), newRepoUpgradeCommand())
 	return cmd
 }
 
