@@ -57,6 +57,9 @@ type DiskOptions struct {
 	// export: the session in the export name may have ended. If it fails, the
 	// read that needed it fails with its error.
 	Renew func(ctx context.Context) ([]Endpoint, error)
+	// Connected, if set, is called after each attempt to connect to a server. It
+	// must be safe for concurrent use.
+	Connected func(address string, began time.Time, err error)
 	// Dial is as in Options.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }

@@ -169,11 +169,15 @@ func (d *Disk) dial(ctx context.Context, at *place) (*Conn, error) {
 	d.mu.Lock()
 	basic := d.basic[e.Address]
 	d.mu.Unlock()
+	began := time.Now()
 	c, err := Dial(ctx, Options{
 		Address: e.Address, Network: e.Network, ExportName: e.ExportName,
 		TLS: e.TLS, PinnedCertPEM: e.PinnedCertPEM, ServerName: e.ServerName,
 		Basic: basic, Depth: d.opts.Depth, Stall: d.opts.Stall, Drain: d.opts.Drain, Dial: d.opts.Dial,
 	})
+	if d.opts.Connected != nil {
+		d.opts.Connected(e.Address, began, err)
+	}
 	if err != nil {
 		at.release()
 		return nil, err

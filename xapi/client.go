@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -33,6 +34,11 @@ type Config struct {
 	// Pace multiplies the waits between retries, for pools whose clock runs at
 	// another speed (the simulated one); 1 if zero.
 	Pace float64
+	// Trace, if set, is called after each exchange with the pool. It must be
+	// safe for concurrent use.
+	Trace func(TraceEvent)
+	// Log, if set, receives debug records of logins, retries and redirects.
+	Log *slog.Logger
 }
 
 func (c *Config) pace() func(time.Duration) time.Duration {
@@ -223,6 +229,7 @@ func (c *Client) logInAt(ctx context.Context, endpoint string) error {
 		}
 		var e *Error
 		if errors.As(err, &e) && e.Code == HostIsSlave && len(e.Params) > 0 && hops < 3 {
+			c.debug().Debug("pool: this host is not the master", "host", endpoint, "master", e.Params[0])
 			endpoint = c.hostPort(e.Params[0])
 			continue
 		}
@@ -303,6 +310,7 @@ func (c *Client) adopt(ctx context.Context, session Ref, endpoint string) error 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.session, c.endpoint, c.pool, c.addresses = session, endpoint, uuid, addresses
+	c.debug().Debug("pool: logged in", "host", endpoint, "as", c.cfg.User, "hosts", len(hosts))
 	return nil
 }
 
@@ -324,6 +332,7 @@ func (c *Client) logInAgain(ctx context.Context, stale Ref, address string) erro
 	case session != stale:
 		return nil
 	}
+	c.debug().Debug("pool: logging in again")
 	if address != "" {
 		endpoints = append([]string{c.hostPort(address)}, endpoints...)
 	}

@@ -145,7 +145,6 @@ func TestCodeTable(t *testing.T) {
 }
 
 func TestRetry(t *testing.T) {
-	same := func(d time.Duration) time.Duration { return d }
 	for name, test := range map[string]struct {
 		err   error
 		calls int
@@ -167,7 +166,7 @@ func TestRetry(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			calls, start := 0, time.Now()
-			err := retry(t.Context(), same, func(context.Context) error { calls++; return test.err })
+			err := new(Client).Retry(t.Context(), func(context.Context) error { calls++; return test.err })
 			if !errors.Is(err, test.err) || calls != test.calls || time.Since(start) != test.waits {
 				t.Errorf("%s: %d calls in %v, want %d in %v (%v)", name, calls, time.Since(start), test.calls, test.waits, err)
 			}
@@ -177,14 +176,14 @@ func TestRetry(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
 		defer cancel()
 		calls := 0
-		err := retry(ctx, same, func(context.Context) error { calls++; return &Error{Code: VDIInUse} })
+		err := new(Client).Retry(ctx, func(context.Context) error { calls++; return &Error{Code: VDIInUse} })
 		if calls != 3 || !IsCode(err, VDIInUse) {
 			t.Errorf("cancelled wait: %d calls, %v", calls, err)
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
-		err := retry(t.Context(), same, func(context.Context) error {
+		err := new(Client).Retry(t.Context(), func(context.Context) error {
 			if calls++; calls < 4 {
 				return &Error{Code: VDIInUse}
 			}

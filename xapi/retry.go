@@ -28,10 +28,7 @@ const longestWait = 5 * time.Minute
 // Retry is for operations that may be repeated: op must be idempotent, or must
 // have had no effect when it fails. The waits are those of the table.
 func (c *Client) Retry(ctx context.Context, op func(ctx context.Context) error) error {
-	return retry(ctx, c.cfg.pace(), op)
-}
-
-func retry(ctx context.Context, pace func(time.Duration) time.Duration, op func(ctx context.Context) error) error {
+	pace := c.cfg.pace()
 	for tried := 0; ; tried++ {
 		err := op(ctx)
 		if f, ok := err.(final); ok {
@@ -51,6 +48,7 @@ func retry(ctx context.Context, pace func(time.Duration) time.Duration, op func(
 				break
 			}
 		}
+		c.debug().Debug("pool: trying again", "wait", delay, "error", c.mask(err.Error(), ""))
 		if !sleep(ctx, pace(delay)) {
 			return err
 		}

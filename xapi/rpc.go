@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // Limits of messages: hosts accept requests of at most 300 KiB (xen-api
@@ -29,7 +30,7 @@ func (c *Client) Call(ctx context.Context, method string, result any, args ...an
 		return c.callOnce(ctx, method, result, args)
 	}
 	broken := 0
-	return retry(ctx, c.cfg.pace(), func(ctx context.Context) error {
+	return c.Retry(ctx, func(ctx context.Context) error {
 		session, _ := c.current()
 		err := c.callOnce(ctx, method, result, args)
 		var e *Error
@@ -115,8 +116,27 @@ type request struct {
 	ID      int    `json:"id"`
 }
 
-// rpc makes one call at endpoint, without retries.
+// rpc makes one call at endpoint, without retries, and traces it.
 func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, params ...any) error {
+	began := time.Now()
+	size, err := c.exchange(ctx, endpoint, method, result, params)
+	if c.cfg.Trace != nil {
+		var session Ref
+		if len(params) > 0 {
+			session, _ = params[0].(Ref)
+		}
+		e := TraceEvent{Kind: TraceCall, Host: endpoint, Method: method, Args: summaries(method, params)}
+		if err == nil {
+			e.Result = fmt.Sprintf("%d bytes", size)
+		}
+		c.trace(began, e, session, err)
+	}
+	return err
+}
+
+// exchange sends a call to endpoint, decodes the answer into result, and returns
+// the size of the answer.
+func (c *Client) exchange(ctx context.Context, endpoint, method string, result any, params []any) (size int, err error) {
 	if readOnly(method) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, getterTimeout)
@@ -124,14 +144,14 @@ func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, p
 	}
 	body, err := json.Marshal(request{"2.0", method, params, 1})
 	if err != nil {
-		return fmt.Errorf("%s: %w", method, err)
+		return 0, fmt.Errorf("%s: %w", method, err)
 	}
 	if len(body) > maxRequest {
-		return fmt.Errorf("%s: request of %d bytes exceeds the %d that hosts take", method, len(body), maxRequest)
+		return 0, fmt.Errorf("%s: request of %d bytes exceeds the %d that hosts take", method, len(body), maxRequest)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.scheme+"://"+endpoint+"/jsonrpc", bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("%s: %w", method, err)
+		return 0, fmt.Errorf("%s: %w", method, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", c.cfg.UserAgent)
@@ -142,37 +162,37 @@ func (c *Client) rpc(ctx context.Context, endpoint, method string, result any, p
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("%s: %w", method, c.unreachable(ctx, endpoint, err))
+		return 0, fmt.Errorf("%s: %w", method, c.unreachable(ctx, endpoint, err))
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
 	switch {
 	case err != nil:
-		return fmt.Errorf("%s: read answer: %w", method, err)
+		return 0, fmt.Errorf("%s: read answer: %w", method, err)
 	case len(data) > maxResponse:
-		return fmt.Errorf("%s: answer exceeds %d bytes", method, maxResponse)
+		return 0, fmt.Errorf("%s: answer exceeds %d bytes", method, maxResponse)
 	case resp.StatusCode != http.StatusOK:
 		h := &HTTPError{Host: endpoint, Method: http.MethodPost, Path: "/jsonrpc", Status: resp.StatusCode, Text: pageText(data)}
-		return fmt.Errorf("%s: %w", method, h)
+		return 0, fmt.Errorf("%s: %w", method, h)
 	case strings.HasPrefix(resp.Header.Get("Content-Type"), "text/xml"):
-		return fmt.Errorf("%s: %w", method, ErrNoJSONRPC)
+		return 0, fmt.Errorf("%s: %w", method, ErrNoJSONRPC)
 	}
 	raw, err := decodeAnswer(data)
 	if err != nil {
 		var e *Error
 		if errors.As(err, &e) {
 			e.Method = method
-			return e
+			return len(data), e
 		}
-		return fmt.Errorf("%s: %w", method, err)
+		return 0, fmt.Errorf("%s: %w", method, err)
 	}
 	if result == nil {
-		return nil
+		return len(data), nil
 	}
 	if err := json.Unmarshal(raw, result); err != nil {
-		return fmt.Errorf("%s: decode answer: %w", method, err)
+		return 0, fmt.Errorf("%s: decode answer: %w", method, err)
 	}
-	return nil
+	return len(data), nil
 }
 
 // errNoAnswer marks an answer that no host of a pool would send.
@@ -234,14 +254,14 @@ func text(raw json.RawMessage) string {
 	return string(raw)
 }
 
-// redact removes the session reference from a pool error's parameters, because
-// its holder has all rights of its user. It also adds the names of the
-// referenced objects to the error.
+// redact removes the session reference and the password from a pool error's
+// parameters: the holder of either has all rights of its user. It also adds the
+// names of the referenced objects to the error.
 func (c *Client) redact(err error, session Ref) error {
 	var e *Error
-	if session != "" && errors.As(err, &e) {
+	if errors.As(err, &e) {
 		for i, p := range e.Params {
-			e.Params[i] = strings.ReplaceAll(p, string(session), "(session)")
+			e.Params[i] = c.mask(p, session)
 		}
 	}
 	return c.named(err)

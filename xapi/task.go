@@ -104,7 +104,7 @@ func (c *Client) WaitTask(ctx context.Context, task Ref) ([]string, error) {
 		}
 		if t.Status != "pending" && t.Status != "cancelling" {
 			refs, err := t.outcome()
-			return refs, c.named(err)
+			return refs, c.redact(err, "")
 		}
 		if !sleep(ctx, delay) {
 			return nil, context.Cause(ctx)

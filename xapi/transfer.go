@@ -39,6 +39,10 @@ type stream struct {
 	stall  time.Duration
 	reason atomic.Pointer[error] // why we cut the connection
 	unhook func() bool
+	ended  func(received, sent int64) // called once, when the stream is closed
+
+	received, sent atomic.Int64
+	closed         atomic.Bool
 
 	armedRead, armedWrite time.Time
 }
@@ -88,6 +92,9 @@ func (s *stream) interrupt(reason error) {
 func (s *stream) close() {
 	s.unhook()
 	_ = s.conn.Close()
+	if s.ended != nil && s.closed.CompareAndSwap(false, true) {
+		s.ended(s.received.Load(), s.sent.Load())
+	}
 }
 
 // Read reads from the connection; without progress for too long, it returns
@@ -101,6 +108,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		}
 	}
 	n, err := s.conn.Read(p)
+	s.received.Add(int64(n))
 	if err != nil {
 		if err == io.ErrUnexpectedEOF && s.reason.Load() == nil {
 			err = io.EOF
@@ -131,6 +139,7 @@ func (s *stream) Write(p []byte) (int, error) {
 		}
 		n, err := s.conn.Write(p[done:min(len(p), done+piece)])
 		done += n
+		s.sent.Add(int64(n))
 		if err != nil {
 			return done, s.explain(err)
 		}
@@ -191,6 +200,7 @@ func (c *Client) open(ctx context.Context, addr string, req bulk) (*stream, *htt
 			if err != nil || hops >= maxRedirects {
 				return nil, nil, addr, &HTTPError{Host: addr, Method: req.method, Path: req.path, Status: resp.StatusCode, Text: "redirects lead nowhere"}
 			}
+			c.debug().Debug("pool: redirected", "request", req.method+" "+req.path, "from", addr, "to", next)
 			addr = next
 		case http.StatusUnauthorized:
 			if renewed {
@@ -221,7 +231,37 @@ func (c *Client) redirect(location string) (string, error) {
 	return net.JoinHostPort(u.Hostname(), port), nil
 }
 
+// send sends the head of a bulk request, reads the head of the answer, and
+// traces both and the end of the transfer.
 func (c *Client) send(ctx context.Context, addr string, session Ref, req bulk) (*stream, *http.Response, error) {
+	began := time.Now()
+	s, resp, err := c.sendHead(ctx, addr, session, req)
+	if c.cfg.Trace == nil {
+		return s, resp, err
+	}
+	e := TraceEvent{Kind: TraceHTTP, Host: addr, Method: req.method + " " + req.path}
+	for _, kv := range req.query { // references, UUIDs and formats
+		e.Args = append(e.Args, kv[0]+"="+kv[1])
+	}
+	end := e
+	if resp != nil {
+		e.Result = strconv.Itoa(resp.StatusCode)
+	}
+	c.trace(began, e, session, err)
+	if s != nil {
+		s.ended = func(received, sent int64) {
+			end.Kind, end.Received, end.Sent = TraceTransfer, received, sent
+			var cause error
+			if reason := s.reason.Load(); reason != nil {
+				cause = *reason
+			}
+			c.trace(began, end, session, cause)
+		}
+	}
+	return s, resp, err
+}
+
+func (c *Client) sendHead(ctx context.Context, addr string, session Ref, req bulk) (*stream, *http.Response, error) {
 	var head strings.Builder
 	head.WriteString(req.method + " " + req.path + "?session_id=" + url.QueryEscape(string(session)))
 	for _, kv := range req.query {

@@ -55,6 +55,7 @@ type database struct {
 	gen     uint64
 	dead    []tomb
 	changed chan struct{} // closed at the next change
+	opened  []string      // references of all sessions since the start
 }
 
 func newDatabase(sch *schema) *database {

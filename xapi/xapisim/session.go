@@ -1,6 +1,7 @@
 package xapisim
 
 import (
+	"slices"
 	"time"
 )
 
@@ -33,10 +34,19 @@ func (p *Pool) login(user, password, originator string) (*object, error) {
 		"is_local_superuser": role == "", "auth_user_name": user, "originator": originator,
 		"subject": nullRef, "parent": nullRef,
 	})
+	p.db.opened = append(p.db.opened, s.ref)
 	if role != "" {
 		p.roles[s.ref] = role
 	}
 	return s, nil
+}
+
+// Sessions returns the references of all sessions since the start, also of those
+// that have ended, for tests that search outputs for them.
+func (p *Pool) Sessions() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.db.opened)
 }
 
 func (p *Pool) sessionCalls() map[string]handler {
