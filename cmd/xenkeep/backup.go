@@ -213,7 +213,7 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 	}
 	common := job.Common{
 		Job: name, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
-		Progress: show, Log: warnings(show),
+		Progress: show, Log: warnings(ctx, show),
 		ReadLimit: o.limits.read.limiter(), WriteLimit: o.limits.write.limiter(),
 	}
 	if o.image != "" {

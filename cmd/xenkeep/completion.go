@@ -115,7 +115,7 @@ func complete(cmd *cobra.Command, fn names, word string) ([]string, cobra.ShellC
 	defer cancel()
 	got := make(chan []string, 1)
 	go func() {
-		if fromEnvironment(cmd.Flags()) != nil {
+		if _, err := fromEnvironment(cmd.Flags()); err != nil {
 			got <- nil
 			return
 		}

@@ -159,7 +159,7 @@ func copyBetween(ctx context.Context, stderr io.Writer, o *copyOptions, from, to
 	}
 	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
-	plan, err := job.PlanCopy(ctx, from, to, job.Common{Level: level, Progress: show, Log: warnings(show)}, pick)
+	plan, err := job.PlanCopy(ctx, from, to, job.Common{Level: level, Progress: show, Log: warnings(ctx, show)}, pick)
 	if errors.Is(err, copy.ErrSame) {
 		return nil, nil, nil, usagef("%s and %s: %w", from.Objects().Location(), to.Objects().Location(), err)
 	}

@@ -35,7 +35,7 @@ func (r *ruin) path(name string) string { return filepath.Join(r.dir, name) }
 func (r *ruin) command(args ...string) (code int, stdout, stderr string) {
 	r.t.Helper()
 	var out, errs bytes.Buffer
-	code = run(context.Background(), append(args, "--repository", r.path("repo"), "--key-file", r.path("key"), "--cache-dir", r.path("cache")), &out, &errs)
+	code = run(context.Background(), new(diagnostics), append(args, "--repository", r.path("repo"), "--key-file", r.path("key"), "--cache-dir", r.path("cache")), &out, &errs)
 	return code, out.String(), errs.String()
 }
 

@@ -148,7 +148,7 @@ func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]job.Fi
 }
 
 func (o *doctorOptions) examineRepository(ctx context.Context, stderr io.Writer) ([]job.Finding, string, error) {
-	objects, err := all.Open(ctx, o.repository.location, o.repository.storage(stderr))
+	objects, err := all.Open(ctx, o.repository.location, o.repository.storage(ctx, stderr))
 	if err != nil {
 		return nil, "storage", err
 	}

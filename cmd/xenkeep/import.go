@@ -105,7 +105,7 @@ func importFiles(ctx context.Context, stderr io.Writer, o *importOptions, files 
 	return job.Import(ctx, r, files, job.ImportOptions{
 		Common: job.Common{
 			Job: name, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
-			Progress: show, Log: warnings(show),
+			Progress: show, Log: warnings(ctx, show),
 		},
 		Name: o.name, Date: time.Time(o.date), Raw: o.format.text == formatRaw, AssumeChain: o.assumeChain, AllowShrink: job.Shrink(o.allowShrink),
 	})

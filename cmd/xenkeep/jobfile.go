@@ -250,19 +250,20 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 // watchJob runs a job, shows its progress, and writes its log. The progress has
 // ended when it returns, so that nothing is drawn over the report.
 func watchJob(cmd *cobra.Command, o *backupOptions, n *nightly.Night, c *config.Log) (*report.Report, error) {
-	show := o.progress.start(cmd.Context(), cmd.ErrOrStderr(), o.output.json)
+	ctx := cmd.Context()
+	show := o.progress.start(ctx, cmd.ErrOrStderr(), o.output.json)
 	defer show.Close()
-	n.Progress, n.Log, n.Hint, n.Finding = show, warnings(show), hint, findingText
+	n.Progress, n.Log, n.Hint, n.Finding = show, warnings(ctx, show), hint, findingText
 	if *c == (config.Log{}) {
-		return nightly.Run(cmd.Context(), *n)
+		return nightly.Run(ctx, *n)
 	}
 	log, end, err := logger(c, show)
 	if err != nil {
 		n.Log.Warn("the log is written here instead", "error", err)
 		n.Unsent = append(n.Unsent, oneLine(err.Error()))
 	}
-	n.Log = log
-	rep, err := nightly.Run(cmd.Context(), *n)
+	n.Log = withLog(ctx, show, log, c)
+	rep, err := nightly.Run(ctx, *n)
 	rep.Log(log)
 	if cerr := end(); cerr != nil {
 		rep.Unsent = append(rep.Unsent, "log: "+oneLine(cerr.Error()))

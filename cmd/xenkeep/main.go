@@ -90,15 +90,17 @@ func exitCode(err error) int {
 func main() {
 	setMemory()
 	ctx, cancel := context.WithCancelCause(context.Background())
+	var d diagnostics
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
 		<-signals
 		cancel(errInterrupted)
 		<-signals
+		_ = d.stop() // what was recorded so far is kept
 		os.Exit(exitInterrupted)
 	}()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, &d, os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // interrupted is the error of a command that was interrupted: what it leaves, if
@@ -121,11 +123,12 @@ func (l *leaving) Error() string { return errInterrupted.Error() + "; " + l.leav
 func (l *leaving) Unwrap() error { return errInterrupted }
 func (l *leaving) Hint() string  { return l.hint }
 
-// run runs one command line and returns its exit code.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+// run runs one command line and returns its exit code. It starts d with the
+// command and ends it.
+func run(ctx context.Context, d *diagnostics, args []string, stdout, stderr io.Writer) int {
 	began := false
 	root := newRootCommand()
-	prepare(root, &began)
+	prepare(root, d, &began)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -144,5 +147,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			fmt.Fprintf(stderr, "see %s --help\n", cmd.CommandPath())
 		}
 	}
-	return exitCode(err)
+	code := exitCode(err)
+	if err := d.end(code); err != nil {
+		tell(stderr, "warning: "+oneLine(err.Error()), "")
+	}
+	return code
 }

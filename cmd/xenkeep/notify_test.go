@@ -55,7 +55,7 @@ func TestNotifyTest(t *testing.T) {
 		asked = nil
 		write(c.notify)
 		var out, stderr bytes.Buffer
-		code := run(t.Context(), append([]string{"notify", "test", "--config", file}, strings.Fields(c.args)...), &out, &stderr)
+		code := run(t.Context(), new(diagnostics), append([]string{"notify", "test", "--config", file}, strings.Fields(c.args)...), &out, &stderr)
 		want := strings.ReplaceAll(c.out, "HOST", host)
 		if code != c.code || !strings.HasPrefix(out.String(), want) || c.code == exitOK && out.String() != want || strings.Contains(out.String(), "secret") {
 			t.Errorf("%q %s: code %d\n%s%s\nwant %d\n%s", c.notify, c.args, code, out.String(), stderr.String(), c.code, want)
@@ -64,7 +64,7 @@ func TestNotifyTest(t *testing.T) {
 			t.Errorf("asked for %s, want %s", got, c.asked)
 		}
 	}
-	if code := run(t.Context(), []string{"notify", "test"}, io.Discard, io.Discard); code != exitUsage {
+	if code := run(t.Context(), new(diagnostics), []string{"notify", "test"}, io.Discard, io.Discard); code != exitUsage {
 		t.Errorf("code %d without a config", code)
 	}
 }

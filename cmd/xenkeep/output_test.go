@@ -102,7 +102,7 @@ func TestLines(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	var out bytes.Buffer
-	log := warnings(&out)
+	log := warnings(t.Context(), &out)
 	log.Info("nothing")
 	log.Error("told elsewhere")
 	log.With("vm", "web").Warn("delta failed", "error", errors.New("x\ny"))

@@ -83,7 +83,9 @@ func (f *poolFlags) dial(ctx context.Context, stderr io.Writer) (*xapi.Client, e
 	if err != nil {
 		return nil, err
 	}
+	d := diagnosticsOf(ctx)
 	return xapi.Dial(ctx, xapi.Config{
+		Trace: d.traceFunc(), Log: d.log,
 		URL: f.url, User: f.user, Password: string(password), UserAgent: "xenkeep/" + versionText(),
 		Trust: xapi.Trust{Fingerprints: f.fingerprints, CAFile: f.caFile, Insecure: f.insecure},
 	})

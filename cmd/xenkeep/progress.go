@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -45,6 +44,12 @@ func (f *progressFlags) start(ctx context.Context, stderr io.Writer, json bool) 
 	if f.quiet || json {
 		return silence{stderr}
 	}
+	t := f.tracker(ctx, stderr)
+	diagnosticsOf(ctx).show(t)
+	return t
+}
+
+func (f *progressFlags) tracker(ctx context.Context, stderr io.Writer) *tracker {
 	t := &tracker{ctx: ctx, w: stderr, now: time.Now}
 	file, ok := stderr.(*os.File)
 	if !ok || !term.IsTerminal(int(file.Fd())) || os.Getenv("TERM") == "dumb" {
@@ -392,35 +397,3 @@ func (s *screen) frame(lines []string) string {
 	s.drawn = len(lines)
 	return b.String()
 }
-
-// warnings is a log whose warnings people see as they come. Errors are left
-// out: they end in the result, or end the command.
-func warnings(w io.Writer) *slog.Logger { return slog.New(warningHandler{w: w}) }
-
-type warningHandler struct {
-	w     io.Writer
-	attrs []slog.Attr
-}
-
-func (h warningHandler) Enabled(_ context.Context, l slog.Level) bool { return l == slog.LevelWarn }
-
-func (h warningHandler) Handle(_ context.Context, r slog.Record) error {
-	message := r.Message
-	add := func(a slog.Attr) bool {
-		message += fmt.Sprintf(", %s %v", a.Key, a.Value)
-		return true
-	}
-	for _, a := range h.attrs {
-		add(a)
-	}
-	r.Attrs(add)
-	_, err := fmt.Fprintf(h.w, "xenkeep: warning: %s\n", oneLine(message))
-	return err
-}
-
-func (h warningHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	h.attrs = append(slices.Clip(h.attrs), attrs...)
-	return h
-}
-
-func (h warningHandler) WithGroup(string) slog.Handler { return h }

@@ -181,7 +181,7 @@ func compare(t *testing.T, what string, documented, real []string) {
 func commands() *cobra.Command {
 	var began bool
 	root := newRootCommand()
-	prepare(root, &began)
+	prepare(root, new(diagnostics), &began)
 	return root
 }
 
@@ -224,6 +224,15 @@ func TestReferenceCommands(t *testing.T) {
 		compare(t, name, got, want)
 	})
 	compare(t, "commands", documented, real)
+
+	var want, got []string
+	commands().PersistentFlags().VisitAll(func(f *pflag.Flag) { want = append(want, "--"+f.Name) })
+	for cell := range groups["diagnostics"].rows {
+		if strings.HasPrefix(cell, "--") {
+			got = append(got, flagName(cell))
+		}
+	}
+	compare(t, "flags of every command", got, want)
 }
 
 // docs/reference.md links each command, each group of flags and each page.

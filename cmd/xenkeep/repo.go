@@ -76,7 +76,7 @@ func runRepoProbe(cmd *cobra.Command, o *repoProbeOptions) error {
 	if err := o.repository.check(); err != nil {
 		return err
 	}
-	objects, err := all.Connect(ctx, o.repository.location, o.repository.storage(cmd.ErrOrStderr()))
+	objects, err := all.Connect(ctx, o.repository.location, o.repository.storage(ctx, cmd.ErrOrStderr()))
 	if err != nil {
 		return err
 	}

@@ -40,9 +40,9 @@ func (f *repositoryFlags) add(cmd *cobra.Command) {
 	f.s3.add(s)
 }
 
-// storage says how the storage below is used.
-func (f *repositoryFlags) storage(stderr io.Writer) all.Options {
-	return all.Options{Retry: retryPolicy(stderr), S3: f.s3.config(), Endpoint: f.s3.endpoint}
+// storage returns the settings of the storage.
+func (f *repositoryFlags) storage(ctx context.Context, stderr io.Writer) all.Options {
+	return all.Options{Retry: retryPolicy(ctx, stderr), S3: f.s3.config(), Endpoint: f.s3.endpoint}
 }
 
 func (f *repositoryFlags) check() error {
@@ -56,7 +56,7 @@ func (f *repositoryFlags) check() error {
 		return usagef("%w", err)
 	}
 	if all.IsS3(f.location) {
-		if _, err := all.S3Config(f.location, f.storage(io.Discard)); err != nil {
+		if _, err := all.S3Config(f.location, f.storage(context.Background(), io.Discard)); err != nil {
 			return usagef("%w", err)
 		}
 	}
@@ -75,8 +75,10 @@ func (f *repositoryFlags) cache() string {
 	return filepath.Join(dir, "xenkeep")
 }
 
-func retryPolicy(stderr io.Writer) retry.Policy {
+func retryPolicy(ctx context.Context, stderr io.Writer) retry.Policy {
+	log := diagnosticsOf(ctx).log
 	return retry.Policy{Notify: func(err error, attempt int, wait time.Duration) {
+		log.Debug("storage: trying again", "attempt", attempt, "wait", wait, "error", err)
 		if attempt > 1 { // a first failure is no news
 			tell(stderr, fmt.Sprintf("storage: try again in %v: %s", wait.Round(100*time.Millisecond), oneLine(err.Error())), "")
 		}
@@ -92,7 +94,7 @@ func (f *repositoryFlags) create(ctx context.Context, stderr io.Writer, o repo.O
 	if err != nil {
 		return nil, err
 	}
-	objects, err := all.Create(ctx, f.location, f.storage(stderr))
+	objects, err := all.Create(ctx, f.location, f.storage(ctx, stderr))
 	if err != nil {
 		return nil, err
 	}
@@ -119,10 +121,11 @@ func (f *repositoryFlags) objects(ctx context.Context, stderr io.Writer) (object
 	if err := f.check(); err != nil {
 		return nil, err
 	}
-	return all.Open(ctx, f.location, f.storage(stderr))
+	return all.Open(ctx, f.location, f.storage(ctx, stderr))
 }
 
 func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stderr io.Writer) (*repo.Repository, error) {
+	began := time.Now()
 	key, err := f.secret.read(ctx, stderr, false)
 	if err != nil {
 		return nil, errors.Join(err, objects.Close())
@@ -136,6 +139,8 @@ func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stde
 	}
 	switch {
 	case err == nil:
+		diagnosticsOf(ctx).log.Debug("repository: opened", "location", objects.Location(), "id", r.ID(), "with", f.secret.source(),
+			"cache", r.CacheDir(), "after", time.Since(began).Round(time.Millisecond))
 		return r, nil
 	case key.page != nil && errors.Is(err, seal.ErrForeign):
 		err = fmt.Errorf("%s: of another repository: %w", f.secret.keyFile, slot.ErrWrongSecret)
@@ -149,9 +154,11 @@ func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*repo.Rep
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	if err := r.LoadIndex(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
+	diagnosticsOf(ctx).log.Debug("repository: loaded the index", "after", time.Since(began).Round(time.Millisecond))
 	return r, nil
 }
 

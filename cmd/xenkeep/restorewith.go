@@ -69,7 +69,7 @@ func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string
 	}
 	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
-	w.options = job.RestoreOptions{Progress: show, Log: warnings(show), Force: o.force, Verify: o.verify, Resume: o.resume, Attach: o.attach}
+	w.options = job.RestoreOptions{Progress: show, Log: warnings(ctx, show), Force: o.force, Verify: o.verify, Resume: o.resume, Attach: o.attach}
 	if err = fn(w); w.pool != nil {
 		err = w.pool.Explain(ctx, err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -95,7 +96,8 @@ var variables = []variable{
 
 // prepare makes all commands below root obey the environment and leave errors
 // to run, which began tells whether one of them was reached.
-func prepare(root *cobra.Command, began *bool) {
+func prepare(root *cobra.Command, d *diagnostics, began *bool) {
+	d.add(root)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.InitDefaultCompletionCmd()
 	walk(root, func(cmd *cobra.Command) {
@@ -107,10 +109,21 @@ func prepare(root *cobra.Command, began *bool) {
 			if err := refuseEmpty(cmd.Flags(), args); err != nil {
 				return err
 			}
-			if err := fromEnvironment(cmd.Flags()); err != nil {
+			used, err := fromEnvironment(cmd.Flags())
+			if err != nil {
 				return err
 			}
 			*began = true
+			if err := d.start(cmd.CommandPath(), cmd.ErrOrStderr()); err != nil {
+				return err
+			}
+			for _, v := range used {
+				d.log.Debug("flag from the environment", "flag", "--"+v.flag, "variable", v.name)
+			}
+			if file, _ := foundConfig(cmd.Flags()); file != "" {
+				d.log.Debug("config", "file", file)
+			}
+			cmd.SetContext(context.WithValue(cmd.Context(), diagnosticsKey{}, d))
 			return inner(cmd, args)
 		}
 	})
@@ -154,7 +167,9 @@ var (
 	otherSecretFlags = []string{"other-key-file", "other-password-file", "other-password-command"}
 )
 
-func fromEnvironment(flags *pflag.FlagSet) error {
+// fromEnvironment sets flags that are not given from their variables, and
+// returns those that it used.
+func fromEnvironment(flags *pflag.FlagSet) (used []variable, err error) {
 	aside := make(map[string]bool)
 	for _, choice := range [][]string{secretFlags, otherSecretFlags} {
 		for _, name := range choice {
@@ -172,10 +187,11 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 			continue
 		}
 		if err := f.Value.Set(text); err != nil {
-			return usagef("%s: %w", v.name, err)
+			return nil, usagef("%s: %w", v.name, err)
 		}
+		used = append(used, v)
 	}
-	return nil
+	return used, nil
 }
 
 // list is a flag of several values, apart by commas or white space.

@@ -81,6 +81,26 @@ func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bo
 	return askSecret(ctx, stderr, "password of the repository: ", isNew)
 }
 
+// source returns where read takes the password or key from, without any part of
+// it. A command can contain a password, so it is not named.
+func (f *secretFlagsValues) source() string {
+	switch {
+	case f.password != "":
+		return "a password of the environment"
+	case f.keyFile != "":
+		return "key file " + f.keyFile
+	case f.passwordFile != "":
+		return "password file " + f.passwordFile
+	case f.passwordCommand != "":
+		return "the output of the password command"
+	case !f.config.IsZero():
+		return "the password of the config"
+	case os.Getenv("XENKEEP_PASSWORD") != "":
+		return "XENKEEP_PASSWORD"
+	}
+	return "a password from the terminal"
+}
+
 var errNoPassword = errors.New("no password that can be had without a question")
 
 // readNew is read of a password that is not that of XENKEEP_PASSWORD.
