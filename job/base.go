@@ -73,7 +73,7 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 		return full("the disk has moved since snapshot %s", last.Short())
 	case last.Generation != vm.GenerationID:
 		return full("the VM was reverted, copied or imported since snapshot %s (its generation id changed)", last.Short())
-	case !vhdBacked(d.sr, d.vdi):
+	case !d.sr.StoresVHD(d.vdi):
 		return full("its SR keeps no VHDs")
 	}
 	ref, err := pool.VDIByUUID(ctx, old.VDISnapshot)

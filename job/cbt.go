@@ -86,7 +86,7 @@ func (k *tracking) arm(ctx context.Context, pool *xapi.Client, repository string
 	switch {
 	case k.off != "":
 		return k.off
-	case !k.drivers[d.sr.Type] || !vhdBacked(d.sr, d.vdi):
+	case !k.drivers[d.sr.Type] || !d.sr.StoresVHD(d.vdi):
 		return "its SR does not track changes"
 	case d.vdi.CBTEnabled:
 		return ""

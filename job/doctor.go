@@ -176,7 +176,7 @@ func doctorSRs(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 			f.Text += "; no live host reaches it"
 		case !snap:
 			f.Level, f.Hint = Warn, "its disks cannot be backed up: move them to another SR"
-		case thick(sr):
+		case sr.Thick():
 			f.Text += "; thick: a snapshot needs the full size of each running disk, and no base is kept unless --keep-base snapshot"
 		}
 		out = append(out, f)

@@ -161,7 +161,7 @@ func (x *exporter) prepare(ctx context.Context, file string) (writer, error) {
 	case FormatRaw:
 		return func(ctx context.Context, w io.Writer, f *os.File) error {
 			if f == nil {
-				return x.run(ctx, im, d, streamSink{w}, restore.Options{Zeros: true})
+				return x.run(ctx, im, d, streamSink{w: w}, restore.Options{Zeros: true})
 			}
 			if err := f.Truncate(im.Size()); err != nil {
 				return err

@@ -108,7 +108,7 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 			return nil, err
 		}
 		x.Reason, x.Bytes = base.reason, int64(d.vdi.VirtualSize)
-		if vhdBacked(d.sr, d.vdi) && d.vdi.PhysicalUtilisation > 0 {
+		if d.sr.StoresVHD(d.vdi) && d.vdi.PhysicalUtilisation > 0 {
 			x.Bytes = min(x.Bytes, int64(d.vdi.PhysicalUtilisation))
 		}
 		switch {

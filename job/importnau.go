@@ -18,6 +18,7 @@ import (
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/xapi"
 	"xenkeep/xva"
 )
 
@@ -210,7 +211,7 @@ func readNAU(dir string) (*nauBackup, error) {
 		b.devices = append(b.devices, device)
 		b.disks[device] = vdi
 	}
-	sort.Slice(b.devices, func(i, j int) bool { return lessDevice(b.devices[i], b.devices[j]) })
+	sort.Slice(b.devices, func(i, j int) bool { return xapi.LessDevice(b.devices[i], b.devices[j]) })
 	return b, nil
 }
 
@@ -288,5 +289,5 @@ func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) er
 
 // sortDisks puts disks into the order of their places.
 func sortDisks(disks []repo.Disk) {
-	sort.SliceStable(disks, func(i, j int) bool { return lessDevice(disks[i].UserDevice, disks[j].UserDevice) })
+	sort.SliceStable(disks, func(i, j int) bool { return xapi.LessDevice(disks[i].UserDevice, disks[j].UserDevice) })
 }

@@ -103,16 +103,6 @@ func MarkOf(otherConfig map[string]string) string { return otherConfig[markRole]
 // Marks are the keys of other_config by which runs know what they made.
 func Marks() []string { return append([]string(nil), markOrder...) }
 
-// Thick tells whether an SR gives each disk its full size at once.
-func Thick(sr xapi.SR) bool { return thick(sr) }
-
-// ThinNeed is what a snapshot or clone of a disk on a thin SR needs at once, in
-// bytes.
-const ThinNeed = thinNeed
-
-// DeviceOf is how people name a disk by its connection.
-func DeviceOf(b xapi.VBD) string { return deviceOf(b) }
-
 // IsUnable tells whether a kind of snapshot cannot be had, so that another may
 // be tried.
 func IsUnable(err error) bool {

@@ -30,7 +30,7 @@ func findSR(ctx context.Context, pool *xapi.Client, name string) (xapi.SR, error
 		}
 		sr, err := pool.SR(ctx, rec.DefaultSR)
 		if rec.DefaultSR.IsNull() || xapi.IsCode(err, xapi.HandleInvalid) {
-			return sr, &hinted{errors.New("no SR is given, and the pool has no default SR"), "give one with --to-sr; " + list}
+			return sr, withHint(errors.New("no SR is given, and the pool has no default SR"), "give one with --to-sr; "+list)
 		}
 		return sr, err
 	}
@@ -46,7 +46,7 @@ func findSR(ctx context.Context, pool *xapi.Client, name string) (xapi.SR, error
 	for _, s := range all {
 		names = append(names, s.NameLabel)
 	}
-	return sr, &hinted{fmt.Errorf("%w%s", err, didYouMean(name, names)), list}
+	return sr, withHint(fmt.Errorf("%w%s", err, didYouMean(name, names)), list)
 }
 
 // findNetwork returns the network of a name or UUID, as findSR does.
@@ -63,8 +63,9 @@ func findNetwork(ctx context.Context, pool *xapi.Client, name string) (xapi.Netw
 	for _, x := range all {
 		names = append(names, x.NameLabel)
 	}
-	return n, &hinted{fmt.Errorf("%w%s", err, didYouMean(name, names)),
-		"xe network-list lists them; a UUID is taken in place of a name, also where the name holds \"=\""}
+	return n, withHint(fmt.Errorf("%w%s", err, didYouMean(name, names)),
+		"xe network-list lists them; a UUID is taken in place of a name, also where the name holds \"=\"")
+
 }
 
 // didYouMean suggests the name that is nearest to a wrong one, if any is near.
@@ -113,3 +114,6 @@ func distance(a, b []rune) int {
 	}
 	return row[len(b)]
 }
+
+// withHint returns err with a hint, which HintOf finds.
+func withHint(err error, hint string) error { return &hinted{err, hint} }

@@ -39,18 +39,7 @@ type diskPlan struct {
 
 // device is how people name the disk: before a VM's first boot the pool knows
 // no device, and its place says which it will be.
-func (d *diskPlan) device() string { return deviceOf(d.vbd) }
-
-func deviceOf(b xapi.VBD) string {
-	if b.Device != "" {
-		return b.Device
-	}
-	var n int
-	if _, err := fmt.Sscanf(b.UserDevice, "%d", &n); err == nil && n >= 0 && n < 26 {
-		return "xvd" + string(rune('a'+n))
-	}
-	return b.UserDevice
-}
+func (d *diskPlan) device() string { return d.vbd.DeviceName() }
 
 // vmInfo are the records that a backup stores beside the disks.
 type vmInfo struct {
@@ -147,15 +136,8 @@ func planVM(ctx context.Context, pool *xapi.Client, nameOrUUID string, o planOpt
 	if len(p.disks) == 0 {
 		return nil, &unsupported{why: "it has no disk that can be saved", hint: "leave the VM out"}
 	}
-	sort.Slice(p.disks, func(i, j int) bool { return lessDevice(p.disks[i].vbd.UserDevice, p.disks[j].vbd.UserDevice) })
+	sort.Slice(p.disks, func(i, j int) bool { return xapi.LessDevice(p.disks[i].vbd.UserDevice, p.disks[j].vbd.UserDevice) })
 	return p, p.readRest(ctx, pool)
-}
-
-func lessDevice(a, b string) bool {
-	if len(a) != len(b) {
-		return len(a) < len(b)
-	}
-	return a < b
 }
 
 // readRest reads the records that are only stored.
@@ -245,35 +227,14 @@ func unsnapshottable(d *diskPlan) (why, hint string) {
 		return "it is shared between VMs, and shared disks cannot be snapshotted", "back it up from inside a guest"
 	case d.vdi.OnBoot == "reset":
 		return "it is reset at each boot, and such disks cannot be snapshotted", "set its on-boot to persist"
-	case thick(d.sr) && isRaw(d.vdi):
+	case d.sr.Thick() && d.vdi.IsRaw():
 		return "it is a raw LVM volume, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
-	case keepsVHDs(d.sr) && isRaw(d.vdi):
+	case keepsVHDs(d.sr) && d.vdi.IsRaw():
 		return "it is a raw file, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
 	case d.sr.Type == "udev" || d.sr.Type == "iso":
 		return "it lies on an SR of type " + d.sr.Type + ", which has no snapshots", "copy it to another SR"
 	}
 	return "", ""
-}
-
-// thick tells whether an SR gives each disk its full size at once.
-func thick(sr xapi.SR) bool {
-	switch sr.Type {
-	case "lvm", "lvmoiscsi", "lvmohba":
-		return true
-	}
-	return false
-}
-
-// isRaw tells whether a disk is kept without an image format around it.
-func isRaw(v xapi.VDI) bool {
-	return v.SMConfig["type"] == "raw" || v.SMConfig["vdi_type"] == "aio" || v.SMConfig["vdi_type"] == "raw"
-}
-
-// vhdBacked tells whether a disk is a VHD on its SR, so that it reads as zeros
-// where nothing was written, and deltas of it can be exported.
-func vhdBacked(sr xapi.SR, v xapi.VDI) bool {
-	format := v.SMConfig["image-format"]
-	return keepsVHDs(sr) && !isRaw(v) && (format == "" || format == "vhd")
 }
 
 // keepsVHDs reports whether an SR's driver is one of those that keep disks as
@@ -286,14 +247,14 @@ func keepsVHDs(sr xapi.SR) bool {
 	return false
 }
 
-// thinNeed is what a snapshot of a disk on a thin SR needs at once, in bytes:
+// ThinNeed is what a snapshot of a disk on a thin SR needs at once, in bytes:
 // two empty leaves with their tables.
-const thinNeed = 16 << 20
+const ThinNeed = 16 << 20
 
 // thickNeed is the same on an SR of LVM: a new leaf that could be written in
 // full, with a bitmap for each block, and the tables of two volumes, which have
 // room for a disk of 2 TiB from the start (sm drivers/lvhdutil.py).
-func thickNeed(size int64) int64 { return size + size/512 + thinNeed }
+func thickNeed(size int64) int64 { return size + size/512 + ThinNeed }
 
 // gaps are the disks left out, as the snapshot tells of them.
 func (p *vmPlan) gaps() []repo.Gap {

@@ -74,7 +74,7 @@ func RestoreStream(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d 
 	}
 	m := o.Progress.Begin(d.Device, im.Size())
 	defer m.Done()
-	res, err := im.Run(ctx, streamSink{w}, restore.Options{Zeros: true, Progress: metered(m)})
+	res, err := im.Run(ctx, streamSink{w: w}, restore.Options{Zeros: true, Progress: metered(m)})
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", d.Device, err)
 	}

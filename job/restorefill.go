@@ -25,8 +25,8 @@ import (
 // zeros where the target may read as something else.
 func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI, sr xapi.SR, progress func(int64)) (restore.Result, error) {
 	var res restore.Result
-	if !vhdBacked(sr, vdi) || im.Size() > vhd.MaxSize {
-		zeros := !readsAsZero(sr, vdi)
+	if !sr.StoresVHD(vdi) || im.Size() > vhd.MaxSize {
+		zeros := !sr.ReadsAsZero(vdi)
 		res, _, err := p.pieces(ctx, im, vdi, restore.Options{Zeros: zeros, Progress: progress}, zeros)
 		return res, err
 	}
@@ -94,20 +94,6 @@ func (s *pieceSink) WriteAt(_ context.Context, p []byte, off int64) error {
 
 func (s *pieceSink) end() error { return s.head(0, 0) }
 
-// readsAsZero tells whether a new VDI is known to read as zeros where nothing
-// was written. Volumes of LVM without an image format are not, nor is what
-// drivers do that are not known here.
-func readsAsZero(sr xapi.SR, v xapi.VDI) bool {
-	switch sr.Type {
-	case "ext", "nfs", "smb", "file":
-		return true // a file, whatever its format
-	case "lvm", "lvmoiscsi", "lvmohba":
-		return !isRaw(v)
-	}
-	f := v.SMConfig["image-format"]
-	return f == "qcow2" || f == "vhd"
-}
-
 // compare reads a VDI and tells in which blocks it differs from the image. It
 // must not be written to meanwhile. For a moment after it a host may hold the disk
 // still, so that it can neither be written to nor its VM be started.
@@ -140,7 +126,7 @@ func (p *poolRestore) readVDI(ctx context.Context, vdi xapi.VDI) (disk.Source, f
 	}
 	format := xapi.FormatVHD
 	size := int64(vdi.VirtualSize)
-	if !vhdBacked(sr, vdi) || size > vhd.MaxSize || size%disk.BlockSize != 0 {
+	if !sr.StoresVHD(vdi) || size > vhd.MaxSize || size%disk.BlockSize != 0 {
 		format = xapi.FormatRaw
 	}
 	e, err := p.pool.ExportVDI(ctx, xapi.ExportOptions{VDI: vdi.Ref, Format: format})

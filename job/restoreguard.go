@@ -427,7 +427,7 @@ func halfDisks(ctx context.Context, pool *xapi.Client, vm *xapi.VM) ([]string, e
 			return nil, err
 		}
 		if halfOf(&v) != nil {
-			out = append(out, deviceOf(b))
+			out = append(out, b.DeviceName())
 		}
 	}
 	return out, nil
@@ -689,7 +689,7 @@ func HalfRestored(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 				continue // gone meanwhile
 			}
 			if vm, err := pool.VM(ctx, b.VM); err == nil && vm.Real() {
-				what = fmt.Sprintf("disk %s of VM %s", deviceOf(b), vm.NameLabel)
+				what = fmt.Sprintf("disk %s of VM %s", b.DeviceName(), vm.NameLabel)
 			}
 		}
 		out = append(out, Finding{Level: Fail, What: what, Text: why, Hint: halfHint})

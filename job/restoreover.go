@@ -120,10 +120,10 @@ func replaced(d *repo.Disk, v *xapi.VDI) error {
 	if was == "" {
 		was = "not recorded"
 	}
-	return &hinted{
+	return withHint(
 		fmt.Errorf("disk %s: the VM has another disk there, %q (VDI %s), than the one that was backed up (VDI %s): nothing was written", d.Device, v.NameLabel, v.UUID, was),
-		"--to-sr restores the disk beside it; --replaced writes over the disk that is there, as after its storage was moved, which gives it a new UUID",
-	}
+		"--to-sr restores the disk beside it; --replaced writes over the disk that is there, as after its storage was moved, which gives it a new UUID")
+
 }
 
 func (p *poolRestore) writable(ctx context.Context, t overTarget) error {
@@ -239,8 +239,9 @@ func (p *poolRestore) over(ctx context.Context, g *guard, t *overTarget, over Ov
 func (p *poolRestore) released(ctx context.Context, vdi xapi.Ref) error {
 	free, err := p.pool.WaitReleased(ctx, vdi)
 	if err == nil && !free {
-		err = &hinted{errors.New("a control domain has held the disk for a minute, as if another program reads or writes it"),
-			"end that program, or unplug the VBD of the control domain (xe vbd-list), and run the same command again"}
+		err = withHint(errors.New("a control domain has held the disk for a minute, as if another program reads or writes it"),
+			"end that program, or unplug the VBD of the control domain (xe vbd-list), and run the same command again")
+
 	}
 	return err
 }

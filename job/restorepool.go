@@ -217,7 +217,7 @@ func (p *poolRestore) place(ctx context.Context, disks []*repo.Disk, t Target) (
 		if err != nil {
 			return nil, fmt.Errorf("disk %s: %w", d.Device, err)
 		}
-		if thick(sr) {
+		if sr.Thick() {
 			need[sr.Ref] += im.Size()
 		} else {
 			need[sr.Ref] += im.Blocks() * disk.BlockSize
@@ -333,7 +333,7 @@ func (p *poolRestore) attach(ctx context.Context, vm xapi.VM, vdi xapi.VDI) erro
 		return err
 	}
 	p.out.VM, p.out.VMName = vm.UUID, vm.NameLabel
-	p.out.Disks[len(p.out.Disks)-1].VMDevice = deviceOf(vbd)
+	p.out.Disks[len(p.out.Disks)-1].VMDevice = vbd.DeviceName()
 	return nil
 }
 

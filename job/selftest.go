@@ -186,7 +186,7 @@ func (s *selfTest) run(ctx context.Context) {
 	if !s.step(ctx, "create a disk", s.create) {
 		return
 	}
-	vhdBack := vhdBacked(s.sr, s.disk)
+	vhdBack := s.sr.StoresVHD(s.disk)
 	s.step(ctx, "track its changes", s.track)
 	write := s.importRaw
 	if vhdBack {
@@ -303,7 +303,7 @@ func (s *selfTest) track(ctx context.Context) (int64, string, error) {
 		_, feature := m.Features["VDI_CONFIG_CBT"]
 		can = can || m.Type == s.sr.Type && (feature || slices.Contains(m.Capabilities, "VDI_CONFIG_CBT"))
 	}
-	if !can || !vhdBacked(s.sr, s.disk) {
+	if !can || !s.sr.StoresVHD(s.disk) {
 		return 0, "", &errSkip{"the SR does not track changes"}
 	}
 	err = s.pool.EnableCBT(ctx, s.disk.Ref)

@@ -49,10 +49,10 @@ func (x *exported) cutShort(ctx context.Context, err error) error {
 	if why := x.e.Finish(wait); errors.As(why, &pool) {
 		return why
 	}
-	return &hinted{
+	return withHint(
 		fmt.Errorf("the pool ended the export after %d bytes without a reason, as a restart of its toolstack does: %w", x.e.Received(), io.ErrUnexpectedEOF),
-		"run the same command again when the toolstack is up",
-	}
+		"run the same command again when the toolstack is up")
+
 }
 
 // poolError turns a failure that a host reported inside a stream into the

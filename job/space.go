@@ -67,10 +67,10 @@ func spaceNeeds(p *vmPlan) []srNeed {
 			i = len(list)
 			list = append(list, srNeed{sr: d.sr})
 		}
-		if thick(d.sr) && d.vbd.CurrentlyAttached {
+		if d.sr.Thick() && d.vbd.CurrentlyAttached {
 			list[i].need += thickNeed(int64(d.vdi.VirtualSize))
 		} else {
-			list[i].need += thinNeed
+			list[i].need += ThinNeed
 		}
 	}
 	return list

@@ -481,13 +481,13 @@ const (
 func (v *vmBackup) keeps(d *diskPlan) kept {
 	tracked := d.untracked == "" && v.snaps[d.vdi.Ref].CBTEnabled
 	switch {
-	case v.b.o.Keep == KeepNone || !vhdBacked(d.sr, d.vdi):
+	case v.b.o.Keep == KeepNone || !d.sr.StoresVHD(d.vdi):
 		return keptNothing
 	case v.b.o.Keep == KeepSnapshot:
 		return keptData
 	case tracked:
 		return keptChanges
-	case v.b.o.Keep == KeepAuto && !thick(d.sr):
+	case v.b.o.Keep == KeepAuto && !d.sr.Thick():
 		return keptData
 	}
 	return keptNothing

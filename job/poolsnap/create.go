@@ -141,7 +141,7 @@ func inspect(ctx context.Context, c *xapi.Client, uuid string, o CreateOptions) 
 		for _, name := range o.Ignore {
 			found := false
 			for _, b := range w.vdisOf(v) {
-				if d := w.VDIs[b.VDI]; strings.EqualFold(d.UUID, name) || job.DeviceOf(b) == name || d.NameLabel == name {
+				if d := w.VDIs[b.VDI]; strings.EqualFold(d.UUID, name) || b.DeviceName() == name || d.NameLabel == name {
 					leave[d.UUID], found = "not wanted", true
 				}
 			}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"xenkeep/job"
 	"xenkeep/xapi"
 )
 
@@ -97,7 +96,7 @@ func (w *world) doomed(v *xapi.VM, metadataOnly bool) Doomed {
 	for _, b := range w.vdisOf(v) {
 		_, owned := b.OtherConfig["owner"]
 		vdi := w.VDIs[b.VDI]
-		put(vdi, job.DeviceOf(b), owned && len(vdi.VBDs) == 1)
+		put(vdi, b.DeviceName(), owned && len(vdi.VBDs) == 1)
 	}
 	if image, ok := w.VDIs[v.SuspendVDI]; ok {
 		put(image, "suspend image", true)

@@ -130,7 +130,7 @@ func (p *RevertPlan) losses() {
 	tracked, base := 0, 0
 	for _, b := range w.vdisOf(v) {
 		d := w.VDIs[b.VDI]
-		f := Fate{job.DeviceOf(b), d.UUID, d.NameLabel, int64(d.VirtualSize), "replaced"}
+		f := Fate{b.DeviceName(), d.UUID, d.NameLabel, int64(d.VirtualSize), "replaced"}
 		if !known[d.Ref] {
 			f.Fate = "detached"
 			p.Lost = append(p.Lost, fmt.Sprintf("disk %s (%s, %s) was added since: it stays on its SR, detached", f.Device, d.UUID, humanize.IBytes(uint64(d.VirtualSize))))
@@ -198,7 +198,7 @@ func (p *RevertPlan) planSafety(ctx context.Context, c *xapi.Client, need map[xa
 	}
 	for _, b := range p.w.vdisOf(p.vm) {
 		d := p.w.VDIs[b.VDI]
-		if job.Thick(p.w.SRs[d.SR]) && b.CurrentlyAttached {
+		if p.w.SRs[d.SR].Thick() && b.CurrentlyAttached {
 			both[d.SR] += int64(d.VirtualSize)
 		} else {
 			both[d.SR] += job.ThinNeed
@@ -294,7 +294,7 @@ func Revert(ctx context.Context, c *xapi.Client, p *RevertPlan) (*Reverted, erro
 	}
 	for _, b := range w.vdisOf(v) {
 		d := w.VDIs[b.VDI]
-		f := Fate{job.DeviceOf(b), d.UUID, d.NameLabel, int64(d.VirtualSize), "new"}
+		f := Fate{b.DeviceName(), d.UUID, d.NameLabel, int64(d.VirtualSize), "new"}
 		if was[d.UUID] {
 			f.Fate = "kept" // the storage itself reverted it
 		}
@@ -339,7 +339,7 @@ func (p *RevertPlan) hurt(w *world, v *xapi.VM, safety string, err error) error 
 	for _, b := range w.vdisOf(v) {
 		d := w.VDIs[b.VDI]
 		have[d.UUID] = true
-		h.Have = append(h.Have, Fate{job.DeviceOf(b), d.UUID, d.NameLabel, int64(d.VirtualSize), "there"})
+		h.Have = append(h.Have, Fate{b.DeviceName(), d.UUID, d.NameLabel, int64(d.VirtualSize), "there"})
 	}
 	for _, f := range p.Disks {
 		if !have[f.VDI] {

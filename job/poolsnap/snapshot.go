@@ -183,7 +183,7 @@ func (w *world) diskList(v *xapi.VM) []SnapshotDisk {
 	for _, b := range w.vdisOf(v) {
 		d := w.VDIs[b.VDI]
 		list = append(list, SnapshotDisk{
-			Device: job.DeviceOf(b), VDI: d.UUID, Of: w.VDIs[d.SnapshotOf].UUID, Name: d.NameLabel, SR: w.SRs[d.SR].NameLabel,
+			Device: b.DeviceName(), VDI: d.UUID, Of: w.VDIs[d.SnapshotOf].UUID, Name: d.NameLabel, SR: w.SRs[d.SR].NameLabel,
 			Size: int64(d.VirtualSize), Used: int64(d.PhysicalUtilisation),
 		})
 	}

@@ -66,7 +66,7 @@ func Copy(ctx context.Context, c *xapi.Client, snapshot string, o CopyOptions) (
 		switch {
 		case o.Clone:
 			need[at] += job.ThinNeed
-		case job.Thick(w.SRs[at]):
+		case w.SRs[at].Thick():
 			need[at] += int64(d.VirtualSize)
 		default:
 			need[at] += min(int64(d.VirtualSize), chainUse(d))
@@ -173,7 +173,7 @@ func CreateVM(ctx context.Context, c *xapi.Client, template, name string, start 
 
 // cloneNeed is what a clone of a disk needs on its SR once its VM runs.
 func cloneNeed(w *world, d xapi.VDI) int64 {
-	if job.Thick(w.SRs[d.SR]) {
+	if w.SRs[d.SR].Thick() {
 		return int64(d.VirtualSize)
 	}
 	return job.ThinNeed
