@@ -16,7 +16,7 @@ FUZZTIME    ?= 2s
 RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/tree ./repo/view ./nbd ./xapi ./xapi/xapisim
 NORACE      := ^(TestGolden|TestBlobSizes|TestStorageFails|TestNPMClient|TestXVA.*)$$
 # Of these packages only the tests in which much goes on at once.
-RACESOME    := ./job ./repo/check ./repo/prune
+RACESOME    := ./job/backup ./job/restore ./job/lease ./job/browse ./repo/check ./repo/prune
 RACETESTS   := ^(TestDayAfterDay|TestRestoreToPool|TestInterrupted|TestTrackedDays|TestLeaseIsRenewed|TestManyAtOnce|TestPublishBesideReading|TestTwoRunsOneVM|TestGates.*|TestCeilings.*|TestQueue|TestLimits|TestRestoreInPlace|TestServeNBD|TestRunsAtOnce|TestFlushBesideDisk|TestChanged|TestKeyless|TestBudget|TestWriteOnly|TestTogether)$$
 
 .PHONY: build test race lint fuzz bench scale crash soak demo ci clean

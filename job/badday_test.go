@@ -13,56 +13,20 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/job"
-	"xenkeep/repo"
+	"xenkeep/job/backup"
+	"xenkeep/job/jobtest"
 	"xenkeep/repo/retention"
 	"xenkeep/xapi/xapisim"
 )
 
-// onStore puts the world's repository on another storage.
-func (w *world) onStore(objects object.Store) {
-	w.t.Helper()
-	w.objects = objects
-	var err error
-	if w.repo, err = repo.Init(w.t.Context(), objects, repo.Options{Secret: secret}); err != nil {
-		w.t.Fatal(err)
-	}
-}
-
-func (w *world) reopen() {
-	w.t.Helper()
-	r, err := repo.Open(w.t.Context(), w.objects, repo.Options{Secret: secret})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if err := r.LoadIndex(w.t.Context()); err != nil {
-		w.t.Fatal(err)
-	}
-	w.repo = r
-}
-
-// dropClaims does what the next process would: the claims of one that is gone
-// go.
-func (w *world) dropClaims() {
-	w.t.Helper()
-	claims, bad, err := w.repo.Claims(w.t.Context())
-	if err != nil || len(bad) > 0 {
-		w.t.Fatal(err, bad)
-	}
-	for _, c := range claims {
-		if err := w.repo.DropClaim(w.t.Context(), c); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-}
-
 // Whatever storage call fails, the pool is as it was but for the bases, the
 // repository is sound, and the next run succeeds.
 func TestStorageFails(t *testing.T) {
-	w := newWorld(t, xapisim.Config{NoTLS: true, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{
-		image(t, filepath.Join(t.TempDir(), "a.img"), 6*mib, 1, 10)}}}})
+	w := jobtest.New(t, xapisim.Config{NoTLS: true, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{
+		jobtest.Image(t, filepath.Join(t.TempDir(), "a.img"), 6*jobtest.MiB, 1, 10)}}}})
 	faulty := objecttest.NewFaulty(mem.New())
-	w.onStore(faulty)
-	before := w.sim.Dump()
+	w.OnStore(faulty)
+	before := w.Sim.Dump()
 	step := 5
 	if testing.Short() {
 		step = 13
@@ -70,13 +34,13 @@ func TestStorageFails(t *testing.T) {
 	for n := 0; ; n += step {
 		faulty.Heal()
 		fault := faulty.Inject(objecttest.Fault{N: n, Stay: true, Err: object.ErrUnavailable})
-		o := w.options("web")
-		o.Keep = job.KeepNone
-		sum, err := job.Backup(t.Context(), w.repo, w.pool, o)
+		o := w.Options("web")
+		o.Keep = backup.KeepNone
+		sum, err := backup.Run(t.Context(), w.Repo, w.Pool, o)
 		fired := fault.Fired()
 		faulty.Heal()
-		w.sim.GC()
-		samePool(t, before, w.sim.Dump())
+		w.Sim.GC()
+		jobtest.SamePool(t, before, w.Sim.Dump())
 		if !fired {
 			if err != nil {
 				t.Fatal(err)
@@ -87,57 +51,57 @@ func TestStorageFails(t *testing.T) {
 		if t.Failed() {
 			t.Fatalf("after call %d failed: %v, %+v", n, err, sum)
 		}
-		w.reopen()
-		w.dropClaims()
+		w.Reopen()
+		w.DropClaims()
 	}
-	w.backup(w.options("web"))
-	w.clean()
+	w.Backup(w.Options("web"))
+	w.Clean()
 }
 
 // A full repository disk fails the run with a line that says so; nothing is
 // lost, and once there is room the next run goes on with what was uploaded.
 func TestRepositoryFull(t *testing.T) {
-	w := newWorld(t, xapisim.Config{})
+	w := jobtest.New(t, xapisim.Config{})
 	faulty := objecttest.NewFaulty(mem.New())
-	w.onStore(faulty)
-	before := w.sim.Dump()
-	faulty.LimitSpace(3 * mib)
-	_, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
+	w.OnStore(faulty)
+	before := w.Sim.Dump()
+	faulty.LimitSpace(3 * jobtest.MiB)
+	_, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web"))
 	if !errors.Is(err, object.ErrNoSpace) {
 		t.Fatalf("on a full disk: %v", err)
 	}
-	w.sim.GC()
-	samePool(t, before, w.sim.Dump())
+	w.Sim.GC()
+	jobtest.SamePool(t, before, w.Sim.Dump())
 	faulty.Heal()
-	w.reopen()
-	w.clean()
-	w.backup(w.options("web"))
-	w.clean()
+	w.Reopen()
+	w.Clean()
+	w.Backup(w.Options("web"))
+	w.Clean()
 }
 
 // A repository whose mount is gone is none, and nothing is created in its
 // place.
 func TestMountGone(t *testing.T) {
-	w := newWorld(t, xapisim.Config{})
+	w := jobtest.New(t, xapisim.Config{})
 	dir := filepath.Join(t.TempDir(), "repo")
 	objects, err := local.Create(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.onStore(objects)
-	w.backup(w.options("web"))
-	before := w.sim.Dump()
+	w.OnStore(objects)
+	w.Backup(w.Options("web"))
+	before := w.Sim.Dump()
 	if err := os.Rename(dir, dir+".away"); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil { // the empty mount point
 		t.Fatal(err)
 	}
-	if _, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web")); !errors.Is(err, object.ErrNoRepository) {
+	if _, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web")); !errors.Is(err, object.ErrNoRepository) {
 		t.Errorf("on a mount that is gone: %v", err)
 	}
-	w.sim.GC()
-	samePool(t, before, w.sim.Dump())
+	w.Sim.GC()
+	jobtest.SamePool(t, before, w.Sim.Dump())
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("in the empty mount point: %v %v", left, err)
 	}
@@ -145,11 +109,11 @@ func TestMountGone(t *testing.T) {
 
 // A stream that ends or breaks at any byte is never taken for a disk.
 func TestStreamBreaksAnywhere(t *testing.T) {
-	w := newWorld(t, xapisim.Config{VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{
-		image(t, filepath.Join(t.TempDir(), "a.img"), 6*mib, 1, 10)}}}})
-	before := w.sim.Dump()
+	w := jobtest.New(t, xapisim.Config{VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{
+		jobtest.Image(t, filepath.Join(t.TempDir(), "a.img"), 6*jobtest.MiB, 1, 10)}}}})
+	before := w.Sim.Dump()
 	var at []int64
-	for _, edge := range []int64{0, 511, 512, 1535, 1536, 2048, 2559, 2560, 3071, 3072, 3072 + 2*mib, 3072 + 2*mib + 511} {
+	for _, edge := range []int64{0, 511, 512, 1535, 1536, 2048, 2559, 2560, 3071, 3072, 3072 + 2*jobtest.MiB, 3072 + 2*jobtest.MiB + 511} {
 		at = append(at, edge, edge+1)
 	}
 	for i, n := range at {
@@ -157,9 +121,9 @@ func TestStreamBreaksAnywhere(t *testing.T) {
 			if !embedded && i%5 != 0 {
 				continue // the pool's task stays pending, and waiting for it takes a while
 			}
-			w.sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Cut: true, CutAt: n, Embedded: embedded, Times: -1, Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}})
-			s, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
-			w.sim.ClearFaults()
+			w.Sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Cut: true, CutAt: n, Embedded: embedded, Times: -1, Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}})
+			s, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web"))
+			w.Sim.ClearFaults()
 			if err == nil {
 				t.Fatalf("a stream cut at %d (embedded %v) is a backup: %+v", n, embedded, s.Snapshots)
 			}
@@ -168,42 +132,42 @@ func TestStreamBreaksAnywhere(t *testing.T) {
 			}
 		}
 	}
-	w.sim.GC()
-	samePool(t, before, w.sim.Dump())
-	w.clean()
+	w.Sim.GC()
+	jobtest.SamePool(t, before, w.Sim.Dump())
+	w.Clean()
 }
 
 // On thick SRs the room for a snapshot is looked at first, and the refusal
 // gives the figures; no base is kept there unless asked for.
 func TestThick(t *testing.T) {
 	dir := t.TempDir()
-	disk := image(t, filepath.Join(dir, "a.img"), 24*mib, 1, 10)
-	w := newWorld(t, xapisim.Config{
-		SRs: []xapisim.SRConfig{{Name: "thick", Type: "lvm", Size: 40 * mib, Host: 0}},
+	disk := jobtest.Image(t, filepath.Join(dir, "a.img"), 24*jobtest.MiB, 1, 10)
+	w := jobtest.New(t, xapisim.Config{
+		SRs: []xapisim.SRConfig{{Name: "thick", Type: "lvm", Size: 40 * jobtest.MiB, Host: 0}},
 		VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{disk}}},
 	})
-	before := w.sim.Dump()
-	_, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
+	before := w.Sim.Dump()
+	_, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web"))
 	if !errors.Is(err, job.ErrSpace) || !strings.Contains(err.Error(), "needs 40 MiB") {
 		t.Fatalf("without room: %v", err)
 	}
-	samePool(t, before, w.sim.Dump())
+	jobtest.SamePool(t, before, w.Sim.Dump())
 
-	w = newWorld(t, xapisim.Config{
+	w = jobtest.New(t, xapisim.Config{
 		SRs: []xapisim.SRConfig{{Name: "thick", Type: "lvm", Size: 1 << 30}},
 		VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{disk}}},
 	})
-	w.backup(w.options("web"))
-	if n := len(w.bases()); n != 0 {
+	w.Backup(w.Options("web"))
+	if n := len(w.Bases()); n != 0 {
 		t.Errorf("%d bases on a thick SR", n)
 	}
-	o := w.options("web")
-	o.Keep = job.KeepSnapshot
-	w.backup(o)
-	if n := len(w.bases()); n != 1 {
+	o := w.Options("web")
+	o.Keep = backup.KeepSnapshot
+	w.Backup(o)
+	if n := len(w.Bases()); n != 1 {
 		t.Errorf("%d bases on a thick SR that was asked to keep one", n)
 	}
-	if s := w.backup(o); s.Snapshots[0].Disks[0].Method != "vhd-delta" {
+	if s := w.Backup(o); s.Snapshots[0].Disks[0].Method != "vhd-delta" {
 		t.Errorf("%+v", s.Snapshots[0].Disks[0])
 	}
 }
@@ -212,23 +176,23 @@ func TestThick(t *testing.T) {
 // writes its zeros.
 func TestRawVolumes(t *testing.T) {
 	dir := t.TempDir()
-	disk := image(t, filepath.Join(dir, "a.img"), 24*mib, 1, 10)
-	w := newWorld(t, xapisim.Config{
+	disk := jobtest.Image(t, filepath.Join(dir, "a.img"), 24*jobtest.MiB, 1, 10)
+	w := jobtest.New(t, xapisim.Config{
 		SRs: []xapisim.SRConfig{{Name: "thick", Type: "lvm", Size: 1 << 30}},
 		VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{disk}, RawDisks: true}},
 	})
-	before := w.sim.Dump()
-	_, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
+	before := w.Sim.Dump()
+	_, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web"))
 	if !errors.Is(err, job.ErrUnsupported) || !strings.Contains(err.Error(), "xvda") || !strings.Contains(err.Error(), "raw") {
 		t.Fatalf("a raw volume: %v", err)
 	}
-	samePool(t, before, w.sim.Dump())
+	jobtest.SamePool(t, before, w.Sim.Dump())
 }
 
 // Failures of the calls around a backup leave nothing behind.
 func TestCallsFail(t *testing.T) {
-	w := newWorld(t, xapisim.Config{})
-	before := w.sim.Dump()
+	w := jobtest.New(t, xapisim.Config{})
+	before := w.Sim.Dump()
 	for _, c := range []struct {
 		call, code string
 		params     []string
@@ -243,40 +207,40 @@ func TestCallsFail(t *testing.T) {
 		{"/export_raw_vdi", "VDI_IN_USE", []string{"x", "attach"}},
 	} {
 		for _, after := range []bool{false, true} {
-			w.sim.Fault(xapisim.Fault{On: c.call, Code: c.code, Params: c.params, After: after && !strings.HasPrefix(c.call, "/")})
-			s, err := job.Backup(t.Context(), w.repo, w.pool, w.options("web"))
-			w.sim.ClearFaults()
+			w.Sim.Fault(xapisim.Fault{On: c.call, Code: c.code, Params: c.params, After: after && !strings.HasPrefix(c.call, "/")})
+			s, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web"))
+			w.Sim.ClearFaults()
 			name := fmt.Sprintf("%s fails with %s (after its effect: %v)", c.call, c.code, after)
 			if err == nil {
 				t.Errorf("%s, and the backup succeeds: %+v", name, s)
 				continue
 			}
 			t.Log(err)
-			w.sim.GC()
-			samePool(t, before, w.sim.Dump())
+			w.Sim.GC()
+			jobtest.SamePool(t, before, w.Sim.Dump())
 			if t.Failed() {
 				t.Fatal(name)
 			}
 		}
 	}
-	w.backup(w.options("web"))
-	w.clean()
+	w.Backup(w.Options("web"))
+	w.Clean()
 }
 
 // A run that ends half-way says which VMs are safe; one that cannot forget says
 // so, and that the backup is good.
 func TestPartly(t *testing.T) {
 	dir := t.TempDir()
-	w := newWorld(t, xapisim.Config{VMs: []xapisim.VMConfig{
-		{Name: "a", Disks: []string{image(t, filepath.Join(dir, "a.img"), 48*mib, 1, 400)}},
-		{Name: "b", Disks: []string{image(t, filepath.Join(dir, "b.img"), 6*mib, 2, 10)}},
+	w := jobtest.New(t, xapisim.Config{VMs: []xapisim.VMConfig{
+		{Name: "a", Disks: []string{jobtest.Image(t, filepath.Join(dir, "a.img"), 48*jobtest.MiB, 1, 400)}},
+		{Name: "b", Disks: []string{jobtest.Image(t, filepath.Join(dir, "b.img"), 6*jobtest.MiB, 2, 10)}},
 	}})
 	faulty := objecttest.NewFaulty(mem.New())
-	w.onStore(faulty)
-	o := w.options("a", "b")
+	w.OnStore(faulty)
+	o := w.Options("a", "b")
 	o.VMConcurrency = 1
 	faulty.Inject(objecttest.Fault{Verb: objecttest.Put, Prefix: "snapshots/", N: 1, Stay: true, Err: object.ErrUnavailable})
-	s, err := job.Backup(t.Context(), w.repo, w.pool, o)
+	s, err := backup.Run(t.Context(), w.Repo, w.Pool, o)
 	if !errors.Is(err, job.ErrPartial) || !errors.Is(err, object.ErrUnavailable) || s.Status != "partial" {
 		t.Fatalf("%v: %+v", err, s)
 	}
@@ -284,14 +248,14 @@ func TestPartly(t *testing.T) {
 		t.Fatalf("%+v", s)
 	}
 	faulty.Heal()
-	w.reopen()
+	w.Reopen()
 	o.Retention = retention.Policy{Last: 1}
 	faulty.Inject(objecttest.Fault{Verb: objecttest.Delete, Prefix: "snapshots/", Stay: true, Err: object.ErrPermission})
-	s, err = job.Backup(t.Context(), w.repo, w.pool, o)
+	s, err = backup.Run(t.Context(), w.Repo, w.Pool, o)
 	if !errors.Is(err, job.ErrPartial) || !errors.Is(err, object.ErrPermission) || len(s.Snapshots) != 2 || len(s.Failed) != 0 || len(s.Warnings) == 0 {
 		t.Fatalf("%v: %+v", err, s)
 	}
 	faulty.Heal()
-	w.reopen()
-	w.clean()
+	w.Reopen()
+	w.Clean()
 }

@@ -18,9 +18,9 @@ type CopyPlan struct {
 
 // PlanCopy plans a copy as a run of this machine.
 func PlanCopy(ctx context.Context, from, to *repo.Repository, c Common, pick func(*repo.Snapshot) bool) (*CopyPlan, error) {
-	c.defaults()
+	c.Defaults()
 	p, err := copy.New(ctx, from, to, copy.Options{
-		Pick: pick, Level: c.Level, Machine: c.Machine, Process: processName(), Now: c.Now,
+		Pick: pick, Level: c.Level, Machine: c.Machine, Process: ProcessName(), Now: c.Now,
 		Begin: func(s *repo.Snapshot, total int64) (func(int64), func()) {
 			m := c.Progress.Begin(s.VM.Name, total)
 			return m.Add, m.Done
@@ -39,7 +39,7 @@ func (p *CopyPlan) Execute(ctx context.Context) (*copy.Result, time.Duration, er
 	res, err := p.Plan.Execute(ctx)
 	if err == nil && len(p.Todo) > 0 {
 		for _, claim := range claims {
-			if dead(claim, p.c.Machine) {
+			if Dead(claim, p.c.Machine) {
 				if err := p.to.DropClaim(ctx, claim); err != nil {
 					p.c.Log.Warn("claim of a dead run stays", "run", claim.Run, "error", err)
 				}

@@ -22,6 +22,11 @@ import (
 	"xenkeep/chunkstore/object/local"
 	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/job"
+	"xenkeep/job/backup"
+	"xenkeep/job/doctor"
+	"xenkeep/job/jobtest"
+	"xenkeep/job/restore"
+	"xenkeep/job/vmplan"
 	"xenkeep/repo"
 	"xenkeep/xapi"
 	"xenkeep/xapi/xapisim"
@@ -37,8 +42,8 @@ const childEnv = "XENKEEP_CRASH_CHILD"
 type order struct {
 	URL, User, Password string
 	Repository, State   string
-	Keep                job.Keep
-	Kinds               []job.Kind
+	Keep                backup.Keep
+	Kinds               []vmplan.Kind
 	UnplugUSB           bool
 	Restore             string // snapshot; empty for a backup
 	How                 string // of a restore: see restoreBy
@@ -71,7 +76,7 @@ func child(text string) (calls int, err error) {
 		return 0, err
 	}
 	objects := objecttest.NewFaulty(disk)
-	r, err := repo.Open(ctx, objects, repo.Options{Secret: secret})
+	r, err := repo.Open(ctx, objects, repo.Options{Secret: jobtest.Secret})
 	if err != nil {
 		return 0, err
 	}
@@ -89,7 +94,7 @@ func child(text string) (calls int, err error) {
 		return 0, err
 	}
 	if o.SelfTest != "" {
-		_, err := job.SelfTest(ctx, pool, job.SelfTestOptions{SR: o.SelfTest, Size: 34 * mib})
+		_, err := doctor.SelfTest(ctx, pool, doctor.SelfTestOptions{SR: o.SelfTest, Size: 34 * jobtest.MiB})
 		return objects.Calls(objecttest.Any) - before, err
 	}
 	if o.Restore != "" {
@@ -108,8 +113,8 @@ func child(text string) (calls int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	_, err = job.Backup(ctx, r, pool, job.BackupOptions{
-		Common: job.Common{StateDir: o.State, Job: "crash"}, Chosen: []job.Chosen{{UUID: vm.UUID, Name: "web", Kinds: o.Kinds}}, Keep: o.Keep, UnplugUSB: o.UnplugUSB,
+	_, err = backup.Run(ctx, r, pool, backup.Options{
+		Common: job.Common{StateDir: o.State, Job: "crash"}, Chosen: []backup.Chosen{{UUID: vm.UUID, Name: "web", Kinds: o.Kinds}}, Keep: o.Keep, UnplugUSB: o.UnplugUSB,
 	})
 	return objects.Calls(objecttest.Any) - before, err
 }
@@ -211,7 +216,7 @@ func (k *killer) serve(client net.Conn) {
 func (k *killer) passed(n int, answer bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.bytes += n; k.bytes >= mib {
+	if k.bytes += n; k.bytes >= jobtest.MiB {
 		k.bytes = 0
 		k.events++
 	} else if !answer {
@@ -289,48 +294,48 @@ func sampled(total, n int) []int {
 }
 
 type crashWorld struct {
-	*world
+	*jobtest.World
 	k    *killer
 	file string
 	day  int
 
-	kinds []job.Kind
+	kinds []vmplan.Kind
 	usb   bool // detach USB devices
 }
 
 func newCrashWorld(t *testing.T, nbd xapisim.NBDMode) *crashWorld {
 	t.Helper()
-	file := image(t, filepath.Join(t.TempDir(), "a.img"), 6*mib, 1, 10)
-	w := &crashWorld{file: file, world: newWorld(t, xapisim.Config{NoTLS: true, Hosts: 1, NBD: nbd, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{file}}}})}
-	w.k = newKiller(t, w.sim.URL())
+	file := jobtest.Image(t, filepath.Join(t.TempDir(), "a.img"), 6*jobtest.MiB, 1, 10)
+	w := &crashWorld{file: file, World: jobtest.New(t, xapisim.Config{NoTLS: true, Hosts: 1, NBD: nbd, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{file}}}})}
+	w.k = newKiller(t, w.Sim.URL())
 	w.newRepository()
 	return w
 }
 
 func (w *crashWorld) newRepository() {
-	w.t.Helper()
+	w.T.Helper()
 	w.day++
-	objects, err := local.Create(filepath.Join(w.dir, fmt.Sprint("repo", w.day)))
+	objects, err := local.Create(filepath.Join(w.Dir, fmt.Sprint("repo", w.day)))
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
-	w.onStore(objects)
+	w.OnStore(objects)
 }
 
-func (w *crashWorld) order(keep job.Keep) order {
+func (w *crashWorld) order(keep backup.Keep) order {
 	return order{
-		User: w.sim.User(), Password: w.sim.Password(), Repository: filepath.Join(w.dir, fmt.Sprint("repo", w.day)), State: w.dir,
+		User: w.Sim.User(), Password: w.Sim.Password(), Repository: filepath.Join(w.Dir, fmt.Sprint("repo", w.day)), State: w.Dir,
 		Keep: keep, Storage: -1, Kinds: w.kinds, UnplugUSB: w.usb,
 	}
 }
 
 // idle waits until the pool has ended what the killed process had begun.
 func (w *crashWorld) idle() {
-	w.t.Helper()
+	w.T.Helper()
 	for range 500 {
-		tasks, err := w.pool.Tasks(w.t.Context())
+		tasks, err := w.Pool.Tasks(w.T.Context())
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		busy := false
 		for _, t := range tasks {
@@ -341,48 +346,48 @@ func (w *crashWorld) idle() {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	w.t.Fatal("the pool does not come to rest")
+	w.T.Fatal("the pool does not come to rest")
 }
 
 // again runs a backup in this process, which must succeed, and checks what it
 // saved.
-func (w *crashWorld) again(keep job.Keep) *job.Summary {
-	w.t.Helper()
+func (w *crashWorld) again(keep backup.Keep) *job.Summary {
+	w.T.Helper()
 	w.idle()
-	w.reopen()
-	o := w.options()
-	o.Chosen = w.chosen("web")
+	w.Reopen()
+	o := w.Options()
+	o.Chosen = w.Chosen("web")
 	o.Chosen[0].Kinds = w.kinds
 	o.Job, o.Keep, o.UnplugUSB = "crash", keep, w.usb
-	s, err := job.Backup(w.t.Context(), w.repo, w.pool, o)
+	s, err := backup.Run(w.T.Context(), w.Repo, w.Pool, o)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	for _, text := range s.Warnings {
 		if !w.usb || !strings.Contains(text, "USB device") {
-			w.t.Errorf("warning: %q", text)
+			w.T.Errorf("warning: %q", text)
 		}
 	}
 	if s.Status != "ok" {
-		w.t.Fatalf("%+v", s)
+		w.T.Fatalf("%+v", s)
 	}
-	if got := w.restoredTo(w.snapshot(s.Snapshots[0].ID), "xvda"); got != fileSum(w.t, w.file) {
-		w.t.Error("the disk comes back otherwise")
+	if got := w.RestoredTo(w.Snapshot(s.Snapshots[0].ID), "xvda"); got != jobtest.FileSum(w.T, w.file) {
+		w.T.Error("the disk comes back otherwise")
 	}
-	w.clean()
+	w.Clean()
 	w.noTasks()
 	return s
 }
 
 func (w *crashWorld) noTasks() {
-	w.t.Helper()
-	tasks, err := w.pool.Tasks(w.t.Context())
+	w.T.Helper()
+	tasks, err := w.Pool.Tasks(w.T.Context())
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	for _, t := range tasks {
 		if strings.HasPrefix(t.NameLabel, "xenkeep") {
-			w.t.Errorf("the task %q (%s, %s) stays", t.NameLabel, t.NameDescription, t.Status)
+			w.T.Errorf("the task %q (%s, %s) stays", t.NameLabel, t.NameDescription, t.Status)
 		}
 	}
 }
@@ -391,18 +396,18 @@ func (w *crashWorld) noTasks() {
 // what holds after each time.
 func (op operation) sweep(n int) {
 	w := op.w
-	w.t.Helper()
+	w.T.Helper()
 	events, calls, _ := w.k.run(op.prepare(), 0)
 	op.after()
-	if w.t.Failed() {
-		w.t.Fatal("without a crash")
+	if w.T.Failed() {
+		w.T.Fatal("without a crash")
 	}
-	w.t.Logf("%d events of the pool, %d storage calls", events, calls)
+	w.T.Logf("%d events of the pool, %d storage calls", events, calls)
 	for _, at := range sampled(events, n) {
 		_, _, killed := w.k.run(op.prepare(), at)
 		op.after()
-		if w.t.Failed() {
-			w.t.Fatalf("killed at event %d of %d: %v", at, events, killed)
+		if w.T.Failed() {
+			w.T.Fatalf("killed at event %d of %d: %v", at, events, killed)
 		}
 	}
 	for _, at := range sampled(calls, n/2) {
@@ -410,8 +415,8 @@ func (op operation) sweep(n int) {
 		o.Storage = at - 1
 		_, _, killed := w.k.run(o, 0)
 		op.after()
-		if w.t.Failed() {
-			w.t.Fatalf("killed before storage call %d of %d: %v", at, calls, killed)
+		if w.T.Failed() {
+			w.T.Fatalf("killed before storage call %d of %d: %v", at, calls, killed)
 		}
 	}
 }
@@ -427,32 +432,32 @@ type operation struct {
 
 func fullBackup(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDOff)
-	before := w.sim.Dump()
+	before := w.Sim.Dump()
 	return operation{w: w, prepare: func() order {
 		w.newRepository()
-		return w.order(job.KeepAuto)
+		return w.order(backup.KeepAuto)
 	}, after: func() {
-		w.again(job.KeepNone)
-		w.sim.GC()
-		samePool(t, before, w.sim.Dump())
+		w.again(backup.KeepNone)
+		w.Sim.GC()
+		jobtest.SamePool(t, before, w.Sim.Dump())
 	}}
 }
 
 func incremental(t *testing.T, nbd xapisim.NBDMode, methods ...string) operation {
 	w := newCrashWorld(t, nbd)
-	w.again(job.KeepAuto)
+	w.again(backup.KeepAuto)
 	first := w.file
 	day := 0
 	return operation{w: w, crash: true, prepare: func() order {
 		day++
-		w.file = w.write(fmt.Sprintf("day%d.img", day), first, uint64(1000+day), 2)
-		return w.order(job.KeepAuto)
+		w.file = w.Write(fmt.Sprintf("day%d.img", day), first, uint64(1000+day), 2)
+		return w.order(backup.KeepAuto)
 	}, after: func() {
-		s := w.again(job.KeepAuto)
+		s := w.again(backup.KeepAuto)
 		if d := s.Snapshots[0].Disks[0]; !slices.Contains(methods, d.Method) {
 			t.Errorf("the next backup is %s: %s", d.Method, d.Reason)
 		}
-		for ref, n := range w.bases() {
+		for ref, n := range w.Bases() {
 			if n != 1 {
 				t.Errorf("%d bases of %s", n, ref)
 			}
@@ -465,26 +470,26 @@ func incremental(t *testing.T, nbd xapisim.NBDMode, methods ...string) operation
 
 func restoreVM(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDOff)
-	id := w.again(job.KeepNone).Snapshots[0].ID
-	w.sim.GC()
-	before := w.sim.Dump()
-	sr := w.sim.Ready().SRs[0].UUID
+	id := w.again(backup.KeepNone).Snapshots[0].ID
+	w.Sim.GC()
+	before := w.Sim.Dump()
+	sr := w.Sim.Ready().SRs[0].UUID
 	return operation{w: w, prepare: func() order {
 		o := w.order("")
 		o.Restore, o.SR = id, sr
 		return o
 	}, after: func() {
 		w.idle()
-		w.reopen()
-		out, err := job.RestoreVM(t.Context(), w.repo, w.pool, w.snapshot(id), job.VMRestore{Target: job.Target{SR: sr}, Name: "back"}, job.RestoreOptions{})
+		w.Reopen()
+		out, err := restore.VM(t.Context(), w.Repo, w.Pool, w.Snapshot(id), restore.VMOptions{Target: restore.Target{SR: sr}, Name: "back"}, restore.Options{})
 		if err != nil || len(out.Warnings) > 0 {
 			t.Fatal(err, out.Warnings)
 		}
 		w.noTasks()
-		w.dropRestored(fileSum(t, w.file))
-		w.sim.GC()
-		samePool(t, before, w.sim.Dump())
-		w.clean()
+		w.dropRestored(jobtest.FileSum(t, w.file))
+		w.Sim.GC()
+		jobtest.SamePool(t, before, w.Sim.Dump())
+		w.Clean()
 	}}
 }
 
@@ -499,11 +504,11 @@ func TestCrashRestore(t *testing.T) { restoreVM(t).sweep(12) }
 // dropRestored removes the VMs called "back", of which there are one or two,
 // each whole.
 func (w *crashWorld) dropRestored(sum string) {
-	w.t.Helper()
-	ctx := w.t.Context()
-	vms, err := w.pool.VMs(ctx)
+	w.T.Helper()
+	ctx := w.T.Context()
+	vms, err := w.Pool.VMs(ctx)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	n := 0
 	for _, vm := range vms {
@@ -513,43 +518,43 @@ func (w *crashWorld) dropRestored(sum string) {
 		n++
 		for k := range vm.OtherConfig {
 			if strings.HasPrefix(k, "xenkeep:") {
-				w.t.Errorf("the VM bears the mark %s", k)
+				w.T.Errorf("the VM bears the mark %s", k)
 			}
 		}
 		var vdis []xapi.VDI
 		for _, ref := range vm.VBDs {
-			b, err := w.pool.VBD(ctx, ref)
+			b, err := w.Pool.VBD(ctx, ref)
 			if err != nil {
-				w.t.Fatal(err)
+				w.T.Fatal(err)
 			}
 			if b.Type != "Disk" {
 				continue
 			}
-			v, err := w.pool.VDI(ctx, b.VDI)
+			v, err := w.Pool.VDI(ctx, b.VDI)
 			if err != nil {
-				w.t.Fatal(err)
+				w.T.Fatal(err)
 			}
 			if len(v.OtherConfig) > 0 {
-				w.t.Errorf("the disk bears %v", v.OtherConfig)
+				w.T.Errorf("the disk bears %v", v.OtherConfig)
 			}
-			if w.volumeSum(v.UUID, int64(v.VirtualSize)) != sum {
-				w.t.Error("the restored disk differs")
+			if w.VolumeSum(v.UUID, int64(v.VirtualSize)) != sum {
+				w.T.Error("the restored disk differs")
 			}
 			vdis = append(vdis, v)
 		}
 		if len(vdis) != 1 {
-			w.t.Errorf("the restored VM has %d disks", len(vdis))
+			w.T.Errorf("the restored VM has %d disks", len(vdis))
 		}
-		err := w.pool.DestroyVM(ctx, vm.Ref)
+		err := w.Pool.DestroyVM(ctx, vm.Ref)
 		for _, v := range vdis {
-			err = errors.Join(err, w.pool.DestroyVDI(ctx, v.Ref))
+			err = errors.Join(err, w.Pool.DestroyVDI(ctx, v.Ref))
 		}
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 	}
 	if n != 1 && n != 2 {
-		w.t.Errorf("%d VMs came back", n)
+		w.T.Errorf("%d VMs came back", n)
 	}
 }
 
@@ -558,10 +563,10 @@ func (w *crashWorld) dropRestored(sum string) {
 // the second, which goes on and ends as if nothing had been.
 func TestTwoRepositories(t *testing.T) {
 	w := newCrashWorld(t, xapisim.NBDOff)
-	before := w.sim.Dump()
-	second := w.order(job.KeepNone)
+	before := w.Sim.Dump()
+	second := w.order(backup.KeepNone)
 	second.State = t.TempDir()
-	k := newKiller(t, w.sim.URL())
+	k := newKiller(t, w.Sim.URL())
 	stopped := make(chan *os.Process, 1)
 	k.strike = func(p *os.Process) {
 		_ = p.Signal(syscall.SIGSTOP)
@@ -583,14 +588,14 @@ func TestTwoRepositories(t *testing.T) {
 		t.Fatalf("%d VM snapshots of the run that is stopped", len(theirs))
 	}
 	w.newRepository()
-	if _, _, killed := w.k.run(w.order(job.KeepAuto), 60); !killed || len(w.snapshots()) != 2 {
+	if _, _, killed := w.k.run(w.order(backup.KeepAuto), 60); !killed || len(w.snapshots()) != 2 {
 		t.Fatalf("killed: %v, %d VM snapshots", killed, len(w.snapshots()))
 	}
-	w.reopen()
-	o := w.options("web")
-	o.Job, o.Keep = "crash", job.KeepNone
-	w.backup(o)
-	w.clean()
+	w.Reopen()
+	o := w.Options("web")
+	o.Job, o.Keep = "crash", backup.KeepNone
+	w.Backup(o)
+	w.Clean()
 	if now := w.snapshots(); len(now) != 1 || now[0] != theirs[0] {
 		t.Errorf("VM snapshots %v, want %v", now, theirs)
 	}
@@ -600,26 +605,26 @@ func TestTwoRepositories(t *testing.T) {
 	if <-ended {
 		t.Fatal("the second run was killed")
 	}
-	w.sim.GC()
-	samePool(t, before, w.sim.Dump())
+	w.Sim.GC()
+	jobtest.SamePool(t, before, w.Sim.Dump())
 	objects, err := local.Open(second.Repository)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.objects = objects
-	w.reopen()
-	w.clean()
-	if got := w.restoredTo(w.snapshot("latest"), "xvda"); got != fileSum(t, w.file) {
+	w.Objects = objects
+	w.Reopen()
+	w.Clean()
+	if got := w.RestoredTo(w.Snapshot("latest"), "xvda"); got != jobtest.FileSum(t, w.file) {
 		t.Error("the disk comes back otherwise")
 	}
 }
 
 // snapshots are the names of all VM snapshots.
 func (w *crashWorld) snapshots() []string {
-	w.t.Helper()
-	vms, err := w.pool.VMs(w.t.Context())
+	w.T.Helper()
+	vms, err := w.Pool.VMs(w.T.Context())
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	var names []string
 	for _, vm := range vms {

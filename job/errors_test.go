@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"xenkeep/job/jobtest"
 	"xenkeep/xapi/xapisim"
 )
 
@@ -75,8 +76,8 @@ func mishaps(sim *xapisim.Pool, calls []string, crash bool) []mishap {
 		for _, f := range []xapisim.Fault{
 			{Status: 500}, {Status: 503}, {Status: 408}, {Status: 403}, {Status: 404},
 			{Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}},
-			{Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}, Cut: true, CutAt: mib + 77, Embedded: true},
-			{Cut: true, CutAt: 100}, {Cut: true, CutAt: 2*mib + 13}, {Reset: true, Cut: true, CutAt: mib},
+			{Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}, Cut: true, CutAt: jobtest.MiB + 77, Embedded: true},
+			{Cut: true, CutAt: 100}, {Cut: true, CutAt: 2*jobtest.MiB + 13}, {Reset: true, Cut: true, CutAt: jobtest.MiB},
 		} {
 			f.On = path
 			all = append(all, mishap{fmt.Sprintf("%s: %d %s cut %d", path, f.Status, f.Code, f.CutAt), f})
@@ -89,27 +90,27 @@ func mishaps(sim *xapisim.Pool, calls []string, crash bool) []mishap {
 // holds after each time.
 func (op operation) errors(n int) {
 	w := op.w
-	t := w.t
+	t := w.T
 	t.Helper()
 	var calls []string
 	o := op.prepare()
-	w.sim.Watch(func(method string) { calls = append(calls, method) })
+	w.Sim.Watch(func(method string) { calls = append(calls, method) })
 	w.k.run(o, 0)
-	w.sim.Watch(nil)
+	w.Sim.Watch(nil)
 	op.after()
 	if t.Failed() {
 		t.Fatal("without an error")
 	}
 	calls = slices.DeleteFunc(calls, func(m string) bool { return strings.HasPrefix(m, "session.") })
-	all := mishaps(w.sim, calls, op.crash)
+	all := mishaps(w.Sim, calls, op.crash)
 	t.Logf("%d calls, %d mishaps", len(calls), len(all))
 	w.k.mayFail = true
 	for _, i := range sampled(len(all), n) {
 		m := all[i-1]
 		o := op.prepare()
-		w.sim.Fault(m.fault)
+		w.Sim.Fault(m.fault)
 		w.k.run(o, 0)
-		w.sim.ClearFaults()
+		w.Sim.ClearFaults()
 		said := w.k.failed
 		t.Logf("%s: %q", m.what, said)
 		if strings.Contains(said, "panic") || strings.Contains(said, "goroutine ") {

@@ -1,22 +1,28 @@
-// Package job is what one run of xenkeep does: it puts vhd on top of what xapi
-// exports and hands disks to repo, and the other way round. It decides (which
-// disks, which base, which transport), cleans up behind itself, and reports.
-// Each command of cmd/xenkeep is one call of this package.
+// Package job holds what all operations on a pool and a repository share: the
+// options and the summary of a run, its progress, the errors that the command line
+// recognizes, and the locks that keep two runs apart. The operations themselves are
+// in the packages below it (backup, restore, exchange, browse, doctor); each command
+// of cmd/xenkeep is one call of one of them.
 package job
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"xenkeep/chunkstore/object/count"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/limit"
 	"xenkeep/repo"
-	"xenkeep/repo/retention"
 )
+
+// CleanupTime is how long tidying up may take after a run was interrupted.
+const CleanupTime = time.Minute
+
+// ClockSkew is how far two clocks may differ before that is worth a warning.
+const ClockSkew = 5 * time.Minute
 
 var (
 	// ErrActive is returned where another run of the same job is under way on
@@ -88,21 +94,13 @@ type Meter interface {
 	Done()
 }
 
-type noProgress struct{}
+type NoProgress struct{}
 
-func (noProgress) Begin(string, int64) Meter { return noProgress{} }
-func (noProgress) Add(int64)                 {}
-func (noProgress) Done()                     {}
+func (NoProgress) Begin(string, int64) Meter { return NoProgress{} }
 
-// Keep says what of a VDI snapshot stays on the pool as the next run's base.
-type Keep string
+func (NoProgress) Add(int64) {}
 
-const (
-	KeepAuto     Keep = "auto"     // its list of changes where tracked, else its data on thin SRs
-	KeepCBT      Keep = "cbt"      // its list of changes where tracked, else nothing
-	KeepSnapshot Keep = "snapshot" // its data, on every SR
-	KeepNone     Keep = "none"
-)
+func (NoProgress) Done() {}
 
 // Common are the options of every run that writes to the repository.
 type Common struct {
@@ -124,15 +122,15 @@ type Common struct {
 	RenewEvery time.Duration
 }
 
-func (c *Common) defaults() {
+func (c *Common) Defaults() {
 	if c.Job == "" {
 		c.Job = "default"
 	}
 	if c.Machine == "" {
-		c.Machine = hostname()
+		c.Machine = Hostname()
 	}
 	if c.Progress == nil {
-		c.Progress = noProgress{}
+		c.Progress = NoProgress{}
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -140,62 +138,6 @@ func (c *Common) defaults() {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-}
-
-// BackupOptions say what Backup saves.
-type BackupOptions struct {
-	Common
-	VMs  []string // names or UUIDs
-	All  bool     // every VM of the pool that has disks
-	Keep Keep
-	// So many VMs, and disks of each, are worked on at once; 0 is 2. An SR is
-	// given one snapshot operation at a time.
-	VMConcurrency, DiskConcurrency int
-	// So many disks are read at once from each host and each SR, over all VMs;
-	// 0 is 6 and 4.
-	HostConcurrency, SRConcurrency int
-	// Transport says how disks are read; "" is TransportAuto.
-	Transport      Transport
-	NBDConnections int // for each disk; 0 is 4
-	// VerifyCBT reads one in a hundred of the blocks that changed-block
-	// tracking calls unchanged, others each run, and compares them.
-	VerifyCBT bool
-	// SkipUnsupported leaves out disks that cannot be snapshotted, instead of
-	// failing their VM before anything is done; the snapshot says so.
-	SkipUnsupported bool
-	// UnplugUSB detaches the USB devices of a VM for its VM snapshot, which the
-	// pool refuses otherwise, and attaches them again.
-	UnplugUSB bool
-	// AllowShrink is how much smaller than in its last backup a disk may be.
-	AllowShrink Shrink
-	// Retention, where it keeps anything, is applied to the VMs that
-	// succeeded.
-	Retention retention.Policy
-	// Chosen are VMs that a selection chose, in the order in which they are
-	// begun, in place of VMs and All.
-	Chosen []Chosen
-	// Retries is how often a VM that failed is tried again, behind all others.
-	Retries int
-	// StopAfter, where it is not zero, is when no VM is begun any more.
-	StopAfter time.Time
-	// VMBefore and VMAfter, where set, are called around each attempt on a VM;
-	// an error of the first keeps it from being backed up, one of the second is
-	// a warning. Several may run at once.
-	VMBefore func(ctx context.Context, name, uuid string) error
-	VMAfter  func(ctx context.Context, name, uuid string, failed error) error
-	// Database stores the pool's database too, as a snapshot of its own.
-	Database bool
-}
-
-// ImageOptions say what BackupImage saves.
-type ImageOptions struct {
-	Common
-	File      string // raw or VHD
-	Raw       bool   // the file is a raw disk, whatever it looks like
-	Name      string // "" is the file's name
-	Retention retention.Policy
-	// AllowShrink is how much smaller than in its last backup the image may be.
-	AllowShrink Shrink
 }
 
 // Summary is the outcome of a run; its JSON form is documented in
@@ -224,8 +166,8 @@ type Requests struct {
 	Metadata int64 `json:"metadata"` // those that carry no packs
 }
 
-// requests are those since the storage was opened.
-func requests(r *repo.Repository) Requests {
+// CountRequests are those since the storage was opened.
+func CountRequests(r *repo.Repository) Requests {
 	n := count.Of(r.Objects())
 	return Requests{Requests: n, Metadata: n.Metadata()}
 }
@@ -264,8 +206,57 @@ type VMFailure struct {
 	Error string `json:"error"`
 	Hint  string `json:"hint,omitempty"`
 
-	err error
+	Cause error
 }
 
 // Err is the failure itself.
-func (f *VMFailure) Err() error { return f.err }
+func (f *VMFailure) Err() error { return f.Cause }
+
+// HintOf finds what a user can do about an error, or "".
+func HintOf(err error) string {
+	var c interface{ Hint() string }
+	if errors.As(err, &c) {
+		return c.Hint()
+	}
+	switch {
+	case errors.Is(err, ErrSpace):
+		return "free space on the SR, or move disks off it"
+	case errors.Is(err, ErrActive), errors.Is(err, ErrBusy):
+		return "wait for it to end"
+	case errors.Is(err, ErrUntrue):
+		return "this backup is right; to be sure of older ones compare them: xenkeep restore, xenkeep backup --transport vhd. Look at the storage, and for who reverts disks there"
+	}
+	return ""
+}
+
+func OneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// VMSkip is a VM that a run did not begin. Its JSON form is documented in
+// docs/reference/json.md.
+type VMSkip struct {
+	VM     string `json:"vm"`
+	UUID   string `json:"vm_uuid,omitempty"`
+	Reason string `json:"reason"`
+}
+
+// Waits are shares of a VM's wall time, by what was waited for. They make one.
+type Waits struct {
+	Pool    float64 `json:"pool"`    // calls, snapshots, beginnings and ends of transfers
+	Network float64 `json:"network"` // the data of disks
+	CPU     float64 `json:"cpu"`     // cutting, compressing, sealing
+	Storage float64 `json:"storage"` // uploads
+}
+
+// Bottleneck is what most of the time was spent on waiting for.
+func (w Waits) Bottleneck() string {
+	name, most := "", 0.0
+	for _, x := range []struct {
+		name  string
+		share float64
+	}{{"pool", w.Pool}, {"network", w.Network}, {"cpu", w.CPU}, {"storage", w.Storage}} {
+		if x.share > most {
+			name, most = x.name, x.share
+		}
+	}
+	return name
+}

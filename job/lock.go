@@ -59,7 +59,9 @@ type lockError struct {
 }
 
 func (e *lockError) Error() string { return fmt.Sprintf("folder %s for locks: %v", e.dir, e.err) }
+
 func (e *lockError) Unwrap() error { return e.err }
+
 func (e *lockError) Hint() string {
 	return "make room there, or name another folder with --cache-dir or XENKEEP_CACHE_DIR"
 }
@@ -98,20 +100,13 @@ func lockFile(dir, scope, key, what string) (release func(), err error) {
 	}, nil
 }
 
-// lockJob takes the right to run a job of a repository.
-func lockJob(dir, repository, job string) (release func(), err error) {
+// LockJob takes the right to run a job of a repository.
+func LockJob(dir, repository, job string) (release func(), err error) {
 	return lockFile(dir, repository, job, "job "+job)
 }
 
-// Lock takes the right to run a job on this machine before its repository is
-// known; scope tells apart what may bear the same names, such as config files.
-// The error is ErrActive where another run has it.
-func Lock(stateDir, scope, job string) (release func(), err error) {
-	return lockFile(stateDir, "config", scope+"\x00"+job, "job "+job)
-}
-
-// lockThing takes the right to work on one VM, image or import: all that a run
+// LockThing takes the right to work on one VM, image or import: all that a run
 // without a job needs, so that runs on different VMs go on at the same time.
-func lockThing(dir, repository, class, id, what string) (release func(), err error) {
+func LockThing(dir, repository, class, id, what string) (release func(), err error) {
 	return lockFile(dir, repository, class+"\x00"+id, what)
 }

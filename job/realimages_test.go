@@ -13,7 +13,9 @@ import (
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/object"
 	"xenkeep/inspect/inspecttest"
-	"xenkeep/job"
+	"xenkeep/job/browse"
+	"xenkeep/job/exchange"
+	"xenkeep/job/jobtest"
 	"xenkeep/xapi/xapisim"
 )
 
@@ -25,41 +27,41 @@ func TestRealImages(t *testing.T) {
 	ext, xfs, ntfs := inspecttest.Ext(t, "ext4", 24*mib, files), inspecttest.XFS(t, files), inspecttest.NTFS(t, 16*mib, files)
 	disk := inspecttest.Disk(t, "gpt", "L="+ext, "L="+xfs, "L="+ntfs,
 		"V="+inspecttest.LVM(t, 40*mib, map[string]string{"root": ext}, "root"))
-	want := fileSum(t, disk)
-	w := newWorld(t, xapisim.Config{})
+	want := jobtest.FileSum(t, disk)
+	w := jobtest.New(t, xapisim.Config{})
 	at := time.Date(2022, 1, 1, 0, 0, 0, 0, time.UTC)
-	first := w.snapshot(w.imported(job.ImportOptions{Name: "disk", Date: at}, disk).Snapshots[0].ID)
-	if v, err := job.Verify(t.Context(), w.repo, first, ""); err != nil || v.Bad != 0 || len(v.Findings) != 6 {
+	first := w.Snapshot(w.Imported(exchange.ImportOptions{Name: "disk", Date: at}, disk).Snapshots[0].ID)
+	if v, err := browse.Verify(t.Context(), w.Repo, first, ""); err != nil || v.Bad != 0 || len(v.Findings) != 6 {
 		t.Errorf("verify: %+v, %v", v, err)
 	}
 	var last string
 	for i, name := range []string{"out.raw", "out.vhd", "out.qcow2", "out.xva", "out.xva.gz"} {
-		o := job.ExportOptions{}
-		o.Format, _ = job.FormatOf(strings.TrimSuffix(name, ".gz"))
+		o := exchange.ExportOptions{}
+		o.Format, _ = exchange.FormatOf(strings.TrimSuffix(name, ".gz"))
 		if strings.HasSuffix(name, ".gz") {
 			o.Compress = "gzip"
 		}
-		out := filepath.Join(w.dir, name)
-		if _, err := job.Export(t.Context(), w.repo, first, out, nil, o); err != nil {
+		out := filepath.Join(w.Dir, name)
+		if _, err := exchange.Export(t.Context(), w.Repo, first, out, nil, o); err != nil {
 			t.Fatal(name, err)
 		}
-		if o.Format == job.FormatQCOW2 {
+		if o.Format == exchange.FormatQCOW2 {
 			if _, err := exec.LookPath("qemu-nbd"); err != nil {
 				t.Log("SKIP: no qemu-nbd")
 				continue
 			}
 		}
-		s := w.snapshot(w.imported(job.ImportOptions{Name: name, Date: at.AddDate(0, 0, i+1)}, out).Snapshots[0].ID)
+		s := w.Snapshot(w.Imported(exchange.ImportOptions{Name: name, Date: at.AddDate(0, 0, i+1)}, out).Snapshots[0].ID)
 		if s.Disks[0].Root != first.Disks[0].Root || s.Disks[0].Counts.New != 0 {
 			t.Errorf("%s: another disk came back: %+v", name, s.Disks[0])
 		}
-		last = filepath.Join(w.dir, "back.raw")
+		last = filepath.Join(w.Dir, "back.raw")
 	}
-	s := w.snapshot("latest")
-	if _, err := job.Export(t.Context(), w.repo, s, last, nil, job.ExportOptions{Format: job.FormatRaw}); err != nil {
+	s := w.Snapshot("latest")
+	if _, err := exchange.Export(t.Context(), w.Repo, s, last, nil, exchange.ExportOptions{Format: exchange.FormatRaw}); err != nil {
 		t.Fatal(err)
 	}
-	if fileSum(t, last) != want {
+	if jobtest.FileSum(t, last) != want {
 		t.Error("what came back differs")
 	}
 	// What came back last, by the checkers.
@@ -89,10 +91,10 @@ func TestRealImages(t *testing.T) {
 
 // A repository with a pack missing gives no file, in no format.
 func TestExportDamaged(t *testing.T) {
-	w := newWorld(t, xapisim.Config{})
-	s := w.snapshot(w.backup(w.options("web")).Snapshots[0].ID)
+	w := jobtest.New(t, xapisim.Config{})
+	s := w.Snapshot(w.Backup(w.Options("web")).Snapshots[0].ID)
 	var packs []object.Info
-	if err := w.objects.List(t.Context(), "packs/", func(i object.Info) error {
+	if err := w.Objects.List(t.Context(), "packs/", func(i object.Info) error {
 		packs = append(packs, i)
 		return nil
 	}); err != nil {
@@ -100,22 +102,22 @@ func TestExportDamaged(t *testing.T) {
 	}
 	for _, p := range packs {
 		if p.Size > 1<<20 { // data; the tree stays
-			if err := w.objects.Delete(t.Context(), p.Name); err != nil {
+			if err := w.Objects.Delete(t.Context(), p.Name); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	for _, name := range []string{"x.raw", "x.vhd", "x.qcow2", "x.xva"} {
-		o := job.ExportOptions{}
-		if o.Format, _ = job.FormatOf(name); o.Format != job.FormatXVA {
+		o := exchange.ExportOptions{}
+		if o.Format, _ = exchange.FormatOf(name); o.Format != exchange.FormatXVA {
 			o.Disk = "xvda"
 		}
-		_, err := job.Export(t.Context(), w.repo, s, filepath.Join(w.dir, name), nil, o)
+		_, err := exchange.Export(t.Context(), w.Repo, s, filepath.Join(w.Dir, name), nil, o)
 		if !errors.Is(err, object.ErrNotFound) && !errors.Is(err, chunkstore.ErrMissing) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	left, err := filepath.Glob(filepath.Join(w.dir, "*x.*"))
+	left, err := filepath.Glob(filepath.Join(w.Dir, "*x.*"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("left %v, %v", left, err)
 	}

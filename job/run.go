@@ -18,7 +18,14 @@ import (
 	"xenkeep/repo/retention"
 )
 
-func hostname() string {
+// Lock takes the right to run a job on this machine before its repository is
+// known; scope tells apart what may bear the same names, such as config files.
+// The error is ErrActive where another run has it.
+func Lock(stateDir, scope, job string) (release func(), err error) {
+	return lockFile(stateDir, "config", scope+"\x00"+job, "job "+job)
+}
+
+func Hostname() string {
 	h, err := os.Hostname()
 	if err != nil {
 		return "unknown"
@@ -26,10 +33,10 @@ func hostname() string {
 	return h
 }
 
-// processName names this process so that no other will ever have the name:
+// ProcessName names this process so that no other will ever have the name:
 // boot, PID, start time, PID namespace, and the machine's ID ("-" where it has
 // none).
-func processName() string {
+func ProcessName() string {
 	return processNameOf(os.Getpid())
 }
 
@@ -68,10 +75,10 @@ func here() (boot, space, id string) {
 	return strings.TrimSpace(string(p)), space, id
 }
 
-// processGone tells whether a process of a machine is known to have ended.
+// ProcessGone tells whether a process of a machine is known to have ended.
 // Only its own machine can tell, and only within the same container: two that
 // bear one name are not one machine.
-func processGone(name, process, machine string) bool {
+func ProcessGone(name, process, machine string) bool {
 	f := strings.Fields(process)
 	if name != machine || len(f) != 5 {
 		return false
@@ -87,12 +94,12 @@ func processGone(name, process, machine string) bool {
 	return err == nil && f[3] == space && processNameOf(pid) != process
 }
 
-// dead tells whether a claim's process is known to be gone.
-func dead(c *repo.Claim, machine string) bool { return processGone(c.Machine, c.Process, machine) }
+// Dead tells whether a claim's process is known to be gone.
+func Dead(c *repo.Claim, machine string) bool { return ProcessGone(c.Machine, c.Process, machine) }
 
-// withRun opens a run on r: it finds out whether a killed run left something
+// WithRun opens a run on r: it finds out whether a killed run left something
 // behind, takes its work in, and drops its claim.
-func withRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.ID, fn func(ctx context.Context, run *backup.Run) error) error {
+func WithRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.ID, fn func(ctx context.Context, run *backup.Run) error) error {
 	claims, _, err := r.Claims(ctx)
 	if err != nil {
 		return err
@@ -104,11 +111,11 @@ func withRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 		ctx = object.WithThrottle(ctx, c.WriteLimit.Wait)
 	}
 	err = backup.Do(ctx, r, backup.Options{
-		Job: c.Job, Machine: c.Machine, Process: processName(), Roots: roots,
+		Job: c.Job, Machine: c.Machine, Process: ProcessName(), Roots: roots,
 		AdoptOrphans: len(claims) > 0, Level: c.Level, Now: c.Now,
 	}, func(ctx context.Context, run *backup.Run) error {
 		for _, claim := range claims {
-			if dead(claim, c.Machine) {
+			if Dead(claim, c.Machine) {
 				if err := r.DropClaim(ctx, claim); err != nil {
 					c.Log.Warn("claim of a dead run stays", "run", claim.Run, "error", err)
 				}
@@ -138,8 +145,8 @@ func unretired(ctx context.Context, r *repo.Repository, claims []*repo.Claim) ([
 	}), nil
 }
 
-// forget applies a policy to the VMs of the snapshots just published.
-func forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*repo.Snapshot) retention.Policy, done []*repo.Snapshot) ([]string, error) {
+// Forget applies a policy to the VMs of the snapshots just published.
+func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*repo.Snapshot) retention.Policy, done []*repo.Snapshot) ([]string, error) {
 	if !slices.ContainsFunc(done, func(s *repo.Snapshot) bool { return !policy(s).IsZero() }) {
 		return nil, nil
 	}
@@ -190,12 +197,12 @@ func FutureText(s *repo.Snapshot) string {
 		s.Short(), cmp.Or(s.VM.Name, s.VM.UUID), s.Data.Local().Format("2006-01-02 15:04:05"), s.Short())
 }
 
-// sameVM tells whether two snapshots are of one VM; names do not count.
-func sameVM(a, b *repo.Snapshot) bool {
+// SameVM tells whether two snapshots are of one VM; names do not count.
+func SameVM(a, b *repo.Snapshot) bool {
 	return a.Origin == b.Origin && a.Pool.UUID == b.Pool.UUID && a.VM.UUID == b.VM.UUID
 }
 
-func summarise(s *repo.Snapshot) VMSummary {
+func Summarise(s *repo.Snapshot) VMSummary {
 	v := VMSummary{ID: s.ID(), VMUUID: s.VM.UUID, VMName: s.VM.Name, Kind: s.Kind, Complete: s.Complete, Missing: s.Missing, Disks: []DiskSummary{}}
 	for _, d := range s.Disks {
 		v.Disks = append(v.Disks, DiskSummary{
@@ -205,5 +212,5 @@ func summarise(s *repo.Snapshot) VMSummary {
 	return v
 }
 
-// metered is a progress callback of a meter.
-func metered(m Meter) func(int64) { return func(n int64) { m.Add(n) } }
+// Metered is a progress callback of a meter.
+func Metered(m Meter) func(int64) { return func(n int64) { m.Add(n) } }

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/dustin/go-humanize"
+
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
-
-	"github.com/dustin/go-humanize"
 )
 
 // ErrShrunk is returned for a disk or an image that is empty, or much smaller
@@ -49,14 +49,16 @@ func (s Shrink) percent() int64 {
 type shrunk struct{ why string }
 
 func (s *shrunk) Error() string { return s.why }
+
 func (s *shrunk) Unwrap() error { return ErrShrunk }
+
 func (s *shrunk) Hint() string {
 	return "make sure that it is the right disk and that its storage is whole; if its new size and content are right, back it up once with --allow-shrink (in a config: allow-shrink = 100)"
 }
 
-// checkSize refuses a disk that is much smaller now than in its last snapshot,
+// CheckSize refuses a disk that is much smaller now than in its last snapshot,
 // which is of before bytes.
-func (s Shrink) checkSize(last *repo.Snapshot, before, now int64) error {
+func (s Shrink) CheckSize(last *repo.Snapshot, before, now int64) error {
 	if now >= before || s >= ShrinkAny {
 		return nil
 	}
@@ -72,23 +74,23 @@ func (s Shrink) checkSize(last *repo.Snapshot, before, now int64) error {
 		humanize.IBytes(uint64(now)), s.percent(), then)}
 }
 
-// checkDisk refuses a disk of a VM that is much smaller now than in the VM's
+// CheckDisk refuses a disk of a VM that is much smaller now than in the VM's
 // last snapshot, which may be nil or lack the disk.
-func (s Shrink) checkDisk(last *repo.Snapshot, vdi string, now int64) error {
+func (s Shrink) CheckDisk(last *repo.Snapshot, vdi string, now int64) error {
 	if last == nil {
 		return nil
 	}
 	for i := range last.Disks {
 		if last.Disks[i].VDI == vdi {
-			return s.checkSize(last, last.Disks[i].Size, now)
+			return s.CheckSize(last, last.Disks[i].Size, now)
 		}
 	}
 	return nil
 }
 
-// checkContent refuses a disk that holds nothing but zeros now and held data in
+// CheckContent refuses a disk that holds nothing but zeros now and held data in
 // its last snapshot.
-func (s Shrink) checkContent(last *repo.Snapshot, res *backup.DiskResult) error {
+func (s Shrink) CheckContent(last *repo.Snapshot, res *backup.DiskResult) error {
 	if !res.Emptied || s >= ShrinkAny {
 		return nil
 	}

@@ -18,6 +18,7 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/inspect/inspecttest"
 	"xenkeep/job"
+	"xenkeep/job/exchange"
 	"xenkeep/mount"
 	"xenkeep/repo"
 	"xenkeep/repo/repotest"
@@ -26,7 +27,7 @@ import (
 // put imports an image as a snapshot of a VM.
 func put(t *testing.T, r *repo.Repository, file, name string, date time.Time) {
 	t.Helper()
-	if _, err := job.Import(t.Context(), r, []string{file}, job.ImportOptions{Common: job.Common{StateDir: t.TempDir()}, Name: name, Date: date}); err != nil {
+	if _, err := exchange.Import(t.Context(), r, []string{file}, exchange.ImportOptions{Common: job.Common{StateDir: t.TempDir()}, Name: name, Date: date}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"xenkeep/chunkstore/seal"
 	"xenkeep/job"
+	jobbackup "xenkeep/job/backup"
 	"xenkeep/repo"
 	"xenkeep/repo/retention"
 	"xenkeep/xapi"
@@ -49,8 +50,8 @@ type backupOptions struct {
 func newBackupCommand() *cobra.Command {
 	o := backupOptions{
 		format:      formatChoice(),
-		keepBase:    choice{text: string(job.KeepAuto), of: []string{string(job.KeepAuto), string(job.KeepCBT), string(job.KeepSnapshot), string(job.KeepNone)}},
-		transport:   choice{text: string(job.TransportAuto), of: []string{string(job.TransportAuto), string(job.TransportNBD), string(job.TransportVHD)}},
+		keepBase:    choice{text: string(jobbackup.KeepAuto), of: []string{string(jobbackup.KeepAuto), string(jobbackup.KeepCBT), string(jobbackup.KeepSnapshot), string(jobbackup.KeepNone)}},
+		transport:   choice{text: string(jobbackup.TransportAuto), of: []string{string(jobbackup.TransportAuto), string(jobbackup.TransportNBD), string(jobbackup.TransportVHD)}},
 		compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}},
 	}
 	cmd := &cobra.Command{
@@ -217,10 +218,10 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 		ReadLimit: o.limits.read.limiter(), WriteLimit: o.limits.write.limiter(),
 	}
 	if o.image != "" {
-		return job.BackupImage(ctx, r, job.ImageOptions{Common: common, File: o.image, Name: o.name, Raw: o.format.text == formatRaw, Retention: policy, AllowShrink: job.Shrink(o.allowShrink)})
+		return jobbackup.Image(ctx, r, jobbackup.ImageOptions{Common: common, File: o.image, Name: o.name, Raw: o.format.text == formatRaw, Retention: policy, AllowShrink: job.Shrink(o.allowShrink)})
 	}
-	return job.Backup(ctx, r, pool, job.BackupOptions{
-		Common: common, VMs: vms, All: o.all, VMConcurrency: o.vms, DiskConcurrency: o.disks, HostConcurrency: o.hosts, SRConcurrency: o.srs, Keep: job.Keep(o.keepBase.text), Transport: job.Transport(o.transport.text),
+	return jobbackup.Run(ctx, r, pool, jobbackup.Options{
+		Common: common, VMs: vms, All: o.all, VMConcurrency: o.vms, DiskConcurrency: o.disks, HostConcurrency: o.hosts, SRConcurrency: o.srs, Keep: jobbackup.Keep(o.keepBase.text), Transport: jobbackup.Transport(o.transport.text),
 		NBDConnections: o.nbdConnections, VerifyCBT: o.verifyCBT, SkipUnsupported: o.skipUnsupported, UnplugUSB: o.unplugUSB, AllowShrink: job.Shrink(o.allowShrink), Retention: policy,
 	})
 }

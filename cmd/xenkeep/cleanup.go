@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"xenkeep/job"
+	"xenkeep/job/lease"
 )
 
 type cleanupOptions struct {
@@ -26,7 +26,7 @@ type cleanupOptions struct {
 // leftoverLine is something that a run left, or has, on the pool.
 type leftoverLine struct {
 	Type string `json:"type"` // "leftover"
-	job.Leftover
+	lease.Leftover
 }
 
 // cleanupSummary ends cleanup's list.
@@ -88,7 +88,7 @@ func runCleanup(cmd *cobra.Command, o *cleanupOptions) error {
 		switch l := &rep.Found[i]; {
 		case l.Error != "":
 			sum.Failed++
-		case l.Action == job.ActNone:
+		case l.Action == lease.ActNone:
 			sum.Stay++
 		default:
 			sum.Done++
@@ -106,7 +106,7 @@ func runCleanup(cmd *cobra.Command, o *cleanupOptions) error {
 	return errors.Join(rep.Err(), printLeftovers(w, rep.Found, sum))
 }
 
-func printLeftovers(w io.Writer, found []job.Leftover, sum cleanupSummary) error {
+func printLeftovers(w io.Writer, found []lease.Leftover, sum cleanupSummary) error {
 	if len(found) > 0 {
 		t := newTable(w, "CLASS", "UUID", "NAME", "ROLE", "REPOSITORY", "RUN", "MACHINE", "SEEN", "STATE", "ACTION")
 		for _, l := range found {
@@ -136,10 +136,10 @@ func printLeftovers(w io.Writer, found []job.Leftover, sum cleanupSummary) error
 }
 
 // printLeftoverHints says what is left for people to do: one hint for all disks.
-func printLeftoverHints(w io.Writer, found []job.Leftover) error {
+func printLeftoverHints(w io.Writer, found []lease.Leftover) error {
 	hint := ""
 	for _, l := range found {
-		if l.Hint == "" || l.Action != job.ActNone {
+		if l.Hint == "" || l.Action != lease.ActNone {
 			continue
 		}
 		hint = l.Hint
@@ -157,7 +157,7 @@ func printLeftoverHints(w io.Writer, found []job.Leftover) error {
 	return err
 }
 
-func cleanup(ctx context.Context, stderr io.Writer, o *cleanupOptions) (*job.CleanupReport, error) {
+func cleanup(ctx context.Context, stderr io.Writer, o *cleanupOptions) (*lease.CleanupReport, error) {
 	if err := o.repository.check(); err != nil {
 		return nil, err
 	}
@@ -174,6 +174,6 @@ func cleanup(ctx context.Context, stderr io.Writer, o *cleanupOptions) (*job.Cle
 		return nil, err
 	}
 	defer pool.Close(ctx)
-	rep, err := job.Cleanup(ctx, r, pool, job.CleanupOptions{DryRun: o.dryRun, Foreign: o.foreign, Unfinished: o.unfinished, Unblock: o.unblock, OlderThan: o.olderThan})
+	rep, err := lease.Cleanup(ctx, r, pool, lease.CleanupOptions{DryRun: o.dryRun, Foreign: o.foreign, Unfinished: o.unfinished, Unblock: o.unblock, OlderThan: o.olderThan})
 	return rep, pool.Explain(ctx, err)
 }

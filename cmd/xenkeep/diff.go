@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"xenkeep/job"
+	"xenkeep/job/browse"
 )
 
 type diffOptions struct {
@@ -40,9 +40,9 @@ fine as chunks, tens of KiB.`,
 
 func runDiff(cmd *cobra.Command, o *diffOptions, a, b string) error {
 	w := cmd.OutOrStdout()
-	var each func(job.ChangedRange) error
+	var each func(browse.ChangedRange) error
 	if o.ranges {
-		each = func(r job.ChangedRange) error {
+		each = func(r browse.ChangedRange) error {
 			if o.output.json {
 				return writeLine(w, r)
 			}
@@ -60,7 +60,7 @@ func runDiff(cmd *cobra.Command, o *diffOptions, a, b string) error {
 	return printChanges(w, res)
 }
 
-func diffSnapshots(ctx context.Context, stderr io.Writer, o *diffOptions, specA, specB string, each func(job.ChangedRange) error) (*job.Changes, error) {
+func diffSnapshots(ctx context.Context, stderr io.Writer, o *diffOptions, specA, specB string, each func(browse.ChangedRange) error) (*browse.Changes, error) {
 	r, err := o.repository.open(ctx, stderr)
 	if err != nil {
 		return nil, err
@@ -75,10 +75,10 @@ func diffSnapshots(ctx context.Context, stderr io.Writer, o *diffOptions, specA,
 	if err != nil {
 		return nil, err
 	}
-	return job.Diff(ctx, r, a, b, o.disk, each)
+	return browse.Diff(ctx, r, a, b, o.disk, each)
 }
 
-func printChanges(w io.Writer, res *job.Changes) error {
+func printChanges(w io.Writer, res *browse.Changes) error {
 	t := newTable(w, "DISK", "VOLUME", "FS", "LABEL", "SIZE", "CHANGED", "IN USE", "FREE", "UNKNOWN", "ZEROED")
 	var free int64
 	for _, d := range res.Disks {

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xenkeep/chunkstore/object/all"
-	"xenkeep/job"
+	"xenkeep/job/doctor"
 )
 
 type doctorOptions struct {
@@ -23,7 +23,7 @@ type doctorOptions struct {
 // doctorLine is one thing that doctor looked at.
 type doctorLine struct {
 	Type string `json:"type"` // "finding"
-	job.Finding
+	doctor.Finding
 }
 
 // doctorSummary ends doctor's list.
@@ -76,13 +76,13 @@ func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
 	if err != nil {
 		return err
 	}
-	sum := doctorSummary{Type: "summary", Status: job.OK}
+	sum := doctorSummary{Type: "summary", Status: doctor.OK}
 	var errs []error
 	for _, f := range findings {
 		switch f.Level {
-		case job.OK:
+		case doctor.OK:
 			sum.OK++
-		case job.Warn:
+		case doctor.Warn:
 			sum.Warn++
 		default:
 			sum.Fail++
@@ -95,10 +95,10 @@ func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
 	}
 	switch {
 	case sum.Fail > 0:
-		sum.Status = job.Fail
+		sum.Status = doctor.Fail
 		errs = append(errs, reported{errors.New("a backup would fail")})
 	case sum.Warn > 0:
-		sum.Status = job.Warn
+		sum.Status = doctor.Warn
 	}
 	if o.output.json {
 		errs = append(errs, writeLine(cmd.OutOrStdout(), sum))
@@ -115,8 +115,8 @@ func (o *doctorOptions) fill(cmd *cobra.Command) error {
 	return errors.Join(o.repository.fill(), o.pool.fill())
 }
 
-func printFinding(w io.Writer, f job.Finding) error {
-	level := map[string]string{job.OK: "ok  ", job.Warn: "warn", job.Fail: "FAIL"}[f.Level]
+func printFinding(w io.Writer, f doctor.Finding) error {
+	level := map[string]string{doctor.OK: "ok  ", doctor.Warn: "warn", doctor.Fail: "FAIL"}[f.Level]
 	_, err := fmt.Fprintf(w, "%s  %s: %s\n", level, printable(f.What), oneLine(f.Text))
 	if err == nil && f.Hint != "" {
 		_, err = fmt.Fprintf(w, "      hint: %s\n", oneLine(f.Hint))
@@ -125,10 +125,10 @@ func printFinding(w io.Writer, f job.Finding) error {
 }
 
 // examine turns what fails into findings, so that all is looked at.
-func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]job.Finding, error) {
-	var findings []job.Finding
+func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]doctor.Finding, error) {
+	var findings []doctor.Finding
 	fail := func(what string, err error) {
-		findings = append(findings, job.Finding{Level: job.Fail, What: what, Text: sentence(err), Hint: hint(err)})
+		findings = append(findings, doctor.Finding{Level: doctor.Fail, What: what, Text: sentence(err), Hint: hint(err)})
 	}
 	if o.repository.location != "" {
 		f, what, err := o.examineRepository(ctx, stderr)
@@ -147,28 +147,28 @@ func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]job.Fi
 	return findings, ctx.Err()
 }
 
-func (o *doctorOptions) examineRepository(ctx context.Context, stderr io.Writer) ([]job.Finding, string, error) {
+func (o *doctorOptions) examineRepository(ctx context.Context, stderr io.Writer) ([]doctor.Finding, string, error) {
 	objects, err := all.Open(ctx, o.repository.location, o.repository.storage(ctx, stderr))
 	if err != nil {
 		return nil, "storage", err
 	}
-	f := []job.Finding{{Level: job.OK, What: "storage", Text: objects.Location() + " answers"}}
+	f := []doctor.Finding{{Level: doctor.OK, What: "storage", Text: objects.Location() + " answers"}}
 	r, err := o.repository.unlock(ctx, objects, stderr)
 	if err != nil {
 		return f, "password", err
 	}
 	defer r.Close()
-	f = append(f, job.Finding{Level: job.OK, What: "password", Text: "opens the repository"})
-	more, err := job.DoctorRepository(ctx, r)
+	f = append(f, doctor.Finding{Level: doctor.OK, What: "password", Text: "opens the repository"})
+	more, err := doctor.Repository(ctx, r)
 	return append(f, more...), "repository", err
 }
 
-func (o *doctorOptions) examinePool(ctx context.Context, stderr io.Writer) ([]job.Finding, string, error) {
+func (o *doctorOptions) examinePool(ctx context.Context, stderr io.Writer) ([]doctor.Finding, string, error) {
 	pool, err := o.pool.dial(ctx, stderr)
 	if err != nil {
 		return nil, "login", err
 	}
 	defer pool.Close(ctx)
-	f, err := job.DoctorPool(ctx, pool)
+	f, err := doctor.Pool(ctx, pool)
 	return f, "pool", err
 }

@@ -14,6 +14,8 @@ import (
 	"xenkeep/internal/text"
 	"xenkeep/job"
 	"xenkeep/job/config"
+	"xenkeep/job/exchange"
+	"xenkeep/job/restore"
 	"xenkeep/repo"
 	"xenkeep/repo/prune"
 	"xenkeep/xapi"
@@ -103,7 +105,7 @@ func hint(err error) string {
 		return "open the repository with the password or key of a full key slot, or with a printed key page; xenkeep key list shows the slots"
 	case errors.Is(err, job.ErrUnsupported):
 		return "--skip-unsupported leaves out disks that cannot be snapshotted"
-	case errors.Is(err, job.ErrChain):
+	case errors.Is(err, exchange.ErrChain):
 		return "name the files of a chain in order, the one that holds the whole disk first"
 	case errors.Is(err, job.ErrKeptUUID):
 		return "restore over its disks with --in-place, take it away first, or let the restored VM have a new UUID"
@@ -111,7 +113,7 @@ func hint(err error) string {
 		return "free space on the SR, or give another with --to-sr"
 	case errors.Is(err, job.ErrUnstarted):
 		return "look at the reason, then start it on the pool; nothing is to be restored again"
-	case errors.Is(err, job.ErrDrill):
+	case errors.Is(err, restore.ErrDrill):
 		return "the snapshot's data are sound as far as their IDs tell; restore the VM (--vm) and look at its console"
 	case errors.Is(err, job.ErrActive):
 		return "wait for it to end, or give this run another --job"

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"xenkeep/job"
+	"xenkeep/job/exchange"
 )
 
 type exportOptions struct {
@@ -66,7 +66,7 @@ parent beside it: the VHD exported of that snapshot, under the name of --base-fi
 
 func (o *exportOptions) check(file string) error {
 	if o.format.text == "" {
-		f, ok := job.FormatOf(file)
+		f, ok := exchange.FormatOf(file)
 		switch {
 		case file == "-":
 			return usagef("which format? give --format")
@@ -109,7 +109,7 @@ func runExport(cmd *cobra.Command, o *exportOptions, spec, file string) error {
 	return printExported(cmd.OutOrStdout(), res)
 }
 
-func exportSnapshot(ctx context.Context, stdout, stderr io.Writer, o *exportOptions, spec, file string) (*job.Exported, error) {
+func exportSnapshot(ctx context.Context, stdout, stderr io.Writer, o *exportOptions, spec, file string) (*exchange.Exported, error) {
 	r, err := o.repository.open(ctx, stderr)
 	if err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func exportSnapshot(ctx context.Context, stdout, stderr io.Writer, o *exportOpti
 	if err != nil {
 		return nil, err
 	}
-	eo := job.ExportOptions{Format: job.Format(o.format.text), Disk: o.disk, BaseFile: o.baseFile, Compress: o.compress.text}
+	eo := exchange.ExportOptions{Format: exchange.Format(o.format.text), Disk: o.disk, BaseFile: o.baseFile, Compress: o.compress.text}
 	if o.base != "" {
 		if eo.Base, err = resolve(ctx, r, o.base, io.Discard); err != nil {
 			return nil, err
@@ -129,10 +129,10 @@ func exportSnapshot(ctx context.Context, stdout, stderr io.Writer, o *exportOpti
 	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
 	eo.Progress, eo.Log, eo.Force = show, warnings(ctx, show), o.force
-	return job.Export(ctx, r, s, file, stdout, eo)
+	return exchange.Export(ctx, r, s, file, stdout, eo)
 }
 
-func printExported(w io.Writer, res *job.Exported) error {
+func printExported(w io.Writer, res *exchange.Exported) error {
 	t := newTable(w, "DISK", "SIZE", "DATA")
 	for _, d := range res.Disks {
 		t.row(d.Device, size(d.Size), size(d.Data))

@@ -11,6 +11,7 @@ import (
 
 	"xenkeep/chunkstore/seal"
 	"xenkeep/job"
+	"xenkeep/job/exchange"
 )
 
 type importOptions struct {
@@ -102,7 +103,7 @@ func importFiles(ctx context.Context, stderr io.Writer, o *importOptions, files 
 	if !o.jobGiven {
 		name = ""
 	}
-	return job.Import(ctx, r, files, job.ImportOptions{
+	return exchange.Import(ctx, r, files, exchange.ImportOptions{
 		Common: job.Common{
 			Job: name, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
 			Progress: show, Log: warnings(ctx, show),

@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"xenkeep/job"
 	"xenkeep/job/poolsnap"
+	"xenkeep/job/vmplan"
 	"xenkeep/xapi"
 )
 
@@ -68,7 +68,7 @@ func (f *scheduleFlags) options(cmd *cobra.Command) (o poolsnap.ScheduleOptions,
 		o.Keep = &f.keep
 	}
 	if given("type") {
-		kind := map[string]job.Kind{"snapshot": job.KindRegular, "checkpoint": job.KindCheckpoint, "quiesced": job.KindQuiesced}[f.kind.text]
+		kind := map[string]vmplan.Kind{"snapshot": vmplan.KindRegular, "checkpoint": vmplan.KindCheckpoint, "quiesced": vmplan.KindQuiesced}[f.kind.text]
 		o.Kind = &kind
 	}
 	var when poolsnap.When

@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"xenkeep/job"
 	"xenkeep/job/poolsnap"
+	"xenkeep/job/vmplan"
 	"xenkeep/xapi"
 )
 
@@ -90,19 +90,19 @@ func runPoolSnapshotCreate(cmd *cobra.Command, o *poolCreateOptions, args []stri
 		return usagef("%w", err)
 	}
 	co := poolsnap.CreateOptions{
-		VMs: args, Where: filters, Several: o.multiple, Kind: job.KindRegular, Name: o.name, Text: o.description, Ignore: o.ignore, Now: time.Now(),
+		VMs: args, Where: filters, Several: o.multiple, Kind: vmplan.KindRegular, Name: o.name, Text: o.description, Ignore: o.ignore, Now: time.Now(),
 		Warn: func(format string, a ...any) { warnLine(cmd.ErrOrStderr(), format, a...) },
-		Begun: func(vm string, kind job.Kind) {
-			if kind == job.KindCheckpoint {
+		Begun: func(vm string, kind vmplan.Kind) {
+			if kind == vmplan.KindCheckpoint {
 				fmt.Fprintf(cmd.ErrOrStderr(), "VM %s stands still while its memory is saved\n", printable(vm))
 			}
 		},
 	}
 	if o.quiesce {
-		co.Kind = job.KindQuiesced
+		co.Kind = vmplan.KindQuiesced
 	}
 	if o.memory {
-		co.Kind = job.KindCheckpoint
+		co.Kind = vmplan.KindCheckpoint
 	}
 	return o.on(cmd, func(ctx context.Context, c *xapi.Client) error {
 		made, err := poolsnap.Create(ctx, c, co)

@@ -14,9 +14,12 @@ import (
 	"github.com/spf13/pflag"
 
 	"xenkeep/job"
+	"xenkeep/job/browse"
+	"xenkeep/job/exchange"
 	"xenkeep/job/nightly"
 	"xenkeep/job/poolsnap"
 	"xenkeep/job/report"
+	"xenkeep/job/restore"
 	"xenkeep/xapi/xapisim"
 )
 
@@ -323,8 +326,8 @@ var lineTypes = map[string]any{
 	"xenkeep forget: decision":           decisionLine{},
 	"xenkeep forget: summary":            forgetSummary{},
 	"xenkeep prune: prune":               pruneLine{},
-	"xenkeep restore: restored":          job.Restored{},
-	"xenkeep restore: drill":             job.Drill{},
+	"xenkeep restore: restored":          restore.Restored{},
+	"xenkeep restore: drill":             restore.Drill{},
 	"xenkeep key list: key":              keyLine{},
 	"xenkeep key packs: pack":            keyPackLine{},
 	"xenkeep check: finding":             findingLine{},
@@ -343,11 +346,11 @@ var lineTypes = map[string]any{
 	"xenkeep repair snapshots: lost":     lostLine{},
 	"xenkeep repair snapshots: summary":  repairSnapshotsLine{},
 
-	"xenkeep export: exported": job.Exported{},
+	"xenkeep export: exported": exchange.Exported{},
 	"xenkeep verify: finding":  verifyFinding{},
 	"xenkeep verify: summary":  verifySummary{},
-	"xenkeep diff: range":      job.ChangedRange{},
-	"xenkeep diff: diff":       job.Changes{},
+	"xenkeep diff: range":      browse.ChangedRange{},
+	"xenkeep diff: diff":       browse.Changes{},
 
 	"xenkeep pool vms: vm":                         poolsnap.VMRow{},
 	"xenkeep pool srs: sr":                         poolsnap.SRRow{},

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"xenkeep/job"
+	"xenkeep/job/restore"
 )
 
 type restoreOptions struct {
@@ -176,23 +177,23 @@ func runRestore(cmd *cobra.Command, o *restoreOptions, spec string) error {
 	return errors.Join(err, printRestored(out, res))
 }
 
-func restoreSnapshot(ctx context.Context, stderr io.Writer, o *restoreOptions, spec string) (*job.Restored, error) {
-	var res *job.Restored
+func restoreSnapshot(ctx context.Context, stderr io.Writer, o *restoreOptions, spec string) (*restore.Restored, error) {
+	var res *restore.Restored
 	err := o.with(ctx, stderr, spec, func(w restoreWith) (err error) {
 		switch {
 		case o.to == "-":
-			res, err = job.RestoreStream(ctx, w.repo, w.snapshot, w.disks[0], o.stdout, w.options)
+			res, err = restore.Stream(ctx, w.repo, w.snapshot, w.disks[0], o.stdout, w.options)
 		case o.to != "":
-			res, err = job.RestoreFile(ctx, w.repo, w.snapshot, w.disks[0], o.to, w.options)
+			res, err = restore.File(ctx, w.repo, w.snapshot, w.disks[0], o.to, w.options)
 		case o.vm:
-			res, err = job.RestoreVM(ctx, w.repo, w.pool, w.snapshot, job.VMRestore{
+			res, err = restore.VM(ctx, w.repo, w.pool, w.snapshot, restore.VMOptions{
 				Target: w.target, Name: o.name, KeepMAC: o.mac.text == "keep", KeepUUID: o.uuid.text == "keep", KeepPCI: o.pci.text == "keep", Start: o.start, Networks: w.networks,
 			}, w.options)
 		case o.toSR != "":
-			res, err = job.RestoreDisks(ctx, w.repo, w.pool, w.snapshot, w.disks, w.target, w.options)
+			res, err = restore.Disks(ctx, w.repo, w.pool, w.snapshot, w.disks, w.target, w.options)
 		default:
-			res, err = job.RestoreOver(ctx, w.repo, w.pool, w.snapshot, w.disks,
-				job.Over{VDI: o.toVDI, Differential: o.differential, KeepOld: o.keepOld, Replaced: o.replaced}, w.options)
+			res, err = restore.WriteOver(ctx, w.repo, w.pool, w.snapshot, w.disks,
+				restore.Overwrite{VDI: o.toVDI, Differential: o.differential, KeepOld: o.keepOld, Replaced: o.replaced}, w.options)
 		}
 		return err
 	})
@@ -201,9 +202,9 @@ func restoreSnapshot(ctx context.Context, stderr io.Writer, o *restoreOptions, s
 
 func runDrill(cmd *cobra.Command, o *restoreOptions, spec string) error {
 	ctx, w := cmd.Context(), cmd.OutOrStdout()
-	var res *job.Drill
+	var res *restore.Drill
 	err := o.with(ctx, cmd.ErrOrStderr(), spec, func(w restoreWith) (err error) {
-		res, err = job.BootDrill(ctx, w.repo, w.pool, w.snapshot, job.DrillOptions{Target: w.target, Timeout: o.drillTimeout, Key: o.drillKey}, w.options)
+		res, err = restore.BootDrill(ctx, w.repo, w.pool, w.snapshot, restore.DrillOptions{Target: w.target, Timeout: o.drillTimeout, Key: o.drillKey}, w.options)
 		return err
 	})
 	if res == nil || res.Verdict.Reason == "" {

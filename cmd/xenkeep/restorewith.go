@@ -7,7 +7,7 @@ import (
 	"io"
 	"strings"
 
-	"xenkeep/job"
+	"xenkeep/job/restore"
 	"xenkeep/repo"
 	"xenkeep/xapi"
 )
@@ -18,9 +18,9 @@ type restoreWith struct {
 	pool     *xapi.Client // nil for a file
 	snapshot *repo.Snapshot
 	disks    []*repo.Disk
-	target   job.Target
+	target   restore.Target
 	networks map[string]string
-	options  job.RestoreOptions
+	options  restore.Options
 }
 
 // with opens what a restore needs.
@@ -35,11 +35,11 @@ func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string
 		}
 	}
 	var err error
-	if w.target, err = job.ParseTarget(o.toSR); err != nil {
+	if w.target, err = restore.ParseTarget(o.toSR); err != nil {
 		return usagef("--to-sr %w", err)
 	}
 	for _, n := range o.networks {
-		pair, err := job.ParsePair(n)
+		pair, err := restore.ParsePair(n)
 		if err != nil {
 			return usagef("--network %s: %w: OLD and NEW are names or UUIDs; a name with a = stands in double quotes", n, err)
 		}
@@ -69,7 +69,7 @@ func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string
 	}
 	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
-	w.options = job.RestoreOptions{Progress: show, Log: warnings(ctx, show), Force: o.force, Verify: o.verify, Resume: o.resume, Attach: o.attach}
+	w.options = restore.Options{Progress: show, Log: warnings(ctx, show), Force: o.force, Verify: o.verify, Resume: o.resume, Attach: o.attach}
 	if err = fn(w); w.pool != nil {
 		err = w.pool.Explain(ctx, err)
 	}
@@ -101,7 +101,7 @@ func (o *restoreOptions) choose(s *repo.Snapshot) ([]*repo.Disk, error) {
 	return all, nil
 }
 
-func printRestored(w io.Writer, res *job.Restored) error {
+func printRestored(w io.Writer, res *restore.Restored) error {
 	t := newTable(w, "DISK", "SIZE", "WRITTEN", "TO")
 	for _, d := range res.Disks {
 		to := d.File

@@ -9,19 +9,19 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"xenkeep/job"
+	"xenkeep/job/doctor"
 )
 
 // stepLine is one step of a self-test as it ends.
 type stepLine struct {
 	Type string `json:"type"` // "step"
-	job.SelfTestStep
+	doctor.SelfTestStep
 }
 
 // selfTestLine ends the list. It repeats the steps, so that this line alone can
 // be attached to an issue.
 type selfTestLine struct {
-	job.SelfTestReport
+	doctor.SelfTestReport
 	Version string `json:"version"` // of xenkeep
 }
 
@@ -34,7 +34,7 @@ func (o *doctorOptions) runSelfTest(cmd *cobra.Command) error {
 	defer pool.Close(context.WithoutCancel(ctx))
 	out := cmd.OutOrStdout()
 	var errs []error
-	rep, err := job.SelfTest(ctx, pool, job.SelfTestOptions{SR: o.sr, Step: func(s job.SelfTestStep) {
+	rep, err := doctor.SelfTest(ctx, pool, doctor.SelfTestOptions{SR: o.sr, Step: func(s doctor.SelfTestStep) {
 		if o.output.json {
 			errs = append(errs, writeLine(out, stepLine{"step", s}))
 			return
@@ -52,7 +52,7 @@ func (o *doctorOptions) runSelfTest(cmd *cobra.Command) error {
 			plural(rep.Hosts, "host"), rep.SRType, humanize.IBytes(uint64(rep.Size)), rep.Duration)
 		errs = append(errs, werr)
 	}
-	if errors.Is(err, job.ErrSelfTest) {
+	if errors.Is(err, doctor.ErrSelfTest) {
 		if len(rep.Left) > 0 {
 			err = fmt.Errorf("VDI %s could not be removed: %w", strings.Join(rep.Left, ", "), err)
 		}
@@ -62,7 +62,7 @@ func (o *doctorOptions) runSelfTest(cmd *cobra.Command) error {
 }
 
 // stepText is, for example, "ok       read over NBD               100 MiB at 215 MiB/s, every byte is equal".
-func stepText(s job.SelfTestStep) string {
+func stepText(s doctor.SelfTestStep) string {
 	text := s.Text
 	if s.Bytes > 0 {
 		rate := humanize.IBytes(uint64(s.Bytes))

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xenkeep/job"
+	"xenkeep/job/browse"
 )
 
 func newServeCommand() *cobra.Command {
@@ -166,7 +167,7 @@ func runServeNBD(cmd *cobra.Command, o *serveNBDOptions, args []string) error {
 	}
 	defer r.Close()
 	tellProblems(stderr, r.Problems())
-	so := job.NBDOptions{Disk: o.disk, TLS: conf, Cache: int64(o.cache), Log: func(text string) { tell(stderr, oneLine(text), "") }}
+	so := browse.NBDOptions{Disk: o.disk, TLS: conf, Cache: int64(o.cache), Log: func(text string) { tell(stderr, oneLine(text), "") }}
 	if len(args) > 0 {
 		if so.Snapshot, err = resolve(ctx, r, args[0], stderr); err != nil {
 			return err
@@ -182,7 +183,7 @@ func runServeNBD(cmd *cobra.Command, o *serveNBDOptions, args []string) error {
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "serving %s\n", printable(uri))
-	err = job.ServeNBD(ctx, r, l, so)
+	err = browse.ServeNBD(ctx, r, l, so)
 	if errors.Is(err, errInterrupted) && errors.Is(context.Cause(ctx), errInterrupted) {
 		return nil // that is how it ends
 	}

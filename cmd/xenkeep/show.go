@@ -14,7 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"xenkeep/chunkstore/seal"
-	"xenkeep/job"
+	jobrecords "xenkeep/job/records"
+	"xenkeep/job/restore"
 	"xenkeep/repo"
 )
 
@@ -71,14 +72,14 @@ func runShow(cmd *cobra.Command, o *showOptions, spec string) error {
 		_, err = w.Write(text)
 		return err
 	}
-	records, err := r.ReadRecord(ctx, s, job.RecordsName)
+	records, err := r.ReadRecord(ctx, s, jobrecords.RecordsName)
 	if err != nil {
-		return fmt.Errorf("snapshot %s: %s: %w", s.Short(), job.RecordsName, err)
+		return fmt.Errorf("snapshot %s: %s: %w", s.Short(), jobrecords.RecordsName, err)
 	}
 	if records != nil && !json.Valid(records) {
-		return fmt.Errorf("snapshot %s: %s is no JSON: %w", s.Short(), job.RecordsName, seal.ErrCorrupt)
+		return fmt.Errorf("snapshot %s: %s is no JSON: %w", s.Short(), jobrecords.RecordsName, seal.ErrCorrupt)
 	}
-	drills, err := job.Drills(ctx, r, s)
+	drills, err := restore.Drills(ctx, r, s)
 	if err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func runShow(cmd *cobra.Command, o *showOptions, spec string) error {
 	return printSnapshot(w, s, records, drills)
 }
 
-func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte, drills []job.HeldDrill) error {
+func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte, drills []restore.HeldDrill) error {
 	t := newTable(w)
 	t.row("snapshot", s.ID())
 	t.row("VM", s.VM.Name, s.VM.UUID)
@@ -154,7 +155,7 @@ func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte, drills []job.H
 	}
 	for _, rec := range s.Records {
 		fmt.Fprintf(w, "\nrecord %s, %s\n", printable(rec.Name), size(rec.Size))
-		if rec.Name == job.RecordsName {
+		if rec.Name == jobrecords.RecordsName {
 			var text bytes.Buffer
 			if err := json.Indent(&text, records, "", "  "); err != nil {
 				return err
@@ -172,9 +173,9 @@ const ovaName = "ova.xml"
 
 // readOVA gives ova.xml of a snapshot's metadata export, indented.
 func readOVA(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]byte, error) {
-	p, err := r.ReadRecord(ctx, s, job.MetadataName)
+	p, err := r.ReadRecord(ctx, s, jobrecords.MetadataName)
 	if err != nil {
-		return nil, fmt.Errorf("snapshot %s: %s: %w", s.Short(), job.MetadataName, err)
+		return nil, fmt.Errorf("snapshot %s: %s: %w", s.Short(), jobrecords.MetadataName, err)
 	}
 	if p == nil {
 		return nil, fmt.Errorf("snapshot %s: no metadata export is stored with it", s.Short())
@@ -183,10 +184,10 @@ func readOVA(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]byte,
 	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("snapshot %s: %s holds no %s", s.Short(), job.MetadataName, ovaName)
+			return nil, fmt.Errorf("snapshot %s: %s holds no %s", s.Short(), jobrecords.MetadataName, ovaName)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("snapshot %s: %s: %w", s.Short(), job.MetadataName, err)
+			return nil, fmt.Errorf("snapshot %s: %s: %w", s.Short(), jobrecords.MetadataName, err)
 		}
 		if h.Name != ovaName {
 			continue

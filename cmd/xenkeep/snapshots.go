@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xenkeep/job"
+	"xenkeep/job/restore"
 	"xenkeep/repo"
 	"xenkeep/repo/retention"
 )
@@ -53,7 +54,7 @@ type snapshotLine struct {
 	Records json.RawMessage `json:"records,omitempty"`
 	Kept    []recordSize    `json:"records_stored,omitempty"`
 	// Of show alone: boot drills, oldest first.
-	Drills []job.HeldDrill `json:"drills,omitempty"`
+	Drills []restore.HeldDrill `json:"drills,omitempty"`
 }
 
 // diskLine is a disk of a snapshot.

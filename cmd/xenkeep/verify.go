@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"xenkeep/inspect"
-	"xenkeep/job"
+	"xenkeep/job/browse"
 )
 
 type verifyOptions struct {
@@ -70,7 +70,7 @@ func runVerify(cmd *cobra.Command, o *verifyOptions, spec string) error {
 	return nil
 }
 
-func verifySnapshot(ctx context.Context, stderr io.Writer, o *verifyOptions, spec string) (*job.Verified, error) {
+func verifySnapshot(ctx context.Context, stderr io.Writer, o *verifyOptions, spec string) (*browse.Verified, error) {
 	r, err := o.repository.open(ctx, stderr)
 	if err != nil {
 		return nil, err
@@ -81,10 +81,10 @@ func verifySnapshot(ctx context.Context, stderr io.Writer, o *verifyOptions, spe
 	if err != nil {
 		return nil, err
 	}
-	return job.Verify(ctx, r, s, o.disk)
+	return browse.Verify(ctx, r, s, o.disk)
 }
 
-func printVerified(w io.Writer, res *job.Verified, json bool) error {
+func printVerified(w io.Writer, res *browse.Verified, json bool) error {
 	sum := verifySummary{Type: "summary", Snapshot: res.Snapshot, Status: "ok", Bad: res.Bad}
 	if res.Bad > 0 {
 		sum.Status = "damaged"

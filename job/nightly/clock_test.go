@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"xenkeep/job"
+	"xenkeep/job/doctor"
 )
 
 // Row N8 of the fault list: where the pool's clock is 25 hours ahead, doctor and
@@ -20,7 +20,7 @@ func TestPoolClockAhead(t *testing.T) {
 	defer pool.Close(t.Context())
 	clock := func() (levels []string, text string) {
 		t.Helper()
-		findings, err := job.DoctorPool(t.Context(), pool)
+		findings, err := doctor.Pool(t.Context(), pool)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -31,11 +31,11 @@ func TestPoolClockAhead(t *testing.T) {
 		}
 		return levels, text
 	}
-	if levels, text := clock(); len(levels) == 0 || levels[0] != job.OK {
+	if levels, text := clock(); len(levels) == 0 || levels[0] != doctor.OK {
 		t.Errorf("%v %s", levels, text)
 	}
 	h.sim.Advance(25 * time.Hour)
-	if levels, text := clock(); len(levels) == 0 || levels[0] != job.Warn || !strings.HasPrefix(text, "is 25h0m") && !strings.HasPrefix(text, "is 24h59m") || !strings.HasSuffix(text, " ahead of that of this machine") {
+	if levels, text := clock(); len(levels) == 0 || levels[0] != doctor.Warn || !strings.HasPrefix(text, "is 25h0m") && !strings.HasPrefix(text, "is 24h59m") || !strings.HasSuffix(text, " ahead of that of this machine") {
 		t.Errorf("%v %s", levels, text)
 	}
 	rep, err := Run(t.Context(), n)

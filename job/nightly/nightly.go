@@ -19,10 +19,12 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/limit"
 	"xenkeep/job"
+	"xenkeep/job/backup"
 	"xenkeep/job/config"
 	"xenkeep/job/notify"
 	"xenkeep/job/report"
 	"xenkeep/job/selection"
+	"xenkeep/job/vmplan"
 	"xenkeep/repo"
 	"xenkeep/repo/check"
 	"xenkeep/repo/prune"
@@ -298,15 +300,15 @@ func (x *night) run(ctx context.Context) (err error) {
 }
 
 // options are the backup's, as the job says.
-func (n *Night) options() (job.BackupOptions, error) {
+func (n *Night) options() (backup.Options, error) {
 	j := n.Job
 	level, err := seal.ParseLevel(cmp.Or(j.Compression, "default"))
 	if err != nil {
-		return job.BackupOptions{}, err
+		return backup.Options{}, err
 	}
-	o := job.BackupOptions{
+	o := backup.Options{
 		Common: job.Common{Job: j.Name, Machine: n.Machine, StateDir: n.StateDir, Tags: j.Tags, Level: level, Progress: n.Progress, Log: n.Log, Now: n.Now},
-		Keep:   job.Keep(j.KeepBase), Transport: job.Transport(j.Transport), NBDConnections: j.NBDConnections, VerifyCBT: j.VerifyCBT == nil || *j.VerifyCBT,
+		Keep:   backup.Keep(j.KeepBase), Transport: backup.Transport(j.Transport), NBDConnections: j.NBDConnections, VerifyCBT: j.VerifyCBT == nil || *j.VerifyCBT,
 		SkipUnsupported: j.SkipUnsupported, UnplugUSB: j.UnplugUSB, AllowShrink: job.DefaultShrink, Retention: j.Keep.Policy(), VMConcurrency: j.Concurrency.VMs, DiskConcurrency: j.Concurrency.Disks,
 		HostConcurrency: j.Concurrency.PerHost, SRConcurrency: j.Concurrency.PerSR,
 		Retries: 1, Database: j.PoolMetadata, StopAfter: j.Window.StopAfter.After(n.Now()),
@@ -346,10 +348,10 @@ func saved(all []*repo.Snapshot, pool string) map[string][]string {
 
 // queue puts the chosen VMs in order: by priority, then those first whose last
 // good backup is oldest.
-func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map[string]string) []job.Chosen {
+func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map[string]string) []backup.Chosen {
 	vms := slices.Clone(sel.VMs)
 	last := func(v *selection.VM) time.Time {
-		if s := job.Good(all, pool, v.Record.UUID, unsound); s != nil {
+		if s := backup.Good(all, pool, v.Record.UUID, unsound); s != nil {
 			return s.Data
 		}
 		return time.Time{}
@@ -357,12 +359,12 @@ func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map
 	slices.SortStableFunc(vms, func(a, b selection.VM) int {
 		return cmp.Or(cmp.Compare(b.Priority, a.Priority), last(&a).Compare(last(&b)))
 	})
-	var list []job.Chosen
+	var list []backup.Chosen
 	for i := range vms {
 		v := &vms[i]
-		c := job.Chosen{UUID: v.Record.UUID, Name: v.Record.NameLabel, Leave: map[string]string{}, Retention: &v.Keep}
+		c := backup.Chosen{UUID: v.Record.UUID, Name: v.Record.NameLabel, Leave: map[string]string{}, Retention: &v.Keep}
 		for _, k := range v.Snapshot {
-			c.Kinds = append(c.Kinds, job.Kind(k))
+			c.Kinds = append(c.Kinds, vmplan.Kind(k))
 		}
 		for _, d := range v.Disks {
 			if d.Left != "" {
@@ -411,7 +413,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 		x.rep.Excluded = append(x.rep.Excluded, report.Left{Name: l.Record.NameLabel, UUID: l.Record.UUID, Reason: l.Reason})
 	}
 	if x.Job.ForgetFirst {
-		if gone, err := job.ForgetVMs(ctx, x.repo, o.Common, x.rep.PoolUUID, o.Chosen, o.Retention); err != nil {
+		if gone, err := backup.ForgetVMs(ctx, x.repo, o.Common, x.rep.PoolUUID, o.Chosen, o.Retention); err != nil {
 			x.partial(fmt.Errorf("retention before the backup: %w", err))
 		} else {
 			x.rep.Forgotten = gone
@@ -442,7 +444,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 			return hook(ctx, "vm-after", h, limit, x.env("XENKEEP_VM_NAME="+name, "XENKEEP_VM_UUID="+uuid, "XENKEEP_STATUS="+string(status))...)
 		}
 	}
-	sum, err := job.Backup(ctx, x.repo, x.pool, o)
+	sum, err := backup.Run(ctx, x.repo, x.pool, o)
 	if sum != nil {
 		x.gather(sum, o.Chosen)
 	}
@@ -474,7 +476,7 @@ func plural(n int, one string) string {
 }
 
 // gather turns the backup's summary into the report's VMs.
-func (x *night) gather(sum *job.Summary, chosen []job.Chosen) {
+func (x *night) gather(sum *job.Summary, chosen []backup.Chosen) {
 	r := x.rep
 	r.Uploaded, r.Packs, r.Database = sum.Stored, sum.Packs, sum.Database
 	r.Forgotten = append(r.Forgotten, sum.Forgotten...)
@@ -485,7 +487,7 @@ func (x *night) gather(sum *job.Summary, chosen []job.Chosen) {
 			Name: s.VMName, UUID: s.VMUUID, State: report.OK, Snapshot: s.ID, Kind: s.Kind, Disks: s.Disks,
 			Started: s.Started, Duration: s.Duration, Waits: s.Waits, Bottleneck: s.Slowest,
 		}
-		i := slices.IndexFunc(chosen, func(c job.Chosen) bool { return c.UUID == s.VMUUID })
+		i := slices.IndexFunc(chosen, func(c backup.Chosen) bool { return c.UUID == s.VMUUID })
 		for _, g := range s.Missing {
 			v.Left = append(v.Left, "disk "+g.Device+" is left out: "+g.Reason)
 			if i < 0 || chosen[i].Leave[g.VDI] == "" {
@@ -565,8 +567,8 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 			continue
 		}
 		g := report.Good{Name: vm.NameLabel, UUID: vm.UUID}
-		if s := job.Good(all, x.rep.PoolUUID, vm.UUID, unsound); s != nil {
-			newest[vm.UUID], g.Data = s, job.Taken(s)
+		if s := backup.Good(all, x.rep.PoolUUID, vm.UUID, unsound); s != nil {
+			newest[vm.UUID], g.Data = s, backup.Taken(s)
 		}
 		x.good = append(x.good, g)
 	}
@@ -577,7 +579,7 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 		if s == nil {
 			continue
 		}
-		v.LastGood, v.LastGoodID = job.Taken(s), s.ID()
+		v.LastGood, v.LastGoodID = backup.Taken(s), s.ID()
 		if v.Snapshot == s.ID() {
 			ahead = max(ahead, s.Data.Sub(s.Written))
 		}
@@ -622,8 +624,8 @@ func (x *night) goodWithoutPool(ctx context.Context) {
 			at[s.VM.UUID] = i
 			x.good = append(x.good, report.Good{UUID: s.VM.UUID})
 		}
-		if g := &x.good[i]; job.Taken(s).After(g.Data) {
-			g.Name, g.Data = cmp.Or(s.VM.Name, g.Name), job.Taken(s)
+		if g := &x.good[i]; backup.Taken(s).After(g.Data) {
+			g.Name, g.Data = cmp.Or(s.VM.Name, g.Name), backup.Taken(s)
 		}
 	}
 }

@@ -11,7 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xenkeep/job"
+	"xenkeep/job/backup"
 	"xenkeep/job/config"
+	"xenkeep/job/lease"
 	"xenkeep/job/selection"
 	"xenkeep/repo"
 	"xenkeep/repo/check"
@@ -145,7 +147,7 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 		return nil, err
 	}
 	p.srs(inv, sel)
-	rep, err := job.Cleanup(ctx, r, pool, job.CleanupOptions{Machine: n.Machine, DryRun: true})
+	rep, err := lease.Cleanup(ctx, r, pool, lease.CleanupOptions{Machine: n.Machine, DryRun: true})
 	if err != nil {
 		return nil, err
 	}
@@ -156,13 +158,13 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 			continue
 		}
 		switch l.State {
-		case job.StateDead:
+		case lease.StateDead:
 			if l.Role == "base" {
 				p.find("note", l.Class+" "+l.Name, "", "the base of a disk that is no longer on the pool (%s); the run removes it", l.UUID)
 				continue
 			}
 			p.find("note", l.Class+" "+l.Name, "", "left by a dead run; the run cleans it up (%s)", l.Action)
-		case job.StateLive:
+		case lease.StateLive:
 			if vm := sel.Owner(l.Disk()); vm != "" {
 				p.find("error", vm, "wait for that run to end", "run %.8s on %s is backing it up", l.Run, l.Machine)
 				continue
@@ -251,7 +253,7 @@ func (p *planner) settings() {
 	}
 }
 
-func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client, sel *selection.Result, o *job.BackupOptions) error {
+func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client, sel *selection.Result, o *backup.Options) error {
 	all, bad, err := r.Snapshots(ctx)
 	if err != nil {
 		return err
@@ -267,7 +269,7 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 	if err != nil {
 		return err
 	}
-	f, err := job.Foresee(ctx, r, pool, *o)
+	f, err := backup.Foresee(ctx, r, pool, *o)
 	if err != nil {
 		return err
 	}
@@ -299,7 +301,7 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 	return nil
 }
 
-func (p *planner) forecast(name string, fc *job.Forecast, f *job.Foresight, out *PlannedVM) {
+func (p *planner) forecast(name string, fc *backup.Forecast, f *backup.Foresight, out *PlannedVM) {
 	out.Kind = string(fc.Kind)
 	for _, x := range fc.Fallback {
 		if fc.Kind != "" {
@@ -331,7 +333,7 @@ func (p *planner) forecast(name string, fc *job.Forecast, f *job.Foresight, out 
 
 // retention tells how many of a VM's snapshots would stay and go after a
 // success.
-func (p *planner) retention(all []*repo.Snapshot, pool string, c *job.Chosen, o *job.BackupOptions) (keeps, forgets int) {
+func (p *planner) retention(all []*repo.Snapshot, pool string, c *backup.Chosen, o *backup.Options) (keeps, forgets int) {
 	policy := o.Retention
 	if c.Retention != nil {
 		policy = *c.Retention

@@ -8,37 +8,37 @@ import (
 	"strings"
 	"time"
 
-	"xenkeep/job"
+	"xenkeep/job/vmplan"
 	"xenkeep/xapi"
 )
 
 // CreateOptions say what Create snapshots.
 type CreateOptions struct {
-	VMs     []string // names or UUIDs
-	Where   []Filter // in place of VMs: those that pass all
-	Several bool     // more than one VM may match
-	Kind    job.Kind // "" is regular; not KindOffline
-	Name    string   // "" is the VM's name and the time
-	Text    string   // description
-	Ignore  []string // disks to leave out: UUID, device or name
-	Tags    []string // for the snapshots
-	Job     string   // of xenkeep's config, for its retention; "" is none
+	VMs     []string    // names or UUIDs
+	Where   []Filter    // in place of VMs: those that pass all
+	Several bool        // more than one VM may match
+	Kind    vmplan.Kind // "" is regular; not KindOffline
+	Name    string      // "" is the VM's name and the time
+	Text    string      // description
+	Ignore  []string    // disks to leave out: UUID, device or name
+	Tags    []string    // for the snapshots
+	Job     string      // of xenkeep's config, for its retention; "" is none
 	Now     time.Time
 	// Begun is told of each VM before its snapshot is taken.
-	Begun func(vm string, kind job.Kind)
+	Begun func(vm string, kind vmplan.Kind)
 	Warn  Warn
 }
 
 // Created is a VM snapshot that was taken.
 type Created struct {
-	Type   string   `json:"type"` // "created"
-	UUID   string   `json:"uuid"`
-	Name   string   `json:"name"`
-	VM     string   `json:"vm"` // UUID
-	VMName string   `json:"vm_name"`
-	Kind   job.Kind `json:"kind"`
-	Disks  int      `json:"disks"`
-	Left   []string `json:"left_out"` // UUIDs of disks
+	Type   string      `json:"type"` // "created"
+	UUID   string      `json:"uuid"`
+	Name   string      `json:"name"`
+	VM     string      `json:"vm"` // UUID
+	VMName string      `json:"vm_name"`
+	Kind   vmplan.Kind `json:"kind"`
+	Disks  int         `json:"disks"`
+	Left   []string    `json:"left_out"` // UUIDs of disks
 }
 
 // Create takes VM snapshots. What speaks against one, as far as that can be
@@ -46,22 +46,22 @@ type Created struct {
 // keep the others from being snapshotted, and the errors are joined.
 func Create(ctx context.Context, c *xapi.Client, o CreateOptions) ([]Created, error) {
 	if o.Kind == "" {
-		o.Kind = job.KindRegular
+		o.Kind = vmplan.KindRegular
 	}
 	if o.Warn == nil {
 		o.Warn = func(string, ...any) {}
 	}
 	if o.Begun == nil {
-		o.Begun = func(string, job.Kind) {}
+		o.Begun = func(string, vmplan.Kind) {}
 	}
-	if len(o.Ignore) > 0 && o.Kind != job.KindRegular {
+	if len(o.Ignore) > 0 && o.Kind != vmplan.KindRegular {
 		return nil, advise("take a regular snapshot", "disks can be left out of regular snapshots alone: %w", ErrValue)
 	}
 	uuids, err := targets(ctx, c, o)
 	if err != nil {
 		return nil, err
 	}
-	var looked []*job.Inspection
+	var looked []*vmplan.Inspection
 	for _, uuid := range uuids {
 		i, err := inspect(ctx, c, uuid, o)
 		if err != nil {
@@ -127,7 +127,7 @@ func targets(ctx context.Context, c *xapi.Client, o CreateOptions) ([]string, er
 }
 
 // inspect reads a VM and refuses what cannot be had.
-func inspect(ctx context.Context, c *xapi.Client, uuid string, o CreateOptions) (*job.Inspection, error) {
+func inspect(ctx context.Context, c *xapi.Client, uuid string, o CreateOptions) (*vmplan.Inspection, error) {
 	leave := make(map[string]string)
 	if len(o.Ignore) > 0 {
 		w, err := look(ctx, c)
@@ -150,7 +150,7 @@ func inspect(ctx context.Context, c *xapi.Client, uuid string, o CreateOptions) 
 			}
 		}
 	}
-	i, err := job.Inspect(ctx, c, uuid, leave)
+	i, err := vmplan.Inspect(ctx, c, uuid, leave)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +168,7 @@ func inspect(ctx context.Context, c *xapi.Client, uuid string, o CreateOptions) 
 }
 
 // take takes one snapshot.
-func take(ctx context.Context, c *xapi.Client, i *job.Inspection, o CreateOptions) (*Created, error) {
+func take(ctx context.Context, c *xapi.Client, i *vmplan.Inspection, o CreateOptions) (*Created, error) {
 	vm := i.VM()
 	name := o.Name
 	if name == "" {
@@ -176,7 +176,7 @@ func take(ctx context.Context, c *xapi.Client, i *job.Inspection, o CreateOption
 	}
 	o.Begun(vm.NameLabel, o.Kind)
 	again := func() { o.Warn("VM %s: the guest did not freeze within its 10 s: trying again", vm.NameLabel) }
-	ref, err := job.Take(ctx, c, vm.Ref, o.Kind, name, again, i.LeftOut()...)
+	ref, err := vmplan.Take(ctx, c, vm.Ref, o.Kind, name, again, i.LeftOut()...)
 	if errors.Is(err, xapi.ErrIgnoreVDIs) {
 		return nil, advise("snapshot all of the VM's disks, or upgrade the hosts: leaving disks out came with XenServer 8", "%w", err)
 	}

@@ -9,7 +9,8 @@ import (
 
 	"github.com/dustin/go-humanize"
 
-	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/job/vmplan"
 	"xenkeep/xapi"
 )
 
@@ -139,7 +140,7 @@ func (p *RevertPlan) losses() {
 				tracked++
 			}
 			for _, r := range d.Snapshots {
-				if job.MarkOf(w.VDIs[r].OtherConfig) == "base" {
+				if lease.MarkOf(w.VDIs[r].OtherConfig) == "base" {
 					base++
 					break
 				}
@@ -180,7 +181,7 @@ func (p *RevertPlan) planSafety(ctx context.Context, c *xapi.Client, need map[xa
 	case !fits:
 		return no("there is no room")
 	}
-	i, err := job.Inspect(ctx, c, p.vm.UUID, nil)
+	i, err := vmplan.Inspect(ctx, c, p.vm.UUID, nil)
 	if err == nil {
 		err = i.Space()
 	}
@@ -201,7 +202,7 @@ func (p *RevertPlan) planSafety(ctx context.Context, c *xapi.Client, need map[xa
 		if p.w.SRs[d.SR].Thick() && b.CurrentlyAttached {
 			both[d.SR] += int64(d.VirtualSize)
 		} else {
-			both[d.SR] += job.ThinNeed
+			both[d.SR] += vmplan.ThinNeed
 		}
 	}
 	if err := p.w.room(both, "the revert with a snapshot of the present state"); err != nil {
@@ -256,13 +257,13 @@ func (h *HurtError) Ways() []string {
 func Revert(ctx context.Context, c *xapi.Client, p *RevertPlan) (*Reverted, error) {
 	r := &Reverted{Type: "reverted", Snapshot: p.Snapshot, VM: p.VM, VMName: p.VMName, Disks: []Fate{}}
 	if p.Safety {
-		i, err := job.Inspect(ctx, c, p.VM, nil)
+		i, err := vmplan.Inspect(ctx, c, p.VM, nil)
 		if err != nil {
 			return nil, err
 		}
 		m, err := take(ctx, c, i, CreateOptions{
-			Kind: job.KindRegular, Name: "before the revert to " + p.Name, Text: "state of " + p.o.Now.Format("2006-01-02 15:04:05") + ", taken by xenkeep",
-			Begun: func(string, job.Kind) {}, Warn: p.o.Warn,
+			Kind: vmplan.KindRegular, Name: "before the revert to " + p.Name, Text: "state of " + p.o.Now.Format("2006-01-02 15:04:05") + ", taken by xenkeep",
+			Begun: func(string, vmplan.Kind) {}, Warn: p.o.Warn,
 		})
 		if m != nil {
 			r.Safety = m.UUID

@@ -14,6 +14,7 @@ import (
 	"xenkeep/job"
 	"xenkeep/job/config"
 	"xenkeep/job/selection"
+	"xenkeep/job/vmplan"
 	"xenkeep/repo"
 	"xenkeep/repo/retention"
 	"xenkeep/xapi"
@@ -31,14 +32,14 @@ type JobRun struct {
 
 // JobVM is what it did with one VM.
 type JobVM struct {
-	VM       string   `json:"vm"` // UUID
-	Name     string   `json:"name"`
-	Status   string   `json:"status"`   // ok, failed, skipped
-	Snapshot string   `json:"snapshot"` // UUID
-	Kind     job.Kind `json:"kind"`
-	Deleted  []string `json:"deleted"` // UUIDs of its own snapshots that the policy keeps no longer
-	Kept     int      `json:"kept"`    // of its own, the new one too
-	Error    string   `json:"error"`
+	VM       string      `json:"vm"` // UUID
+	Name     string      `json:"name"`
+	Status   string      `json:"status"`   // ok, failed, skipped
+	Snapshot string      `json:"snapshot"` // UUID
+	Kind     vmplan.Kind `json:"kind"`
+	Deleted  []string    `json:"deleted"` // UUIDs of its own snapshots that the policy keeps no longer
+	Kept     int         `json:"kept"`    // of its own, the new one too
+	Error    string      `json:"error"`
 }
 
 // JobOptions say how a job runs.
@@ -150,13 +151,13 @@ func jobVM(ctx context.Context, c *xapi.Client, j *config.Job, v *selection.VM, 
 	var last error
 	for _, k := range kinds {
 		made, err := Create(ctx, c, CreateOptions{
-			VMs: []string{v.Record.UUID}, Kind: job.Kind(k), Name: j.Name + " " + v.Record.NameLabel + " " + now.Local().Format("2006-01-02 15:04:05"),
+			VMs: []string{v.Record.UUID}, Kind: vmplan.Kind(k), Name: j.Name + " " + v.Record.NameLabel + " " + now.Local().Format("2006-01-02 15:04:05"),
 			Text: "taken by xenkeep, job " + j.Name, Tags: j.Tags, Job: j.Name, Now: now, Warn: warn,
 		})
 		if len(made) > 0 {
 			x.Snapshot, x.Kind = made[0].UUID, made[0].Kind
 		}
-		if err == nil || x.Snapshot != "" || !job.IsUnable(err) || ctx.Err() != nil {
+		if err == nil || x.Snapshot != "" || !vmplan.IsUnable(err) || ctx.Err() != nil {
 			if err == nil && last != nil {
 				warn("VM %s: %v; a snapshot of kind %s was taken", v.Record.NameLabel, last, k)
 			}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"xenkeep/job"
+	"xenkeep/job/vmplan"
 	"xenkeep/xapi"
 )
 
@@ -103,31 +104,31 @@ func whenText(s *xapi.VMSS) string {
 }
 
 // types are the kinds as the pool names them.
-var types = map[job.Kind]string{job.KindRegular: "snapshot", job.KindCheckpoint: "checkpoint", job.KindQuiesced: "snapshot_with_quiesce"}
+var types = map[vmplan.Kind]string{vmplan.KindRegular: "snapshot", vmplan.KindCheckpoint: "checkpoint", vmplan.KindQuiesced: "snapshot_with_quiesce"}
 
-func kindOfType(t string) job.Kind {
+func kindOfType(t string) vmplan.Kind {
 	for k, name := range types {
 		if name == t {
 			return k
 		}
 	}
-	return job.Kind(t)
+	return vmplan.Kind(t)
 }
 
 // Schedule is a snapshot schedule of the pool (VMSS).
 type Schedule struct {
-	Type        string    `json:"type"` // "schedule"
-	UUID        string    `json:"uuid"`
-	Name        string    `json:"name"`
-	Description string    `json:"description"`
-	Enabled     bool      `json:"enabled"`
-	When        string    `json:"when"`
-	Frequency   string    `json:"frequency"`
-	Kind        job.Kind  `json:"kind"`
-	Keep        int       `json:"keep"`
-	LastRun     time.Time `json:"last_run"` // zero: never
-	VMs         []Member  `json:"vms"`
-	Runs        []Run     `json:"runs,omitempty"` // of Show, the newest first
+	Type        string      `json:"type"` // "schedule"
+	UUID        string      `json:"uuid"`
+	Name        string      `json:"name"`
+	Description string      `json:"description"`
+	Enabled     bool        `json:"enabled"`
+	When        string      `json:"when"`
+	Frequency   string      `json:"frequency"`
+	Kind        vmplan.Kind `json:"kind"`
+	Keep        int         `json:"keep"`
+	LastRun     time.Time   `json:"last_run"` // zero: never
+	VMs         []Member    `json:"vms"`
+	Runs        []Run       `json:"runs,omitempty"` // of Show, the newest first
 }
 
 // Member is a VM of a schedule.
@@ -151,7 +152,7 @@ type ScheduleOptions struct {
 	Name        *string
 	Description *string
 	When        *When
-	Kind        *job.Kind
+	Kind        *vmplan.Kind
 	Keep        *int
 }
 

@@ -6,27 +6,28 @@ import (
 	"slices"
 	"time"
 
-	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/job/vmplan"
 	"xenkeep/xapi"
 )
 
 // SnapshotRow is a VM snapshot in a list.
 type SnapshotRow struct {
-	Type        string    `json:"type"` // "vm_snapshot"
-	UUID        string    `json:"uuid"`
-	Name        string    `json:"name"`
-	Description string    `json:"description"`
-	VM          string    `json:"vm"`      // UUID of its VM; "" where that is gone
-	VMName      string    `json:"vm_name"` // "" where that is gone
-	Time        time.Time `json:"time"`
-	Kind        job.Kind  `json:"kind"`      // regular, quiesced, checkpoint
-	Scheduled   bool      `json:"scheduled"` // by a schedule of the pool
-	Job         string    `json:"job"`       // the job of xenkeep's config that took it; "" where none did
-	Parent      string    `json:"parent"`    // UUID of the snapshot that the VM came from when this one was taken
-	Current     bool      `json:"current"`   // the VM's present state comes from it
-	Depth       int       `json:"depth"`     // in the tree of parents
-	Disks       int       `json:"disks"`
-	Size        int64     `json:"size"` // bytes of its disks
+	Type        string      `json:"type"` // "vm_snapshot"
+	UUID        string      `json:"uuid"`
+	Name        string      `json:"name"`
+	Description string      `json:"description"`
+	VM          string      `json:"vm"`      // UUID of its VM; "" where that is gone
+	VMName      string      `json:"vm_name"` // "" where that is gone
+	Time        time.Time   `json:"time"`
+	Kind        vmplan.Kind `json:"kind"`      // regular, quiesced, checkpoint
+	Scheduled   bool        `json:"scheduled"` // by a schedule of the pool
+	Job         string      `json:"job"`       // the job of xenkeep's config that took it; "" where none did
+	Parent      string      `json:"parent"`    // UUID of the snapshot that the VM came from when this one was taken
+	Current     bool        `json:"current"`   // the VM's present state comes from it
+	Depth       int         `json:"depth"`     // in the tree of parents
+	Disks       int         `json:"disks"`
+	Size        int64       `json:"size"` // bytes of its disks
 }
 
 // SnapshotDetail is all that is shown of one snapshot.
@@ -55,14 +56,14 @@ type SnapshotDisk struct {
 const jobKey = "xenkeep:pool-snapshot"
 
 // kindOfSnapshot tells what a VM snapshot holds.
-func kindOfSnapshot(v *xapi.VM) job.Kind {
+func kindOfSnapshot(v *xapi.VM) vmplan.Kind {
 	switch {
 	case !v.SuspendVDI.IsNull():
-		return job.KindCheckpoint
+		return vmplan.KindCheckpoint
 	case v.SnapshotInfo["disk-snapshot-type"] == "quiesced":
-		return job.KindQuiesced
+		return vmplan.KindQuiesced
 	}
-	return job.KindRegular
+	return vmplan.KindRegular
 }
 
 func (w *world) row(v *xapi.VM) SnapshotRow {
@@ -192,11 +193,11 @@ func (w *world) diskList(v *xapi.VM) []SnapshotDisk {
 
 // markOf tells whether a snapshot or one of its disks belongs to a backup.
 func (w *world) markOf(v *xapi.VM) string {
-	if m := job.MarkOf(v.OtherConfig); m != "" {
+	if m := lease.MarkOf(v.OtherConfig); m != "" {
 		return m
 	}
 	for _, b := range w.vdisOf(v) {
-		if m := job.MarkOf(w.VDIs[b.VDI].OtherConfig); m != "" {
+		if m := lease.MarkOf(w.VDIs[b.VDI].OtherConfig); m != "" {
 			return m
 		}
 	}

@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/job/vmplan"
 	"xenkeep/xapi"
 )
 
@@ -65,7 +66,7 @@ func Copy(ctx context.Context, c *xapi.Client, snapshot string, o CopyOptions) (
 		}
 		switch {
 		case o.Clone:
-			need[at] += job.ThinNeed
+			need[at] += vmplan.ThinNeed
 		case w.SRs[at].Thick():
 			need[at] += int64(d.VirtualSize)
 		default:
@@ -90,7 +91,7 @@ func Copy(ctx context.Context, c *xapi.Client, snapshot string, o CopyOptions) (
 		return nil, err
 	}
 	// What marks the snapshot does not mark its copy.
-	for _, key := range append(job.Marks(), jobKey) {
+	for _, key := range append(lease.Marks(), jobKey) {
 		if _, marked := v.OtherConfig[key]; marked {
 			if err := c.RemoveOtherConfig(ctx, "VM", ref, key); err != nil {
 				return nil, err
@@ -106,7 +107,7 @@ func Copy(ctx context.Context, c *xapi.Client, snapshot string, o CopyOptions) (
 
 // chainUse is what a full copy of a thin disk may need: no more is known of it
 // than what is its alone, and that its parents may hold all the rest.
-func chainUse(d xapi.VDI) int64 { return max(int64(d.PhysicalUtilisation), job.ThinNeed) }
+func chainUse(d xapi.VDI) int64 { return max(int64(d.PhysicalUtilisation), vmplan.ThinNeed) }
 
 func made(ctx context.Context, c *xapi.Client, ref xapi.Ref, from string) (*Made, error) {
 	v, err := c.VM(ctx, ref)
@@ -176,5 +177,5 @@ func cloneNeed(w *world, d xapi.VDI) int64 {
 	if w.SRs[d.SR].Thick() {
 		return int64(d.VirtualSize)
 	}
-	return job.ThinNeed
+	return vmplan.ThinNeed
 }

@@ -1,0 +1,408 @@
+package backup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/xapi"
+)
+
+// Run saves VMs of a pool: all their disks, each VM in one VM snapshot. It
+// returns a summary beside ErrPartial or ErrFailed.
+func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) (*job.Summary, error) {
+	alone := o.Job == ""
+	o.Defaults()
+	if o.Keep == "" {
+		o.Keep = KeepAuto
+	}
+	if o.Transport == "" {
+		o.Transport = TransportAuto
+	}
+	if o.VMConcurrency <= 0 {
+		o.VMConcurrency = 2
+	}
+	if o.DiskConcurrency <= 0 {
+		o.DiskConcurrency = 2
+	}
+	b := &poolBackup{r: r, pool: pool, o: o, damaged: map[string]soundness{}, lockVMs: alone}
+	if !alone {
+		release, err := job.LockJob(o.StateDir, r.ID(), o.Job)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
+	defer b.unlock()
+	b.started = o.Now()
+	b.sum = &job.Summary{Type: "summary", Status: "ok", Job: o.Job, Started: b.started.UTC(), Snapshots: []job.VMSummary{}}
+	err := b.run(ctx)
+	if ctx.Err() != nil {
+		b.noteInterrupted()
+	}
+	b.sum.Requests = job.CountRequests(b.r)
+	b.sum.Duration = o.Now().Sub(b.started).Seconds()
+	switch {
+	case err != nil:
+		b.sum.Status = "failed"
+		return b.sum, err
+	case len(b.sum.Failed) == 0 && b.retention == nil && b.untrue == nil && b.database == nil && len(b.sum.Skipped) == 0:
+		return b.sum, nil
+	case len(b.sum.Failed) == 0 && b.retention == nil && b.untrue == nil && b.database == nil:
+		b.sum.Status = "partial"
+		if len(b.sum.Snapshots) == 0 {
+			b.sum.Status = "skipped"
+		}
+		return b.sum, job.ErrMissed
+	case len(b.sum.Snapshots) == 0:
+		b.sum.Status = "failed"
+		return b.sum, b.failure(job.ErrFailed)
+	}
+	b.sum.Status = "partial"
+	if len(b.sum.Failed) == 0 && b.retention == nil && b.database == nil {
+		return b.sum, b.untrue
+	}
+	return b.sum, errors.Join(b.failure(job.ErrPartial), b.retention, b.untrue, b.database)
+}
+
+// poolBackup is one run of Backup.
+type poolBackup struct {
+	r       *repo.Repository
+	pool    *xapi.Client
+	o       Options
+	started time.Time
+	all     []*repo.Snapshot
+	damaged map[string]soundness
+	// retention is why the policy could not be applied.
+	retention error
+	// database is why the pool's database could not be stored.
+	database error
+	targets  []target
+
+	tracking *tracking
+	lease    *lease.Lease
+	srs      gates
+	places   *ceilings
+
+	mu     sync.Mutex // held where sum is told of failures and warnings
+	sum    *job.Summary
+	untrue error // ErrUntrue where it was so
+
+	// lockVMs has a run without a job lock each VM that it begins, in place of
+	// the job; locks are these, by the VM's UUID.
+	lockVMs bool
+	begun   []*vmBackup // each attempt on a VM
+	locks   map[string]func()
+
+	dump    *repo.Snapshot // of the pool's database, added to the run
+	waiting []*vmBackup    // read, not published yet
+	done    []*repo.Snapshot
+}
+
+// lock takes the right to back a VM up, where the run has no job. It keeps it to
+// its end.
+func (b *poolBackup) lock(t *target) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.lockVMs || b.locks[t.uuid] != nil {
+		return nil
+	}
+	release, err := job.LockThing(b.o.StateDir, b.r.ID(), "VM", b.pool.PoolUUID()+"/"+t.uuid, "")
+	if err != nil {
+		return err
+	}
+	if b.locks == nil {
+		b.locks = make(map[string]func())
+	}
+	b.locks[t.uuid] = release
+	return nil
+}
+
+func (b *poolBackup) unlock() {
+	for _, release := range b.locks {
+		release()
+	}
+}
+
+func (b *poolBackup) failure(class error) error {
+	errs := []error{class}
+	for i := range b.sum.Failed {
+		errs = append(errs, b.sum.Failed[i].Cause)
+	}
+	return errors.Join(errs...)
+}
+
+func (b *poolBackup) fail(vm, uuid string, err error) {
+	err = fmt.Errorf("VM %s: %w", vm, b.pool.Explain(context.Background(), err))
+	b.o.Log.Error("VM failed", "vm", vm, "uuid", uuid, "error", job.OneLine(err), "hint", job.HintOf(err))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sum.Failed = append(b.sum.Failed, job.VMFailure{VM: vm, UUID: uuid, Error: job.OneLine(err), Hint: job.HintOf(err), Cause: err})
+}
+
+func (b *poolBackup) run(ctx context.Context) error {
+	var err error
+	if b.all, _, err = b.r.Snapshots(ctx); err != nil {
+		return err
+	}
+	lists, _, err := b.r.ReadDamage(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range lists {
+		for _, d := range l.Blocks {
+			b.damaged[d.Snapshot] = snapshotHurt
+		}
+	}
+	notes, _, err := b.r.Notes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range notes {
+		if n.Kind == repo.NoteDamaged {
+			b.damaged[n.Snapshot] = snapshotWrong
+		}
+	}
+	b.tidy(ctx)
+	if b.tracking, err = newTracking(ctx, b.pool, b.o.Transport); err != nil {
+		return err
+	}
+	b.targets, err = b.find(ctx)
+	if err != nil || len(b.targets) == 0 && !b.o.Database {
+		return err
+	}
+	targets := b.targets
+	b.expect(targets)
+	var roots []chunk.ID
+	for _, t := range targets {
+		if last := b.last(t.uuid); last != nil {
+			for _, d := range last.Disks {
+				roots = append(roots, chunk.ID(d.Root))
+			}
+		}
+	}
+	if last := lastDatabase(b.all, b.pool.PoolUUID()); b.o.Database && last != nil {
+		roots = append(roots, chunk.ID(last.Disks[0].Root))
+	}
+	err = job.WithRun(ctx, b.r, &b.o.Common, roots, func(ctx context.Context, run *backup.Run) error {
+		return b.save(ctx, run, targets)
+	})
+	if err != nil && (ctx.Err() != nil || len(b.sum.Snapshots) == 0) {
+		return err
+	}
+	if err != nil { // what was published before is safe, and is said to be
+		b.failRest(targets, err)
+	}
+	if b.sum.Forgotten, err = job.Forget(ctx, b.r, &b.o.Common, b.policy, b.done); err != nil {
+		b.retention = fmt.Errorf("retention: %w", err)
+		b.warn("%w", b.retention)
+	}
+	return nil
+}
+
+// failRest tells of the VMs that a run did not get to, or not to the end of.
+func (b *poolBackup) failRest(targets []target, err error) {
+	for _, t := range targets {
+		saved := slices.ContainsFunc(b.sum.Snapshots, func(s job.VMSummary) bool { return s.VMUUID == t.uuid })
+		told := slices.ContainsFunc(b.sum.Failed, func(f job.VMFailure) bool { return f.VM == t.asked }) ||
+			slices.ContainsFunc(b.sum.Skipped, func(s job.VMSkip) bool { return s.VM == t.asked })
+		if !saved && !told {
+			b.fail(t.asked, t.uuid, err)
+		}
+	}
+}
+
+// tidy removes what dead runs left on the pool; it keeps no backup from being
+// made.
+func (b *poolBackup) tidy(ctx context.Context) {
+	rep, err := lease.Cleanup(ctx, b.r, b.pool, lease.CleanupOptions{Machine: b.o.Machine})
+	if err == nil {
+		err = rep.Err()
+	}
+	if err != nil && ctx.Err() == nil {
+		b.warn("what earlier runs left on the pool: %w", err)
+	}
+}
+
+// find finds the VMs that are meant, each once.
+func (b *poolBackup) find(ctx context.Context) ([]target, error) {
+	var list []target
+	for _, c := range b.o.Chosen {
+		list = append(list, target{asked: c.Name, uuid: c.UUID, size: c.Size, leave: c.Leave, kinds: c.Kinds, retention: c.Retention})
+	}
+	seen := make(map[string]bool)
+	add := func(asked, uuid string) {
+		if !seen[uuid] {
+			seen[uuid] = true
+			list = append(list, target{asked: asked, uuid: uuid})
+		}
+	}
+	for _, name := range b.o.VMs {
+		vm, err := b.pool.FindVM(ctx, name)
+		if err == nil {
+			add(name, vm.UUID)
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		b.fail(name, "", err)
+	}
+	if !b.o.All {
+		return list, nil
+	}
+	vms, err := b.pool.VMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	vbds, err := b.pool.VBDs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	disks := make(map[xapi.Ref]bool)
+	for _, v := range vbds {
+		disks[v.VM] = disks[v.VM] || v.Type == "Disk" && !v.VDI.IsNull()
+	}
+	slices.SortFunc(vms, func(a, b xapi.VM) int {
+		return cmp.Or(cmp.Compare(a.NameLabel, b.NameLabel), cmp.Compare(a.UUID, b.UUID))
+	})
+	for i := range vms {
+		if vm := &vms[i]; vm.Real() && disks[vm.Ref] && !lease.UnderWay(vm) {
+			add(vm.NameLabel, vm.UUID)
+		}
+	}
+	return list, nil
+}
+
+// save reads the VMs, some at once, and publishes them as they come: all that
+// publishes and tidies is done here, by one goroutine.
+func (b *poolBackup) save(ctx context.Context, run *backup.Run, targets []target) (err error) {
+	if b.lease, err = lease.New(ctx, b.pool, lease.Owner{Repository: b.r.ID(), Run: run.ID(), Job: b.o.Job, Machine: b.o.Machine, RenewEvery: b.o.RenewEvery}); err != nil {
+		return err
+	}
+	stop := b.lease.Start(ctx, func(err error) { b.warn("marks on the pool were not renewed: %w", err) })
+	defer stop()
+	b.srs = newGates()
+	b.places = newCeilings(b.o.HostConcurrency, b.o.SRConcurrency)
+	defer func() { // whatever ended the run
+		st := run.Stats()
+		b.sum.Packs, b.sum.Stored = st.Packs, st.Stored
+		b.abandon(ctx)
+	}()
+	work, cancel := context.WithCancel(ctx)
+	defer cancel()
+	read := make(chan *vmBackup)
+	if b.o.Database {
+		if b.database = b.saveDatabase(ctx, run); b.database != nil {
+			b.warn("%w", b.database)
+		}
+	}
+	go b.readAll(work, run, targets, read)
+	for v := range read { // to the end, so that none goes on behind
+		b.waiting = append(b.waiting, v)
+		if err != nil {
+			continue
+		}
+		run.Add(v.snap)
+		if run.Due() {
+			if err = b.publish(ctx, run); err != nil {
+				cancel()
+			}
+		}
+	}
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return b.publish(ctx, run)
+}
+
+// last is the VM's latest complete snapshot.
+func (b *poolBackup) last(vm string) *repo.Snapshot {
+	return repo.Latest(b.all, func(s *repo.Snapshot) bool {
+		return s.Origin == "pool" && s.Pool.UUID == b.pool.PoolUUID() && s.VM.UUID == vm
+	})
+}
+
+// publish ends the packs, publishes what was read, and then tidies the pool.
+func (b *poolBackup) publish(ctx context.Context, run *backup.Run) error {
+	if len(b.waiting) == 0 && (b.dump == nil || b.dump.ID() != "") {
+		return nil
+	}
+	began := b.o.Now()
+	if err := run.Flush(ctx); err != nil {
+		return err
+	}
+	took := b.o.Now().Sub(began)
+	if b.dump != nil && b.dump.ID() != "" && b.sum.Database == "" {
+		b.sum.Database = b.dump.ID()
+		b.done = append(b.done, b.dump)
+	}
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
+	defer cancel()
+	for _, v := range b.waiting {
+		v.watch.published = took
+		b.sum.Snapshots = append(b.sum.Snapshots, v.summary())
+		b.done = append(b.done, v.snap)
+		if err := v.settle(clean); err != nil {
+			b.warn("VM %s: %v", v.plan.VM.NameLabel, err)
+		}
+	}
+	b.waiting = nil
+	return nil
+}
+
+// abandon takes away from the pool what unpublished backups left on it.
+func (b *poolBackup) abandon(ctx context.Context) {
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
+	defer cancel()
+	for _, v := range b.waiting {
+		v.undo(clean)
+	}
+	b.waiting = nil
+}
+
+// disbelieve is told of a disk whose tracking missed a change since snapshot
+// last. The note keeps last from ever being built upon again.
+func (b *poolBackup) disbelieve(ctx context.Context, last *repo.Snapshot, vm, device string, cause error) {
+	err := fmt.Errorf("VM %s: disk %s: %w: %w; the disk is read in full, and backups of it since tracking began may be wrong there", vm, device, job.ErrUntrue, cause)
+	b.warn("%w", err)
+	note := &repo.Note{Snapshot: last.ID(), Kind: repo.NoteDamaged, Time: b.o.Now().UTC(),
+		Text: fmt.Sprintf("changed-block tracking of disk %s missed a change since: %v", device, cause)}
+	if perr := b.r.PutNote(ctx, note); perr != nil {
+		b.warn("snapshot %s could not be marked as damaged: %w", last.Short(), perr)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.damaged[last.ID()] = snapshotWrong
+	b.untrue = errors.Join(b.untrue, err)
+}
+
+// soundness tells what is known of a snapshot, which may be nil.
+func (b *poolBackup) soundness(s *repo.Snapshot) soundness {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s == nil {
+		return snapshotSound
+	}
+	return b.damaged[s.ID()]
+}
+
+func (b *poolBackup) warn(format string, args ...any) {
+	w := job.OneLine(fmt.Errorf(format, args...))
+	b.o.Log.Warn(w)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sum.Warnings = append(b.sum.Warnings, w)
+}

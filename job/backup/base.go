@@ -1,0 +1,122 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/dustin/go-humanize"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/job/lease"
+	"xenkeep/job/vmplan"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+)
+
+// base is what a disk's backup can build on.
+type base struct {
+	root chunk.ID // zero where there is none
+	vdi  xapi.Ref // VDI snapshot whose delta can be exported; null where there is none
+	// tracked is the VDI snapshot since which the pool has tracked changes;
+	// null where there is none.
+	tracked xapi.Ref
+	reason  string // why there is no delta, or what the delta is to
+}
+
+// soundness is what is known of a snapshot.
+type soundness int
+
+const (
+	snapshotSound soundness = iota
+	// snapshotHurt: some of its chunks are lost, and which is known, so that
+	// they can be read again with what has changed.
+	snapshotHurt
+	// snapshotWrong: it may differ from the disk anywhere.
+	snapshotWrong
+)
+
+// findBase looks for the last backup of a disk, and whether what has changed
+// since can be had from the pool. last is the VM's latest complete snapshot.
+func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *vmplan.DiskPlan, snap *xapi.VDI, state soundness) (base, error) {
+	if last == nil {
+		return base{reason: "first backup of this VM"}, nil
+	}
+	var old *repo.Disk
+	for i := range last.Disks {
+		if last.Disks[i].VDI == d.VDI.UUID {
+			old = &last.Disks[i]
+		}
+	}
+	if old == nil {
+		return base{reason: "first backup of this disk"}, nil
+	}
+	b := base{root: chunk.ID(old.Root)}
+	full := func(format string, args ...any) (base, error) {
+		b.reason = fmt.Sprintf(format, args...)
+		return b, nil
+	}
+	switch {
+	case state == snapshotWrong:
+		b.root = chunk.ID{}
+		return full("snapshot %s is damaged", last.Short())
+	case old.VDISnapshot == "":
+		return full("snapshot %s kept no base on the pool", last.Short())
+	case old.Size > int64(d.VDI.VirtualSize):
+		b.root = chunk.ID{}
+		return full("the disk has shrunk")
+	case old.SR != d.SR.UUID || old.Location != d.VDI.Location:
+		return full("the disk has moved since snapshot %s", last.Short())
+	case last.Generation != vm.GenerationID:
+		return full("the VM was reverted, copied or imported since snapshot %s (its generation id changed)", last.Short())
+	case !d.SR.StoresVHD(d.VDI):
+		return full("its SR keeps no VHDs")
+	}
+	ref, err := pool.VDIByUUID(ctx, old.VDISnapshot)
+	if errors.Is(err, xapi.ErrNotFound) {
+		return full("the base of snapshot %s is no longer on the pool", last.Short())
+	}
+	if err != nil {
+		return b, err
+	}
+	v, err := pool.VDI(ctx, ref)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return full("the base of snapshot %s is no longer on the pool", last.Short())
+	}
+	if err != nil {
+		return b, err
+	}
+	switch {
+	case !lease.IsBase(&v, repository) || v.SnapshotOf != d.VDI.Ref:
+		return full("VDI snapshot %s is no base of this disk in this repository", v.UUID)
+	case int64(v.VirtualSize) != old.Size:
+		return full("the base of snapshot %s has another size", last.Short())
+	}
+	// A list of changes goes across a growth of the disk: its bitmap is of the
+	// new size, and what is behind the old end is read in any case.
+	if d.Untracked == "" && v.CBTEnabled && snap.CBTEnabled && old.Size <= int64(snap.VirtualSize) {
+		b.tracked = ref
+	}
+	hurt := state == snapshotHurt
+	switch {
+	case hurt && b.tracked.IsNull():
+		b.root = chunk.ID{}
+		return full("snapshot %s is damaged", last.Short())
+	case hurt:
+		return full("changes since snapshot %s, and what of it is damaged", last.Short())
+	case v.Type != "cbt_metadata" && !v.Missing && v.Managed:
+		b.vdi = ref
+	case b.tracked.IsNull() && d.Untracked != "":
+		return full("the base of snapshot %s has only its list of changes: %s", last.Short(), d.Untracked)
+	case b.tracked.IsNull() && !v.CBTEnabled:
+		return full("the base of snapshot %s has no data and no list of changes", last.Short())
+	case b.tracked.IsNull() && !snap.CBTEnabled:
+		return full("the base of snapshot %s has only its list of changes, and the pool no longer tracks the disk's changes", last.Short())
+	case b.tracked.IsNull():
+		return full("the base of snapshot %s has only its list of changes, and is larger than the disk", last.Short())
+	}
+	if grown := int64(snap.VirtualSize) - old.Size; grown > 0 {
+		return full("changes since snapshot %s, and %s by which the disk has grown", last.Short(), humanize.IBytes(uint64(grown)))
+	}
+	return full("changes since snapshot %s", last.Short())
+}

@@ -1,0 +1,257 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"math/bits"
+	"slices"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/job/transfer"
+	"xenkeep/job/vmplan"
+	"xenkeep/nbd"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/repo/diff"
+	"xenkeep/xapi"
+)
+
+// Transport says how disks are read.
+type Transport string
+
+const (
+	// TransportAuto reads what changed-block tracking names over NBD where
+	// both can be had, and VHD exports elsewhere.
+	TransportAuto Transport = "auto"
+	// TransportNBD is TransportAuto, and takes NBD without encryption too.
+	TransportNBD Transport = "nbd"
+	// TransportVHD reads VHD exports alone.
+	TransportVHD Transport = "vhd"
+)
+
+// tracking is what a run knows of changed-block tracking on its pool.
+type tracking struct {
+	off     string // why it is not used at all; empty where it may be
+	drivers map[string]bool
+	limiter *nbd.Limiter
+}
+
+// newTracking looks whether the pool serves NBD and which SR drivers can track.
+func newTracking(ctx context.Context, pool *xapi.Client, t Transport) (*tracking, error) {
+	k := &tracking{drivers: make(map[string]bool), limiter: nbd.NewLimiter(0)}
+	if t == TransportVHD {
+		k.off = "NBD is switched off (--transport vhd)"
+		return k, nil
+	}
+	nets, err := pool.Networks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tls, plain := false, false
+	for _, n := range nets {
+		tls = tls || slices.Contains(n.Purpose, "nbd")
+		plain = plain || slices.Contains(n.Purpose, "insecure_nbd")
+	}
+	switch {
+	case tls || (plain && t == TransportNBD):
+	case plain:
+		k.off = "NBD is not encrypted on this pool (--transport nbd takes it all the same)"
+	default:
+		k.off = "no network serves NBD"
+	}
+	if k.off != "" {
+		return k, nil
+	}
+	sms, err := pool.SMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range sms {
+		_, can := m.Features["VDI_CONFIG_CBT"]
+		k.drivers[m.Type] = can || slices.Contains(m.Capabilities, "VDI_CONFIG_CBT")
+	}
+	return k, nil
+}
+
+// arm switches tracking on for a disk, before the VM snapshot is taken: so that
+// this very VDI snapshot is one to compare the next with. It returns why not.
+//
+// Where the pool refuses because of what an earlier tracking left, this
+// repository's own lists of changes of the disk are dropped, which are of no use
+// any more, and it is tried once again.
+func (k *tracking) arm(ctx context.Context, pool *xapi.Client, repository string, d *vmplan.DiskPlan) string {
+	switch {
+	case k.off != "":
+		return k.off
+	case !k.drivers[d.SR.Type] || !d.SR.StoresVHD(d.VDI):
+		return "its SR does not track changes"
+	case d.VDI.CBTEnabled:
+		return ""
+	}
+	err := pool.EnableCBT(ctx, d.VDI.Ref)
+	if xapi.IsCode(err, xapi.CBTOnFailed) || xapi.IsCode(err, xapi.CBTOffFailed) || xapi.IsCode(err, xapi.CBTInconsistent) {
+		err = dropLists(ctx, pool, repository, d.VDI.Ref)
+		if err == nil {
+			err = pool.DisableCBT(ctx, d.VDI.Ref)
+		}
+		if err == nil {
+			err = pool.EnableCBT(ctx, d.VDI.Ref)
+		}
+	}
+	if err != nil {
+		return "changes cannot be tracked: " + job.OneLine(err)
+	}
+	return ""
+}
+
+// dropLists destroys this repository's bases of a disk that hold nothing but a
+// list of changes.
+func dropLists(ctx context.Context, pool *xapi.Client, repository string, disk xapi.Ref) error {
+	return lease.DropBases(ctx, pool, repository, disk, func(s *xapi.VDI) bool { return s.Type == "cbt_metadata" })
+}
+
+// rearm begins the tracking of a disk anew, since it was wrong: whoever asks for
+// the changes since before is then refused, instead of told a part of them.
+func rearm(ctx context.Context, b *poolBackup, d *vmplan.DiskPlan) {
+	err := b.pool.DisableCBT(ctx, d.VDI.Ref)
+	if err == nil {
+		err = b.pool.EnableCBT(ctx, d.VDI.Ref)
+	}
+	if err != nil {
+		b.warn("disk %s: tracking could not be begun anew: %w", d.Device(), err)
+	}
+}
+
+// openNBD connects to a VDI snapshot.
+func (v *vmBackup) openNBD(ctx context.Context, snap xapi.VDI) (*nbd.Disk, error) {
+	return transfer.OpenVDI(ctx, v.b.pool, snap, nbd.DiskOptions{Connections: v.b.o.NBDConnections, Limiter: v.b.tracking.limiter})
+}
+
+// verifyShare is one block in how many that changed-block tracking calls
+// unchanged and that is read all the same.
+const verifyShare = 100
+
+// tellingMost bounds the blocks that are compared because they changed last.
+const tellingMost = 4
+
+// tellingBlocks are some blocks that the last backup of a disk found changed,
+// and that are not among the changed of this one, which are read anyway.
+// Storage that was put back to a state before it, without a word to the pool,
+// has other bytes there, while its list of changes is empty.
+func (v *vmBackup) tellingBlocks(ctx context.Context, d *vmplan.DiskPlan, changed []disk.Extent) (map[int64]bool, error) {
+	last := v.b.last(v.plan.VM.UUID)
+	before := repo.Latest(v.b.all, func(s *repo.Snapshot) bool {
+		return s.Origin == last.Origin && s.Pool.UUID == last.Pool.UUID && s.VM.UUID == last.VM.UUID && s != last && !s.Data.After(last.Data)
+	})
+	if before == nil {
+		return nil, nil
+	}
+	var roots []chunk.ID
+	for _, s := range []*repo.Snapshot{before, last} {
+		for i := range s.Disks {
+			if s.Disks[i].VDI == d.VDI.UUID {
+				roots = append(roots, chunk.ID(s.Disks[i].Root))
+			}
+		}
+	}
+	if len(roots) != 2 {
+		return nil, nil
+	}
+	differ, err := diff.Blocks(ctx, v.b.r, roots[0], roots[1])
+	if err != nil {
+		return nil, err
+	}
+	telling := make(map[int64]bool)
+	for i, word := range differ {
+		for ; word != 0 && len(telling) < tellingMost; word &= word - 1 {
+			block := int64(i*64 + bits.TrailingZeros64(word))
+			from := block * disk.BlockSize
+			for len(changed) > 0 && changed[0].End() <= from {
+				changed = changed[1:]
+			}
+			if len(changed) == 0 || changed[0].Offset >= from+disk.BlockSize {
+				telling[block] = true
+			}
+		}
+	}
+	return telling, nil
+}
+
+// transferChanged saves a disk from its base and what changed-block tracking
+// says has changed since.
+func (v *vmBackup) transferChanged(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base) (res backup.DiskResult, err error) {
+	size := int64(snap.VirtualSize)
+	bitmap, err := v.b.pool.ChangedBlocks(ctx, base.tracked, snap.Ref)
+	if err != nil {
+		return res, err
+	}
+	changed, err := transfer.ChangedExtents(bitmap, size)
+	if err != nil {
+		return res, err
+	}
+	_, leave, err := v.b.places.enter(ctx, d.SR.Ref, nil) // the hosts' own bound is the limiter's
+	if err != nil {
+		return res, err
+	}
+	defer leave()
+	r, err := v.openNBD(ctx, snap)
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	var total int64
+	for _, e := range changed {
+		total += e.Length
+	}
+	m := v.meter(d, total)
+	defer m.Done()
+	o := backup.ChangedOptions{Size: size, Base: base.root, Changed: changed, Progress: job.Metered(m)}
+	if v.b.o.VerifyCBT {
+		telling, err := v.tellingBlocks(ctx, d, changed)
+		if err != nil {
+			return res, err
+		}
+		sample := backup.Sample(verifyShare, v.b.started.Unix())
+		o.Verify = func(block int64) bool { return telling[block] || sample(block) }
+	}
+	done := v.watch.disk(v.b.o.Now())
+	defer func() { done(v.b.o.Now(), res.Waited) }()
+	return v.run.Changed(ctx, v.b.o.ReadLimit.Disk(transfer.NBDReader{D: r, Bytes: size}), o)
+}
+
+// transferNBD saves a whole disk, read over NBD: all of it but what the server
+// knows to be zero.
+func (v *vmBackup) transferNBD(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base) (res backup.DiskResult, err error) {
+	size := int64(snap.VirtualSize)
+	_, leave, err := v.b.places.enter(ctx, d.SR.Ref, nil)
+	if err != nil {
+		return res, err
+	}
+	defer leave()
+	r, err := v.openNBD(ctx, snap)
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	held, err := r.Held(ctx)
+	if err != nil {
+		return res, err
+	}
+	var total int64
+	for _, e := range held {
+		total += e.Length
+	}
+	src, err := r.Source(held, 0)
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	m := v.meter(d, total)
+	defer m.Done()
+	done := v.watch.disk(v.b.o.Now())
+	defer func() { done(v.b.o.Now(), res.Waited) }()
+	return v.run.Disk(ctx, v.b.o.ReadLimit.Source(src), backup.DiskOptions{Size: size, Base: base.root, Progress: job.Metered(m)})
+}

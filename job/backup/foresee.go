@@ -1,0 +1,198 @@
+package backup
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"xenkeep/job"
+	"xenkeep/job/vmplan"
+	"xenkeep/repo"
+	"xenkeep/repo/retention"
+	"xenkeep/xapi"
+)
+
+// Forecast is what a backup of a VM would do.
+type Forecast struct {
+	Kind     vmplan.Kind // that its VM snapshot will likely be of
+	Fallback []string    // why it is not one of the kinds before it
+	Disks    []DiskForecast
+	Space    error    // ErrSpace where its SRs lack room for the VM snapshot
+	Warnings []string // what the vendor or we advise against
+}
+
+// DiskForecast is what would be done with one disk.
+type DiskForecast struct {
+	Device, VDI, Name, SR string
+	Size                  int64
+	Method, Reason        string
+	Bytes                 int64  // to be read at most; -1 where that cannot be known
+	Tracked               bool   // its changes are tracked now
+	Left                  string // why it is left out
+	Asked                 bool   // it is left out because that was asked for
+}
+
+// Foresight foresees runs on a pool; it changes nothing there.
+type Foresight struct {
+	r         *repo.Repository
+	pool      *xapi.Client
+	o         Options
+	b         *poolBackup
+	srs       map[xapi.Ref]error // why an SR cannot be reached; nil where it can
+	Untracked string             // why no changes are tracked on this pool; "" where they may be
+}
+
+// Foresee begins to foresee a run.
+func Foresee(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) (*Foresight, error) {
+	o.Defaults()
+	f := &Foresight{srs: make(map[xapi.Ref]error), r: r, pool: pool, o: o, b: &poolBackup{r: r, pool: pool, o: o, damaged: map[string]soundness{}}}
+	var err error
+	if f.b.all, _, err = r.Snapshots(ctx); err != nil {
+		return nil, err
+	}
+	t, err := newTracking(ctx, pool, cmp.Or(o.Transport, TransportAuto))
+	if err != nil {
+		return nil, err
+	}
+	f.Untracked = t.off
+	return f, nil
+}
+
+// VM foresees the backup of one VM. An error says why it would fail.
+func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
+	o := f.o.planOptions(c.Leave)
+	o.Repository, o.Machine = f.r.ID(), f.o.Machine
+	p, err := vmplan.Read(ctx, f.pool, c.UUID, o)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range p.Disks {
+		if err := f.plugged(ctx, &d.SR); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Device(), err)
+		}
+	}
+	out := &Forecast{Space: vmplan.CheckSpace(p)}
+	kinds := c.Kinds
+	if len(kinds) == 0 {
+		kinds = []vmplan.Kind{vmplan.KindRegular}
+	}
+	var last error
+	for _, k := range kinds {
+		err := p.Unable(k)
+		if err == nil && k == vmplan.KindQuiesced {
+			err = f.quiesce(ctx)
+		}
+		if err == nil {
+			out.Kind, last = k, nil
+			break
+		}
+		last = err
+		out.Fallback = append(out.Fallback, job.OneLine(err))
+	}
+	if last != nil {
+		return out, last
+	}
+	out.Warnings = p.KindWarnings(out.Kind)
+	if p.VM.OtherConfig["snapmanager"] == "true" {
+		out.Warnings = append(out.Warnings, "other_config says snapmanager=true, which lets its guest import the disks of other VMs")
+	}
+	newest := f.b.last(p.VM.UUID)
+	for _, d := range p.Disks {
+		x := DiskForecast{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Method: "full", Tracked: d.VDI.CBTEnabled}
+		d.Untracked = f.Untracked
+		if err := f.o.AllowShrink.CheckDisk(newest, d.VDI.UUID, x.Size); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Device(), err)
+		}
+		base, err := findBase(ctx, f.pool, f.r.ID(), newest, &p.VM, d, &d.VDI, f.b.soundness(newest))
+		if err != nil {
+			return nil, err
+		}
+		x.Reason, x.Bytes = base.reason, int64(d.VDI.VirtualSize)
+		if d.SR.StoresVHD(d.VDI) && d.VDI.PhysicalUtilisation > 0 {
+			x.Bytes = min(x.Bytes, int64(d.VDI.PhysicalUtilisation))
+		}
+		switch {
+		case !base.tracked.IsNull():
+			x.Method, x.Bytes = "cbt", -1
+		case !base.vdi.IsNull():
+			x.Method, x.Bytes = "vhd-delta", -1
+		}
+		out.Disks = append(out.Disks, x)
+	}
+	for _, d := range p.Left {
+		out.Disks = append(out.Disks, DiskForecast{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Left: d.Reason, Asked: c.Leave[d.VDI.UUID] != ""})
+	}
+	return out, nil
+}
+
+// plugged refuses an SR that no running host reaches: neither a VM snapshot nor
+// an export can be had there.
+func (f *Foresight) plugged(ctx context.Context, sr *xapi.SR) error {
+	if err, known := f.srs[sr.Ref]; known {
+		return err
+	}
+	_, err := f.pool.HostsFor(ctx, sr.Ref)
+	f.srs[sr.Ref] = err
+	return err
+}
+
+// quiesce asks the pool whether it has quiesced snapshots still.
+func (f *Foresight) quiesce(ctx context.Context) error {
+	hosts, err := f.pool.Hosts(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		// The API of 8.0, the last with such snapshots, is 2.12.
+		if h.APIVersionMajor > 2 || h.APIVersionMajor == 2 && h.APIVersionMinor > 12 {
+			return &vmplan.Unable{Kind: vmplan.KindQuiesced, Why: "the pool's version has none any more (they went with 8.1)", Advice: "configure another kind after it"}
+		}
+	}
+	return nil
+}
+
+// ForgetVMs applies retention to VMs of a job on a pool, as a backup does at its
+// end: to those that hold a complete snapshot.
+func ForgetVMs(ctx context.Context, r *repo.Repository, c job.Common, pool string, vms []Chosen, policy retention.Policy) ([]string, error) {
+	c.Defaults()
+	all, _, err := r.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var newest []*repo.Snapshot
+	for i := range vms {
+		s := repo.Latest(all, func(s *repo.Snapshot) bool {
+			return s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == vms[i].UUID && s.Job == c.Job
+		})
+		if s != nil {
+			newest = append(newest, s)
+		}
+	}
+	return job.Forget(ctx, r, &c, func(s *repo.Snapshot) retention.Policy {
+		i := slices.IndexFunc(vms, func(v Chosen) bool { return v.UUID == s.VM.UUID })
+		if vms[i].Retention != nil {
+			return *vms[i].Retention
+		}
+		return policy
+	}, newest)
+}
+
+// Good returns the newest complete snapshot of a VM of a pool, of any job, that is
+// not among unsound, the IDs of damaged snapshots; nil if there is none.
+func Good(all []*repo.Snapshot, pool, vm string, unsound map[string]string) *repo.Snapshot {
+	return repo.Latest(all, func(s *repo.Snapshot) bool {
+		return s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == vm && unsound[s.ID()] == ""
+	})
+}
+
+// Taken returns when the data of a snapshot were so, for telling its age. The
+// pool's clock, by which the snapshot's data time is set, may be ahead of ours;
+// no data is newer than the snapshot that holds it.
+func Taken(s *repo.Snapshot) time.Time {
+	if s.Written.Before(s.Data) {
+		return s.Written
+	}
+	return s.Data
+}

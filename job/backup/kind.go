@@ -1,0 +1,111 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"xenkeep/job/lease"
+	"xenkeep/job/vmplan"
+	"xenkeep/xapi"
+)
+
+// take makes the VM snapshot, by the first kind that can be had.
+func (v *vmBackup) take(ctx context.Context) error {
+	kinds := v.kinds
+	if len(kinds) == 0 {
+		kinds = []vmplan.Kind{vmplan.KindRegular}
+	}
+	var last error
+	for _, k := range kinds {
+		err := v.plan.Unable(k)
+		if err == nil {
+			err = v.takeKind(ctx, k)
+		}
+		var no *vmplan.Unable
+		switch {
+		case err == nil:
+			v.kind = k
+			for _, w := range v.plan.KindWarnings(k) {
+				v.b.warn("VM %s: %s", v.plan.VM.NameLabel, w)
+			}
+			if last != nil {
+				v.b.warn("VM %s: %w; a snapshot of kind %s was taken", v.plan.VM.NameLabel, last, k)
+			}
+			return nil
+		case ctx.Err() != nil || !errors.As(err, &no) || !v.record.IsNull():
+			return err
+		}
+		if last != nil {
+			err = fmt.Errorf("%w; %w", last, err)
+		}
+		last = err
+	}
+	return last
+}
+
+// takeKind makes a VM snapshot of one kind. What the pool refuses because of
+// the kind is *unable.
+func (v *vmBackup) takeKind(ctx context.Context, k vmplan.Kind) (err error) {
+	pool, vm := v.b.pool, v.plan.VM.Ref
+	switch k {
+	case vmplan.KindQuiesced, vmplan.KindCheckpoint:
+		return v.withoutUSB(ctx, k, func() (err error) {
+			v.record, err = vmplan.Take(ctx, pool, vm, k, v.label(), func() {
+				v.b.o.Log.Info("the guest did not freeze in time: trying again", "vm", v.plan.VM.NameLabel)
+			})
+			return err
+		})
+	case vmplan.KindOffline:
+		if v.plan.VM.PowerState != "Halted" {
+			return v.takeOffline(ctx)
+		}
+	}
+	return v.withoutUSB(ctx, k, func() error { return v.takeRegular(ctx) })
+}
+
+// takeRegular makes a crash-consistent VM snapshot. Hosts that cannot leave
+// disks out of one snapshot them all; those not wanted go with it.
+func (v *vmBackup) takeRegular(ctx context.Context) (err error) {
+	var ignore []xapi.Ref
+	avoidable := true
+	for _, d := range v.plan.Left {
+		ignore = append(ignore, d.VBD.VDI)
+		avoidable = avoidable && !d.Never
+	}
+	v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.VM.Ref, v.label(), ignore...)
+	if avoidable && errors.Is(err, xapi.ErrIgnoreVDIs) {
+		v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.VM.Ref, v.label())
+	}
+	return err
+}
+
+// startTime is how long the start of a VM may take that was shut down for its
+// snapshot, whatever became of the run.
+const startTime = 5 * time.Minute
+
+// takeOffline shuts the VM down, makes the snapshot, and starts the VM on every
+// path. Between the two a mark on the VM says so, for the case that this process
+// is killed.
+func (v *vmBackup) takeOffline(ctx context.Context) (err error) {
+	vm := v.plan.VM
+	if err := v.b.lease.MarkOffline(ctx, &vm); err != nil {
+		return err
+	}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTime)
+		defer cancel()
+		if serr := lease.Restart(clean, v.b.pool, vm.Ref); serr != nil {
+			v.b.warn("VM %s: it was shut down for its backup and does not start: %v", vm.NameLabel, serr)
+			err = errors.Join(err, fmt.Errorf("start after the snapshot: %w", serr))
+		}
+	}()
+	if err := v.b.pool.CleanShutdown(ctx, vm.Ref); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		return &vmplan.Unable{Kind: vmplan.KindOffline, Why: "the guest does not shut down cleanly", Advice: "install the guest tools, or take a snapshot of another kind", Err: err}
+	}
+	return v.withoutUSB(ctx, vmplan.KindOffline, func() error { return v.takeRegular(ctx) })
+}

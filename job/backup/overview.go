@@ -1,0 +1,49 @@
+package backup
+
+import (
+	"xenkeep/job"
+	"xenkeep/job/vmplan"
+)
+
+// expect announces the VMs of the run to who follows it.
+func (b *poolBackup) expect(targets []target) {
+	o, ok := b.o.Progress.(job.Overview)
+	if !ok {
+		return
+	}
+	sizes := make(map[string]int64, len(targets))
+	for _, t := range targets {
+		sizes[t.uuid] = t.size
+	}
+	o.Expect(sizes)
+}
+
+// ended reports that nothing more is read of a VM.
+func (b *poolBackup) ended(t *target) {
+	if o, ok := b.o.Progress.(job.Overview); ok {
+		o.EndVM(t.uuid)
+	}
+}
+
+// planned reports the size of the disks that are about to be read.
+func (v *vmBackup) planned() {
+	o, ok := v.b.o.Progress.(job.Overview)
+	if !ok {
+		return
+	}
+	var size int64
+	for _, d := range v.plan.Disks {
+		size += int64(d.VDI.VirtualSize)
+	}
+	o.BeginVM(v.target.uuid, size)
+}
+
+// meter announces the transfer of total bytes of a disk.
+func (v *vmBackup) meter(d *vmplan.DiskPlan, total int64) job.Meter {
+	label := v.plan.VM.NameLabel + " " + d.Device()
+	v.moved.total.Add(total)
+	if o, ok := v.b.o.Progress.(job.Overview); ok {
+		return counted{o.BeginDisk(v.target.uuid, label, int64(d.VDI.VirtualSize), total), &v.moved}
+	}
+	return counted{v.b.o.Progress.Begin(label, total), &v.moved}
+}

@@ -1,0 +1,155 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"xenkeep/job"
+	"xenkeep/job/vmplan"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/repo/retention"
+	"xenkeep/xapi"
+)
+
+// Chosen is a VM that a selection chose, with what holds for it.
+type Chosen struct {
+	UUID, Name string
+	// Leave are disks that are not wanted: why, by the UUID of their VDI.
+	Leave map[string]string
+	// Kinds are the ways of taking its VM snapshot, in the order in which they
+	// are tried; none is KindRegular.
+	Kinds []vmplan.Kind
+	// Retention, where it is not nil, holds in place of the run's.
+	Retention *retention.Policy
+	// Size is that of the disks that are wanted; 0 where it is not known. It
+	// serves the display of progress.
+	Size int64
+}
+
+// target is a VM to be saved.
+type target struct {
+	asked string // what it was called by
+	uuid  string
+	size  int64 // of its disks, 0 where not known
+
+	leave     map[string]string
+	kinds     []vmplan.Kind
+	retention *retention.Policy
+	err       error // of the last attempt
+	began     time.Time
+}
+
+// readAll reads the targets, some at once and in their order, and sends those
+// that were read. Those that failed are tried again behind all others, as often
+// as the options say; none is begun after the end of the window.
+func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []target, read chan<- *vmBackup) {
+	defer close(read)
+	queue := make([]*target, len(targets))
+	for i := range targets {
+		queue[i] = &targets[i]
+	}
+	for attempt := 0; len(queue) > 0; attempt++ {
+		var mu sync.Mutex
+		var again []*target
+		var g errgroup.Group
+		g.SetLimit(b.o.VMConcurrency)
+		for _, t := range queue {
+			g.Go(func() error {
+				if ctx.Err() != nil {
+					return nil
+				}
+				if end := b.o.StopAfter; !end.IsZero() && !b.o.Now().Before(end) {
+					b.missed(t, end)
+					return nil
+				}
+				v, err := b.readOne(ctx, run, t)
+				switch {
+				case err == nil:
+					b.ended(t)
+					read <- v
+				case ctx.Err() != nil:
+				case attempt < b.o.Retries && mayPass(err):
+					b.o.Log.Warn("VM failed: it is tried again at the end", "vm", t.asked, "error", job.OneLine(err))
+					mu.Lock()
+					t.err = err
+					again = append(again, t)
+					mu.Unlock()
+				default:
+					b.ended(t)
+					b.fail(t.asked, t.uuid, err)
+				}
+				return nil
+			})
+		}
+		_ = g.Wait()
+		queue = again
+	}
+}
+
+// missed tells of a VM that the window left no time for.
+func (b *poolBackup) missed(t *target, end time.Time) {
+	b.ended(t)
+	if t.err != nil { // it had its chance
+		b.fail(t.asked, t.uuid, t.err)
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sum.Skipped = append(b.sum.Skipped, job.VMSkip{VM: t.asked, UUID: t.uuid, Reason: "the window ended at " + end.Local().Format("15:04")})
+}
+
+// readOne reads one VM, between its hooks.
+func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_ *vmBackup, err error) {
+	if t.began.IsZero() {
+		t.began = b.o.Now()
+	}
+	if err := b.lock(t); err != nil {
+		return nil, err
+	}
+	if b.o.VMAfter != nil { // also where the one before failed half-way
+		defer func() { b.after(ctx, t, err) }()
+	}
+	if b.o.VMBefore != nil {
+		if err := b.o.VMBefore(ctx, t.asked, t.uuid); err != nil {
+			return nil, err
+		}
+	}
+	v := &vmBackup{b: b, run: run, target: t, kinds: t.kinds}
+	b.mu.Lock()
+	b.begun = append(b.begun, v)
+	b.mu.Unlock()
+	return v, v.read(ctx, t.uuid)
+}
+
+// after runs the hook behind a VM, also where the run is being stopped.
+func (b *poolBackup) after(ctx context.Context, t *target, err error) {
+	clean := context.WithoutCancel(ctx)
+	if herr := b.o.VMAfter(clean, t.asked, t.uuid, err); herr != nil {
+		b.warn("VM %s: %w", t.asked, herr)
+	}
+}
+
+// mayPass tells whether a second attempt on a VM may go better.
+func mayPass(err error) bool {
+	for _, never := range []error{job.ErrUnsupported, job.ErrSpace, job.ErrShrunk, xapi.ErrNotFound, job.ErrHook} {
+		if errors.Is(err, never) {
+			return false
+		}
+	}
+	return true
+}
+
+// policy is the retention that holds for a snapshot.
+func (b *poolBackup) policy(s *repo.Snapshot) retention.Policy {
+	i := slices.IndexFunc(b.targets, func(t target) bool { return t.uuid == s.VM.UUID })
+	if i >= 0 && b.targets[i].retention != nil {
+		return *b.targets[i].retention
+	}
+	return b.o.Retention
+}

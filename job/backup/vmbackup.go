@@ -1,0 +1,651 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/job/records"
+	"xenkeep/job/transfer"
+	"xenkeep/job/vmplan"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/vhd"
+	"xenkeep/xapi"
+)
+
+// vmBackup is one VM of a run.
+type vmBackup struct {
+	b      *poolBackup
+	target *target
+	plan   *vmplan.Plan
+	run    *backup.Run
+	kinds  []vmplan.Kind // in the order in which they are tried
+	kind   vmplan.Kind   // that came of it
+
+	asked  bool     // for the VM snapshot, whatever came of it
+	record xapi.Ref // the VM snapshot
+	// reverted tells that the VM was while the backup began: what is known of
+	// it may be of another disk content than the VM snapshot's.
+	reverted bool
+	snaps    map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
+	memory   *vmplan.DiskPlan      // of a checkpoint: its memory image
+	marked   bool                  // all of them
+	snap     *repo.Snapshot
+	// transports are those by which the disks of snap came, in their order.
+	transports []string
+
+	watch stopwatch
+	moved transferred
+	stays bool // the VM snapshot could not be removed
+}
+
+// read takes the VM snapshot and reads all its disks; afterwards the VM waits
+// for its snapshot to be published. On failure the pool is as it was.
+func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
+	v.watch.begin(v.b.o.Now())
+	o := v.b.o.planOptions(v.target.leave)
+	o.Repository = v.b.r.ID()
+	if v.plan, err = vmplan.Read(ctx, v.b.pool, vm, o); err != nil {
+		return err
+	}
+	if v.plan.VM.OtherConfig["snapmanager"] == "true" {
+		v.b.warn("VM %s: other_config says snapmanager=true, which lets its guest import the disks of other VMs: unset it unless its storage manager needs it", v.plan.VM.NameLabel)
+	}
+	v.planned()
+	if err := vmplan.CheckSpace(v.plan); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
+			defer cancel()
+			v.undo(clean)
+		}
+	}()
+	if err := v.takeSnapshot(ctx); err != nil {
+		return err
+	}
+	if err := v.storeRecords(ctx); err != nil {
+		return err
+	}
+	disks := v.plan.Disks
+	if v.memory != nil {
+		disks = append(slices.Clone(disks), v.memory)
+	}
+	v.snap.Disks, v.transports = make([]repo.Disk, len(disks)), make([]string, len(disks))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(v.b.o.DiskConcurrency)
+	for i, d := range disks {
+		g.Go(func() error {
+			if gctx.Err() != nil {
+				return nil // another failed
+			}
+			if err := v.readDisk(gctx, d, &v.snap.Disks[i], &v.transports[i]); err != nil {
+				return fmt.Errorf("disk %s: %w", d.Device(), err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	v.snap.Complete = true
+	v.watch.end(v.b.o.Now())
+	return nil
+}
+
+func (v *vmBackup) takeSnapshot(ctx context.Context) error {
+	var srs []xapi.Ref
+	for _, d := range v.plan.Disks {
+		srs = append(srs, d.SR.Ref)
+	}
+	if err := v.alone(ctx, time.Time{}); err != nil {
+		return err
+	}
+	leave, err := v.b.srs.enter(ctx, srs)
+	if err != nil {
+		return err
+	}
+	for _, d := range v.plan.Disks {
+		d.Untracked = v.b.tracking.arm(ctx, v.b.pool, v.b.r.ID(), d)
+	}
+	v.asked = true
+	err = v.take(ctx)
+	leave()
+	if err != nil {
+		return v.explainSpace(ctx, err)
+	}
+	if err := v.b.lease.Mark(ctx, "VM", v.record, lease.RoleSnapshot); err != nil {
+		return err
+	}
+	rec, err := v.b.pool.VM(ctx, v.record)
+	if err != nil {
+		return err
+	}
+	if v.snaps, err = v.diskSnapshots(ctx); err != nil {
+		return err
+	}
+	for _, s := range v.snaps {
+		if err := v.b.lease.Mark(ctx, "VDI", s.Ref, lease.RoleSnapshot); err != nil {
+			return err
+		}
+	}
+	v.marked = true
+	if v.kind == vmplan.KindCheckpoint {
+		if err := v.findMemory(ctx, &rec); err != nil {
+			return err
+		}
+	}
+	v.snap = &repo.Snapshot{
+		Origin: "pool", Kind: string(v.kind), Tags: v.b.o.Tags,
+		Pool: repo.Named{UUID: v.b.pool.PoolUUID(), Name: v.plan.Pool}, VM: repo.Named{UUID: v.plan.VM.UUID, Name: v.plan.VM.NameLabel},
+		Data: rec.SnapshotTime.Time, Generation: v.plan.VM.GenerationID, Missing: v.plan.Gaps(),
+	}
+	return v.alone(ctx, rec.SnapshotTime.Time)
+}
+
+// alone refuses a VM that a live run into this repository has a VM snapshot of.
+// It is asked before our VM snapshot is taken and after it, at the time taken:
+// of two that begin at once, the one whose VM snapshot is older goes on.
+func (v *vmBackup) alone(ctx context.Context, taken time.Time) error {
+	vm := v.plan.VM
+	if !taken.IsZero() {
+		var err error
+		if vm, err = v.b.pool.VM(ctx, vm.Ref); err != nil {
+			return err
+		}
+		v.reverted = vm.GenerationID != v.plan.VM.GenerationID
+	}
+	j := &lease.Judge{R: v.b.r, Machine: v.b.o.Machine, Now: v.b.lease.Now()}
+	for _, ref := range vm.Snapshots {
+		if ref == v.record || (!taken.IsZero() && slices.Contains(v.plan.VM.Snapshots, ref)) {
+			continue
+		}
+		s, err := v.b.pool.VM(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		m, ok := lease.ReadSnapshot(&s)
+		if !ok || !m.Of(v.b.r.ID()) || strings.HasPrefix(v.run.ID(), m.Run) || (!taken.IsZero() && taken.Before(s.SnapshotTime.Time)) {
+			continue
+		}
+		gone, err := j.Dead(ctx, &m)
+		if err != nil {
+			return err
+		}
+		if gone {
+			continue
+		}
+		who := ""
+		if m.Machine != "" {
+			who = fmt.Sprintf(" of job %q on %s", m.Job, m.Machine)
+		}
+		return fmt.Errorf("%w: run %s%s", job.ErrBusy, lease.ShortRun(m.Run), who)
+	}
+	return nil
+}
+
+// findMemory finds the memory image of a checkpoint.
+func (v *vmBackup) findMemory(ctx context.Context, rec *xapi.VM) error {
+	image, ok := v.snaps[memoryKey]
+	if !ok {
+		return errors.New("the checkpoint holds no memory")
+	}
+	sr, err := v.b.pool.SR(ctx, image.SR)
+	if err != nil {
+		return err
+	}
+	v.memory = &vmplan.DiskPlan{VBD: xapi.VBD{Device: records.MemoryDevice, Type: "Disk"}, VDI: image, SR: sr}
+	v.plan.Info.VDIs[string(rec.SuspendVDI)] = records.RawRecord(image.Raw)
+	v.plan.Info.Checkpoint = records.RawRecord(rec.Raw)
+	return nil
+}
+
+// memoryKey stands in vmBackup.snaps for the disk that a memory image is of:
+// the pool has destroyed it by the time the VM goes on.
+const memoryKey xapi.Ref = "memory"
+
+// diskSnapshots finds the VDI snapshots of the VM snapshot, by the disk each
+// is of, and its memory image.
+func (v *vmBackup) diskSnapshots(ctx context.Context) (map[xapi.Ref]xapi.VDI, error) {
+	rec, err := v.b.pool.VM(ctx, v.record)
+	if err != nil {
+		return nil, err
+	}
+	snaps := make(map[xapi.Ref]xapi.VDI)
+	if !rec.SuspendVDI.IsNull() {
+		if snaps[memoryKey], err = v.b.pool.VDI(ctx, rec.SuspendVDI); err != nil {
+			return nil, err
+		}
+	}
+	for _, ref := range rec.VBDs {
+		vbd, err := v.b.pool.VBD(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		if vbd.Type != "Disk" || vbd.VDI.IsNull() {
+			continue
+		}
+		vdi, err := v.b.pool.VDI(ctx, vbd.VDI)
+		if err != nil {
+			return nil, err
+		}
+		if vdi.IsASnapshot {
+			snaps[vdi.SnapshotOf] = vdi
+		}
+	}
+	return snaps, nil
+}
+
+func (v *vmBackup) storeRecords(ctx context.Context) error {
+	p, err := json.Marshal(v.plan.Info)
+	if err != nil {
+		return err
+	}
+	rec, err := v.run.Record(ctx, records.RecordsName, p)
+	if err != nil {
+		return err
+	}
+	v.snap.Records = append(v.snap.Records, rec)
+	var xva bytes.Buffer
+	if err := v.b.pool.ExportMetadata(ctx, v.plan.VM.Ref, &xva); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		v.b.warn("VM %s: no metadata export: %v", v.plan.VM.NameLabel, err)
+		return nil
+	}
+	if rec, err = v.run.Record(ctx, records.MetadataName, xva.Bytes()); err != nil {
+		return err
+	}
+	v.snap.Records = append(v.snap.Records, rec)
+	return nil
+}
+
+// readDisk saves one disk, by the cheapest way that is sure; where that fails
+// the disk is read in full, once. It tells the disk and by which transport it
+// came.
+func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.Disk, transport *string) error {
+	if d == v.memory {
+		return v.readMemory(ctx, out)
+	}
+	snap, ok := v.snaps[d.VDI.Ref]
+	if !ok {
+		return errors.New("the VM snapshot holds no snapshot of it")
+	}
+	last := v.b.last(v.plan.VM.UUID)
+	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.VM, d, &snap, v.b.soundness(last))
+	if err != nil {
+		return err
+	}
+	if err := v.b.o.AllowShrink.CheckDisk(last, d.VDI.UUID, int64(snap.VirtualSize)); err != nil {
+		return err
+	}
+	if v.reverted {
+		base.vdi, base.tracked, base.reason = xapi.NullRef, xapi.NullRef, "the VM was reverted while its backup began"
+	}
+	rec := repo.Disk{
+		Device: d.Device(), UserDevice: d.VBD.UserDevice, VDI: d.VDI.UUID, VDISnapshot: snap.UUID,
+		Name: d.VDI.NameLabel, SR: d.SR.UUID, Location: d.VDI.Location, Size: int64(snap.VirtualSize),
+		Reason: base.reason,
+	}
+	var ways []way
+	if !base.tracked.IsNull() {
+		ways = append(ways, way{"cbt", "nbd", func() (backup.DiskResult, error) { return v.transferChanged(ctx, d, snap, base) }})
+	}
+	if !base.vdi.IsNull() {
+		ways = append(ways, way{"vhd-delta", "vhd", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }})
+	}
+	ways = append(ways, v.fullWays(ctx, d, snap, base, &rec)...)
+	// Each way may fail and leave the next, which trusts less.
+	var res backup.DiskResult
+	believed := true
+	for i, w := range ways {
+		if !believed && w.method != "full" {
+			continue
+		}
+		if res, err = w.read(); err == nil {
+			rec.Method = w.method
+			*transport = w.transport
+			break
+		}
+		if ctx.Err() != nil || i == len(ways)-1 {
+			return err
+		}
+		if errors.Is(err, backup.ErrUnsaidChange) {
+			believed = false
+			v.b.disbelieve(ctx, last, v.plan.VM.NameLabel, d.Device(), err)
+			d.Untracked = "its tracking missed a change"
+			rearm(ctx, v.b, d)
+		}
+		v.b.o.Log.Info("reading otherwise", "vm", v.plan.VM.NameLabel, "disk", d.Device(), "failed", w.name(), "error", err)
+		rec.Reason = w.name() + " failed: " + job.OneLine(err)
+	}
+	if err := v.b.o.AllowShrink.CheckContent(last, &res); err != nil {
+		return err
+	}
+	if v.keeps(d) == keptNothing {
+		rec.VDISnapshot = ""
+	}
+	rec.Root, rec.Counts = repo.HexID(res.Root), res.Counts
+	*out = rec
+	return nil
+}
+
+// way is one way to read a disk.
+type way struct {
+	method    string // as a repo.Disk tells it
+	transport string // "vhd", "raw" or "nbd"
+	read      func() (backup.DiskResult, error)
+}
+
+func (w *way) name() string {
+	if w.method == "full" {
+		return "full read (" + w.transport + ")"
+	}
+	return w.method
+}
+
+// fullWays are the ways to read a whole disk, the best first. A VHD export
+// passes over what was never written, which NBD reads; so NBD comes first only
+// where it was asked for or where there can be no VHD.
+func (v *vmBackup) fullWays(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base, rec *repo.Disk) []way {
+	transport, why := exportFormat(int64(snap.VirtualSize)), ""
+	ways := []way{{"full", transport, func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, false) }}}
+	if v.b.tracking.off != "" {
+		return ways
+	}
+	nbd := way{"full", "nbd", func() (backup.DiskResult, error) { return v.transferNBD(ctx, d, snap, base) }}
+	switch {
+	case v.b.o.Transport == TransportNBD:
+		why = "NBD was asked for"
+	case transport == xapi.FormatRaw:
+		why = "the pool cannot export a disk of this size as a VHD"
+	default:
+		return append(ways, nbd)
+	}
+	if base.tracked.IsNull() && base.vdi.IsNull() {
+		rec.Reason += "; " + why
+	}
+	return append([]way{nbd}, ways...)
+}
+
+// exportFormat is the format in which a whole disk of size bytes can be had.
+// XenServer refuses VHDs beyond 2040 GiB, and its vhd-tool hangs on disks that
+// end within a block.
+func exportFormat(size int64) string {
+	if size > vhd.MaxSize || size%disk.BlockSize != 0 {
+		return xapi.FormatRaw
+	}
+	return xapi.FormatVHD
+}
+
+// readMemory saves the memory image, in full: it is another one each time.
+func (v *vmBackup) readMemory(ctx context.Context, out *repo.Disk) error {
+	d := v.memory
+	b := base{vdi: xapi.NullRef}
+	if last := v.b.last(v.plan.VM.UUID); last != nil && v.b.soundness(last) == snapshotSound {
+		for i := range last.Disks {
+			if last.Disks[i].Device == records.MemoryDevice {
+				b.root = chunk.ID(last.Disks[i].Root)
+			}
+		}
+	}
+	res, err := v.transfer(ctx, d, d.VDI, b, false)
+	*out = repo.Disk{
+		Device: records.MemoryDevice, VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.UUID, Location: d.VDI.Location, Size: int64(d.VDI.VirtualSize),
+		Root: repo.HexID(res.Root), Method: "full", Reason: "memory of the checkpoint", Counts: res.Counts,
+	}
+	return err
+}
+
+// transfer moves one disk's data into the repository.
+func (v *vmBackup) transfer(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base, delta bool) (backup.DiskResult, error) {
+	hosts, err := v.b.pool.HostsFor(ctx, d.SR.Ref)
+	if err != nil {
+		return backup.DiskResult{}, err
+	}
+	addresses := make([]string, 0, len(hosts))
+	for _, h := range hosts {
+		if h.Address != "" {
+			addresses = append(addresses, h.Address)
+		}
+	}
+	host, leave, err := v.b.places.enter(ctx, d.SR.Ref, addresses)
+	if err != nil {
+		return backup.DiskResult{}, err
+	}
+	defer leave()
+	size := int64(snap.VirtualSize)
+	opts := xapi.ExportOptions{VDI: snap.Ref, Format: exportFormat(size), Host: host}
+	if delta {
+		opts.Base, opts.Format = base.vdi, xapi.FormatVHD
+	}
+	e, err := v.b.pool.ExportVDI(ctx, opts)
+	if err != nil {
+		return backup.DiskResult{}, err
+	}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
+		defer cancel()
+		_ = e.Close(clean) // a finished export has nothing left to close; a broken one has its error already
+	}()
+	var src disk.Source
+	var total int64
+	stream := v.b.o.ReadLimit.Reader(ctx, e)
+	if opts.Format == xapi.FormatRaw {
+		src, total = &transfer.RawStream{R: stream, Bytes: size}, size
+	} else {
+		reader, err := vhd.NewReader(stream, vhd.Options{Size: size})
+		if err != nil {
+			return backup.DiskResult{}, transfer.PoolError(err)
+		}
+		if reader.IsDelta() != delta {
+			return backup.DiskResult{}, fmt.Errorf("the pool sent another kind of VHD than asked for: %w", vhd.ErrCorrupt)
+		}
+		src, total = reader, reader.Allocated()
+	}
+	m := v.meter(d, total)
+	defer m.Done()
+	done := v.watch.disk(v.b.o.Now())
+	res, err := v.run.Disk(ctx, &transfer.Exported{Source: src, E: e}, backup.DiskOptions{
+		Size: size, Base: base.root, Delta: delta, Progress: job.Metered(m),
+	})
+	done(v.b.o.Now(), res.Waited)
+	return res, err
+}
+
+// kept is what stays of a disk's VDI snapshot as the next run's base.
+type kept int
+
+const (
+	keptNothing kept = iota
+	keptChanges      // no data, only the list of changes since
+	keptData
+)
+
+// keeps tells what stays of a disk's VDI snapshot.
+func (v *vmBackup) keeps(d *vmplan.DiskPlan) kept {
+	tracked := d.Untracked == "" && v.snaps[d.VDI.Ref].CBTEnabled
+	switch {
+	case v.b.o.Keep == KeepNone || !d.SR.StoresVHD(d.VDI):
+		return keptNothing
+	case v.b.o.Keep == KeepSnapshot:
+		return keptData
+	case tracked:
+		return keptChanges
+	case v.b.o.Keep == KeepAuto && !d.SR.Thick():
+		return keptData
+	}
+	return keptNothing
+}
+
+// settle ends a published backup on the pool: the VM snapshot's record goes,
+// VDI snapshots stay as bases or go, and the bases before them go.
+func (v *vmBackup) settle(ctx context.Context) error {
+	v.unkeep()
+	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
+	wanted := make(map[xapi.Ref]bool)
+	for _, d := range v.plan.Disks {
+		wanted[d.VDI.Ref] = true
+	}
+	for disk, s := range v.snaps {
+		if !wanted[disk] { // memory, and disks that could not be left out
+			errs = append(errs, v.b.pool.DestroyVDI(ctx, s.Ref))
+		}
+	}
+	for _, d := range v.plan.Disks {
+		snap, ok := v.snaps[d.VDI.Ref]
+		if !ok {
+			continue
+		}
+		keep := xapi.NullRef
+		if k := v.keeps(d); k == keptNothing {
+			errs = append(errs, v.b.pool.DestroyVDI(ctx, snap.Ref))
+		} else {
+			if err := v.b.pool.SetOtherConfig(ctx, "VDI", snap.Ref, lease.MarkRole, lease.RoleBase); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			keep = snap.Ref
+			if k == keptChanges {
+				errs = append(errs, v.b.pool.DestroyData(ctx, snap.Ref))
+			}
+		}
+		others, err := v.basesOfOthers(ctx, d)
+		if err != nil { // better one base too many than another VM without its own
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, lease.DropBases(ctx, v.b.pool, v.b.r.ID(), d.VDI.Ref, func(s *xapi.VDI) bool { return s.Ref != keep && !others[s.UUID] }))
+	}
+	return errors.Join(errs...)
+}
+
+// basesOfOthers are the bases of a disk that other VMs' next backups build on,
+// by their UUIDs. A disk may be attached to several VMs, of which one runs at a
+// time; a base of a VM that it is no longer attached to is of no use.
+func (v *vmBackup) basesOfOthers(ctx context.Context, d *vmplan.DiskPlan) (map[string]bool, error) {
+	if len(d.VDI.VBDs) < 2 {
+		return nil, nil
+	}
+	named := make(map[string]bool)
+	for _, ref := range d.VDI.VBDs {
+		vbd, err := v.b.pool.VBD(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) || err == nil && vbd.VM == v.plan.VM.Ref {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		vm, err := v.b.pool.VM(ctx, vbd.VM)
+		if err != nil {
+			return nil, err
+		}
+		last := repo.Latest(slices.Concat(v.b.all, v.b.done), func(s *repo.Snapshot) bool {
+			return s.Origin == "pool" && s.Pool.UUID == v.b.pool.PoolUUID() && s.VM.UUID == vm.UUID
+		})
+		if last == nil {
+			continue
+		}
+		for i := range last.Disks {
+			if last.Disks[i].VDI == d.VDI.UUID && last.Disks[i].VDISnapshot != "" {
+				named[last.Disks[i].VDISnapshot] = true
+			}
+		}
+	}
+	return named, nil
+}
+
+// unkeep ends the renewal of this VM's marks.
+func (v *vmBackup) unkeep() {
+	v.b.lease.Drop(v.record)
+	for _, s := range v.snaps {
+		v.b.lease.Drop(s.Ref)
+	}
+}
+
+// label names the VM snapshot, so that it is found even where the pool's answer
+// was lost.
+func (v *vmBackup) label() string { return lease.SnapshotName(v.b.r.ID(), v.run.ID()) }
+
+// undo takes away all that an unpublished backup made on the pool.
+func (v *vmBackup) undo(ctx context.Context) {
+	if !v.asked {
+		return
+	}
+	if err := v.undoSnapshot(ctx); err != nil {
+		v.stays = true
+		v.b.warn("VM %s: the VM snapshot %q stays behind on the pool: %v", v.plan.VM.NameLabel, v.label(), err)
+	}
+	v.asked = false
+}
+
+func (v *vmBackup) undoSnapshot(ctx context.Context) error {
+	if v.record.IsNull() {
+		var err error
+		if v.record, err = v.lostSnapshot(ctx); err != nil || v.record.IsNull() {
+			return err
+		}
+	}
+	snaps := v.snaps
+	if snaps == nil {
+		var err error
+		if snaps, err = v.diskSnapshots(ctx); err != nil {
+			return err
+		}
+	}
+	if !v.marked {
+		// VDI snapshots without marks would be lost with the VM snapshot's
+		// record if this process ended now. It is no reason to keep them.
+		for _, s := range snaps {
+			_ = v.b.lease.Mark(ctx, "VDI", s.Ref, lease.RoleSnapshot)
+		}
+	}
+	v.unkeep()
+	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
+	for _, s := range snaps {
+		errs = append(errs, v.b.pool.DestroyVDI(ctx, s.Ref))
+		v.b.lease.Drop(s.Ref)
+	}
+	return errors.Join(errs...)
+}
+
+// lostSnapshot finds the VM snapshot by its name; null where there is none.
+func (v *vmBackup) lostSnapshot(ctx context.Context) (xapi.Ref, error) {
+	vm, err := v.b.pool.VM(ctx, v.plan.VM.Ref)
+	if err != nil {
+		return xapi.NullRef, err
+	}
+	for _, ref := range vm.Snapshots {
+		s, err := v.b.pool.VM(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return xapi.NullRef, err
+		}
+		if s.NameLabel == v.label() {
+			return ref, nil
+		}
+	}
+	return xapi.NullRef, nil
+}

@@ -1,0 +1,44 @@
+package doctor
+
+import (
+	"context"
+	"time"
+
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/xapi"
+)
+
+// Blocked lists the VMs of a pool that a restore which has ended still blocks, although
+// none of their disks is half restored, as findings.
+func Blocked(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
+	vms, err := pool.VMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Finding
+	var now time.Time
+	for i := range vms {
+		vm := &vms[i]
+		if !vm.Real() || !lease.Guarded(vm) {
+			continue
+		}
+		if now.IsZero() {
+			if now, err = lease.PoolTime(ctx, pool); err != nil {
+				return nil, err
+			}
+		}
+		m := lease.WriterOf(vm.OtherConfig, vm.UUID)
+		if m != nil && !lease.WriterGone(m, vm.OtherConfig, job.Hostname(), now) {
+			continue
+		}
+		disks, err := lease.HalfDisks(ctx, pool, vm)
+		if err != nil {
+			return nil, err
+		}
+		if len(disks) == 0 {
+			out = append(out, Finding{Level: Warn, What: "VM " + vm.NameLabel, Text: "start is blocked by a restore that has ended", Hint: lease.UnblockHint(m)})
+		}
+	}
+	return out, nil
+}

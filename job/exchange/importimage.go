@@ -1,0 +1,197 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/filekind"
+	"xenkeep/internal/disk"
+	"xenkeep/job"
+	"xenkeep/job/transfer"
+	"xenkeep/nbd"
+	"xenkeep/qcow2"
+	"xenkeep/repo"
+	"xenkeep/vhd"
+)
+
+// imported is a disk image open for reading.
+type imported struct {
+	disk.Source
+	vhd       *vhd.File // nil for others
+	allocated int64
+	close     func()
+}
+
+// isDelta reports whether the image holds only what differs from another.
+func (i *imported) isDelta() bool { return i.vhd != nil && i.vhd.IsDelta() }
+
+// link makes the image one that a differencing VHD may stand on.
+func (i *imported) link(file string, st os.FileInfo, s *repo.Snapshot) *link {
+	if i.vhd == nil {
+		return nil
+	}
+	f := i.vhd.Footer()
+	return &link{
+		file: file, id: f.ID, size: i.Size(), times: [2]uint32{f.Time, vhd.Time(st.ModTime())},
+		vm: s.VM, root: chunk.ID(s.Disks[0].Root),
+	}
+}
+
+// open opens a disk image.
+func (im *importer) open(ctx context.Context, file string, kind filekind.Kind) (*imported, error) {
+	switch {
+	case kind == filekind.QCOW2:
+		return openQCOW2(ctx, file)
+	case kind == filekind.VHD:
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		size, err := f.Seek(0, io.SeekEnd)
+		if err == nil {
+			var v *vhd.File
+			if v, err = vhd.OpenFile(f, size, vhd.Options{}); err == nil {
+				return &imported{Source: v.Reader(), vhd: v, allocated: v.Allocated(), close: func() { _ = f.Close() }}, nil
+			}
+		}
+		return nil, errors.Join(fmt.Errorf("%s: %w", file, err), f.Close())
+	case !kind.IsDisk():
+		return nil, transfer.Foreign(file, kind)
+	}
+	i, err := transfer.OpenImage(file, true)
+	if err != nil {
+		return nil, err
+	}
+	return &imported{Source: i, allocated: i.Allocated, close: func() { _ = i.Close() }}, nil
+}
+
+// checkQCOW2 proves that all of an image is in its file, and refuses what would
+// make qemu read other files than the one named, or needs a secret.
+func checkQCOW2(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	h, err := qcow2.ReadHead(f)
+	if err == nil {
+		err = h.Whole(f, st.Size())
+	}
+	if errors.Is(err, qcow2.ErrNotAlone) {
+		whole := strings.TrimSuffix(f.Name(), filepath.Ext(f.Name())) + "-whole.qcow2"
+		return &transfer.ForeignError{
+			File: f.Name(), Why: "a qcow2 image: " + err.Error(), Also: err,
+			Advice: "make it whole first: qemu-img convert -p -O qcow2 " + transfer.QuoteFile(f.Name()) + " " + transfer.QuoteFile(whole),
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// qcow2Wait is how long qemu-nbd may take to open an image.
+const qcow2Wait = 30 * time.Second
+
+// openQCOW2 has qemu-nbd read the image, on a socket of this user's, so that no
+// copy of it is needed.
+func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
+	tool, err := exec.LookPath("qemu-nbd")
+	if err != nil {
+		return nil, fmt.Errorf("%s: a qcow2 image is read by qemu-nbd, which is not installed here (Debian package qemu-utils), or convert it elsewhere (qemu-img convert -O raw): %w", file, transfer.ErrForeignImage)
+	}
+	f, err := transfer.OpenSource(file)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+		}
+	}()
+	if err := checkQCOW2(f); err != nil {
+		return nil, err
+	}
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "xenkeep-")
+	if err != nil {
+		return nil, err
+	}
+	var said tail
+	cmd := exec.Command(tool, "--read-only", "--persistent", "--shared=8", "--format=qcow2", "--socket="+filepath.Join(dir, "nbd"), path)
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	over := make(chan error, 1)
+	go func() { over <- cmd.Wait() }()
+	stop := func() {
+		_ = cmd.Process.Kill()
+		<-over
+		_ = os.RemoveAll(dir)
+	}
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	var d *nbd.Disk
+	for limit := time.Now().Add(qcow2Wait); ; {
+		if d, err = nbd.Open(ctx, nbd.DiskOptions{
+			Endpoints: []nbd.Endpoint{{Network: "unix", Address: filepath.Join(dir, "nbd")}}, Attempts: 1, Connections: 4,
+		}); err == nil {
+			break
+		}
+		if time.Now().After(limit) {
+			return nil, fmt.Errorf("%s: qemu-nbd: %w", file, err)
+		}
+		select {
+		case werr := <-over:
+			over <- werr
+			return nil, fmt.Errorf("%s: qemu-nbd: %s: %w", file, said.text(), transfer.ErrForeignImage)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	held, err := d.Held(ctx)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	src, err := d.Source(held, 0)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	var allocated int64
+	for _, e := range held {
+		allocated += e.Length
+	}
+	// qemu reads what lies behind the file's end as zeros.
+	return &imported{Source: transfer.Unshrunk(src, f), allocated: allocated, close: func() {
+		_ = f.Close()
+		_ = d.Close()
+		_ = src.Close()
+		stop()
+	}}, nil
+}
+
+// tail keeps the end of what a program says.
+type tail struct{ p []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.p = append(t.p, p...)
+	t.p = t.p[max(0, len(t.p)-1000):]
+	return len(p), nil
+}
+
+func (t *tail) text() string { return job.OneLine(errors.New(string(t.p))) }

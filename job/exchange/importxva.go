@@ -1,0 +1,240 @@
+package exchange
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/filekind"
+	"xenkeep/job"
+	"xenkeep/job/records"
+	"xenkeep/job/transfer"
+	"xenkeep/repo"
+	"xenkeep/repo/backup"
+	"xenkeep/xva"
+)
+
+// archiveOptions say of an archive what it does not say itself.
+type archiveOptions struct {
+	date time.Time
+	vm   repo.Named        // the VM it is of, where that is known better
+	vdis map[string]string // device -> UUID of the disk, where that is known better
+	// folder is that of all backups of the VM, where there is one: the date is
+	// that of the backup, and not of a file.
+	folder string
+}
+
+// archive imports an XVA.
+func (im *importer) archive(ctx context.Context, file string, o archiveOptions) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	a, err := xva.NewReader(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	defer a.Close()
+	s, err := im.describe(a.OVA(), file, o)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	old := im.unchanged(s)
+	if old == nil && o.folder != "" {
+		old = im.there(s, unsourced)
+	}
+	if old != nil {
+		im.pass(file, old)
+		return nil
+	}
+	last := repo.Latest(im.all, func(x *repo.Snapshot) bool { return job.SameVM(x, s) })
+	bases := make(map[string]chunk.ID)
+	var roots []chunk.ID
+	if last != nil {
+		for _, d := range last.Disks {
+			bases[d.VDI] = chunk.ID(d.Root)
+			roots = append(roots, chunk.ID(d.Root))
+		}
+	}
+	total := int64(0)
+	if st, err := f.Stat(); err == nil {
+		total = st.Size()
+	}
+	old, err = im.run(ctx, s, roots, func(ctx context.Context, run *backup.Run) error {
+		if err := im.records(ctx, run, s, a.OVA()); err != nil {
+			return err
+		}
+		for {
+			src, err := a.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			x := src.Disk()
+			d := diskOf(x.VDI, x.VBD, x.Size)
+			d.Reason = "imported from " + filepath.Base(file)
+			if _, err := im.disk(ctx, run, s, src, d, backup.DiskOptions{Size: x.Size, Base: bases[d.VDI]}, total); err != nil {
+				return fmt.Errorf("disk %s: %w", d.Device, err)
+			}
+		}
+		sortDisks(s.Disks)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if old != nil {
+		im.pass(file, old)
+	}
+	return nil
+}
+
+// unsourced takes a snapshot that an older version made of a backup of VmBackup for
+// the same: VM and date name the backup's folder.
+func unsourced(x, _ *repo.Snapshot) bool { return x.Source == nil }
+
+// diskOf is a disk as an archive's records describe it.
+func diskOf(vdi, vbd xva.Value, size int64) repo.Disk {
+	d := repo.Disk{
+		Device: vbd.Get("device").Text, UserDevice: vbd.Get("userdevice").Text, VDI: vdi.Get("uuid").Text,
+		Name: vdi.Get("name_label").Text, Location: vdi.Get("location").Text, Size: size,
+	}
+	if d.Device == "" {
+		if n, err := strconv.Atoi(d.UserDevice); err == nil && n >= 0 && n < 26 {
+			d.Device = "xvd" + string(rune('a'+n))
+		} else {
+			d.Device = d.VDI
+		}
+	}
+	if vdi.Get("type").Text == "suspend" {
+		d.Device = records.MemoryDevice
+	}
+	return d
+}
+
+// describe makes the snapshot of an archive's records, to which it gives the
+// identity that is known better.
+func (im *importer) describe(ova *xva.OVA, file string, o archiveOptions) (*repo.Snapshot, error) {
+	vm := ova.VM("")
+	if vm == nil {
+		return nil, fmt.Errorf("ova.xml holds no VM: %w", xva.ErrCorrupt)
+	}
+	if o.vm.UUID != "" {
+		vm.Record.Set("uuid", xva.String(o.vm.UUID))
+		vm.Record.Set("name_label", xva.String(o.vm.Name))
+	}
+	vm.Record.Set("is_a_template", xva.Boolean(false))
+	for _, b := range ova.Of("VBD") {
+		vdi := ova.Find(b.Record.Get("VDI").Text)
+		if vdi == nil || b.Record.Get("type").Text == "CD" {
+			continue
+		}
+		if uuid := o.vdis[diskOf(vdi.Record, b.Record, 0).Device]; uuid != "" {
+			vdi.Record.Set("uuid", xva.String(uuid))
+		}
+	}
+	s, err := im.identity(repo.Named{UUID: vm.Record.Get("uuid").Text, Name: vm.Record.Get("name_label").Text}, cmp.Or(o.folder, file))
+	if err != nil {
+		return nil, err
+	}
+	if s.Source, err = transfer.SourceOf(file, filekind.XVA); err != nil {
+		return nil, err
+	}
+	s.Data, s.Complete, s.Kind = im.date(o.date), true, "regular"
+	s.Generation = vm.Record.Get("generation_id").Text
+	return s, nil
+}
+
+// identity is a snapshot of a VM: of the pool whose VM it is, where the
+// repository has backups of it from one pool. A VM without a UUID goes by the file
+// or folder that it comes from.
+func (im *importer) identity(vm repo.Named, from string) (*repo.Snapshot, error) {
+	if vm.UUID == "" { // of an archive that no pool made
+		at, err := transfer.ImageIdentity(im.o.Machine, from, "")
+		if err != nil {
+			return nil, err
+		}
+		vm.UUID = at.UUID
+	}
+	s := &repo.Snapshot{Origin: OriginImport, VM: vm, Tags: im.o.Tags}
+	pools := make(map[repo.Named]bool)
+	for _, x := range im.all {
+		if x.Origin == "pool" && x.VM.UUID == vm.UUID {
+			pools[repo.Named{UUID: x.Pool.UUID}] = true
+			s.Pool = x.Pool
+		}
+	}
+	if len(pools) == 1 {
+		s.Origin = "pool"
+	} else {
+		s.Pool = repo.Named{}
+	}
+	return s, nil
+}
+
+// records stores what an archive says of the VM as a backup does.
+func (im *importer) records(ctx context.Context, run *backup.Run, s *repo.Snapshot, ova *xva.OVA) error {
+	// Its snapshots, where the records tell of them, are not it.
+	ova = ova.Alone(ova.VM(""), func(vdi xva.Value) (int64, bool) {
+		size, err := strconv.ParseInt(vdi.Get("virtual_size").Text, 10, 64)
+		return size, err == nil
+	})
+	vm := ova.VM("")
+	raw := func(v xva.Value) records.RawRecord {
+		p, _ := json.Marshal(v) // texts, numbers and structs of them always can be
+		return p
+	}
+	of := func(class string) map[string]records.RawRecord {
+		m := make(map[string]records.RawRecord)
+		for _, x := range ova.Of(class) {
+			m[x.ID] = raw(x.Record)
+		}
+		return m
+	}
+	info := records.VMInfo{
+		VM: raw(vm.Record), VBDs: of("VBD"), VDIs: of("VDI"), VIFs: of("VIF"), Networks: of("network"), SRs: of("SR"),
+	}
+	if g := ova.Find(vm.Record.Get("guest_metrics").Text); g != nil {
+		info.GuestMetrics = raw(g.Record)
+	}
+	p, err := json.Marshal(info)
+	if err != nil {
+		return err
+	}
+	text := ova.XML()
+	var meta bytes.Buffer
+	t := tar.NewWriter(&meta)
+	if err := t.WriteHeader(&tar.Header{Name: "ova.xml", Mode: 0o400, Size: int64(len(text)), Format: tar.FormatUSTAR}); err != nil {
+		return err
+	}
+	if _, err := t.Write(text); err != nil {
+		return err
+	}
+	if err := t.Close(); err != nil {
+		return err
+	}
+	for _, rec := range []struct {
+		name string
+		data []byte
+	}{{records.RecordsName, p}, {records.MetadataName, meta.Bytes()}} {
+		stored, err := run.Record(ctx, rec.name, rec.data)
+		if err != nil {
+			return err
+		}
+		s.Records = append(s.Records, stored)
+	}
+	return nil
+}

@@ -1,0 +1,618 @@
+package lease
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"xenkeep/job"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+)
+
+// CleanupOptions say what Cleanup removes. What dead runs of the repository
+// left goes in any case.
+type CleanupOptions struct {
+	Machine string // this machine's name; "" is the host's
+	DryRun  bool   // find, and change nothing
+	// Foreign removes what other repositories' runs left too, where it has
+	// shown no sign of life for OlderThan (at least an hour), by the pool's
+	// clock.
+	Foreign   bool
+	OlderThan time.Duration
+	// Unfinished removes the disks too that failed restores left for --resume.
+	Unfinished bool
+	// Unblock gives VMs free whose disks are half restored, as they are.
+	Unblock bool
+
+	Keep func(*xapi.VDI) bool // half-restored disks that are still wanted
+}
+
+// States of a Leftover.
+const (
+	StateDead    = "dead"    // its run is gone
+	StateLive    = "live"    // its run may go on
+	StateForeign = "foreign" // of another repository
+)
+
+// What Cleanup does with a Leftover.
+const (
+	ActRemove  = "remove"
+	ActBase    = "base"    // published: it becomes the base of the next backup
+	ActFinish  = "finish"  // the restore was complete: its marks go
+	ActStart   = "start"   // a VM that was shut down for its backup
+	ActPlug    = "plug"    // USB devices that were detached from a VM for its backup
+	ActUnblock = "unblock" // the block of a restore over a VM's disks, or its mark on a disk, goes
+	ActNone    = "none"
+)
+
+// Leftover is something on a pool that a run of xenkeep made and that will not
+// stay. Its JSON form is documented in docs/reference/json.md.
+type Leftover struct {
+	Class      string    `json:"class"` // "VM", "VDI", "VBD" or "task"
+	UUID       string    `json:"uuid"`
+	Name       string    `json:"name"`
+	Role       string    `json:"role"` // "snapshot", "base", "restore", "over", "offline", ...
+	Repository string    `json:"repository"`
+	Run        string    `json:"run"`
+	Machine    string    `json:"machine,omitempty"`
+	Job        string    `json:"job,omitempty"`
+	Seen       time.Time `json:"seen_time,omitzero"` // last sign of life, by the pool's clock
+	State      string    `json:"state"`
+	Action     string    `json:"action"`
+	Error      string    `json:"error,omitempty"` // why that could not be done
+	Hint       string    `json:"hint,omitempty"`  // the next step, where cleanup leaves it to people
+
+	ref    xapi.Ref
+	of     xapi.Ref // of a VDI snapshot: its disk
+	orphan bool     // a base whose disk is gone
+	mark   Marked
+}
+
+// Disk is the disk that a VDI snapshot is of; null for anything else.
+func (l *Leftover) Disk() xapi.Ref { return l.of }
+
+// CleanupReport is what Cleanup found and did.
+type CleanupReport struct {
+	Found []Leftover
+}
+
+// Err joins what could not be done.
+func (c *CleanupReport) Err() error {
+	var errs []error
+	for i := range c.Found {
+		switch l := &c.Found[i]; {
+		case l.Error == "":
+		case l.Action == ActUnblock:
+			errs = append(errs, fmt.Errorf("%s %s (%s): the block or mark of run %s stays: %s", l.Class, l.UUID, l.Name, ShortRun(l.Run), l.Error))
+		default:
+			errs = append(errs, fmt.Errorf("%s %s (%s) of run %s stays behind on the pool: %s", l.Class, l.UUID, l.Name, ShortRun(l.Run), l.Error))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func ShortRun(run string) string { return run[:min(8, len(run))] }
+
+// Cleanup finds what runs of xenkeep left on a pool and removes what dead runs
+// of this repository left, and its bases whose disk is gone. Other bases, what
+// other tools made, and what live runs use are not touched. What cannot be removed is told in the report alone.
+func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o CleanupOptions) (*CleanupReport, error) {
+	if o.Machine == "" {
+		o.Machine = job.Hostname()
+	}
+	c := &cleanup{r: r, pool: pool, o: o}
+	if err := c.find(ctx); err != nil {
+		return nil, err
+	}
+	if len(c.found) > 0 {
+		if err := c.decide(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.findUSB(ctx); err != nil { // before a VM is started that has to have them
+		return nil, err
+	}
+	if err := c.findOffline(ctx); err != nil { // apart: these are nobody's to be removed
+		return nil, err
+	}
+	if err := c.findGuarded(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.findEnded(ctx); err != nil {
+		return nil, err
+	}
+	order := map[string]int{"task": 0, "VBD": 1, "VM": 2, "VDI": 3}
+	slices.SortStableFunc(c.found, func(a, b Leftover) int {
+		return cmp.Or(cmp.Compare(finishing(a.Action), finishing(b.Action)), cmp.Compare(order[a.Class], order[b.Class]))
+	})
+	for i := range c.found {
+		l := &c.found[i]
+		if o.DryRun || l.Action == ActNone {
+			continue
+		}
+		if err := c.do(ctx, l); err != nil {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			l.Error = job.OneLine(err)
+		}
+	}
+	return &CleanupReport{Found: c.found}, nil
+}
+
+// finishing puts what stays behind what goes: the record of a VM snapshot goes
+// before its VDI snapshots become bases.
+func finishing(action string) int {
+	if action == ActBase || action == ActFinish || action == ActStart || action == ActPlug || action == ActUnblock {
+		return 1
+	}
+	return 0
+}
+
+type cleanup struct {
+	r     *repo.Repository
+	pool  *xapi.Client
+	o     CleanupOptions
+	tasks []xapi.Task
+	vms   []xapi.VM
+	vdis  map[xapi.Ref]*xapi.VDI
+	found []Leftover
+}
+
+// find lists what bears marks. Tasks are read first and claims (later) last: a
+// run that ends meanwhile then has nothing left that could be mistaken.
+func (c *cleanup) find(ctx context.Context) error {
+	var err error
+	if c.tasks, err = c.pool.Tasks(ctx); err != nil {
+		return err
+	}
+	if c.vms, err = c.pool.VMs(ctx); err != nil {
+		return err
+	}
+	vdis, err := c.pool.VDIs(ctx)
+	if err != nil {
+		return err
+	}
+	c.vdis = make(map[xapi.Ref]*xapi.VDI, len(vdis))
+	for i := range vdis {
+		c.vdis[vdis[i].Ref] = &vdis[i]
+	}
+	seen := make(map[xapi.Ref]bool)
+	for i := range c.vms {
+		vm := &c.vms[i]
+		m, ok := ReadSnapshot(vm)
+		if !ok && !vm.IsASnapshot {
+			if m, ok = ReadMarks(vm.OtherConfig, time.Time{}); m.Role == RoleSnapshot || m.Role == RoleBase {
+				ok = false // copied from a VM snapshot, as by a revert
+			}
+		}
+		if !ok {
+			continue
+		}
+		c.found = append(c.found, leftover("VM", vm.Ref, vm.UUID, vm.NameLabel, m))
+		if !vm.IsASnapshot {
+			continue
+		}
+		if v := c.vdis[vm.SuspendVDI]; v != nil {
+			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
+			l.of = v.SnapshotOf
+			c.found = append(c.found, l)
+			seen[v.Ref] = true
+		}
+		// Its VDI snapshots may bear no marks yet, or some.
+		for _, ref := range vm.VBDs {
+			b, err := c.pool.VBD(ctx, ref)
+			if xapi.IsCode(err, xapi.HandleInvalid) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if v := c.vdis[b.VDI]; b.Type == "Disk" && v != nil && v.IsASnapshot && v.OtherConfig[MarkRole] != RoleBase {
+				l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
+				l.of = v.SnapshotOf
+				c.found = append(c.found, l)
+				seen[v.Ref] = true
+			}
+		}
+	}
+	for i := range vdis {
+		v := &vdis[i]
+		m, ok := ReadMarks(v.OtherConfig, v.SnapshotTime.Time)
+		switch {
+		case ok && m.Role == RoleBase && c.orphan(v):
+			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
+			l.orphan = true
+			c.found = append(c.found, l)
+		case !ok || seen[v.Ref] || m.Role == RoleBase || !v.Managed && v.Type != "cbt_metadata":
+		case v.IsASnapshot != (m.Role == RoleSnapshot) && m.Role != "" && m.Role != RoleSelfTest:
+			// copied by somebody, with its marks
+		default:
+			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
+			l.of = v.SnapshotOf
+			c.found = append(c.found, l)
+		}
+	}
+	return nil
+}
+
+// orphan reports whether a VDI snapshot's disk is gone. The pool keeps such a
+// snapshot, and its snapshot_of names nothing. As a base it is of no use, since
+// a disk that comes back from somewhere is another one.
+func (c *cleanup) orphan(v *xapi.VDI) bool {
+	return v.IsASnapshot && c.vdis[v.SnapshotOf] == nil
+}
+
+func leftover(class string, ref xapi.Ref, uuid, name string, m Marked) Leftover {
+	return Leftover{
+		Class: class, UUID: uuid, Name: name, Role: m.Role, Repository: m.Repository, Run: m.Run, Machine: m.Machine, Job: m.Job,
+		Seen: m.seen, ref: ref, mark: m,
+	}
+}
+
+// decide tells the dead from the living, and what becomes of each.
+func (c *cleanup) decide(ctx context.Context) error {
+	now, err := PoolTime(ctx, c.pool)
+	if err != nil {
+		return err
+	}
+	j := &Judge{R: c.r, Machine: c.o.Machine, Now: now}
+	// A run lives as long as one of its objects says so.
+	type runName struct{ repository, run string }
+	last := make(map[runName]time.Time)
+	done := make(map[runName]bool)
+	for i := range c.found {
+		n := runName{c.found[i].Repository, c.found[i].Run}
+		if c.found[i].Seen.After(last[n]) {
+			last[n] = c.found[i].Seen
+		}
+		done[n] = done[n] || c.found[i].mark.done
+	}
+	// It is dead as soon as one of them can tell: marks may be half set, or
+	// half taken off.
+	dead := make(map[runName]bool)
+	for i := range c.found {
+		l := &c.found[i]
+		n := runName{l.Repository, l.Run}
+		l.Seen, l.mark.seen = last[n], last[n]
+		if dead[n] || !l.mark.Of(c.r.ID()) {
+			continue
+		}
+		if dead[n], err = j.Dead(ctx, &l.mark); err != nil {
+			return err
+		}
+	}
+	published, err := c.published(ctx)
+	if err != nil {
+		return err
+	}
+	gone := make(map[xapi.Ref]*Leftover)
+	for i := range c.found {
+		l := &c.found[i]
+		n := runName{l.Repository, l.Run}
+		l.Action = ActNone
+		if !l.mark.Of(c.r.ID()) {
+			l.State = StateForeign
+			old := !l.Seen.IsZero() && now.Sub(l.Seen) > max(c.o.OlderThan, deadAfter)
+			if c.o.Foreign && old && !done[n] && l.Role != "" {
+				l.Action = ActRemove
+				gone[l.ref] = l
+			}
+			continue
+		}
+		if l.orphan { // no run builds on it any more, whether its own is alive or not
+			l.State, l.Action = StateDead, ActRemove
+			gone[l.ref] = l
+			continue
+		}
+		l.State = StateLive
+		left := l.Role == RoleResume && l.mark.Process == "" // by a restore that failed and said so
+		if bare := l.Role == "" && l.mark.Process == "" && (l.mark.done || l.Run == ""); !dead[n] && !bare && !left {
+			continue
+		}
+		l.State = StateDead
+		isSnapshot := l.Class == "VDI" && c.vdis[l.ref].IsASnapshot
+		switch {
+		case isSnapshot && published[l.UUID]:
+			l.Action = ActBase
+		case done[n] || l.Role == "" && !isSnapshot:
+			l.Action = ActFinish
+		case l.Class == "VDI" && c.o.Keep != nil && c.o.Keep(c.vdis[l.ref]):
+		case l.Role == RoleResume && !c.o.Unfinished:
+			// What was written so far is worth keeping.
+		default:
+			l.Action = ActRemove
+			gone[l.ref] = l
+		}
+	}
+	return c.attached(ctx, gone)
+}
+
+// published are the VDI snapshots that the newest snapshot of each VM names as
+// what its next backup builds on.
+func (c *cleanup) published(ctx context.Context) (map[string]bool, error) {
+	all, _, err := c.r.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	named := make(map[string]bool)
+	seen := make(map[string]bool)
+	for _, s := range all {
+		if s.Origin != "pool" || s.Pool.UUID != c.pool.PoolUUID() || seen[s.VM.UUID] {
+			continue
+		}
+		seen[s.VM.UUID] = true
+		last := repo.Latest(all, func(x *repo.Snapshot) bool { return job.SameVM(x, s) })
+		if last == nil {
+			continue
+		}
+		for i := range last.Disks {
+			if v := last.Disks[i].VDISnapshot; v != "" {
+				named[v] = true
+			}
+		}
+	}
+	return named, nil
+}
+
+// attached adds what leads to the disks that go: VBDs of control domains, and
+// tasks of transfers.
+func (c *cleanup) attached(ctx context.Context, gone map[xapi.Ref]*Leftover) error {
+	domains := make(map[xapi.Ref]bool)
+	busy := make(map[xapi.Ref]bool) // VMs that a run has a snapshot of which stays
+	dead := make(map[xapi.Ref]*Leftover)
+	for i := range c.vms {
+		vm := &c.vms[i]
+		if vm.IsControlDomain {
+			domains[vm.Ref] = true
+		}
+		if _, ok := ReadSnapshot(vm); ok && gone[vm.Ref] == nil {
+			busy[vm.SnapshotOf] = true
+		} else if ok {
+			dead[vm.SnapshotOf] = gone[vm.Ref]
+		}
+	}
+	var more []Leftover
+	add := func(class string, ref xapi.Ref, uuid, name string, by *Leftover) {
+		l := leftover(class, ref, uuid, name, by.mark)
+		l.State, l.Action = by.State, ActRemove
+		more = append(more, l)
+	}
+	for ref, by := range gone {
+		if by.Class != "VDI" {
+			continue
+		}
+		for _, b := range c.vdis[ref].VBDs {
+			vbd, err := c.pool.VBD(ctx, b)
+			if xapi.IsCode(err, xapi.HandleInvalid) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if domains[vbd.VM] {
+				add("VBD", b, vbd.UUID, by.Name+" in a control domain", by)
+			}
+		}
+	}
+	for i := range c.tasks {
+		t := &c.tasks[i]
+		ref, kind := TransferOf(t)
+		switch by := gone[ref]; {
+		case by != nil:
+			add("task", t.Ref, t.UUID, t.NameLabel, by)
+		case kind == "metadata" && dead[ref] != nil && !busy[ref]:
+			add("task", t.Ref, t.UUID, t.NameLabel, dead[ref])
+		}
+	}
+	c.found = append(c.found, more...)
+	return nil
+}
+
+// findEnded adds tasks of transfers that have ended and whose run had no time to
+// remove them: their object is gone, or was left by a dead run, or they ended so long
+// ago that no run waits for their verdict.
+func (c *cleanup) findEnded(ctx context.Context) error {
+	by := make(map[xapi.Ref]*Leftover)
+	known := make(map[xapi.Ref]bool)
+	for i := range c.found {
+		l := &c.found[i]
+		known[l.ref] = known[l.ref] || l.Class == "task"
+		if by[l.ref] == nil || l.State == StateLive {
+			by[l.ref] = l
+		}
+	}
+	there := make(map[xapi.Ref]bool)
+	for i := range c.vms {
+		there[c.vms[i].Ref] = true
+	}
+	var now time.Time
+	for i := range c.tasks {
+		t := &c.tasks[i]
+		ref, _ := TransferOf(t)
+		if ref.IsNull() || known[t.Ref] || t.Status == "pending" || t.Status == "cancelling" {
+			continue
+		}
+		if now.IsZero() {
+			var err error
+			if now, err = PoolTime(ctx, c.pool); err != nil {
+				return err
+			}
+		}
+		l := leftover("task", t.Ref, t.UUID, t.NameLabel, Marked{})
+		l.State, l.Action, l.Seen = StateDead, ActRemove, t.Finished.Time
+		old := !t.Finished.IsZero() && now.Sub(t.Finished.Time) > deadAfter
+		of := by[ref]
+		switch {
+		case of != nil && of.State == StateDead:
+			l.Role, l.Repository, l.Run, l.Machine, l.Job = of.Role, of.Repository, of.Run, of.Machine, of.Job
+		case of != nil && !old, c.vdis[ref] != nil && !old, there[ref] && !old:
+			continue
+		}
+		c.found = append(c.found, l)
+	}
+	return nil
+}
+
+// TransferOf reads what a transfer's task is about; see xapi.Client.ExportVDI.
+func TransferOf(t *xapi.Task) (ref xapi.Ref, kind string) {
+	if !strings.HasPrefix(t.NameLabel, "xenkeep") {
+		return "", ""
+	}
+	for _, k := range []string{"export of ", "import to ", "metadata of "} {
+		if rest, ok := strings.CutPrefix(t.NameDescription, k); ok {
+			about, _, _ := strings.Cut(rest, " ")
+			return xapi.Ref(about), strings.Fields(k)[0]
+		}
+	}
+	return "", ""
+}
+
+func (c *cleanup) do(ctx context.Context, l *Leftover) error {
+	switch {
+	case l.Action == ActFinish:
+		return Unmark(ctx, c.pool, l.Class, l.ref)
+	case l.Action == ActBase:
+		return c.keepAsBase(ctx, l)
+	case l.Action == ActUnblock:
+		return c.giveFree(ctx, l)
+	case l.Action == ActPlug:
+		_, err := PutUSB(ctx, c.pool, l.ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			return nil // the VM is gone
+		}
+		return err
+	case l.Action == ActStart:
+		return Restart(ctx, c.pool, l.ref)
+	case l.Class == "task":
+		_ = c.pool.CancelTask(ctx, l.ref) // it may be over
+		return c.pool.DestroyTask(ctx, l.ref)
+	case l.Class == "VBD":
+		// The host may be taking it away itself just now. If it stays, the
+		// disk's own removal tells.
+		_ = c.pool.UnplugVBD(ctx, l.ref)
+		_ = c.pool.DestroyVBD(ctx, l.ref)
+		return nil
+	case l.Class == "VM":
+		return c.removeVM(ctx, l)
+	}
+	v, err := c.pool.VDI(ctx, l.ref)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if l.orphan {
+		if _, err := c.pool.VDI(ctx, v.SnapshotOf); !v.SnapshotOf.IsNull() && !xapi.IsCode(err, xapi.HandleInvalid) {
+			return err // its disk is there after all
+		}
+		return c.pool.DestroyVDI(ctx, l.ref)
+	}
+	if IsBase(&v, v.OtherConfig[MarkRepository]) {
+		return nil // its run was alive after all, and has published it
+	}
+	return c.pool.DestroyVDI(ctx, l.ref)
+}
+
+// removeVM removes the record of a VM snapshot or of a half-restored VM. VDI
+// snapshots that are known by that record alone are marked before: this process
+// may be killed too.
+func (c *cleanup) removeVM(ctx context.Context, l *Leftover) error {
+	vm, err := c.pool.VM(ctx, l.ref)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if l.Role == RoleRestore && vm.OtherConfig[MarkRole] != RoleRestore {
+		return nil // complete by now
+	}
+	if l.Role == RoleDrill {
+		if err := c.pool.HardShutdown(ctx, l.ref); err != nil {
+			return err
+		}
+	}
+	for i := range c.found {
+		d := &c.found[i]
+		if d.Class != "VDI" || d.Run != l.Run || d.Action != ActRemove || d.Role != RoleSnapshot || c.vdis[d.ref].OtherConfig[MarkRole] == RoleSnapshot {
+			continue
+		}
+		for _, m := range [][2]string{
+			{MarkRepository, c.owner(l)}, {MarkRun, l.Run}, {MarkMachine, c.o.Machine}, {MarkProcess, job.ProcessName()}, {MarkRole, RoleSnapshot},
+		} {
+			if err := c.pool.SetOtherConfig(ctx, "VDI", d.ref, m[0], m[1]); err != nil && !xapi.IsCode(err, xapi.HandleInvalid) {
+				return err
+			}
+		}
+	}
+	return c.pool.DestroyVM(ctx, l.ref)
+}
+
+// owner is the repository that a leftover is of, as far as that is known.
+func (c *cleanup) owner(l *Leftover) string {
+	if l.mark.Of(c.r.ID()) {
+		return c.r.ID()
+	}
+	return l.Repository
+}
+
+// keepAsBase does what the run that published a VDI snapshot had still to do.
+func (c *cleanup) keepAsBase(ctx context.Context, l *Leftover) error {
+	if err := c.pool.SetOtherConfig(ctx, "VDI", l.ref, MarkRole, RoleBase); err != nil {
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			return nil
+		}
+		return err
+	}
+	return dropOldBases(ctx, c.pool, c.r.ID(), l.of, l.ref)
+}
+
+// Judge tells dead runs of a repository from live ones.
+type Judge struct {
+	R       *repo.Repository
+	Machine string
+	Now     time.Time // by the pool's clock
+	claims  []*repo.Claim
+	read    bool
+}
+
+// claim finds the claim of a run by its name's beginning. A run of backups has
+// its claim before it touches the pool, and until it has tidied it.
+func (j *Judge) claim(ctx context.Context, run string) (*repo.Claim, error) {
+	if !j.read {
+		claims, _, err := j.R.Claims(ctx)
+		if err != nil {
+			return nil, err
+		}
+		j.claims, j.read = claims, true
+	}
+	for _, c := range j.claims {
+		if strings.HasPrefix(c.Run, run) {
+			return c, nil
+		}
+	}
+	return nil, nil
+}
+
+func (j *Judge) Dead(ctx context.Context, m *Marked) (bool, error) {
+	if !m.seen.IsZero() && j.Now.Sub(m.seen) > deadAfter {
+		return true, nil
+	}
+	if job.ProcessGone(m.Machine, m.Process, j.Machine) {
+		return true, nil
+	}
+	if m.Role == RoleSnapshot && (m.named || m.Process == job.ProcessName()) {
+		// Of its process nothing is known, or that it is this one, which may
+		// have had many runs.
+		c, err := j.claim(ctx, m.Run)
+		return err == nil && (c == nil || job.Dead(c, j.Machine)), err
+	}
+	return false, nil
+}

@@ -1,0 +1,302 @@
+package lease
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"xenkeep/job"
+	"xenkeep/xapi"
+)
+
+// A restore over disks that are in use by a VM protects that VM itself: the pool
+// lets a VM start while an import writes its disk. The marks of that are apart
+// from those in lease.go, by which objects are removed: these are on the user's
+// own VMs and disks, and nothing may ever be removed by them.
+const (
+	// MarkWriter is set on a VM, or on a disk that no VM has, for the time of a
+	// restore over its disks. Its value is a writerMark.
+	MarkWriter = "xenkeep:writer"
+	// MarkHalf is set on a disk before the first byte is written over it, and
+	// removed when all disks of the restore are whole. Its value is a halfMark.
+	MarkHalf = "xenkeep:half"
+)
+
+// GuardText is the value of the operations that a restore blocks. The pool shows
+// it to whoever tries one of them, and xenkeep knows its own blocks by it.
+const GuardText = "xenkeep is restoring disks of this VM; if no restore runs, run the same restore again, or see xenkeep cleanup"
+
+// GuardedOperations are those that would let a guest write to a disk that is
+// being written, or freeze it half written. An operation that is blocked already
+// stays as it is.
+func GuardedOperations() []string {
+	return []string{"start", "start_on", "resume", "resume_on", "revert", "snapshot"}
+}
+
+// Guarded reports whether a restore over a VM's disks blocks it.
+func Guarded(vm *xapi.VM) bool {
+	for _, why := range vm.BlockedOperations {
+		if why == GuardText {
+			return true
+		}
+	}
+	return false
+}
+
+// WriterMark is the value of markWriter. Copies of the object bear it too, so it
+// names the object that it is about.
+type WriterMark struct {
+	UUID       string    `json:"uuid"`
+	Repository string    `json:"repository"`
+	Run        string    `json:"run"`
+	Machine    string    `json:"machine"`
+	Process    string    `json:"process"`
+	Since      time.Time `json:"since"` // by the pool's clock
+}
+
+// HalfMark is the value of markHalf.
+type HalfMark struct {
+	UUID       string    `json:"uuid"` // of the disk: copies bear the mark too
+	Repository string    `json:"repository"`
+	Snapshot   string    `json:"snapshot"`
+	Disk       string    `json:"disk"`
+	Run        string    `json:"run"`
+	Machine    string    `json:"machine"`
+	Since      time.Time `json:"since"`
+}
+
+func WriterOf(other map[string]string, uuid string) *WriterMark {
+	var m WriterMark
+	if json.Unmarshal([]byte(other[MarkWriter]), &m) != nil || m.UUID != uuid {
+		return nil
+	}
+	return &m
+}
+
+func HalfOf(v *xapi.VDI) *HalfMark {
+	var m HalfMark
+	if json.Unmarshal([]byte(v.OtherConfig[MarkHalf]), &m) != nil || m.UUID != v.UUID {
+		return nil
+	}
+	return &m
+}
+
+// HalfRestored says of a disk that a restore over it has not come to its end; ""
+// for any other.
+func HalfRestored(v *xapi.VDI) string {
+	m := HalfOf(v)
+	if m == nil {
+		return ""
+	}
+	return fmt.Sprintf("it is half restored from snapshot %s", m.Snapshot[:min(8, len(m.Snapshot))])
+}
+
+// HalfHint is the next step for a half-restored disk.
+const HalfHint = "do not start the VM; run the same restore again, which writes what is missing. xenkeep cleanup --unblock gives the VM free as it is"
+
+// WriterGone reports whether the run of a mark has ended.
+func WriterGone(m *WriterMark, other map[string]string, machine string, now time.Time) bool {
+	seen := m.Since
+	if t, err := time.Parse(time.RFC3339, other[markAlive]); err == nil && t.After(seen) {
+		seen = t
+	}
+	return job.ProcessGone(m.Machine, m.Process, machine) || now.Sub(seen) > deadAfter
+}
+
+// HalfDisks are the half-restored disks of a VM, by their device.
+func HalfDisks(ctx context.Context, pool *xapi.Client, vm *xapi.VM) ([]string, error) {
+	var out []string
+	for _, ref := range vm.VBDs {
+		b, err := pool.VBD(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) || err == nil && (b.Type != "Disk" || b.VDI.IsNull()) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		v, err := pool.VDI(ctx, b.VDI)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if HalfOf(&v) != nil {
+			out = append(out, b.DeviceName())
+		}
+	}
+	return out, nil
+}
+
+// Unblock takes xenkeep's own blocks off a VM, and the mark of their run last:
+// as long as one of them stands cleanup finds the others.
+func Unblock(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
+	vm, err := pool.VM(ctx, ref)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for op, why := range vm.BlockedOperations {
+		if why != GuardText {
+			continue
+		}
+		if err := pool.Call(ctx, "VM.remove_from_blocked_operations", nil, ref, op); err != nil {
+			return err
+		}
+	}
+	return DropWriter(ctx, pool, "VM", ref)
+}
+
+func DropWriter(ctx context.Context, pool *xapi.Client, class string, ref xapi.Ref) error {
+	for _, k := range []string{markAlive, MarkWriter} {
+		err := pool.RemoveOtherConfig(ctx, class, ref, k)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DropCopied takes the marks of a restore off a VDI snapshot, which has them of
+// its disk.
+func DropCopied(ctx context.Context, pool *xapi.Client, v *xapi.VDI) error {
+	for _, k := range []string{markAlive, MarkWriter, MarkHalf} {
+		if _, ok := v.OtherConfig[k]; !ok {
+			continue
+		}
+		if err := pool.RemoveOtherConfig(ctx, "VDI", v.Ref, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findGuarded adds the VMs that restores over their disks have blocked, and the
+// disks that such restores have left half written.
+func (c *cleanup) findGuarded(ctx context.Context) error {
+	var now time.Time
+	// about fills in which run an object is of; m and h are its marks, if any.
+	about := func(l *Leftover, other map[string]string, m *WriterMark, h *HalfMark) (err error) {
+		if h != nil {
+			l.Repository, l.Run, l.Machine, l.Seen = h.Repository, h.Run, h.Machine, h.Since
+		}
+		if m == nil {
+			return nil
+		}
+		if now.IsZero() {
+			if now, err = PoolTime(ctx, c.pool); err != nil {
+				return err
+			}
+		}
+		l.Repository, l.Run, l.Machine, l.Seen = m.Repository, m.Run, m.Machine, m.Since
+		if !WriterGone(m, other, c.o.Machine, now) {
+			l.State = StateLive
+		}
+		return nil
+	}
+	live := make(map[xapi.Ref]bool) // half-restored disks of VMs that a live run writes
+	for i := range c.vms {
+		vm := &c.vms[i]
+		m := WriterOf(vm.OtherConfig, vm.UUID)
+		if !vm.Real() || m == nil && !Guarded(vm) {
+			continue
+		}
+		l := Leftover{Class: "VM", UUID: vm.UUID, Name: vm.NameLabel, Role: roleOver, State: StateDead, Action: ActUnblock, ref: vm.Ref}
+		half := c.halfDisksOf(vm)
+		var h *HalfMark
+		if len(half) > 0 {
+			h = HalfOf(half[0])
+		}
+		if err := about(&l, vm.OtherConfig, m, h); err != nil {
+			return err
+		}
+		c.settleGuard(&l, len(half) > 0)
+		for _, v := range half {
+			live[v.Ref] = l.State == StateLive
+		}
+		c.found = append(c.found, l)
+	}
+	for _, v := range c.vdis {
+		m, h := WriterOf(v.OtherConfig, v.UUID), HalfOf(v)
+		if m == nil && h == nil {
+			continue
+		}
+		l := Leftover{Class: "VDI", UUID: v.UUID, Name: v.NameLabel, Role: roleOver, State: StateDead, Action: ActUnblock, ref: v.Ref}
+		if err := about(&l, v.OtherConfig, m, h); err != nil {
+			return err
+		}
+		if live[v.Ref] {
+			l.State = StateLive
+		}
+		c.settleGuard(&l, h != nil)
+		c.found = append(c.found, l)
+	}
+	return nil
+}
+
+// settleGuard decides what becomes of a block or a mark. What protects a
+// half-restored disk is taken off only when that is asked for.
+func (c *cleanup) settleGuard(l *Leftover, half bool) {
+	switch {
+	case l.State == StateLive:
+		l.Action = ActNone
+	case l.Repository != "" && l.Repository != c.r.ID():
+		l.State = StateForeign
+		if !c.o.Foreign || half && !c.o.Unblock {
+			l.Action = ActNone
+		}
+	case half && !c.o.Unblock:
+		l.Action = ActNone
+	}
+	if half {
+		l.Hint = HalfHint
+	}
+}
+
+func (c *cleanup) halfDisksOf(vm *xapi.VM) []*xapi.VDI {
+	var out []*xapi.VDI
+	for _, v := range c.vdis {
+		if HalfOf(v) == nil {
+			continue
+		}
+		for _, ref := range v.VBDs {
+			for _, own := range vm.VBDs {
+				if ref == own {
+					out = append(out, v)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// giveFree takes a block, or the mark of a half-restored disk, off.
+func (c *cleanup) giveFree(ctx context.Context, l *Leftover) error {
+	if l.Class == "VM" {
+		return Unblock(ctx, c.pool, l.ref)
+	}
+	err := c.pool.RemoveOtherConfig(ctx, "VDI", l.ref, MarkHalf)
+	if err == nil {
+		return DropWriter(ctx, c.pool, "VDI", l.ref)
+	}
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	return err
+}
+
+// UnblockHint names the command that takes the block of a dead restore off a VM. Where
+// m is not nil, the restore may be that of another repository.
+func UnblockHint(m *WriterMark) string {
+	const hint = "xenkeep cleanup takes the block off"
+	if m == nil || m.Repository == "" {
+		return hint
+	}
+	return fmt.Sprintf("%s: with repository %.8s, which the restore was from, or else with --foreign", hint, m.Repository)
+}

@@ -1,0 +1,318 @@
+package restore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/xapi"
+)
+
+// HalfRestoredError is a restore over disks that did not come to its end after it
+// had begun to write.
+type HalfRestoredError struct {
+	VM    string   // name; "" where no VM has the disk
+	Disks []string // devices, or the UUID of a disk that no VM has
+	Old   []string // what the disks were: UUIDs of VDI snapshots
+	Err   error
+}
+
+// Leaves describes what is left on the pool.
+func (e *HalfRestoredError) Leaves() string {
+	noun, verb := "disk ", "is"
+	if len(e.Disks) > 1 {
+		noun, verb = "disks ", "are"
+	}
+	text := noun + strings.Join(e.Disks, ", ")
+	if e.VM != "" {
+		text += " of VM " + e.VM
+	}
+	text += " " + verb + " half restored: do not start the VM; run the same command again"
+	if len(e.Old) > 0 {
+		text += "; what was there is kept as VDI snapshot " + strings.Join(e.Old, ", ")
+	}
+	return text
+}
+
+func (e *HalfRestoredError) Error() string { return e.Leaves() + ": " + e.Err.Error() }
+
+func (e *HalfRestoredError) Unwrap() error { return e.Err }
+
+// Hint is the next step.
+func (e *HalfRestoredError) Hint() string {
+	return "the same command compares the disks and writes what is missing; until then the pool refuses to start the VM. xenkeep cleanup --unblock gives it free as it is"
+}
+
+// guard protects the VMs whose disks a restore writes over.
+type guard struct {
+	p       *poolRestore
+	targets []overTarget
+	vms     []xapi.VM // that have one of the disks
+	loose   []xapi.VDI
+	began   map[xapi.Ref]bool // disks that bear markHalf
+	old     []string          // VDI snapshots of what the disks were
+	sent    map[xapi.Ref]bool // disks whose data may have been written to, by this run or one before
+}
+
+// newGuard finds the VMs, and refuses disks that another run is writing.
+func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guard, error) {
+	g := &guard{p: p, targets: targets, began: make(map[xapi.Ref]bool), sent: make(map[xapi.Ref]bool)}
+	seen := make(map[xapi.Ref]bool)
+	for _, t := range targets {
+		if lease.HalfOf(&t.vdi) != nil {
+			g.began[t.vdi.Ref], g.sent[t.vdi.Ref] = true, true
+		}
+		owners, err := p.owners(ctx, &t.vdi)
+		if err != nil {
+			return nil, err
+		}
+		if len(owners) == 0 {
+			g.loose = append(g.loose, t.vdi)
+			if err := p.free("disk "+t.d.Device+": VDI "+t.vdi.UUID, lease.WriterOf(t.vdi.OtherConfig, t.vdi.UUID), t.vdi.OtherConfig); err != nil {
+				return nil, err
+			}
+		}
+		for i := range owners {
+			vm := &owners[i]
+			if seen[vm.Ref] {
+				continue
+			}
+			seen[vm.Ref] = true
+			g.vms = append(g.vms, *vm)
+			if err := p.free("VM "+vm.NameLabel, lease.WriterOf(vm.OtherConfig, vm.UUID), vm.OtherConfig); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return g, nil
+}
+
+// owners are the VMs that have a disk.
+func (p *poolRestore) owners(ctx context.Context, v *xapi.VDI) ([]xapi.VM, error) {
+	var out []xapi.VM
+	for _, ref := range v.VBDs {
+		b, err := p.pool.VBD(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		vm, err := p.pool.VM(ctx, b.VM)
+		if err != nil {
+			return nil, err
+		}
+		if vm.Real() {
+			out = append(out, vm)
+		}
+	}
+	return out, nil
+}
+
+// free refuses an object that another run is writing.
+func (p *poolRestore) free(what string, m *lease.WriterMark, other map[string]string) error {
+	if m == nil || m.Run == p.lease.Own[lease.MarkRun] || lease.WriterGone(m, other, p.lease.Own[lease.MarkMachine], p.lease.Now()) {
+		return nil
+	}
+	return fmt.Errorf("%s: run %s on %s is restoring over its disks, or was an hour ago: %w", what, lease.ShortRun(m.Run), m.Machine, job.ErrActive)
+}
+
+// raise blocks the VMs and makes sure that they are halted.
+func (g *guard) raise(ctx context.Context) error {
+	p := g.p
+	for i := range g.loose {
+		if err := g.markWriter(ctx, "VDI", g.loose[i].Ref, g.loose[i].UUID); err != nil {
+			return fmt.Errorf("VDI %s: %w", g.loose[i].UUID, err)
+		}
+	}
+	for i := range g.vms {
+		vm := &g.vms[i]
+		err := g.markWriter(ctx, "VM", vm.Ref, vm.UUID)
+		for _, op := range lease.GuardedOperations() {
+			if err != nil {
+				break
+			}
+			if _, blocked := vm.BlockedOperations[op]; !blocked {
+				err = p.pool.Call(ctx, "VM.add_to_blocked_operations", nil, vm.Ref, op, lease.GuardText)
+			}
+			if xapi.IsCode(err, xapi.MapDuplicateKey) {
+				err = nil // blocked a moment ago, which is as well
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("VM %s: its start cannot be blocked while its disks are written: %w", vm.NameLabel, err)
+		}
+	}
+	// A VM that was started before the block stood is seen now.
+	return g.halted(ctx)
+}
+
+func (g *guard) markWriter(ctx context.Context, class string, ref xapi.Ref, uuid string) error {
+	own := g.p.lease.Own
+	text, err := json.Marshal(lease.WriterMark{
+		UUID: uuid, Repository: own[lease.MarkRepository], Run: own[lease.MarkRun], Machine: own[lease.MarkMachine], Process: own[lease.MarkProcess],
+		Since: g.p.lease.Now().UTC().Truncate(time.Second),
+	})
+	if err != nil {
+		return err
+	}
+	if err := g.p.pool.SetOtherConfig(ctx, class, ref, lease.MarkWriter, string(text)); err != nil {
+		return err
+	}
+	g.p.lease.Keep(class, ref)
+	return nil
+}
+
+// halted refuses VMs that are not halted.
+func (g *guard) halted(ctx context.Context) error {
+	for i := range g.vms {
+		vm, err := g.p.pool.VM(ctx, g.vms[i].Ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if vm.PowerState != "Halted" {
+			return fmt.Errorf("VM %s is %s: %w", vm.NameLabel, strings.ToLower(vm.PowerState), job.ErrNotHalted)
+		}
+	}
+	return nil
+}
+
+// begin marks a disk as half restored, before anything is written to it. The mark of an
+// earlier run is replaced, since it may name another snapshot.
+func (g *guard) begin(ctx context.Context, t *overTarget) error {
+	own := g.p.lease.Own
+	text, err := json.Marshal(lease.HalfMark{
+		UUID: t.vdi.UUID, Repository: own[lease.MarkRepository], Snapshot: g.p.s.ID(), Disk: t.d.Device, Run: own[lease.MarkRun], Machine: own[lease.MarkMachine],
+		Since: g.p.lease.Now().UTC().Truncate(time.Second),
+	})
+	if err != nil {
+		return err
+	}
+	if g.began[t.vdi.Ref] {
+		return g.renew(ctx, t.vdi.Ref, string(text))
+	}
+	g.began[t.vdi.Ref] = true // where the answer is lost it may be there
+	return g.p.pool.SetOtherConfig(ctx, "VDI", t.vdi.Ref, lease.MarkHalf, string(text))
+}
+
+// renew replaces the mark of a half-restored disk by one call: the disk must not be
+// without a mark at any time, or a run that is killed meanwhile would leave it
+// unprotected.
+func (g *guard) renew(ctx context.Context, ref xapi.Ref, text string) error {
+	v, err := g.p.pool.VDI(ctx, ref)
+	if err != nil {
+		return err
+	}
+	other := maps.Clone(v.OtherConfig)
+	if other == nil {
+		other = make(map[string]string)
+	}
+	other[lease.MarkHalf] = text
+	return g.p.pool.Call(ctx, "VDI.set_other_config", nil, ref, other)
+}
+
+// settle ends the protection where nothing is half restored, and keeps it
+// otherwise. err is how the restore went.
+func (g *guard) settle(ctx context.Context, err error) error {
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
+	defer cancel()
+	if err == nil {
+		if err = g.halted(clean); errors.Is(err, job.ErrNotHalted) {
+			err = fmt.Errorf("it ran while its disks were written, and what it wrote may be lost or spoil them: %w", err)
+		}
+	}
+	whole := err == nil
+	if whole {
+		g.awaitRelease(ctx)
+	}
+	var half []string
+	var errs []error
+	for i := range g.targets {
+		t := &g.targets[i]
+		ref := t.vdi.Ref
+		switch {
+		case whole || g.began[ref] && !g.sent[ref]:
+			errs = append(errs, g.p.unhalf(clean, ref, g.began[ref]))
+		case g.sent[ref]:
+			half = append(half, t.d.Device)
+		}
+	}
+	errs = append(errs, g.lower(clean, whole))
+	left := errors.Join(errs...)
+	switch {
+	case len(half) > 0:
+		e := &HalfRestoredError{Disks: half, Old: g.old, Err: errors.Join(err, left)}
+		if len(g.vms) > 0 {
+			e.VM = g.vms[0].NameLabel
+		}
+		return e
+	case err != nil && left != nil:
+		return &leftError{err, left}
+	case left != nil:
+		g.p.warn("the disks are whole, but the marks and blocks of the restore could not be taken off (xenkeep cleanup tries again): %s", job.OneLine(left))
+	}
+	return err
+}
+
+// awaitRelease waits until no host holds the disks any more, so that their VM can be
+// started as soon as the block is off it. The disks are whole: a hold that remains, or
+// a wait that is cancelled, is no error.
+func (g *guard) awaitRelease(ctx context.Context) {
+	for i := range g.targets {
+		t := &g.targets[i]
+		free, err := g.p.pool.WaitReleased(ctx, t.vdi.Ref)
+		if err == nil && !free {
+			g.p.warn("disk %s: the disk is whole, but a control domain still holds VDI %s: its VM may not start until that ends", t.d.Device, t.vdi.UUID)
+		}
+	}
+}
+
+// unhalf takes the mark of a half-restored disk off.
+func (p *poolRestore) unhalf(ctx context.Context, ref xapi.Ref, marked bool) error {
+	if !marked {
+		return nil
+	}
+	err := p.pool.RemoveOtherConfig(ctx, "VDI", ref, lease.MarkHalf)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	return err
+}
+
+// lower ends the run's hold on its VMs and disks; VMs that have a half-restored
+// disk stay blocked.
+func (g *guard) lower(ctx context.Context, whole bool) error {
+	var errs []error
+	for i := range g.vms {
+		vm := &g.vms[i]
+		g.p.lease.Drop(vm.Ref)
+		disks, err := lease.HalfDisks(ctx, g.p.pool, vm)
+		if err == nil && len(disks) == 0 {
+			err = lease.Unblock(ctx, g.p.pool, vm.Ref)
+		} else if err == nil {
+			err = lease.DropWriter(ctx, g.p.pool, "VM", vm.Ref)
+			if whole {
+				g.p.warn("VM %s stays blocked: its disk %s is half restored by an earlier run", vm.NameLabel, strings.Join(disks, ", "))
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("VM %s: %w", vm.NameLabel, err))
+		}
+	}
+	for i := range g.loose {
+		g.p.lease.Drop(g.loose[i].Ref)
+		if err := lease.DropWriter(ctx, g.p.pool, "VDI", g.loose[i].Ref); err != nil {
+			errs = append(errs, fmt.Errorf("VDI %s: %w", g.loose[i].UUID, err))
+		}
+	}
+	return errors.Join(errs...)
+}

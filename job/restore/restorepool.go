@@ -1,0 +1,383 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"xenkeep/chunkstore/chunk"
+	"xenkeep/internal/disk"
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/job/records"
+	"xenkeep/repo"
+	"xenkeep/repo/restore"
+	"xenkeep/xapi"
+)
+
+// Disks writes disks of a snapshot to new VDIs on a pool, and attaches
+// them where that is asked for. On failure none of them is left, but with
+// Resume, where the error tells which.
+func Disks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, disks []*repo.Disk, t Target, o Options) (*Restored, error) {
+	p := newPoolRestore(r, pool, s, o)
+	err := p.run(ctx, func() error {
+		var to xapi.VM
+		if o.Attach != "" {
+			var err error
+			if to, err = pool.FindVM(ctx, o.Attach); err != nil {
+				return err
+			}
+		}
+		placed, err := p.place(ctx, disks, t)
+		if err != nil {
+			return err
+		}
+		for _, d := range placed {
+			vdi, err := p.disk(ctx, d, nil)
+			if err != nil {
+				return err
+			}
+			if o.Attach != "" {
+				if err := p.attach(ctx, to, vdi); err != nil {
+					return err
+				}
+			}
+		}
+		if err := p.release(ctx); err != nil {
+			return err
+		}
+		p.plug(ctx, to)
+		return nil
+	})
+	return p.out, err
+}
+
+// poolRestore is one restore to a pool.
+type poolRestore struct {
+	r       *repo.Repository
+	pool    *xapi.Client
+	s       *repo.Snapshot
+	o       Options
+	started time.Time
+	out     *Restored
+	lease   *lease.Lease
+	role    string   // of what is made
+	whole   bool     // restored, but for the marks
+	vm      xapi.Ref // made, to be removed on failure
+	tried   bool     // a VM may have been made whose reference is not known
+	vdis    []xapi.Ref
+	vbds    []xapi.Ref
+}
+
+func newPoolRestore(r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, o Options) *poolRestore {
+	o.Defaults()
+	p := &poolRestore{r: r, pool: pool, s: s, o: o, started: time.Now(), role: lease.RoleRestore}
+	p.out = &Restored{Type: "restored", Snapshot: s.ID(), Disks: []RestoredDisk{}}
+	if o.Resume {
+		p.role = lease.RoleResume
+	}
+	return p
+}
+
+// run tidies the pool, then runs fn with marks that are renewed meanwhile.
+func (p *poolRestore) run(ctx context.Context, fn func() error) error {
+	rep, err := lease.Cleanup(ctx, p.r, p.pool, lease.CleanupOptions{Keep: p.resumable})
+	if err == nil {
+		err = rep.Err()
+	}
+	if err != nil && ctx.Err() == nil {
+		p.warn("what earlier runs left on the pool: %s", job.OneLine(err))
+	}
+	own := lease.Owner{Repository: p.r.ID(), Run: lease.NewRunID(), Job: "default", Machine: job.Hostname()}
+	if p.lease, err = lease.New(ctx, p.pool, own); err != nil {
+		return err
+	}
+	stop := p.lease.Start(ctx, func(err error) {
+		p.o.Log.Warn("marks on the pool were not renewed", "error", err)
+	})
+	defer stop()
+	return p.undoUnless(ctx, fn)
+}
+
+// undoUnless runs fn and, where it fails, takes away what was made.
+func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
+	err := fn()
+	p.out.Duration = time.Since(p.started).Seconds()
+	if err == nil {
+		return nil
+	}
+	if p.whole {
+		// All is there; who undid it now would destroy what may be in use.
+		p.warn("marks of the restore stay on it until the next run: %s", job.OneLine(err))
+		return nil
+	}
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
+	defer cancel()
+	p.lease.Drop(append(slices.Clone(p.vdis), p.vm)...)
+	if left := p.undo(clean); left != nil {
+		return &leftError{err, left}
+	}
+	if p.o.Resume && len(p.vdis) > 0 {
+		return &resumableError{err, p.leave(clean)}
+	}
+	return err
+}
+
+// resumableError is a failure after which the same command goes on.
+type resumableError struct {
+	err    error
+	leaves string
+}
+
+func (e *resumableError) Error() string { return e.err.Error() + "; " + e.leaves }
+
+func (e *resumableError) Unwrap() error { return e.err }
+
+func (e *resumableError) Leaves() string { return e.leaves }
+
+// leftError is a failure after which something stays on the pool.
+type leftError struct{ err, left error }
+
+func (e *leftError) Error() string {
+	return fmt.Sprintf("%v; and what was made so far could not be removed (xenkeep cleanup tries again): %v", e.err, e.left)
+}
+
+// Leaves describes what is left on the pool.
+func (e *leftError) Leaves() string {
+	return fmt.Sprintf("what was made so far could not be removed (xenkeep cleanup tries again): %v", e.left)
+}
+
+func (e *leftError) Unwrap() error { return e.err }
+
+// undo removes what was made; what can be gone on with stays.
+func (p *poolRestore) undo(ctx context.Context) error {
+	var errs []error
+	if p.vm.IsNull() && p.tried {
+		vms, err := p.pool.VMs(ctx)
+		errs = append(errs, err)
+		for i := range vms {
+			if !vms[i].IsASnapshot && vms[i].OtherConfig[lease.MarkRun] == p.lease.Own[lease.MarkRun] {
+				p.vm = vms[i].Ref
+			}
+		}
+	}
+	for _, ref := range p.vbds {
+		errs = append(errs, p.pool.DestroyVBD(ctx, ref))
+	}
+	if !p.vm.IsNull() {
+		if p.role == lease.RoleDrill {
+			errs = append(errs, p.pool.HardShutdown(ctx, p.vm))
+		}
+		errs = append(errs, p.pool.DestroyVM(ctx, p.vm))
+	}
+	if !p.o.Resume {
+		for _, ref := range p.vdis {
+			errs = append(errs, p.pool.DestroyVDI(ctx, ref))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// placed is a disk with the SR that it goes to.
+type placed struct {
+	d  *repo.Disk
+	im *restore.Image
+	sr xapi.SR
+}
+
+// place finds the SRs and looks whether there is room.
+func (p *poolRestore) place(ctx context.Context, disks []*repo.Disk, t Target) ([]placed, error) {
+	if err := t.check(disks); err != nil {
+		return nil, err
+	}
+	srs := make(map[string]xapi.SR)
+	need := make(map[xapi.Ref]int64)
+	var out []placed
+	for _, d := range disks {
+		name, err := t.of(d)
+		if err != nil {
+			return nil, err
+		}
+		sr, ok := srs[name]
+		switch {
+		case ok:
+		case name == "" && d.Device == records.MemoryDevice && len(out) > 0:
+			sr = out[0].sr // with the first disk
+		default:
+			if sr, err = findSR(ctx, p.pool, name); err != nil {
+				return nil, err
+			}
+			srs[name] = sr
+		}
+		if sr.ContentType == "iso" {
+			return nil, fmt.Errorf("SR %s is a library of ISO images, and takes no disk", sr.NameLabel)
+		}
+		im, err := restore.Open(ctx, p.r, chunk.ID(d.Root))
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Device, err)
+		}
+		if sr.Thick() {
+			need[sr.Ref] += im.Size()
+		} else {
+			need[sr.Ref] += im.Blocks() * disk.BlockSize
+		}
+		out = append(out, placed{d, im, sr})
+	}
+	if p.o.Resume {
+		return out, nil // some of it may be there
+	}
+	for _, d := range out {
+		free := int64(d.sr.PhysicalSize) - int64(d.sr.PhysicalUtilisation)
+		if n := need[d.sr.Ref]; int64(d.sr.PhysicalSize) > 0 && n > free {
+			return nil, fmt.Errorf("SR %s: the restore needs %s, %s are free: %w", d.sr.NameLabel, humanize.IBytes(uint64(n)), humanize.IBytes(uint64(max(free, 0))), job.ErrSpace)
+		}
+	}
+	return out, nil
+}
+
+// disk makes a VDI, or finds the one that was begun, and fills it. was, where
+// set, is the record of the disk that it comes from.
+func (p *poolRestore) disk(ctx context.Context, d placed, was *xapi.VDI) (xapi.VDI, error) {
+	vdi, compare, err := p.target(ctx, d, was)
+	if err != nil {
+		return vdi, err
+	}
+	label := p.s.VM.Name + " " + d.d.Device
+	done := RestoredDisk{Device: d.d.Device, VDI: vdi.UUID, Size: d.im.Size()}
+	if compare {
+		err = p.overwrite(ctx, d.im, vdi, label, &done)
+	} else {
+		m := p.o.Progress.Begin(label, d.im.Size())
+		var res restore.Result
+		res, err = p.fill(ctx, d.im, vdi, d.sr, job.Metered(m))
+		done.Written = res.Written
+		m.Done()
+	}
+	if err == nil && p.o.Verify {
+		err = p.verify(ctx, d.im, vdi, label)
+		done.Verified = err == nil
+	}
+	if err != nil {
+		return vdi, fmt.Errorf("disk %s: %w", d.d.Device, err)
+	}
+	p.out.Disks = append(p.out.Disks, done)
+	return vdi, nil
+}
+
+// target makes a VDI, or finds the one that was begun, which must be compared.
+func (p *poolRestore) target(ctx context.Context, d placed, was *xapi.VDI) (vdi xapi.VDI, compare bool, err error) {
+	if p.o.Resume {
+		if vdi, ok, err := p.begun(ctx, d); ok || err != nil {
+			return vdi, ok, err
+		}
+	}
+	f := xapi.VDIFields{
+		Name: d.d.Name, Description: fmt.Sprintf("restored by xenkeep from snapshot %s", p.s.Short()), SR: d.sr.Ref, Size: d.im.Size(),
+	}
+	if f.Name == "" {
+		f.Name = p.s.VM.Name + " " + d.d.Device
+	}
+	if d.d.Device == records.MemoryDevice {
+		f.Type = "suspend"
+	}
+	if was != nil {
+		f.Tags, f.Description = was.Tags, was.NameDescription
+		f.OtherConfig = maps.Clone(was.OtherConfig)
+		maps.DeleteFunc(f.OtherConfig, func(k, _ string) bool { return strings.HasPrefix(k, "xenkeep:") || k == "content_id" })
+		if was.Type == "system" {
+			f.Type = was.Type
+		}
+	}
+	if f.OtherConfig == nil {
+		f.OtherConfig = make(map[string]string)
+	}
+	maps.Copy(f.OtherConfig, p.lease.Marks(p.diskRole()))
+	f.OtherConfig[lease.MarkSnapshot], f.OtherConfig[lease.MarkDisk] = p.s.ID(), d.d.Device
+	ref, err := p.pool.CreateVDI(ctx, f)
+	if !ref.IsNull() {
+		p.lease.Keep("VDI", ref)
+		p.vdis = append(p.vdis, ref)
+	}
+	if err != nil {
+		return vdi, false, fmt.Errorf("disk %s: SR %s: %w", d.d.Device, d.sr.NameLabel, err)
+	}
+	if vdi, err = p.pool.VDI(ctx, ref); err != nil {
+		return vdi, false, err
+	}
+	if int64(vdi.VirtualSize) < d.im.Size() {
+		return vdi, false, fmt.Errorf("disk %s: SR %s made %d bytes of %d", d.d.Device, d.sr.NameLabel, vdi.VirtualSize, d.im.Size())
+	}
+	return vdi, false, nil
+}
+
+// diskRole is what disks are marked as.
+func (p *poolRestore) diskRole() string {
+	if p.role == lease.RoleDrill {
+		return lease.RoleRestore
+	}
+	return p.role
+}
+
+// attach connects a restored disk with a VM, at its first free place.
+func (p *poolRestore) attach(ctx context.Context, vm xapi.VM, vdi xapi.VDI) error {
+	ref, err := p.pool.CreateVBD(ctx, xapi.VBD{VM: vm.Ref, VDI: vdi.Ref, UserDevice: "autodetect", Mode: "RW", Type: "Disk", Unpluggable: true})
+	if !ref.IsNull() {
+		p.vbds = append(p.vbds, ref)
+	}
+	if err != nil {
+		return fmt.Errorf("attach VDI %s to VM %s: %w", vdi.UUID, vm.NameLabel, err)
+	}
+	vbd, err := p.pool.VBD(ctx, ref)
+	if err != nil {
+		return err
+	}
+	p.out.VM, p.out.VMName = vm.UUID, vm.NameLabel
+	p.out.Disks[len(p.out.Disks)-1].VMDevice = vbd.DeviceName()
+	return nil
+}
+
+// plug lets a running VM see the disks that were attached to it.
+func (p *poolRestore) plug(ctx context.Context, vm xapi.VM) {
+	for i, ref := range p.vbds {
+		if vm.PowerState != "Running" {
+			return
+		}
+		if err := p.pool.PlugVBD(ctx, ref); err != nil {
+			p.warn("disk %s is attached to VM %s, whose guest sees it after its next start: %s", p.out.Disks[i].Device, vm.NameLabel, job.OneLine(err))
+		}
+	}
+}
+
+// release takes the marks of a restore under way off what is now whole. The
+// first mark set says so of all: a run that dies later leaves marks, and no
+// half restore.
+func (p *poolRestore) release(ctx context.Context) error {
+	p.lease.Drop(append(slices.Clone(p.vdis), p.vm)...)
+	class, first, rest := "VM", p.vm, p.vdis
+	if first.IsNull() {
+		if len(rest) == 0 {
+			return nil
+		}
+		class, first, rest = "VDI", rest[0], rest[1:]
+	}
+	if err := p.pool.SetOtherConfig(ctx, class, first, lease.MarkDone, "yes"); err != nil {
+		return err
+	}
+	p.whole = true
+	for _, ref := range rest {
+		if err := lease.Unmark(ctx, p.pool, "VDI", ref); err != nil {
+			return err
+		}
+	}
+	return lease.Unmark(ctx, p.pool, class, first)
+}
+
+func (p *poolRestore) warn(format string, args ...any) {
+	p.out.Warnings = append(p.out.Warnings, fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,102 @@
+package restore
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/xapi"
+)
+
+// resumable tells whether a VDI was begun by a restore of the same snapshot,
+// and is to be gone on with.
+func (p *poolRestore) resumable(v *xapi.VDI) bool {
+	role := v.OtherConfig[lease.MarkRole]
+	return p.o.Resume && (role == lease.RoleRestore || role == lease.RoleResume) && v.OtherConfig[lease.MarkDone] == "" &&
+		v.OtherConfig[lease.MarkRepository] == p.r.ID() && v.OtherConfig[lease.MarkSnapshot] == p.s.ID()
+}
+
+// begun finds the VDI that an earlier restore of a disk left, and takes it over.
+func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, error) {
+	all, err := p.pool.VDIs(ctx)
+	if err != nil {
+		return xapi.VDI{}, false, err
+	}
+	c := &job.Common{}
+	c.Defaults()
+	j := &lease.Judge{R: p.r, Machine: c.Machine, Now: p.lease.Now()}
+	for i := range all {
+		v := &all[i]
+		if !p.resumable(v) || v.OtherConfig[lease.MarkDisk] != d.d.Device || v.SR != d.sr.Ref || int64(v.VirtualSize) < d.im.Size() {
+			continue
+		}
+		if used, err := p.used(ctx, v); used || err != nil {
+			if err != nil {
+				return *v, false, err
+			}
+			continue // a restore completed it, and had no time to take its marks off
+		}
+		m, _ := lease.ReadMarks(v.OtherConfig, v.SnapshotTime.Time)
+		if m.Process != "" {
+			gone, err := j.Dead(ctx, &m)
+			if err != nil {
+				return *v, false, err
+			}
+			if !gone {
+				return *v, false, fmt.Errorf("disk %s: VDI %s: run %s on %s is still writing it, or was an hour ago: %w", d.d.Device, v.UUID, lease.ShortRun(m.Run), m.Machine, job.ErrActive)
+			}
+		}
+		p.vdis = append(p.vdis, v.Ref)
+		if err := p.dropTransfers(ctx, v.Ref); err != nil {
+			return *v, false, err
+		}
+		return *v, true, p.lease.Mark(ctx, "VDI", v.Ref, p.role)
+	}
+	return xapi.VDI{}, false, nil
+}
+
+// used tells whether a VDI belongs to a VM.
+func (p *poolRestore) used(ctx context.Context, v *xapi.VDI) (bool, error) {
+	for _, ref := range v.VBDs {
+		b, err := p.pool.VBD(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		vm, err := p.pool.VM(ctx, b.VM)
+		if err != nil {
+			return false, err
+		}
+		if !vm.IsControlDomain {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// leave gives up what was written so far for a later run to go on with, and
+// tells where it is.
+func (p *poolRestore) leave(ctx context.Context) string {
+	var uuids []string
+	for _, ref := range p.vdis {
+		v, err := p.pool.VDI(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		name := string(ref)
+		if err == nil {
+			name = v.UUID
+		}
+		// Where that fails the run is known to be dead an hour from now.
+		_ = p.pool.RemoveOtherConfig(ctx, "VDI", ref, lease.MarkProcess)
+		uuids = append(uuids, name)
+	}
+	if len(uuids) == 0 {
+		return "nothing was made"
+	}
+	return fmt.Sprintf("what was written so far stays on VDI %s: the same command goes on with it, xenkeep cleanup --unfinished removes it", strings.Join(uuids, ", "))
+}

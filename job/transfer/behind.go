@@ -1,0 +1,91 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	behindSpan  = 4 << 20 // bytes of the file that are sent to the disk at once
+	behindSpans = 8       // on their way to the disk
+)
+
+// BehindFile writes a large file without filling the page cache with it: each
+// span is sent to the disk as soon as it is written, and dropped when it is
+// there. A virtual machine often pays more for a new page of cache than for what
+// is written into it, and what else the cache holds is of more use. A file
+// system that knows no such thing works as ever.
+type BehindFile struct {
+	*os.File
+	at       int64 // of the next Write
+	from, to int64 // written in between, and not on its way
+	written  int64 // of these; the rest are holes
+	under    []fileSpan
+}
+
+type fileSpan struct{ from, n int64 }
+
+// WriteAt implements disk.Sink, whose offsets ascend.
+func (b *BehindFile) WriteAt(_ context.Context, p []byte, off int64) error {
+	n, err := b.File.WriteAt(p, off)
+	if err != nil {
+		return err
+	}
+	return b.wrote(off, int64(n))
+}
+
+// Write implements io.Writer.
+func (b *BehindFile) Write(p []byte) (int, error) {
+	n, err := b.File.Write(p)
+	if err != nil {
+		return n, err
+	}
+	b.at += int64(n)
+	return n, b.wrote(b.at-int64(n), int64(n))
+}
+
+func (b *BehindFile) wrote(off, n int64) error {
+	if b.written == 0 {
+		b.from = off
+	}
+	b.to, b.written = off+n, b.written+n
+	if b.written < behindSpan {
+		return nil
+	}
+	s := fileSpan{b.from, b.to - b.from}
+	b.written = 0
+	if err := b.sync(s, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+		return err
+	}
+	if b.under = append(b.under, s); len(b.under) <= behindSpans {
+		return nil
+	}
+	s, b.under = b.under[0], b.under[1:]
+	if err := b.sync(s, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil {
+		return err
+	}
+	_ = unix.Fadvise(int(b.Fd()), s.from, s.n, unix.FADV_DONTNEED)
+	return nil
+}
+
+// sync calls sync_file_range(2). An error of the disk that it tells of is not
+// told again by a later fsync, so it counts.
+func (b *BehindFile) sync(s fileSpan, flags int) error {
+	err := unix.SyncFileRange(int(b.Fd()), s.from, s.n, flags)
+	switch {
+	case err == nil, errors.Is(err, unix.EINTR), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ESPIPE), errors.Is(err, unix.EOPNOTSUPP):
+		return nil
+	}
+	return &os.PathError{Op: "write", Path: b.Name(), Err: err}
+}
+
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,30 @@
+package transfer
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"time"
+
+	"xenkeep/repo/restore"
+	"xenkeep/vhd"
+)
+
+func WriteVHD(ctx context.Context, im *restore.Image, w io.Writer, o restore.Options) (restore.Result, error) {
+	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
+	layout.ID, _ = vhd.NewUUID(rand.Reader) // cannot fail
+	return StreamVHD(ctx, im, w, layout, o)
+}
+
+// StreamVHD writes a disk as the VHD that layout describes.
+func StreamVHD(ctx context.Context, im *restore.Image, w io.Writer, layout vhd.Layout, o restore.Options) (restore.Result, error) {
+	vw, err := vhd.NewWriter(w, layout)
+	if err != nil {
+		return restore.Result{}, err
+	}
+	res, err := im.Run(ctx, vw, o)
+	if err != nil {
+		return res, err
+	}
+	return res, vw.Close()
+}

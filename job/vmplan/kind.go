@@ -1,0 +1,147 @@
+package vmplan
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/xapi"
+)
+
+// Kind is a way of taking a VM snapshot.
+type Kind string
+
+const (
+	KindRegular    Kind = "regular"    // crash-consistent
+	KindQuiesced   Kind = "quiesced"   // the guest's applications take part (VSS)
+	KindCheckpoint Kind = "checkpoint" // with memory
+	KindOffline    Kind = "offline"    // shut down cleanly before, started after
+)
+
+// quiesceTries is how often a quiesced snapshot is tried whose guest did not
+// freeze its disks within the 10 s that it has.
+const quiesceTries = 3
+
+// Unable says why a VM snapshot of some kind cannot be had, so that another
+// kind may be taken.
+type Unable struct {
+	Kind   Kind
+	Why    string
+	Advice string
+	Err    error
+}
+
+func (u *Unable) Error() string {
+	if u.Err == nil {
+		return fmt.Sprintf("no %s snapshot: %s", u.Kind, u.Why)
+	}
+	return fmt.Sprintf("no %s snapshot: %s: %v", u.Kind, u.Why, u.Err)
+}
+
+func (u *Unable) Unwrap() error { return u.Err }
+
+func (u *Unable) Hint() string { return u.Advice }
+
+// Unable says, before anything is done, why a VM snapshot of some kind cannot
+// be had; nil where nothing speaks against it.
+func (p *Plan) Unable(k Kind) error {
+	state := strings.ToLower(p.VM.PowerState)
+	if k != KindOffline {
+		if err := USBUnable(k, p.VM.PowerState, p.usb); err != nil {
+			return err
+		}
+	}
+	switch k {
+	case KindQuiesced:
+		if state != "running" {
+			return &Unable{Kind: k, Why: "the VM is " + state + ", and only a running guest can take part", Advice: "start the VM, or take a snapshot of another kind"}
+		}
+	case KindCheckpoint:
+		if state != "running" && state != "suspended" {
+			return &Unable{Kind: k, Why: "the VM is " + state + " and has no memory to save", Advice: "start the VM, or take a snapshot of another kind"}
+		}
+		if state == "running" {
+			return p.memorySpace()
+		}
+	case KindOffline:
+		if state == "paused" || state == "suspended" {
+			return &Unable{Kind: k, Why: "the VM is " + state + " and cannot be shut down cleanly", Advice: "resume the VM, or take a snapshot of another kind"}
+		}
+	}
+	return nil
+}
+
+// memoryNeed is what a checkpoint needs on the SR of suspend images: the memory
+// and 4 MB for each disk, and a fifth more (XenServer's guide, VM snapshots).
+func (p *Plan) memoryNeed() int64 {
+	n := int64(p.VM.MemoryStaticMax) + 4_000_000*int64(len(p.Disks)+len(p.Left))
+	return n + n/5
+}
+
+// memorySpace refuses a checkpoint that its SR has no room for.
+func (p *Plan) memorySpace() error {
+	if p.suspend.Ref.IsNull() || p.suspend.PhysicalSize <= 0 {
+		return nil // not known: the pool will say
+	}
+	free := int64(p.suspend.PhysicalSize - p.suspend.PhysicalUtilisation)
+	if need := p.memoryNeed(); free < need {
+		return &Unable{Kind: KindCheckpoint, Why: fmt.Sprintf("SR %s: the memory needs %s, %s are free", p.suspend.NameLabel,
+			humanize.IBytes(uint64(need)), humanize.IBytes(uint64(max(free, 0)))), Advice: fmt.Sprintf("free %s on SR %s (%s), or take a snapshot of another kind", humanize.IBytes(uint64(need-max(free, 0))), p.suspend.NameLabel, p.suspend.UUID), Err: job.ErrSpace}
+	}
+	return nil
+}
+
+// noVSS are guests whose quiesced snapshots the vendor does not support
+// (XenServer's guide, VM snapshots), by the name that their tools report with
+// the marks of trade taken out: "Microsoft Windows Server 2003, Standard
+// Edition".
+var (
+	noVSS      = regexp.MustCompile(`windows (server )?(8\.1|8|7|2000|xp|2003|vista)\b`)
+	tradeMarks = strings.NewReplacer("(r)", "", "(tm)", "", "®", "", "™", "")
+)
+
+// KindWarnings are what the vendor says of a VM that is to be snapshotted in
+// some way.
+func (p *Plan) KindWarnings(k Kind) []string {
+	var w []string
+	if len(p.usb) > 0 {
+		w = append(w, "for the VM snapshot it is without its "+lease.USBNames(p.usb)+", detached before it and attached again after it")
+	}
+	if k != KindQuiesced {
+		if k != KindCheckpoint && strings.EqualFold(p.VM.PowerState, "suspended") {
+			w = append(w, "it is suspended, and its memory is not saved: a VM that is restored from this starts as after a power cut. A snapshot of kind checkpoint saves the memory too")
+		}
+		return w
+	}
+	if n := len(p.Disks) + len(p.Left); n > 2 {
+		srs := make(map[xapi.Ref]bool)
+		for _, d := range p.Disks {
+			srs[d.SR.Ref] = true
+		}
+		text := fmt.Sprintf("it has %d disks: quiesced snapshots of more than two may not be done within the 10 s that the guest has", n)
+		if len(srs) == 1 {
+			text += "; spread them over several SRs"
+		}
+		w = append(w, text)
+	}
+	os := p.guestOS()
+	name := strings.Join(strings.Fields(tradeMarks.Replace(strings.ToLower(os))), " ")
+	if noVSS.MatchString(name) {
+		w = append(w, "quiesced snapshots of "+os+" are not supported")
+	}
+	if strings.Contains(name, "windows") {
+		w = append(w, "dynamic disks of Windows cannot be quiesced; the pool does not tell whether there are such")
+	}
+	return w
+}
+
+// guestOS is the system's name as the guest's tools report it.
+func (p *Plan) guestOS() string {
+	name, _, _ := strings.Cut(p.os["name"], "|")
+	return cmp.Or(strings.TrimSpace(name), p.os["distro"])
+}

@@ -1,0 +1,283 @@
+package vmplan
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sort"
+	"strings"
+
+	"xenkeep/job"
+	"xenkeep/job/lease"
+	"xenkeep/job/records"
+	"xenkeep/repo"
+	"xenkeep/xapi"
+)
+
+// Plan is what is known of a VM before anything is done to it.
+type Plan struct {
+	VM    xapi.VM
+	Pool  string      // its name
+	Disks []*DiskPlan // those to be saved, by userdevice
+	Left  []*DiskPlan // those left out, with their reason
+	Info  records.VMInfo
+	usb   []lease.USBDevice // that are taken off it for its VM snapshot
+
+	suspend xapi.SR           // where its memory goes; without Ref where that is not known
+	os      map[string]string // what the guest's tools report of its system
+}
+
+// DiskPlan is one disk of it.
+type DiskPlan struct {
+	VBD    xapi.VBD
+	VDI    xapi.VDI
+	SR     xapi.SR
+	Reason string // why it cannot be saved; empty for those that can
+	hint   string
+	Never  bool // it cannot be snapshotted at all
+
+	Untracked string // why its changes are not tracked; empty where they are
+}
+
+// Device is how people name the disk: before a VM's first boot the pool knows
+// no device, and its place says which it will be.
+func (d *DiskPlan) Device() string { return d.VBD.DeviceName() }
+
+// PlanOptions say how a VM is to be saved.
+type PlanOptions struct {
+	Skip  bool              // leave out disks that cannot be snapshotted
+	USB   bool              // USB devices may be detached for the VM snapshot
+	Leave map[string]string // disks to be left out, by their UUID, with the reason
+
+	Repository string // whose backup it is; "" where there is none
+	// Machine is set where a run is foreseen: that run, on this machine, takes off the
+	// blocks of dead restores before it plans its VMs.
+	Machine string
+}
+
+// Read reads all that is to be known of a VM and refuses what cannot be
+// snapshotted, before anything is done.
+func Read(ctx context.Context, pool *xapi.Client, nameOrUUID string, o PlanOptions) (*Plan, error) {
+	vm, err := pool.FindVM(ctx, nameOrUUID)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{VM: vm, Info: records.VMInfo{
+		VM: records.RawRecord(vm.Raw), VBDs: map[string]records.RawRecord{}, VDIs: map[string]records.RawRecord{},
+		VIFs: map[string]records.RawRecord{}, Networks: map[string]records.RawRecord{}, SRs: map[string]records.RawRecord{},
+	}}
+	if err := guardedVM(ctx, pool, &vm, o); err != nil {
+		return nil, err
+	}
+	if v, blocked := vm.BlockedOperations["snapshot"]; blocked && v != lease.GuardText {
+		return nil, &unsupported{why: "snapshots of it are blocked on the pool (" + v + ")",
+			hint: "remove \"snapshot\" from the VM's blocked_operations"}
+	}
+	if err := p.readUSB(ctx, pool, o.USB); err != nil {
+		return nil, err
+	}
+	for _, ref := range vm.VBDs {
+		vbd, err := pool.VBD(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		p.Info.VBDs[string(ref)] = records.RawRecord(vbd.Raw)
+		if vbd.Type == "CD" && !vbd.Empty && !vbd.VDI.IsNull() {
+			if err := p.image(ctx, pool, vbd.VDI); err != nil {
+				return nil, err
+			}
+		}
+		if vbd.Type != "Disk" || vbd.Empty || vbd.VDI.IsNull() {
+			continue
+		}
+		d := &DiskPlan{VBD: vbd}
+		if d.VDI, err = pool.VDI(ctx, vbd.VDI); err != nil {
+			return nil, err
+		}
+		if d.SR, err = pool.SR(ctx, d.VDI.SR); err != nil {
+			return nil, err
+		}
+		p.Info.VDIs[string(vbd.VDI)] = records.RawRecord(d.VDI.Raw)
+		p.Info.SRs[string(d.VDI.SR)] = records.RawRecord(d.SR.Raw)
+		d.Reason, d.hint = unsnapshottable(d)
+		d.Never = d.Reason != ""
+		if half := lease.HalfRestored(&d.VDI); half != "" {
+			d.Reason, d.hint = half, lease.HalfHint
+		}
+		why := o.Leave[d.VDI.UUID]
+		if why != "" {
+			d.Reason = why
+		}
+		if d.Reason == "" {
+			p.Disks = append(p.Disks, d)
+			continue
+		}
+		if !o.Skip && why == "" {
+			return nil, &unsupported{what: fmt.Sprintf("disk %s (%s): ", d.Device(), d.VDI.NameLabel), why: d.Reason,
+				hint: d.hint + ", or leave it out with --skip-unsupported"}
+		}
+		p.Left = append(p.Left, d)
+	}
+	if len(p.Disks) == 0 {
+		return nil, &unsupported{why: "it has no disk that can be saved", hint: "leave the VM out"}
+	}
+	sort.Slice(p.Disks, func(i, j int) bool { return xapi.LessDevice(p.Disks[i].VBD.UserDevice, p.Disks[j].VBD.UserDevice) })
+	return p, p.readRest(ctx, pool)
+}
+
+// readRest reads the records that are only stored.
+func (p *Plan) readRest(ctx context.Context, pool *xapi.Client) error {
+	rec, err := pool.Pool(ctx)
+	if err != nil {
+		return err
+	}
+	p.Pool, p.Info.Pool = rec.NameLabel, records.RawRecord(rec.Raw)
+	for _, ref := range p.VM.VIFs {
+		vif, err := pool.VIF(ctx, ref)
+		if err != nil {
+			return err
+		}
+		net, err := pool.Network(ctx, vif.Network)
+		if err != nil {
+			return err
+		}
+		p.Info.VIFs[string(ref)] = records.RawRecord(vif.Raw)
+		p.Info.Networks[string(vif.Network)] = records.RawRecord(net.Raw)
+	}
+	if !p.VM.GuestMetrics.IsNull() {
+		m, err := pool.VMGuestMetrics(ctx, p.VM.GuestMetrics)
+		if err != nil && !xapi.IsCode(err, xapi.HandleInvalid) {
+			return err
+		}
+		p.Info.GuestMetrics, p.os = records.RawRecord(m.Raw), m.OSVersion
+	}
+	// The memory goes to the VM's SR for it, else the pool's, else to the one of
+	// its first disk. It is an estimate: hosts may have their own.
+	at := p.VM.SuspendSR
+	if at.IsNull() {
+		at = suspendSR(rec.Raw)
+	}
+	if at.IsNull() {
+		at = p.Disks[0].SR.Ref
+	}
+	p.suspend, err = pool.SR(ctx, at)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	return err
+}
+
+// suspendSR reads the pool's SR for memory images.
+func suspendSR(raw []byte) xapi.Ref {
+	var r struct {
+		SR xapi.Ref `json:"suspend_image_SR"`
+	}
+	if json.Unmarshal(raw, &r) != nil {
+		return ""
+	}
+	return r.SR
+}
+
+// unsupported is a VM or, where what names it, a disk that cannot be
+// snapshotted.
+type unsupported struct{ what, why, hint string }
+
+func (u *unsupported) Error() string { return u.what + job.ErrUnsupported.Error() + ": " + u.why }
+
+func (u *unsupported) Unwrap() error { return job.ErrUnsupported }
+
+func (u *unsupported) Hint() string { return u.hint }
+
+// image takes down what lies in a CD drive.
+func (p *Plan) image(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
+	vdi, err := pool.VDI(ctx, ref)
+	if xapi.IsCode(err, xapi.HandleInvalid) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	sr, err := pool.SR(ctx, vdi.SR)
+	if err != nil {
+		return err
+	}
+	p.Info.VDIs[string(ref)], p.Info.SRs[string(vdi.SR)] = records.RawRecord(vdi.Raw), records.RawRecord(sr.Raw)
+	return nil
+}
+
+// unsnapshottable says why a disk cannot be snapshotted, and the hint.
+func unsnapshottable(d *DiskPlan) (why, hint string) {
+	switch {
+	case d.VDI.Missing:
+		return "its data are missing from the SR", "rescan the SR"
+	case d.VDI.Sharable:
+		return "it is shared between VMs, and shared disks cannot be snapshotted", "back it up from inside a guest"
+	case d.VDI.OnBoot == "reset":
+		return "it is reset at each boot, and such disks cannot be snapshotted", "set its on-boot to persist"
+	case d.SR.Thick() && d.VDI.IsRaw():
+		return "it is a raw LVM volume, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
+	case keepsVHDs(d.SR) && d.VDI.IsRaw():
+		return "it is a raw file, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
+	case d.SR.Type == "udev" || d.SR.Type == "iso":
+		return "it lies on an SR of type " + d.SR.Type + ", which has no snapshots", "copy it to another SR"
+	}
+	return "", ""
+}
+
+// keepsVHDs reports whether an SR's driver is one of those that keep disks as
+// VHDs. None of them can snapshot a disk that is kept raw.
+func keepsVHDs(sr xapi.SR) bool {
+	switch sr.Type {
+	case "ext", "nfs", "smb", "file", "lvm", "lvmoiscsi", "lvmohba":
+		return true
+	}
+	return false
+}
+
+// ThinNeed is what a snapshot of a disk on a thin SR needs at once, in bytes:
+// two empty leaves with their tables.
+const ThinNeed = 16 << 20
+
+// thickNeed is the same on an SR of LVM: a new leaf that could be written in
+// full, with a bitmap for each block, and the tables of two volumes, which have
+// room for a disk of 2 TiB from the start (sm drivers/lvhdutil.py).
+func thickNeed(size int64) int64 { return size + size/512 + ThinNeed }
+
+// Gaps are the disks left out, as the snapshot tells of them.
+func (p *Plan) Gaps() []repo.Gap {
+	var gaps []repo.Gap
+	for _, d := range p.Left {
+		gaps = append(gaps, repo.Gap{Device: d.Device(), VDI: d.VDI.UUID, Reason: d.Reason})
+	}
+	return gaps
+}
+
+// guardedVM returns why a VM that a restore over its disks has blocked cannot be backed
+// up; nil for any other VM, and for one whose block a foreseen run takes off first.
+func guardedVM(ctx context.Context, pool *xapi.Client, vm *xapi.VM, o PlanOptions) error {
+	if !lease.Guarded(vm) {
+		return nil
+	}
+	disks, err := lease.HalfDisks(ctx, pool, vm)
+	if err != nil {
+		return err
+	}
+	if len(disks) > 0 {
+		return &unsupported{why: "its disk " + strings.Join(disks, ", ") + " is half restored", hint: lease.HalfHint}
+	}
+	m := lease.WriterOf(vm.OtherConfig, vm.UUID)
+	foreign := m != nil && m.Repository != "" && m.Repository != o.Repository
+	if o.Machine != "" && !foreign {
+		now, err := lease.PoolTime(ctx, pool)
+		if err != nil {
+			return err
+		}
+		if m == nil || lease.WriterGone(m, vm.OtherConfig, o.Machine, now) {
+			return nil
+		}
+	}
+	if !foreign {
+		m = nil
+	}
+	return &unsupported{why: "a restore is writing over its disks", hint: "wait for the restore to end; if none runs, " + lease.UnblockHint(m)}
+}
