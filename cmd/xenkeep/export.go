@@ -128,7 +128,7 @@ func exportSnapshot(ctx context.Context, stdout, stderr io.Writer, o *exportOpti
 	}
 	show := o.progress.start(ctx, stderr, o.output.json)
 	defer show.Close()
-	eo.Progress, eo.Log, eo.Force = show, warnings(ctx, show), o.force
+	eo.Progress, eo.Force = show, o.force
 	return exchange.Export(ctx, r, s, file, stdout, eo)
 }
 

@@ -73,7 +73,7 @@ var allowed = []struct {
 	{"job/vmplan", "job job/lease job/records repo xapi"},
 	{"job/backup", "job job/lease job/records job/transfer job/vmplan repo repo/backup repo/diff repo/retention chunkstore/... vhd nbd xapi internal/disk internal/hints"},
 	{"job/restore", "job job/lease job/records job/transfer repo repo/restore chunkstore/... vhd xva nbd xapi internal/disk internal/hints"},
-	{"job/exchange", "job job/records job/restore job/transfer repo repo/backup repo/diff repo/restore chunkstore/... filekind vhd xva qcow2 nbd xapi internal/disk"},
+	{"job/exchange", "job job/records job/transfer repo repo/backup repo/diff repo/restore chunkstore/... filekind vhd xva qcow2 nbd xapi internal/disk"},
 	{"job/browse", "job job/records repo repo/diff repo/view chunkstore/... filekind inspect nbd internal/disk"},
 	{"job/doctor", "job job/lease job/transfer repo vhd nbd xapi internal/disk"},
 	{"job/jobtest", "..."},

@@ -21,7 +21,6 @@ import (
 	"xenkeep/internal/disk"
 	"xenkeep/job"
 	"xenkeep/job/records"
-	jobrestore "xenkeep/job/restore"
 	"xenkeep/job/transfer"
 	"xenkeep/qcow2"
 	"xenkeep/repo"
@@ -63,8 +62,9 @@ func FormatOf(file string) (Format, bool) {
 
 // ExportOptions say what Export writes.
 type ExportOptions struct {
-	jobrestore.Options
-	Format Format
+	Progress job.Progress // nil: none
+	Force    bool         // a file that exists is replaced
+	Format   Format
 	// Disk is the disk to be written: its device, VDI or name; "" for the only
 	// one, or for a whole VM, all.
 	Disk string
@@ -101,7 +101,9 @@ type ExportedDisk struct {
 // Export writes a disk of a snapshot, or all as an XVA, to a file, or where
 // that is "-" to out. A file bears its name only once it is whole.
 func Export(ctx context.Context, r *repo.Repository, s *repo.Snapshot, file string, out io.Writer, o ExportOptions) (*Exported, error) {
-	o.Defaults()
+	if o.Progress == nil {
+		o.Progress = job.NoProgress{}
+	}
 	started := time.Now()
 	x := &exporter{r: r, s: s, o: o, res: &Exported{
 		Type: "exported", Snapshot: s.ID(), File: file, Format: o.Format, Disks: []ExportedDisk{},

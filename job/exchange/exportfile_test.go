@@ -17,7 +17,6 @@ import (
 	"xenkeep/job/exchange"
 	"xenkeep/job/jobtest"
 	"xenkeep/job/records"
-	"xenkeep/job/restore"
 	"xenkeep/job/vmplan"
 	"xenkeep/qcow2"
 	"xenkeep/repo"
@@ -57,7 +56,7 @@ func TestExportXVA(t *testing.T) {
 				checkEntries(t, file, v.suffix)
 			}
 			// One disk of it.
-			if _, err = exchange.Export(t.Context(), w.Repo, s, file, nil, exchange.ExportOptions{Format: exchange.FormatXVA, Disk: "xvdb", Options: restore.Options{Force: true}}); err != nil {
+			if _, err = exchange.Export(t.Context(), w.Repo, s, file, nil, exchange.ExportOptions{Format: exchange.FormatXVA, Disk: "xvdb", Force: true}); err != nil {
 				t.Fatal(err)
 			}
 			if got := w.DiskSums(w.ImportXVA(file)); len(got) != 1 || got["1"] != want["1"] {
