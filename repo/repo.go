@@ -86,6 +86,9 @@ type Repository struct {
 	rawJSON  json.RawMessage
 	cacheDir string
 
+	unsure  []Problem // revocations that are unreadable or missing
+	without []Defence
+
 	mu       sync.Mutex
 	problems []Problem
 }
@@ -116,7 +119,22 @@ type Options struct {
 	// version supports. A list that is empty makes a repository that every version
 	// can use.
 	Features []Feature
+	// Without switches defences off, so that the tests of attacks can show that an
+	// attack works without them. Nothing else sets it.
+	Without []Defence
 }
+
+// Defence is a rule against attacks that Options.Without can switch off.
+type Defence string
+
+const (
+	// VerifiedWriters: the writer and role of an object are not believed before the
+	// certificate in its header is verified.
+	VerifiedWriters Defence = "verified writers"
+	// KnownRevocations: backup, forget and prune are refused while a revocation is
+	// unreadable or missing.
+	KnownRevocations Defence = "known revocations"
+)
 
 func (o *Options) defaults() {
 	if o.Now == nil {
@@ -180,7 +198,7 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 	if err := provenLocked(ctx, objects, o.LockDays); err != nil {
 		return nil, err
 	}
-	r := &Repository{objects: objects, keys: keys, rawJSON: raw}
+	r := &Repository{objects: objects, keys: keys, rawJSON: raw, without: o.Without}
 	if err := r.begin(o); err != nil {
 		return nil, err
 	}
@@ -317,7 +335,7 @@ func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) 
 }
 
 func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.RawMessage, o Options) (*Repository, error) {
-	r := &Repository{objects: objects, keys: keys, rawJSON: raw}
+	r := &Repository{objects: objects, keys: keys, rawJSON: raw, without: o.Without}
 	if stored, err := readConfig(ctx, objects, keys); err == nil {
 		r.rawJSON = stored
 	} else {
@@ -333,6 +351,9 @@ func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.R
 			r.rawJSON = head
 		}
 		r.addProblems(Problem{Object: configName, Err: err})
+	}
+	if o.CacheDir != "" {
+		r.cacheDir = filepath.Join(o.CacheDir, keys.Repo.String())
 	}
 	if err := r.readRevoked(ctx); err != nil {
 		return nil, err
@@ -421,14 +442,14 @@ func (r *Repository) addProblems(problems ...Problem) {
 	}
 }
 
+// defends reports whether a defence is in force: always, except in tests of attacks.
+func (r *Repository) defends(d Defence) bool { return !slices.Contains(r.without, d) }
+
 // ID returns the repository's random identity.
 func (r *Repository) ID() string { return r.config.Repository }
 
 // Config returns the repository's config.
 func (r *Repository) Config() Config { return r.config }
-
-// CanPrune returns an error if this version may not delete from the repository.
-func (r *Repository) CanPrune() error { return r.config.CanPrune() }
 
 // Store returns the repository's blob store.
 func (r *Repository) Store() *chunkstore.Store { return r.store }

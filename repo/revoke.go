@@ -4,17 +4,20 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -22,26 +25,46 @@ const revokedPrefix = "revoked/"
 
 // Revoked revokes a writer: readers accept only those of its objects that are
 // listed here because they existed when this was written. It is valid only if a
-// full key signed it.
+// full key signed it. If there are several of one writer, an object must be listed
+// in all of them.
 type Revoked struct {
-	Writer  string    `json:"writer"` // hex
-	Time    time.Time `json:"time"`
-	Reason  string    `json:"reason,omitempty"`
-	Objects []string  `json:"objects"` // SHA-256 of the small objects that are accepted, hex
-	Packs   []string  `json:"packs"`   // packs that are accepted, whoever wrote them, hex
+	Writer string    `json:"writer"` // hex
+	Time   time.Time `json:"time"`
+	// Since is set if objects that the storage received later than that were left
+	// out of the lists, although they existed.
+	Since   *time.Time `json:"since,omitempty"`
+	Reason  string     `json:"reason,omitempty"`
+	Objects []string   `json:"objects"` // SHA-256 of the small objects that are accepted, hex
+	Packs   []string   `json:"packs"`   // packs that are accepted, whoever wrote them, hex
+
+	name string
 }
 
-// ErrFullWriter is returned for a writer that cannot be revoked.
-var ErrFullWriter = errors.New("the holder of a full key can create others, so that it cannot be shut out")
+// Name returns the name of the revocation's object in storage.
+func (v *Revoked) Name() string { return v.name }
+
+var (
+	// ErrFullWriter is returned for a writer that cannot be revoked.
+	ErrFullWriter = errors.New("the holder of a full key can create others, so that it cannot be shut out")
+	// ErrRevocation is returned by operations that build on the objects of all
+	// writers, if a revocation is unreadable or missing: objects of a revoked
+	// writer might be accepted.
+	ErrRevocation = errors.New("it is not known which key this revocation shuts out")
+	// ErrRevocationGone is the state of a revocation that this machine has seen and
+	// that is not in the storage any more.
+	ErrRevocationGone = errors.New("this revocation was in the storage before and is not there any more")
+)
 
 // readRevoked makes the keys reject objects that revoked writers wrote after their
-// revocation.
+// revocation. Revocations that are unreadable or missing are remembered for
+// RevocationsKnown.
 func (r *Repository) readRevoked(ctx context.Context) error {
 	all, bad, err := r.Revocations(ctx)
 	if err != nil {
 		return err
 	}
 	r.addProblems(bad...)
+	r.unsure = bad
 	for _, v := range all {
 		var id seal.WriterID
 		if err := id.Parse(v.Writer); err != nil {
@@ -60,179 +83,339 @@ func (r *Repository) readRevoked(ctx context.Context) error {
 	return nil
 }
 
-// Revocations reads the revocations that full keys signed. Those that cannot be
-// read are returned as problems.
-func (r *Repository) Revocations(ctx context.Context) ([]*Revoked, []Problem, error) {
-	full := make(map[*Revoked]bool)
-	all, bad, err := readAll(ctx, r, revokedPrefix, seal.KindRevoked, func(v *Revoked, _ string, by *seal.Cert) {
-		full[v] = by.Role() == seal.Full
-	})
-	return slices.DeleteFunc(all, func(v *Revoked) bool { return !full[v] }), bad, err
+// RevocationsKnown returns ErrRevocation if a revocation could not be read when the
+// repository was opened, or is missing although this machine has seen it. Backup,
+// forget and prune must not run then.
+func (r *Repository) RevocationsKnown() error {
+	if len(r.unsure) == 0 || !r.defends(KnownRevocations) {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", r.unsure[0].Err, ErrRevocation)
 }
 
-// Revoke revokes a writer and deletes its slot. The index must have been loaded.
-func (r *Repository) Revoke(ctx context.Context, writer, reason string, now time.Time) (*Revoked, error) {
-	if err := r.NeedsFull("revoke a key"); err != nil {
-		return nil, err
+// CanWrite returns an error if this version may not add to the repository, or not
+// now.
+func (r *Repository) CanWrite() error {
+	if err := r.config.CanWrite(); err != nil {
+		return err
 	}
-	if all, _, err := r.Revocations(ctx); err != nil {
-		return nil, err
-	} else if i := slices.IndexFunc(all, func(v *Revoked) bool { return v.Writer == writer }); i >= 0 {
-		return all[i], r.dropSlot(ctx, writer) // an earlier attempt may have stopped before this
+	return r.RevocationsKnown()
+}
+
+// CanPrune returns an error if this version may not delete from the repository, or
+// not now.
+func (r *Repository) CanPrune() error {
+	if err := r.config.CanPrune(); err != nil {
+		return err
 	}
-	slots, err := r.Slots(ctx)
+	return r.RevocationsKnown()
+}
+
+// Revocations reads the revocations that full keys signed. Those that cannot be
+// read, and those that this machine has seen and that are not in the storage any
+// more, are returned as problems. The cache folder keeps a copy of each, which is
+// used for the missing ones too. An object that was never a revocation, because no
+// writer of this repository has signed the bytes that its name is the hash of, is
+// ignored; check reports it.
+func (r *Repository) Revocations(ctx context.Context) ([]*Revoked, []Problem, error) {
+	return r.revocations(ctx, false)
+}
+
+// StoredRevocations is Revocations that reads the storage also where the cache
+// folder has a copy.
+func (r *Repository) StoredRevocations(ctx context.Context) ([]*Revoked, []Problem, error) {
+	return r.revocations(ctx, true)
+}
+
+func (r *Repository) revocations(ctx context.Context, stored bool) ([]*Revoked, []Problem, error) {
+	names, err := r.revocationNames(ctx)
 	if err != nil {
+		return nil, nil, err
+	}
+	type result struct {
+		v   *Revoked
+		err error
+	}
+	results := make([]result, len(names))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, r.objects.Traits().Parallel))
+	for i, n := range names {
+		g.Go(func() error {
+			v, err := r.readRevocation(gctx, n.name)
+			if v != nil && (stored || !n.stored) { // listings may be late
+				if err = r.soundlyStored(gctx, n.name); errors.Is(err, object.ErrNotFound) {
+					err = fmt.Errorf("%s: of key %s: %w", n.name, v.Writer, ErrRevocationGone)
+				}
+			}
+			if gctx.Err() != nil {
+				return gctx.Err()
+			}
+			if object.Retriable(err) {
+				return err
+			}
+			results[i] = result{v, err}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	var all []*Revoked
+	var bad []Problem
+	for i, res := range results {
+		if res.v != nil {
+			all = append(all, res.v)
+		}
+		if res.err != nil && !errors.Is(res.err, object.ErrNotFound) {
+			bad = append(bad, Problem{Object: names[i].name, Err: res.err})
+		}
+	}
+	return all, bad, nil
+}
+
+type revocationName struct {
+	name   string
+	stored bool // false: only in the cache
+}
+
+// revocationNames lists the revocations in storage and in the cache folder.
+func (r *Repository) revocationNames(ctx context.Context) ([]revocationName, error) {
+	stored := make(map[string]bool)
+	if err := object.ListOwn(ctx, r.objects, revokedPrefix, func(i object.Info) error {
+		stored[i.Name] = true
+		return nil
+	}); err != nil {
 		return nil, err
 	}
-	known := false
-	for _, s := range slots {
-		if s.ID == writer {
-			known = true
-			if s.Role == seal.Full.String() {
-				return nil, fmt.Errorf("revoke key %s: %w", writer, ErrFullWriter)
+	if r.cacheDir != "" {
+		files, _ := os.ReadDir(filepath.Join(r.cacheDir, "revoked")) // it is a cache, and need not exist
+		for _, f := range files {
+			if name := revokedPrefix + f.Name(); object.Own(name) && !stored[name] {
+				stored[name] = false
 			}
 		}
 	}
-	v := &Revoked{Writer: writer, Time: now.UTC(), Reason: reason, Objects: []string{}, Packs: []string{}}
-	for _, folder := range []string{snapshotPrefix, "index/", notePrefix, claimPrefix, referencePrefix, condemnedPrefix, retiredPrefix, damagePrefix} {
-		if err := r.writtenBy(ctx, folder, objectCert, func(name string, _ int64, cert *seal.Cert) error {
+	var names []revocationName
+	for name, there := range stored {
+		names = append(names, revocationName{name, there})
+	}
+	slices.SortFunc(names, func(a, b revocationName) int { return strings.Compare(a.name, b.name) })
+	return names, nil
+}
+
+// readRevocation reads a revocation from the cache folder or the storage. It
+// returns nil for an object that is not valid as a revocation without being
+// damaged.
+func (r *Repository) readRevocation(ctx context.Context, name string) (*Revoked, error) {
+	data, cached := r.cachedRevocation(name), true
+	if data == nil {
+		cached = false
+		var err error
+		if data, err = r.objects.Get(ctx, name, 0, -1); err != nil {
+			return nil, err
+		}
+		if err := seal.CheckName(name, data); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	o, err := r.keys.OpenObject(seal.KindRevoked, data)
+	if errors.Is(err, seal.ErrNewer) {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if o, verr := r.keys.VerifyObject(seal.KindRevoked, data); verr != nil || o.Cert.Role() != seal.Full {
+		return nil, nil // nobody who may revoke has written these bytes
+	}
+	v := &Revoked{name: name}
+	if err == nil {
+		err = json.Unmarshal(o.Body, v)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", name, err, seal.ErrCorrupt)
+	}
+	if !cached {
+		r.keepRevocation(name, data)
+	}
+	return v, nil
+}
+
+// soundlyStored returns an error unless the storage has the object that the name is
+// the hash of.
+func (r *Repository) soundlyStored(ctx context.Context, name string) error {
+	data, err := r.objects.Get(ctx, name, 0, -1)
+	if err == nil {
+		err = seal.CheckName(name, data)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+func (r *Repository) revocationFile(name string) string {
+	return filepath.Join(r.cacheDir, "revoked", strings.TrimPrefix(name, revokedPrefix))
+}
+
+// cachedRevocation returns the bytes of a revocation from the cache folder, or nil.
+func (r *Repository) cachedRevocation(name string) []byte {
+	if r.cacheDir == "" {
+		return nil
+	}
+	data, err := os.ReadFile(r.revocationFile(name))
+	if err != nil || seal.CheckName(name, data) != nil {
+		return nil
+	}
+	return data
+}
+
+// keepRevocation copies a revocation into the cache folder. A failed write is
+// ignored: it is a cache.
+func (r *Repository) keepRevocation(name string, data []byte) {
+	if file := r.revocationFile(name); r.cacheDir != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
+		_ = renameio.WriteFile(file, data, 0o600)
+	}
+}
+
+// PutRevocationBack writes a revocation that is missing or damaged in the storage
+// again, from the copy in the cache folder. It reports whether there is a copy.
+func (r *Repository) PutRevocationBack(ctx context.Context, name string) (bool, error) {
+	data := r.cachedRevocation(name)
+	if data == nil {
+		return false, nil
+	}
+	return true, r.objects.Put(ctx, name, data)
+}
+
+// GiveUpRevocation accepts that a revocation is lost: it deletes the object, if it
+// is still there, and the copy in the cache folder. The writer that it revoked is
+// accepted again, unless another revocation is of that writer. It needs a full key.
+func (r *Repository) GiveUpRevocation(ctx context.Context, name string) error {
+	if err := r.NeedsFull("give up a revocation"); err != nil {
+		return err
+	}
+	if !object.Own(name) || !strings.HasPrefix(name, revokedPrefix) {
+		return fmt.Errorf("%s: not the name of a revocation: %w", name, object.ErrNotFound)
+	}
+	if err := r.objects.Delete(ctx, name); err != nil {
+		return err
+	}
+	if r.cacheDir != "" {
+		if err := os.Remove(r.revocationFile(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Rejected counts the existing objects of a writer that a revocation rejects.
+type Rejected struct {
+	Objects map[string]int // by folder
+	Packs   int
+}
+
+// Revoke revokes a writer and deletes its slot. The index must have been loaded.
+// The objects that the writer has written so far stay accepted; if since is set,
+// only those that the storage received until then, by its own clock.
+func (r *Repository) Revoke(ctx context.Context, writer, reason string, since *time.Time, now time.Time) (*Revoked, *Rejected, error) {
+	if err := r.NeedsFull("revoke a key"); err != nil {
+		return nil, nil, err
+	}
+	rejected := &Rejected{Objects: make(map[string]int)}
+	all, _, err := r.Revocations(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if i := slices.IndexFunc(all, func(v *Revoked) bool { return v.Writer == writer && v.covers(since) }); i >= 0 {
+		return all[i], rejected, r.dropSlot(ctx, writer) // an earlier attempt may have stopped before this
+	}
+	v := &Revoked{Writer: writer, Time: now.UTC(), Since: since, Reason: reason, Objects: []string{}, Packs: []string{}}
+	known := slices.ContainsFunc(all, func(v *Revoked) bool { return v.Writer == writer })
+	certified := false
+	for folder := range writerFolders() {
+		if err := r.writtenBy(ctx, folder, objectCert, func(i object.Info, cert *seal.Cert) error {
 			if cert.Writer().String() != writer {
 				return nil
 			}
 			if cert.Role() == seal.Full {
 				return fmt.Errorf("revoke key %s: %w", writer, ErrFullWriter)
 			}
-			known = true
-			v.Objects = append(v.Objects, name[len(name)-2*sha256.Size:])
+			known, certified = true, true
+			if since != nil && i.Modified.After(*since) {
+				rejected.Objects[strings.TrimSuffix(folder, "/")]++
+				return nil
+			}
+			v.Objects = append(v.Objects, i.Name[len(i.Name)-2*sha256.Size:])
 			return nil
 		}); err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+	}
+	late, err := r.latePacks(ctx, writer, since)
+	if err != nil {
+		return nil, nil, err
+	}
+	rejected.Packs = len(late)
+	if err := r.revocable(ctx, writer, known, certified); err != nil {
+		return nil, nil, err
+	}
+	for p := range r.store.Index().Packs() {
+		if id := pack.ID(p.ID).String(); !late[id] {
+			v.Packs = append(v.Packs, id)
+		}
+	}
+	slices.Sort(v.Objects)
+	if v.name, _, err = r.putObject(ctx, revokedPrefix, seal.KindRevoked, v); err != nil {
+		return nil, nil, err
+	}
+	return v, rejected, r.dropSlot(ctx, writer)
+}
+
+// covers reports whether v rejects everything that a revocation with this time
+// would reject.
+func (v *Revoked) covers(since *time.Time) bool {
+	return since == nil || v.Since != nil && !v.Since.After(*since)
+}
+
+// revocable returns an error for a writer that does not exist, or has a full key.
+// The head of a slot is not signed: it is not believed if a certificate of the
+// writer was found.
+func (r *Repository) revocable(ctx context.Context, writer string, known, certified bool) error {
+	if writer == r.keys.Cert.Writer().String() {
+		return fmt.Errorf("revoke key %s: %w", writer, ErrFullWriter)
+	}
+	slots, err := r.Slots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
+		if s.ID != writer {
+			continue
+		}
+		known = true
+		if s.Role == seal.Full.String() && !certified {
+			return fmt.Errorf("revoke key %s: %w", writer, ErrFullWriter)
 		}
 	}
 	if !known {
-		return nil, fmt.Errorf("%q: %w", writer, ErrNoSlot)
+		return fmt.Errorf("%q: %w", writer, ErrNoSlot)
 	}
-	for p := range r.store.Index().Packs() {
-		v.Packs = append(v.Packs, pack.ID(p.ID).String())
+	return nil
+}
+
+// latePacks returns the packs of a writer that the storage received after since.
+func (r *Repository) latePacks(ctx context.Context, writer string, since *time.Time) (map[string]bool, error) {
+	late := make(map[string]bool)
+	if since == nil {
+		return late, nil
 	}
-	slices.Sort(v.Objects)
-	if _, _, err := r.putObject(ctx, revokedPrefix, seal.KindRevoked, v); err != nil {
-		return nil, err
-	}
-	return v, r.dropSlot(ctx, writer)
+	err := r.writtenAfter(ctx, "packs/", *since, packCert, func(i object.Info, cert *seal.Cert) error {
+		if cert.Writer().String() == writer {
+			late[i.Name[len(i.Name)-2*sha256.Size:]] = true
+		}
+		return nil
+	})
+	return late, err
 }
 
 func (r *Repository) dropSlot(ctx context.Context, id string) error {
 	return errors.Join(r.objects.Delete(ctx, slotName("a", id)), r.objects.Delete(ctx, slotName("b", id)))
-}
-
-// certAt and certEnd are the offsets of the certificate in packs and in small
-// objects.
-const certAt, certEnd = 24, 24 + len(seal.Cert{})
-
-func objectCert(p []byte) bool { return string(p[:4]) == "XKOB" }
-func packCert(p []byte) bool   { return string(p[:4]) == "XKPK" }
-
-// writtenBy calls fn for each object under prefix with the certificate in its
-// header, which is not verified. Objects whose header is damaged are skipped; check
-// reports them.
-func (r *Repository) writtenBy(ctx context.Context, prefix string, is func([]byte) bool, fn func(name string, size int64, cert *seal.Cert) error) error {
-	var infos []object.Info
-	if err := object.ListOwn(ctx, r.objects, prefix, func(i object.Info) error {
-		infos = append(infos, i)
-		return nil
-	}); err != nil {
-		return err
-	}
-	var mu sync.Mutex
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(2, r.objects.Traits().Parallel))
-	for _, i := range infos {
-		g.Go(func() error {
-			p := make([]byte, certEnd)
-			err := r.objects.GetInto(ctx, i.Name, 0, p)
-			if errors.Is(err, object.ErrNotFound) || errors.Is(err, object.ErrShort) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if !is(p) {
-				return nil
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			return fn(i.Name, i.Size, (*seal.Cert)(p[certAt:]))
-		})
-	}
-	return g.Wait()
-}
-
-// PacksOf calls fn for each pack that a writer wrote, from one goroutine at a time.
-// It reads the headers of all packs.
-func (r *Repository) PacksOf(ctx context.Context, writer string, fn func(name string, size int64) error) error {
-	return r.writtenBy(ctx, "packs/", packCert, func(name string, size int64, cert *seal.Cert) error {
-		if cert.Writer().String() != writer {
-			return nil
-		}
-		return fn(name, size)
-	})
-}
-
-// FindWriter returns the ID of the writer for a name: a unique prefix of its ID of
-// four characters or more, or the label of its slot. It searches slots, revoked
-// writers and the writers of snapshots.
-func (r *Repository) FindWriter(ctx context.Context, name string) (string, error) {
-	s, err := r.FindSlot(ctx, name)
-	if err == nil {
-		return s.ID, nil
-	}
-	if !errors.Is(err, ErrNoSlot) {
-		return "", err
-	}
-	found := make(map[string]bool)
-	note := func(id string) {
-		if len(name) >= 4 && strings.HasPrefix(id, name) {
-			found[id] = true
-		}
-	}
-	revoked, _, rerr := r.Revocations(ctx)
-	if rerr != nil {
-		return "", rerr
-	}
-	for _, v := range revoked {
-		note(v.Writer)
-	}
-	if werr := r.writtenBy(ctx, snapshotPrefix, objectCert, func(_ string, _ int64, cert *seal.Cert) error {
-		note(cert.Writer().String())
-		return nil
-	}); werr != nil {
-		return "", werr
-	}
-	switch len(found) {
-	case 0:
-		return "", err
-	case 1:
-		for id := range found {
-			return id, nil
-		}
-	}
-	return "", fmt.Errorf("writer %q: %w", name, ErrAmbiguous)
-}
-
-// WriterCount counts the snapshots that a writer published.
-type WriterCount struct {
-	Role      string
-	Snapshots int
-}
-
-// Writers counts the snapshots of each writer, by its ID.
-func (r *Repository) Writers(ctx context.Context) (map[string]WriterCount, error) {
-	counts := make(map[string]WriterCount)
-	err := r.writtenBy(ctx, snapshotPrefix, objectCert, func(_ string, _ int64, cert *seal.Cert) error {
-		id := cert.Writer().String()
-		counts[id] = WriterCount{Role: cert.Role().String(), Snapshots: counts[id].Snapshots + 1}
-		return nil
-	})
-	return counts, err
 }

@@ -52,12 +52,12 @@ func KeeperOf(s Store) (Keeper, bool) {
 }
 
 // LockedName reports whether an object with this name is locked when locks are
-// requested: packs, index objects, snapshots, key slots and the config are. All
-// other objects are short-lived.
+// requested: packs, index objects, snapshots, revocations, key slots and the config
+// are. All other objects are short-lived, or cost little when they are lost.
 func LockedName(name string) bool {
 	folder, _, _ := strings.Cut(name, "/")
 	switch folder {
-	case "packs", "index", "snapshots", "slots", "config":
+	case "packs", "index", "snapshots", "slots", "config", "revoked":
 		return true
 	}
 	return false

@@ -137,13 +137,16 @@ type Keys struct {
 }
 
 // Revoke makes k refuse everything that a writer signed, except the objects and
-// packs whose names are in accepted. It must not be called after k is in use.
+// packs whose names are in accepted. If a writer is revoked several times, k
+// refuses what any of the revocations refuses. It must not be called after k is in
+// use.
 func (k *Keys) Revoke(writer WriterID, accepted map[[32]byte]bool) {
 	if k.revoked == nil {
 		k.revoked = make(map[WriterID]map[[32]byte]bool)
 	}
 	if before, twice := k.revoked[writer]; twice {
-		maps.Copy(accepted, before)
+		accepted = maps.Clone(accepted)
+		maps.DeleteFunc(accepted, func(name [32]byte, _ bool) bool { return !before[name] })
 	}
 	k.revoked[writer] = accepted
 }
@@ -201,8 +204,8 @@ func (k *Keys) ForNewWriter(role Role) (*Keys, error) {
 	return &n, nil
 }
 
-// checkCert verifies that cert was issued by the repository.
-func (k *Keys) checkCert(cert *Cert) error {
+// CheckCert verifies that cert was issued by the repository.
+func (k *Keys) CheckCert(cert *Cert) error {
 	if len(k.CertifyPublic) != ed25519.PublicKeySize || !ed25519.Verify(k.CertifyPublic, certMessage(k.Repo, cert[:33]), cert[33:]) {
 		return fmt.Errorf("writer %s is not certified by this repository: %w", cert.Writer(), ErrCorrupt)
 	}
@@ -250,7 +253,7 @@ func (k *Keys) Sign(message []byte) []byte { return ed25519.Sign(k.Writer, messa
 
 // Verify checks a signature and the certificate of its writer.
 func (k *Keys) Verify(cert *Cert, message, signature []byte) error {
-	if err := k.checkCert(cert); err != nil {
+	if err := k.CheckCert(cert); err != nil {
 		return err
 	}
 	if !ed25519.Verify(cert.Public(), message, signature) {

@@ -58,6 +58,8 @@ func objectAdvice(name string) string {
 		return "what it covered is found again in the packs themselves; xenkeep repair index puts it right"
 	case "snapshots":
 		return "this backup is lost unless another copy of the object exists"
+	case "revoked":
+		return "backup, forget and prune are refused until it is there again: xenkeep key revocations"
 	case "over":
 		return "snapshots that it kept from counting are checked like others; delete the object"
 	case "catalogue":

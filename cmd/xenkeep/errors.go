@@ -99,6 +99,8 @@ func hint(err error) string {
 		return "make room, or raise the quota; what was uploaded counts next time"
 	case errors.Is(err, slot.ErrWrongSecret):
 		return "a printed key page opens the repository too: XENKEEP_KEY_FILE=page"
+	case errors.Is(err, repo.ErrRevocation):
+		return "xenkeep key revocations --put-back writes it again on a machine that has seen it; with a full key, xenkeep key revoke makes another, and xenkeep key revocations --give-up OBJECT drops this one"
 	case errors.Is(err, prune.ErrUnreadable):
 		return "xenkeep check tells what is damaged; when it cannot be had back, xenkeep prune --forget-damaged ID gives that snapshot up"
 	case errors.Is(err, seal.ErrNoDataKey):

@@ -281,41 +281,6 @@ replaced. The keys below stay the same.`,
 	return cmd
 }
 
-func newKeyRevokeCommand() *cobra.Command {
-	var repository repositoryFlags
-	var reason string
-	cmd := &cobra.Command{
-		Use:   "revoke KEY",
-		Short: "Shut out a machine whose write-only key was stolen",
-		Long: `Shut out a writer, by its id, the beginning of it, or its label: its slot is removed,
-and what it writes from now on counts for nothing. What it wrote before stays:
-xenkeep snapshots --writer and xenkeep key packs list it. A full key cannot be shut
-out: copy to a new repository.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			r, err := repository.open(ctx, cmd.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			id, err := r.FindWriter(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			v, err := r.Revoke(ctx, id, reason, time.Now())
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoked: key %s; %s of its own stay accepted\n", id, plural(len(v.Objects), "object"))
-			return err
-		},
-	}
-	repository.add(cmd)
-	cmd.Flags().StringVar(&reason, "reason", "", "`text` that is kept with it")
-	return cmd
-}
-
 func newKeyPacksCommand() *cobra.Command {
 	var repository repositoryFlags
 	var output outputFlags

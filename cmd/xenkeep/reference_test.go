@@ -346,6 +346,9 @@ var lineTypes = map[string]any{
 	"xenkeep repair snapshots: lost":     lostLine{},
 	"xenkeep repair snapshots: summary":  repairSnapshotsLine{},
 
+	"xenkeep key revocations: revocation": revocationLine{},
+	"xenkeep key objects: object":         keyObjectLine{},
+
 	"xenkeep export: exported": exchange.Exported{},
 	"xenkeep verify: finding":  verifyFinding{},
 	"xenkeep verify: summary":  verifySummary{},

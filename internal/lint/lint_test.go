@@ -56,6 +56,7 @@ var allowed = []struct {
 	{"repo/copy", "repo repo/tree repo/backup repo/diff chunkstore/... internal/disk"},
 	{"repo/retention", "repo"},
 	{"repo/stats", "repo repo/tree chunkstore/... internal/disk"},
+	{"repo/attacktest", ""},
 	{"repo/formattest", ""},
 	{"repo/repotest", "repo repo/backup repo/check repo/restore chunkstore/... internal/disk/..."},
 	{"job/notify", "job/config job/report"},

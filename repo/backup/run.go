@@ -86,8 +86,7 @@ type Run struct {
 // returned, with or without an error. The index must have been loaded. Snapshots
 // that were added and not flushed are not published.
 func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.Context, run *Run) error) error {
-	cfg := r.Config()
-	if err := cfg.CanWrite(); err != nil {
+	if err := r.CanWrite(); err != nil {
 		return err
 	}
 	if o.Now == nil {

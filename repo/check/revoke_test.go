@@ -44,7 +44,7 @@ func TestRevoked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := repotest.Open(t, store).Revoke(t.Context(), id, "", time.Now()); err != nil {
+	if _, _, err := repotest.Open(t, store).Revoke(t.Context(), id, "", nil, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := repo.Open(t.Context(), store, repo.Options{Secret: stolen}); !errors.Is(err, slot.ErrWrongSecret) {
