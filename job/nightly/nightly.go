@@ -417,6 +417,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 			x.partial(fmt.Errorf("retention before the backup: %w", err))
 		} else {
 			x.rep.Forgotten = gone
+			x.checkDue(ctx)
 			x.prune(ctx)
 			if err := x.repo.LoadIndex(ctx); err != nil {
 				return err
@@ -630,30 +631,43 @@ func (x *night) goodWithoutPool(ctx context.Context) {
 	}
 }
 
-// maintain prunes and checks where it is due.
+// maintain checks and then prunes, as far as they are due.
 func (x *night) maintain(ctx context.Context) {
+	x.checkDue(ctx)
 	t := readTurns(x.StateDir, x.repo.ID())
-	if x.rep.Pruned == "" && x.Job.Prune != "" && x.Job.Prune != config.Never {
-		if x.Job.Prune.Due(t.Prune, x.Now()) {
-			x.prune(ctx)
-		} else {
-			x.rep.Pruned = "not due"
-		}
+	switch {
+	case x.rep.Pruned != "" || x.Job.Prune == "" || x.Job.Prune == config.Never:
+	case x.Job.Prune.Due(t.Prune, x.Now()):
+		x.prune(ctx)
+	default:
+		x.rep.Pruned = "not due"
 	}
+}
+
+// checkDue runs the check if it is due, once a night.
+func (x *night) checkDue(ctx context.Context) {
 	every := x.Job.Check.Every
 	if every == "" && x.Job.Check.Budget > 0 {
 		every = config.Daily
 	}
 	switch {
-	case every == "" || every == config.Never:
-	case every.Due(t.Check, x.Now()):
+	case x.rep.Checked != "" || every == "" || every == config.Never:
+	case every.Due(readTurns(x.StateDir, x.repo.ID()).Check, x.Now()):
 		x.check(ctx)
 	default:
 		x.rep.Checked = "not due"
 	}
 }
 
+// prune frees space, unless the check of this night has found damage or failed: what
+// a damaged snapshot needs is not known, and a chunk that is bad in one pack may be
+// sound in a pack that a prune would delete.
 func (x *night) prune(ctx context.Context) {
+	if x.rep.Checked == checkDamage || x.rep.Checked == checkFailed {
+		x.rep.Pruned = "held back"
+		x.warn("nothing is pruned tonight, because the check %s", map[string]string{checkDamage: "found damage", checkFailed: "failed"}[x.rep.Checked])
+		return
+	}
 	o := prune.Options{MaxRepack: defaultRepack, Now: x.Now}
 	if x.Job.MaxRepack > 0 {
 		o.MaxRepack = int64(x.Job.MaxRepack)
@@ -692,7 +706,7 @@ func (x *night) check(ctx context.Context) {
 		rep, err = check.Run(ctx, x.repo, check.Options{ReadData: b > 0, Budget: b, Now: x.Now})
 	}
 	if err != nil {
-		x.rep.Checked = "failed"
+		x.rep.Checked = checkFailed
 		x.partial(fmt.Errorf("check: %w", err))
 		return
 	}
@@ -701,7 +715,7 @@ func (x *night) check(ctx context.Context) {
 		x.rep.Findings = append(x.rep.Findings, oneLine(errors.New(x.Finding(f))))
 	}
 	if n := len(rep.Findings); n > 0 {
-		x.rep.Checked = "damage found"
+		x.rep.Checked = checkDamage
 		x.damaged(fmt.Errorf("check: %d findings: %w", n, seal.ErrCorrupt), damage(rep),
 			"keep older snapshots, and run xenkeep repair snapshots: it lists what is lost; xenkeep repair packs saves what can be read")
 	}
@@ -732,6 +746,12 @@ func damage(rep *check.Report) string {
 	}
 	return strings.Join(parts, ", ") + " cannot be read in full"
 }
+
+// Results of a night's check after which nothing is pruned.
+const (
+	checkDamage = "damage found"
+	checkFailed = "failed"
+)
 
 // mostNamed bounds how many VMs a sentence names.
 const mostNamed = 3

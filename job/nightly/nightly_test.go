@@ -397,6 +397,53 @@ func alert(t *testing.T, last map[string]float64, hours int) {
 	}
 }
 
+// A check that is due runs before the prune of that night, and a prune deletes or
+// condemns nothing after a check that found damage, also where the job forgets first.
+func TestCheckBeforePrune(t *testing.T) {
+	for _, first := range []bool{false, true} {
+		h := newHouse(t, fmt.Sprintf("[jobs.n]\nselect={all=true}\nkeep={last=1}\nforget-first=%v\nprune='always'\ncheck={every='always', budget='1G'}\n", first), 1, 1, 4*mib)
+		run := func() *report.Report {
+			h.now = h.now.Add(36 * time.Hour)
+			rep, err := Run(t.Context(), h.night("n"))
+			if err != nil && !errors.Is(err, job.ErrDamage) {
+				t.Fatal(err)
+			}
+			return rep
+		}
+		if rep := run(); rep.Pruned != "done" || rep.Checked != "clean" {
+			t.Fatalf("forget-first %v: the first night is %s, %s", first, rep.Checked, rep.Pruned)
+		}
+		packs, err := filepath.Glob(filepath.Join(h.dir, "repo", "packs", "*", "*"))
+		if err != nil || len(packs) == 0 {
+			t.Fatalf("no packs: %v", err)
+		}
+		flip := func() {
+			p, err := os.ReadFile(packs[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			p[len(p)/2] ^= 1
+			_ = os.Chmod(packs[0], 0o600)
+			if err := os.WriteFile(packs[0], p, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		flip()
+		rep := run()
+		condemned, err := filepath.Glob(filepath.Join(h.dir, "repo", "condemned", "*"))
+		if err != nil || len(condemned) != 0 || rep.Freed != 0 || rep.Pruned != "held back" || rep.Checked != "damage found" {
+			t.Errorf("forget-first %v: with damage, the night is %s, %s: %v %v", first, rep.Checked, rep.Pruned, condemned, err)
+		}
+		if !slices.ContainsFunc(rep.Warnings, func(w string) bool { return strings.Contains(w, "nothing is pruned tonight") }) {
+			t.Errorf("forget-first %v: the report does not say it: %q", first, rep.Warnings)
+		}
+		flip()
+		if rep := run(); rep.Pruned != "done" {
+			t.Errorf("forget-first %v: after the damage is gone, the night is %s, %s", first, rep.Checked, rep.Pruned)
+		}
+	}
+}
+
 // Row N5 of the fault list: damage is no partial night. The report, the error
 // and the subject say it, and all VMs are saved nevertheless.
 func TestDamage(t *testing.T) {

@@ -60,7 +60,7 @@ type Report struct {
 	Forgotten  []string `json:"forgotten,omitempty"`
 	Freed      int64    `json:"bytes_freed"`        // by prune, now
 	FreedLater int64    `json:"bytes_freed_later"`  // by the next prune
-	Pruned     string   `json:"prune,omitempty"`    // "done", "not due" or why it failed
+	Pruned     string   `json:"prune,omitempty"`    // "done", "not due", "held back" or "failed"
 	Checked    string   `json:"check,omitempty"`    // the same
 	Findings   []string `json:"findings,omitempty"` // of the check
 	Warnings   []string `json:"warnings,omitempty"`
