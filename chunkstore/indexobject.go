@@ -94,6 +94,20 @@ func OpenIndexObject(keys *seal.Keys, data []byte) (*IndexObject, error) {
 	if err != nil {
 		return nil, err
 	}
+	return decodeIndex(obj)
+}
+
+// openNamedIndex is OpenIndexObject for an object from storage, whose name is
+// verified too.
+func openNamedIndex(keys *seal.Keys, name string, data []byte) (*IndexObject, error) {
+	obj, err := keys.OpenNamed(seal.KindIndex, name, data)
+	if err != nil {
+		return nil, err
+	}
+	return decodeIndex(obj)
+}
+
+func decodeIndex(obj *seal.Object) (*IndexObject, error) {
 	o, err := ReadIndexHead(obj.Head)
 	if err != nil {
 		return nil, err

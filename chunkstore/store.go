@@ -297,10 +297,7 @@ func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject,
 	if err != nil {
 		return nil, err
 	}
-	if err := seal.CheckName(name, data); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	o, err := OpenIndexObject(s.keys, data)
+	o, err := openNamedIndex(s.keys, name, data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

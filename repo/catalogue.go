@@ -165,8 +165,8 @@ func (r *Repository) putCatalogue(ctx context.Context, ids []string) error {
 	for i, id := range ids {
 		g.Go(func() error {
 			data, err := r.snapshotObject(gctx, snapshotPrefix+id)
-			if errors.Is(err, object.ErrNotFound) || errors.Is(err, seal.ErrCorrupt) {
-				return nil // deleted meanwhile, or damaged, which check reports
+			if errors.Is(err, object.ErrNotFound) || errors.Is(err, seal.ErrCorrupt) || errors.Is(err, seal.ErrJunk) || errors.Is(err, seal.ErrNewer) {
+				return nil // deleted meanwhile, or damaged or junk, which check reports
 			}
 			objects[i] = data
 			return err

@@ -324,6 +324,8 @@ func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal
 		switch {
 		case errors.Is(res.err, object.ErrNotFound): // deleted meanwhile
 		case errors.Is(res.err, seal.ErrRevoked): // ignored here; check reports it
+		case errors.Is(res.err, seal.ErrJunk):
+			r.addJunk(name, res.err)
 		case res.err != nil:
 			bad = append(bad, Problem{Object: name, Err: res.err})
 		default:

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"os"
@@ -122,7 +123,8 @@ func TestFeatures(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		data, _, err := r.Keys().SealObject(seal.KindConfig, raw, nil)
+		keys := r.Keys()
+		data, _, err := keys.SealObject(seal.KindConfig, raw, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,6 +142,9 @@ func TestFeatures(t *testing.T) {
 			}
 		}
 		data[5]++ // of a newer format: never replaced by the slot's copy
+		signed := data[:len(data)-64]
+		sum := sha256.Sum256(signed)
+		data = append(signed, keys.Sign(append([]byte("xenkeep object 1"), sum[:]...))...)
 		if err := store.Put(ctx, configName, data); err != nil {
 			t.Fatal(err)
 		}

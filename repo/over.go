@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"xenkeep/chunkstore/object"
@@ -56,7 +55,7 @@ func (r *Repository) PutOver(ctx context.Context, o *Over) error {
 func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[string][]*Over, error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, overPrefix, func(i object.Info) error {
-		if of(overRun(i.Name)) {
+		if of(nameRun(i.Name)) {
 			names = append(names, i.Name)
 		}
 		return nil
@@ -70,9 +69,6 @@ func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[s
 		g.Go(func() error {
 			v := new(Over)
 			o, err := r.readObject(gctx, name, seal.KindOver, v)
-			if err == nil && v.Run != overRun(name) {
-				err = fmt.Errorf("%s: it is of run %s: %w", name, v.Run, seal.ErrCorrupt)
-			}
 			switch {
 			case gctx.Err() != nil:
 				return gctx.Err()
@@ -81,6 +77,8 @@ func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[s
 			case err == nil:
 				v.full = o.Cert.Role() == seal.Full
 				all[i] = v
+			case errors.Is(err, seal.ErrJunk):
+				r.addJunk(name, err)
 			case !errors.Is(err, object.ErrNotFound) && !errors.Is(err, seal.ErrRevoked):
 				r.addProblems(Problem{Object: name, Err: err})
 			}
@@ -97,12 +95,6 @@ func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[s
 		}
 	}
 	return overs, nil
-}
-
-// overRun returns the run from the name of an object under over/.
-func overRun(name string) string {
-	run, _, _ := strings.Cut(strings.TrimPrefix(name, overPrefix), "-")
-	return run
 }
 
 // counted removes the snapshots that were published after their run was ended, and

@@ -127,8 +127,11 @@ func TestOverForged(t *testing.T) {
 	if vms, _ := counts(t, full); vms != "ab" {
 		t.Errorf("an end of another run, renamed: %q count", vms)
 	}
-	if n := len(full.Problems()); n != 2 {
-		t.Errorf("%d problems are told of: %v", n, full.Problems())
+	if n := len(full.Problems()); n != 1 {
+		t.Errorf("%d problems, of the damaged object: %v", n, full.Problems())
+	}
+	if n := len(full.Junk()); n != 1 {
+		t.Errorf("%d are junk, the renamed object: %v", n, full.Junk())
 	}
 }
 

@@ -91,6 +91,7 @@ type Repository struct {
 
 	mu       sync.Mutex
 	problems []Problem
+	junk     map[string]error // objects that are ignored, by name
 }
 
 // Problem is a fault that did not prevent the repository from opening.
@@ -134,6 +135,8 @@ const (
 	// KnownRevocations: backup, forget and prune are refused while a revocation is
 	// unreadable or missing.
 	KnownRevocations Defence = "known revocations"
+	// IgnoredJunk: objects that no key of the repository wrote are ignored.
+	IgnoredJunk Defence = "ignored junk"
 )
 
 func (o *Options) defaults() {
@@ -419,6 +422,10 @@ func openConfig(keys *seal.Keys, data []byte) (json.RawMessage, error) {
 func (r *Repository) LoadIndex(ctx context.Context) error {
 	problems, err := r.store.LoadIndex(ctx)
 	for _, p := range problems {
+		if errors.Is(p.Err, seal.ErrJunk) {
+			r.addJunk(p.Object, p.Err)
+			continue
+		}
 		r.addProblems(Problem(p))
 	}
 	return err
@@ -491,26 +498,29 @@ func (r *Repository) putHeaded(ctx context.Context, prefix string, kind seal.Obj
 	return name, len(data), r.objects.Put(ctx, name, data)
 }
 
-// readObject reads a small object and decodes its JSON into v. It verifies the name
-// if that contains the content's hash.
+// readObject reads a small object whose name contains its hash, verifies it, and
+// decodes its JSON into v.
 func (r *Repository) readObject(ctx context.Context, name string, kind seal.ObjectKind, v any) (*seal.Object, error) {
 	data, err := r.objects.Get(ctx, name, 0, -1)
 	if err != nil {
 		return nil, err
 	}
-	if err := seal.CheckName(name, data); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
 	return r.openObject(name, data, kind, v)
 }
 
 func (r *Repository) openObject(name string, data []byte, kind seal.ObjectKind, v any) (*seal.Object, error) {
-	o, err := r.keys.OpenObject(kind, data)
+	o, err := r.keys.OpenNamed(kind, name, data)
+	if errors.Is(err, seal.ErrJunk) && !r.defends(IgnoredJunk) {
+		err = fmt.Errorf("%v: %w", err, seal.ErrCorrupt)
+	}
+	if err != nil && o != nil && !errors.Is(err, seal.ErrRevoked) {
+		err = fmt.Errorf("written by key %s: %w", o.Cert.Writer(), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if err := json.Unmarshal(o.Body, v); err != nil {
-		return nil, fmt.Errorf("%s: %v: %w", name, err, seal.ErrCorrupt)
+		return nil, fmt.Errorf("%s: written by key %s: %v: %w", name, o.Cert.Writer(), err, seal.ErrCorrupt)
 	}
-	return o, nil
+	return o, checkRun(name, v)
 }

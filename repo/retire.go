@@ -27,7 +27,12 @@ type Retired struct {
 
 	name   string
 	writer seal.WriterID
+	full   bool
 }
+
+// Full reports whether a full key declared the run dead. Otherwise the object is
+// valid only if the writer of the run signed it.
+func (t *Retired) Full() bool { return t.full }
 
 // Writer returns the writer that declared the run dead.
 func (t *Retired) Writer() seal.WriterID { return t.writer }
@@ -63,24 +68,30 @@ func (r *Repository) PutRetired(ctx context.Context, t *Retired) error {
 // Retirements reads all declarations of dead runs. Those that cannot be read are
 // returned as problems.
 func (r *Repository) Retirements(ctx context.Context) ([]*Retired, []Problem, error) {
-	return readAll(ctx, r, retiredPrefix, seal.KindRetired, func(t *Retired, name string, by *seal.Cert) { t.name, t.writer = name, by.Writer() })
+	return readAll(ctx, r, retiredPrefix, seal.KindRetired, func(t *Retired, name string, by *seal.Cert) {
+		t.name, t.writer, t.full = name, by.Writer(), by.Role() == seal.Full
+	})
 }
 
 // IsRetired reports whether the run of this claim, which must be the caller's own,
 // was declared dead: either an object under retired/ declares it, or its claim was
-// deleted.
+// deleted. An object that is damaged declares nothing: if the run was declared dead
+// by it and ended, its snapshots are invalid all the same (Over).
 func (r *Repository) IsRetired(ctx context.Context, c *Claim) (bool, error) {
 	if _, err := r.objects.Stat(ctx, c.name); errors.Is(err, object.ErrNotFound) {
 		return true, nil
 	} else if err != nil {
 		return false, err
 	}
-	found := false
-	err := object.ListOwn(ctx, r.objects, retiredPrefix+c.Run+"-", func(object.Info) error {
-		found = true
-		return nil
+	found, bad, err := readAll(ctx, r, retiredPrefix+c.Run+"-", seal.KindRetired, func(t *Retired, _ string, by *seal.Cert) {
+		t.writer, t.full = by.Writer(), by.Role() == seal.Full
 	})
-	return found, err
+	r.addProblems(bad...)
+	if len(bad) > 0 && !r.defends(IgnoredJunk) {
+		return true, nil
+	}
+	own := r.keys.Cert.Writer()
+	return slices.ContainsFunc(found, func(t *Retired) bool { return t.full || t.writer == own }), err
 }
 
 // References reads the reference lists of all runs. Lists that cannot be read are

@@ -217,7 +217,8 @@ func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
 }
 
 // Snapshots reads all snapshots, oldest data first. Snapshots that cannot be read
-// or are invalid (ErrWithdrawn) are returned in bad; none is ever skipped silently.
+// or are invalid (ErrWithdrawn) are returned in bad; none is ever skipped silently,
+// except junk, which Junk returns.
 func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Problem, err error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, snapshotPrefix, func(i object.Info) error {
@@ -228,6 +229,10 @@ func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Prob
 	}
 	var mu sync.Mutex
 	add := func(name string, s *Snapshot, err error) {
+		if errors.Is(err, seal.ErrJunk) {
+			r.addJunk(name, err)
+			return
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		if err != nil {
@@ -305,7 +310,7 @@ func (r *Repository) snapshotObject(ctx context.Context, name string) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	if err := seal.CheckName(name, data); err != nil {
+	if _, err := r.keys.VerifyNamed(seal.KindSnapshot, name, data); err != nil && !errors.Is(err, seal.ErrRevoked) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {

@@ -25,6 +25,9 @@ var (
 	// ErrCorrupt is the class of all damage: the bytes differ from those that
 	// were written. Callers test for it with errors.Is.
 	ErrCorrupt = errors.New("corrupt data")
+	// ErrJunk is returned for objects that are as they were stored, and that no
+	// writer of the repository has made. They have no meaning and do no harm.
+	ErrJunk = errors.New("junk: no key of this repository wrote it")
 	// ErrForeign is returned for objects of another repository.
 	ErrForeign = errors.New("object of another repository")
 	// ErrNewer is returned for objects of a newer format than Version.
@@ -204,7 +207,8 @@ func (k *Keys) ForNewWriter(role Role) (*Keys, error) {
 	return &n, nil
 }
 
-// CheckCert verifies that cert was issued by the repository.
+// CheckCert verifies that cert was issued by the repository. The role and the
+// writer of a certificate mean nothing before.
 func (k *Keys) CheckCert(cert *Cert) error {
 	if len(k.CertifyPublic) != ed25519.PublicKeySize || !ed25519.Verify(k.CertifyPublic, certMessage(k.Repo, cert[:33]), cert[33:]) {
 		return fmt.Errorf("writer %s is not certified by this repository: %w", cert.Writer(), ErrCorrupt)

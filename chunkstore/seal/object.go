@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -149,29 +150,62 @@ func ObjectRepo(data []byte) (id RepoID) {
 }
 
 // VerifyObject verifies the writer and the integrity of an object that must be
-// of kind, without decrypting it. Of k it needs only Repo and CertifyPublic.
+// of kind, without decrypting it. Of k it needs only Repo and CertifyPublic. Its
+// signature is verified first, also if a newer version of the format wrote it,
+// because every version keeps the places of the certificate and the signature.
 func (k *Keys) VerifyObject(kind ObjectKind, data []byte) (*Object, error) {
-	got, head, err := ObjectHead(data)
-	if err != nil {
-		return nil, err
+	if len(data) < objectHeadSize+signatureSize || string(data[:4]) != objectMagic {
+		return nil, fmt.Errorf("not an object of a repository: %w", ErrCorrupt)
 	}
 	if !bytes.Equal(data[8:24], k.Repo[:]) {
 		return nil, ErrForeign
 	}
-	if got != kind {
-		return nil, fmt.Errorf("object of kind %d instead of %d: %w", got, kind, ErrCorrupt)
-	}
-	o := &Object{Kind: got, Head: head, Stored: len(data)}
+	o := &Object{Kind: kind, Stored: len(data)}
 	copy(o.Cert[:], data[24:])
 	signed := data[:len(data)-signatureSize]
 	sum := sha256.Sum256(signed)
 	if err := k.Verify(&o.Cert, append([]byte(objectMessage), sum[:]...), data[len(signed):]); err != nil {
 		return nil, err
 	}
+	got, head, err := ObjectHead(data)
+	if err != nil {
+		return nil, err
+	}
+	if got != kind {
+		return nil, fmt.Errorf("object of kind %d instead of %d: %w", got, kind, ErrCorrupt)
+	}
+	o.Head = head
 	if k.Refuses(o.Cert.Writer(), sha256.Sum256(data)) {
 		return nil, fmt.Errorf("writer %s: %w", o.Cert.Writer(), ErrRevoked)
 	}
 	return o, nil
+}
+
+// OpenNamed opens an object from storage whose name ends in the SHA-256 of its
+// content. It distinguishes two kinds of bad objects. If the content does not
+// match the name, the object was damaged after it was written: the error is
+// ErrCorrupt, and the content that it had is not known. If it matches, but no
+// writer of this repository signed it as an object of this kind, it was stored
+// like that: the error is ErrJunk, and the object has no meaning.
+func (k *Keys) OpenNamed(kind ObjectKind, name string, data []byte) (*Object, error) {
+	o, err := k.VerifyNamed(kind, name, data)
+	if err != nil {
+		return nil, err
+	}
+	return o, k.decrypt(o, data)
+}
+
+// VerifyNamed is OpenNamed without decryption. Of k it needs only Repo and
+// CertifyPublic.
+func (k *Keys) VerifyNamed(kind ObjectKind, name string, data []byte) (*Object, error) {
+	if err := CheckName(name, data); err != nil {
+		return nil, err
+	}
+	o, err := k.VerifyObject(kind, data)
+	if err == nil || errors.Is(err, ErrNewer) || errors.Is(err, ErrRevoked) {
+		return o, err
+	}
+	return nil, fmt.Errorf("%w: %v", ErrJunk, err)
 }
 
 // OpenObject verifies and decrypts an object that must be of kind.
@@ -180,23 +214,28 @@ func (k *Keys) OpenObject(kind ObjectKind, data []byte) (*Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := k.objectAEAD(kind, data[121:153])
+	return o, k.decrypt(o, data)
+}
+
+// decrypt sets the body of an object that was verified.
+func (k *Keys) decrypt(o *Object, data []byte) error {
+	a, err := k.objectAEAD(o.Kind, data[121:153])
 	if err != nil {
-		return nil, err
+		return err
 	}
 	signed := data[:len(data)-signatureSize]
 	at := objectHeadSize + len(o.Head)
 	plain, err := a.Open(nil, Nonce(0), signed[at:], data[:at])
 	if err != nil || len(plain) < 5 {
-		return nil, fmt.Errorf("body: %w", ErrCorrupt)
+		return fmt.Errorf("body: %w", ErrCorrupt)
 	}
 	n := binary.BigEndian.Uint32(plain[1:])
 	if n > maxObjectBody {
-		return nil, fmt.Errorf("body of %d bytes: %w", n, ErrCorrupt)
+		return fmt.Errorf("body of %d bytes: %w", n, ErrCorrupt)
 	}
 	o.Body, err = Decompress(nil, plain[5:], Encoding(plain[0]), int(n))
 	if err != nil {
-		return nil, fmt.Errorf("body: %w", err)
+		return fmt.Errorf("body: %w", err)
 	}
-	return o, nil
+	return nil
 }

@@ -3,6 +3,7 @@ package seal
 import (
 	"bytes"
 	"crypto/hpke"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
@@ -82,8 +83,48 @@ func TestObjectTamper(t *testing.T) {
 	}
 	newer := bytes.Clone(data)
 	binary.BigEndian.PutUint16(newer[4:], Version+1)
+	if _, err := k.OpenNamed(KindSnapshot, Name(newer), newer); !errors.Is(err, ErrJunk) {
+		t.Errorf("of a newer format, unsigned: %v", err)
+	}
+	signed := newer[:len(newer)-signatureSize]
+	sum := sha256.Sum256(signed)
+	newer = append(signed, k.Sign(append([]byte(objectMessage), sum[:]...))...)
 	if _, err := k.OpenObject(KindSnapshot, newer); !errors.Is(err, ErrNewer) {
 		t.Errorf("of a newer format: %v", err)
+	}
+	if _, err := k.OpenNamed(KindSnapshot, Name(newer), newer); !errors.Is(err, ErrNewer) {
+		t.Errorf("of a newer format, by its name: %v", err)
+	}
+}
+
+// An object whose content matches its name is junk if no writer of the repository
+// signed it as an object of this kind. An object that does not match its name is
+// damaged, whatever is in it.
+func TestJunk(t *testing.T) {
+	k := newKeys(t)
+	data, name, err := k.SealObject(KindNote, nil, []byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := bytes.Clone(data)
+	forged[24] = byte(WriteOnly) // the role in the certificate
+	foreign, _, err := newKeys(t).SealObject(KindNote, nil, []byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, p := range map[string][]byte{"nothing": {}, "five bytes": []byte("junk!"), "a forged role": forged, "another repository": foreign, "cut": data[:200]} {
+		if _, err := k.OpenNamed(KindNote, "notes/"+Name(p), p); !errors.Is(err, ErrJunk) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if _, err := k.OpenNamed(KindNote, "notes/"+name, p); errors.Is(err, ErrJunk) || !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s under a sound object's name: %v", what, err)
+		}
+	}
+	if _, err := k.OpenNamed(KindCondemned, "condemned/"+name, data); !errors.Is(err, ErrJunk) {
+		t.Errorf("in another folder: %v", err)
+	}
+	if _, err := k.OpenNamed(KindNote, "notes/"+name, data); err != nil {
+		t.Error(err)
 	}
 }
 

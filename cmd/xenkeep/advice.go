@@ -14,6 +14,8 @@ func advice(f check.Finding) string {
 		return objectAdvice(f.Object)
 	case check.Revoked:
 		return "it counts for nothing; xenkeep forget takes a snapshot away"
+	case check.Junk:
+		return "it is ignored and does no harm; xenkeep repair junk deletes it. Someone else can write to this storage"
 	case check.Withdrawn:
 		return "nothing else is lost with it; xenkeep forget takes it away"
 	case check.Remade:

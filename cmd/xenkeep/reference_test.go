@@ -323,6 +323,8 @@ var lineTypes = map[string]any{
 	"xenkeep repo upgrade: summary":      upgradeSummary{},
 	"xenkeep repair versions: version":   versionFindingLine{},
 	"xenkeep repair versions: summary":   versionsSummary{},
+	"xenkeep repair junk: junk":          junkFindingLine{},
+	"xenkeep repair junk: summary":       junkSummary{},
 	"xenkeep forget: decision":           decisionLine{},
 	"xenkeep forget: summary":            forgetSummary{},
 	"xenkeep prune: prune":               pruneLine{},

@@ -58,7 +58,7 @@ found damaged is remembered. No repair deletes a pack or a snapshot.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: needsCommand,
 	}
-	cmd.AddCommand(newRepairIndexCommand(), newRepairPacksCommand(), newRepairSnapshotsCommand(), newRepairVersionsCommand())
+	cmd.AddCommand(newRepairIndexCommand(), newRepairPacksCommand(), newRepairSnapshotsCommand(), newRepairVersionsCommand(), newRepairJunkCommand())
 	return cmd
 }
 

@@ -75,6 +75,7 @@ const (
 	SlotDamaged              // one copy of a key slot is damaged or missing
 	NoSlot                   // no key slot exists
 	BadCondemned             // a condemned list that cannot be read
+	Junk                     // an object that no key of the repository wrote; it is ignored
 )
 
 // Finding is one problem.
@@ -103,6 +104,7 @@ type Report struct {
 	Orphans     int        `json:"unindexed_packs"` // left by killed runs; the next backup adopts them
 	Claims      int        `json:"claims"`
 	DamageLists int        `json:"damage_lists"` // published by repair
+	Junk        int        `json:"junk"`         // of the findings, objects that no key of the repository wrote
 	PacksRead   int        `json:"packs_read"`
 	Read        int64      `json:"bytes_read"`
 	OldestProof *time.Time `json:"oldest_proof,omitempty"`  // when the pack that was read longest ago was last read
@@ -152,6 +154,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 			return nil, errors.Join(err, c.remember())
 		}
 	}
+	c.junk()
 	if len(o.Snapshots) > 0 {
 		c.rep.Findings = slices.DeleteFunc(c.rep.Findings, func(f Finding) bool { return !strings.HasPrefix(f.Object, "snapshots/") })
 	}
@@ -181,6 +184,8 @@ func kindOf(err error) Kind {
 		return Revoked
 	case errors.Is(err, repo.ErrWithdrawn):
 		return Withdrawn
+	case errors.Is(err, seal.ErrJunk):
+		return Junk
 	}
 	return BadObject
 }

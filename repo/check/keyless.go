@@ -26,23 +26,27 @@ type KeylessOptions struct {
 
 // Keyless verifies a repository without any key: that the content of every small
 // object, and of the packs that Options select (all by default), matches its name,
-// that the config is signed, that both copies of each key slot exist, and that no
+// that a key which the config's public key certifies signed it, that the config is
+// signed, that both copies of each key slot exist, and that no
 // pack is missing that an index object names. It cannot detect whether the blobs
 // that snapshots reference exist, nor whether index objects or snapshots were
 // deleted.
 func Keyless(ctx context.Context, objects object.Store, o KeylessOptions) (*Report, error) {
 	o.defaults()
 	c := &checker{o: o.Options, keyless: true, packs: make(map[pack.ID]stored), deleted: make(map[pack.ID]bool), bad: &damaged{packs: make(map[pack.ID]bool)}}
-	id, err := c.config(ctx, objects)
+	keys, err := c.config(ctx, objects)
 	if err != nil {
 		return nil, err
 	}
-	dir := ""
+	id, dir := "", ""
+	if keys != nil {
+		id = keys.Repo.String()
+	}
 	if o.CacheDir != "" && id != "" {
 		dir = filepath.Join(o.CacheDir, id)
 	}
 	c.proofs = openProofs(dir)
-	k := &keyless{checker: c, objects: objects, repository: id, named: make(map[pack.ID]int64)}
+	k := &keyless{checker: c, objects: objects, keys: keys, repository: id, named: make(map[pack.ID]int64)}
 	for _, step := range []func(context.Context) error{k.slots, k.small, k.listPacks, k.foreign, k.missing, k.data} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, c.remember())
@@ -52,25 +56,31 @@ func Keyless(ctx context.Context, objects object.Store, o KeylessOptions) (*Repo
 		return nil, err
 	}
 	c.rep.OldestProof, c.rep.NeverRead = c.proofs.oldest(c.packs)
+	for _, f := range c.rep.Findings {
+		if f.Kind == Junk {
+			c.rep.Junk++
+		}
+	}
 	slices.SortStableFunc(c.rep.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
 	return &c.rep, nil
 }
 
 // config verifies the config with the public key that the config itself contains:
 // this detects damage, but not a forgery by someone who can write to the storage.
-// It returns the repository's ID, or "" if the config is lost.
-func (c *checker) config(ctx context.Context, objects object.Store) (string, error) {
+// It returns the repository's ID and public key, or nil if the config is lost.
+func (c *checker) config(ctx context.Context, objects object.Store) (*seal.Keys, error) {
 	data, err := objects.Get(ctx, "config", 0, -1)
 	if err != nil && (ctx.Err() != nil || object.Retriable(err) || errors.Is(err, object.ErrNoRepository)) {
-		return "", err
+		return nil, err
 	}
+	var keys *seal.Keys
 	var cfg repo.Config
 	if err == nil {
 		var head []byte
 		if _, head, err = seal.ObjectHead(data); err == nil {
 			err = json.Unmarshal(head, &cfg)
 		}
-		keys := &seal.Keys{CertifyPublic: cfg.CertifyPublic}
+		keys = &seal.Keys{CertifyPublic: cfg.CertifyPublic}
 		if err == nil {
 			err = keys.Repo.Parse(cfg.Repository)
 		}
@@ -80,14 +90,15 @@ func (c *checker) config(ctx context.Context, objects object.Store) (string, err
 	}
 	if err != nil {
 		c.add(BadObject, "config", "", err)
-		return "", nil
+		return nil, nil
 	}
-	return cfg.Repository, nil
+	return keys, nil
 }
 
 type keyless struct {
 	*checker
 	objects    object.Store
+	keys       *seal.Keys // the repository's ID and public key, or nil
 	repository string
 	named      map[pack.ID]int64 // packs named by index objects, with their sizes
 }
@@ -127,7 +138,7 @@ func (k *keyless) small(ctx context.Context) error {
 				err = k.object(s.folder, s.name, data)
 			}
 			if err != nil {
-				k.add(BadObject, s.name, "", err)
+				k.add(kindOf(err), s.name, "", err)
 			}
 			return nil
 		})
@@ -139,15 +150,17 @@ func (k *keyless) object(folder, name string, data []byte) error {
 	if err := seal.CheckName(name, data); err != nil {
 		return err
 	}
+	if k.keys != nil {
+		if _, err := k.keys.VerifyNamed(kinds[folder], name, data); err != nil {
+			return err
+		}
+	}
 	kind, head, err := seal.ObjectHead(data)
 	if err != nil {
 		return err
 	}
 	if kind != kinds[folder] {
 		return fmt.Errorf("object of kind %d instead of %d: %w", kind, kinds[folder], seal.ErrCorrupt)
-	}
-	if of := seal.ObjectRepo(data).String(); k.repository != "" && of != k.repository {
-		return seal.ErrForeign
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -211,13 +211,7 @@ func (c *checker) stored(ctx context.Context) error {
 	g.SetLimit(max(2, c.r.Objects().Traits().Parallel))
 	for _, name := range names {
 		g.Go(func() error {
-			data, err := c.r.Objects().Get(ctx, name, 0, -1)
-			if err == nil {
-				err = seal.CheckName(name, data)
-			}
-			if err == nil {
-				_, err = c.r.Keys().OpenObject(kinds[name[:strings.IndexByte(name, '/')]], data)
-			}
+			err := c.r.Verify(ctx, name)
 			switch {
 			case err == nil || known[name] || errors.Is(err, object.ErrNotFound): // deleted meanwhile
 			case ctx.Err() != nil || object.Retriable(err):
@@ -229,6 +223,21 @@ func (c *checker) stored(ctx context.Context) error {
 		})
 	}
 	return g.Wait()
+}
+
+// junk reports the objects that were ignored because no key of the repository wrote
+// them, unless an earlier step has reported them.
+func (c *checker) junk() {
+	for _, p := range c.r.Junk() {
+		if !slices.ContainsFunc(c.rep.Findings, func(f Finding) bool { return f.Object == p.Object }) {
+			c.add(Junk, p.Object, "", p.Err)
+		}
+	}
+	for _, f := range c.rep.Findings {
+		if f.Kind == Junk {
+			c.rep.Junk++
+		}
+	}
 }
 
 // kinds maps the folders of small objects to their kinds.

@@ -193,6 +193,7 @@ func (e *execution) waits() map[string]bool {
 	for _, t := range e.s.retired {
 		waits[t.Run] = true
 	}
+	maps.Copy(waits, e.s.unclear)
 	return waits
 }
 

@@ -3,6 +3,7 @@ package prune
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"xenkeep/chunkstore/seal"
 	"xenkeep/repo"
@@ -24,6 +25,23 @@ func (s *survey) known(run string, writer seal.WriterID) {
 		s.runs[run] = make(map[seal.WriterID]bool)
 	}
 	s.runs[run][writer] = true
+}
+
+// retire sets the retirements that are valid: those of a full key, and those of the
+// run's own writer. A retirement that is damaged retires nothing, so that the data of
+// its run stays protected, but lists of deleted packs wait for its run as well.
+func (s *survey) retire(retired []*repo.Retired, bad []repo.Problem) {
+	s.retired = slices.DeleteFunc(retired, func(t *repo.Retired) bool {
+		return !t.Full() && s.runs[t.Run] != nil && !s.runs[t.Run][t.Writer()]
+	})
+	s.unclear = make(map[string]bool)
+	for _, p := range bad {
+		if s.givenUp(p.Object) {
+			continue
+		}
+		run, _, _ := strings.Cut(strings.TrimPrefix(p.Object, "retired/"), "-")
+		s.unclear[run] = true
+	}
 }
 
 // ended determines the runs that no longer protect anything.

@@ -10,7 +10,6 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/chunkstore/seal"
-	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
 	"xenkeep/repo/check"
@@ -134,68 +133,47 @@ func TestHeldWithinPut(t *testing.T) {
 	}
 }
 
-// A write-only key ends no run except one that ended itself: the data that others
-// protect stays until a full key prunes, and the plan reports that.
-func TestEndNeedsFullKey(t *testing.T) {
-	for _, itself := range []bool{false, true} {
-		t.Run(fmt.Sprint("ended itself ", itself), func(t *testing.T) {
-			store, c := mem.New(), repotest.NewClock()
-			full := repotest.Init(t, store)
-			second := repotest.Key(6)
-			if _, err := full.AddSlot(t.Context(), second, "machine", seal.WriteOnly, c.Now()); err != nil {
-				t.Fatal(err)
-			}
-			s := mustSave(t, store, c, disktest.Content(1, 2, 3), "a")
-			mustSave(t, store, c, disktest.Content(4), "b")
-			repotest.Forget(t, store, s)
-			claim := &repo.Claim{Run: "0c", Started: c.Now(), Roots: []repo.HexID{s.Disks[0].Root}}
-			if err := full.PutClaim(t.Context(), claim); err != nil {
-				t.Fatal(err)
-			}
-			if itself {
-				if err := full.PutRetired(t.Context(), &repo.Retired{Run: "0c", Time: c.Now(), Ended: true}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			with := func(secret slot.Secret) (*prune.Plan, *prune.Result) {
-				t.Helper()
-				c.Add(15 * day)
-				r, err := repo.Open(t.Context(), store, repo.Options{Secret: secret})
-				if err != nil {
-					t.Fatal(err)
-				}
-				p, err := prune.New(t.Context(), r, prune.Options{Now: c.Now, Wait: c.Wait})
-				if err != nil {
-					t.Fatal(err)
-				}
-				res, err := p.Execute(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				return p, res
-			}
-			for range 3 {
-				with(second)
-			}
-			p, _ := with(second)
-			if left := len(repotest.Names(t, store, "claims/")); (left == 0) != itself || (p.NeedEnd == 0) != itself || p.End != 0 || len(repotest.Names(t, store, "over/")) > 0 {
-				t.Fatalf("%d claims are left: %+v", left, p)
-			}
-			if itself {
-				return
-			}
-			packs := len(repotest.Names(t, store, "packs/"))
-			if p, res := with(repotest.Secret()); p.End != 1 || res.Ended != 1 || len(repotest.Names(t, store, "claims/")) != 1 {
-				t.Errorf("the pass that ends the run: %+v %+v", p, res)
-			}
-			if _, res := with(second); res.Condemned.Packs == 0 || len(repotest.Names(t, store, "claims/")) != 0 {
-				t.Errorf("the pass after it: %+v", res)
-			}
-			if _, res := with(second); res.Deleted.Packs == 0 || len(repotest.Names(t, store, "packs/")) >= packs {
-				t.Errorf("the pass after that: %+v", res)
-			}
-			mustClean(t, store)
-		})
+// Only a full key prunes. A write-only key ends no run except its own: the data that
+// others protect stays.
+func TestPruneNeedsFullKey(t *testing.T) {
+	store, c := mem.New(), repotest.NewClock()
+	full := repotest.Init(t, store)
+	if _, err := full.AddSlot(t.Context(), repotest.Key(6), "machine", seal.WriteOnly, c.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s := mustSave(t, store, c, disktest.Content(1, 2, 3), "a")
+	mustSave(t, store, c, disktest.Content(4), "b")
+	repotest.Forget(t, store, s)
+	weak := repotest.OpenWith(t, store, repo.Options{Secret: repotest.Key(6)})
+	if _, err := prune.New(t.Context(), weak, prune.Options{Now: c.Now, Wait: c.Wait}); !errors.Is(err, seal.ErrNoDataKey) {
+		t.Errorf("with a write-only key: %v", err)
+	}
+	for run, by := range map[string]*repo.Repository{"0c": full, "0d": weak} {
+		if err := by.PutClaim(t.Context(), &repo.Claim{Run: run, Started: c.Now(), Roots: []repo.HexID{s.Disks[0].Root}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := weak.PutRetired(t.Context(), &repo.Retired{Run: run, Time: c.Now(), Ended: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		c.Add(3 * day)
+		if _, _, err := pass(t.Context(), store, prune.Options{Now: c.Now, Wait: c.Wait}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := repotest.Names(t, store, "claims/"); len(left) != 1 || !strings.HasPrefix(left[0], "claims/0c-") {
+		t.Errorf("claims %v are left", left)
+	}
+	c.Add(14 * day)
+	for range 3 { // retires the run, ends it, deletes its claim
+		if _, _, err := pass(t.Context(), store, prune.Options{Now: c.Now, Wait: c.Wait}); err != nil {
+			t.Fatal(err)
+		}
+		c.Add(3 * day)
+	}
+	if left := repotest.Names(t, store, "claims/"); len(left) != 0 {
+		t.Errorf("claims %v are left", left)
 	}
 }
 

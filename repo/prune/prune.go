@@ -171,6 +171,10 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 	if err := r.CanPrune(); err != nil {
 		return nil, err
 	}
+	// Statements about the data of others count only from full keys.
+	if err := r.NeedsFull("prune"); err != nil {
+		return nil, err
+	}
 	if o.Exclusive {
 		if err := o.waitListing(ctx, r.Objects()); err != nil {
 			return nil, err

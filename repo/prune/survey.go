@@ -73,6 +73,7 @@ type running struct {
 	claims  []*repo.Claim
 	retired []*repo.Retired
 	runs    map[string]map[seal.WriterID]bool // writers of each run that has a claim or reference list
+	unclear map[string]bool                   // runs of which a retirement cannot be read
 	over    map[string]bool                   // those runs that no longer protect anything
 	end     []*repo.Over                      // those runs that can be ended
 }
@@ -166,10 +167,10 @@ func (s *survey) look(ctx context.Context) error {
 		return err
 	}
 	bad = append(bad, more...)
-	if s.retired, more, err = s.r.Retirements(ctx); err != nil {
+	retired, badRetired, err := s.r.Retirements(ctx)
+	if err != nil {
 		return err
 	}
-	bad = append(bad, more...)
 	for _, p := range bad {
 		if !s.givenUp(p.Object) {
 			return unreadable(p.Object, p.Err)
@@ -182,6 +183,7 @@ func (s *survey) look(ctx context.Context) error {
 	for _, f := range refs {
 		s.known(f.Run, f.Writer())
 	}
+	s.retire(retired, badRetired)
 	if err := s.ended(ctx); err != nil {
 		return err
 	}
