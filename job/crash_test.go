@@ -114,7 +114,7 @@ func child(text string) (calls int, err error) {
 		return 0, err
 	}
 	_, err = backup.Run(ctx, r, pool, backup.Options{
-		Common: job.Common{StateDir: o.State, Job: "crash"}, Chosen: []backup.Chosen{{UUID: vm.UUID, Name: "web", Kinds: o.Kinds}}, Keep: o.Keep, UnplugUSB: o.UnplugUSB,
+		Common: job.Common{StateDir: o.State, Job: "crash"}, Selected: []backup.VMRequest{{UUID: vm.UUID, Name: "web", Kinds: o.Kinds}}, Keep: o.Keep, UnplugUSB: o.UnplugUSB,
 	})
 	return objects.Calls(objecttest.Any) - before, err
 }
@@ -356,8 +356,8 @@ func (w *crashWorld) again(keep backup.Keep) *job.Summary {
 	w.idle()
 	w.Reopen()
 	o := w.Options()
-	o.Chosen = w.Chosen("web")
-	o.Chosen[0].Kinds = w.kinds
+	o.Selected = w.Chosen("web")
+	o.Selected[0].Kinds = w.kinds
 	o.Job, o.Keep, o.UnplugUSB = "crash", keep, w.usb
 	s, err := backup.Run(w.T.Context(), w.Repo, w.Pool, o)
 	if err != nil {

@@ -85,7 +85,7 @@ func restoreKept(t *testing.T) operation {
 	w.newRepository()
 	o := w.Options()
 	o.Keep = backup.KeepNone
-	o.Chosen = []backup.Chosen{{UUID: w.VM("web").UUID, Name: "web", Kinds: []vmplan.Kind{vmplan.KindCheckpoint}}}
+	o.Selected = []backup.VMRequest{{UUID: w.VM("web").UUID, Name: "web", Kinds: []vmplan.Kind{vmplan.KindCheckpoint}}}
 	id := w.Backup(o).Snapshots[0].ID
 	w.Remove(w.VM("web"))
 	return restoring(w, id, "keep", nothing, func() {

@@ -36,10 +36,10 @@ var (
 	ErrPartial = errors.New("some VMs or disks failed")
 	// ErrFailed is returned beside a summary where nothing was saved.
 	ErrFailed = errors.New("nothing was saved")
-	// ErrUntrue is returned beside a summary where the pool's changed-block
+	// ErrCBTMissedChange is returned beside a summary where the pool's changed-block
 	// tracking was found to have called something unchanged that was not: what
 	// was saved is right, what was saved before may not be.
-	ErrUntrue = errors.New("changed-block tracking missed a change")
+	ErrCBTMissedChange = errors.New("changed-block tracking missed a change")
 	// ErrDamage is returned beside a report of a run that met damage in the
 	// repository.
 	ErrDamage = errors.New("damage found")
@@ -181,7 +181,7 @@ type VMSummary struct {
 	Kind     string        `json:"kind,omitempty"` // of the VM snapshot
 	Started  time.Time     `json:"started,omitzero"`
 	Duration float64       `json:"duration_s,omitempty"`
-	Waits    Waits         `json:"waits"`
+	Waits    Timing        `json:"waits"`
 	Slowest  string        `json:"bottleneck,omitempty"` // "pool", "network", "cpu" or "storage"
 	Disks    []DiskSummary `json:"disks"`
 	Missing  []repo.Gap    `json:"missing,omitempty"`
@@ -223,7 +223,7 @@ func HintOf(err error) string {
 		return "free space on the SR, or move disks off it"
 	case errors.Is(err, ErrActive), errors.Is(err, ErrBusy):
 		return "wait for it to end"
-	case errors.Is(err, ErrUntrue):
+	case errors.Is(err, ErrCBTMissedChange):
 		return "this backup is right; to be sure of older ones compare them: xenkeep restore, xenkeep backup --transport vhd. Look at the storage, and for who reverts disks there"
 	}
 	return ""
@@ -239,8 +239,8 @@ type VMSkip struct {
 	Reason string `json:"reason"`
 }
 
-// Waits are shares of a VM's wall time, by what was waited for. They make one.
-type Waits struct {
+// Timing are shares of a VM's wall time, by what was waited for. They make one.
+type Timing struct {
 	Pool    float64 `json:"pool"`    // calls, snapshots, beginnings and ends of transfers
 	Network float64 `json:"network"` // the data of disks
 	CPU     float64 `json:"cpu"`     // cutting, compressing, sealing
@@ -248,7 +248,7 @@ type Waits struct {
 }
 
 // Bottleneck is what most of the time was spent on waiting for.
-func (w Waits) Bottleneck() string {
+func (w Timing) Bottleneck() string {
 	name, most := "", 0.0
 	for _, x := range []struct {
 		name  string

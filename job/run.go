@@ -202,7 +202,7 @@ func SameVM(a, b *repo.Snapshot) bool {
 	return a.Origin == b.Origin && a.Pool.UUID == b.Pool.UUID && a.VM.UUID == b.VM.UUID
 }
 
-func Summarise(s *repo.Snapshot) VMSummary {
+func Summarize(s *repo.Snapshot) VMSummary {
 	v := VMSummary{ID: s.ID(), VMUUID: s.VM.UUID, VMName: s.VM.Name, Kind: s.Kind, Complete: s.Complete, Missing: s.Missing, Disks: []DiskSummary{}}
 	for _, d := range s.Disks {
 		v.Disks = append(v.Disks, DiskSummary{
@@ -212,5 +212,5 @@ func Summarise(s *repo.Snapshot) VMSummary {
 	return v
 }
 
-// Metered is a progress callback of a meter.
-func Metered(m Meter) func(int64) { return func(n int64) { m.Add(n) } }
+// CountingCallback is a progress callback of a meter.
+func CountingCallback(m Meter) func(int64) { return func(n int64) { m.Add(n) } }

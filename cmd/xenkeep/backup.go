@@ -162,7 +162,7 @@ func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
 		}
 		return reported{err}
 	}
-	if errors.Is(err, job.ErrUntrue) {
+	if errors.Is(err, job.ErrCBTMissedChange) {
 		tell(cmd.ErrOrStderr(), sentence(err), hint(err))
 		return reported{err}
 	}

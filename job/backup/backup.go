@@ -20,7 +20,7 @@ import (
 // Run saves VMs of a pool: all their disks, each VM in one VM snapshot. It
 // returns a summary beside ErrPartial or ErrFailed.
 func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) (*job.Summary, error) {
-	alone := o.Job == ""
+	withoutJob := o.Job == ""
 	o.Defaults()
 	if o.Keep == "" {
 		o.Keep = KeepAuto
@@ -34,8 +34,8 @@ func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) 
 	if o.DiskConcurrency <= 0 {
 		o.DiskConcurrency = 2
 	}
-	b := &poolBackup{r: r, pool: pool, o: o, damaged: map[string]soundness{}, lockVMs: alone}
-	if !alone {
+	b := &poolBackup{r: r, pool: pool, o: o, damaged: map[string]baseHealth{}, lockVMs: withoutJob}
+	if !withoutJob {
 		release, err := job.LockJob(o.StateDir, r.ID(), o.Job)
 		if err != nil {
 			return nil, err
@@ -55,9 +55,9 @@ func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) 
 	case err != nil:
 		b.sum.Status = "failed"
 		return b.sum, err
-	case len(b.sum.Failed) == 0 && b.retention == nil && b.untrue == nil && b.database == nil && len(b.sum.Skipped) == 0:
+	case len(b.sum.Failed) == 0 && b.retention == nil && b.missedChange == nil && b.database == nil && len(b.sum.Skipped) == 0:
 		return b.sum, nil
-	case len(b.sum.Failed) == 0 && b.retention == nil && b.untrue == nil && b.database == nil:
+	case len(b.sum.Failed) == 0 && b.retention == nil && b.missedChange == nil && b.database == nil:
 		b.sum.Status = "partial"
 		if len(b.sum.Snapshots) == 0 {
 			b.sum.Status = "skipped"
@@ -69,9 +69,9 @@ func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) 
 	}
 	b.sum.Status = "partial"
 	if len(b.sum.Failed) == 0 && b.retention == nil && b.database == nil {
-		return b.sum, b.untrue
+		return b.sum, b.missedChange
 	}
-	return b.sum, errors.Join(b.failure(job.ErrPartial), b.retention, b.untrue, b.database)
+	return b.sum, errors.Join(b.failure(job.ErrPartial), b.retention, b.missedChange, b.database)
 }
 
 // poolBackup is one run of Backup.
@@ -81,7 +81,7 @@ type poolBackup struct {
 	o       Options
 	started time.Time
 	all     []*repo.Snapshot
-	damaged map[string]soundness
+	damaged map[string]baseHealth
 	// retention is why the policy could not be applied.
 	retention error
 	// database is why the pool's database could not be stored.
@@ -90,12 +90,12 @@ type poolBackup struct {
 
 	tracking *tracking
 	lease    *lease.Lease
-	srs      gates
-	places   *ceilings
+	srLocks  srLocks
+	limits   *limits
 
-	mu     sync.Mutex // held where sum is told of failures and warnings
-	sum    *job.Summary
-	untrue error // ErrUntrue where it was so
+	mu           sync.Mutex // held where sum is told of failures and warnings
+	sum          *job.Summary
+	missedChange error // ErrUntrue where it was so
 
 	// lockVMs has a run without a job lock each VM that it begins, in place of
 	// the job; locks are these, by the VM's UUID.
@@ -160,7 +160,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 	}
 	for _, l := range lists {
 		for _, d := range l.Blocks {
-			b.damaged[d.Snapshot] = snapshotHurt
+			b.damaged[d.Snapshot] = baseDamaged
 		}
 	}
 	notes, _, err := b.r.Notes(ctx)
@@ -169,14 +169,14 @@ func (b *poolBackup) run(ctx context.Context) error {
 	}
 	for _, n := range notes {
 		if n.Kind == repo.NoteDamaged {
-			b.damaged[n.Snapshot] = snapshotWrong
+			b.damaged[n.Snapshot] = baseUntrusted
 		}
 	}
-	b.tidy(ctx)
+	b.cleanUpLeftovers(ctx)
 	if b.tracking, err = newTracking(ctx, b.pool, b.o.Transport); err != nil {
 		return err
 	}
-	b.targets, err = b.find(ctx)
+	b.targets, err = b.findTargets(ctx)
 	if err != nil || len(b.targets) == 0 && !b.o.Database {
 		return err
 	}
@@ -184,7 +184,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 	b.expect(targets)
 	var roots []chunk.ID
 	for _, t := range targets {
-		if last := b.last(t.uuid); last != nil {
+		if last := b.lastSnapshot(t.uuid); last != nil {
 			for _, d := range last.Disks {
 				roots = append(roots, chunk.ID(d.Root))
 			}
@@ -194,7 +194,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 		roots = append(roots, chunk.ID(last.Disks[0].Root))
 	}
 	err = job.WithRun(ctx, b.r, &b.o.Common, roots, func(ctx context.Context, run *backup.Run) error {
-		return b.save(ctx, run, targets)
+		return b.saveVMs(ctx, run, targets)
 	})
 	if err != nil && (ctx.Err() != nil || len(b.sum.Snapshots) == 0) {
 		return err
@@ -213,17 +213,17 @@ func (b *poolBackup) run(ctx context.Context) error {
 func (b *poolBackup) failRest(targets []target, err error) {
 	for _, t := range targets {
 		saved := slices.ContainsFunc(b.sum.Snapshots, func(s job.VMSummary) bool { return s.VMUUID == t.uuid })
-		told := slices.ContainsFunc(b.sum.Failed, func(f job.VMFailure) bool { return f.VM == t.asked }) ||
-			slices.ContainsFunc(b.sum.Skipped, func(s job.VMSkip) bool { return s.VM == t.asked })
-		if !saved && !told {
-			b.fail(t.asked, t.uuid, err)
+		reported := slices.ContainsFunc(b.sum.Failed, func(f job.VMFailure) bool { return f.VM == t.name }) ||
+			slices.ContainsFunc(b.sum.Skipped, func(s job.VMSkip) bool { return s.VM == t.name })
+		if !saved && !reported {
+			b.fail(t.name, t.uuid, err)
 		}
 	}
 }
 
-// tidy removes what dead runs left on the pool; it keeps no backup from being
+// cleanUpLeftovers removes what dead runs left on the pool; it keeps no backup from being
 // made.
-func (b *poolBackup) tidy(ctx context.Context) {
+func (b *poolBackup) cleanUpLeftovers(ctx context.Context) {
 	rep, err := lease.Cleanup(ctx, b.r, b.pool, lease.CleanupOptions{Machine: b.o.Machine})
 	if err == nil {
 		err = rep.Err()
@@ -233,17 +233,17 @@ func (b *poolBackup) tidy(ctx context.Context) {
 	}
 }
 
-// find finds the VMs that are meant, each once.
-func (b *poolBackup) find(ctx context.Context) ([]target, error) {
+// findTargets finds the VMs that are meant, each once.
+func (b *poolBackup) findTargets(ctx context.Context) ([]target, error) {
 	var list []target
-	for _, c := range b.o.Chosen {
-		list = append(list, target{asked: c.Name, uuid: c.UUID, size: c.Size, leave: c.Leave, kinds: c.Kinds, retention: c.Retention})
+	for _, c := range b.o.Selected {
+		list = append(list, target{name: c.Name, uuid: c.UUID, size: c.Size, leave: c.Leave, kinds: c.Kinds, retention: c.Retention})
 	}
 	seen := make(map[string]bool)
 	add := func(asked, uuid string) {
 		if !seen[uuid] {
 			seen[uuid] = true
-			list = append(list, target{asked: asked, uuid: uuid})
+			list = append(list, target{name: asked, uuid: uuid})
 		}
 	}
 	for _, name := range b.o.VMs {
@@ -283,20 +283,20 @@ func (b *poolBackup) find(ctx context.Context) ([]target, error) {
 	return list, nil
 }
 
-// save reads the VMs, some at once, and publishes them as they come: all that
+// saveVMs reads the VMs, some at once, and publishes them as they come: all that
 // publishes and tidies is done here, by one goroutine.
-func (b *poolBackup) save(ctx context.Context, run *backup.Run, targets []target) (err error) {
+func (b *poolBackup) saveVMs(ctx context.Context, run *backup.Run, targets []target) (err error) {
 	if b.lease, err = lease.New(ctx, b.pool, lease.Owner{Repository: b.r.ID(), Run: run.ID(), Job: b.o.Job, Machine: b.o.Machine, RenewEvery: b.o.RenewEvery}); err != nil {
 		return err
 	}
 	stop := b.lease.Start(ctx, func(err error) { b.warn("marks on the pool were not renewed: %w", err) })
 	defer stop()
-	b.srs = newGates()
-	b.places = newCeilings(b.o.HostConcurrency, b.o.SRConcurrency)
+	b.srLocks = newSRLocks()
+	b.limits = newLimits(b.o.HostConcurrency, b.o.SRConcurrency)
 	defer func() { // whatever ended the run
 		st := run.Stats()
 		b.sum.Packs, b.sum.Stored = st.Packs, st.Stored
-		b.abandon(ctx)
+		b.undoUnpublished(ctx)
 	}()
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -328,8 +328,8 @@ func (b *poolBackup) save(ctx context.Context, run *backup.Run, targets []target
 	return b.publish(ctx, run)
 }
 
-// last is the VM's latest complete snapshot.
-func (b *poolBackup) last(vm string) *repo.Snapshot {
+// lastSnapshot is the VM's latest complete snapshot.
+func (b *poolBackup) lastSnapshot(vm string) *repo.Snapshot {
 	return repo.Latest(b.all, func(s *repo.Snapshot) bool {
 		return s.Origin == "pool" && s.Pool.UUID == b.pool.PoolUUID() && s.VM.UUID == vm
 	})
@@ -352,10 +352,10 @@ func (b *poolBackup) publish(ctx context.Context, run *backup.Run) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
 	for _, v := range b.waiting {
-		v.watch.published = took
+		v.timer.published = took
 		b.sum.Snapshots = append(b.sum.Snapshots, v.summary())
 		b.done = append(b.done, v.snap)
-		if err := v.settle(clean); err != nil {
+		if err := v.finish(clean); err != nil {
 			b.warn("VM %s: %v", v.plan.VM.NameLabel, err)
 		}
 	}
@@ -363,8 +363,8 @@ func (b *poolBackup) publish(ctx context.Context, run *backup.Run) error {
 	return nil
 }
 
-// abandon takes away from the pool what unpublished backups left on it.
-func (b *poolBackup) abandon(ctx context.Context) {
+// undoUnpublished takes away from the pool what unpublished backups left on it.
+func (b *poolBackup) undoUnpublished(ctx context.Context) {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
 	for _, v := range b.waiting {
@@ -373,10 +373,10 @@ func (b *poolBackup) abandon(ctx context.Context) {
 	b.waiting = nil
 }
 
-// disbelieve is told of a disk whose tracking missed a change since snapshot
+// markCBTBroken is told of a disk whose tracking missed a change since snapshot
 // last. The note keeps last from ever being built upon again.
-func (b *poolBackup) disbelieve(ctx context.Context, last *repo.Snapshot, vm, device string, cause error) {
-	err := fmt.Errorf("VM %s: disk %s: %w: %w; the disk is read in full, and backups of it since tracking began may be wrong there", vm, device, job.ErrUntrue, cause)
+func (b *poolBackup) markCBTBroken(ctx context.Context, last *repo.Snapshot, vm, device string, cause error) {
+	err := fmt.Errorf("VM %s: disk %s: %w: %w; the disk is read in full, and backups of it since tracking began may be wrong there", vm, device, job.ErrCBTMissedChange, cause)
 	b.warn("%w", err)
 	note := &repo.Note{Snapshot: last.ID(), Kind: repo.NoteDamaged, Time: b.o.Now().UTC(),
 		Text: fmt.Sprintf("changed-block tracking of disk %s missed a change since: %v", device, cause)}
@@ -385,16 +385,16 @@ func (b *poolBackup) disbelieve(ctx context.Context, last *repo.Snapshot, vm, de
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.damaged[last.ID()] = snapshotWrong
-	b.untrue = errors.Join(b.untrue, err)
+	b.damaged[last.ID()] = baseUntrusted
+	b.missedChange = errors.Join(b.missedChange, err)
 }
 
-// soundness tells what is known of a snapshot, which may be nil.
-func (b *poolBackup) soundness(s *repo.Snapshot) soundness {
+// healthOf tells what is known of a snapshot, which may be nil.
+func (b *poolBackup) healthOf(s *repo.Snapshot) baseHealth {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if s == nil {
-		return snapshotSound
+		return baseSound
 	}
 	return b.damaged[s.ID()]
 }

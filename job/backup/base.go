@@ -24,21 +24,21 @@ type base struct {
 	reason  string // why there is no delta, or what the delta is to
 }
 
-// soundness is what is known of a snapshot.
-type soundness int
+// baseHealth is what is known of a snapshot.
+type baseHealth int
 
 const (
-	snapshotSound soundness = iota
+	baseSound baseHealth = iota
 	// snapshotHurt: some of its chunks are lost, and which is known, so that
 	// they can be read again with what has changed.
-	snapshotHurt
+	baseDamaged
 	// snapshotWrong: it may differ from the disk anywhere.
-	snapshotWrong
+	baseUntrusted
 )
 
 // findBase looks for the last backup of a disk, and whether what has changed
 // since can be had from the pool. last is the VM's latest complete snapshot.
-func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *vmplan.DiskPlan, snap *xapi.VDI, state soundness) (base, error) {
+func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *vmplan.DiskPlan, snap *xapi.VDI, state baseHealth) (base, error) {
 	if last == nil {
 		return base{reason: "first backup of this VM"}, nil
 	}
@@ -57,7 +57,7 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 		return b, nil
 	}
 	switch {
-	case state == snapshotWrong:
+	case state == baseUntrusted:
 		b.root = chunk.ID{}
 		return full("snapshot %s is damaged", last.Short())
 	case old.VDISnapshot == "":
@@ -97,12 +97,12 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 	if d.Untracked == "" && v.CBTEnabled && snap.CBTEnabled && old.Size <= int64(snap.VirtualSize) {
 		b.tracked = ref
 	}
-	hurt := state == snapshotHurt
+	damaged := state == baseDamaged
 	switch {
-	case hurt && b.tracked.IsNull():
+	case damaged && b.tracked.IsNull():
 		b.root = chunk.ID{}
 		return full("snapshot %s is damaged", last.Short())
-	case hurt:
+	case damaged:
 		return full("changes since snapshot %s, and what of it is damaged", last.Short())
 	case v.Type != "cbt_metadata" && !v.Missing && v.Managed:
 		b.vdi = ref

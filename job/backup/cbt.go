@@ -76,13 +76,13 @@ func newTracking(ctx context.Context, pool *xapi.Client, t Transport) (*tracking
 	return k, nil
 }
 
-// arm switches tracking on for a disk, before the VM snapshot is taken: so that
+// enableCBT switches tracking on for a disk, before the VM snapshot is taken: so that
 // this very VDI snapshot is one to compare the next with. It returns why not.
 //
 // Where the pool refuses because of what an earlier tracking left, this
 // repository's own lists of changes of the disk are dropped, which are of no use
 // any more, and it is tried once again.
-func (k *tracking) arm(ctx context.Context, pool *xapi.Client, repository string, d *vmplan.DiskPlan) string {
+func (k *tracking) enableCBT(ctx context.Context, pool *xapi.Client, repository string, d *vmplan.DiskPlan) string {
 	switch {
 	case k.off != "":
 		return k.off
@@ -113,9 +113,9 @@ func dropLists(ctx context.Context, pool *xapi.Client, repository string, disk x
 	return lease.DropBases(ctx, pool, repository, disk, func(s *xapi.VDI) bool { return s.Type == "cbt_metadata" })
 }
 
-// rearm begins the tracking of a disk anew, since it was wrong: whoever asks for
+// resetCBT begins the tracking of a disk anew, since it was wrong: whoever asks for
 // the changes since before is then refused, instead of told a part of them.
-func rearm(ctx context.Context, b *poolBackup, d *vmplan.DiskPlan) {
+func resetCBT(ctx context.Context, b *poolBackup, d *vmplan.DiskPlan) {
 	err := b.pool.DisableCBT(ctx, d.VDI.Ref)
 	if err == nil {
 		err = b.pool.EnableCBT(ctx, d.VDI.Ref)
@@ -134,15 +134,15 @@ func (v *vmBackup) openNBD(ctx context.Context, snap xapi.VDI) (*nbd.Disk, error
 // unchanged and that is read all the same.
 const verifyShare = 100
 
-// tellingMost bounds the blocks that are compared because they changed last.
-const tellingMost = 4
+// maxRecentlyChanged bounds the blocks that are compared because they changed last.
+const maxRecentlyChanged = 4
 
-// tellingBlocks are some blocks that the last backup of a disk found changed,
+// recentlyChanged are some blocks that the last backup of a disk found changed,
 // and that are not among the changed of this one, which are read anyway.
 // Storage that was put back to a state before it, without a word to the pool,
 // has other bytes there, while its list of changes is empty.
-func (v *vmBackup) tellingBlocks(ctx context.Context, d *vmplan.DiskPlan, changed []disk.Extent) (map[int64]bool, error) {
-	last := v.b.last(v.plan.VM.UUID)
+func (v *vmBackup) recentlyChanged(ctx context.Context, d *vmplan.DiskPlan, changed []disk.Extent) (map[int64]bool, error) {
+	last := v.b.lastSnapshot(v.plan.VM.UUID)
 	before := repo.Latest(v.b.all, func(s *repo.Snapshot) bool {
 		return s.Origin == last.Origin && s.Pool.UUID == last.Pool.UUID && s.VM.UUID == last.VM.UUID && s != last && !s.Data.After(last.Data)
 	})
@@ -164,20 +164,20 @@ func (v *vmBackup) tellingBlocks(ctx context.Context, d *vmplan.DiskPlan, change
 	if err != nil {
 		return nil, err
 	}
-	telling := make(map[int64]bool)
+	recent := make(map[int64]bool)
 	for i, word := range differ {
-		for ; word != 0 && len(telling) < tellingMost; word &= word - 1 {
+		for ; word != 0 && len(recent) < maxRecentlyChanged; word &= word - 1 {
 			block := int64(i*64 + bits.TrailingZeros64(word))
 			from := block * disk.BlockSize
 			for len(changed) > 0 && changed[0].End() <= from {
 				changed = changed[1:]
 			}
 			if len(changed) == 0 || changed[0].Offset >= from+disk.BlockSize {
-				telling[block] = true
+				recent[block] = true
 			}
 		}
 	}
-	return telling, nil
+	return recent, nil
 }
 
 // transferChanged saves a disk from its base and what changed-block tracking
@@ -192,11 +192,11 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *vmplan.DiskPlan, snap
 	if err != nil {
 		return res, err
 	}
-	_, leave, err := v.b.places.enter(ctx, d.SR.Ref, nil) // the hosts' own bound is the limiter's
+	_, release, err := v.b.limits.acquire(ctx, d.SR.Ref, nil) // the hosts' own bound is the limiter's
 	if err != nil {
 		return res, err
 	}
-	defer leave()
+	defer release()
 	r, err := v.openNBD(ctx, snap)
 	if err != nil {
 		return res, err
@@ -208,16 +208,16 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *vmplan.DiskPlan, snap
 	}
 	m := v.meter(d, total)
 	defer m.Done()
-	o := backup.ChangedOptions{Size: size, Base: base.root, Changed: changed, Progress: job.Metered(m)}
+	o := backup.ChangedOptions{Size: size, Base: base.root, Changed: changed, Progress: job.CountingCallback(m)}
 	if v.b.o.VerifyCBT {
-		telling, err := v.tellingBlocks(ctx, d, changed)
+		recent, err := v.recentlyChanged(ctx, d, changed)
 		if err != nil {
 			return res, err
 		}
 		sample := backup.Sample(verifyShare, v.b.started.Unix())
-		o.Verify = func(block int64) bool { return telling[block] || sample(block) }
+		o.Verify = func(block int64) bool { return recent[block] || sample(block) }
 	}
-	done := v.watch.disk(v.b.o.Now())
+	done := v.timer.disk(v.b.o.Now())
 	defer func() { done(v.b.o.Now(), res.Waited) }()
 	return v.run.Changed(ctx, v.b.o.ReadLimit.Disk(transfer.NBDReader{D: r, Bytes: size}), o)
 }
@@ -226,11 +226,11 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *vmplan.DiskPlan, snap
 // knows to be zero.
 func (v *vmBackup) transferNBD(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base) (res backup.DiskResult, err error) {
 	size := int64(snap.VirtualSize)
-	_, leave, err := v.b.places.enter(ctx, d.SR.Ref, nil)
+	_, release, err := v.b.limits.acquire(ctx, d.SR.Ref, nil)
 	if err != nil {
 		return res, err
 	}
-	defer leave()
+	defer release()
 	r, err := v.openNBD(ctx, snap)
 	if err != nil {
 		return res, err
@@ -251,7 +251,7 @@ func (v *vmBackup) transferNBD(ctx context.Context, d *vmplan.DiskPlan, snap xap
 	defer func() { err = errors.Join(err, src.Close()) }()
 	m := v.meter(d, total)
 	defer m.Done()
-	done := v.watch.disk(v.b.o.Now())
+	done := v.timer.disk(v.b.o.Now())
 	defer func() { done(v.b.o.Now(), res.Waited) }()
-	return v.run.Disk(ctx, v.b.o.ReadLimit.Source(src), backup.DiskOptions{Size: size, Base: base.root, Progress: job.Metered(m)})
+	return v.run.Disk(ctx, v.b.o.ReadLimit.Source(src), backup.DiskOptions{Size: size, Base: base.root, Progress: job.CountingCallback(m)})
 }

@@ -15,9 +15,9 @@ const (
 	defaultPerSR   = 4
 )
 
-// ceilings bound how many disks are read at once from each host and from each
+// limits bound how many disks are read at once from each host and from each
 // SR, over all VMs of a run.
-type ceilings struct {
+type limits struct {
 	perHost, perSR int
 
 	mu    sync.Mutex
@@ -26,25 +26,25 @@ type ceilings struct {
 	freed chan struct{} // closed, and replaced, whenever a place becomes free
 }
 
-func newCeilings(perHost, perSR int) *ceilings {
+func newLimits(perHost, perSR int) *limits {
 	if perHost <= 0 {
 		perHost = defaultPerHost
 	}
 	if perSR <= 0 {
 		perSR = defaultPerSR
 	}
-	return &ceilings{
+	return &limits{
 		perHost: perHost, perSR: perSR,
 		hosts: make(map[string]int), srs: make(map[xapi.Ref]int), freed: make(chan struct{}),
 	}
 }
 
-// enter waits until an SR and one of hosts have a place, and gives the host
+// acquire waits until an SR and one of hosts have a place, and gives the host
 // that has the least to do; "" where hosts is empty and only the SR counts.
-func (c *ceilings) enter(ctx context.Context, sr xapi.Ref, hosts []string) (host string, leave func(), err error) {
+func (c *limits) acquire(ctx context.Context, sr xapi.Ref, hosts []string) (host string, release func(), err error) {
 	for {
 		c.mu.Lock()
-		host, ok := c.least(hosts)
+		host, ok := c.leastBusy(hosts)
 		if ok && c.srs[sr] < c.perSR {
 			c.add(sr, host, 1)
 			c.mu.Unlock()
@@ -66,15 +66,15 @@ func (c *ceilings) enter(ctx context.Context, sr xapi.Ref, hosts []string) (host
 	}
 }
 
-func (c *ceilings) add(sr xapi.Ref, host string, n int) {
+func (c *limits) add(sr xapi.Ref, host string, n int) {
 	c.srs[sr] += n
 	if host != "" {
 		c.hosts[host] += n
 	}
 }
 
-// least finds the host with the fewest transfers that may take one more.
-func (c *ceilings) least(hosts []string) (string, bool) {
+// leastBusy finds the host with the fewest transfers that may take one more.
+func (c *limits) leastBusy(hosts []string) (string, bool) {
 	best, ok := "", len(hosts) == 0
 	for _, h := range hosts {
 		if n := c.hosts[h]; n < c.perHost && (!ok || n < c.hosts[best]) {

@@ -17,8 +17,8 @@ import (
 // databaseDevice is the device of that disk.
 const databaseDevice = "database"
 
-// errDummy is the reason why a dump is refused.
-var errDummy = errors.New("the pool sent a dump without content, as in the middle of a rolling upgrade")
+// errEmptyDump is the reason why a dump is refused.
+var errEmptyDump = errors.New("the pool sent a dump without content, as in the middle of a rolling upgrade")
 
 // lastDatabase is the newest snapshot of a pool's database.
 func lastDatabase(all []*repo.Snapshot, pool string) *repo.Snapshot {
@@ -50,7 +50,7 @@ func (b *poolBackup) saveDatabase(ctx context.Context, run *backup.Run) (err err
 		return err
 	}
 	if !w.found {
-		return errDummy
+		return errEmptyDump
 	}
 	pool, err := b.pool.Pool(ctx)
 	if err != nil {

@@ -14,17 +14,17 @@ import (
 	"xenkeep/xapi"
 )
 
-// Forecast is what a backup of a VM would do.
-type Forecast struct {
+// VMPreview is what a backup of a VM would do.
+type VMPreview struct {
 	Kind     vmplan.Kind // that its VM snapshot will likely be of
 	Fallback []string    // why it is not one of the kinds before it
-	Disks    []DiskForecast
+	Disks    []DiskPreview
 	Space    error    // ErrSpace where its SRs lack room for the VM snapshot
 	Warnings []string // what the vendor or we advise against
 }
 
-// DiskForecast is what would be done with one disk.
-type DiskForecast struct {
+// DiskPreview is what would be done with one disk.
+type DiskPreview struct {
 	Device, VDI, Name, SR string
 	Size                  int64
 	Method, Reason        string
@@ -34,8 +34,8 @@ type DiskForecast struct {
 	Asked                 bool   // it is left out because that was asked for
 }
 
-// Foresight foresees runs on a pool; it changes nothing there.
-type Foresight struct {
+// Preview foresees runs on a pool; it changes nothing there.
+type Preview struct {
 	r         *repo.Repository
 	pool      *xapi.Client
 	o         Options
@@ -44,10 +44,10 @@ type Foresight struct {
 	Untracked string             // why no changes are tracked on this pool; "" where they may be
 }
 
-// Foresee begins to foresee a run.
-func Foresee(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) (*Foresight, error) {
+// NewPreview begins to foresee a run.
+func NewPreview(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) (*Preview, error) {
 	o.Defaults()
-	f := &Foresight{srs: make(map[xapi.Ref]error), r: r, pool: pool, o: o, b: &poolBackup{r: r, pool: pool, o: o, damaged: map[string]soundness{}}}
+	f := &Preview{srs: make(map[xapi.Ref]error), r: r, pool: pool, o: o, b: &poolBackup{r: r, pool: pool, o: o, damaged: map[string]baseHealth{}}}
 	var err error
 	if f.b.all, _, err = r.Snapshots(ctx); err != nil {
 		return nil, err
@@ -61,7 +61,7 @@ func Foresee(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Optio
 }
 
 // VM foresees the backup of one VM. An error says why it would fail.
-func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
+func (f *Preview) VM(ctx context.Context, c VMRequest) (*VMPreview, error) {
 	o := f.o.planOptions(c.Leave)
 	o.Repository, o.Machine = f.r.ID(), f.o.Machine
 	p, err := vmplan.Read(ctx, f.pool, c.UUID, o)
@@ -69,11 +69,11 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 		return nil, err
 	}
 	for _, d := range p.Disks {
-		if err := f.plugged(ctx, &d.SR); err != nil {
+		if err := f.checkAttached(ctx, &d.SR); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", d.Device(), err)
 		}
 	}
-	out := &Forecast{Space: vmplan.CheckSpace(p)}
+	out := &VMPreview{Space: vmplan.CheckSpace(p)}
 	kinds := c.Kinds
 	if len(kinds) == 0 {
 		kinds = []vmplan.Kind{vmplan.KindRegular}
@@ -82,7 +82,7 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 	for _, k := range kinds {
 		err := p.Unable(k)
 		if err == nil && k == vmplan.KindQuiesced {
-			err = f.quiesce(ctx)
+			err = f.canQuiesce(ctx)
 		}
 		if err == nil {
 			out.Kind, last = k, nil
@@ -98,14 +98,14 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 	if p.VM.OtherConfig["snapmanager"] == "true" {
 		out.Warnings = append(out.Warnings, "other_config says snapmanager=true, which lets its guest import the disks of other VMs")
 	}
-	newest := f.b.last(p.VM.UUID)
+	newest := f.b.lastSnapshot(p.VM.UUID)
 	for _, d := range p.Disks {
-		x := DiskForecast{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Method: "full", Tracked: d.VDI.CBTEnabled}
+		x := DiskPreview{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Method: "full", Tracked: d.VDI.CBTEnabled}
 		d.Untracked = f.Untracked
 		if err := f.o.AllowShrink.CheckDisk(newest, d.VDI.UUID, x.Size); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", d.Device(), err)
 		}
-		base, err := findBase(ctx, f.pool, f.r.ID(), newest, &p.VM, d, &d.VDI, f.b.soundness(newest))
+		base, err := findBase(ctx, f.pool, f.r.ID(), newest, &p.VM, d, &d.VDI, f.b.healthOf(newest))
 		if err != nil {
 			return nil, err
 		}
@@ -122,14 +122,14 @@ func (f *Foresight) VM(ctx context.Context, c Chosen) (*Forecast, error) {
 		out.Disks = append(out.Disks, x)
 	}
 	for _, d := range p.Left {
-		out.Disks = append(out.Disks, DiskForecast{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Left: d.Reason, Asked: c.Leave[d.VDI.UUID] != ""})
+		out.Disks = append(out.Disks, DiskPreview{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Left: d.Reason, Asked: c.Leave[d.VDI.UUID] != ""})
 	}
 	return out, nil
 }
 
-// plugged refuses an SR that no running host reaches: neither a VM snapshot nor
+// checkAttached refuses an SR that no running host reaches: neither a VM snapshot nor
 // an export can be had there.
-func (f *Foresight) plugged(ctx context.Context, sr *xapi.SR) error {
+func (f *Preview) checkAttached(ctx context.Context, sr *xapi.SR) error {
 	if err, known := f.srs[sr.Ref]; known {
 		return err
 	}
@@ -138,8 +138,8 @@ func (f *Foresight) plugged(ctx context.Context, sr *xapi.SR) error {
 	return err
 }
 
-// quiesce asks the pool whether it has quiesced snapshots still.
-func (f *Foresight) quiesce(ctx context.Context) error {
+// canQuiesce asks the pool whether it has quiesced snapshots still.
+func (f *Preview) canQuiesce(ctx context.Context) error {
 	hosts, err := f.pool.Hosts(ctx)
 	if err != nil {
 		return err
@@ -155,7 +155,7 @@ func (f *Foresight) quiesce(ctx context.Context) error {
 
 // ForgetVMs applies retention to VMs of a job on a pool, as a backup does at its
 // end: to those that hold a complete snapshot.
-func ForgetVMs(ctx context.Context, r *repo.Repository, c job.Common, pool string, vms []Chosen, policy retention.Policy) ([]string, error) {
+func ForgetVMs(ctx context.Context, r *repo.Repository, c job.Common, pool string, vms []VMRequest, policy retention.Policy) ([]string, error) {
 	c.Defaults()
 	all, _, err := r.Snapshots(ctx)
 	if err != nil {
@@ -171,7 +171,7 @@ func ForgetVMs(ctx context.Context, r *repo.Repository, c job.Common, pool strin
 		}
 	}
 	return job.Forget(ctx, r, &c, func(s *repo.Snapshot) retention.Policy {
-		i := slices.IndexFunc(vms, func(v Chosen) bool { return v.UUID == s.VM.UUID })
+		i := slices.IndexFunc(vms, func(v VMRequest) bool { return v.UUID == s.VM.UUID })
 		if vms[i].Retention != nil {
 			return *vms[i].Retention
 		}
@@ -179,18 +179,18 @@ func ForgetVMs(ctx context.Context, r *repo.Repository, c job.Common, pool strin
 	}, newest)
 }
 
-// Good returns the newest complete snapshot of a VM of a pool, of any job, that is
+// LatestComplete returns the newest complete snapshot of a VM of a pool, of any job, that is
 // not among unsound, the IDs of damaged snapshots; nil if there is none.
-func Good(all []*repo.Snapshot, pool, vm string, unsound map[string]string) *repo.Snapshot {
+func LatestComplete(all []*repo.Snapshot, pool, vm string, unsound map[string]string) *repo.Snapshot {
 	return repo.Latest(all, func(s *repo.Snapshot) bool {
 		return s.Origin == "pool" && s.Pool.UUID == pool && s.VM.UUID == vm && unsound[s.ID()] == ""
 	})
 }
 
-// Taken returns when the data of a snapshot were so, for telling its age. The
+// DataTime returns when the data of a snapshot were so, for telling its age. The
 // pool's clock, by which the snapshot's data time is set, may be ahead of ours;
 // no data is newer than the snapshot that holds it.
-func Taken(s *repo.Snapshot) time.Time {
+func DataTime(s *repo.Snapshot) time.Time {
 	if s.Written.Before(s.Data) {
 		return s.Written
 	}

@@ -8,24 +8,24 @@ import (
 	"xenkeep/xapi"
 )
 
-// gates let one at a time through to each SR: an SR makes its snapshots one
+// srLocks let one at a time through to each SR: an SR makes its snapshots one
 // after the other anyway, and calls that wait there are given up by the pool.
-type gates struct {
+type srLocks struct {
 	mu *sync.Mutex
 	of map[xapi.Ref]chan struct{}
 }
 
-func newGates() gates {
-	return gates{mu: new(sync.Mutex), of: make(map[xapi.Ref]chan struct{})}
+func newSRLocks() srLocks {
+	return srLocks{mu: new(sync.Mutex), of: make(map[xapi.Ref]chan struct{})}
 }
 
-// enter waits for all of some SRs, in one order for all so that no two wait for
+// acquire waits for all of some SRs, in one order for all so that no two wait for
 // each other.
-func (g gates) enter(ctx context.Context, srs []xapi.Ref) (leave func(), err error) {
+func (g srLocks) acquire(ctx context.Context, srs []xapi.Ref) (release func(), err error) {
 	srs = slices.Clone(srs)
 	slices.Sort(srs)
 	var held []chan struct{}
-	leave = func() {
+	release = func() {
 		for _, c := range held {
 			<-c
 		}
@@ -42,9 +42,9 @@ func (g gates) enter(ctx context.Context, srs []xapi.Ref) (leave func(), err err
 		case c <- struct{}{}:
 			held = append(held, c)
 		case <-ctx.Done():
-			leave()
+			release()
 			return nil, context.Cause(ctx)
 		}
 	}
-	return leave, nil
+	return release, nil
 }

@@ -18,13 +18,13 @@ import (
 // in, and no two wait for each other.
 func TestGates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGates()
+		g := newSRLocks()
 		var inA, inB, most atomic.Int32
 		var wg sync.WaitGroup
 		for i := range 20 {
 			wg.Go(func() {
 				srs := [][]xapi.Ref{{"a", "b"}, {"b", "a", "b"}, {"a"}, {"b"}}[i%4]
-				leave, err := g.enter(t.Context(), srs)
+				leave, err := g.acquire(t.Context(), srs)
 				if err != nil {
 					t.Error(err)
 					return
@@ -49,17 +49,17 @@ func TestGates(t *testing.T) {
 // Who gives up leaves what it held.
 func TestGatesGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGates()
-		leave, err := g.enter(t.Context(), []xapi.Ref{"b"})
+		g := newSRLocks()
+		leave, err := g.acquire(t.Context(), []xapi.Ref{"b"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if _, err := g.enter(ctx, []xapi.Ref{"a", "b"}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := g.acquire(ctx, []xapi.Ref{"a", "b"}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("got in: %v", err)
 		}
-		leaveA, err := g.enter(t.Context(), []xapi.Ref{"a"})
+		leaveA, err := g.acquire(t.Context(), []xapi.Ref{"a"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +72,7 @@ func TestGatesGivenUp(t *testing.T) {
 // the host that has the fewest.
 func TestCeilings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCeilings(2, 3)
+		c := newLimits(2, 3)
 		var mu sync.Mutex
 		now, most := map[string]int{}, map[string]int{}
 		count := func(key string, n int) {
@@ -85,7 +85,7 @@ func TestCeilings(t *testing.T) {
 		for i := range 24 {
 			wg.Go(func() {
 				sr := xapi.Ref([]string{"sr1", "sr2"}[i%2])
-				host, leave, err := c.enter(t.Context(), sr, []string{"h1", "h2"})
+				host, leave, err := c.acquire(t.Context(), sr, []string{"h1", "h2"})
 				if err != nil {
 					t.Error(err)
 					return
@@ -119,18 +119,18 @@ func TestCeilings(t *testing.T) {
 // A ceiling that is full is given up when the run is.
 func TestCeilingsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCeilings(1, 1)
-		_, leave, err := c.enter(t.Context(), "sr", []string{"h"})
+		c := newLimits(1, 1)
+		_, leave, err := c.acquire(t.Context(), "sr", []string{"h"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer leave()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if _, _, err := c.enter(ctx, "sr", nil); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, err := c.acquire(ctx, "sr", nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("the SR let in: %v", err)
 		}
-		if _, _, err := c.enter(ctx, "other", []string{"h"}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, err := c.acquire(ctx, "other", []string{"h"}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("the host let in: %v", err)
 		}
 	})
@@ -155,7 +155,7 @@ func TestFullWays(t *testing.T) {
 		v := &vmBackup{b: &poolBackup{o: Options{Transport: c.transport}, tracking: &tracking{off: c.off}}}
 		rec := &repo.Disk{Reason: "first"}
 		var got []string
-		for _, w := range v.fullWays(t.Context(), nil, xapi.VDI{VirtualSize: xapi.Int(c.size)}, base{}, rec) {
+		for _, w := range v.fullReads(t.Context(), nil, xapi.VDI{VirtualSize: xapi.Int(c.size)}, base{}, rec) {
 			got = append(got, w.transport)
 		}
 		if !slices.Equal(got, c.want) {

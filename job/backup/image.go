@@ -14,8 +14,8 @@ import (
 
 // lockImage takes the right to back an image up: that to its job, or to itself
 // where the run has none.
-func lockImage(r *repo.Repository, o *ImageOptions, vm *repo.Named, alone bool) (release func(), err error) {
-	if !alone {
+func lockImage(r *repo.Repository, o *ImageOptions, vm *repo.Named, withoutJob bool) (release func(), err error) {
+	if !withoutJob {
 		return job.LockJob(o.StateDir, r.ID(), o.Job)
 	}
 	return job.LockThing(o.StateDir, r.ID(), "image", vm.UUID, "image "+vm.Name)
@@ -25,13 +25,13 @@ func lockImage(r *repo.Repository, o *ImageOptions, vm *repo.Named, alone bool) 
 // and so are all files that are given one name: the last one is the base of the
 // next.
 func Image(ctx context.Context, r *repo.Repository, o ImageOptions) (*job.Summary, error) {
-	alone := o.Job == ""
+	withoutJob := o.Job == ""
 	o.Defaults()
 	vm, err := transfer.ImageIdentity(o.Machine, o.File, o.Name)
 	if err != nil {
 		return nil, err
 	}
-	release, err := lockImage(r, &o, &vm, alone)
+	release, err := lockImage(r, &o, &vm, withoutJob)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func Image(ctx context.Context, r *repo.Repository, o ImageOptions) (*job.Summar
 	err = job.WithRun(ctx, r, &o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		m := o.Progress.Begin(name, img.Allocated)
 		defer m.Done()
-		d, err := run.Disk(ctx, o.ReadLimit.Source(img), backup.DiskOptions{Size: img.Size(), Base: base, Progress: job.Metered(m)})
+		d, err := run.Disk(ctx, o.ReadLimit.Source(img), backup.DiskOptions{Size: img.Size(), Base: base, Progress: job.CountingCallback(m)})
 		if err == nil {
 			err = o.AllowShrink.CheckContent(last, &d)
 		}
@@ -93,7 +93,7 @@ func Image(ctx context.Context, r *repo.Repository, o ImageOptions) (*job.Summar
 	if err != nil {
 		return nil, err
 	}
-	sum.Snapshots = append(sum.Snapshots, job.Summarise(s))
+	sum.Snapshots = append(sum.Snapshots, job.Summarize(s))
 	sum.Forgotten, err = job.Forget(ctx, r, &o.Common, func(*repo.Snapshot) retention.Policy { return o.Retention }, []*repo.Snapshot{s})
 	sum.Requests = job.CountRequests(r)
 	sum.Duration = o.Now().Sub(started).Seconds()

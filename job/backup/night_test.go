@@ -79,8 +79,8 @@ func TestKinds(t *testing.T) {
 			}
 			o := w.Options()
 			o.Keep = backup.KeepNone
-			o.Chosen = w.Chosen("web")
-			o.Chosen[0].Kinds = c.kinds
+			o.Selected = w.Chosen("web")
+			o.Selected[0].Kinds = c.kinds
 			before := w.Sim.Dump()
 			for _, f := range c.faults {
 				w.Sim.Fault(f)
@@ -142,13 +142,13 @@ func TestQuiesceManyDisks(t *testing.T) {
 		}
 		w := jobtest.New(t, xapisim.Config{Version: version, VMs: []xapisim.VMConfig{vm}})
 		o := w.Options()
-		o.Chosen = w.Chosen("web")
-		o.Chosen[0].Kinds = []vmplan.Kind{vmplan.KindQuiesced}
-		f, err := backup.Foresee(t.Context(), w.Repo, w.Pool, o)
+		o.Selected = w.Chosen("web")
+		o.Selected[0].Kinds = []vmplan.Kind{vmplan.KindQuiesced}
+		f, err := backup.NewPreview(t.Context(), w.Repo, w.Pool, o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		fc, ferr := f.VM(t.Context(), o.Chosen[0])
+		fc, ferr := f.VM(t.Context(), o.Selected[0])
 		s, err := backup.Run(t.Context(), w.Repo, w.Pool, o)
 		if version == xapisim.Version80 {
 			const want = "it has 3 disks: quiesced snapshots of more than two may not be done within the 10 s that the guest has; spread them over several SRs"
@@ -173,8 +173,8 @@ func TestQuiesceManyDisks(t *testing.T) {
 func TestCheckpointMemory(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web")
 	o := w.Options()
-	o.Chosen = w.Chosen("web")
-	o.Chosen[0].Kinds = []vmplan.Kind{vmplan.KindCheckpoint}
+	o.Selected = w.Chosen("web")
+	o.Selected[0].Kinds = []vmplan.Kind{vmplan.KindCheckpoint}
 	for range 2 {
 		s := w.Snapshot(w.Backup(o).Snapshots[0].ID)
 		d, err := s.Disk(records.MemoryDevice)
@@ -259,9 +259,9 @@ func TestLeaveOut(t *testing.T) {
 		}}}})
 		o := w.Options()
 		o.Keep = backup.KeepNone
-		o.Chosen = w.Chosen("web")
-		o.Chosen[0].Kinds = []vmplan.Kind{c.kind}
-		o.Chosen[0].Leave = map[string]string{w.Sim.Ready().VMs[0].Disks[1].VDI: "its name bears [NOBAK]"}
+		o.Selected = w.Chosen("web")
+		o.Selected[0].Kinds = []vmplan.Kind{c.kind}
+		o.Selected[0].Leave = map[string]string{w.Sim.Ready().VMs[0].Disks[1].VDI: "its name bears [NOBAK]"}
 		for range 2 {
 			s := w.Snapshot(w.Backup(o).Snapshots[0].ID)
 			if s.Disks[0].Device != "xvda" || len(s.Missing) != 1 || s.Missing[0].Reason != "its name bears [NOBAK]" || !s.Complete {
@@ -330,7 +330,7 @@ func TestDatabase(t *testing.T) {
 func TestQueue(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "a", "b", "c", "d")
 	o := w.Options()
-	o.Chosen, o.VMConcurrency, o.Retries = w.Chosen("c", "a", "d", "b"), 1, 1
+	o.Selected, o.VMConcurrency, o.Retries = w.Chosen("c", "a", "d", "b"), 1, 1
 	var order []string
 	fails := map[string]int{"c": 1, "a": 5}
 	o.VMBefore = func(_ context.Context, name, uuid string) error {
@@ -557,11 +557,11 @@ func TestSuspendedMemoryIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	const says = "its memory is not saved"
-	f, err := backup.Foresee(t.Context(), w.Repo, w.Pool, w.Options("web"))
+	f, err := backup.NewPreview(t.Context(), w.Repo, w.Pool, w.Options("web"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	fc, err := f.VM(t.Context(), backup.Chosen{UUID: w.VM("web").UUID, Name: "web"})
+	fc, err := f.VM(t.Context(), backup.VMRequest{UUID: w.VM("web").UUID, Name: "web"})
 	if err != nil || len(fc.Warnings) != 1 || !strings.Contains(fc.Warnings[0], says) {
 		t.Errorf("%v: %+v", err, fc)
 	}
@@ -570,6 +570,6 @@ func TestSuspendedMemoryIsTold(t *testing.T) {
 		t.Errorf("%v: %+v", err, sum)
 	}
 	o := w.Options()
-	o.Chosen = []backup.Chosen{{UUID: w.VM("web").UUID, Name: "web", Kinds: []vmplan.Kind{vmplan.KindCheckpoint}}}
+	o.Selected = []backup.VMRequest{{UUID: w.VM("web").UUID, Name: "web", Kinds: []vmplan.Kind{vmplan.KindCheckpoint}}}
 	w.Backup(o)
 }

@@ -57,9 +57,9 @@ type Options struct {
 	// Retention, where it keeps anything, is applied to the VMs that
 	// succeeded.
 	Retention retention.Policy
-	// Chosen are VMs that a selection chose, in the order in which they are
+	// Selected are VMs that a selection chose, in the order in which they are
 	// begun, in place of VMs and All.
-	Chosen []Chosen
+	Selected []VMRequest
 	// Retries is how often a VM that failed is tried again, behind all others.
 	Retries int
 	// StopAfter, where it is not zero, is when no VM is begun any more.

@@ -43,7 +43,7 @@ func (v *vmBackup) meter(d *vmplan.DiskPlan, total int64) job.Meter {
 	label := v.plan.VM.NameLabel + " " + d.Device()
 	v.moved.total.Add(total)
 	if o, ok := v.b.o.Progress.(job.Overview); ok {
-		return counted{o.BeginDisk(v.target.uuid, label, int64(d.VDI.VirtualSize), total), &v.moved}
+		return countingMeter{o.BeginDisk(v.target.uuid, label, int64(d.VDI.VirtualSize), total), &v.moved}
 	}
-	return counted{v.b.o.Progress.Begin(label, total), &v.moved}
+	return countingMeter{v.b.o.Progress.Begin(label, total), &v.moved}
 }

@@ -84,7 +84,7 @@ func TestOverview(t *testing.T) {
 	if want := slices.Sorted(maps.Values(uuid)); !slices.Equal(f.ended, want) {
 		t.Errorf("ended %v, want %v", f.ended, want)
 	}
-	o.All, o.VMBefore, o.Chosen = false, nil, []backup.Chosen{{UUID: uuid["b"], Name: "b", Size: 4 * jobtest.MiB}}
+	o.All, o.VMBefore, o.Selected = false, nil, []backup.VMRequest{{UUID: uuid["b"], Name: "b", Size: 4 * jobtest.MiB}}
 	if _, err := backup.Run(t.Context(), w.Repo, w.Pool, o); err != nil || f.expected[uuid["b"]] != 4*jobtest.MiB || len(f.expected) != 1 {
 		t.Errorf("%v %+v", err, f)
 	}

@@ -17,8 +17,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// Chosen is a VM that a selection chose, with what holds for it.
-type Chosen struct {
+// VMRequest is a VM that a selection chose, with what holds for it.
+type VMRequest struct {
 	UUID, Name string
 	// Leave are disks that are not wanted: why, by the UUID of their VDI.
 	Leave map[string]string
@@ -34,9 +34,9 @@ type Chosen struct {
 
 // target is a VM to be saved.
 type target struct {
-	asked string // what it was called by
-	uuid  string
-	size  int64 // of its disks, 0 where not known
+	name string // what it was called by
+	uuid string
+	size int64 // of its disks, 0 where not known
 
 	leave     map[string]string
 	kinds     []vmplan.Kind
@@ -65,7 +65,7 @@ func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []tar
 					return nil
 				}
 				if end := b.o.StopAfter; !end.IsZero() && !b.o.Now().Before(end) {
-					b.missed(t, end)
+					b.afterWindow(t, end)
 					return nil
 				}
 				v, err := b.readOne(ctx, run, t)
@@ -74,15 +74,15 @@ func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []tar
 					b.ended(t)
 					read <- v
 				case ctx.Err() != nil:
-				case attempt < b.o.Retries && mayPass(err):
-					b.o.Log.Warn("VM failed: it is tried again at the end", "vm", t.asked, "error", job.OneLine(err))
+				case attempt < b.o.Retries && mayRetry(err):
+					b.o.Log.Warn("VM failed: it is tried again at the end", "vm", t.name, "error", job.OneLine(err))
 					mu.Lock()
 					t.err = err
 					again = append(again, t)
 					mu.Unlock()
 				default:
 					b.ended(t)
-					b.fail(t.asked, t.uuid, err)
+					b.fail(t.name, t.uuid, err)
 				}
 				return nil
 			})
@@ -92,16 +92,16 @@ func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []tar
 	}
 }
 
-// missed tells of a VM that the window left no time for.
-func (b *poolBackup) missed(t *target, end time.Time) {
+// afterWindow tells of a VM that the window left no time for.
+func (b *poolBackup) afterWindow(t *target, end time.Time) {
 	b.ended(t)
 	if t.err != nil { // it had its chance
-		b.fail(t.asked, t.uuid, t.err)
+		b.fail(t.name, t.uuid, t.err)
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.sum.Skipped = append(b.sum.Skipped, job.VMSkip{VM: t.asked, UUID: t.uuid, Reason: "the window ended at " + end.Local().Format("15:04")})
+	b.sum.Skipped = append(b.sum.Skipped, job.VMSkip{VM: t.name, UUID: t.uuid, Reason: "the window ended at " + end.Local().Format("15:04")})
 }
 
 // readOne reads one VM, between its hooks.
@@ -113,10 +113,10 @@ func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_
 		return nil, err
 	}
 	if b.o.VMAfter != nil { // also where the one before failed half-way
-		defer func() { b.after(ctx, t, err) }()
+		defer func() { b.runAfterHook(ctx, t, err) }()
 	}
 	if b.o.VMBefore != nil {
-		if err := b.o.VMBefore(ctx, t.asked, t.uuid); err != nil {
+		if err := b.o.VMBefore(ctx, t.name, t.uuid); err != nil {
 			return nil, err
 		}
 	}
@@ -127,16 +127,16 @@ func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_
 	return v, v.read(ctx, t.uuid)
 }
 
-// after runs the hook behind a VM, also where the run is being stopped.
-func (b *poolBackup) after(ctx context.Context, t *target, err error) {
+// runAfterHook runs the hook behind a VM, also where the run is being stopped.
+func (b *poolBackup) runAfterHook(ctx context.Context, t *target, err error) {
 	clean := context.WithoutCancel(ctx)
-	if herr := b.o.VMAfter(clean, t.asked, t.uuid, err); herr != nil {
-		b.warn("VM %s: %w", t.asked, herr)
+	if herr := b.o.VMAfter(clean, t.name, t.uuid, err); herr != nil {
+		b.warn("VM %s: %w", t.name, herr)
 	}
 }
 
-// mayPass tells whether a second attempt on a VM may go better.
-func mayPass(err error) bool {
+// mayRetry tells whether a second attempt on a VM may go better.
+func mayRetry(err error) bool {
 	for _, never := range []error{job.ErrUnsupported, job.ErrSpace, job.ErrShrunk, xapi.ErrNotFound, job.ErrHook} {
 		if errors.Is(err, never) {
 			return false

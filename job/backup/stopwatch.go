@@ -10,20 +10,20 @@ import (
 
 // summary is what the run's report tells of a VM.
 func (v *vmBackup) summary() job.VMSummary {
-	s := job.Summarise(v.snap)
+	s := job.Summarize(v.snap)
 	for i := range s.Disks {
 		s.Disks[i].Transport = v.transports[i]
 	}
-	s.Started, s.Duration = v.watch.started.UTC(), v.watch.wall().Seconds()
-	s.Waits = v.watch.shares()
+	s.Started, s.Duration = v.timer.started.UTC(), v.timer.wall().Seconds()
+	s.Waits = v.timer.shares()
 	s.Slowest = s.Waits.Bottleneck()
 	return s
 }
 
-// stopwatch tells what a VM's backup waited for. While disks of it are being
+// timer tells what a VM's backup waited for. While disks of it are being
 // read, time goes by what their pipelines waited for, all taken together; all
 // other time is the pool's; publishing is the storage's.
-type stopwatch struct {
+type timer struct {
 	mu        sync.Mutex
 	started   time.Time
 	ended     time.Time
@@ -34,12 +34,12 @@ type stopwatch struct {
 	published time.Duration
 }
 
-func (s *stopwatch) begin(now time.Time) { s.started = now }
+func (s *timer) begin(now time.Time) { s.started = now }
 
-func (s *stopwatch) end(now time.Time) { s.ended = now }
+func (s *timer) end(now time.Time) { s.ended = now }
 
 // disk notes that a disk begins; the function returned, that it has ended.
-func (s *stopwatch) disk(now time.Time) func(time.Time, backup.Waited) {
+func (s *timer) disk(now time.Time) func(time.Time, backup.Waited) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == 0 {
@@ -59,14 +59,14 @@ func (s *stopwatch) disk(now time.Time) func(time.Time, backup.Waited) {
 }
 
 // wall is how long the VM's backup took, publishing included.
-func (s *stopwatch) wall() time.Duration { return s.ended.Sub(s.started) + s.published }
+func (s *timer) wall() time.Duration { return s.ended.Sub(s.started) + s.published }
 
-func (s *stopwatch) shares() job.Waits {
+func (s *timer) shares() job.Timing {
 	total := s.wall().Seconds()
 	if total <= 0 {
-		return job.Waits{}
+		return job.Timing{}
 	}
-	var w job.Waits
+	var w job.Timing
 	reading, published := min(s.reading.Seconds()/total, 1), s.published.Seconds()/total
 	if all := (s.waited.Source + s.waited.CPU + s.waited.Storage).Seconds(); all > 0 {
 		w.Network = reading * s.waited.Source.Seconds() / all

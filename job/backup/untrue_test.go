@@ -61,7 +61,7 @@ func TestTrackingLies(t *testing.T) {
 	w.RevertDisk(old)
 
 	s, err := backup.Run(t.Context(), w.Repo, w.Pool, o)
-	if !errors.Is(err, job.ErrUntrue) || s == nil || s.Status != "partial" || len(s.Warnings) == 0 {
+	if !errors.Is(err, job.ErrCBTMissedChange) || s == nil || s.Status != "partial" || len(s.Warnings) == 0 {
 		t.Fatalf("%v: %+v", err, s)
 	}
 	d := s.Snapshots[0].Disks[0]

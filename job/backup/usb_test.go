@@ -50,8 +50,8 @@ func TestUnplugUSB(t *testing.T) {
 			}
 			before := w.VM("web").PowerState
 			o := w.Options()
-			o.Keep, o.UnplugUSB, o.Chosen = backup.KeepNone, !c.off, w.Chosen("web")
-			o.Chosen[0].Kinds = c.kinds
+			o.Keep, o.UnplugUSB, o.Selected = backup.KeepNone, !c.off, w.Chosen("web")
+			o.Selected[0].Kinds = c.kinds
 			forecast, ferr := w.Foresee(o)
 			for _, f := range c.faults {
 				w.Sim.Fault(f)

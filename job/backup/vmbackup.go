@@ -34,27 +34,27 @@ type vmBackup struct {
 	kinds  []vmplan.Kind // in the order in which they are tried
 	kind   vmplan.Kind   // that came of it
 
-	asked  bool     // for the VM snapshot, whatever came of it
-	record xapi.Ref // the VM snapshot
+	requested bool     // for the VM snapshot, whatever came of it
+	record    xapi.Ref // the VM snapshot
 	// reverted tells that the VM was while the backup began: what is known of
 	// it may be of another disk content than the VM snapshot's.
-	reverted bool
-	snaps    map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
-	memory   *vmplan.DiskPlan      // of a checkpoint: its memory image
-	marked   bool                  // all of them
-	snap     *repo.Snapshot
+	reverted  bool
+	snaps     map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
+	memory    *vmplan.DiskPlan      // of a checkpoint: its memory image
+	allMarked bool                  // all of them
+	snap      *repo.Snapshot
 	// transports are those by which the disks of snap came, in their order.
 	transports []string
 
-	watch stopwatch
-	moved transferred
-	stays bool // the VM snapshot could not be removed
+	timer      timer
+	moved      transferred
+	leftOnPool bool // the VM snapshot could not be removed
 }
 
 // read takes the VM snapshot and reads all its disks; afterwards the VM waits
 // for its snapshot to be published. On failure the pool is as it was.
 func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
-	v.watch.begin(v.b.o.Now())
+	v.timer.begin(v.b.o.Now())
 	o := v.b.o.planOptions(v.target.leave)
 	o.Repository = v.b.r.ID()
 	if v.plan, err = vmplan.Read(ctx, v.b.pool, vm, o); err != nil {
@@ -105,7 +105,7 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 		return context.Cause(ctx)
 	}
 	v.snap.Complete = true
-	v.watch.end(v.b.o.Now())
+	v.timer.end(v.b.o.Now())
 	return nil
 }
 
@@ -114,19 +114,19 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 	for _, d := range v.plan.Disks {
 		srs = append(srs, d.SR.Ref)
 	}
-	if err := v.alone(ctx, time.Time{}); err != nil {
+	if err := v.checkNoOtherRun(ctx, time.Time{}); err != nil {
 		return err
 	}
-	leave, err := v.b.srs.enter(ctx, srs)
+	release, err := v.b.srLocks.acquire(ctx, srs)
 	if err != nil {
 		return err
 	}
 	for _, d := range v.plan.Disks {
-		d.Untracked = v.b.tracking.arm(ctx, v.b.pool, v.b.r.ID(), d)
+		d.Untracked = v.b.tracking.enableCBT(ctx, v.b.pool, v.b.r.ID(), d)
 	}
-	v.asked = true
+	v.requested = true
 	err = v.take(ctx)
-	leave()
+	release()
 	if err != nil {
 		return v.explainSpace(ctx, err)
 	}
@@ -145,7 +145,7 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 			return err
 		}
 	}
-	v.marked = true
+	v.allMarked = true
 	if v.kind == vmplan.KindCheckpoint {
 		if err := v.findMemory(ctx, &rec); err != nil {
 			return err
@@ -156,13 +156,13 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 		Pool: repo.Named{UUID: v.b.pool.PoolUUID(), Name: v.plan.Pool}, VM: repo.Named{UUID: v.plan.VM.UUID, Name: v.plan.VM.NameLabel},
 		Data: rec.SnapshotTime.Time, Generation: v.plan.VM.GenerationID, Missing: v.plan.Gaps(),
 	}
-	return v.alone(ctx, rec.SnapshotTime.Time)
+	return v.checkNoOtherRun(ctx, rec.SnapshotTime.Time)
 }
 
-// alone refuses a VM that a live run into this repository has a VM snapshot of.
+// checkNoOtherRun refuses a VM that a live run into this repository has a VM snapshot of.
 // It is asked before our VM snapshot is taken and after it, at the time taken:
 // of two that begin at once, the one whose VM snapshot is older goes on.
-func (v *vmBackup) alone(ctx context.Context, taken time.Time) error {
+func (v *vmBackup) checkNoOtherRun(ctx context.Context, taken time.Time) error {
 	vm := v.plan.VM
 	if !taken.IsZero() {
 		var err error
@@ -187,11 +187,11 @@ func (v *vmBackup) alone(ctx context.Context, taken time.Time) error {
 		if !ok || !m.Of(v.b.r.ID()) || strings.HasPrefix(v.run.ID(), m.Run) || (!taken.IsZero() && taken.Before(s.SnapshotTime.Time)) {
 			continue
 		}
-		gone, err := j.Dead(ctx, &m)
+		dead, err := j.Dead(ctx, &m)
 		if err != nil {
 			return err
 		}
-		if gone {
+		if dead {
 			continue
 		}
 		who := ""
@@ -291,8 +291,8 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 	if !ok {
 		return errors.New("the VM snapshot holds no snapshot of it")
 	}
-	last := v.b.last(v.plan.VM.UUID)
-	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.VM, d, &snap, v.b.soundness(last))
+	last := v.b.lastSnapshot(v.plan.VM.UUID)
+	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.VM, d, &snap, v.b.healthOf(last))
 	if err != nil {
 		return err
 	}
@@ -307,19 +307,19 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 		Name: d.VDI.NameLabel, SR: d.SR.UUID, Location: d.VDI.Location, Size: int64(snap.VirtualSize),
 		Reason: base.reason,
 	}
-	var ways []way
+	var methods []readMethod
 	if !base.tracked.IsNull() {
-		ways = append(ways, way{"cbt", "nbd", func() (backup.DiskResult, error) { return v.transferChanged(ctx, d, snap, base) }})
+		methods = append(methods, readMethod{"cbt", "nbd", func() (backup.DiskResult, error) { return v.transferChanged(ctx, d, snap, base) }})
 	}
 	if !base.vdi.IsNull() {
-		ways = append(ways, way{"vhd-delta", "vhd", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }})
+		methods = append(methods, readMethod{"vhd-delta", "vhd", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }})
 	}
-	ways = append(ways, v.fullWays(ctx, d, snap, base, &rec)...)
+	methods = append(methods, v.fullReads(ctx, d, snap, base, &rec)...)
 	// Each way may fail and leave the next, which trusts less.
 	var res backup.DiskResult
-	believed := true
-	for i, w := range ways {
-		if !believed && w.method != "full" {
+	trusted := true
+	for i, w := range methods {
+		if !trusted && w.method != "full" {
 			continue
 		}
 		if res, err = w.read(); err == nil {
@@ -327,14 +327,14 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 			*transport = w.transport
 			break
 		}
-		if ctx.Err() != nil || i == len(ways)-1 {
+		if ctx.Err() != nil || i == len(methods)-1 {
 			return err
 		}
 		if errors.Is(err, backup.ErrUnsaidChange) {
-			believed = false
-			v.b.disbelieve(ctx, last, v.plan.VM.NameLabel, d.Device(), err)
+			trusted = false
+			v.b.markCBTBroken(ctx, last, v.plan.VM.NameLabel, d.Device(), err)
 			d.Untracked = "its tracking missed a change"
-			rearm(ctx, v.b, d)
+			resetCBT(ctx, v.b, d)
 		}
 		v.b.o.Log.Info("reading otherwise", "vm", v.plan.VM.NameLabel, "disk", d.Device(), "failed", w.name(), "error", err)
 		rec.Reason = w.name() + " failed: " + job.OneLine(err)
@@ -342,7 +342,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 	if err := v.b.o.AllowShrink.CheckContent(last, &res); err != nil {
 		return err
 	}
-	if v.keeps(d) == keptNothing {
+	if v.baseKindOf(d) == noBase {
 		rec.VDISnapshot = ""
 	}
 	rec.Root, rec.Counts = repo.HexID(res.Root), res.Counts
@@ -350,42 +350,42 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 	return nil
 }
 
-// way is one way to read a disk.
-type way struct {
+// readMethod is one way to read a disk.
+type readMethod struct {
 	method    string // as a repo.Disk tells it
 	transport string // "vhd", "raw" or "nbd"
 	read      func() (backup.DiskResult, error)
 }
 
-func (w *way) name() string {
+func (w *readMethod) name() string {
 	if w.method == "full" {
 		return "full read (" + w.transport + ")"
 	}
 	return w.method
 }
 
-// fullWays are the ways to read a whole disk, the best first. A VHD export
+// fullReads are the ways to read a whole disk, the best first. A VHD export
 // passes over what was never written, which NBD reads; so NBD comes first only
 // where it was asked for or where there can be no VHD.
-func (v *vmBackup) fullWays(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base, rec *repo.Disk) []way {
+func (v *vmBackup) fullReads(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base, rec *repo.Disk) []readMethod {
 	transport, why := exportFormat(int64(snap.VirtualSize)), ""
-	ways := []way{{"full", transport, func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, false) }}}
+	methods := []readMethod{{"full", transport, func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, false) }}}
 	if v.b.tracking.off != "" {
-		return ways
+		return methods
 	}
-	nbd := way{"full", "nbd", func() (backup.DiskResult, error) { return v.transferNBD(ctx, d, snap, base) }}
+	nbd := readMethod{"full", "nbd", func() (backup.DiskResult, error) { return v.transferNBD(ctx, d, snap, base) }}
 	switch {
 	case v.b.o.Transport == TransportNBD:
 		why = "NBD was asked for"
 	case transport == xapi.FormatRaw:
 		why = "the pool cannot export a disk of this size as a VHD"
 	default:
-		return append(ways, nbd)
+		return append(methods, nbd)
 	}
 	if base.tracked.IsNull() && base.vdi.IsNull() {
 		rec.Reason += "; " + why
 	}
-	return append([]way{nbd}, ways...)
+	return append([]readMethod{nbd}, methods...)
 }
 
 // exportFormat is the format in which a whole disk of size bytes can be had.
@@ -402,7 +402,7 @@ func exportFormat(size int64) string {
 func (v *vmBackup) readMemory(ctx context.Context, out *repo.Disk) error {
 	d := v.memory
 	b := base{vdi: xapi.NullRef}
-	if last := v.b.last(v.plan.VM.UUID); last != nil && v.b.soundness(last) == snapshotSound {
+	if last := v.b.lastSnapshot(v.plan.VM.UUID); last != nil && v.b.healthOf(last) == baseSound {
 		for i := range last.Disks {
 			if last.Disks[i].Device == records.MemoryDevice {
 				b.root = chunk.ID(last.Disks[i].Root)
@@ -429,11 +429,11 @@ func (v *vmBackup) transfer(ctx context.Context, d *vmplan.DiskPlan, snap xapi.V
 			addresses = append(addresses, h.Address)
 		}
 	}
-	host, leave, err := v.b.places.enter(ctx, d.SR.Ref, addresses)
+	host, release, err := v.b.limits.acquire(ctx, d.SR.Ref, addresses)
 	if err != nil {
 		return backup.DiskResult{}, err
 	}
-	defer leave()
+	defer release()
 	size := int64(snap.VirtualSize)
 	opts := xapi.ExportOptions{VDI: snap.Ref, Format: exportFormat(size), Host: host}
 	if delta {
@@ -465,43 +465,43 @@ func (v *vmBackup) transfer(ctx context.Context, d *vmplan.DiskPlan, snap xapi.V
 	}
 	m := v.meter(d, total)
 	defer m.Done()
-	done := v.watch.disk(v.b.o.Now())
+	done := v.timer.disk(v.b.o.Now())
 	res, err := v.run.Disk(ctx, &transfer.Exported{Source: src, E: e}, backup.DiskOptions{
-		Size: size, Base: base.root, Delta: delta, Progress: job.Metered(m),
+		Size: size, Base: base.root, Delta: delta, Progress: job.CountingCallback(m),
 	})
 	done(v.b.o.Now(), res.Waited)
 	return res, err
 }
 
-// kept is what stays of a disk's VDI snapshot as the next run's base.
-type kept int
+// baseKind is what stays of a disk's VDI snapshot as the next run's base.
+type baseKind int
 
 const (
-	keptNothing kept = iota
-	keptChanges      // no data, only the list of changes since
-	keptData
+	noBase      baseKind = iota
+	changesOnly          // no data, only the list of changes since
+	withData
 )
 
-// keeps tells what stays of a disk's VDI snapshot.
-func (v *vmBackup) keeps(d *vmplan.DiskPlan) kept {
+// baseKindOf tells what stays of a disk's VDI snapshot.
+func (v *vmBackup) baseKindOf(d *vmplan.DiskPlan) baseKind {
 	tracked := d.Untracked == "" && v.snaps[d.VDI.Ref].CBTEnabled
 	switch {
 	case v.b.o.Keep == KeepNone || !d.SR.StoresVHD(d.VDI):
-		return keptNothing
+		return noBase
 	case v.b.o.Keep == KeepSnapshot:
-		return keptData
+		return withData
 	case tracked:
-		return keptChanges
+		return changesOnly
 	case v.b.o.Keep == KeepAuto && !d.SR.Thick():
-		return keptData
+		return withData
 	}
-	return keptNothing
+	return noBase
 }
 
-// settle ends a published backup on the pool: the VM snapshot's record goes,
+// finish ends a published backup on the pool: the VM snapshot's record goes,
 // VDI snapshots stay as bases or go, and the bases before them go.
-func (v *vmBackup) settle(ctx context.Context) error {
-	v.unkeep()
+func (v *vmBackup) finish(ctx context.Context) error {
+	v.stopRenewing()
 	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
 	wanted := make(map[xapi.Ref]bool)
 	for _, d := range v.plan.Disks {
@@ -518,7 +518,7 @@ func (v *vmBackup) settle(ctx context.Context) error {
 			continue
 		}
 		keep := xapi.NullRef
-		if k := v.keeps(d); k == keptNothing {
+		if k := v.baseKindOf(d); k == noBase {
 			errs = append(errs, v.b.pool.DestroyVDI(ctx, snap.Ref))
 		} else {
 			if err := v.b.pool.SetOtherConfig(ctx, "VDI", snap.Ref, lease.MarkRole, lease.RoleBase); err != nil {
@@ -526,7 +526,7 @@ func (v *vmBackup) settle(ctx context.Context) error {
 				continue
 			}
 			keep = snap.Ref
-			if k == keptChanges {
+			if k == changesOnly {
 				errs = append(errs, v.b.pool.DestroyData(ctx, snap.Ref))
 			}
 		}
@@ -575,8 +575,8 @@ func (v *vmBackup) basesOfOthers(ctx context.Context, d *vmplan.DiskPlan) (map[s
 	return named, nil
 }
 
-// unkeep ends the renewal of this VM's marks.
-func (v *vmBackup) unkeep() {
+// stopRenewing ends the renewal of this VM's marks.
+func (v *vmBackup) stopRenewing() {
 	v.b.lease.Drop(v.record)
 	for _, s := range v.snaps {
 		v.b.lease.Drop(s.Ref)
@@ -589,14 +589,14 @@ func (v *vmBackup) label() string { return lease.SnapshotName(v.b.r.ID(), v.run.
 
 // undo takes away all that an unpublished backup made on the pool.
 func (v *vmBackup) undo(ctx context.Context) {
-	if !v.asked {
+	if !v.requested {
 		return
 	}
 	if err := v.undoSnapshot(ctx); err != nil {
-		v.stays = true
+		v.leftOnPool = true
 		v.b.warn("VM %s: the VM snapshot %q stays behind on the pool: %v", v.plan.VM.NameLabel, v.label(), err)
 	}
-	v.asked = false
+	v.requested = false
 }
 
 func (v *vmBackup) undoSnapshot(ctx context.Context) error {
@@ -613,14 +613,14 @@ func (v *vmBackup) undoSnapshot(ctx context.Context) error {
 			return err
 		}
 	}
-	if !v.marked {
+	if !v.allMarked {
 		// VDI snapshots without marks would be lost with the VM snapshot's
 		// record if this process ended now. It is no reason to keep them.
 		for _, s := range snaps {
 			_ = v.b.lease.Mark(ctx, "VDI", s.Ref, lease.RoleSnapshot)
 		}
 	}
-	v.unkeep()
+	v.stopRenewing()
 	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
 	for _, s := range snaps {
 		errs = append(errs, v.b.pool.DestroyVDI(ctx, s.Ref))

@@ -211,7 +211,7 @@ func (x *exporter) open(ctx context.Context, d *repo.Disk) (*restore.Image, erro
 func (x *exporter) run(ctx context.Context, im *restore.Image, d *repo.Disk, sink disk.Sink, o restore.Options) error {
 	m := x.o.Progress.Begin(d.Device, im.Size())
 	defer m.Done()
-	o.Progress = job.Metered(m)
+	o.Progress = job.CountingCallback(m)
 	res, err := im.Run(ctx, sink, o)
 	if err != nil {
 		return fmt.Errorf("disk %s: %w", d.Device, err)

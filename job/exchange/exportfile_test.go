@@ -267,8 +267,8 @@ func TestExportRefusals(t *testing.T) {
 func TestExportXVAOfCheckpoint(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web")
 	o := w.Options()
-	o.Chosen = w.Chosen("web")
-	o.Chosen[0].Kinds = []vmplan.Kind{vmplan.KindCheckpoint}
+	o.Selected = w.Chosen("web")
+	o.Selected[0].Kinds = []vmplan.Kind{vmplan.KindCheckpoint}
 	s := w.Snapshot(w.Backup(o).Snapshots[0].ID)
 	file := filepath.Join(w.Dir, "web.xva")
 	res, err := exchange.Export(t.Context(), w.Repo, s, file, nil, exchange.ExportOptions{Format: exchange.FormatXVA})

@@ -267,7 +267,7 @@ func (im *importer) imageSnapshot(file string, kind filekind.Kind, st os.FileInf
 func (im *importer) disk(ctx context.Context, run *backup.Run, s *repo.Snapshot, src disk.Source, d repo.Disk, o backup.DiskOptions, total int64) (backup.DiskResult, error) {
 	m := im.o.Progress.Begin(strings.TrimPrefix(s.VM.Name+" "+d.Device, d.Device+" "), total)
 	defer m.Done()
-	o.Progress = job.Metered(m)
+	o.Progress = job.CountingCallback(m)
 	res, err := run.Disk(ctx, src, o)
 	if err != nil {
 		return res, err
@@ -296,7 +296,7 @@ func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID,
 		return old, err
 	}
 	im.all = append(im.all, s)
-	im.sum.Snapshots = append(im.sum.Snapshots, job.Summarise(s))
+	im.sum.Snapshots = append(im.sum.Snapshots, job.Summarize(s))
 	return nil, nil
 }
 

@@ -465,15 +465,15 @@ func NightPool(t *testing.T, cfg xapisim.Config, names ...string) *World {
 	return New(t, cfg)
 }
 
-func (w *World) Chosen(names ...string) []backup.Chosen {
+func (w *World) Chosen(names ...string) []backup.VMRequest {
 	w.T.Helper()
-	var list []backup.Chosen
+	var list []backup.VMRequest
 	for _, n := range names {
 		vm, err := w.Pool.FindVM(w.T.Context(), n)
 		if err != nil {
 			w.T.Fatal(err)
 		}
-		list = append(list, backup.Chosen{UUID: vm.UUID, Name: n})
+		list = append(list, backup.VMRequest{UUID: vm.UUID, Name: n})
 	}
 	return list
 }
@@ -497,11 +497,11 @@ func BackupOf(w *World, vm string) *repo.Snapshot {
 	return s
 }
 
-func (w *World) Foresee(o backup.Options) (*backup.Forecast, error) {
+func (w *World) Foresee(o backup.Options) (*backup.VMPreview, error) {
 	w.T.Helper()
-	f, err := backup.Foresee(w.T.Context(), w.Repo, w.Pool, o)
+	f, err := backup.NewPreview(w.T.Context(), w.Repo, w.Pool, o)
 	if err != nil {
 		w.T.Fatal(err)
 	}
-	return f.VM(w.T.Context(), o.Chosen[0])
+	return f.VM(w.T.Context(), o.Selected[0])
 }

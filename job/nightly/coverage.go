@@ -89,12 +89,12 @@ func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs [
 		}
 		wanted := len(jobs) == 0 || len(c.Jobs) > 0 || c.Left == ""
 		c.TooOld = wanted
-		s := backup.Good(all, p.UUID, vm.UUID, unsound)
-		if newest := backup.Good(all, p.UUID, vm.UUID, nil); newest != s {
+		s := backup.LatestComplete(all, p.UUID, vm.UUID, unsound)
+		if newest := backup.LatestComplete(all, p.UUID, vm.UUID, nil); newest != s {
 			c.Damaged = "snapshot " + newest.Short() + ": " + oneLine(errors.New(unsound[newest.ID()]))
 		}
 		if s != nil {
-			age := now.Sub(backup.Taken(s))
+			age := now.Sub(backup.DataTime(s))
 			c.Snapshot, c.Data, c.Age, c.FromFuture = s.ID(), s.Data, age.Seconds(), retention.FromFuture(s, now)
 			// An age that cannot be true protects nobody.
 			c.TooOld = wanted && (age > maxAge || age < -job.ClockSkew)

@@ -284,8 +284,8 @@ func (x *night) run(ctx context.Context) (err error) {
 	}
 	err = x.backup(ctx, inv)
 	defer x.lastGood(ctx, inv) // after the check, which may find that a snapshot is not good
-	if errors.Is(err, job.ErrUntrue) {
-		x.damaged(err, "changed-block tracking missed a change, and older snapshots may be wrong", job.HintOf(job.ErrUntrue))
+	if errors.Is(err, job.ErrCBTMissedChange) {
+		x.damaged(err, "changed-block tracking missed a change, and older snapshots may be wrong", job.HintOf(job.ErrCBTMissedChange))
 		if !errors.Is(err, job.ErrPartial) {
 			err = nil // every VM was saved, and rightly
 		}
@@ -348,10 +348,10 @@ func saved(all []*repo.Snapshot, pool string) map[string][]string {
 
 // queue puts the chosen VMs in order: by priority, then those first whose last
 // good backup is oldest.
-func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map[string]string) []backup.Chosen {
+func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map[string]string) []backup.VMRequest {
 	vms := slices.Clone(sel.VMs)
 	last := func(v *selection.VM) time.Time {
-		if s := backup.Good(all, pool, v.Record.UUID, unsound); s != nil {
+		if s := backup.LatestComplete(all, pool, v.Record.UUID, unsound); s != nil {
 			return s.Data
 		}
 		return time.Time{}
@@ -359,10 +359,10 @@ func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map
 	slices.SortStableFunc(vms, func(a, b selection.VM) int {
 		return cmp.Or(cmp.Compare(b.Priority, a.Priority), last(&a).Compare(last(&b)))
 	})
-	var list []backup.Chosen
+	var list []backup.VMRequest
 	for i := range vms {
 		v := &vms[i]
-		c := backup.Chosen{UUID: v.Record.UUID, Name: v.Record.NameLabel, Leave: map[string]string{}, Retention: &v.Keep}
+		c := backup.VMRequest{UUID: v.Record.UUID, Name: v.Record.NameLabel, Leave: map[string]string{}, Retention: &v.Keep}
 		for _, k := range v.Snapshot {
 			c.Kinds = append(c.Kinds, vmplan.Kind(k))
 		}
@@ -392,7 +392,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 	if err != nil {
 		return err
 	}
-	o.Chosen = queue(x.sel, all, x.rep.PoolUUID, unsound)
+	o.Selected = queue(x.sel, all, x.rep.PoolUUID, unsound)
 	for _, f := range x.sel.Findings {
 		switch {
 		case f.Missing:
@@ -413,7 +413,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 		x.rep.Excluded = append(x.rep.Excluded, report.Left{Name: l.Record.NameLabel, UUID: l.Record.UUID, Reason: l.Reason})
 	}
 	if x.Job.ForgetFirst {
-		if gone, err := backup.ForgetVMs(ctx, x.repo, o.Common, x.rep.PoolUUID, o.Chosen, o.Retention); err != nil {
+		if gone, err := backup.ForgetVMs(ctx, x.repo, o.Common, x.rep.PoolUUID, o.Selected, o.Retention); err != nil {
 			x.partial(fmt.Errorf("retention before the backup: %w", err))
 		} else {
 			x.rep.Forgotten = gone
@@ -424,7 +424,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 			}
 		}
 	}
-	if len(o.Chosen) == 0 && !o.Database {
+	if len(o.Selected) == 0 && !o.Database {
 		if len(x.rep.VMs) > 0 {
 			return job.ErrFailed
 		}
@@ -447,7 +447,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 	}
 	sum, err := backup.Run(ctx, x.repo, x.pool, o)
 	if sum != nil {
-		x.gather(sum, o.Chosen)
+		x.gather(sum, o.Selected)
 	}
 	return err
 }
@@ -477,7 +477,7 @@ func plural(n int, one string) string {
 }
 
 // gather turns the backup's summary into the report's VMs.
-func (x *night) gather(sum *job.Summary, chosen []backup.Chosen) {
+func (x *night) gather(sum *job.Summary, chosen []backup.VMRequest) {
 	r := x.rep
 	r.Uploaded, r.Packs, r.Database = sum.Stored, sum.Packs, sum.Database
 	r.Forgotten = append(r.Forgotten, sum.Forgotten...)
@@ -488,7 +488,7 @@ func (x *night) gather(sum *job.Summary, chosen []backup.Chosen) {
 			Name: s.VMName, UUID: s.VMUUID, State: report.OK, Snapshot: s.ID, Kind: s.Kind, Disks: s.Disks,
 			Started: s.Started, Duration: s.Duration, Waits: s.Waits, Bottleneck: s.Slowest,
 		}
-		i := slices.IndexFunc(chosen, func(c backup.Chosen) bool { return c.UUID == s.VMUUID })
+		i := slices.IndexFunc(chosen, func(c backup.VMRequest) bool { return c.UUID == s.VMUUID })
 		for _, g := range s.Missing {
 			v.Left = append(v.Left, "disk "+g.Device+" is left out: "+g.Reason)
 			if i < 0 || chosen[i].Leave[g.VDI] == "" {
@@ -568,8 +568,8 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 			continue
 		}
 		g := report.Good{Name: vm.NameLabel, UUID: vm.UUID}
-		if s := backup.Good(all, x.rep.PoolUUID, vm.UUID, unsound); s != nil {
-			newest[vm.UUID], g.Data = s, backup.Taken(s)
+		if s := backup.LatestComplete(all, x.rep.PoolUUID, vm.UUID, unsound); s != nil {
+			newest[vm.UUID], g.Data = s, backup.DataTime(s)
 		}
 		x.good = append(x.good, g)
 	}
@@ -580,7 +580,7 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 		if s == nil {
 			continue
 		}
-		v.LastGood, v.LastGoodID = backup.Taken(s), s.ID()
+		v.LastGood, v.LastGoodID = backup.DataTime(s), s.ID()
 		if v.Snapshot == s.ID() {
 			ahead = max(ahead, s.Data.Sub(s.Written))
 		}
@@ -625,8 +625,8 @@ func (x *night) goodWithoutPool(ctx context.Context) {
 			at[s.VM.UUID] = i
 			x.good = append(x.good, report.Good{UUID: s.VM.UUID})
 		}
-		if g := &x.good[i]; backup.Taken(s).After(g.Data) {
-			g.Name, g.Data = cmp.Or(s.VM.Name, g.Name), backup.Taken(s)
+		if g := &x.good[i]; backup.DataTime(s).After(g.Data) {
+			g.Name, g.Data = cmp.Or(s.VM.Name, g.Name), backup.DataTime(s)
 		}
 	}
 }

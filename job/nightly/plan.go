@@ -269,7 +269,7 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 	if err != nil {
 		return err
 	}
-	f, err := backup.Foresee(ctx, r, pool, *o)
+	f, err := backup.NewPreview(ctx, r, pool, *o)
 	if err != nil {
 		return err
 	}
@@ -301,7 +301,7 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 	return nil
 }
 
-func (p *planner) forecast(name string, fc *backup.Forecast, f *backup.Foresight, out *PlannedVM) {
+func (p *planner) forecast(name string, fc *backup.VMPreview, f *backup.Preview, out *PlannedVM) {
 	out.Kind = string(fc.Kind)
 	for _, x := range fc.Fallback {
 		if fc.Kind != "" {
@@ -333,7 +333,7 @@ func (p *planner) forecast(name string, fc *backup.Forecast, f *backup.Foresight
 
 // retention tells how many of a VM's snapshots would stay and go after a
 // success.
-func (p *planner) retention(all []*repo.Snapshot, pool string, c *backup.Chosen, o *backup.Options) (keeps, forgets int) {
+func (p *planner) retention(all []*repo.Snapshot, pool string, c *backup.VMRequest, o *backup.Options) (keeps, forgets int) {
 	policy := o.Retention
 	if c.Retention != nil {
 		policy = *c.Retention

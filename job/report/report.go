@@ -83,7 +83,7 @@ type VM struct {
 	Stored     int64             `json:"bytes_stored"`
 	Started    time.Time         `json:"started,omitzero"`
 	Duration   float64           `json:"duration_s"`
-	Waits      job.Waits         `json:"waits"`
+	Waits      job.Timing        `json:"waits"`
 	Bottleneck string            `json:"bottleneck,omitempty"`
 	LastGood   time.Time         `json:"last_good,omitzero"` // data of its newest complete snapshot, of any job
 	LastGoodID string            `json:"last_good_id,omitempty"`

@@ -26,7 +26,7 @@ func sample() *Report {
 		VMs: []VM{
 			{Name: "web", UUID: "u1", State: OK, Snapshot: "0123456789abcdef", Kind: "regular", Disks: []job.DiskSummary{
 				{Device: "xvda", Method: "cbt", DiskRead: repo.DiskRead{Read: 1}}, {Device: "xvdb", Method: "full"},
-			}, Size: 30 << 30, Read: 10 << 20, New: 5 << 20, Stored: 2 << 20, Started: at.Add(time.Minute), Duration: 125, Waits: job.Waits{Network: 0.7, Pool: 0.3}, Bottleneck: "network"},
+			}, Size: 30 << 30, Read: 10 << 20, New: 5 << 20, Stored: 2 << 20, Started: at.Add(time.Minute), Duration: 125, Waits: job.Timing{Network: 0.7, Pool: 0.3}, Bottleneck: "network"},
 			{Name: "db\n", UUID: "u2", State: Failed, Error: "SR full", Hint: "free space"},
 			{Name: "old", UUID: "u3", State: Skipped, Error: "the window ended at 06:00"},
 			{Name: "part", UUID: "u4", State: Partial, FirstDisk: true, Snapshot: "ff", Left: []string{"disk xvdb is left out: raw"}, Started: at, Duration: 60},

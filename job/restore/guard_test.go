@@ -507,11 +507,11 @@ func TestRestoreOverDeadBlock(t *testing.T) {
 	}
 	foresee := func() error {
 		t.Helper()
-		f, err := backup.Foresee(ctx, w.Repo, w.Pool, w.Options("web"))
+		f, err := backup.NewPreview(ctx, w.Repo, w.Pool, w.Options("web"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = f.VM(ctx, backup.Chosen{UUID: vm.UUID, Name: "web"})
+		_, err = f.VM(ctx, backup.VMRequest{UUID: vm.UUID, Name: "web"})
 		return err
 	}
 

@@ -43,7 +43,7 @@ func File(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Dis
 	}
 	m := o.Progress.Begin(d.Device, im.Size())
 	defer m.Done()
-	ro := restore.Options{Progress: job.Metered(m)}
+	ro := restore.Options{Progress: job.CountingCallback(m)}
 	var res restore.Result
 	if st != nil && !st.Mode().IsRegular() {
 		res, err = restoreDevice(ctx, im, file, ro)
@@ -74,7 +74,7 @@ func Stream(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.D
 	}
 	m := o.Progress.Begin(d.Device, im.Size())
 	defer m.Done()
-	res, err := im.Run(ctx, transfer.StreamSink{W: w}, restore.Options{Zeros: true, Progress: job.Metered(m)})
+	res, err := im.Run(ctx, transfer.StreamSink{W: w}, restore.Options{Zeros: true, Progress: job.CountingCallback(m)})
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", d.Device, err)
 	}

@@ -74,7 +74,7 @@ func (p *poolRestore) compare(ctx context.Context, im *restore.Image, vdi xapi.V
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	return im.Compare(ctx, src, job.Metered(m))
+	return im.Compare(ctx, src, job.CountingCallback(m))
 }
 
 // readVDI reads a whole disk over NBD where the pool serves it, else by an

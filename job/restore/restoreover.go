@@ -286,7 +286,7 @@ func (p *poolRestore) rewrite(ctx context.Context, im *restore.Image, vdi xapi.V
 	_ = p.pool.Retry(ctx, func(ctx context.Context) error {
 		m := p.o.Progress.Begin(label, im.Size())
 		defer m.Done()
-		o.Progress = job.Metered(m)
+		o.Progress = job.CountingCallback(m)
 		var res restore.Result
 		var went bool
 		res, went, out = p.pieces(ctx, im, vdi, o, false)

@@ -255,7 +255,7 @@ func (p *poolRestore) disk(ctx context.Context, d placed, was *xapi.VDI) (xapi.V
 	} else {
 		m := p.o.Progress.Begin(label, d.im.Size())
 		var res restore.Result
-		res, err = p.fill(ctx, d.im, vdi, d.sr, job.Metered(m))
+		res, err = p.fill(ctx, d.im, vdi, d.sr, job.CountingCallback(m))
 		done.Written = res.Written
 		m.Done()
 	}

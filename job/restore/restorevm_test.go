@@ -198,7 +198,7 @@ func TestRestoreSuspended(t *testing.T) {
 		was := w.VM("web")
 		o := w.Options()
 		o.Keep = backup.KeepNone
-		o.Chosen = []backup.Chosen{{UUID: was.UUID, Name: "web", Kinds: []vmplan.Kind{vmplan.KindCheckpoint}}}
+		o.Selected = []backup.VMRequest{{UUID: was.UUID, Name: "web", Kinds: []vmplan.Kind{vmplan.KindCheckpoint}}}
 		s := w.Snapshot(w.Backup(o).Snapshots[0].ID)
 		image, err := s.Disk(records.MemoryDevice)
 		if err != nil {
