@@ -111,7 +111,7 @@ type Options struct {
 	// empty, everything is kept in memory.
 	CacheDir string
 	Now      func() time.Time
-	// Chunker sets the chunk sizes of a new repository; the zero value means
+	// Chunker is how a new repository cuts chunks; the zero value means
 	// chunk.DefaultParams.
 	Chunker chunk.Params
 	// LockDays is the new repository's Config.LockDays.
@@ -163,6 +163,9 @@ func Init(ctx context.Context, objects object.Store, o Options) (*Repository, er
 	}
 	keys, err := seal.NewKeys()
 	if err != nil {
+		return nil, err
+	}
+	if keys.Cut, err = o.Chunker.NewKey(); err != nil {
 		return nil, err
 	}
 	cfg := Config{

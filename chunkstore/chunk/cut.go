@@ -2,6 +2,7 @@ package chunk
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -10,18 +11,28 @@ import (
 	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // registers the algorithm named below
 )
 
-// FastCDC is the only chunker of format 1: FastCDC with a Gear table derived
-// from the repository's cut key, as github.com/PlakarKorp/go-cdc-chunkers
-// v1.1.0 defines it under the name "fastcdc-v1.0.0".
-const FastCDC = "fastcdc-v1.0.0"
+// Algorithms of Params.
+const (
+	// FastCDC, the default, is FastCDC with a Gear table derived from the
+	// repository's cut key, as github.com/PlakarKorp/go-cdc-chunkers v1.1.0
+	// defines it under the name "fastcdc-v1.0.0".
+	FastCDC = "fastcdc-v1.0.0"
+	// Rabin cuts by a Rabin fingerprint of the last 64 bytes, as
+	// github.com/restic/chunker v0.4.0 does. The first 8 bytes of the cut key are
+	// its polynomial (big-endian), see NewKey.
+	Rabin = "rabin-v1"
+)
 
 // Params defines how runs are cut. It is part of a repository's config: two
 // repositories with different parameters have no common chunks.
 type Params struct {
 	Algorithm string `json:"algorithm"`
-	Min       int    `json:"min"`    // bytes; only the last chunk of a run is shorter
-	Normal    int    `json:"normal"` // bytes; a power of two
-	Max       int    `json:"max"`    // bytes
+	Min       int    `json:"min"` // bytes; only the last chunk of a run is shorter
+	// Normal, in bytes, is a power of two. For FastCDC it is the length that cuts
+	// are drawn to, and greater than Min. For Rabin it is the mean distance from
+	// Min to the next cut, so that a chunk has about Min + Normal bytes.
+	Normal int `json:"normal"`
+	Max    int `json:"max"` // bytes
 }
 
 // DefaultParams returns the parameters of new repositories. They were chosen by
@@ -30,15 +41,38 @@ func DefaultParams() Params {
 	return Params{Algorithm: FastCDC, Min: 24 << 10, Normal: 32 << 10, Max: 96 << 10}
 }
 
+// RabinParams returns the parameters of new repositories that are cut by Rabin.
+// The mean length of their chunks is the closest to that of DefaultParams which
+// the algorithm permits.
+func RabinParams() Params {
+	return Params{Algorithm: Rabin, Min: 24 << 10, Normal: 16 << 10, Max: 96 << 10}
+}
+
 // Validate returns an error if this version cannot cut with p.
 func (p Params) Validate() error {
-	if p.Algorithm != FastCDC {
+	usable := p.Min >= 1<<10 && p.Max <= 1<<20 && p.Normal&(p.Normal-1) == 0
+	switch p.Algorithm {
+	case FastCDC:
+		usable = usable && p.Normal > p.Min && p.Max > p.Normal
+	case Rabin:
+		usable = usable && p.Normal >= 1<<10 && p.Max > p.Min+p.Normal
+	default:
 		return fmt.Errorf("chunker %q is not known to this version", p.Algorithm)
 	}
-	if p.Min < 1<<10 || p.Normal <= p.Min || p.Max <= p.Normal || p.Max > 1<<20 || p.Normal&(p.Normal-1) != 0 {
+	if !usable {
 		return fmt.Errorf("chunk sizes %d/%d/%d are not usable", p.Min, p.Normal, p.Max)
 	}
 	return nil
+}
+
+// NewKey returns a random cut key for p, of 32 bytes. It is generated once, when a
+// repository is created.
+func (p Params) NewKey() (key [32]byte, err error) {
+	_, _ = rand.Read(key[:]) // never fails
+	if p.Algorithm == Rabin {
+		err = drawPolynomial(key[:])
+	}
+	return key, err
 }
 
 // Chunker cuts runs of bytes. Implementations are not safe for concurrent use.
@@ -62,6 +96,9 @@ func NewChunker(p Params, key []byte) (Chunker, error) {
 	}
 	if len(key) != 32 {
 		return nil, errors.New("cut key is not 32 bytes long")
+	}
+	if p.Algorithm == Rabin {
+		return newRabin(p, key)
 	}
 	c, err := chunkers.NewChunker(p.Algorithm, bytes.NewReader(nil), &chunkers.ChunkerOpts{
 		MinSize: p.Min, NormalSize: p.Normal, MaxSize: p.Max, Key: key,

@@ -15,6 +15,7 @@ import (
 type initOptions struct {
 	repository repositoryFlags
 	output     outputFlags
+	chunker    chunkerName
 	chunks     chunkSizes
 	lockDays   int
 }
@@ -42,45 +43,79 @@ all that opens it later; print a key page too and keep it elsewhere.`,
 	}
 	o.repository.add(cmd)
 	o.output.add(cmd)
-	cmd.Flags().Var(&o.chunks, "chunk-size", "cut chunks of these `sizes`: shortest, normal, longest (24K,32K,96K)")
+	cmd.Flags().Var(&o.chunker, "chunker", "`algorithm` that decides where chunks end: fastcdc, or rabin (the one of restic)")
+	cmd.Flags().Var(&o.chunks, "chunk-size", "cut chunks of these `sizes`: shortest, normal, longest (24K,32K,96K; with rabin 24K,16K,96K)")
 	cmd.Flags().IntVar(&o.lockDays, "lock-days", 0, "lock packs, indexes, snapshots and keys against deletion for `n` days")
 	return cmd
 }
 
-// chunkSizes are three sizes with commas between.
-type chunkSizes chunk.Params
+// chunkerName selects the parameters of chunk.Params.Algorithm; "" is fastcdc.
+type chunkerName string
+
+func (c *chunkerName) Type() string { return "algorithm" }
+
+func (c *chunkerName) String() string { return string(*c) }
+
+func (c *chunkerName) Set(text string) error {
+	switch text {
+	case "fastcdc", "rabin":
+		*c = chunkerName(text)
+		return nil
+	}
+	return errors.New("must be fastcdc or rabin")
+}
+
+// chunkSizes are three sizes with commas between: shortest, normal and longest.
+type chunkSizes [3]int
 
 func (c *chunkSizes) Type() string { return "sizes" }
 
 func (c *chunkSizes) String() string {
-	if c.Max == 0 {
+	if c[2] == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d,%d,%d", c.Min, c.Normal, c.Max)
+	return fmt.Sprintf("%d,%d,%d", c[0], c[1], c[2])
 }
 
 func (c *chunkSizes) Set(text string) error {
 	parts := strings.Split(text, ",")
-	p := chunk.Params{Algorithm: chunk.FastCDC}
 	if len(parts) != 3 {
 		return errors.New("want three sizes such as 24K,32K,96K")
 	}
-	for i, to := range []*int{&p.Min, &p.Normal, &p.Max} {
+	for i := range c {
 		var b byteSize
 		if err := b.Set(strings.TrimSpace(parts[i])); err != nil {
 			return err
 		}
-		*to = int(min(int64(b), 1<<30))
+		c[i] = int(min(int64(b), 1<<30))
 	}
-	*c = chunkSizes(p)
-	return p.Validate()
+	return nil
+}
+
+// params returns how the new repository cuts.
+func (o *initOptions) params() (chunk.Params, error) {
+	p := chunk.DefaultParams()
+	if o.chunker == "rabin" {
+		p = chunk.RabinParams()
+	}
+	if o.chunks != (chunkSizes{}) {
+		p.Min, p.Normal, p.Max = o.chunks[0], o.chunks[1], o.chunks[2]
+	}
+	if err := p.Validate(); err != nil {
+		return p, usagef("--chunk-size %s: %w", o.chunks.String(), err)
+	}
+	return p, nil
 }
 
 func runInit(cmd *cobra.Command, o *initOptions) error {
 	if err := checkLockDays(o.lockDays); err != nil {
 		return err
 	}
-	r, err := o.repository.create(cmd.Context(), cmd.ErrOrStderr(), repo.Options{Chunker: chunk.Params(o.chunks), LockDays: o.lockDays})
+	params, err := o.params()
+	if err != nil {
+		return err
+	}
+	r, err := o.repository.create(cmd.Context(), cmd.ErrOrStderr(), repo.Options{Chunker: params, LockDays: o.lockDays})
 	if err != nil {
 		return err
 	}

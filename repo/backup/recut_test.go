@@ -50,13 +50,22 @@ func cases(t *testing.T, n int) int {
 	return n
 }
 
+// cutKey is a cut key for every algorithm: its first 8 bytes are an irreducible
+// polynomial.
+func cutKey() []byte {
+	return append([]byte{0x00, 0x3D, 0xA3, 0x35, 0x8B, 0x4D, 0xC1, 0x73}, bytes.Repeat([]byte{7}, 24)...)
+}
+
 // Chunking again around the changes returns the pieces of a full read, whatever
 // changed: pages that become zero or stop being zero, block edges, odd lengths,
 // dirty ranges without a change. CI runs 10^5 cases (XENKEEP_CASES).
 func TestRecutEqualsFullRead(t *testing.T) {
-	cut, err := chunk.NewChunker(chunk.DefaultParams(), bytes.Repeat([]byte{7}, 32))
-	if err != nil {
-		t.Fatal(err)
+	var chunkers [2]chunk.Chunker
+	for i, p := range []chunk.Params{chunk.DefaultParams(), chunk.RabinParams()} {
+		var err error
+		if chunkers[i], err = chunk.NewChunker(p, cutKey()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	h, _ := chunk.NewHasher(bytes.Repeat([]byte{7}, 32))
 	noise := make([]byte, 8<<20)
@@ -64,6 +73,7 @@ func TestRecutEqualsFullRead(t *testing.T) {
 	n := cases(t, 20_000)
 	var rc recutter
 	for i := range n {
+		cut := chunkers[i%2]
 		r := rand.New(rand.NewPCG(uint64(i), 9))
 		// Small blocks make most cases cheap and their edges frequent.
 		length := []int{1 + r.IntN(300<<10), 64<<10 + r.IntN(512<<10), disk.BlockSize}[min(r.IntN(40), 2)%3]
@@ -123,7 +133,13 @@ func TestRecutEqualsFullRead(t *testing.T) {
 // An isolated granule costs less than four times its size to read, neighbouring
 // granules little more than themselves, and few need a second read.
 func TestRecutReadsLittle(t *testing.T) {
-	cut, err := chunk.NewChunker(chunk.DefaultParams(), bytes.Repeat([]byte{7}, 32))
+	for _, p := range []chunk.Params{chunk.DefaultParams(), chunk.RabinParams()} {
+		t.Run(p.Algorithm, func(t *testing.T) { recutReadsLittle(t, p) })
+	}
+}
+
+func recutReadsLittle(t *testing.T, p chunk.Params) {
+	cut, err := chunk.NewChunker(p, cutKey())
 	if err != nil {
 		t.Fatal(err)
 	}

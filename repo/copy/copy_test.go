@@ -87,10 +87,17 @@ func run(t *testing.T, from, to *repo.Repository, o copy.Options) (*copy.Plan, *
 	return p, res
 }
 
+// A copy cuts chunks as the other repository does, with other sizes or another
+// algorithm, in both directions.
 func TestCopy(t *testing.T) {
+	larger := chunk.Params{Algorithm: chunk.FastCDC, Min: 32 << 10, Normal: 64 << 10, Max: 128 << 10}
+	t.Run("larger", func(t *testing.T) { testCopy(t, larger) })
+	t.Run("rabin", func(t *testing.T) { testCopy(t, chunk.RabinParams()) })
+}
+
+func testCopy(t *testing.T, other chunk.Params) {
 	a, b := mem.New(), mem.New()
 	repotest.InitWith(t, a, ours)
-	other := chunk.Params{Algorithm: chunk.FastCDC, Min: 32 << 10, Normal: 64 << 10, Max: 128 << 10}
 	repotest.InitWith(t, b, repo.Options{Secret: theirs.Secret, Chunker: other})
 	from, to := repotest.OpenWith(t, a, ours), repotest.OpenWith(t, b, theirs)
 

@@ -24,12 +24,18 @@ import (
 	"xenkeep/repo/restore"
 )
 
-var update = flag.Bool("update", false, "make repo/testdata/format1 anew; only before a format is released")
+var update = flag.String("update", "", "create the kept repository of this `name` again; only before the form that it has is released")
 
-// kept is the repository of format 1 that every later version must read.
-const kept = "../testdata/format1"
+// kept are the repositories that every later version must read and add to, by
+// their folders in repo/testdata.
+func kept() map[string]repo.Options {
+	return map[string]repo.Options{
+		"format1": {Features: []repo.Feature{}},
+		"rabin":   {Features: []repo.Feature{}, Chunker: chunk.RabinParams()},
+	}
+}
 
-// facts are the expected properties of it.
+// facts are the expected properties of one of them.
 type facts struct {
 	Password string
 	Sums     map[string]string // SHA-256 of disks and records, by VM and device
@@ -154,21 +160,22 @@ func TestPageSuffices(t *testing.T) {
 	}
 }
 
-// generate creates the kept repository.
-func generate(t *testing.T) {
-	if err := os.RemoveAll(kept); err != nil {
+// generate creates a kept repository.
+func generate(t *testing.T, folder string, o repo.Options) {
+	if err := os.RemoveAll(folder); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(kept, 0o755); err != nil {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	store, err := local.Create(kept + "/repository")
+	store, err := local.Create(folder + "/repository")
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := facts{Password: "format one", Sums: make(map[string]string)}
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	r, err := repo.Init(t.Context(), store, repo.Options{Secret: slot.Secret{Password: []byte(f.Password)}, Now: func() time.Time { return now }})
+	o.Secret, o.Now = slot.Secret{Password: []byte(f.Password)}, func() time.Time { return now }
+	r, err := repo.Init(t.Context(), store, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,17 +186,26 @@ func generate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(kept+"/facts.json", append(p, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(folder+"/facts.json", append(p, '\n'), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// This version reads the kept repository in the same way as the version that wrote
-// it, and can add a further backup.
+// This version reads the kept repositories in the same way as the versions that
+// wrote them, and can add a further backup.
 func TestFormat1ForEver(t *testing.T) {
-	if *update {
-		generate(t)
+	for name, o := range kept() {
+		t.Run(name, func(t *testing.T) {
+			folder := "../testdata/" + name
+			if *update == name {
+				generate(t, folder, o)
+			}
+			keptForEver(t, folder)
+		})
 	}
+}
+
+func keptForEver(t *testing.T, kept string) {
 	var f facts
 	p, err := os.ReadFile(kept + "/facts.json")
 	if err == nil {
