@@ -17,8 +17,9 @@ import (
 	"xenkeep/xapi"
 )
 
-// Run saves VMs of a pool: all their disks, each VM in one VM snapshot. It
-// returns a summary beside ErrPartial or ErrFailed.
+// Run backs up VMs of a pool: all their disks, each VM from one VM snapshot. If some
+// VMs failed it returns ErrPartial, and if nothing was saved ErrFailed, each together
+// with a summary.
 func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) (*job.Summary, error) {
 	withoutJob := o.Job == ""
 	o.Defaults()
@@ -74,7 +75,7 @@ func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) 
 	return b.sum, errors.Join(b.failure(job.ErrPartial), b.retention, b.missedChange, b.database)
 }
 
-// poolBackup is one run of Backup.
+// poolBackup is the state of one Run.
 type poolBackup struct {
 	r       *repo.Repository
 	pool    *xapi.Client
@@ -82,9 +83,9 @@ type poolBackup struct {
 	started time.Time
 	all     []*repo.Snapshot
 	damaged map[string]baseHealth
-	// retention is why the policy could not be applied.
+	// retention is the error that prevented retention, or nil.
 	retention error
-	// database is why the pool's database could not be stored.
+	// database is the error that prevented the dump of the pool's database, or nil.
 	database error
 	targets  []target
 
@@ -93,23 +94,24 @@ type poolBackup struct {
 	srLocks  srLocks
 	limits   *limits
 
-	mu           sync.Mutex // held where sum is told of failures and warnings
+	mu           sync.Mutex // guards damaged, missedChange, begun, locks, and failures and warnings in sum
 	sum          *job.Summary
-	missedChange error // ErrUntrue where it was so
+	missedChange error // ErrCBTMissedChange for each disk concerned, joined; nil if there was none
 
-	// lockVMs has a run without a job lock each VM that it begins, in place of
-	// the job; locks are these, by the VM's UUID.
+	// lockVMs is set if the run has no job. Instead of its job, such a run locks each
+	// VM that it begins; locks holds the functions that release them, by the VM's
+	// UUID.
 	lockVMs bool
-	begun   []*vmBackup // each attempt on a VM
+	begun   []*vmBackup // all attempts
 	locks   map[string]func()
 
-	dump    *repo.Snapshot // of the pool's database, added to the run
-	waiting []*vmBackup    // read, not published yet
+	dump    *repo.Snapshot // of the pool's database; nil until it was dumped
+	waiting []*vmBackup    // read completely, not published yet
 	done    []*repo.Snapshot
 }
 
-// lock takes the right to back a VM up, where the run has no job. It keeps it to
-// its end.
+// lock locks a VM until the end of the run, if the run has no job. It returns
+// ErrActive if another run holds the lock.
 func (b *poolBackup) lock(t *target) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -199,7 +201,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 	if err != nil && (ctx.Err() != nil || len(b.sum.Snapshots) == 0) {
 		return err
 	}
-	if err != nil { // what was published before is safe, and is said to be
+	if err != nil { // snapshots that were published are safe, and stay in the summary
 		b.failRest(targets, err)
 	}
 	if b.sum.Forgotten, err = job.Forget(ctx, b.r, &b.o.Common, b.policy, b.done); err != nil {
@@ -209,7 +211,7 @@ func (b *poolBackup) run(ctx context.Context) error {
 	return nil
 }
 
-// failRest tells of the VMs that a run did not get to, or not to the end of.
+// failRest records err for each VM that has no result yet.
 func (b *poolBackup) failRest(targets []target, err error) {
 	for _, t := range targets {
 		saved := slices.ContainsFunc(b.sum.Snapshots, func(s job.VMSummary) bool { return s.VMUUID == t.uuid })
@@ -221,19 +223,19 @@ func (b *poolBackup) failRest(targets []target, err error) {
 	}
 }
 
-// cleanUpLeftovers removes what dead runs left on the pool; it keeps no backup from being
-// made.
+// cleanUpLeftovers removes the leftovers of dead runs from the pool. Its errors are
+// warnings: they do not prevent the backup.
 func (b *poolBackup) cleanUpLeftovers(ctx context.Context) {
 	rep, err := lease.Cleanup(ctx, b.r, b.pool, lease.CleanupOptions{Machine: b.o.Machine})
 	if err == nil {
 		err = rep.Err()
 	}
 	if err != nil && ctx.Err() == nil {
-		b.warn("what earlier runs left on the pool: %w", err)
+		b.warn("leftovers of earlier runs on the pool: %w", err)
 	}
 }
 
-// findTargets finds the VMs that are meant, each once.
+// findTargets returns the VMs to back up, each once.
 func (b *poolBackup) findTargets(ctx context.Context) ([]target, error) {
 	var list []target
 	for _, c := range b.o.Selected {
@@ -283,8 +285,14 @@ func (b *poolBackup) findTargets(ctx context.Context) ([]target, error) {
 	return list, nil
 }
 
-// saveVMs reads the VMs, some at once, and publishes them as they come: all that
-// publishes and tidies is done here, by one goroutine.
+// saveVMs reads the VMs, several concurrently, and publishes their snapshots.
+//
+// Pipeline: readAll starts up to VMConcurrency VMs and sends each VM that was read
+// completely to the channel read. This goroutine receives them, and it alone publishes
+// and changes b.waiting. readAll closes the channel when the last VM has ended;
+// nothing is buffered, so that a VM that was read waits in its slot until it is
+// received. After an error the channel is drained, so that no reader is left when
+// saveVMs returns.
 func (b *poolBackup) saveVMs(ctx context.Context, run *backup.Run, targets []target) (err error) {
 	if b.lease, err = lease.New(ctx, b.pool, lease.Owner{Repository: b.r.ID(), Run: run.ID(), Job: b.o.Job, Machine: b.o.Machine, RenewEvery: b.o.RenewEvery}); err != nil {
 		return err
@@ -293,7 +301,7 @@ func (b *poolBackup) saveVMs(ctx context.Context, run *backup.Run, targets []tar
 	defer stop()
 	b.srLocks = newSRLocks()
 	b.limits = newLimits(b.o.HostConcurrency, b.o.SRConcurrency)
-	defer func() { // whatever ended the run
+	defer func() { // on every path
 		st := run.Stats()
 		b.sum.Packs, b.sum.Stored = st.Packs, st.Stored
 		b.undoUnpublished(ctx)
@@ -307,7 +315,7 @@ func (b *poolBackup) saveVMs(ctx context.Context, run *backup.Run, targets []tar
 		}
 	}
 	go b.readAll(work, run, targets, read)
-	for v := range read { // to the end, so that none goes on behind
+	for v := range read { // until it is closed, so that no reader goes on after the return
 		b.waiting = append(b.waiting, v)
 		if err != nil {
 			continue
@@ -328,14 +336,15 @@ func (b *poolBackup) saveVMs(ctx context.Context, run *backup.Run, targets []tar
 	return b.publish(ctx, run)
 }
 
-// lastSnapshot is the VM's latest complete snapshot.
+// lastSnapshot returns the VM's latest complete snapshot, or nil.
 func (b *poolBackup) lastSnapshot(vm string) *repo.Snapshot {
 	return repo.Latest(b.all, func(s *repo.Snapshot) bool {
 		return s.Origin == "pool" && s.Pool.UUID == b.pool.PoolUUID() && s.VM.UUID == vm
 	})
 }
 
-// publish ends the packs, publishes what was read, and then tidies the pool.
+// publish completes the open packs, publishes the snapshots of the waiting VMs, and
+// then removes the VM snapshots that are no longer needed.
 func (b *poolBackup) publish(ctx context.Context, run *backup.Run) error {
 	if len(b.waiting) == 0 && (b.dump == nil || b.dump.ID() != "") {
 		return nil
@@ -363,7 +372,7 @@ func (b *poolBackup) publish(ctx context.Context, run *backup.Run) error {
 	return nil
 }
 
-// undoUnpublished takes away from the pool what unpublished backups left on it.
+// undoUnpublished removes the objects of unpublished backups from the pool.
 func (b *poolBackup) undoUnpublished(ctx context.Context) {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
@@ -373,8 +382,8 @@ func (b *poolBackup) undoUnpublished(ctx context.Context) {
 	b.waiting = nil
 }
 
-// markCBTBroken is told of a disk whose tracking missed a change since snapshot
-// last. The note keeps last from ever being built upon again.
+// markCBTBroken records that changed-block tracking missed a change of a disk since
+// snapshot last. It marks last as damaged, so that no later backup uses it as a base.
 func (b *poolBackup) markCBTBroken(ctx context.Context, last *repo.Snapshot, vm, device string, cause error) {
 	err := fmt.Errorf("VM %s: disk %s: %w: %w; the disk is read in full, and backups of it since tracking began may be wrong there", vm, device, job.ErrCBTMissedChange, cause)
 	b.warn("%w", err)
@@ -389,7 +398,7 @@ func (b *poolBackup) markCBTBroken(ctx context.Context, last *repo.Snapshot, vm,
 	b.missedChange = errors.Join(b.missedChange, err)
 }
 
-// healthOf tells what is known of a snapshot, which may be nil.
+// healthOf returns the known condition of a snapshot. A nil snapshot is sound.
 func (b *poolBackup) healthOf(s *repo.Snapshot) baseHealth {
 	b.mu.Lock()
 	defer b.mu.Unlock()

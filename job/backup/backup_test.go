@@ -75,7 +75,7 @@ func TestDayAfterDay(t *testing.T) {
 		}
 	}
 	w.Clean()
-	// But for the bases, the pool is what it was.
+	// Except for the bases, the pool is unchanged.
 	s := w.Backup(func() backup.Options { o := w.Options("web"); o.Keep = backup.KeepNone; return o }())
 	_ = s
 	w.Sim.GC()
@@ -125,13 +125,13 @@ func TestRestoreToPool(t *testing.T) {
 	}
 	for k := range vm.OtherConfig {
 		if strings.HasPrefix(k, "xenkeep:") {
-			t.Errorf("the VM bears the mark %s", k)
+			t.Errorf("the VM has the mark %s", k)
 		}
 	}
 }
 
-// Every failure of an export leaves the pool as it was and nothing in the
-// repository, and the next backup succeeds.
+// If an export fails, the pool is unchanged and the repository holds nothing new, and
+// the next backup succeeds.
 func TestExportFailures(t *testing.T) {
 	faults := map[string]xapisim.Fault{
 		"embedded at 0":      {Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}, Cut: true, Embedded: true},
@@ -169,7 +169,7 @@ func TestExportFailures(t *testing.T) {
 	}
 }
 
-// A delta that cannot be had becomes a full read, which stores nothing twice.
+// A delta that is not available becomes a full read, which stores nothing twice.
 func TestBaseLost(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	w.Backup(w.Options("web"))
@@ -215,9 +215,9 @@ func TestUnsupported(t *testing.T) {
 	_ = before
 }
 
-// Row X6 of the fault list: a raw disk is foreseen as one that cannot be
-// snapshotted on every SR of the VHD family, not on LVM alone, before anything
-// is done; SkipUnsupported leaves it out.
+// Row X6 of the fault list: the preview reports a raw disk as one that cannot be
+// snapshotted, on every SR of the VHD family, not only on LVM, before the pool is
+// changed; SkipUnsupported leaves it out.
 func TestRawDisk(t *testing.T) {
 	for _, kind := range []string{"nfs", "ext", "smb", "lvm", "lvmoiscsi"} {
 		t.Run(kind, func(t *testing.T) {
@@ -283,7 +283,7 @@ func TestActive(t *testing.T) {
 	started, release := make(chan struct{}), make(chan struct{})
 	o := w.Options("web")
 	var once sync.Once
-	o.Now = func() time.Time { // called once the run is active
+	o.Now = func() time.Time { // called when the run is active
 		once.Do(func() {
 			close(started)
 			<-release
@@ -298,18 +298,18 @@ func TestActive(t *testing.T) {
 	<-started
 	_, second := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web"))
 	close(release)
-	// Row N12 of the fault list: who is active, and since when, is said.
+	// Row N12 of the fault list: the error names the active run and its start.
 	want := fmt.Sprintf(" (process %d)", os.Getpid())
 	if !errors.Is(second, job.ErrActive) || !strings.HasPrefix(second.Error(), "job TestActive: a run has been active since ") || !strings.HasSuffix(second.Error(), want) {
-		t.Errorf("a second run gives %v", second)
+		t.Errorf("a second run returns %v", second)
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 }
 
-// Row N23 of the fault list: runs without a job keep each other from the same VM
-// alone. A run with a job keeps runs of that job away.
+// Row N23 of the fault list: runs without a job exclude each other only from the same
+// VM. A run with a job excludes runs of the same job.
 func TestRunsWithoutAJob(t *testing.T) {
 	dir := t.TempDir()
 	w := jobtest.New(t, xapisim.Config{VMs: []xapisim.VMConfig{
@@ -349,7 +349,7 @@ func TestRunsWithoutAJob(t *testing.T) {
 	w.Clean()
 }
 
-// Ctrl-C at any call of the pool leaves it as it was.
+// Ctrl-C at any call of the pool leaves it unchanged.
 func TestInterrupted(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	before := w.Sim.Dump()

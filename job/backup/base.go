@@ -14,30 +14,31 @@ import (
 	"xenkeep/xapi"
 )
 
-// base is what a disk's backup can build on.
+// base is the earlier state on which a disk's backup can build.
 type base struct {
-	root chunk.ID // zero where there is none
-	vdi  xapi.Ref // VDI snapshot whose delta can be exported; null where there is none
-	// tracked is the VDI snapshot since which the pool has tracked changes;
-	// null where there is none.
+	root chunk.ID // of the disk in the last snapshot; zero if there is none
+	vdi  xapi.Ref // VDI snapshot whose delta can be exported; null if there is none
+	// tracked is the VDI snapshot since which the pool has tracked changes; null if
+	// there is none.
 	tracked xapi.Ref
-	reason  string // why there is no delta, or what the delta is to
+	reason  string // why there is no delta, or the snapshot that the delta is to
 }
 
-// baseHealth is what is known of a snapshot.
+// baseHealth is the known condition of a snapshot.
 type baseHealth int
 
 const (
 	baseSound baseHealth = iota
-	// snapshotHurt: some of its chunks are lost, and which is known, so that
-	// they can be read again with what has changed.
+	// baseDamaged: some of its chunks are lost. Their positions are known, so that
+	// they can be read again together with the changes.
 	baseDamaged
-	// snapshotWrong: it may differ from the disk anywhere.
+	// baseUntrusted: it may differ from the disk at any position.
 	baseUntrusted
 )
 
-// findBase looks for the last backup of a disk, and whether what has changed
-// since can be had from the pool. last is the VM's latest complete snapshot.
+// findBase finds the last backup of a disk, and whether the pool can provide the
+// changes since. last is the VM's latest complete snapshot, or nil. A base without a
+// delta is no error; base.reason explains it.
 func findBase(ctx context.Context, pool *xapi.Client, repository string, last *repo.Snapshot, vm *xapi.VM, d *vmplan.DiskPlan, snap *xapi.VDI, state baseHealth) (base, error) {
 	if last == nil {
 		return base{reason: "first backup of this VM"}, nil
@@ -92,8 +93,8 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 	case int64(v.VirtualSize) != old.Size:
 		return full("the base of snapshot %s has another size", last.Short())
 	}
-	// A list of changes goes across a growth of the disk: its bitmap is of the
-	// new size, and what is behind the old end is read in any case.
+	// A list of changes remains valid if the disk grew: its bitmap has the new size,
+	// and the area after the old end is read in any case.
 	if d.Untracked == "" && v.CBTEnabled && snap.CBTEnabled && old.Size <= int64(snap.VirtualSize) {
 		b.tracked = ref
 	}
@@ -103,7 +104,7 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 		b.root = chunk.ID{}
 		return full("snapshot %s is damaged", last.Short())
 	case damaged:
-		return full("changes since snapshot %s, and what of it is damaged", last.Short())
+		return full("changes since snapshot %s, and its damaged parts", last.Short())
 	case v.Type != "cbt_metadata" && !v.Missing && v.Managed:
 		b.vdi = ref
 	case b.tracked.IsNull() && d.Untracked != "":

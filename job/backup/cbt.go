@@ -19,27 +19,28 @@ import (
 	"xenkeep/xapi"
 )
 
-// Transport says how disks are read.
+// Transport selects the protocol by which disks are read.
 type Transport string
 
 const (
-	// TransportAuto reads what changed-block tracking names over NBD where
-	// both can be had, and VHD exports elsewhere.
+	// TransportAuto reads the blocks that changed-block tracking lists over NBD if
+	// both are available, and VHD exports otherwise.
 	TransportAuto Transport = "auto"
-	// TransportNBD is TransportAuto, and takes NBD without encryption too.
+	// TransportNBD is TransportAuto, but also accepts NBD without encryption.
 	TransportNBD Transport = "nbd"
-	// TransportVHD reads VHD exports alone.
+	// TransportVHD reads only VHD exports.
 	TransportVHD Transport = "vhd"
 )
 
-// tracking is what a run knows of changed-block tracking on its pool.
+// tracking describes the changed-block tracking of a pool.
 type tracking struct {
-	off     string // why it is not used at all; empty where it may be
+	off     string // why it is not used; empty if it may be
 	drivers map[string]bool
 	limiter *nbd.Limiter
 }
 
-// newTracking looks whether the pool serves NBD and which SR drivers can track.
+// newTracking finds out whether the pool serves NBD, and which SR drivers can track
+// changes.
 func newTracking(ctx context.Context, pool *xapi.Client, t Transport) (*tracking, error) {
 	k := &tracking{drivers: make(map[string]bool), limiter: nbd.NewLimiter(0)}
 	if t == TransportVHD {
@@ -58,7 +59,7 @@ func newTracking(ctx context.Context, pool *xapi.Client, t Transport) (*tracking
 	switch {
 	case tls || (plain && t == TransportNBD):
 	case plain:
-		k.off = "NBD is not encrypted on this pool (--transport nbd takes it all the same)"
+		k.off = "NBD is not encrypted on this pool (--transport nbd accepts it nevertheless)"
 	default:
 		k.off = "no network serves NBD"
 	}
@@ -76,12 +77,13 @@ func newTracking(ctx context.Context, pool *xapi.Client, t Transport) (*tracking
 	return k, nil
 }
 
-// enableCBT switches tracking on for a disk, before the VM snapshot is taken: so that
-// this very VDI snapshot is one to compare the next with. It returns why not.
+// enableCBT enables tracking for a disk. It is called before the VM snapshot is taken,
+// so that the next backup can compare with this VDI snapshot. It returns the reason
+// why the disk is not tracked, or "".
 //
-// Where the pool refuses because of what an earlier tracking left, this
-// repository's own lists of changes of the disk are dropped, which are of no use
-// any more, and it is tried once again.
+// If the pool refuses because of the remains of earlier tracking, enableCBT drops this
+// repository's own lists of changes of the disk, which are useless then, and tries
+// once more.
 func (k *tracking) enableCBT(ctx context.Context, pool *xapi.Client, repository string, d *vmplan.DiskPlan) string {
 	switch {
 	case k.off != "":
@@ -107,21 +109,22 @@ func (k *tracking) enableCBT(ctx context.Context, pool *xapi.Client, repository 
 	return ""
 }
 
-// dropLists destroys this repository's bases of a disk that hold nothing but a
-// list of changes.
+// dropLists destroys this repository's bases of a disk that contain only a list of
+// changes.
 func dropLists(ctx context.Context, pool *xapi.Client, repository string, disk xapi.Ref) error {
 	return lease.DropBases(ctx, pool, repository, disk, func(s *xapi.VDI) bool { return s.Type == "cbt_metadata" })
 }
 
-// resetCBT begins the tracking of a disk anew, since it was wrong: whoever asks for
-// the changes since before is then refused, instead of told a part of them.
+// resetCBT restarts the tracking of a disk after it was found wrong. The pool then
+// refuses requests for the changes since an earlier snapshot, instead of returning an
+// incomplete list.
 func resetCBT(ctx context.Context, b *poolBackup, d *vmplan.DiskPlan) {
 	err := b.pool.DisableCBT(ctx, d.VDI.Ref)
 	if err == nil {
 		err = b.pool.EnableCBT(ctx, d.VDI.Ref)
 	}
 	if err != nil {
-		b.warn("disk %s: tracking could not be begun anew: %w", d.Device(), err)
+		b.warn("disk %s: tracking could not be restarted: %w", d.Device(), err)
 	}
 }
 
@@ -130,17 +133,18 @@ func (v *vmBackup) openNBD(ctx context.Context, snap xapi.VDI) (*nbd.Disk, error
 	return transfer.OpenVDI(ctx, v.b.pool, snap, nbd.DiskOptions{Connections: v.b.o.NBDConnections, Limiter: v.b.tracking.limiter})
 }
 
-// verifyShare is one block in how many that changed-block tracking calls
-// unchanged and that is read all the same.
+// verifyShare is the share of blocks that are verified although they are unchanged
+// according to changed-block tracking: one in verifyShare.
 const verifyShare = 100
 
-// maxRecentlyChanged bounds the blocks that are compared because they changed last.
+// maxRecentlyChanged limits the number of blocks that are verified because they
+// changed last.
 const maxRecentlyChanged = 4
 
-// recentlyChanged are some blocks that the last backup of a disk found changed,
-// and that are not among the changed of this one, which are read anyway.
-// Storage that was put back to a state before it, without a word to the pool,
-// has other bytes there, while its list of changes is empty.
+// recentlyChanged returns some blocks that the last backup of a disk found changed,
+// and that are not in the list of changes of this one. If the storage was reverted to
+// an earlier state without the pool's knowledge, the list of changes is empty, but
+// these blocks differ.
 func (v *vmBackup) recentlyChanged(ctx context.Context, d *vmplan.DiskPlan, changed []disk.Extent) (map[int64]bool, error) {
 	last := v.b.lastSnapshot(v.plan.VM.UUID)
 	before := repo.Latest(v.b.all, func(s *repo.Snapshot) bool {
@@ -180,8 +184,8 @@ func (v *vmBackup) recentlyChanged(ctx context.Context, d *vmplan.DiskPlan, chan
 	return recent, nil
 }
 
-// transferChanged saves a disk from its base and what changed-block tracking
-// says has changed since.
+// transferChanged saves a disk as its base and the changes since, according to
+// changed-block tracking.
 func (v *vmBackup) transferChanged(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base) (res backup.DiskResult, err error) {
 	size := int64(snap.VirtualSize)
 	bitmap, err := v.b.pool.ChangedBlocks(ctx, base.tracked, snap.Ref)
@@ -192,7 +196,7 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *vmplan.DiskPlan, snap
 	if err != nil {
 		return res, err
 	}
-	_, release, err := v.b.limits.acquire(ctx, d.SR.Ref, nil) // the hosts' own bound is the limiter's
+	_, release, err := v.b.limits.acquire(ctx, d.SR.Ref, nil) // the limiter of NBD connections counts per host
 	if err != nil {
 		return res, err
 	}
@@ -222,8 +226,8 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *vmplan.DiskPlan, snap
 	return v.run.Changed(ctx, v.b.o.ReadLimit.Disk(transfer.NBDReader{D: r, Bytes: size}), o)
 }
 
-// transferNBD saves a whole disk, read over NBD: all of it but what the server
-// knows to be zero.
+// transferNBD saves a whole disk over NBD, without the areas that are zero according
+// to the server.
 func (v *vmBackup) transferNBD(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base) (res backup.DiskResult, err error) {
 	size := int64(snap.VirtualSize)
 	_, release, err := v.b.limits.acquire(ctx, d.SR.Ref, nil)

@@ -14,8 +14,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// With NBD and changed-block tracking only what has changed is read, the pool
-// keeps lists of changes and no data, and every day comes back as it was.
+// With NBD and changed-block tracking only changed blocks are read, the pool keeps
+// lists of changes and no data, and the disk of every day is restored exactly.
 func TestTrackedDays(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{NBD: xapisim.NBDTLS})
 	file := filepath.Join(w.Dir, "web0.img")
@@ -35,7 +35,7 @@ func TestTrackedDays(t *testing.T) {
 		if d.Method != want {
 			t.Errorf("day %d: %s (%s), want %s", day, d.Method, d.Reason, want)
 		}
-		// A block or two for each change, and those that are compared.
+		// One or two blocks for each change, and the blocks that are verified.
 		if day > 0 && d.Read > 3*jobtest.MiB+4*disk.BlockSize {
 			t.Errorf("day %d: %d bytes are read", day, d.Read)
 		}
@@ -63,8 +63,8 @@ func TestTrackedDays(t *testing.T) {
 	w.Clean()
 }
 
-// Where tracking cannot be used or trusted, the disk is read otherwise, with
-// the reason, and rightly.
+// If tracking cannot be used or trusted, the disk is read by another method, with the
+// reason, and correctly.
 func TestUntracked(t *testing.T) {
 	for name, c := range map[string]struct {
 		cfg    xapisim.Config
@@ -141,9 +141,9 @@ func TestUntracked(t *testing.T) {
 	}
 }
 
-// Row X10 of the fault list: a disk that grew is read by its list of changes, or
-// its VHD delta, and the area that is new; the reason says so, and every day
-// comes back as it was.
+// Row X10 of the fault list: of a disk that grew, the changes are read by its list of
+// changes or its VHD delta, and the new area; the reason mentions it, and the disk of
+// every day is restored exactly.
 func TestGrownDisk(t *testing.T) {
 	for _, c := range []struct {
 		what   string
@@ -151,7 +151,7 @@ func TestGrownDisk(t *testing.T) {
 		method string
 	}{{"cbt", xapisim.NBDTLS, "cbt"}, {"delta", "", "vhd-delta"}} {
 		t.Run(c.what, func(t *testing.T) {
-			const old, size = 24*jobtest.MiB - 3*4096, 40*jobtest.MiB - 5*4096 // the ends of blocks are elsewhere
+			const old, size = 24*jobtest.MiB - 3*4096, 40*jobtest.MiB - 5*4096 // neither size is a multiple of the block size
 			dir := t.TempDir()
 			file := jobtest.Image(t, filepath.Join(dir, "disk.img"), old, 1, 40)
 			w := jobtest.New(t, xapisim.Config{NBD: c.nbd, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{file}}}})
@@ -167,7 +167,7 @@ func TestGrownDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 			for day := range 3 {
-				// The first day nothing is written: the new area is zero.
+				// On the first day nothing is written: the new area is zero.
 				if day > 0 {
 					grown = w.Write(fmt.Sprintf("day%d.img", day), grown, uint64(day+70), 3)
 				}
@@ -192,8 +192,8 @@ func TestGrownDisk(t *testing.T) {
 	}
 }
 
-// A disk that is attached to two VMs is backed up as a delta for each of them:
-// neither's run takes the other's base away.
+// A disk that is attached to two VMs is backed up as a delta for each of them: neither
+// run deletes the base of the other.
 func TestDiskOfTwoVMs(t *testing.T) {
 	for _, nbd := range []xapisim.NBDMode{"", xapisim.NBDTLS} {
 		dir := t.TempDir()

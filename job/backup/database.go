@@ -14,22 +14,23 @@ import (
 	"xenkeep/repo/backup"
 )
 
-// databaseDevice is the device of that disk.
+// databaseDevice is the device name of the disk that holds the dump.
 const databaseDevice = "database"
 
-// errEmptyDump is the reason why a dump is refused.
+// errEmptyDump is returned for a dump without rows.
 var errEmptyDump = errors.New("the pool sent a dump without content, as in the middle of a rolling upgrade")
 
-// lastDatabase is the newest snapshot of a pool's database.
+// lastDatabase returns the newest snapshot of a pool's database, or nil.
 func lastDatabase(all []*repo.Snapshot, pool string) *repo.Snapshot {
 	return repo.Latest(all, func(s *repo.Snapshot) bool {
 		return s.Origin == repo.OriginDatabase && s.Pool.UUID == pool && len(s.Disks) == 1
 	})
 }
 
-// saveDatabase stores the pool's database as a snapshot of its own. The dump's
-// length is known only at its end, so that it goes through a file that nobody
-// else can open; it is cut and deduplicated as a disk is.
+// saveDatabase stores the pool's database as a snapshot of its own. The length of the
+// dump is known only at its end, and so the dump is first written to an unlinked
+// temporary file, which no other process can open. It is chunked and deduplicated like
+// a disk.
 func (b *poolBackup) saveDatabase(ctx context.Context, run *backup.Run) (err error) {
 	defer func() {
 		if err != nil {
@@ -79,8 +80,8 @@ func (b *poolBackup) saveDatabase(ctx context.Context, run *backup.Run) (err err
 	return nil
 }
 
-// rowFinder passes a dump on and looks for a row of a table: the dump of a
-// rolling upgrade has tables and no rows (xen-api
+// rowFinder writes a dump through to w and finds out whether it contains a row of a
+// table: the dump of a rolling upgrade has tables without rows (xen-api
 // ocaml/xapi/pool_db_backup.ml).
 type rowFinder struct {
 	w     io.Writer

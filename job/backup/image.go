@@ -12,8 +12,7 @@ import (
 	"xenkeep/repo/retention"
 )
 
-// lockImage takes the right to back an image up: that to its job, or to itself
-// where the run has none.
+// lockImage locks the run's job or, if the run has none, the image itself.
 func lockImage(r *repo.Repository, o *ImageOptions, vm *repo.Named, withoutJob bool) (release func(), err error) {
 	if !withoutJob {
 		return job.LockJob(o.StateDir, r.ID(), o.Job)
@@ -21,9 +20,8 @@ func lockImage(r *repo.Repository, o *ImageOptions, vm *repo.Named, withoutJob b
 	return job.LockThing(o.StateDir, r.ID(), "image", vm.UUID, "image "+vm.Name)
 }
 
-// Image saves one image file as a disk, without a pool. A file is one "VM",
-// and so are all files that are given one name: the last one is the base of the
-// next.
+// Image stores one image file as a disk, without a pool. A file is one "VM". All files
+// that are stored under one name are one "VM", too: each is the base of the next.
 func Image(ctx context.Context, r *repo.Repository, o ImageOptions) (*job.Summary, error) {
 	withoutJob := o.Job == ""
 	o.Defaults()

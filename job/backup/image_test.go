@@ -23,7 +23,7 @@ func restoreImage(t *testing.T, r *repo.Repository, s *repo.Snapshot, file strin
 	}
 }
 
-// sameSparse compares two files, passing over what is a hole in both.
+// sameSparse compares two files, without reading areas that are holes in both.
 func sameSparse(t *testing.T, a, b string) {
 	t.Helper()
 	if out, err := exec.Command("cmp", a, b).CombinedOutput(); err != nil {
@@ -31,8 +31,8 @@ func sameSparse(t *testing.T, a, b string) {
 	}
 }
 
-// The same disk from a raw file and from a VHD has the same root, and comes
-// back as it was, raw and as a VHD, to the last byte.
+// A raw file and a VHD of the same disk have the same root, and are restored exactly,
+// raw and as a VHD.
 func TestImageSizes(t *testing.T) {
 	for _, size := range []int64{0, 1, 511, 512, 4095, 4097, 2*jobtest.MiB - 1, 2 * jobtest.MiB, 2*jobtest.MiB + 512, 1<<30 + 4096, 3 << 40} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -50,7 +50,7 @@ func TestImageSizes(t *testing.T) {
 			if err != nil || st.Size() != size {
 				t.Fatalf("restored to %d bytes: %v", st.Size(), err)
 			}
-			if size <= 2<<30 { // cmp reads holes too
+			if size <= 2<<30 { // cmp reads holes, too
 				sameSparse(t, raw, out)
 			} else {
 				again := jobtest.ImageBackup(t, r, out)
@@ -59,7 +59,7 @@ func TestImageSizes(t *testing.T) {
 				}
 			}
 			if size == 0 || size%512 != 0 || size > 2040<<30 {
-				return // a VHD holds whole sectors, at most 2040 GiB
+				return // a VHD contains whole sectors, and at most 2040 GiB
 			}
 			vhdFile := filepath.Join(dir, "out.vhd")
 			restoreImage(t, r, s, vhdFile)
@@ -74,7 +74,7 @@ func TestImageSizes(t *testing.T) {
 	}
 }
 
-// VHDs made by qemu-img are read right, and qemu-img and vhdiinfo take ours.
+// VHDs made by qemu-img are read correctly, and qemu-img and vhdiinfo accept ours.
 func TestImageJudges(t *testing.T) {
 	for _, tool := range []string{"qemu-img", "vhdiinfo"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -98,8 +98,8 @@ func TestImageJudges(t *testing.T) {
 	jobtest.RunTool(t, "vhdiinfo", out)
 }
 
-// What is no image, or not a whole one, is refused with a line that names it,
-// and leaves nothing.
+// A file that is no image, or an incomplete one, is refused with an error that names
+// it, and nothing is stored.
 func TestForeignImages(t *testing.T) {
 	dir := t.TempDir()
 	r := jobtest.NewRepository(t)
@@ -138,7 +138,8 @@ func TestForeignImages(t *testing.T) {
 	}
 }
 
-// A restore to a file refuses what exists, and a failed one leaves nothing.
+// A restore to a file refuses to overwrite a file, and removes its own file if it
+// fails.
 func TestRestoreFileIsWholeOrAbsent(t *testing.T) {
 	dir := t.TempDir()
 	objects, err := local.Create(filepath.Join(dir, "repo"))
@@ -188,6 +189,6 @@ func TestRestoreFileIsWholeOrAbsent(t *testing.T) {
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "out", ".*"))
 	if err != nil || len(left) != 0 {
-		t.Fatalf("left behind: %v", left)
+		t.Fatalf("left: %v", left)
 	}
 }

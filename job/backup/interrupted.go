@@ -7,10 +7,10 @@ import (
 	"xenkeep/job"
 )
 
-// transferred counts what was read of a VM.
+// transferred counts the bytes that were read of a VM.
 type transferred struct{ read, total atomic.Int64 }
 
-// countingMeter is a Meter that counts for its VM, too.
+// countingMeter is a Meter that also counts for its VM.
 type countingMeter struct {
 	job.Meter
 	of *transferred

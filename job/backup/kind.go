@@ -11,7 +11,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// take makes the VM snapshot, by the first kind that can be had.
+// take takes the VM snapshot, of the first kind that is possible.
 func (v *vmBackup) take(ctx context.Context) error {
 	kinds := v.kinds
 	if len(kinds) == 0 {
@@ -45,8 +45,8 @@ func (v *vmBackup) take(ctx context.Context) error {
 	return last
 }
 
-// takeKind makes a VM snapshot of one kind. What the pool refuses because of
-// the kind is *unable.
+// takeKind takes a VM snapshot of kind k. If the pool refuses it because of its kind,
+// the error is a *vmplan.Unable.
 func (v *vmBackup) takeKind(ctx context.Context, k vmplan.Kind) (err error) {
 	pool, vm := v.b.pool, v.plan.VM.Ref
 	switch k {
@@ -65,8 +65,8 @@ func (v *vmBackup) takeKind(ctx context.Context, k vmplan.Kind) (err error) {
 	return v.withoutUSB(ctx, k, func() error { return v.takeRegular(ctx) })
 }
 
-// takeRegular makes a crash-consistent VM snapshot. Hosts that cannot leave
-// disks out of one snapshot them all; those not wanted go with it.
+// takeRegular takes a crash-consistent VM snapshot. Hosts that cannot leave disks out
+// of a snapshot include them all; finish destroys the unwanted ones.
 func (v *vmBackup) takeRegular(ctx context.Context) (err error) {
 	var ignore []xapi.Ref
 	avoidable := true
@@ -81,13 +81,13 @@ func (v *vmBackup) takeRegular(ctx context.Context) (err error) {
 	return err
 }
 
-// startTime is how long the start of a VM may take that was shut down for its
-// snapshot, whatever became of the run.
+// startTime is the time limit for starting a VM that was shut down for its snapshot.
+// It also holds after the run was cancelled.
 const startTime = 5 * time.Minute
 
-// takeOffline shuts the VM down, makes the snapshot, and starts the VM on every
-// path. Between the two a mark on the VM says so, for the case that this process
-// is killed.
+// takeOffline shuts the VM down, takes the snapshot, and starts the VM on every path.
+// In between, a mark on the VM records that it must be started, for the case that this
+// process is killed.
 func (v *vmBackup) takeOffline(ctx context.Context) (err error) {
 	vm := v.plan.VM
 	if err := v.b.lease.MarkOffline(ctx, &vm); err != nil {

@@ -7,23 +7,23 @@ import (
 	"xenkeep/xapi"
 )
 
-// What a host and an SR are asked for at once unless the user says otherwise.
-// A host's exports share its dom0 and its network; more than a few slow each
-// other down. Xen Orchestra came to 12 disks over all hosts.
+// The default number of disks that are read concurrently from a host and from an SR. A
+// host's exports share its dom0 and its network; more than a few slow each other down.
+// Xen Orchestra chose 12 disks over all hosts.
 const (
 	defaultPerHost = 6
 	defaultPerSR   = 4
 )
 
-// limits bound how many disks are read at once from each host and from each
-// SR, over all VMs of a run.
+// limits bounds the number of disks that are read concurrently from each host and from
+// each SR, over all VMs of a run. It is safe for concurrent use.
 type limits struct {
 	perHost, perSR int
 
 	mu    sync.Mutex
 	hosts map[string]int // by address
 	srs   map[xapi.Ref]int
-	freed chan struct{} // closed, and replaced, whenever a place becomes free
+	freed chan struct{} // closed and replaced whenever a transfer ends
 }
 
 func newLimits(perHost, perSR int) *limits {
@@ -39,8 +39,9 @@ func newLimits(perHost, perSR int) *limits {
 	}
 }
 
-// acquire waits until an SR and one of hosts have a place, and gives the host
-// that has the least to do; "" where hosts is empty and only the SR counts.
+// acquire waits until the SR and one of hosts may serve one more transfer. It returns
+// the host with the fewest transfers, or "" if hosts is empty and only the SR is
+// counted.
 func (c *limits) acquire(ctx context.Context, sr xapi.Ref, hosts []string) (host string, release func(), err error) {
 	for {
 		c.mu.Lock()
@@ -73,7 +74,8 @@ func (c *limits) add(sr xapi.Ref, host string, n int) {
 	}
 }
 
-// leastBusy finds the host with the fewest transfers that may take one more.
+// leastBusy returns the host with the fewest transfers that may take one more. It
+// reports whether there is one.
 func (c *limits) leastBusy(hosts []string) (string, bool) {
 	best, ok := "", len(hosts) == 0
 	for _, h := range hosts {

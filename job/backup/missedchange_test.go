@@ -21,8 +21,8 @@ func tracked(storageRevert bool) xapisim.Config {
 	return xapisim.Config{NBD: xapisim.NBDTLS, CBT: true, StorageRevert: storageRevert}
 }
 
-// A VM that was reverted by storage which keeps the disks' identity, and whose
-// log says that nothing changed, is read in full.
+// If the storage reverts a VM but keeps the identity of its disks and reports no
+// changes, its disks are read in full.
 func TestStorageRevert(t *testing.T) {
 	w := jobtest.New(t, tracked(true))
 	file := filepath.Join(w.Dir, "web0.img")
@@ -43,9 +43,9 @@ func TestStorageRevert(t *testing.T) {
 	w.Clean()
 }
 
-// Tracking that missed a change is found out by the blocks that the last backup
-// saw changing: loudly, what is stored is the truth, the snapshot before is
-// never built upon again, and the next backup has a sound base.
+// If tracking missed a change, the blocks that the last backup found changed reveal
+// it: the run reports it, the stored data are right, the earlier snapshot is never
+// used as a base again, and the next backup has a good base.
 func TestTrackingLies(t *testing.T) {
 	w := jobtest.New(t, tracked(true))
 	file := filepath.Join(w.Dir, "web0.img")
@@ -80,7 +80,7 @@ func TestTrackingLies(t *testing.T) {
 			t.Errorf("%d bases of %s", n, ref)
 		}
 	}
-	// What would still lead to the snapshot before is not followed.
+	// The earlier snapshot is not used through any other path.
 	if err := w.Repo.DeleteSnapshot(t.Context(), w.Snapshot(s.Snapshots[0].ID)); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestTrackingLies(t *testing.T) {
 	next := w.Write("day2.img", file, 72, 3)
 	last := w.Backup(o)
 	if d := last.Snapshots[0].Disks[0]; d.Method != "cbt" {
-		t.Errorf("tracking was not begun anew: %s (%s)", d.Method, d.Reason)
+		t.Errorf("tracking was not restarted: %s (%s)", d.Method, d.Reason)
 	}
 	if got := w.RestoredTo(w.Snapshot(last.Snapshots[0].ID), "xvda"); got != jobtest.FileSum(t, next) {
 		t.Error("the last day comes back otherwise")
@@ -99,8 +99,8 @@ func TestTrackingLies(t *testing.T) {
 	w.Clean()
 }
 
-// A VM that is reverted between the plan and the VM snapshot has no base, then
-// and the next time.
+// A VM that is reverted between the plan and the VM snapshot has no base in this
+// backup and the next one.
 func TestRevertedMeanwhile(t *testing.T) {
 	w := jobtest.New(t, tracked(true))
 	file := filepath.Join(w.Dir, "web0.img")
@@ -121,8 +121,8 @@ func TestRevertedMeanwhile(t *testing.T) {
 	w.Clean()
 }
 
-// Where the pool cannot begin tracking because of what an earlier one left, our
-// own lists of changes are dropped, nobody else's, and it begins.
+// If the pool cannot enable tracking because of the remains of earlier tracking, our
+// own lists of changes are dropped, but not those of others, and tracking begins.
 func TestTrackingRepaired(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{NBD: xapisim.NBDTLS})
 	file := filepath.Join(w.Dir, "web0.img")
@@ -155,7 +155,8 @@ func TestTrackingRepaired(t *testing.T) {
 	w.Clean()
 }
 
-// A broken list of changes costs one full read; the next day has its base.
+// A broken list of changes costs one full read; the backup of the next day has its
+// base.
 func TestTrackingBrokenOnce(t *testing.T) {
 	for _, code := range []string{"SR_BACKEND_FAILURE_459", "SR_BACKEND_FAILURE_460"} {
 		t.Run(code, func(t *testing.T) {
@@ -183,8 +184,8 @@ func TestTrackingBrokenOnce(t *testing.T) {
 	}
 }
 
-// Whole disks are read over NBD where that was asked for, where the pool has no
-// VHD of them, and where its exports fail.
+// Whole disks are read over NBD if that was requested, if the pool has no VHD of them,
+// or if its exports fail.
 func TestFullOverNBD(t *testing.T) {
 	for name, c := range map[string]struct {
 		transport backup.Transport
@@ -219,8 +220,8 @@ func TestFullOverNBD(t *testing.T) {
 	}
 }
 
-// Rates hold for what is read from the pool, by whichever transport, and for
-// what is sent to the storage.
+// Rates limit the bytes that are read from the pool, over each transport, and those
+// that are sent to the storage.
 func TestLimits(t *testing.T) {
 	for name, set := range map[string]func(o *backup.Options, l *limit.Limiter){
 		"vhd":   func(o *backup.Options, l *limit.Limiter) { o.ReadLimit, o.Transport = l, backup.TransportVHD },
@@ -246,8 +247,8 @@ func TestLimits(t *testing.T) {
 			if name == "write" {
 				bytes = sum.Stored
 			}
-			// What may pass at once is not waited for. A rate is a promise of
-			// "no more than", so only being too fast is an error.
+			// A burst may pass immediately. A rate is an upper limit, and so only too
+			// short a time is an error.
 			least := time.Duration(float64(bytes)/float64(rate)*float64(time.Second)) - 100*time.Millisecond
 			if took := time.Since(start); took < least || bytes < rate/2 {
 				t.Errorf("%d bytes took %v, want %v at least", bytes, took, least)

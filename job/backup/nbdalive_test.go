@@ -12,7 +12,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// cancelling is a Progress that cancels when the first bytes have come.
+// cancelling is a Progress that cancels a context when the first bytes were read.
 type cancelling struct{ cancel context.CancelFunc }
 
 func (c cancelling) Begin(string, int64) job.Meter { return c }
@@ -21,9 +21,9 @@ func (c cancelling) Add(int64) { c.cancel() }
 
 func (c cancelling) Done() {}
 
-// Row X8 of the fault list: an interrupted backup over NBD takes in the replies
-// that are under way. The host's NBD server, which dies of a client that does not,
-// goes on serving others, and nothing stays on the pool.
+// Row X8 of the fault list: an interrupted backup over NBD reads the replies to its
+// open requests. Otherwise the host's NBD server would crash; the test checks that it
+// still serves others, and that nothing remains on the pool.
 func TestInterruptedBackupLeavesNBDAlive(t *testing.T) {
 	file := jobtest.Image(t, filepath.Join(t.TempDir(), "disk.img"), 96*jobtest.MiB, 5, 900)
 	w := jobtest.New(t, xapisim.Config{

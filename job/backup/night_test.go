@@ -92,7 +92,7 @@ func TestKinds(t *testing.T) {
 				told += err.Error()
 			}
 			if got := kindOf(s); got != c.want || !strings.Contains(told, c.says) || c.says == "" && told != "" {
-				t.Errorf("kind %q, want %q; told %q, want %q", got, c.want, told, c.says)
+				t.Errorf("kind %q, want %q; reported %q, want %q", got, c.want, told, c.says)
 			}
 			now, err := w.Pool.VM(t.Context(), vm.Ref)
 			if err != nil {
@@ -121,7 +121,7 @@ func kindOf(s *job.Summary) string {
 	return s.Snapshots[0].Kind
 }
 
-// vhdChain tells whether only hidden parents came.
+// vhdChain reports whether after has only hidden parents in addition to before.
 func vhdChain(before, after map[string]map[string]map[string]any) bool {
 	for ref, v := range after["VDI"] {
 		if _, was := before["VDI"][ref]; !was && v["managed"] == true {
@@ -131,8 +131,8 @@ func vhdChain(before, after map[string]map[string]map[string]any) bool {
 	return true
 }
 
-// A quiesced VM snapshot of many disks is warned of before and after, and made;
-// on hosts that have none any more the plan and the run say the same.
+// The report warns of a quiesced VM snapshot of many disks, before and after it was
+// made; on hosts that have no quiesced snapshots, preview and run agree.
 func TestQuiesceManyDisks(t *testing.T) {
 	for _, version := range []xapisim.Version{xapisim.Version80, xapisim.Version82} {
 		dir := t.TempDir()
@@ -169,7 +169,7 @@ func TestQuiesceManyDisks(t *testing.T) {
 	}
 }
 
-// The memory of a checkpoint comes back as it was.
+// The memory of a checkpoint is restored exactly.
 func TestCheckpointMemory(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web")
 	o := w.Options()
@@ -203,8 +203,8 @@ func TestCheckpointMemory(t *testing.T) {
 	w.Clean()
 }
 
-// A VM that a killed run shut down is started by the next run; its clones and
-// those of live runs are left alone.
+// The next run starts a VM that a killed run shut down; it does not touch clones of
+// it, and VMs of live runs.
 func TestCleanupStarts(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web", "clone")
 	mark := func(name, of, machine, process string) xapi.Ref {
@@ -236,7 +236,7 @@ func TestCleanupStarts(t *testing.T) {
 			t.Errorf("%s is %s, want %s (%v)", vm.NameLabel, vm.PowerState, want, err)
 		}
 	}
-	// Of a run that has its claim still.
+	// A mark of a run that still has its claim.
 	web = mark("web", "", "elsewhere", "alive")
 	claim := &repo.Claim{Run: "00112233", Machine: "elsewhere", Process: "x", Started: time.Now()}
 	if err := w.Repo.PutClaim(t.Context(), claim); err != nil {
@@ -248,7 +248,7 @@ func TestCleanupStarts(t *testing.T) {
 	}
 }
 
-// Disks are left out, also where hosts cannot leave them out of a snapshot.
+// Disks are left out, also if the host cannot leave them out of a snapshot.
 func TestLeaveOut(t *testing.T) {
 	for _, c := range []struct {
 		version xapisim.Version
@@ -261,10 +261,10 @@ func TestLeaveOut(t *testing.T) {
 		o.Keep = backup.KeepNone
 		o.Selected = w.Chosen("web")
 		o.Selected[0].Kinds = []vmplan.Kind{c.kind}
-		o.Selected[0].Leave = map[string]string{w.Sim.Ready().VMs[0].Disks[1].VDI: "its name bears [NOBAK]"}
+		o.Selected[0].Leave = map[string]string{w.Sim.Ready().VMs[0].Disks[1].VDI: "its name contains [NOBAK]"}
 		for range 2 {
 			s := w.Snapshot(w.Backup(o).Snapshots[0].ID)
-			if s.Disks[0].Device != "xvda" || len(s.Missing) != 1 || s.Missing[0].Reason != "its name bears [NOBAK]" || !s.Complete {
+			if s.Disks[0].Device != "xvda" || len(s.Missing) != 1 || s.Missing[0].Reason != "its name contains [NOBAK]" || !s.Complete {
 				t.Errorf("%s: %+v", c.version, s)
 			}
 			for _, d := range s.Disks {
@@ -391,7 +391,7 @@ func TestQueue(t *testing.T) {
 	w.Clean()
 }
 
-// slowPuts is a store that takes its time for packs.
+// slowPuts is a store that writes packs slowly.
 type slowPuts struct {
 	object.Store
 	wait time.Duration
@@ -404,7 +404,7 @@ func (s *slowPuts) Put(ctx context.Context, name string, data []byte) error {
 	return s.Store.Put(ctx, name, data)
 }
 
-// trickle leads to the pool and lets through so many bytes a millisecond.
+// trickle is a proxy to the pool that passes rate bytes per millisecond.
 func trickle(t *testing.T, to string, rate int) string {
 	u, err := url.Parse(to)
 	if err != nil {
@@ -448,7 +448,7 @@ func trickle(t *testing.T, to string, rate int) string {
 	return u.String()
 }
 
-// Each of the four is slowed in turn, and is the one that is named.
+// Each of the four resources is slowed in turn, and is reported as the bottleneck.
 func TestBottleneck(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: it waits on purpose")
@@ -498,7 +498,7 @@ func TestBottleneck(t *testing.T) {
 	}
 }
 
-// stopAt is a Progress that cancels a run after some bytes.
+// stopAt is a Progress that cancels a run after a number of bytes.
 type stopAt struct {
 	bytes  int64
 	cancel context.CancelFunc
@@ -515,9 +515,9 @@ func (s stopAt) Add(n int64) {
 	}
 }
 
-// Row N9 of the fault list: a run that is interrupted says of each VM that it had
-// begun how far it came, what becomes of that, and that the pool is clean, also
-// where the pool no longer lets it clean up.
+// Row N9 of the fault list: an interrupted run reports for each VM that it had begun
+// how much was read, how it will be used, and that the pool is clean, or that the pool
+// did not permit the cleanup.
 func TestInterruptedVMIsTold(t *testing.T) {
 	for _, dirty := range []bool{false, true} {
 		w := jobtest.New(t, xapisim.Config{})
@@ -549,8 +549,8 @@ func TestInterruptedVMIsTold(t *testing.T) {
 	}
 }
 
-// The memory of a suspended VM is not left out silently by a backup that does not
-// save it, nor by its forecast.
+// A backup that does not save the memory of a suspended VM reports that, and so does
+// its preview.
 func TestSuspendedMemoryIsTold(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	if _, err := w.Pool.Async(t.Context(), "VM.suspend", w.VM("web").Ref); err != nil {

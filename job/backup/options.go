@@ -10,7 +10,8 @@ import (
 	"xenkeep/repo/retention"
 )
 
-// reason is why the disk was read in full.
+// reason appends to text, the reason of a full read, that the file was stored as a raw
+// disk if the user requested that.
 func (o *ImageOptions) reason(text string) string {
 	if o.Raw {
 		text += records.StoredRaw
@@ -18,69 +19,74 @@ func (o *ImageOptions) reason(text string) string {
 	return text
 }
 
-// Keep says what of a VDI snapshot stays on the pool as the next run's base.
+// Keep selects the data of a VDI snapshot that stays on the pool as the base of the
+// next run.
 type Keep string
 
 const (
-	KeepAuto     Keep = "auto"     // its list of changes where tracked, else its data on thin SRs
-	KeepCBT      Keep = "cbt"      // its list of changes where tracked, else nothing
-	KeepSnapshot Keep = "snapshot" // its data, on every SR
+	KeepAuto     Keep = "auto"     // its list of changes if it is tracked, otherwise its data on thin SRs
+	KeepCBT      Keep = "cbt"      // its list of changes if it is tracked, otherwise nothing
+	KeepSnapshot Keep = "snapshot" // its data, on any SR
 	KeepNone     Keep = "none"
 )
 
-// Options say what Backup saves.
+// Options are the parameters of Run.
 type Options struct {
 	job.Common
 	VMs  []string // names or UUIDs
 	All  bool     // every VM of the pool that has disks
 	Keep Keep
-	// So many VMs, and disks of each, are worked on at once; 0 is 2. An SR is
-	// given one snapshot operation at a time.
+	// VMConcurrency is the number of VMs that are backed up concurrently, and
+	// DiskConcurrency the number of disks of each; 0 is 2. Each SR receives one
+	// snapshot operation at a time.
 	VMConcurrency, DiskConcurrency int
-	// So many disks are read at once from each host and each SR, over all VMs;
-	// 0 is 6 and 4.
+	// HostConcurrency and SRConcurrency limit the disks that are read concurrently
+	// from each host and each SR, over all VMs; 0 is 6 and 4.
 	HostConcurrency, SRConcurrency int
-	// Transport says how disks are read; "" is TransportAuto.
+	// Transport selects the protocol by which disks are read; "" is TransportAuto.
 	Transport      Transport
 	NBDConnections int // for each disk; 0 is 4
-	// VerifyCBT reads one in a hundred of the blocks that changed-block
-	// tracking calls unchanged, others each run, and compares them.
+	// VerifyCBT reads one in a hundred of the blocks that are unchanged according to
+	// changed-block tracking, different ones in each run, and compares them with the
+	// base.
 	VerifyCBT bool
-	// SkipUnsupported leaves out disks that cannot be snapshotted, instead of
-	// failing their VM before anything is done; the snapshot says so.
+	// SkipUnsupported leaves out disks that cannot be snapshotted; the snapshot lists
+	// them as missing. Without it, such a disk fails its VM before the pool is
+	// changed.
 	SkipUnsupported bool
-	// UnplugUSB detaches the USB devices of a VM for its VM snapshot, which the
-	// pool refuses otherwise, and attaches them again.
+	// UnplugUSB detaches the USB devices of a VM for the duration of its VM snapshot,
+	// because the pool does not snapshot a running VM that has any, and attaches them
+	// again afterwards.
 	UnplugUSB bool
-	// AllowShrink is how much smaller than in its last backup a disk may be.
+	// AllowShrink permits a disk to be smaller than in its last backup.
 	AllowShrink job.Shrink
-	// Retention, where it keeps anything, is applied to the VMs that
-	// succeeded.
+	// Retention, unless it is zero, is applied to the VMs that succeeded.
 	Retention retention.Policy
-	// Selected are VMs that a selection chose, in the order in which they are
-	// begun, in place of VMs and All.
+	// Selected are VMs that a selection chose, in the order in which they are begun.
+	// They replace VMs and All.
 	Selected []VMRequest
-	// Retries is how often a VM that failed is tried again, behind all others.
+	// Retries is the number of further attempts on a VM that failed, after all other
+	// VMs.
 	Retries int
-	// StopAfter, where it is not zero, is when no VM is begun any more.
+	// StopAfter, unless it is zero, is the time after which no VM is begun.
 	StopAfter time.Time
-	// VMBefore and VMAfter, where set, are called around each attempt on a VM;
-	// an error of the first keeps it from being backed up, one of the second is
-	// a warning. Several may run at once.
+	// VMBefore and VMAfter, unless nil, are called around each attempt on a VM. If
+	// VMBefore returns an error, the VM is not backed up; an error of VMAfter is a
+	// warning. They are called concurrently for different VMs.
 	VMBefore func(ctx context.Context, name, uuid string) error
 	VMAfter  func(ctx context.Context, name, uuid string, failed error) error
-	// Database stores the pool's database too, as a snapshot of its own.
+	// Database also stores the pool's database, as a snapshot of its own.
 	Database bool
 }
 
-// ImageOptions say what BackupImage saves.
+// ImageOptions are the parameters of Image.
 type ImageOptions struct {
 	job.Common
 	File      string // raw or VHD
-	Raw       bool   // the file is a raw disk, whatever it looks like
-	Name      string // "" is the file's name
+	Raw       bool   // the file is a raw disk, even if its content looks like another format
+	Name      string // name of the "VM"; "" is the file's name
 	Retention retention.Policy
-	// AllowShrink is how much smaller than in its last backup the image may be.
+	// AllowShrink permits the image to be smaller than in its last backup.
 	AllowShrink job.Shrink
 }
 

@@ -5,7 +5,7 @@ import (
 	"xenkeep/job/vmplan"
 )
 
-// expect announces the VMs of the run to who follows it.
+// expect reports the VMs of the run and their sizes to Progress, if it is an Overview.
 func (b *poolBackup) expect(targets []target) {
 	o, ok := b.o.Progress.(job.Overview)
 	if !ok {
@@ -18,7 +18,7 @@ func (b *poolBackup) expect(targets []target) {
 	o.Expect(sizes)
 }
 
-// ended reports that nothing more is read of a VM.
+// ended reports that no more data of a VM is read.
 func (b *poolBackup) ended(t *target) {
 	if o, ok := b.o.Progress.(job.Overview); ok {
 		o.EndVM(t.uuid)
@@ -38,7 +38,7 @@ func (v *vmBackup) planned() {
 	o.BeginVM(v.target.uuid, size)
 }
 
-// meter announces the transfer of total bytes of a disk.
+// meter begins to report the transfer of total bytes of a disk.
 func (v *vmBackup) meter(d *vmplan.DiskPlan, total int64) job.Meter {
 	label := v.plan.VM.NameLabel + " " + d.Device()
 	v.moved.total.Add(total)

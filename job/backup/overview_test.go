@@ -15,7 +15,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// follower notes what a run reports of its VMs.
+// follower records the reports of a run about its VMs.
 type follower struct {
 	mu       sync.Mutex
 	expected map[string]int64
@@ -51,8 +51,9 @@ func (f *follower) EndVM(vm string) {
 	f.ended = append(f.ended, vm)
 }
 
-// Row N21 of the fault list: a run reports how many VMs it has, how large each
-// is, and when each ends, saved or not, so that a total can be shown.
+// Row N21 of the fault list: a run reports the number of its VMs, the size of each,
+// and the end of each, whether it was saved or not, so that the total progress can be
+// shown.
 func TestOverview(t *testing.T) {
 	dir := t.TempDir()
 	cfg := xapisim.Config{VMs: []xapisim.VMConfig{

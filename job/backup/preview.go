@@ -14,37 +14,37 @@ import (
 	"xenkeep/xapi"
 )
 
-// VMPreview is what a backup of a VM would do.
+// VMPreview is the expected backup of one VM.
 type VMPreview struct {
-	Kind     vmplan.Kind // that its VM snapshot will likely be of
-	Fallback []string    // why it is not one of the kinds before it
+	Kind     vmplan.Kind // of the VM snapshot that is likely to be taken
+	Fallback []string    // why it is none of the kinds before it
 	Disks    []DiskPreview
-	Space    error    // ErrSpace where its SRs lack room for the VM snapshot
-	Warnings []string // what the vendor or we advise against
+	Space    error    // ErrSpace if an SR has too little free space for the VM snapshot
+	Warnings []string // for example, advice of the vendor against this kind
 }
 
-// DiskPreview is what would be done with one disk.
+// DiskPreview is the expected backup of one disk.
 type DiskPreview struct {
 	Device, VDI, Name, SR string
 	Size                  int64
 	Method, Reason        string
-	Bytes                 int64  // to be read at most; -1 where that cannot be known
-	Tracked               bool   // its changes are tracked now
-	Left                  string // why it is left out
-	Asked                 bool   // it is left out because that was asked for
+	Bytes                 int64  // upper bound of the bytes to be read; -1 if it is not known
+	Tracked               bool   // its changes are tracked already
+	Left                  string // why it is left out; "" if it is not
+	Asked                 bool   // the user requested to leave it out
 }
 
-// Preview foresees runs on a pool; it changes nothing there.
+// Preview predicts the backups of VMs without changing the pool or the repository.
 type Preview struct {
 	r         *repo.Repository
 	pool      *xapi.Client
 	o         Options
 	b         *poolBackup
-	srs       map[xapi.Ref]error // why an SR cannot be reached; nil where it can
-	Untracked string             // why no changes are tracked on this pool; "" where they may be
+	srs       map[xapi.Ref]error // why an SR cannot be reached; nil if it can
+	Untracked string             // why no changes are tracked on this pool; "" if they can be
 }
 
-// NewPreview begins to foresee a run.
+// NewPreview reads the repository and the features of the pool.
 func NewPreview(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) (*Preview, error) {
 	o.Defaults()
 	f := &Preview{srs: make(map[xapi.Ref]error), r: r, pool: pool, o: o, b: &poolBackup{r: r, pool: pool, o: o, damaged: map[string]baseHealth{}}}
@@ -60,7 +60,8 @@ func NewPreview(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Op
 	return f, nil
 }
 
-// VM foresees the backup of one VM. An error says why it would fail.
+// VM predicts the backup of one VM. An error is the reason why the backup would fail;
+// the preview may be non-nil nevertheless.
 func (f *Preview) VM(ctx context.Context, c VMRequest) (*VMPreview, error) {
 	o := f.o.planOptions(c.Leave)
 	o.Repository, o.Machine = f.r.ID(), f.o.Machine
@@ -96,7 +97,7 @@ func (f *Preview) VM(ctx context.Context, c VMRequest) (*VMPreview, error) {
 	}
 	out.Warnings = p.KindWarnings(out.Kind)
 	if p.VM.OtherConfig["snapmanager"] == "true" {
-		out.Warnings = append(out.Warnings, "other_config says snapmanager=true, which lets its guest import the disks of other VMs")
+		out.Warnings = append(out.Warnings, "other_config has snapmanager=true, which lets its guest import the disks of other VMs")
 	}
 	newest := f.b.lastSnapshot(p.VM.UUID)
 	for _, d := range p.Disks {
@@ -127,8 +128,8 @@ func (f *Preview) VM(ctx context.Context, c VMRequest) (*VMPreview, error) {
 	return out, nil
 }
 
-// checkAttached refuses an SR that no running host reaches: neither a VM snapshot nor
-// an export can be had there.
+// checkAttached returns an error if no running host is attached to the SR: then the
+// pool can neither snapshot nor export its disks.
 func (f *Preview) checkAttached(ctx context.Context, sr *xapi.SR) error {
 	if err, known := f.srs[sr.Ref]; known {
 		return err
@@ -138,7 +139,7 @@ func (f *Preview) checkAttached(ctx context.Context, sr *xapi.SR) error {
 	return err
 }
 
-// canQuiesce asks the pool whether it has quiesced snapshots still.
+// canQuiesce returns an error if the pool's version has no quiesced snapshots.
 func (f *Preview) canQuiesce(ctx context.Context) error {
 	hosts, err := f.pool.Hosts(ctx)
 	if err != nil {
@@ -153,8 +154,8 @@ func (f *Preview) canQuiesce(ctx context.Context) error {
 	return nil
 }
 
-// ForgetVMs applies retention to VMs of a job on a pool, as a backup does at its
-// end: to those that hold a complete snapshot.
+// ForgetVMs applies retention to those VMs of a job on a pool that have a complete
+// snapshot, as Run does at its end. It returns the IDs of the deleted snapshots.
 func ForgetVMs(ctx context.Context, r *repo.Repository, c job.Common, pool string, vms []VMRequest, policy retention.Policy) ([]string, error) {
 	c.Defaults()
 	all, _, err := r.Snapshots(ctx)
@@ -187,9 +188,9 @@ func LatestComplete(all []*repo.Snapshot, pool, vm string, unsound map[string]st
 	})
 }
 
-// DataTime returns when the data of a snapshot were so, for telling its age. The
-// pool's clock, by which the snapshot's data time is set, may be ahead of ours;
-// no data is newer than the snapshot that holds it.
+// DataTime returns the time of a snapshot's data, for computing its age. The data time
+// is set by the pool's clock, which may be ahead of ours; no data is newer than the
+// snapshot that holds it, and so the earlier of both times is returned.
 func DataTime(s *repo.Snapshot) time.Time {
 	if s.Written.Before(s.Data) {
 		return s.Written

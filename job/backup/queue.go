@@ -17,26 +17,26 @@ import (
 	"xenkeep/xapi"
 )
 
-// VMRequest is a VM that a selection chose, with what holds for it.
+// VMRequest is a VM that a selection chose, with its own settings.
 type VMRequest struct {
 	UUID, Name string
-	// Leave are disks that are not wanted: why, by the UUID of their VDI.
+	// Leave holds the disks that are left out: the reason, by the UUID of the VDI.
 	Leave map[string]string
-	// Kinds are the ways of taking its VM snapshot, in the order in which they
-	// are tried; none is KindRegular.
+	// Kinds are the kinds of VM snapshot, in the order in which they are tried; none
+	// is KindRegular.
 	Kinds []vmplan.Kind
-	// Retention, where it is not nil, holds in place of the run's.
+	// Retention, unless nil, replaces the run's.
 	Retention *retention.Policy
-	// Size is that of the disks that are wanted; 0 where it is not known. It
-	// serves the display of progress.
+	// Size is the size of the disks that are backed up, in bytes; 0 if it is not
+	// known. Only the progress display uses it.
 	Size int64
 }
 
-// target is a VM to be saved.
+// target is a VM to be backed up.
 type target struct {
-	name string // what it was called by
+	name string // as the user named it
 	uuid string
-	size int64 // of its disks, 0 where not known
+	size int64 // of its disks in bytes; 0 if not known
 
 	leave     map[string]string
 	kinds     []vmplan.Kind
@@ -45,9 +45,9 @@ type target struct {
 	began     time.Time
 }
 
-// readAll reads the targets, some at once and in their order, and sends those
-// that were read. Those that failed are tried again behind all others, as often
-// as the options say; none is begun after the end of the window.
+// readAll reads the targets in their order, up to VMConcurrency concurrently, and
+// sends those that were read to read, which it closes at the end. VMs that failed are
+// tried again after all others, up to Retries times. No VM is begun after StopAfter.
 func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []target, read chan<- *vmBackup) {
 	defer close(read)
 	queue := make([]*target, len(targets))
@@ -92,10 +92,10 @@ func (b *poolBackup) readAll(ctx context.Context, run *backup.Run, targets []tar
 	}
 }
 
-// afterWindow tells of a VM that the window left no time for.
+// afterWindow records a VM that was not begun before the end of the window.
 func (b *poolBackup) afterWindow(t *target, end time.Time) {
 	b.ended(t)
-	if t.err != nil { // it had its chance
+	if t.err != nil { // the first attempt was in time
 		b.fail(t.name, t.uuid, t.err)
 		return
 	}
@@ -112,7 +112,7 @@ func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_
 	if err := b.lock(t); err != nil {
 		return nil, err
 	}
-	if b.o.VMAfter != nil { // also where the one before failed half-way
+	if b.o.VMAfter != nil { // also if VMBefore fails
 		defer func() { b.runAfterHook(ctx, t, err) }()
 	}
 	if b.o.VMBefore != nil {
@@ -127,7 +127,7 @@ func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_
 	return v, v.read(ctx, t.uuid)
 }
 
-// runAfterHook runs the hook behind a VM, also where the run is being stopped.
+// runAfterHook calls VMAfter, even if the run is being stopped.
 func (b *poolBackup) runAfterHook(ctx context.Context, t *target, err error) {
 	clean := context.WithoutCancel(ctx)
 	if herr := b.o.VMAfter(clean, t.name, t.uuid, err); herr != nil {
@@ -135,7 +135,7 @@ func (b *poolBackup) runAfterHook(ctx context.Context, t *target, err error) {
 	}
 }
 
-// mayRetry tells whether a second attempt on a VM may go better.
+// mayRetry reports whether another attempt on a VM may succeed.
 func mayRetry(err error) bool {
 	for _, never := range []error{job.ErrUnsupported, job.ErrSpace, job.ErrShrunk, xapi.ErrNotFound, job.ErrHook} {
 		if errors.Is(err, never) {
@@ -145,7 +145,7 @@ func mayRetry(err error) bool {
 	return true
 }
 
-// policy is the retention that holds for a snapshot.
+// policy returns the retention policy of a snapshot's VM.
 func (b *poolBackup) policy(s *repo.Snapshot) retention.Policy {
 	i := slices.IndexFunc(b.targets, func(t target) bool { return t.uuid == s.VM.UUID })
 	if i >= 0 && b.targets[i].retention != nil {

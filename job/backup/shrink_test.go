@@ -21,15 +21,15 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// Row C6 of the fault list: an image that became empty, much smaller, or all
-// zeros fails its backup, and retention keeps what was good. AllowShrink saves
-// it all the same.
+// Row C6 of the fault list: if an image is empty, much smaller than before, or all
+// zeros, its backup fails, and retention keeps the good snapshots. With AllowShrink it
+// is saved.
 func TestShrunkImage(t *testing.T) {
 	for _, c := range []struct {
 		what   string
 		spoil  func(name string) error
 		allow  job.Shrink
-		reason string // "" where it is saved
+		reason string // "" if it is saved
 	}{
 		{"emptied", func(name string) error { return os.Truncate(name, 0) }, 0, "0 bytes"},
 		{"cut to a half", func(name string) error { return os.Truncate(name, 10*jobtest.MiB) }, 0, "shrunk to 10 MiB"},
@@ -75,8 +75,8 @@ func TestShrunkImage(t *testing.T) {
 	}
 }
 
-// Row C6 of the fault list: a pipe is refused and not waited for, and so is
-// every file that cannot hold a disk.
+// Row C6 of the fault list: a pipe is refused instead of waited for, and so is every
+// other file that cannot hold a disk.
 func TestNoDisk(t *testing.T) {
 	r := jobtest.NewRepository(t)
 	fifo := filepath.Join(t.TempDir(), "fifo")
@@ -111,8 +111,8 @@ func TestNoDisk(t *testing.T) {
 	}
 }
 
-// Row C6 of the fault list: a disk of a VM that holds nothing but zeros fails
-// its VM, by each way of reading it, and the old snapshots stay.
+// Row C6 of the fault list: if a disk of a VM contains only zeros, its backup fails,
+// by each method of reading it, and the old snapshots stay.
 func TestEmptiedDisk(t *testing.T) {
 	for _, cfg := range []xapisim.Config{{}, {NBD: xapisim.NBDTLS}} {
 		t.Run("nbd="+string(cfg.NBD), func(t *testing.T) {

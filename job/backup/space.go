@@ -8,8 +8,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// explainSpace adds to a pool's error which SRs are concerned: the pool itself
-// reports only that some storage is full.
+// explainSpace adds the names of the full SRs to a pool's error, which reports only
+// that some storage is full.
 func (v *vmBackup) explainSpace(ctx context.Context, err error) error {
 	if !xapi.IsCode(err, xapi.SRNoSpace) {
 		return err

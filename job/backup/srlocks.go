@@ -8,8 +8,9 @@ import (
 	"xenkeep/xapi"
 )
 
-// srLocks let one at a time through to each SR: an SR makes its snapshots one
-// after the other anyway, and calls that wait there are given up by the pool.
+// srLocks serializes snapshot operations per SR: an SR executes them one after the
+// other anyway, and the pool gives up calls that wait there too long. It is safe for
+// concurrent use.
 type srLocks struct {
 	mu *sync.Mutex
 	of map[xapi.Ref]chan struct{}
@@ -19,8 +20,8 @@ func newSRLocks() srLocks {
 	return srLocks{mu: new(sync.Mutex), of: make(map[xapi.Ref]chan struct{})}
 }
 
-// acquire waits for all of some SRs, in one order for all so that no two wait for
-// each other.
+// acquire locks all the given SRs. All callers lock in the same order, so that they
+// cannot deadlock.
 func (g srLocks) acquire(ctx context.Context, srs []xapi.Ref) (release func(), err error) {
 	srs = slices.Clone(srs)
 	slices.Sort(srs)

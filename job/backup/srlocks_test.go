@@ -14,8 +14,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// One at a time is let through to each SR, whatever order the SRs are named
-// in, and no two wait for each other.
+// One operation at a time runs on each SR, in whatever order the SRs are named, and
+// there is no deadlock.
 func TestGates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newSRLocks()
@@ -41,12 +41,12 @@ func TestGates(t *testing.T) {
 		}
 		wg.Wait()
 		if most.Load() != 1 {
-			t.Errorf("%d at once in one SR", most.Load())
+			t.Errorf("%d concurrently in one SR", most.Load())
 		}
 	})
 }
 
-// Who gives up leaves what it held.
+// A caller that gives up releases its locks.
 func TestGatesGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newSRLocks()
@@ -68,8 +68,8 @@ func TestGatesGivenUp(t *testing.T) {
 	})
 }
 
-// No host and no SR is asked for more than its ceiling, and transfers go to
-// the host that has the fewest.
+// No host and no SR serves more transfers than its limit, and transfers use the host
+// with the fewest.
 func TestCeilings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newLimits(2, 3)
@@ -96,27 +96,27 @@ func TestCeilings(t *testing.T) {
 				count(host, -1)
 				count(string(sr), -1)
 				leave()
-				leave() // a second time does nothing
+				leave() // a second call has no effect
 			})
 		}
 		wg.Wait()
 		for key, want := range map[string]int{"h1": 2, "h2": 2} {
 			if most[key] != want {
-				t.Errorf("%s: %d at once, want %d", key, most[key], want)
+				t.Errorf("%s: %d concurrently, want %d", key, most[key], want)
 			}
 		}
 		for _, sr := range []string{"sr1", "sr2"} {
 			if most[sr] > 3 {
-				t.Errorf("%s: %d at once", sr, most[sr])
+				t.Errorf("%s: %d concurrently", sr, most[sr])
 			}
 		}
 		if len(c.hosts) != 2 || c.hosts["h1"] != 0 || c.srs["sr1"] != 0 {
-			t.Errorf("places were not given back: %v %v", c.hosts, c.srs)
+			t.Errorf("transfers are still counted: %v %v", c.hosts, c.srs)
 		}
 	})
 }
 
-// A ceiling that is full is given up when the run is.
+// A run that is cancelled does not wait for a full host or SR.
 func TestCeilingsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newLimits(1, 1)
@@ -136,8 +136,8 @@ func TestCeilingsGivenUp(t *testing.T) {
 	})
 }
 
-// Whole disks come as VHDs where that is possible, and over NBD where the pool
-// has none of them or NBD was asked for; each way leaves the other.
+// Whole disks are read as VHDs if possible, and over NBD if the pool cannot export
+// them as VHDs or NBD was requested; each method is the fallback of the other.
 func TestFullWays(t *testing.T) {
 	for _, c := range []struct {
 		size      int64

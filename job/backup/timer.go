@@ -8,7 +8,7 @@ import (
 	"xenkeep/repo/backup"
 )
 
-// summary is what the run's report tells of a VM.
+// summary returns the VM's part of the run's report.
 func (v *vmBackup) summary() job.VMSummary {
 	s := job.Summarize(v.snap)
 	for i := range s.Disks {
@@ -20,16 +20,17 @@ func (v *vmBackup) summary() job.VMSummary {
 	return s
 }
 
-// timer tells what a VM's backup waited for. While disks of it are being
-// read, time goes by what their pipelines waited for, all taken together; all
-// other time is the pool's; publishing is the storage's.
+// timer measures for what a VM's backup waited. While disks are being read, the time
+// is divided in proportion to the waiting times of their pipelines. All other time is
+// attributed to the pool, except for publishing, which is attributed to the storage.
+// It is safe for concurrent use.
 type timer struct {
 	mu        sync.Mutex
 	started   time.Time
 	ended     time.Time
-	open      int // disks under way
+	open      int // disks that are being read
 	since     time.Time
-	reading   time.Duration // at least one disk was under way
+	reading   time.Duration // the time during which at least one disk was read
 	waited    backup.Waited
 	published time.Duration
 }
@@ -38,7 +39,7 @@ func (s *timer) begin(now time.Time) { s.started = now }
 
 func (s *timer) end(now time.Time) { s.ended = now }
 
-// disk notes that a disk begins; the function returned, that it has ended.
+// disk records that reading a disk begins; the returned function records its end.
 func (s *timer) disk(now time.Time) func(time.Time, backup.Waited) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,7 +59,7 @@ func (s *timer) disk(now time.Time) func(time.Time, backup.Waited) {
 	}
 }
 
-// wall is how long the VM's backup took, publishing included.
+// wall returns the duration of the VM's backup, including publishing.
 func (s *timer) wall() time.Duration { return s.ended.Sub(s.started) + s.published }
 
 func (s *timer) shares() job.Timing {

@@ -11,12 +11,12 @@ import (
 	"xenkeep/xapi"
 )
 
-// usbPlugHint is the next step for USB devices that are not put back.
+// usbPlugHint is the next step if USB devices could not be attached again.
 const usbPlugHint = "xenkeep cleanup attaches the USB devices again, as soon as the pool lets it; a VM that runs has them after its next start"
 
-// withoutUSB takes a VM snapshot by take while the VM has no USB device, and puts
-// the devices back on every path. Between the two a mark on the VM names them, for
-// the case that this process is killed.
+// withoutUSB calls take, which takes a VM snapshot, while the USB devices of the VM
+// are detached, and attaches them again on every path. In between, a mark on the VM
+// names them, so that cleanup can attach them if this process is killed.
 func (v *vmBackup) withoutUSB(ctx context.Context, k vmplan.Kind, take func() error) (err error) {
 	if !v.b.o.UnplugUSB {
 		return take()
@@ -26,7 +26,7 @@ func (v *vmBackup) withoutUSB(ctx context.Context, k vmplan.Kind, take func() er
 	if err != nil {
 		return err
 	}
-	if m := lease.USBOf(&vm); m != nil { // its list must not be lost
+	if m := lease.USBOf(&vm); m != nil { // its list must not be overwritten
 		if m.Run != v.b.lease.Own[lease.MarkRun] {
 			return &usbError{fmt.Errorf("run %s on %s has detached USB devices and not attached all of them again: %w", lease.ShortRun(m.Run), m.Machine, job.ErrBusy), usbPlugHint}
 		}
@@ -65,7 +65,7 @@ func (v *vmBackup) withoutUSB(ctx context.Context, k vmplan.Kind, take func() er
 	return take()
 }
 
-// attachUSB gives the VM the devices back that were detached for its snapshot.
+// attachUSB attaches the devices that were detached for the snapshot.
 func (v *vmBackup) attachUSB(ctx context.Context, devices []lease.USBDevice) error {
 	name := v.plan.VM.NameLabel
 	lost, err := lease.PutUSB(ctx, v.b.pool, v.plan.VM.Ref)
@@ -79,7 +79,7 @@ func (v *vmBackup) attachUSB(ctx context.Context, devices []lease.USBDevice) err
 	return &usbError{fmt.Errorf("the %s cannot be attached again: %w", lease.USBNames(devices), err), usbPlugHint}
 }
 
-// usbHint is the next step where a USB device cannot be detached.
+// usbHint returns the next step if a USB device cannot be detached.
 func usbHint(err error) string {
 	if xapi.IsCode(err, "RBAC_PERMISSION_DENIED") {
 		return "log in as root or with the role pool-admin, which detaching USB devices needs, or detach it by hand (vusb-destroy)"
@@ -87,7 +87,7 @@ func usbHint(err error) string {
 	return "detach it by hand (vusb-destroy), or look at the reason"
 }
 
-// usbError is a failure about USB devices, with the next step.
+// usbError is an error about USB devices, with the next step.
 type usbError struct {
 	err  error
 	hint string

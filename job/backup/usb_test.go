@@ -14,15 +14,15 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// A VM with USB devices is backed up where the options allow them to be detached:
-// they are off for the VM snapshot alone, as they were afterwards, and the VM
-// fails with a reason and a next step where the pool could not give them back.
+// A VM with USB devices is backed up if the options permit to detach them: they are
+// detached only during the VM snapshot and attached afterwards as before. If the pool
+// cannot attach them, the VM fails with a reason and a next step.
 func TestUnplugUSB(t *testing.T) {
 	for _, c := range []struct {
 		what     string
-		state    string // "", or a call that brings the VM there
+		state    string // "", or the call that brings the VM into the state
 		attached bool
-		off      bool // not allowed
+		off      bool // UnplugUSB is not set
 		kinds    []vmplan.Kind
 		faults   []xapisim.Fault
 		want     string
@@ -68,7 +68,7 @@ func TestUnplugUSB(t *testing.T) {
 				t.Errorf("the plan: %v", ferr)
 			} else if told := `without its USB devices "dongle", "stick"`; planned && !strings.Contains(strings.Join(forecast.Warnings, "\n"), told) ||
 				c.want != "" && !strings.Contains(strings.Join(s.Warnings, "\n"), told) {
-				t.Errorf("not told: plan %q, report %q", forecast.Warnings, s.Warnings)
+				t.Errorf("not reported: plan %q, report %q", forecast.Warnings, s.Warnings)
 			}
 			if now := w.VM("web").PowerState; now != before {
 				t.Errorf("the VM is %s and was %s", now, before)
@@ -79,9 +79,9 @@ func TestUnplugUSB(t *testing.T) {
 	}
 }
 
-// A device that is pulled out while it is detached is told of and fails nothing;
-// one that another VM has meanwhile fails the VM, and stays in the mark until it
-// can be attached again.
+// If a device is unplugged while it is detached, the report warns and the VM succeeds.
+// If another VM has it meanwhile, the VM fails, and the device stays in the mark until
+// it can be attached again.
 func TestUSBTakenMeanwhile(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web", "db")
 	w.Halt("web")
@@ -116,9 +116,9 @@ func TestUSBTakenMeanwhile(t *testing.T) {
 	w.HasUSB(false, "taken")
 }
 
-// USB devices that a killed run detached are attached again by the next run or by
-// cleanup, before their VM is started; those of clones, of live runs and of other
-// repositories are left alone.
+// The next run or cleanup attaches USB devices that a killed run detached, before it
+// starts their VM; those of clones, of live runs and of other repositories are not
+// touched.
 func TestCleanupAttachesUSB(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web")
 	group := w.AddUSB("dongle", false)

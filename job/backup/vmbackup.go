@@ -25,25 +25,25 @@ import (
 	"xenkeep/xapi"
 )
 
-// vmBackup is one VM of a run.
+// vmBackup is the backup of one VM in a run.
 type vmBackup struct {
 	b      *poolBackup
 	target *target
 	plan   *vmplan.Plan
 	run    *backup.Run
 	kinds  []vmplan.Kind // in the order in which they are tried
-	kind   vmplan.Kind   // that came of it
+	kind   vmplan.Kind   // of the VM snapshot that was made
 
-	requested bool     // for the VM snapshot, whatever came of it
+	requested bool     // the VM snapshot was requested from the pool, and may exist
 	record    xapi.Ref // the VM snapshot
-	// reverted tells that the VM was while the backup began: what is known of
-	// it may be of another disk content than the VM snapshot's.
+	// reverted is set if the VM was reverted while the backup began: the plan may then
+	// describe another disk content than that of the VM snapshot.
 	reverted  bool
 	snaps     map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
 	memory    *vmplan.DiskPlan      // of a checkpoint: its memory image
-	allMarked bool                  // all of them
+	allMarked bool                  // record and all snaps have marks
 	snap      *repo.Snapshot
-	// transports are those by which the disks of snap came, in their order.
+	// transports are those by which the disks of snap were read, in their order.
 	transports []string
 
 	timer      timer
@@ -51,8 +51,9 @@ type vmBackup struct {
 	leftOnPool bool // the VM snapshot could not be removed
 }
 
-// read takes the VM snapshot and reads all its disks; afterwards the VM waits
-// for its snapshot to be published. On failure the pool is as it was.
+// read takes the VM snapshot and reads all its disks. Afterwards the VM waits until
+// its snapshot is published. If read fails, it removes everything that it created on
+// the pool.
 func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	v.timer.begin(v.b.o.Now())
 	o := v.b.o.planOptions(v.target.leave)
@@ -61,7 +62,7 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 		return err
 	}
 	if v.plan.VM.OtherConfig["snapmanager"] == "true" {
-		v.b.warn("VM %s: other_config says snapmanager=true, which lets its guest import the disks of other VMs: unset it unless its storage manager needs it", v.plan.VM.NameLabel)
+		v.b.warn("VM %s: other_config has snapmanager=true, which lets its guest import the disks of other VMs: unset it unless its storage manager needs it", v.plan.VM.NameLabel)
 	}
 	v.planned()
 	if err := vmplan.CheckSpace(v.plan); err != nil {
@@ -90,7 +91,7 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	for i, d := range disks {
 		g.Go(func() error {
 			if gctx.Err() != nil {
-				return nil // another failed
+				return nil // another disk failed
 			}
 			if err := v.readDisk(gctx, d, &v.snap.Disks[i], &v.transports[i]); err != nil {
 				return fmt.Errorf("disk %s: %w", d.Device(), err)
@@ -159,9 +160,10 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 	return v.checkNoOtherRun(ctx, rec.SnapshotTime.Time)
 }
 
-// checkNoOtherRun refuses a VM that a live run into this repository has a VM snapshot of.
-// It is asked before our VM snapshot is taken and after it, at the time taken:
-// of two that begin at once, the one whose VM snapshot is older goes on.
+// checkNoOtherRun returns ErrBusy if another live run into this repository has a VM
+// snapshot of this VM. It is called before our VM snapshot is taken, with a zero time,
+// and after it, with the time of our snapshot: if two runs begin concurrently, the run
+// with the older VM snapshot continues.
 func (v *vmBackup) checkNoOtherRun(ctx context.Context, taken time.Time) error {
 	vm := v.plan.VM
 	if !taken.IsZero() {
@@ -203,7 +205,7 @@ func (v *vmBackup) checkNoOtherRun(ctx context.Context, taken time.Time) error {
 	return nil
 }
 
-// findMemory finds the memory image of a checkpoint.
+// findMemory finds the memory image of a checkpoint, and plans it as a disk.
 func (v *vmBackup) findMemory(ctx context.Context, rec *xapi.VM) error {
 	image, ok := v.snaps[memoryKey]
 	if !ok {
@@ -219,12 +221,12 @@ func (v *vmBackup) findMemory(ctx context.Context, rec *xapi.VM) error {
 	return nil
 }
 
-// memoryKey stands in vmBackup.snaps for the disk that a memory image is of:
-// the pool has destroyed it by the time the VM goes on.
+// memoryKey is the key of the memory image in vmBackup.snaps. The disk that it is a
+// snapshot of does not exist any more: the pool destroys it when the VM resumes.
 const memoryKey xapi.Ref = "memory"
 
-// diskSnapshots finds the VDI snapshots of the VM snapshot, by the disk each
-// is of, and its memory image.
+// diskSnapshots returns the VDI snapshots of the VM snapshot, by the disk of which
+// each is, and its memory image.
 func (v *vmBackup) diskSnapshots(ctx context.Context) (map[xapi.Ref]xapi.VDI, error) {
 	rec, err := v.b.pool.VM(ctx, v.record)
 	if err != nil {
@@ -280,9 +282,9 @@ func (v *vmBackup) storeRecords(ctx context.Context) error {
 	return nil
 }
 
-// readDisk saves one disk, by the cheapest way that is sure; where that fails
-// the disk is read in full, once. It tells the disk and by which transport it
-// came.
+// readDisk saves one disk by the cheapest method that is reliable; if that fails, the
+// disk is read in full, once. It stores the disk's record in out and the transport in
+// transport.
 func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.Disk, transport *string) error {
 	if d == v.memory {
 		return v.readMemory(ctx, out)
@@ -315,7 +317,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 		methods = append(methods, readMethod{"vhd-delta", "vhd", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }})
 	}
 	methods = append(methods, v.fullReads(ctx, d, snap, base, &rec)...)
-	// Each way may fail and leave the next, which trusts less.
+	// If a method fails, the next one is tried, which relies on less.
 	var res backup.DiskResult
 	trusted := true
 	for i, w := range methods {
@@ -350,9 +352,9 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 	return nil
 }
 
-// readMethod is one way to read a disk.
+// readMethod is one way of reading a disk.
 type readMethod struct {
-	method    string // as a repo.Disk tells it
+	method    string // as in repo.Disk
 	transport string // "vhd", "raw" or "nbd"
 	read      func() (backup.DiskResult, error)
 }
@@ -364,9 +366,9 @@ func (w *readMethod) name() string {
 	return w.method
 }
 
-// fullReads are the ways to read a whole disk, the best first. A VHD export
-// passes over what was never written, which NBD reads; so NBD comes first only
-// where it was asked for or where there can be no VHD.
+// fullReads returns the methods that read a whole disk, in the order in which to try
+// them. A VHD export omits blocks that were never written, which NBD reads. Therefore
+// NBD comes first only if it was requested or if there can be no VHD.
 func (v *vmBackup) fullReads(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base, rec *repo.Disk) []readMethod {
 	transport, why := exportFormat(int64(snap.VirtualSize)), ""
 	methods := []readMethod{{"full", transport, func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, false) }}}
@@ -388,9 +390,9 @@ func (v *vmBackup) fullReads(ctx context.Context, d *vmplan.DiskPlan, snap xapi.
 	return append([]readMethod{nbd}, methods...)
 }
 
-// exportFormat is the format in which a whole disk of size bytes can be had.
-// XenServer refuses VHDs beyond 2040 GiB, and its vhd-tool hangs on disks that
-// end within a block.
+// exportFormat returns the format in which a whole disk of size bytes can be exported.
+// XenServer refuses VHDs beyond 2040 GiB, and its vhd-tool hangs on disks that end
+// within a block.
 func exportFormat(size int64) string {
 	if size > vhd.MaxSize || size%disk.BlockSize != 0 {
 		return xapi.FormatRaw
@@ -398,7 +400,8 @@ func exportFormat(size int64) string {
 	return xapi.FormatVHD
 }
 
-// readMemory saves the memory image, in full: it is another one each time.
+// readMemory saves the memory image, always in full, because it is a new image each
+// time.
 func (v *vmBackup) readMemory(ctx context.Context, out *repo.Disk) error {
 	d := v.memory
 	b := base{vdi: xapi.NullRef}
@@ -417,7 +420,8 @@ func (v *vmBackup) readMemory(ctx context.Context, out *repo.Disk) error {
 	return err
 }
 
-// transfer moves one disk's data into the repository.
+// transfer exports one disk, as a VHD or raw, and stores its data in the repository.
+// With delta it exports the difference to base.vdi.
 func (v *vmBackup) transfer(ctx context.Context, d *vmplan.DiskPlan, snap xapi.VDI, base base, delta bool) (backup.DiskResult, error) {
 	hosts, err := v.b.pool.HostsFor(ctx, d.SR.Ref)
 	if err != nil {
@@ -473,7 +477,8 @@ func (v *vmBackup) transfer(ctx context.Context, d *vmplan.DiskPlan, snap xapi.V
 	return res, err
 }
 
-// baseKind is what stays of a disk's VDI snapshot as the next run's base.
+// baseKind is the part of a disk's VDI snapshot that stays on the pool as the base of
+// the next run.
 type baseKind int
 
 const (
@@ -482,7 +487,7 @@ const (
 	withData
 )
 
-// baseKindOf tells what stays of a disk's VDI snapshot.
+// baseKindOf returns the part of a disk's VDI snapshot that is kept.
 func (v *vmBackup) baseKindOf(d *vmplan.DiskPlan) baseKind {
 	tracked := d.Untracked == "" && v.snaps[d.VDI.Ref].CBTEnabled
 	switch {
@@ -498,8 +503,8 @@ func (v *vmBackup) baseKindOf(d *vmplan.DiskPlan) baseKind {
 	return noBase
 }
 
-// finish ends a published backup on the pool: the VM snapshot's record goes,
-// VDI snapshots stay as bases or go, and the bases before them go.
+// finish removes the VM snapshot of a published backup from the pool, keeps or deletes
+// its VDI snapshots, and deletes older bases.
 func (v *vmBackup) finish(ctx context.Context) error {
 	v.stopRenewing()
 	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
@@ -508,7 +513,7 @@ func (v *vmBackup) finish(ctx context.Context) error {
 		wanted[d.VDI.Ref] = true
 	}
 	for disk, s := range v.snaps {
-		if !wanted[disk] { // memory, and disks that could not be left out
+		if !wanted[disk] { // memory, and disks that the host could not leave out of the snapshot
 			errs = append(errs, v.b.pool.DestroyVDI(ctx, s.Ref))
 		}
 	}
@@ -531,7 +536,7 @@ func (v *vmBackup) finish(ctx context.Context) error {
 			}
 		}
 		others, err := v.basesOfOthers(ctx, d)
-		if err != nil { // better one base too many than another VM without its own
+		if err != nil { // a superfluous base is better than another VM without its base
 			errs = append(errs, err)
 			continue
 		}
@@ -540,9 +545,9 @@ func (v *vmBackup) finish(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// basesOfOthers are the bases of a disk that other VMs' next backups build on,
-// by their UUIDs. A disk may be attached to several VMs, of which one runs at a
-// time; a base of a VM that it is no longer attached to is of no use.
+// basesOfOthers returns the UUIDs of the bases of a disk that the next backups of
+// other VMs need. A disk may be attached to several VMs, of which one runs at a time.
+// The base of a VM from which the disk was detached is not needed.
 func (v *vmBackup) basesOfOthers(ctx context.Context, d *vmplan.DiskPlan) (map[string]bool, error) {
 	if len(d.VDI.VBDs) < 2 {
 		return nil, nil
@@ -575,7 +580,7 @@ func (v *vmBackup) basesOfOthers(ctx context.Context, d *vmplan.DiskPlan) (map[s
 	return named, nil
 }
 
-// stopRenewing ends the renewal of this VM's marks.
+// stopRenewing stops the renewal of this VM's marks.
 func (v *vmBackup) stopRenewing() {
 	v.b.lease.Drop(v.record)
 	for _, s := range v.snaps {
@@ -583,18 +588,18 @@ func (v *vmBackup) stopRenewing() {
 	}
 }
 
-// label names the VM snapshot, so that it is found even where the pool's answer
-// was lost.
+// label returns the name of the VM snapshot. It is derived from the run, so that the
+// VM snapshot can be found even if the pool's answer was lost.
 func (v *vmBackup) label() string { return lease.SnapshotName(v.b.r.ID(), v.run.ID()) }
 
-// undo takes away all that an unpublished backup made on the pool.
+// undo removes everything that an unpublished backup created on the pool.
 func (v *vmBackup) undo(ctx context.Context) {
 	if !v.requested {
 		return
 	}
 	if err := v.undoSnapshot(ctx); err != nil {
 		v.leftOnPool = true
-		v.b.warn("VM %s: the VM snapshot %q stays behind on the pool: %v", v.plan.VM.NameLabel, v.label(), err)
+		v.b.warn("VM %s: the VM snapshot %q remains on the pool: %v", v.plan.VM.NameLabel, v.label(), err)
 	}
 	v.requested = false
 }
@@ -614,8 +619,9 @@ func (v *vmBackup) undoSnapshot(ctx context.Context) error {
 		}
 	}
 	if !v.allMarked {
-		// VDI snapshots without marks would be lost with the VM snapshot's
-		// record if this process ended now. It is no reason to keep them.
+		// VDI snapshots without marks would not be recognized as ours if this process
+		// ended after the VM snapshot's record was destroyed. If they cannot be
+		// marked, they are destroyed nevertheless.
 		for _, s := range snaps {
 			_ = v.b.lease.Mark(ctx, "VDI", s.Ref, lease.RoleSnapshot)
 		}
@@ -629,7 +635,7 @@ func (v *vmBackup) undoSnapshot(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// lostSnapshot finds the VM snapshot by its name; null where there is none.
+// lostSnapshot finds the VM snapshot by its name; it returns null if there is none.
 func (v *vmBackup) lostSnapshot(ctx context.Context) (xapi.Ref, error) {
 	vm, err := v.b.pool.VM(ctx, v.plan.VM.Ref)
 	if err != nil {
