@@ -73,8 +73,9 @@ type Damage struct {
 	Packs  []string      `json:"packs,omitempty"` // hex
 	Blocks []DamagedDisk `json:"blocks,omitempty"`
 
-	name string
-	full bool
+	name   string
+	writer seal.WriterID
+	full   bool
 }
 
 // Name returns the name of the list's object in storage.
@@ -131,19 +132,6 @@ type DamagedDisk struct {
 	Ranges   [][2]int64 `json:"ranges"` // first block, number of blocks
 }
 
-// NoteDamaged is the kind of a note that marks a snapshot as possibly wrong: no
-// backup uses it as its base.
-const NoteDamaged = "damaged"
-
-// Note is a statement about a snapshot that is made after it was written. Notes are
-// only ever added.
-type Note struct {
-	Snapshot string    `json:"snapshot"` // its full ID
-	Kind     string    `json:"kind"`     // "protect", "unprotect", "verified", "drill", "damaged", "forget"
-	Time     time.Time `json:"time"`
-	Text     string    `json:"text,omitempty"`
-}
-
 // PutClaim publishes a claim and records its name in c for DropClaim.
 func (r *Repository) PutClaim(ctx context.Context, c *Claim) error {
 	name, _, err := r.putObject(ctx, claimPrefix+c.Run+"-", seal.KindClaim, c)
@@ -192,10 +180,16 @@ func (r *Repository) PutReference(ctx context.Context, run string, packs []pack.
 	return err
 }
 
-// CondemnedPacks reads all condemned lists. A list that cannot be read is an error,
-// because the packs that it names are not known.
+// CondemnedPacks returns the packs that a writer must avoid. A list that cannot be
+// read is an error, because the packs that it names are not known. Without
+// FeatureWriterTrust a version that prunes with a write-only key may be at work, so
+// that its lists count here too: they only make a writer store data again.
 func (r *Repository) CondemnedPacks(ctx context.Context) ([]pack.ID, error) {
-	lists, err := r.Condemnations(ctx)
+	may := func(_ string, by *seal.Cert) bool { return r.mayState(by) || !r.config.Uses(FeatureWriterTrust) }
+	lists, bad, err := readSome(ctx, r, condemnedPrefix, seal.KindCondemned, may, func(*Condemned, string, *seal.Cert) {})
+	if err == nil && len(bad) > 0 {
+		err = bad[0].Err
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -218,23 +212,32 @@ func (r *Repository) PutDamage(ctx context.Context, d *Damage) error {
 }
 
 // ReadDamage reads all damage lists. Lists that cannot be read are returned as
-// problems.
+// problems. A list of a write-only key counts only about snapshots of the same key:
+// Blocks contains no others.
 func (r *Repository) ReadDamage(ctx context.Context) ([]*Damage, []Problem, error) {
-	return readAll(ctx, r, damagePrefix, seal.KindDamage, func(d *Damage, name string, by *seal.Cert) { d.name, d.full = name, by.Role() == seal.Full })
-}
-
-// PutNote adds a note.
-func (r *Repository) PutNote(ctx context.Context, n *Note) error {
-	_, _, err := r.putObject(ctx, notePrefix, seal.KindNote, n)
-	return err
-}
-
-// Notes reads all notes, oldest first. Notes that cannot be read are returned as
-// problems.
-func (r *Repository) Notes(ctx context.Context) ([]*Note, []Problem, error) {
-	notes, bad, err := readAll(ctx, r, notePrefix, seal.KindNote, func(*Note, string, *seal.Cert) {})
-	slices.SortStableFunc(notes, func(a, b *Note) int { return a.Time.Compare(b.Time) })
-	return notes, bad, err
+	lists, bad, err := readAll(ctx, r, damagePrefix, seal.KindDamage, func(d *Damage, name string, by *seal.Cert) {
+		d.name, d.writer, d.full = name, by.Writer(), r.mayState(by)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, d := range lists {
+		if d.full || d.writer == r.keys.Cert.Writer() {
+			continue
+		}
+		var blocks []DamagedDisk
+		for _, b := range d.Blocks {
+			counts, err := r.countsAbout(ctx, b.Snapshot, d.writer)
+			if err != nil {
+				return nil, nil, err
+			}
+			if counts {
+				blocks = append(blocks, b)
+			}
+		}
+		d.Blocks = blocks
+	}
+	return lists, bad, nil
 }
 
 // AvoidBad excludes data that a backup must not reference: packs that are condemned
@@ -250,7 +253,12 @@ func (r *Repository) AvoidBad(ctx context.Context) error {
 	}
 	r.addProblems(bad...)
 	var blobs []chunkstore.BadBlob
+	distrust := len(bad) > 0
 	for _, d := range lists {
+		if !d.full && d.writer != r.keys.Cert.Writer() {
+			continue // the thief of a write-only key must not make others store everything again
+		}
+		distrust = true
 		packs, err := d.BadPacks()
 		if err != nil {
 			return err
@@ -262,7 +270,7 @@ func (r *Repository) AvoidBad(ctx context.Context) error {
 		hide = append(hide, packs...)
 		blobs = append(blobs, bad...)
 	}
-	r.store.Avoid(hide, blobs, len(lists)+len(bad) > 0)
+	r.store.Avoid(hide, blobs, distrust)
 	return nil
 }
 
@@ -281,6 +289,11 @@ func parsePacks(names []string) ([]pack.ID, error) {
 // readAll reads every small object under prefix. Objects that cannot be read are
 // returned as problems.
 func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal.ObjectKind, each func(*T, string, *seal.Cert)) ([]*T, []Problem, error) {
+	return readSome(ctx, r, prefix, kind, func(string, *seal.Cert) bool { return true }, each)
+}
+
+// readSome is readAll for the objects whose writers may make the statement.
+func readSome[T any](ctx context.Context, r *Repository, prefix string, kind seal.ObjectKind, may func(name string, by *seal.Cert) bool, each func(*T, string, *seal.Cert)) ([]*T, []Problem, error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, prefix, func(i object.Info) error {
 		names = append(names, i.Name)
@@ -302,7 +315,7 @@ func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal
 			res := &results[i]
 			res.v = new(T)
 			o, err := r.readObject(gctx, name, kind, res.v)
-			if res.err = err; err == nil {
+			if res.err = err; o != nil {
 				res.by = &o.Cert
 			}
 			if gctx.Err() != nil {
@@ -326,6 +339,7 @@ func readAll[T any](ctx context.Context, r *Repository, prefix string, kind seal
 		case errors.Is(res.err, seal.ErrRevoked): // ignored here; check reports it
 		case errors.Is(res.err, seal.ErrJunk):
 			r.addJunk(name, res.err)
+		case res.by != nil && !may(name, res.by):
 		case res.err != nil:
 			bad = append(bad, Problem{Object: name, Err: res.err})
 		default:

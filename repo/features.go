@@ -23,9 +23,16 @@ type Feature struct {
 	Purpose            string // one line for people: the effect of the feature
 }
 
+// FeatureWriterTrust means that only versions prune that believe no statements of a
+// write-only key about the data of others.
+const FeatureWriterTrust = "writer-trust"
+
 // Supported returns the features that this version supports, oldest first.
 func Supported() []Feature {
-	return []Feature{}
+	return []Feature{
+		{Name: FeatureWriterTrust, Prune: true,
+			Purpose: "a stolen write-only key cannot make a prune delete data, or a backup rely on data that is not there"},
+	}
 }
 
 // Uses returns the uses that need the feature: "read", "write" and "prune".

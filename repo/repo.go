@@ -137,6 +137,9 @@ const (
 	KnownRevocations Defence = "known revocations"
 	// IgnoredJunk: objects that no key of the repository wrote are ignored.
 	IgnoredJunk Defence = "ignored junk"
+	// FullStatements: condemned lists, damage lists and notes of a write-only key
+	// count only about its own snapshots and packs.
+	FullStatements Defence = "full statements"
 )
 
 func (o *Options) defaults() {

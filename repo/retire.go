@@ -139,16 +139,26 @@ func (r *Repository) PutCondemned(ctx context.Context, c *Condemned) error {
 	return err
 }
 
-// ReadCondemned reads the condemned lists. Lists that cannot be read are returned
-// as problems.
-func (r *Repository) ReadCondemned(ctx context.Context) ([]*Condemned, []Problem, error) {
-	return readAll(ctx, r, condemnedPrefix, seal.KindCondemned, func(c *Condemned, name string, _ *seal.Cert) { c.name = name })
+// ReadCondemned reads the condemned lists of full keys: a pruner must not delete a
+// pack because a write-only key has condemned it. Lists that cannot be read are
+// returned as problems. useless are the names of the lists of write-only keys if they
+// have no effect, which is so in a repository with FeatureWriterTrust.
+func (r *Repository) ReadCondemned(ctx context.Context) (lists []*Condemned, useless []string, bad []Problem, err error) {
+	may := func(name string, by *seal.Cert) bool {
+		ok := r.mayState(by)
+		if !ok && r.config.Uses(FeatureWriterTrust) {
+			useless = append(useless, name)
+		}
+		return ok
+	}
+	lists, bad, err = readSome(ctx, r, condemnedPrefix, seal.KindCondemned, may, func(c *Condemned, name string, _ *seal.Cert) { c.name = name })
+	return lists, useless, bad, err
 }
 
 // Condemnations is ReadCondemned for callers that need the complete lists: a list
 // that cannot be read is an error.
 func (r *Repository) Condemnations(ctx context.Context) ([]*Condemned, error) {
-	lists, bad, err := r.ReadCondemned(ctx)
+	lists, _, bad, err := r.ReadCondemned(ctx)
 	if err == nil && len(bad) > 0 {
 		err = bad[0].Err
 	}

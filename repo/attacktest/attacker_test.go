@@ -93,12 +93,17 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldWith(t, repo.Options{})
+}
+
+func newWorldWith(t testing.TB, o repo.Options) *world {
+	t.Helper()
 	objects, err := local.Create(t.TempDir() + "/r")
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &world{t: t, objects: objects, clock: repotest.NewClock()}
-	w.full = repotest.Init(t, objects)
+	w.full = repotest.InitWith(t, objects, o)
 	if w.machine, err = w.full.AddSlot(t.Context(), repotest.Key(6), "machine", seal.WriteOnly, w.clock.Now()); err != nil {
 		t.Fatal(err)
 	}

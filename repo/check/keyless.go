@@ -150,10 +150,13 @@ func (k *keyless) object(folder, name string, data []byte) error {
 	if err := seal.CheckName(name, data); err != nil {
 		return err
 	}
+	full := true
 	if k.keys != nil {
-		if _, err := k.keys.VerifyNamed(kinds[folder], name, data); err != nil {
+		o, err := k.keys.VerifyNamed(kinds[folder], name, data)
+		if err != nil {
 			return err
 		}
+		full = o.Cert.Role() == seal.Full
 	}
 	kind, head, err := seal.ObjectHead(data)
 	if err != nil {
@@ -173,7 +176,7 @@ func (k *keyless) object(folder, name string, data []byte) error {
 		k.rep.DamageLists++
 	case "condemned":
 		for _, id := range repo.DeletedPacks(head) {
-			k.deleted[id] = true
+			k.deleted[id] = k.deleted[id] || full // others must not hide that packs are missing
 		}
 	case "index":
 		x, err := chunkstore.ReadIndexHead(head)

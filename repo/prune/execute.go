@@ -63,6 +63,9 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 	if err := e.tidyDamage(ctx); err != nil {
 		return &e.res, err
 	}
+	if err := e.tidyUseless(ctx); err != nil {
+		return &e.res, err
+	}
 	if err := e.r.MergeCatalogues(ctx); err != nil {
 		return &e.res, err
 	}
@@ -431,6 +434,16 @@ func (e *execution) coverLive(ctx context.Context) error {
 	var run chunkstore.RunID
 	_, _ = rand.Read(run[:])
 	return e.r.Store().PutIndex(ctx, run, taken)
+}
+
+// tidyUseless deletes condemned lists that have no effect.
+func (e *execution) tidyUseless(ctx context.Context) error {
+	for _, name := range e.s.useless {
+		if err := e.r.Objects().Delete(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // tidyDamage deletes damage lists that no longer apply: neither their packs nor

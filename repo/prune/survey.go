@@ -61,6 +61,7 @@ type storage struct {
 	condemned map[pack.ID]time.Time // the time when they were condemned
 	deleted   map[pack.ID]bool      // another pass has begun to delete them
 	lists     []*repo.Condemned
+	useless   []string // names of condemned lists that have no effect
 	heads     []chunkstore.IndexHead
 	everyCopy bool // some damage is known: all copies of a blob are kept, except damaged ones
 	badPacks  map[pack.ID]bool
@@ -123,7 +124,7 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.everyCopy = len(damage)+len(bad) > 0
+	s.everyCopy = len(bad) > 0 || slices.ContainsFunc(damage, (*repo.Damage).Full)
 	s.damage = damage
 	for _, d := range damage {
 		if !d.Full() {
@@ -332,7 +333,8 @@ func (s *survey) givenUp(object string) bool {
 // condemnations reads the condemned lists. The packs in a list that cannot be read
 // are not known, so such a list can be abandoned only in an exclusive pass.
 func (s *survey) condemnations(ctx context.Context) ([]*repo.Condemned, error) {
-	lists, bad, err := s.r.ReadCondemned(ctx)
+	lists, useless, bad, err := s.r.ReadCondemned(ctx)
+	s.useless = useless
 	for _, p := range bad {
 		if !s.givenUp(p.Object) {
 			return nil, unreadable(p.Object, p.Err)
