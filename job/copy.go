@@ -39,7 +39,7 @@ func (p *CopyPlan) Execute(ctx context.Context) (*copy.Result, time.Duration, er
 	res, err := p.Plan.Execute(ctx)
 	if err == nil && len(p.Todo) > 0 {
 		for _, claim := range claims {
-			if Dead(claim, p.c.Machine) {
+			if ClaimDead(claim, p.c.Machine) {
 				if err := p.to.DropClaim(ctx, claim); err != nil {
 					p.c.Log.Warn("claim of a dead run stays", "run", claim.Run, "error", err)
 				}

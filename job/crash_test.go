@@ -38,8 +38,8 @@ import (
 
 const childEnv = "XENKEEP_CRASH_CHILD"
 
-// order is what a child process is to do.
-type order struct {
+// childTask is what a child process is to do.
+type childTask struct {
 	URL, User, Password string
 	Repository, State   string
 	Keep                backup.Keep
@@ -67,7 +67,7 @@ func TestMain(m *testing.M) {
 
 func child(text string) (calls int, err error) {
 	ctx := context.Background()
-	var o order
+	var o childTask
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		return 0, err
 	}
@@ -119,9 +119,9 @@ func child(text string) (calls int, err error) {
 	return objects.Calls(objecttest.Any) - before, err
 }
 
-// killer is a proxy before the pool that kills a process once so many answers
+// killProxy is a proxy before the pool that kills a process once so many answers
 // and MiB have passed: before it hands on what comes next.
-type killer struct {
+type killProxy struct {
 	t      *testing.T
 	l      net.Listener
 	target string
@@ -137,7 +137,7 @@ type killer struct {
 	failed  string // what the last one said
 }
 
-func newKiller(t *testing.T, to string) *killer {
+func newKiller(t *testing.T, to string) *killProxy {
 	t.Helper()
 	u, err := url.Parse(to)
 	if err != nil {
@@ -147,7 +147,7 @@ func newKiller(t *testing.T, to string) *killer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &killer{t: t, l: l, target: u.Host}
+	k := &killProxy{t: t, l: l, target: u.Host}
 	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
@@ -161,7 +161,7 @@ func newKiller(t *testing.T, to string) *killer {
 	return k
 }
 
-func (k *killer) serve(client net.Conn) {
+func (k *killProxy) serve(client net.Conn) {
 	defer client.Close()
 	server, err := net.Dial("tcp", k.target)
 	if err != nil {
@@ -213,7 +213,7 @@ func (k *killer) serve(client net.Conn) {
 	}
 }
 
-func (k *killer) passed(n int, answer bool) {
+func (k *killProxy) passed(n int, answer bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.bytes += n; k.bytes >= jobtest.MiB {
@@ -237,7 +237,7 @@ func (k *killer) passed(n int, answer bool) {
 
 // run runs a child until its end, or until event at, and returns the events
 // and storage calls there were.
-func (k *killer) run(o order, at int) (events, calls int, killed bool) {
+func (k *killProxy) run(o childTask, at int) (events, calls int, killed bool) {
 	k.t.Helper()
 	o.URL = "http://" + k.l.Addr().String()
 	text, err := json.Marshal(o)
@@ -295,7 +295,7 @@ func sampled(total, n int) []int {
 
 type crashWorld struct {
 	*jobtest.World
-	k    *killer
+	k    *killProxy
 	file string
 	day  int
 
@@ -322,15 +322,15 @@ func (w *crashWorld) newRepository() {
 	w.OnStore(objects)
 }
 
-func (w *crashWorld) order(keep backup.Keep) order {
-	return order{
+func (w *crashWorld) order(keep backup.Keep) childTask {
+	return childTask{
 		User: w.Sim.User(), Password: w.Sim.Password(), Repository: filepath.Join(w.Dir, fmt.Sprint("repo", w.day)), State: w.Dir,
 		Keep: keep, Storage: -1, Kinds: w.kinds, UnplugUSB: w.usb,
 	}
 }
 
-// idle waits until the pool has ended what the killed process had begun.
-func (w *crashWorld) idle() {
+// waitIdle waits until the pool has ended what the killed process had begun.
+func (w *crashWorld) waitIdle() {
 	w.T.Helper()
 	for range 500 {
 		tasks, err := w.Pool.Tasks(w.T.Context())
@@ -349,11 +349,11 @@ func (w *crashWorld) idle() {
 	w.T.Fatal("the pool does not come to rest")
 }
 
-// again runs a backup in this process, which must succeed, and checks what it
+// backupAgain runs a backup in this process, which must succeed, and checks what it
 // saved.
-func (w *crashWorld) again(keep backup.Keep) *job.Summary {
+func (w *crashWorld) backupAgain(keep backup.Keep) *job.Summary {
 	w.T.Helper()
-	w.idle()
+	w.waitIdle()
 	w.Reopen()
 	o := w.Options()
 	o.Selected = w.Chosen("web")
@@ -425,7 +425,7 @@ func (op operation) sweep(n int) {
 // afterwards.
 type operation struct {
 	w       *crashWorld
-	prepare func() order
+	prepare func() childTask
 	after   func()
 	crash   bool // the pool need not be as it was: its host may crash
 }
@@ -433,11 +433,11 @@ type operation struct {
 func fullBackup(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDOff)
 	before := w.Sim.Dump()
-	return operation{w: w, prepare: func() order {
+	return operation{w: w, prepare: func() childTask {
 		w.newRepository()
 		return w.order(backup.KeepAuto)
 	}, after: func() {
-		w.again(backup.KeepNone)
+		w.backupAgain(backup.KeepNone)
 		w.Sim.GC()
 		jobtest.SamePool(t, before, w.Sim.Dump())
 	}}
@@ -445,15 +445,15 @@ func fullBackup(t *testing.T) operation {
 
 func incremental(t *testing.T, nbd xapisim.NBDMode, methods ...string) operation {
 	w := newCrashWorld(t, nbd)
-	w.again(backup.KeepAuto)
+	w.backupAgain(backup.KeepAuto)
 	first := w.file
 	day := 0
-	return operation{w: w, crash: true, prepare: func() order {
+	return operation{w: w, crash: true, prepare: func() childTask {
 		day++
 		w.file = w.Write(fmt.Sprintf("day%d.img", day), first, uint64(1000+day), 2)
 		return w.order(backup.KeepAuto)
 	}, after: func() {
-		s := w.again(backup.KeepAuto)
+		s := w.backupAgain(backup.KeepAuto)
 		if d := s.Snapshots[0].Disks[0]; !slices.Contains(methods, d.Method) {
 			t.Errorf("the next backup is %s: %s", d.Method, d.Reason)
 		}
@@ -470,16 +470,16 @@ func incremental(t *testing.T, nbd xapisim.NBDMode, methods ...string) operation
 
 func restoreVM(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDOff)
-	id := w.again(backup.KeepNone).Snapshots[0].ID
+	id := w.backupAgain(backup.KeepNone).Snapshots[0].ID
 	w.Sim.GC()
 	before := w.Sim.Dump()
 	sr := w.Sim.Ready().SRs[0].UUID
-	return operation{w: w, prepare: func() order {
+	return operation{w: w, prepare: func() childTask {
 		o := w.order("")
 		o.Restore, o.SR = id, sr
 		return o
 	}, after: func() {
-		w.idle()
+		w.waitIdle()
 		w.Reopen()
 		out, err := restore.VM(t.Context(), w.Repo, w.Pool, w.Snapshot(id), restore.VMOptions{Target: restore.Target{SR: sr}, Name: "back"}, restore.Options{})
 		if err != nil || len(out.Warnings) > 0 {

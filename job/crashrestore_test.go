@@ -46,13 +46,13 @@ func restoring(w *crashWorld, id, how string, prepared, checked func()) operatio
 	sr := w.Sim.Ready().SRs[0].UUID
 	w.Sim.GC()
 	before := w.Sim.Dump()
-	return operation{w: w, prepare: func() order {
+	return operation{w: w, prepare: func() childTask {
 		prepared()
 		o := w.order("")
 		o.Restore, o.SR, o.How = id, sr, how
 		return o
 	}, after: func() {
-		w.idle()
+		w.waitIdle()
 		w.Reopen()
 		out, err := restoreBy(t.Context(), w.Repo, w.Pool, w.Snapshot(id), how, sr)
 		if how == "keep" && errors.Is(err, job.ErrKeptUUID) {
@@ -73,7 +73,7 @@ func nothing() {}
 
 func restoreResumed(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDOff)
-	id := w.again(backup.KeepNone).Snapshots[0].ID
+	id := w.backupAgain(backup.KeepNone).Snapshots[0].ID
 	return restoring(w, id, "resume", nothing, func() { w.dropRestored(jobtest.FileSum(t, w.file)) })
 }
 
@@ -110,7 +110,7 @@ func restoreKept(t *testing.T) operation {
 func restoreOver(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDTLS)
 	w.Halt("web")
-	id := w.again(backup.KeepNone).Snapshots[0].ID
+	id := w.backupAgain(backup.KeepNone).Snapshots[0].ID
 	vdi := w.DiskAt("web", "0").UUID
 	other := jobtest.Image(t, filepath.Join(t.TempDir(), "b.img"), 6*jobtest.MiB, 2, 10)
 	op := restoring(w, id, "over", func() {
@@ -129,7 +129,7 @@ func restoreOver(t *testing.T) operation {
 	// cannot be started, and cleanup leaves it at that.
 	after := op.after
 	op.after = func() {
-		w.idle()
+		w.waitIdle()
 		w.Reopen()
 		sum := w.VolumeSum(vdi, 6*jobtest.MiB)
 		if sum != jobtest.FileSum(t, other) && sum != jobtest.FileSum(t, w.file) {
@@ -150,7 +150,7 @@ func drilled(t *testing.T) operation {
 	if err := w.Sim.Guest(xapisim.GuestScript{Name: "xenkeep drill*", Disks: []string{w.file}, Delay: 2 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
-	id := w.again(backup.KeepNone).Snapshots[0].ID
+	id := w.backupAgain(backup.KeepNone).Snapshots[0].ID
 	return restoring(w, id, "drill", nothing, func() {
 		drills, err := restore.Drills(t.Context(), w.Repo, w.Snapshot(id))
 		if err != nil {

@@ -15,12 +15,12 @@ func selfTested(t *testing.T) operation {
 	sr := w.Sim.Ready().SRs[0].UUID
 	before := w.Sim.Dump()
 	turn := 0
-	return operation{w: w, prepare: func() order {
+	return operation{w: w, prepare: func() childTask {
 		o := w.order("")
 		o.SelfTest = sr
 		return o
 	}, after: func() {
-		w.idle()
+		w.waitIdle()
 		w.Reopen()
 		if turn++; turn%2 == 0 {
 			rep, err := lease.Cleanup(t.Context(), w.Repo, w.Pool, lease.CleanupOptions{})

@@ -15,11 +15,11 @@ func unplugged(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDOff)
 	w.AddUSB("dongle", true)
 	w.usb, w.kinds = true, []vmplan.Kind{vmplan.KindOffline}
-	return operation{w: w, prepare: func() order {
+	return operation{w: w, prepare: func() childTask {
 		w.newRepository()
 		return w.order(backup.KeepNone)
 	}, after: func() {
-		w.idle()
+		w.waitIdle()
 		w.Reopen()
 		if _, err := lease.Cleanup(t.Context(), w.Repo, w.Pool, lease.CleanupOptions{}); err != nil {
 			t.Fatal(err)
@@ -27,7 +27,7 @@ func unplugged(t *testing.T) operation {
 		if vm := w.VM("web"); vm.PowerState != "Running" || len(vm.VUSBs) != 1 {
 			t.Errorf("after cleanup the VM is %s and has %d USB devices", vm.PowerState, len(vm.VUSBs))
 		}
-		w.again(backup.KeepNone)
+		w.backupAgain(backup.KeepNone)
 		w.HasUSB(true, "dongle")
 		w.Sim.GC()
 		if left := w.snapshots(); len(left) > 0 {

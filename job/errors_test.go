@@ -43,23 +43,23 @@ var refusals = map[string][]string{
 	"task.create":                  {"TOO_MANY_PENDING_TASKS"},
 }
 
-// mishap is one thing that goes wrong at one call or transfer.
-type mishap struct {
+// fault is one thing that goes wrong at one call or transfer.
+type fault struct {
 	what  string
 	fault xapisim.Fault
 }
 
-// mishaps lists what can go wrong at the calls of a run, given in order; crash
+// faultsOf lists what can go wrong at the calls of a run, given in order; crash
 // tells whether the guest may be lost with its host.
-func mishaps(sim *xapisim.Pool, calls []string, crash bool) []mishap {
-	var all []mishap
+func faultsOf(sim *xapisim.Pool, calls []string, crash bool) []fault {
+	var all []fault
 	seen := make(map[string]int)
 	for i, method := range calls {
 		seen[method]++
 		at := fmt.Sprintf("call %d, %s the %d. time", i+1, method, seen[method])
 		add := func(what string, f xapisim.Fault) {
 			f.On, f.Nth = method, seen[method]
-			all = append(all, mishap{at + ": " + what, f})
+			all = append(all, fault{at + ": " + what, f})
 		}
 		for _, code := range append([]string{"INTERNAL_ERROR", "RBAC_PERMISSION_DENIED"}, refusals[method]...) {
 			add(code, xapisim.Fault{Code: code, Params: []string{"one", "two", "three"}})
@@ -80,7 +80,7 @@ func mishaps(sim *xapisim.Pool, calls []string, crash bool) []mishap {
 			{Cut: true, CutAt: 100}, {Cut: true, CutAt: 2*jobtest.MiB + 13}, {Reset: true, Cut: true, CutAt: jobtest.MiB},
 		} {
 			f.On = path
-			all = append(all, mishap{fmt.Sprintf("%s: %d %s cut %d", path, f.Status, f.Code, f.CutAt), f})
+			all = append(all, fault{fmt.Sprintf("%s: %d %s cut %d", path, f.Status, f.Code, f.CutAt), f})
 		}
 	}
 	return all
@@ -102,7 +102,7 @@ func (op operation) errors(n int) {
 		t.Fatal("without an error")
 	}
 	calls = slices.DeleteFunc(calls, func(m string) bool { return strings.HasPrefix(m, "session.") })
-	all := mishaps(w.Sim, calls, op.crash)
+	all := faultsOf(w.Sim, calls, op.crash)
 	t.Logf("%d calls, %d mishaps", len(calls), len(all))
 	w.k.mayFail = true
 	for _, i := range sampled(len(all), n) {

@@ -23,20 +23,20 @@ func TestTrackedHeals(t *testing.T) {
 			o := w.Options("web")
 			w.Backup(o)
 			w.Flip(kind)
-			if len(w.Hurt()) == 0 {
+			if len(w.Damage()) == 0 {
 				t.Fatal("check finds nothing")
 			}
 			// Unpublished, the damage goes on: tracking gives no reason to read.
-			w.Repo = w.Another()
+			w.Repo = w.Reopened()
 			s := w.Backup(o)
-			if d := s.Snapshots[0].Disks[0]; kind == pack.Data && d.Method == "cbt" && len(w.Hurt(w.Snapshot(s.Snapshots[0].ID))) == 0 {
+			if d := s.Snapshots[0].Disks[0]; kind == pack.Data && d.Method == "cbt" && len(w.Damage(w.Snapshot(s.Snapshots[0].ID))) == 0 {
 				t.Error("the damage is gone before it was published: the test shows nothing")
 			}
-			res, err := repair.Snapshots(t.Context(), w.Another(), repair.SnapshotsOptions{ReadData: true})
+			res, err := repair.Snapshots(t.Context(), w.Reopened(), repair.SnapshotsOptions{ReadData: true})
 			if err != nil || res.List == "" || len(res.Lost) == 0 {
 				t.Fatalf("repair: %+v, %v", res, err)
 			}
-			w.Repo = w.Another()
+			w.Repo = w.Reopened()
 			s = w.Backup(o)
 			for i, d := range s.Snapshots[0].Disks {
 				if kind == pack.Data && d.Method != "cbt" {
@@ -54,10 +54,10 @@ func TestTrackedHeals(t *testing.T) {
 				}
 			}
 			newest := w.Snapshot(s.Snapshots[0].ID)
-			for _, f := range w.Hurt(newest) {
+			for _, f := range w.Damage(newest) {
 				t.Errorf("the newest snapshot: %v", f)
 			}
-			for _, f := range w.Hurt() {
+			for _, f := range w.Damage() {
 				if strings.HasPrefix(f.Object, "snapshots/"+newest.ID()) {
 					t.Errorf("check of all: %v", f)
 				}
@@ -70,7 +70,7 @@ func TestTrackedHeals(t *testing.T) {
 			if d := s.Snapshots[0].Disks[0]; d.Method != "cbt" || d.Read > 2*disk.BlockSize {
 				t.Errorf("the day after: %s (%s), %d bytes", d.Method, d.Reason, d.Read)
 			}
-			for _, f := range w.Hurt(w.Snapshot(s.Snapshots[0].ID)) {
+			for _, f := range w.Damage(w.Snapshot(s.Snapshots[0].ID)) {
 				t.Errorf("the day after: %v", f)
 			}
 		})

@@ -14,20 +14,20 @@ import (
 	"time"
 )
 
-// holder is what the file of a lock says of the run that holds it.
-type holder struct {
+// lockInfo is what the file of a lock says of the run that holds it.
+type lockInfo struct {
 	Process int       `json:"process"`
 	Since   time.Time `json:"since"`
 }
 
-// active is the error for a lock that another run holds.
-type active struct {
-	what string // of which the other run is; "" where the caller says so
-	by   holder // zero where that is not known
+// activeError is the error for a lock that another run holds.
+type activeError struct {
+	what string   // of which the other run is; "" where the caller says so
+	by   lockInfo // zero where that is not known
 	now  time.Time
 }
 
-func (a *active) Error() string {
+func (a *activeError) Error() string {
 	what := a.what
 	if what != "" {
 		what += ": "
@@ -43,9 +43,9 @@ func (a *active) Error() string {
 	return fmt.Sprintf("%sa run has been active since %s (process %d)", what, since.Format(layout), a.by.Process)
 }
 
-func (a *active) Unwrap() error { return ErrActive }
+func (a *activeError) Unwrap() error { return ErrActive }
 
-func (a *active) Hint() string {
+func (a *activeError) Hint() string {
 	if a.by.Process == 0 {
 		return "wait for it to end"
 	}
@@ -82,7 +82,7 @@ func lockFile(dir, scope, key, what string) (release func(), err error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			a := &active{what: what, now: time.Now()}
+			a := &activeError{what: what, now: time.Now()}
 			if p, rerr := io.ReadAll(io.LimitReader(f, 1<<10)); rerr == nil {
 				_ = json.Unmarshal(p, &a.by) // the other may not have written it yet
 			}
@@ -91,7 +91,7 @@ func lockFile(dir, scope, key, what string) (release func(), err error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	// Only for the message to others: that it cannot be written harms nobody.
-	if p, err := json.Marshal(holder{Process: os.Getpid(), Since: time.Now().UTC()}); err == nil && f.Truncate(0) == nil {
+	if p, err := json.Marshal(lockInfo{Process: os.Getpid(), Since: time.Now().UTC()}); err == nil && f.Truncate(0) == nil {
 		_, _ = f.WriteAt(p, 0)
 	}
 	return func() {

@@ -94,8 +94,8 @@ func ProcessGone(name, process, machine string) bool {
 	return err == nil && f[3] == space && processNameOf(pid) != process
 }
 
-// Dead tells whether a claim's process is known to be gone.
-func Dead(c *repo.Claim, machine string) bool { return ProcessGone(c.Machine, c.Process, machine) }
+// ClaimDead tells whether a claim's process is known to be gone.
+func ClaimDead(c *repo.Claim, machine string) bool { return ProcessGone(c.Machine, c.Process, machine) }
 
 // WithRun opens a run on r: it finds out whether a killed run left something
 // behind, takes its work in, and drops its claim.
@@ -104,7 +104,7 @@ func WithRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 	if err != nil {
 		return err
 	}
-	if claims, err = unretired(ctx, r, claims); err != nil {
+	if claims, err = withoutRetired(ctx, r, claims); err != nil {
 		return err
 	}
 	if c.WriteLimit != nil {
@@ -115,7 +115,7 @@ func WithRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 		AdoptOrphans: len(claims) > 0, Level: c.Level, Now: c.Now,
 	}, func(ctx context.Context, run *backup.Run) error {
 		for _, claim := range claims {
-			if Dead(claim, c.Machine) {
+			if ClaimDead(claim, c.Machine) {
 				if err := r.DropClaim(ctx, claim); err != nil {
 					c.Log.Warn("claim of a dead run stays", "run", claim.Run, "error", err)
 				}
@@ -130,9 +130,9 @@ func WithRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 	return err
 }
 
-// unretired leaves out the claims of runs that were declared over: whoever may
+// withoutRetired leaves out the claims of runs that were declared over: whoever may
 // only add to the storage ends a run so.
-func unretired(ctx context.Context, r *repo.Repository, claims []*repo.Claim) ([]*repo.Claim, error) {
+func withoutRetired(ctx context.Context, r *repo.Repository, claims []*repo.Claim) ([]*repo.Claim, error) {
 	if len(claims) == 0 {
 		return nil, nil
 	}
@@ -163,7 +163,7 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 	}
 	protected := repo.Protected(notes)
 	judge := retention.NewJudge(all, c.Now())
-	var gone []string
+	var deleted []string
 	for _, s := range done {
 		var same []*repo.Snapshot
 		for _, o := range all {
@@ -183,12 +183,12 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 				continue // its time comes
 			}
 			if err != nil {
-				return gone, err
+				return deleted, err
 			}
-			gone = append(gone, d.Snapshot.ID())
+			deleted = append(deleted, d.Snapshot.ID())
 		}
 	}
-	return gone, nil
+	return deleted, nil
 }
 
 // FutureText says that a snapshot is dated in the future, and what to do.

@@ -278,7 +278,7 @@ func (b *poolBackup) findTargets(ctx context.Context) ([]target, error) {
 		return cmp.Or(cmp.Compare(a.NameLabel, b.NameLabel), cmp.Compare(a.UUID, b.UUID))
 	})
 	for i := range vms {
-		if vm := &vms[i]; vm.Real() && disks[vm.Ref] && !lease.UnderWay(vm) {
+		if vm := &vms[i]; vm.Real() && disks[vm.Ref] && !lease.InProgress(vm) {
 			add(vm.NameLabel, vm.UUID)
 		}
 	}

@@ -52,7 +52,7 @@ func (v *vmBackup) takeKind(ctx context.Context, k vmplan.Kind) (err error) {
 	switch k {
 	case vmplan.KindQuiesced, vmplan.KindCheckpoint:
 		return v.withoutUSB(ctx, k, func() (err error) {
-			v.record, err = vmplan.Take(ctx, pool, vm, k, v.label(), func() {
+			v.record, err = vmplan.TakeSnapshot(ctx, pool, vm, k, v.label(), func() {
 				v.b.o.Log.Info("the guest did not freeze in time: trying again", "vm", v.plan.VM.NameLabel)
 			})
 			return err

@@ -68,7 +68,7 @@ func (v *vmBackup) withoutUSB(ctx context.Context, k vmplan.Kind, take func() er
 // attachUSB attaches the devices that were detached for the snapshot.
 func (v *vmBackup) attachUSB(ctx context.Context, devices []lease.USBDevice) error {
 	name := v.plan.VM.NameLabel
-	lost, err := lease.PutUSB(ctx, v.b.pool, v.plan.VM.Ref)
+	lost, err := lease.AttachUSB(ctx, v.b.pool, v.plan.VM.Ref)
 	if len(lost) > 0 {
 		v.b.warn("VM %s: the pool no longer has its %s, detached for the backup and not attached again", name, lease.USBNames(lost))
 	}

@@ -155,7 +155,7 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 	v.snap = &repo.Snapshot{
 		Origin: "pool", Kind: string(v.kind), Tags: v.b.o.Tags,
 		Pool: repo.Named{UUID: v.b.pool.PoolUUID(), Name: v.plan.Pool}, VM: repo.Named{UUID: v.plan.VM.UUID, Name: v.plan.VM.NameLabel},
-		Data: rec.SnapshotTime.Time, Generation: v.plan.VM.GenerationID, Missing: v.plan.Gaps(),
+		Data: rec.SnapshotTime.Time, Generation: v.plan.VM.GenerationID, Missing: v.plan.MissingDisks(),
 	}
 	return v.checkNoOtherRun(ctx, rec.SnapshotTime.Time)
 }
@@ -173,7 +173,7 @@ func (v *vmBackup) checkNoOtherRun(ctx context.Context, taken time.Time) error {
 		}
 		v.reverted = vm.GenerationID != v.plan.VM.GenerationID
 	}
-	j := &lease.Judge{R: v.b.r, Machine: v.b.o.Machine, Now: v.b.lease.Now()}
+	j := &lease.Liveness{R: v.b.r, Machine: v.b.o.Machine, Now: v.b.lease.Now()}
 	for _, ref := range vm.Snapshots {
 		if ref == v.record || (!taken.IsZero() && slices.Contains(v.plan.VM.Snapshots, ref)) {
 			continue
@@ -582,9 +582,9 @@ func (v *vmBackup) basesOfOthers(ctx context.Context, d *vmplan.DiskPlan) (map[s
 
 // stopRenewing stops the renewal of this VM's marks.
 func (v *vmBackup) stopRenewing() {
-	v.b.lease.Drop(v.record)
+	v.b.lease.StopRenewing(v.record)
 	for _, s := range v.snaps {
-		v.b.lease.Drop(s.Ref)
+		v.b.lease.StopRenewing(s.Ref)
 	}
 }
 
@@ -630,7 +630,7 @@ func (v *vmBackup) undoSnapshot(ctx context.Context) error {
 	errs := []error{v.b.pool.DestroyVM(ctx, v.record)}
 	for _, s := range snaps {
 		errs = append(errs, v.b.pool.DestroyVDI(ctx, s.Ref))
-		v.b.lease.Drop(s.Ref)
+		v.b.lease.StopRenewing(s.Ref)
 	}
 	return errors.Join(errs...)
 }

@@ -91,7 +91,7 @@ func (x *nbdServer) find(ctx context.Context, name string) (*repo.Disk, error) {
 		}
 		return only, nil
 	}
-	return records.TheDisk(s, disk)
+	return records.FindDisk(s, disk)
 }
 
 func (x *nbdServer) open(ctx context.Context, name string) (nbd.Export, error) {

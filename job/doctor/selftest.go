@@ -276,7 +276,7 @@ func (s *selfTest) create(ctx context.Context) (int64, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	s.lease.Keep("VDI", ref)
+	s.lease.Renew("VDI", ref)
 	if s.disk, err = s.pool.VDI(ctx, ref); err != nil {
 		return 0, "", err
 	}
@@ -409,7 +409,7 @@ func (s *selfTest) snapshot(ctx context.Context, out *xapi.VDI) (int64, string, 
 	if err != nil {
 		return 0, "", err
 	}
-	s.lease.Keep("VDI", ref) // it has the marks of its disk
+	s.lease.Renew("VDI", ref) // it has the marks of its disk
 	*out, err = s.pool.VDI(ctx, ref)
 	return 0, "", err
 }
@@ -570,7 +570,7 @@ func (s *selfTest) remove(ctx context.Context) bool {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
 	began := time.Now()
-	own := func(m *lease.Marked) bool { return m.Run == s.lease.Own[lease.MarkRun] }
+	own := func(m *lease.Marks) bool { return m.Run == s.lease.Own[lease.MarkRun] }
 	n, left, err := s.destroy(clean, own)
 	st := SelfTestStep{Name: "remove everything", State: StepOK, Text: fmt.Sprintf("%d disks and VDI snapshots", n), Duration: time.Since(began).Seconds()}
 	if err != nil {
@@ -584,9 +584,9 @@ func (s *selfTest) remove(ctx context.Context) bool {
 // removeDead destroys what self-tests left whose process is gone, or that have
 // shown no sign of life for an hour.
 func (s *selfTest) removeDead(ctx context.Context) error {
-	j := &lease.Judge{Machine: s.o.Machine, Now: s.lease.Now()}
+	j := &lease.Liveness{Machine: s.o.Machine, Now: s.lease.Now()}
 	var failed error
-	_, _, err := s.destroy(ctx, func(m *lease.Marked) bool {
+	_, _, err := s.destroy(ctx, func(m *lease.Marks) bool {
 		dead, err := j.Dead(ctx, m)
 		failed = errors.Join(failed, err)
 		return dead
@@ -597,7 +597,7 @@ func (s *selfTest) removeDead(ctx context.Context) error {
 // destroy removes the disks of self-tests that wanted names, VDI snapshots
 // first, and the tasks of their transfers. It returns the number of removed
 // disks, and the UUIDs of those that stay.
-func (s *selfTest) destroy(ctx context.Context, wanted func(*lease.Marked) bool) (n int, left []string, err error) {
+func (s *selfTest) destroy(ctx context.Context, wanted func(*lease.Marks) bool) (n int, left []string, err error) {
 	all, err := s.pool.VDIs(ctx)
 	if err != nil {
 		return 0, nil, err
@@ -634,7 +634,7 @@ func (s *selfTest) destroy(ctx context.Context, wanted func(*lease.Marked) bool)
 		}
 	}
 	for _, v := range mine {
-		s.lease.Drop(v.Ref)
+		s.lease.StopRenewing(v.Ref)
 		if err := s.pool.DestroyVDI(ctx, v.Ref); err != nil {
 			left, errs = append(left, v.UUID), append(errs, err)
 			continue

@@ -155,7 +155,7 @@ func (x *exporter) prepare(ctx context.Context, file string) (writer, error) {
 	if x.o.Format == FormatXVA {
 		return x.prepareXVA(ctx)
 	}
-	d, err := records.TheDisk(x.s, x.o.Disk)
+	d, err := records.FindDisk(x.s, x.o.Disk)
 	if err != nil {
 		return nil, err
 	}

@@ -138,7 +138,7 @@ func (x *exporter) records(ctx context.Context) (*xva.OVA, error) {
 		return nil, err
 	}
 	if p != nil {
-		return records.OvaOfRecords(x.s, p)
+		return records.BuildOVA(x.s, p)
 	}
 	var disks []xva.PlainDisk
 	for i := range x.s.Disks {

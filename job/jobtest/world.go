@@ -355,9 +355,9 @@ func (w *World) Flip(kind pack.Kind) {
 	}
 }
 
-// Another opens the repository as another process does, without what the last
+// Reopened opens the repository as another process does, without what the last
 // one knew.
-func (w *World) Another() *repo.Repository {
+func (w *World) Reopened() *repo.Repository {
 	w.T.Helper()
 	r, err := repo.Open(w.T.Context(), w.Objects, repo.Options{Secret: Secret})
 	if err == nil {
@@ -369,10 +369,10 @@ func (w *World) Another() *repo.Repository {
 	return r
 }
 
-// Hurt checks one snapshot, or all, with all its data, and gives what it finds.
-func (w *World) Hurt(some ...*repo.Snapshot) []check.Finding {
+// Damage checks one snapshot, or all, with all its data, and gives what it finds.
+func (w *World) Damage(some ...*repo.Snapshot) []check.Finding {
 	w.T.Helper()
-	rep, err := check.Run(w.T.Context(), w.Another(), check.Options{ReadData: true, Snapshots: some})
+	rep, err := check.Run(w.T.Context(), w.Reopened(), check.Options{ReadData: true, Snapshots: some})
 	if err != nil {
 		w.T.Fatal(err)
 	}

@@ -67,14 +67,14 @@ type Leftover struct {
 	Error      string    `json:"error,omitempty"` // why that could not be done
 	Hint       string    `json:"hint,omitempty"`  // the next step, where cleanup leaves it to people
 
-	ref    xapi.Ref
-	of     xapi.Ref // of a VDI snapshot: its disk
-	orphan bool     // a base whose disk is gone
-	mark   Marked
+	ref        xapi.Ref
+	snapshotOf xapi.Ref // of a VDI snapshot: its disk
+	orphan     bool     // a base whose disk is gone
+	marks      Marks
 }
 
 // Disk is the disk that a VDI snapshot is of; null for anything else.
-func (l *Leftover) Disk() xapi.Ref { return l.of }
+func (l *Leftover) Disk() xapi.Ref { return l.snapshotOf }
 
 // CleanupReport is what Cleanup found and did.
 type CleanupReport struct {
@@ -110,7 +110,7 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 		return nil, err
 	}
 	if len(c.found) > 0 {
-		if err := c.decide(ctx); err != nil {
+		if err := c.classify(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -128,14 +128,14 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 	}
 	order := map[string]int{"task": 0, "VBD": 1, "VM": 2, "VDI": 3}
 	slices.SortStableFunc(c.found, func(a, b Leftover) int {
-		return cmp.Or(cmp.Compare(finishing(a.Action), finishing(b.Action)), cmp.Compare(order[a.Class], order[b.Class]))
+		return cmp.Or(cmp.Compare(actionOrder(a.Action), actionOrder(b.Action)), cmp.Compare(order[a.Class], order[b.Class]))
 	})
 	for i := range c.found {
 		l := &c.found[i]
 		if o.DryRun || l.Action == ActNone {
 			continue
 		}
-		if err := c.do(ctx, l); err != nil {
+		if err := c.apply(ctx, l); err != nil {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
@@ -145,9 +145,9 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 	return &CleanupReport{Found: c.found}, nil
 }
 
-// finishing puts what stays behind what goes: the record of a VM snapshot goes
+// actionOrder puts what stays behind what goes: the record of a VM snapshot goes
 // before its VDI snapshots become bases.
-func finishing(action string) int {
+func actionOrder(action string) int {
 	if action == ActBase || action == ActFinish || action == ActStart || action == ActPlug || action == ActUnblock {
 		return 1
 	}
@@ -200,7 +200,7 @@ func (c *cleanup) find(ctx context.Context) error {
 		}
 		if v := c.vdis[vm.SuspendVDI]; v != nil {
 			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
-			l.of = v.SnapshotOf
+			l.snapshotOf = v.SnapshotOf
 			c.found = append(c.found, l)
 			seen[v.Ref] = true
 		}
@@ -215,7 +215,7 @@ func (c *cleanup) find(ctx context.Context) error {
 			}
 			if v := c.vdis[b.VDI]; b.Type == "Disk" && v != nil && v.IsASnapshot && v.OtherConfig[MarkRole] != RoleBase {
 				l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
-				l.of = v.SnapshotOf
+				l.snapshotOf = v.SnapshotOf
 				c.found = append(c.found, l)
 				seen[v.Ref] = true
 			}
@@ -225,7 +225,7 @@ func (c *cleanup) find(ctx context.Context) error {
 		v := &vdis[i]
 		m, ok := ReadMarks(v.OtherConfig, v.SnapshotTime.Time)
 		switch {
-		case ok && m.Role == RoleBase && c.orphan(v):
+		case ok && m.Role == RoleBase && c.isOrphan(v):
 			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
 			l.orphan = true
 			c.found = append(c.found, l)
@@ -234,34 +234,34 @@ func (c *cleanup) find(ctx context.Context) error {
 			// copied by somebody, with its marks
 		default:
 			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
-			l.of = v.SnapshotOf
+			l.snapshotOf = v.SnapshotOf
 			c.found = append(c.found, l)
 		}
 	}
 	return nil
 }
 
-// orphan reports whether a VDI snapshot's disk is gone. The pool keeps such a
+// isOrphan reports whether a VDI snapshot's disk is gone. The pool keeps such a
 // snapshot, and its snapshot_of names nothing. As a base it is of no use, since
 // a disk that comes back from somewhere is another one.
-func (c *cleanup) orphan(v *xapi.VDI) bool {
+func (c *cleanup) isOrphan(v *xapi.VDI) bool {
 	return v.IsASnapshot && c.vdis[v.SnapshotOf] == nil
 }
 
-func leftover(class string, ref xapi.Ref, uuid, name string, m Marked) Leftover {
+func leftover(class string, ref xapi.Ref, uuid, name string, m Marks) Leftover {
 	return Leftover{
 		Class: class, UUID: uuid, Name: name, Role: m.Role, Repository: m.Repository, Run: m.Run, Machine: m.Machine, Job: m.Job,
-		Seen: m.seen, ref: ref, mark: m,
+		Seen: m.seen, ref: ref, marks: m,
 	}
 }
 
-// decide tells the dead from the living, and what becomes of each.
-func (c *cleanup) decide(ctx context.Context) error {
+// classify tells the dead from the living, and what becomes of each.
+func (c *cleanup) classify(ctx context.Context) error {
 	now, err := PoolTime(ctx, c.pool)
 	if err != nil {
 		return err
 	}
-	j := &Judge{R: c.r, Machine: c.o.Machine, Now: now}
+	j := &Liveness{R: c.r, Machine: c.o.Machine, Now: now}
 	// A run lives as long as one of its objects says so.
 	type runName struct{ repository, run string }
 	last := make(map[runName]time.Time)
@@ -271,7 +271,7 @@ func (c *cleanup) decide(ctx context.Context) error {
 		if c.found[i].Seen.After(last[n]) {
 			last[n] = c.found[i].Seen
 		}
-		done[n] = done[n] || c.found[i].mark.done
+		done[n] = done[n] || c.found[i].marks.done
 	}
 	// It is dead as soon as one of them can tell: marks may be half set, or
 	// half taken off.
@@ -279,15 +279,15 @@ func (c *cleanup) decide(ctx context.Context) error {
 	for i := range c.found {
 		l := &c.found[i]
 		n := runName{l.Repository, l.Run}
-		l.Seen, l.mark.seen = last[n], last[n]
-		if dead[n] || !l.mark.Of(c.r.ID()) {
+		l.Seen, l.marks.seen = last[n], last[n]
+		if dead[n] || !l.marks.Of(c.r.ID()) {
 			continue
 		}
-		if dead[n], err = j.Dead(ctx, &l.mark); err != nil {
+		if dead[n], err = j.Dead(ctx, &l.marks); err != nil {
 			return err
 		}
 	}
-	published, err := c.published(ctx)
+	published, err := c.neededBases(ctx)
 	if err != nil {
 		return err
 	}
@@ -296,7 +296,7 @@ func (c *cleanup) decide(ctx context.Context) error {
 		l := &c.found[i]
 		n := runName{l.Repository, l.Run}
 		l.Action = ActNone
-		if !l.mark.Of(c.r.ID()) {
+		if !l.marks.Of(c.r.ID()) {
 			l.State = StateForeign
 			old := !l.Seen.IsZero() && now.Sub(l.Seen) > max(c.o.OlderThan, deadAfter)
 			if c.o.Foreign && old && !done[n] && l.Role != "" {
@@ -311,8 +311,8 @@ func (c *cleanup) decide(ctx context.Context) error {
 			continue
 		}
 		l.State = StateLive
-		left := l.Role == RoleResume && l.mark.Process == "" // by a restore that failed and said so
-		if bare := l.Role == "" && l.mark.Process == "" && (l.mark.done || l.Run == ""); !dead[n] && !bare && !left {
+		left := l.Role == RoleResume && l.marks.Process == "" // by a restore that failed and said so
+		if bare := l.Role == "" && l.marks.Process == "" && (l.marks.done || l.Run == ""); !dead[n] && !bare && !left {
 			continue
 		}
 		l.State = StateDead
@@ -330,12 +330,12 @@ func (c *cleanup) decide(ctx context.Context) error {
 			gone[l.ref] = l
 		}
 	}
-	return c.attached(ctx, gone)
+	return c.addAttached(ctx, gone)
 }
 
-// published are the VDI snapshots that the newest snapshot of each VM names as
+// neededBases are the VDI snapshots that the newest snapshot of each VM names as
 // what its next backup builds on.
-func (c *cleanup) published(ctx context.Context) (map[string]bool, error) {
+func (c *cleanup) neededBases(ctx context.Context) (map[string]bool, error) {
 	all, _, err := c.r.Snapshots(ctx)
 	if err != nil {
 		return nil, err
@@ -360,9 +360,9 @@ func (c *cleanup) published(ctx context.Context) (map[string]bool, error) {
 	return named, nil
 }
 
-// attached adds what leads to the disks that go: VBDs of control domains, and
+// addAttached adds what leads to the disks that go: VBDs of control domains, and
 // tasks of transfers.
-func (c *cleanup) attached(ctx context.Context, gone map[xapi.Ref]*Leftover) error {
+func (c *cleanup) addAttached(ctx context.Context, gone map[xapi.Ref]*Leftover) error {
 	domains := make(map[xapi.Ref]bool)
 	busy := make(map[xapi.Ref]bool) // VMs that a run has a snapshot of which stays
 	dead := make(map[xapi.Ref]*Leftover)
@@ -379,7 +379,7 @@ func (c *cleanup) attached(ctx context.Context, gone map[xapi.Ref]*Leftover) err
 	}
 	var more []Leftover
 	add := func(class string, ref xapi.Ref, uuid, name string, by *Leftover) {
-		l := leftover(class, ref, uuid, name, by.mark)
+		l := leftover(class, ref, uuid, name, by.marks)
 		l.State, l.Action = by.State, ActRemove
 		more = append(more, l)
 	}
@@ -444,7 +444,7 @@ func (c *cleanup) findEnded(ctx context.Context) error {
 				return err
 			}
 		}
-		l := leftover("task", t.Ref, t.UUID, t.NameLabel, Marked{})
+		l := leftover("task", t.Ref, t.UUID, t.NameLabel, Marks{})
 		l.State, l.Action, l.Seen = StateDead, ActRemove, t.Finished.Time
 		old := !t.Finished.IsZero() && now.Sub(t.Finished.Time) > deadAfter
 		of := by[ref]
@@ -473,16 +473,16 @@ func TransferOf(t *xapi.Task) (ref xapi.Ref, kind string) {
 	return "", ""
 }
 
-func (c *cleanup) do(ctx context.Context, l *Leftover) error {
+func (c *cleanup) apply(ctx context.Context, l *Leftover) error {
 	switch {
 	case l.Action == ActFinish:
 		return Unmark(ctx, c.pool, l.Class, l.ref)
 	case l.Action == ActBase:
 		return c.keepAsBase(ctx, l)
 	case l.Action == ActUnblock:
-		return c.giveFree(ctx, l)
+		return c.removeBlock(ctx, l)
 	case l.Action == ActPlug:
-		_, err := PutUSB(ctx, c.pool, l.ref)
+		_, err := AttachUSB(ctx, c.pool, l.ref)
 		if xapi.IsCode(err, xapi.HandleInvalid) {
 			return nil // the VM is gone
 		}
@@ -557,7 +557,7 @@ func (c *cleanup) removeVM(ctx context.Context, l *Leftover) error {
 
 // owner is the repository that a leftover is of, as far as that is known.
 func (c *cleanup) owner(l *Leftover) string {
-	if l.mark.Of(c.r.ID()) {
+	if l.marks.Of(c.r.ID()) {
 		return c.r.ID()
 	}
 	return l.Repository
@@ -571,11 +571,11 @@ func (c *cleanup) keepAsBase(ctx context.Context, l *Leftover) error {
 		}
 		return err
 	}
-	return dropOldBases(ctx, c.pool, c.r.ID(), l.of, l.ref)
+	return dropOldBases(ctx, c.pool, c.r.ID(), l.snapshotOf, l.ref)
 }
 
-// Judge tells dead runs of a repository from live ones.
-type Judge struct {
+// Liveness tells dead runs of a repository from live ones.
+type Liveness struct {
 	R       *repo.Repository
 	Machine string
 	Now     time.Time // by the pool's clock
@@ -585,7 +585,7 @@ type Judge struct {
 
 // claim finds the claim of a run by its name's beginning. A run of backups has
 // its claim before it touches the pool, and until it has tidied it.
-func (j *Judge) claim(ctx context.Context, run string) (*repo.Claim, error) {
+func (j *Liveness) claim(ctx context.Context, run string) (*repo.Claim, error) {
 	if !j.read {
 		claims, _, err := j.R.Claims(ctx)
 		if err != nil {
@@ -601,18 +601,18 @@ func (j *Judge) claim(ctx context.Context, run string) (*repo.Claim, error) {
 	return nil, nil
 }
 
-func (j *Judge) Dead(ctx context.Context, m *Marked) (bool, error) {
+func (j *Liveness) Dead(ctx context.Context, m *Marks) (bool, error) {
 	if !m.seen.IsZero() && j.Now.Sub(m.seen) > deadAfter {
 		return true, nil
 	}
 	if job.ProcessGone(m.Machine, m.Process, j.Machine) {
 		return true, nil
 	}
-	if m.Role == RoleSnapshot && (m.named || m.Process == job.ProcessName()) {
+	if m.Role == RoleSnapshot && (m.byName || m.Process == job.ProcessName()) {
 		// Of its process nothing is known, or that it is this one, which may
 		// have had many runs.
 		c, err := j.claim(ctx, m.Run)
-		return err == nil && (c == nil || job.Dead(c, j.Machine)), err
+		return err == nil && (c == nil || job.ClaimDead(c, j.Machine)), err
 	}
 	return false, nil
 }

@@ -216,7 +216,7 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 		if err := about(&l, vm.OtherConfig, m, h); err != nil {
 			return err
 		}
-		c.settleGuard(&l, len(half) > 0)
+		c.classifyGuarded(&l, len(half) > 0)
 		for _, v := range half {
 			live[v.Ref] = l.State == StateLive
 		}
@@ -234,15 +234,15 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 		if live[v.Ref] {
 			l.State = StateLive
 		}
-		c.settleGuard(&l, h != nil)
+		c.classifyGuarded(&l, h != nil)
 		c.found = append(c.found, l)
 	}
 	return nil
 }
 
-// settleGuard decides what becomes of a block or a mark. What protects a
+// classifyGuarded decides what becomes of a block or a mark. What protects a
 // half-restored disk is taken off only when that is asked for.
-func (c *cleanup) settleGuard(l *Leftover, half bool) {
+func (c *cleanup) classifyGuarded(l *Leftover, half bool) {
 	switch {
 	case l.State == StateLive:
 		l.Action = ActNone
@@ -276,8 +276,8 @@ func (c *cleanup) halfDisksOf(vm *xapi.VM) []*xapi.VDI {
 	return out
 }
 
-// giveFree takes a block, or the mark of a half-restored disk, off.
-func (c *cleanup) giveFree(ctx context.Context, l *Leftover) error {
+// removeBlock takes a block, or the mark of a half-restored disk, off.
+func (c *cleanup) removeBlock(ctx context.Context, l *Leftover) error {
 	if l.Class == "VM" {
 		return Unblock(ctx, c.pool, l.ref)
 	}

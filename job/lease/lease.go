@@ -16,13 +16,13 @@ import (
 	"xenkeep/xapi"
 )
 
-// MarkOf tells whose an object on the pool is by its other_config: the role
+// RoleOf tells whose an object on the pool is by its other_config: the role
 // that a backup or restore gave it ("snapshot", "base", "restore"), "" where
 // none did.
-func MarkOf(otherConfig map[string]string) string { return otherConfig[MarkRole] }
+func RoleOf(otherConfig map[string]string) string { return otherConfig[MarkRole] }
 
-// Marks are the keys of other_config by which runs know what they made.
-func Marks() []string { return append([]string(nil), markOrder...) }
+// MarkKeys are the keys of other_config by which runs know what they made.
+func MarkKeys() []string { return append([]string(nil), markOrder...) }
 
 // Marks in other_config of what xenkeep makes on a pool.
 const (
@@ -85,14 +85,14 @@ type Lease struct {
 	Own   map[string]string // marks but for role and time
 	every time.Duration     // between renewals
 
-	mu     sync.Mutex // held while a mark is being renewed
-	clock  time.Time  // the pool's, at read
-	read   time.Time
-	marked map[xapi.Ref]string // class of what is renewed
+	mu      sync.Mutex // held while a mark is being renewed
+	clock   time.Time  // the pool's, at read
+	read    time.Time
+	renewed map[xapi.Ref]string // class of what is renewed
 }
 
 func New(ctx context.Context, pool *xapi.Client, o Owner) (*Lease, error) {
-	l := &Lease{pool: pool, every: cmp.Or(o.RenewEvery, renewEvery), marked: make(map[xapi.Ref]string), Own: map[string]string{
+	l := &Lease{pool: pool, every: cmp.Or(o.RenewEvery, renewEvery), renewed: make(map[xapi.Ref]string), Own: map[string]string{
 		MarkRepository: o.Repository, MarkRun: o.Run, MarkMachine: o.Machine, MarkProcess: job.ProcessName(), markJob: o.Job,
 	}}
 	var err error
@@ -136,23 +136,23 @@ func (l *Lease) Mark(ctx context.Context, class string, ref xapi.Ref, role strin
 			return fmt.Errorf("mark %s %s: %w", class, ref, err)
 		}
 	}
-	l.Keep(class, ref)
+	l.Renew(class, ref)
 	return nil
 }
 
-// Keep keeps the mark of an object fresh that was made with its marks.
-func (l *Lease) Keep(class string, ref xapi.Ref) {
+// Renew keeps the mark of an object fresh that was made with its marks.
+func (l *Lease) Renew(class string, ref xapi.Ref) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.marked[ref] = class
+	l.renewed[ref] = class
 }
 
-// Drop ends that; no renewal is under way when it returns.
-func (l *Lease) Drop(refs ...xapi.Ref) {
+// StopRenewing ends that; no renewal is under way when it returns.
+func (l *Lease) StopRenewing(refs ...xapi.Ref) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, ref := range refs {
-		delete(l.marked, ref)
+		delete(l.renewed, ref)
 	}
 }
 
@@ -169,7 +169,7 @@ func (l *Lease) Start(ctx context.Context, failed func(error)) (stop func()) {
 				return
 			case <-t.C:
 			}
-			if err := l.renew(ctx); err != nil && ctx.Err() == nil {
+			if err := l.renewAll(ctx); err != nil && ctx.Err() == nil {
 				failed(err)
 			}
 		}
@@ -180,9 +180,9 @@ func (l *Lease) Start(ctx context.Context, failed func(error)) (stop func()) {
 	}
 }
 
-func (l *Lease) renew(ctx context.Context) error {
+func (l *Lease) renewAll(ctx context.Context) error {
 	l.mu.Lock()
-	all := maps.Clone(l.marked)
+	all := maps.Clone(l.renewed)
 	l.mu.Unlock()
 	if len(all) == 0 {
 		return nil
@@ -197,7 +197,7 @@ func (l *Lease) renew(ctx context.Context) error {
 	var errs []error
 	for ref, class := range all {
 		l.mu.Lock()
-		if _, still := l.marked[ref]; still {
+		if _, still := l.renewed[ref]; still {
 			if err := l.pool.SetOtherConfig(ctx, class, ref, markAlive, now.UTC().Format(time.RFC3339)); !xapi.IsCode(err, xapi.HandleInvalid) {
 				errs = append(errs, err)
 			}
@@ -217,19 +217,19 @@ func Unmark(ctx context.Context, pool *xapi.Client, class string, ref xapi.Ref) 
 	return nil
 }
 
-// Marked is what the marks or the name of an object on a pool say.
-type Marked struct {
+// Marks is what the marks or the name of an object on a pool say.
+type Marks struct {
 	Repository, Run, Machine, Process, Job, Role string
 
-	seen  time.Time // the last sign of life, by the pool's clock; zero if unknown
-	done  bool
-	named bool // known by its name alone: it was not marked yet
+	seen   time.Time // the last sign of life, by the pool's clock; zero if unknown
+	done   bool
+	byName bool // known by its name alone: it was not marked yet
 }
 
 // ReadMarks reads the marks of an object that was taken, if it is a snapshot,
 // at some time.
-func ReadMarks(other map[string]string, taken time.Time) (Marked, bool) {
-	m := Marked{
+func ReadMarks(other map[string]string, taken time.Time) (Marks, bool) {
+	m := Marks{
 		Repository: other[MarkRepository], Run: other[MarkRun], Machine: other[MarkMachine], Process: other[MarkProcess],
 		Job: other[markJob], Role: other[MarkRole], done: other[MarkDone] != "", seen: taken,
 	}
@@ -251,9 +251,9 @@ func SnapshotName(repository, run string) string {
 }
 
 // ReadSnapshot reads what a VM snapshot says of its run.
-func ReadSnapshot(vm *xapi.VM) (Marked, bool) {
+func ReadSnapshot(vm *xapi.VM) (Marks, bool) {
 	if !vm.IsASnapshot {
-		return Marked{}, false
+		return Marks{}, false
 	}
 	f := strings.Fields(vm.NameLabel)
 	named := len(f) == 3 && f[0] == "xenkeep" && len(f[1]) == namedRepository && len(f[2]) == namedRun
@@ -264,24 +264,24 @@ func ReadSnapshot(vm *xapi.VM) (Marked, bool) {
 		return m, true
 	}
 	if named {
-		return Marked{Repository: f[1], Run: f[2], Role: RoleSnapshot, seen: vm.SnapshotTime.Time, named: true}, true
+		return Marks{Repository: f[1], Run: f[2], Role: RoleSnapshot, seen: vm.SnapshotTime.Time, byName: true}, true
 	}
-	return Marked{}, false
+	return Marks{}, false
 }
 
 // Of reports whether a run into a repository, or a self-test, made the object.
-func (m *Marked) Of(repository string) bool {
+func (m *Marks) Of(repository string) bool {
 	if m.Repository == SelfTestOwner {
 		return true
 	}
-	if m.named {
+	if m.byName {
 		return strings.HasPrefix(repository, m.Repository)
 	}
 	return m.Repository == repository
 }
 
-// UnderWay tells whether a VM is being restored, or on trial: nobody's backup
+// InProgress tells whether a VM is being restored, or on trial: nobody's backup
 // wants it.
-func UnderWay(vm *xapi.VM) bool {
+func InProgress(vm *xapi.VM) bool {
 	return vm.OtherConfig[MarkRole] == RoleRestore || vm.OtherConfig[MarkRole] == RoleDrill
 }

@@ -80,7 +80,7 @@ func (c *cleanup) runGone(ctx context.Context, m *offlineMark) (bool, error) {
 	if job.ProcessGone(m.Machine, m.Process, c.o.Machine) {
 		return true, nil
 	}
-	j := &Judge{R: c.r, Machine: c.o.Machine}
+	j := &Liveness{R: c.r, Machine: c.o.Machine}
 	claim, err := j.claim(ctx, m.Run)
 	return err == nil && claim == nil, err
 }

@@ -83,9 +83,9 @@ func (l *Lease) MarkUSB(ctx context.Context, vm *xapi.VM, devices []USBDevice) e
 	return l.pool.SetOtherConfig(ctx, "VM", vm.Ref, markUSB, string(p))
 }
 
-// PutUSB gives a VM the USB devices back that its mark names, and takes the mark
+// AttachUSB gives a VM the USB devices back that its mark names, and takes the mark
 // off. It may be repeated. lost are devices that the pool no longer has.
-func PutUSB(ctx context.Context, pool *xapi.Client, ref xapi.Ref) (lost []USBDevice, err error) {
+func AttachUSB(ctx context.Context, pool *xapi.Client, ref xapi.Ref) (lost []USBDevice, err error) {
 	err = pool.Retry(ctx, func(ctx context.Context) error {
 		lost = nil
 		vm, err := pool.VM(ctx, ref)

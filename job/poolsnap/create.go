@@ -176,7 +176,7 @@ func take(ctx context.Context, c *xapi.Client, i *vmplan.Inspection, o CreateOpt
 	}
 	o.Begun(vm.NameLabel, o.Kind)
 	again := func() { o.Warn("VM %s: the guest did not freeze within its 10 s: trying again", vm.NameLabel) }
-	ref, err := vmplan.Take(ctx, c, vm.Ref, o.Kind, name, again, i.LeftOut()...)
+	ref, err := vmplan.TakeSnapshot(ctx, c, vm.Ref, o.Kind, name, again, i.LeftOut()...)
 	if errors.Is(err, xapi.ErrIgnoreVDIs) {
 		return nil, advise("snapshot all of the VM's disks, or upgrade the hosts: leaving disks out came with XenServer 8", "%w", err)
 	}

@@ -140,7 +140,7 @@ func (p *RevertPlan) losses() {
 				tracked++
 			}
 			for _, r := range d.Snapshots {
-				if lease.MarkOf(w.VDIs[r].OtherConfig) == "base" {
+				if lease.RoleOf(w.VDIs[r].OtherConfig) == "base" {
 					base++
 					break
 				}

@@ -193,11 +193,11 @@ func (w *world) diskList(v *xapi.VM) []SnapshotDisk {
 
 // markOf tells whether a snapshot or one of its disks belongs to a backup.
 func (w *world) markOf(v *xapi.VM) string {
-	if m := lease.MarkOf(v.OtherConfig); m != "" {
+	if m := lease.RoleOf(v.OtherConfig); m != "" {
 		return m
 	}
 	for _, b := range w.vdisOf(v) {
-		if m := lease.MarkOf(w.VDIs[b.VDI].OtherConfig); m != "" {
+		if m := lease.RoleOf(w.VDIs[b.VDI].OtherConfig); m != "" {
 			return m
 		}
 	}

@@ -91,7 +91,7 @@ func Copy(ctx context.Context, c *xapi.Client, snapshot string, o CopyOptions) (
 		return nil, err
 	}
 	// What marks the snapshot does not mark its copy.
-	for _, key := range append(lease.Marks(), jobKey) {
+	for _, key := range append(lease.MarkKeys(), jobKey) {
 		if _, marked := v.OtherConfig[key]; marked {
 			if err := c.RemoveOtherConfig(ctx, "VM", ref, key); err != nil {
 				return nil, err

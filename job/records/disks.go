@@ -7,8 +7,8 @@ import (
 	"xenkeep/repo"
 )
 
-// TheDisk is the disk that is named, or the only one.
-func TheDisk(s *repo.Snapshot, name string) (*repo.Disk, error) {
+// FindDisk is the disk that is named, or the only one.
+func FindDisk(s *repo.Snapshot, name string) (*repo.Disk, error) {
 	if name != "" {
 		return s.Disk(name)
 	}

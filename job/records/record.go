@@ -13,8 +13,8 @@ import (
 	"xenkeep/xva"
 )
 
-// OvaOfRecords makes an ova.xml of the records that a backup stores.
-func OvaOfRecords(s *repo.Snapshot, p []byte) (*xva.OVA, error) {
+// BuildOVA makes an ova.xml of the records that a backup stores.
+func BuildOVA(s *repo.Snapshot, p []byte) (*xva.OVA, error) {
 	bad := func(err error) error {
 		return fmt.Errorf("snapshot %s: %s: %v: %w", s.Short(), RecordsName, err, seal.ErrCorrupt)
 	}

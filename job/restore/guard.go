@@ -165,7 +165,7 @@ func (g *guard) markWriter(ctx context.Context, class string, ref xapi.Ref, uuid
 	if err := g.p.pool.SetOtherConfig(ctx, class, ref, lease.MarkWriter, string(text)); err != nil {
 		return err
 	}
-	g.p.lease.Keep(class, ref)
+	g.p.lease.Renew(class, ref)
 	return nil
 }
 
@@ -294,7 +294,7 @@ func (g *guard) lower(ctx context.Context, whole bool) error {
 	var errs []error
 	for i := range g.vms {
 		vm := &g.vms[i]
-		g.p.lease.Drop(vm.Ref)
+		g.p.lease.StopRenewing(vm.Ref)
 		disks, err := lease.HalfDisks(ctx, g.p.pool, vm)
 		if err == nil && len(disks) == 0 {
 			err = lease.Unblock(ctx, g.p.pool, vm.Ref)
@@ -309,7 +309,7 @@ func (g *guard) lower(ctx context.Context, whole bool) error {
 		}
 	}
 	for i := range g.loose {
-		g.p.lease.Drop(g.loose[i].Ref)
+		g.p.lease.StopRenewing(g.loose[i].Ref)
 		if err := lease.DropWriter(ctx, g.p.pool, "VDI", g.loose[i].Ref); err != nil {
 			errs = append(errs, fmt.Errorf("VDI %s: %w", g.loose[i].UUID, err))
 		}

@@ -91,7 +91,7 @@ func storedOVA(ctx context.Context, r *repo.Repository, s *repo.Snapshot) (*xva.
 		if p, err = r.ReadRecord(ctx, s, records.RecordsName); err != nil {
 			return nil, err
 		}
-		return records.OvaOfRecords(s, p)
+		return records.BuildOVA(s, p)
 	}
 	t := tar.NewReader(bytes.NewReader(p))
 	h, err := t.Next()

@@ -119,7 +119,7 @@ func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
-	p.lease.Drop(append(slices.Clone(p.vdis), p.vm)...)
+	p.lease.StopRenewing(append(slices.Clone(p.vdis), p.vm)...)
 	if left := p.undo(clean); left != nil {
 		return &leftError{err, left}
 	}
@@ -301,7 +301,7 @@ func (p *poolRestore) target(ctx context.Context, d placed, was *xapi.VDI) (vdi 
 	f.OtherConfig[lease.MarkSnapshot], f.OtherConfig[lease.MarkDisk] = p.s.ID(), d.d.Device
 	ref, err := p.pool.CreateVDI(ctx, f)
 	if !ref.IsNull() {
-		p.lease.Keep("VDI", ref)
+		p.lease.Renew("VDI", ref)
 		p.vdis = append(p.vdis, ref)
 	}
 	if err != nil {
@@ -358,7 +358,7 @@ func (p *poolRestore) plug(ctx context.Context, vm xapi.VM) {
 // first mark set says so of all: a run that dies later leaves marks, and no
 // half restore.
 func (p *poolRestore) release(ctx context.Context) error {
-	p.lease.Drop(append(slices.Clone(p.vdis), p.vm)...)
+	p.lease.StopRenewing(append(slices.Clone(p.vdis), p.vm)...)
 	class, first, rest := "VM", p.vm, p.vdis
 	if first.IsNull() {
 		if len(rest) == 0 {

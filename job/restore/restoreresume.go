@@ -26,7 +26,7 @@ func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, erro
 	}
 	c := &job.Common{}
 	c.Defaults()
-	j := &lease.Judge{R: p.r, Machine: c.Machine, Now: p.lease.Now()}
+	j := &lease.Liveness{R: p.r, Machine: c.Machine, Now: p.lease.Now()}
 	for i := range all {
 		v := &all[i]
 		if !p.resumable(v) || v.OtherConfig[lease.MarkDisk] != d.d.Device || v.SR != d.sr.Ref || int64(v.VirtualSize) < d.im.Size() {

@@ -331,7 +331,7 @@ func (m *vmRestore) createVM(ctx context.Context) error {
 func (m *vmRestore) made(ctx context.Context, ref xapi.Ref, err error) error {
 	m.vm = ref
 	if !ref.IsNull() {
-		m.lease.Keep("VM", ref)
+		m.lease.Renew("VM", ref)
 	}
 	if err != nil {
 		return fmt.Errorf("VM %s: %w", m.called, err)

@@ -62,11 +62,11 @@ func (i *Inspection) Disk(name string) (uuid string, ok bool) {
 	return "", false
 }
 
-// Take makes a VM snapshot of one kind, but for KindOffline. A quiesced one
+// TakeSnapshot makes a VM snapshot of one kind, but for KindOffline. A quiesced one
 // whose guest did not freeze in time is tried again, of which again is told.
 // What the pool refuses because of the kind says what helps. A reference beside
 // an error is a snapshot that was made all the same.
-func Take(ctx context.Context, pool *xapi.Client, vm xapi.Ref, k Kind, name string, again func(), ignore ...xapi.Ref) (ref xapi.Ref, err error) {
+func TakeSnapshot(ctx context.Context, pool *xapi.Client, vm xapi.Ref, k Kind, name string, retrying func(), ignore ...xapi.Ref) (ref xapi.Ref, err error) {
 	switch k {
 	case KindQuiesced:
 		for try := 1; ; try++ {
@@ -74,7 +74,7 @@ func Take(ctx context.Context, pool *xapi.Client, vm xapi.Ref, k Kind, name stri
 			if try == quiesceTries || !xapi.IsCode(err, xapi.QuiesceTimedOut) {
 				break
 			}
-			again()
+			retrying()
 		}
 		if xapi.IsCode(err, xapi.MessageRemoved, xapi.MethodUnknown) {
 			return ref, &Unable{Kind: k, Why: "the pool's version has none any more (they went with 8.1)", Advice: "take a snapshot of another kind", Err: err}

@@ -83,7 +83,7 @@ func Read(ctx context.Context, pool *xapi.Client, nameOrUUID string, o PlanOptio
 		}
 		p.Info.VBDs[string(ref)] = records.RawRecord(vbd.Raw)
 		if vbd.Type == "CD" && !vbd.Empty && !vbd.VDI.IsNull() {
-			if err := p.image(ctx, pool, vbd.VDI); err != nil {
+			if err := p.readCD(ctx, pool, vbd.VDI); err != nil {
 				return nil, err
 			}
 		}
@@ -188,8 +188,8 @@ func (u *unsupported) Unwrap() error { return job.ErrUnsupported }
 
 func (u *unsupported) Hint() string { return u.hint }
 
-// image takes down what lies in a CD drive.
-func (p *Plan) image(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
+// readCD takes down what lies in a CD drive.
+func (p *Plan) readCD(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
 	vdi, err := pool.VDI(ctx, ref)
 	if xapi.IsCode(err, xapi.HandleInvalid) {
 		return nil
@@ -243,8 +243,8 @@ const ThinNeed = 16 << 20
 // room for a disk of 2 TiB from the start (sm drivers/lvhdutil.py).
 func thickNeed(size int64) int64 { return size + size/512 + ThinNeed }
 
-// Gaps are the disks left out, as the snapshot tells of them.
-func (p *Plan) Gaps() []repo.Gap {
+// MissingDisks are the disks left out, as the snapshot tells of them.
+func (p *Plan) MissingDisks() []repo.Gap {
 	var gaps []repo.Gap
 	for _, d := range p.Left {
 		gaps = append(gaps, repo.Gap{Device: d.Device(), VDI: d.VDI.UUID, Reason: d.Reason})
