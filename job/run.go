@@ -107,6 +107,9 @@ func WithRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 	if claims, err = withoutRetired(ctx, r, claims); err != nil {
 		return err
 	}
+	if len(claims) > 0 {
+		c.Log.Debug("claims of other runs: their uploads are looked for", "claims", len(claims))
+	}
 	if c.WriteLimit != nil {
 		ctx = object.WithThrottle(ctx, c.WriteLimit.Wait)
 	}
@@ -175,6 +178,8 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 			if retention.FromFuture(d.Snapshot, c.Now()) && !policy(s).IsZero() {
 				c.Log.Warn(FutureText(d.Snapshot))
 			}
+			c.Log.Debug("retention", "vm", d.Snapshot.VM.Name, "snapshot", d.Snapshot.Short(), "keep", d.Keep,
+				"because", strings.Join(d.Reasons, ", "), "protected", protected[d.Snapshot.ID()])
 			if d.Keep || protected[d.Snapshot.ID()] {
 				continue
 			}

@@ -194,12 +194,12 @@ func TestDiagnosticsHideSecrets(t *testing.T) {
 			t.Errorf("incomplete event: %+v", e)
 		}
 	}
-	for _, kind := range []string{xapi.TraceCall, xapi.TraceHTTP, xapi.TraceTransfer} {
+	for _, kind := range []string{xapi.TraceCall, xapi.TraceHTTP, xapi.TraceTransfer, xapi.TraceNBD} {
 		if !found[kind] {
 			t.Errorf("no event of kind %q", kind)
 		}
 	}
-	for _, want := range []string{"pool: logged in", "repository: opened", "with password file", "ended, exit code 12"} {
+	for _, want := range []string{"pool: logged in", "repository: opened", "with password file", "reading, vm web, disk xvda, because changes since snapshot", "disk placed, disk xvda, sr Local storage", "ended, exit code 12"} {
 		if !strings.Contains(d.stderr.String(), want) {
 			t.Errorf("--verbose shows no %q:\n%s", want, d.stderr.String())
 		}

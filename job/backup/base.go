@@ -73,21 +73,12 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 	case !d.SR.StoresVHD(d.VDI):
 		return full("its SR keeps no VHDs")
 	}
-	ref, err := pool.VDIByUUID(ctx, old.VDISnapshot)
-	if errors.Is(err, xapi.ErrNotFound) {
-		return full("the base of snapshot %s is no longer on the pool", last.Short())
-	}
-	if err != nil {
-		return b, err
-	}
-	v, err := pool.VDI(ctx, ref)
-	if xapi.IsCode(err, xapi.HandleInvalid) {
-		return full("the base of snapshot %s is no longer on the pool", last.Short())
-	}
-	if err != nil {
-		return b, err
-	}
+	v, err := vdiOf(ctx, pool, old.VDISnapshot)
 	switch {
+	case errors.Is(err, xapi.ErrNotFound):
+		return full("the base of snapshot %s is no longer on the pool", last.Short())
+	case err != nil:
+		return b, err
 	case !lease.IsBase(&v, repository) || v.SnapshotOf != d.VDI.Ref:
 		return full("VDI snapshot %s is no base of this disk in this repository", v.UUID)
 	case int64(v.VirtualSize) != old.Size:
@@ -96,7 +87,7 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 	// A list of changes remains valid if the disk grew: its bitmap has the new size,
 	// and the area after the old end is read in any case.
 	if d.Untracked == "" && v.CBTEnabled && snap.CBTEnabled && old.Size <= int64(snap.VirtualSize) {
-		b.tracked = ref
+		b.tracked = v.Ref
 	}
 	damaged := state == baseDamaged
 	switch {
@@ -106,7 +97,7 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 	case damaged:
 		return full("changes since snapshot %s, and its damaged parts", last.Short())
 	case v.Type != "cbt_metadata" && !v.Missing && v.Managed:
-		b.vdi = ref
+		b.vdi = v.Ref
 	case b.tracked.IsNull() && d.Untracked != "":
 		return full("the base of snapshot %s has only its list of changes: %s", last.Short(), d.Untracked)
 	case b.tracked.IsNull() && !v.CBTEnabled:
@@ -120,4 +111,17 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 		return full("changes since snapshot %s, and %s by which the disk has grown", last.Short(), humanize.IBytes(uint64(grown)))
 	}
 	return full("changes since snapshot %s", last.Short())
+}
+
+// vdiOf returns the VDI with a UUID, or xapi.ErrNotFound.
+func vdiOf(ctx context.Context, pool *xapi.Client, uuid string) (xapi.VDI, error) {
+	ref, err := pool.VDIByUUID(ctx, uuid)
+	if err != nil {
+		return xapi.VDI{}, err
+	}
+	v, err := pool.VDI(ctx, ref)
+	if xapi.IsCode(err, xapi.HandleInvalid) { // deleted since
+		err = xapi.ErrNotFound
+	}
+	return v, err
 }

@@ -123,7 +123,9 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 		return err
 	}
 	for _, d := range v.plan.Disks {
-		d.Untracked = v.b.tracking.enableCBT(ctx, v.b.pool, v.b.r.ID(), d)
+		if d.Untracked = v.b.tracking.enableCBT(ctx, v.b.pool, v.b.r.ID(), d); d.Untracked != "" {
+			v.debug(d, "changed-block tracking is not used", "because", d.Untracked)
+		}
 	}
 	v.requested = true
 	err = v.take(ctx)
@@ -147,6 +149,7 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 		}
 	}
 	v.allMarked = true
+	v.b.o.Log.Debug("VM snapshot taken", "vm", v.plan.VM.NameLabel, "kind", v.kind, "disks", len(v.snaps))
 	if v.kind == vmplan.KindCheckpoint {
 		if err := v.findMemory(ctx, &rec); err != nil {
 			return err
@@ -317,6 +320,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 		methods = append(methods, readMethod{"vhd-delta", "vhd", func() (backup.DiskResult, error) { return v.transfer(ctx, d, snap, base, true) }})
 	}
 	methods = append(methods, v.fullReads(ctx, d, snap, base, &rec)...)
+	v.debug(d, "reading", "because", base.reason, "methods", methodNames(methods))
 	// If a method fails, the next one is tried, which relies on less.
 	var res backup.DiskResult
 	trusted := true
@@ -348,6 +352,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 		rec.VDISnapshot = ""
 	}
 	rec.Root, rec.Counts = repo.HexID(res.Root), res.Counts
+	v.debug(d, "read", "method", rec.Method, "transport", *transport, "bytes", res.Counts.Read, "changed", res.Counts.Changed, "new", res.Counts.New, "keeps base", rec.VDISnapshot != "")
 	*out = rec
 	return nil
 }
@@ -364,6 +369,19 @@ func (w *readMethod) name() string {
 		return "full read (" + w.transport + ")"
 	}
 	return w.method
+}
+
+func methodNames(methods []readMethod) string {
+	var names []string
+	for _, m := range methods {
+		names = append(names, m.name())
+	}
+	return strings.Join(names, ", then ")
+}
+
+// debug logs a decision about a disk.
+func (v *vmBackup) debug(d *vmplan.DiskPlan, message string, args ...any) {
+	v.b.o.Log.Debug(message, append([]any{"vm", v.plan.VM.NameLabel, "disk", d.Device()}, args...)...)
 }
 
 // fullReads returns the methods that read a whole disk, in the order in which to try

@@ -641,6 +641,7 @@ func (x *night) maintain(ctx context.Context) {
 		x.prune(ctx)
 	default:
 		x.rep.Pruned = "not due"
+		x.Log.Debug("prune is not due", "every", x.Job.Prune, "last", t.Prune)
 	}
 }
 
@@ -656,6 +657,7 @@ func (x *night) checkDue(ctx context.Context) {
 		x.check(ctx)
 	default:
 		x.rep.Checked = "not due"
+		x.Log.Debug("check is not due", "every", every)
 	}
 }
 

@@ -26,6 +26,7 @@ func FillVDI(ctx context.Context, r *repo.Repository, pool *xapi.Client, d *repo
 		return err
 	}
 	p := &poolRestore{r: r, pool: pool}
+	p.o.Defaults()
 	_, err = p.fill(ctx, im, v, sr, nil)
 	return err
 }

@@ -24,6 +24,7 @@ import (
 // zeros where the target may read as something else.
 func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI, sr xapi.SR, progress func(int64)) (restore.Result, error) {
 	var res restore.Result
+	p.o.Log.Debug("importing", "vdi", vdi.UUID, "as VHD", sr.StoresVHD(vdi) && im.Size() <= vhd.MaxSize)
 	if !sr.StoresVHD(vdi) || im.Size() > vhd.MaxSize {
 		zeros := !sr.ReadsAsZero(vdi)
 		res, _, err := p.pieces(ctx, im, vdi, restore.Options{Zeros: zeros, Progress: progress}, zeros)
@@ -88,6 +89,8 @@ func (p *poolRestore) readVDI(ctx context.Context, vdi xapi.VDI) (disk.Source, f
 		return src, func() error { return errors.Join(src.Close(), d.Close()) }, nil
 	} else if ctx.Err() != nil {
 		return nil, nil, err
+	} else {
+		p.o.Log.Debug("reading a VDI by an export", "vdi", vdi.UUID, "because", err)
 	}
 	sr, err := p.pool.SR(ctx, vdi.SR)
 	if err != nil {

@@ -227,6 +227,7 @@ func (p *poolRestore) place(ctx context.Context, disks []*repo.Disk, t Target) (
 		} else {
 			need[sr.Ref] += im.Blocks() * disk.BlockSize
 		}
+		p.o.Log.Debug("disk placed", "disk", d.Device, "sr", sr.NameLabel, "size", im.Size(), "blocks", im.Blocks())
 		out = append(out, placed{d, im, sr})
 	}
 	if p.o.Resume {
@@ -249,6 +250,7 @@ func (p *poolRestore) disk(ctx context.Context, d placed, was *xapi.VDI) (xapi.V
 		return vdi, err
 	}
 	label := p.s.VM.Name + " " + d.d.Device
+	p.o.Log.Debug("filling", "disk", d.d.Device, "vdi", vdi.UUID, "compare first", compare)
 	done := RestoredDisk{Device: d.d.Device, VDI: vdi.UUID, Size: d.im.Size()}
 	if compare {
 		err = p.overwrite(ctx, d.im, vdi, label, &done)

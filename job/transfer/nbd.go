@@ -51,7 +51,7 @@ func OpenVDI(ctx context.Context, pool *xapi.Client, vdi xapi.VDI, o nbd.DiskOpt
 	if o.Endpoints, err = endpoints(ctx); err != nil {
 		return nil, err
 	}
-	o.Renew = endpoints
+	o.Renew, o.Connected = endpoints, pool.TraceNBD
 	d, err := nbd.Open(ctx, o)
 	if err != nil {
 		return nil, err
