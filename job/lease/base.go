@@ -7,18 +7,19 @@ import (
 	"xenkeep/xapi"
 )
 
-// IsBase tells whether a VDI snapshot is one that this repository's backups
-// keep as a base.
+// IsBase reports whether a VDI snapshot is kept as a base by the backups of this
+// repository.
 func IsBase(v *xapi.VDI, repository string) bool {
 	return v.IsASnapshot && v.OtherConfig[MarkRepository] == repository && v.OtherConfig[MarkRole] == RoleBase
 }
 
-// dropOldBases removes the bases of a disk in this repository, all but one.
+// dropOldBases destroys the bases of a disk in this repository except keep.
 func dropOldBases(ctx context.Context, pool *xapi.Client, repository string, disk xapi.Ref, keep xapi.Ref) error {
 	return DropBases(ctx, pool, repository, disk, func(s *xapi.VDI) bool { return s.Ref != keep })
 }
 
-// DropBases removes those bases of a disk in this repository that are not wanted.
+// DropBases destroys those bases of a disk in this repository for which unwanted
+// returns true.
 func DropBases(ctx context.Context, pool *xapi.Client, repository string, disk xapi.Ref, unwanted func(*xapi.VDI) bool) error {
 	v, err := pool.VDI(ctx, disk)
 	if err != nil {

@@ -14,44 +14,44 @@ import (
 	"xenkeep/xapi"
 )
 
-// CleanupOptions say what Cleanup removes. What dead runs of the repository
-// left goes in any case.
+// CleanupOptions select which objects Cleanup removes. It always removes the leftovers
+// of dead runs of the repository.
 type CleanupOptions struct {
-	Machine string // this machine's name; "" is the host's
-	DryRun  bool   // find, and change nothing
-	// Foreign removes what other repositories' runs left too, where it has
-	// shown no sign of life for OlderThan (at least an hour), by the pool's
-	// clock.
+	Machine string // name of this machine; "" is the host's
+	DryRun  bool   // find only, without changing anything
+	// Foreign also removes the leftovers of other repositories' runs, if they have
+	// shown no sign of life for OlderThan (at least an hour), by the pool's clock.
 	Foreign   bool
 	OlderThan time.Duration
-	// Unfinished removes the disks too that failed restores left for --resume.
+	// Unfinished also removes the disks that failed restores left for --resume.
 	Unfinished bool
-	// Unblock gives VMs free whose disks are half restored, as they are.
+	// Unblock removes the blocks of VMs whose disks are half restored, without
+	// changing the disks.
 	Unblock bool
 
-	Keep func(*xapi.VDI) bool // half-restored disks that are still wanted
+	Keep func(*xapi.VDI) bool // half-restored disks that are still needed
 }
 
-// States of a Leftover.
+// Values of Leftover.State.
 const (
-	StateDead    = "dead"    // its run is gone
-	StateLive    = "live"    // its run may go on
-	StateForeign = "foreign" // of another repository
+	StateDead    = "dead"    // its run has ended
+	StateLive    = "live"    // its run may continue
+	StateForeign = "foreign" // it belongs to another repository
 )
 
-// What Cleanup does with a Leftover.
+// Values of Leftover.Action.
 const (
 	ActRemove  = "remove"
-	ActBase    = "base"    // published: it becomes the base of the next backup
-	ActFinish  = "finish"  // the restore was complete: its marks go
-	ActStart   = "start"   // a VM that was shut down for its backup
-	ActPlug    = "plug"    // USB devices that were detached from a VM for its backup
-	ActUnblock = "unblock" // the block of a restore over a VM's disks, or its mark on a disk, goes
+	ActBase    = "base"    // its snapshot is published: it becomes the base of the next backup
+	ActFinish  = "finish"  // the restore was complete: the marks are removed
+	ActStart   = "start"   // start a VM that was shut down for its backup
+	ActPlug    = "plug"    // attach the USB devices that were detached from a VM for its backup
+	ActUnblock = "unblock" // remove the block of a restore over a VM's disks, or its mark on a disk
 	ActNone    = "none"
 )
 
-// Leftover is something on a pool that a run of xenkeep made and that will not
-// stay. Its JSON form is documented in docs/reference/json.md.
+// Leftover is an object on a pool that a run of xenkeep created or marked only
+// temporarily. Its JSON form is documented in docs/reference/json.md.
 type Leftover struct {
 	Class      string    `json:"class"` // "VM", "VDI", "VBD" or "task"
 	UUID       string    `json:"uuid"`
@@ -61,27 +61,27 @@ type Leftover struct {
 	Run        string    `json:"run"`
 	Machine    string    `json:"machine,omitempty"`
 	Job        string    `json:"job,omitempty"`
-	Seen       time.Time `json:"seen_time,omitzero"` // last sign of life, by the pool's clock
+	Seen       time.Time `json:"seen_time,omitzero"` // the last sign of life, by the pool's clock
 	State      string    `json:"state"`
 	Action     string    `json:"action"`
-	Error      string    `json:"error,omitempty"` // why that could not be done
-	Hint       string    `json:"hint,omitempty"`  // the next step, where cleanup leaves it to people
+	Error      string    `json:"error,omitempty"` // why Action failed
+	Hint       string    `json:"hint,omitempty"`  // the next step, if a user must take it
 
 	ref        xapi.Ref
-	snapshotOf xapi.Ref // of a VDI snapshot: its disk
-	orphan     bool     // a base whose disk is gone
+	snapshotOf xapi.Ref // the disk of a VDI snapshot
+	orphan     bool     // a base whose disk does not exist any more
 	marks      Marks
 }
 
-// Disk is the disk that a VDI snapshot is of; null for anything else.
+// Disk returns the disk of a VDI snapshot; null for any other object.
 func (l *Leftover) Disk() xapi.Ref { return l.snapshotOf }
 
-// CleanupReport is what Cleanup found and did.
+// CleanupReport is the result of Cleanup.
 type CleanupReport struct {
 	Found []Leftover
 }
 
-// Err joins what could not be done.
+// Err joins the errors of all actions that failed, or returns nil.
 func (c *CleanupReport) Err() error {
 	var errs []error
 	for i := range c.Found {
@@ -90,7 +90,7 @@ func (c *CleanupReport) Err() error {
 		case l.Action == ActUnblock:
 			errs = append(errs, fmt.Errorf("%s %s (%s): the block or mark of run %s stays: %s", l.Class, l.UUID, l.Name, ShortRun(l.Run), l.Error))
 		default:
-			errs = append(errs, fmt.Errorf("%s %s (%s) of run %s stays behind on the pool: %s", l.Class, l.UUID, l.Name, ShortRun(l.Run), l.Error))
+			errs = append(errs, fmt.Errorf("%s %s (%s) of run %s remains on the pool: %s", l.Class, l.UUID, l.Name, ShortRun(l.Run), l.Error))
 		}
 	}
 	return errors.Join(errs...)
@@ -98,9 +98,10 @@ func (c *CleanupReport) Err() error {
 
 func ShortRun(run string) string { return run[:min(8, len(run))] }
 
-// Cleanup finds what runs of xenkeep left on a pool and removes what dead runs
-// of this repository left, and its bases whose disk is gone. Other bases, what
-// other tools made, and what live runs use are not touched. What cannot be removed is told in the report alone.
+// Cleanup finds the leftovers of xenkeep on a pool, and removes those of dead runs of
+// this repository and its bases whose disk does not exist any more. It does not touch
+// other bases, objects of other tools, and objects that live runs use. An action that
+// fails is only recorded in the report; see CleanupReport.Err.
 func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o CleanupOptions) (*CleanupReport, error) {
 	if o.Machine == "" {
 		o.Machine = job.Hostname()
@@ -114,10 +115,10 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 			return nil, err
 		}
 	}
-	if err := c.findUSB(ctx); err != nil { // before a VM is started that has to have them
+	if err := c.findUSB(ctx); err != nil { // before a VM is started, which must have them
 		return nil, err
 	}
-	if err := c.findOffline(ctx); err != nil { // apart: these are nobody's to be removed
+	if err := c.findOffline(ctx); err != nil { // listed separately: these VMs belong to users and must not be removed
 		return nil, err
 	}
 	if err := c.findGuarded(ctx); err != nil {
@@ -145,8 +146,9 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 	return &CleanupReport{Found: c.found}, nil
 }
 
-// actionOrder puts what stays behind what goes: the record of a VM snapshot goes
-// before its VDI snapshots become bases.
+// actionOrder returns the position of an action: kept objects are changed after others
+// are removed, for example a VDI snapshot becomes a base after the record of its VM
+// snapshot was removed.
 func actionOrder(action string) int {
 	if action == ActBase || action == ActFinish || action == ActStart || action == ActPlug || action == ActUnblock {
 		return 1
@@ -164,8 +166,9 @@ type cleanup struct {
 	found []Leftover
 }
 
-// find lists what bears marks. Tasks are read first and claims (later) last: a
-// run that ends meanwhile then has nothing left that could be mistaken.
+// find lists the objects that have marks. Tasks are read first and claims last (in
+// classify): then a run that ends meanwhile has no objects left that could be
+// misjudged.
 func (c *cleanup) find(ctx context.Context) error {
 	var err error
 	if c.tasks, err = c.pool.Tasks(ctx); err != nil {
@@ -188,7 +191,7 @@ func (c *cleanup) find(ctx context.Context) error {
 		m, ok := ReadSnapshot(vm)
 		if !ok && !vm.IsASnapshot {
 			if m, ok = ReadMarks(vm.OtherConfig, time.Time{}); m.Role == RoleSnapshot || m.Role == RoleBase {
-				ok = false // copied from a VM snapshot, as by a revert
+				ok = false // copied from a VM snapshot, for example by a revert
 			}
 		}
 		if !ok {
@@ -204,7 +207,7 @@ func (c *cleanup) find(ctx context.Context) error {
 			c.found = append(c.found, l)
 			seen[v.Ref] = true
 		}
-		// Its VDI snapshots may bear no marks yet, or some.
+		// Some of its VDI snapshots may not have marks yet.
 		for _, ref := range vm.VBDs {
 			b, err := c.pool.VBD(ctx, ref)
 			if xapi.IsCode(err, xapi.HandleInvalid) {
@@ -231,7 +234,7 @@ func (c *cleanup) find(ctx context.Context) error {
 			c.found = append(c.found, l)
 		case !ok || seen[v.Ref] || m.Role == RoleBase || !v.Managed && v.Type != "cbt_metadata":
 		case v.IsASnapshot != (m.Role == RoleSnapshot) && m.Role != "" && m.Role != RoleSelfTest:
-			// copied by somebody, with its marks
+			// a copy that somebody made, with the marks
 		default:
 			l := leftover("VDI", v.Ref, v.UUID, v.NameLabel, m)
 			l.snapshotOf = v.SnapshotOf
@@ -241,9 +244,9 @@ func (c *cleanup) find(ctx context.Context) error {
 	return nil
 }
 
-// isOrphan reports whether a VDI snapshot's disk is gone. The pool keeps such a
-// snapshot, and its snapshot_of names nothing. As a base it is of no use, since
-// a disk that comes back from somewhere is another one.
+// isOrphan reports whether a VDI snapshot's disk does not exist any more. The pool
+// keeps such a snapshot, with a dangling snapshot_of. It is useless as a base, because
+// a disk that is restored is a new disk.
 func (c *cleanup) isOrphan(v *xapi.VDI) bool {
 	return v.IsASnapshot && c.vdis[v.SnapshotOf] == nil
 }
@@ -255,14 +258,15 @@ func leftover(class string, ref xapi.Ref, uuid, name string, m Marks) Leftover {
 	}
 }
 
-// classify tells the dead from the living, and what becomes of each.
+// classify decides for each leftover whether its run is dead, and which action is
+// taken.
 func (c *cleanup) classify(ctx context.Context) error {
 	now, err := PoolTime(ctx, c.pool)
 	if err != nil {
 		return err
 	}
 	j := &Liveness{R: c.r, Machine: c.o.Machine, Now: now}
-	// A run lives as long as one of its objects says so.
+	// A run is as recent as the newest sign of life on any of its objects.
 	type runName struct{ repository, run string }
 	last := make(map[runName]time.Time)
 	done := make(map[runName]bool)
@@ -273,8 +277,8 @@ func (c *cleanup) classify(ctx context.Context) error {
 		}
 		done[n] = done[n] || c.found[i].marks.done
 	}
-	// It is dead as soon as one of them can tell: marks may be half set, or
-	// half taken off.
+	// A run is dead if that follows from the marks of one of its objects: other
+	// objects may lack some marks while they are being set or removed.
 	dead := make(map[runName]bool)
 	for i := range c.found {
 		l := &c.found[i]
@@ -305,13 +309,13 @@ func (c *cleanup) classify(ctx context.Context) error {
 			}
 			continue
 		}
-		if l.orphan { // no run builds on it any more, whether its own is alive or not
+		if l.orphan { // no run uses it as a base, whether its own run is alive or not
 			l.State, l.Action = StateDead, ActRemove
 			gone[l.ref] = l
 			continue
 		}
 		l.State = StateLive
-		left := l.Role == RoleResume && l.marks.Process == "" // by a restore that failed and said so
+		left := l.Role == RoleResume && l.marks.Process == "" // by a restore that failed, and removed the mark
 		if bare := l.Role == "" && l.marks.Process == "" && (l.marks.done || l.Run == ""); !dead[n] && !bare && !left {
 			continue
 		}
@@ -324,7 +328,7 @@ func (c *cleanup) classify(ctx context.Context) error {
 			l.Action = ActFinish
 		case l.Class == "VDI" && c.o.Keep != nil && c.o.Keep(c.vdis[l.ref]):
 		case l.Role == RoleResume && !c.o.Unfinished:
-			// What was written so far is worth keeping.
+			// The data that were written are worth keeping.
 		default:
 			l.Action = ActRemove
 			gone[l.ref] = l
@@ -333,8 +337,8 @@ func (c *cleanup) classify(ctx context.Context) error {
 	return c.addAttached(ctx, gone)
 }
 
-// neededBases are the VDI snapshots that the newest snapshot of each VM names as
-// what its next backup builds on.
+// neededBases returns the UUIDs of the VDI snapshots that the next backup of each VM
+// uses as bases, according to its newest snapshot.
 func (c *cleanup) neededBases(ctx context.Context) (map[string]bool, error) {
 	all, _, err := c.r.Snapshots(ctx)
 	if err != nil {
@@ -360,11 +364,11 @@ func (c *cleanup) neededBases(ctx context.Context) (map[string]bool, error) {
 	return named, nil
 }
 
-// addAttached adds what leads to the disks that go: VBDs of control domains, and
-// tasks of transfers.
+// addAttached adds the objects that use the disks to be removed: VBDs of control
+// domains, and tasks of transfers.
 func (c *cleanup) addAttached(ctx context.Context, gone map[xapi.Ref]*Leftover) error {
 	domains := make(map[xapi.Ref]bool)
-	busy := make(map[xapi.Ref]bool) // VMs that a run has a snapshot of which stays
+	busy := make(map[xapi.Ref]bool) // VMs of which a live run has a snapshot
 	dead := make(map[xapi.Ref]*Leftover)
 	for i := range c.vms {
 		vm := &c.vms[i]
@@ -414,9 +418,9 @@ func (c *cleanup) addAttached(ctx context.Context, gone map[xapi.Ref]*Leftover) 
 	return nil
 }
 
-// findEnded adds tasks of transfers that have ended and whose run had no time to
-// remove them: their object is gone, or was left by a dead run, or they ended so long
-// ago that no run waits for their verdict.
+// findEnded adds the tasks of transfers that have ended but were not removed: their
+// object does not exist any more, or belongs to a dead run, or they ended so long ago
+// that no run waits for their result.
 func (c *cleanup) findEnded(ctx context.Context) error {
 	by := make(map[xapi.Ref]*Leftover)
 	known := make(map[xapi.Ref]bool)
@@ -459,7 +463,8 @@ func (c *cleanup) findEnded(ctx context.Context) error {
 	return nil
 }
 
-// TransferOf reads what a transfer's task is about; see xapi.Client.ExportVDI.
+// TransferOf parses the object and the kind of a transfer from its task, as
+// xapi.Client.ExportVDI describes it. For any other task it returns "".
 func TransferOf(t *xapi.Task) (ref xapi.Ref, kind string) {
 	if !strings.HasPrefix(t.NameLabel, "xenkeep") {
 		return "", ""
@@ -484,17 +489,17 @@ func (c *cleanup) apply(ctx context.Context, l *Leftover) error {
 	case l.Action == ActPlug:
 		_, err := AttachUSB(ctx, c.pool, l.ref)
 		if xapi.IsCode(err, xapi.HandleInvalid) {
-			return nil // the VM is gone
+			return nil // the VM was deleted
 		}
 		return err
 	case l.Action == ActStart:
 		return Restart(ctx, c.pool, l.ref)
 	case l.Class == "task":
-		_ = c.pool.CancelTask(ctx, l.ref) // it may be over
+		_ = c.pool.CancelTask(ctx, l.ref) // it may have ended
 		return c.pool.DestroyTask(ctx, l.ref)
 	case l.Class == "VBD":
-		// The host may be taking it away itself just now. If it stays, the
-		// disk's own removal tells.
+		// The host may be removing it at the moment. If it remains, the removal of the
+		// disk fails and reports that.
 		_ = c.pool.UnplugVBD(ctx, l.ref)
 		_ = c.pool.DestroyVBD(ctx, l.ref)
 		return nil
@@ -510,19 +515,19 @@ func (c *cleanup) apply(ctx context.Context, l *Leftover) error {
 	}
 	if l.orphan {
 		if _, err := c.pool.VDI(ctx, v.SnapshotOf); !v.SnapshotOf.IsNull() && !xapi.IsCode(err, xapi.HandleInvalid) {
-			return err // its disk is there after all
+			return err // its disk exists nevertheless
 		}
 		return c.pool.DestroyVDI(ctx, l.ref)
 	}
 	if IsBase(&v, v.OtherConfig[MarkRepository]) {
-		return nil // its run was alive after all, and has published it
+		return nil // its run was alive nevertheless, and has published it
 	}
 	return c.pool.DestroyVDI(ctx, l.ref)
 }
 
-// removeVM removes the record of a VM snapshot or of a half-restored VM. VDI
-// snapshots that are known by that record alone are marked before: this process
-// may be killed too.
+// removeVM removes the record of a VM snapshot or of a half-restored VM. VDI snapshots
+// that can be recognized only by that record are marked first, because this process
+// may be killed, too.
 func (c *cleanup) removeVM(ctx context.Context, l *Leftover) error {
 	vm, err := c.pool.VM(ctx, l.ref)
 	if xapi.IsCode(err, xapi.HandleInvalid) {
@@ -532,7 +537,7 @@ func (c *cleanup) removeVM(ctx context.Context, l *Leftover) error {
 		return err
 	}
 	if l.Role == RoleRestore && vm.OtherConfig[MarkRole] != RoleRestore {
-		return nil // complete by now
+		return nil // it was completed meanwhile
 	}
 	if l.Role == RoleDrill {
 		if err := c.pool.HardShutdown(ctx, l.ref); err != nil {
@@ -555,7 +560,8 @@ func (c *cleanup) removeVM(ctx context.Context, l *Leftover) error {
 	return c.pool.DestroyVM(ctx, l.ref)
 }
 
-// owner is the repository that a leftover is of, as far as that is known.
+// owner returns the ID of the repository that a leftover belongs to, complete if it is
+// ours.
 func (c *cleanup) owner(l *Leftover) string {
 	if l.marks.Of(c.r.ID()) {
 		return c.r.ID()
@@ -563,7 +569,8 @@ func (c *cleanup) owner(l *Leftover) string {
 	return l.Repository
 }
 
-// keepAsBase does what the run that published a VDI snapshot had still to do.
+// keepAsBase completes the run that published a VDI snapshot: it turns it into a base,
+// and removes older ones.
 func (c *cleanup) keepAsBase(ctx context.Context, l *Leftover) error {
 	if err := c.pool.SetOtherConfig(ctx, "VDI", l.ref, MarkRole, RoleBase); err != nil {
 		if xapi.IsCode(err, xapi.HandleInvalid) {
@@ -574,7 +581,7 @@ func (c *cleanup) keepAsBase(ctx context.Context, l *Leftover) error {
 	return dropOldBases(ctx, c.pool, c.r.ID(), l.snapshotOf, l.ref)
 }
 
-// Liveness tells dead runs of a repository from live ones.
+// Liveness decides whether runs of a repository are dead. It reads the claims once.
 type Liveness struct {
 	R       *repo.Repository
 	Machine string
@@ -583,8 +590,8 @@ type Liveness struct {
 	read    bool
 }
 
-// claim finds the claim of a run by its name's beginning. A run of backups has
-// its claim before it touches the pool, and until it has tidied it.
+// claim returns the claim of the run whose ID begins with run, or nil. A backup has
+// its claim before it touches the pool, and until it has removed its objects there.
 func (j *Liveness) claim(ctx context.Context, run string) (*repo.Claim, error) {
 	if !j.read {
 		claims, _, err := j.R.Claims(ctx)
@@ -609,8 +616,8 @@ func (j *Liveness) Dead(ctx context.Context, m *Marks) (bool, error) {
 		return true, nil
 	}
 	if m.Role == RoleSnapshot && (m.byName || m.Process == job.ProcessName()) {
-		// Of its process nothing is known, or that it is this one, which may
-		// have had many runs.
+		// The process is unknown, or it is this process, which may have had many runs:
+		// the claim decides.
 		c, err := j.claim(ctx, m.Run)
 		return err == nil && (c == nil || job.ClaimDead(c, j.Machine)), err
 	}

@@ -22,7 +22,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// Who is dead, and what goes.
+// Which runs are dead, and which of their objects are removed.
 func TestCleanupJudges(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	mine, other := w.Repo.ID(), strings.Repeat("ab", 16)
@@ -73,12 +73,13 @@ func TestCleanupJudges(t *testing.T) {
 		}
 	}
 	if !w.There(unmarked) {
-		t.Error("a disk without marks is gone")
+		t.Error("a disk without marks was removed")
 	}
 }
 
-// A VM snapshot that was not marked yet is known by its name, and its VDI
-// snapshots by it: if no claim is alive, and in the right repository.
+// A VM snapshot that is not marked yet is recognized by its name, and its VDI
+// snapshots by the VM snapshot; it is removed if no claim is alive, and only by
+// cleanup of its own repository.
 func TestCleanupByName(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	before := w.Sim.Dump()
@@ -99,7 +100,7 @@ func TestCleanupByName(t *testing.T) {
 	if l := w.Cleanup(lease.CleanupOptions{})[name]; l.State != lease.StateLive {
 		t.Errorf("with a claim: %+v", l)
 	}
-	// Nor does another backup of the VM begin.
+	// Another backup of the VM does not begin either.
 	if _, err := backup.Run(ctx, w.Repo, w.Pool, w.Options("web")); !errors.Is(err, job.ErrBusy) {
 		t.Errorf("a second backup of the VM: %v", err)
 	}
@@ -126,7 +127,7 @@ func TestCleanupByName(t *testing.T) {
 	jobtest.SamePool(t, before, w.Sim.Dump())
 }
 
-// A run that is under way says so, by the pool's clock, on all it has made.
+// A run renews the marks of all its objects, by the pool's clock.
 func TestLeaseIsRenewed(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	w.Sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Stall: true, Cut: true, CutAt: jobtest.MiB, Times: -1})
@@ -177,8 +178,8 @@ func TestLeaseIsRenewed(t *testing.T) {
 	}
 }
 
-// Some VMs and disks at once: all right, each published once, and with one that
-// hangs the others end.
+// Several VMs and disks are backed up concurrently, each is published once, and if one
+// hangs the others end nevertheless.
 func TestManyAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	cfg := xapisim.Config{}
@@ -222,13 +223,13 @@ func TestManyAtOnce(t *testing.T) {
 	w.Clean()
 }
 
-// A run of many VMs publishes the first of them while it reads the others.
+// A run of many VMs publishes the first snapshots while it reads other VMs.
 func TestPublishBesideReading(t *testing.T) {
 	dir := t.TempDir()
 	cfg := xapisim.Config{}
 	sums := make(map[string]string)
 	for i := range 6 {
-		p := make([]byte, 26<<20) // more than may lie in open packs
+		p := make([]byte, 26<<20) // more than the open packs can hold
 		_, _ = rand.NewChaCha8([32]byte{byte(i), 77}).Read(p)
 		f := filepath.Join(dir, fmt.Sprint(i, ".img"))
 		if err := os.WriteFile(f, p, 0o600); err != nil {
@@ -249,7 +250,7 @@ func TestPublishBesideReading(t *testing.T) {
 		t.Fatal(err)
 	}
 	if indexes < 2 {
-		t.Errorf("all was published at once, at the end")
+		t.Errorf("everything was published together, at the end")
 	}
 	for _, v := range s.Snapshots {
 		if w.RestoredTo(w.Snapshot(v.ID), "xvda") != sums[v.VMName] {
@@ -259,8 +260,8 @@ func TestPublishBesideReading(t *testing.T) {
 	w.Clean()
 }
 
-// Of two runs of one repository that begin with one VM at once, at most one
-// has it, and the other says why not.
+// If two runs of one repository begin with the same VM concurrently, at most one of
+// them backs it up, and the other returns the reason.
 func TestTwoRunsOneVM(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	before := w.Sim.Dump()
@@ -297,8 +298,8 @@ func TestTwoRunsOneVM(t *testing.T) {
 	w.Clean()
 }
 
-// A run that died once its snapshot was published, and before it had settled
-// the pool, leaves what the next backup builds on.
+// If a run died after its snapshot was published and before it had cleaned up the
+// pool, the base for the next backup is kept.
 func TestCleanupKeepsBases(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	w.Backup(w.Options("web"))
@@ -334,10 +335,10 @@ func TestCleanupKeepsBases(t *testing.T) {
 	}
 }
 
-// Row X7 of the fault list: a base whose disk is gone goes with it, whether its
-// snapshot_of dangles or is null, and with or without data of its own. Another
-// repository's base goes with --foreign alone, and the base of a disk that is
-// there stays.
+// Row X7 of the fault list: cleanup removes a base whose disk does not exist any more,
+// whether its snapshot_of dangles or is null, with and without data of its own. The
+// base of another repository is removed only with --foreign, and the base of an
+// existing disk is kept.
 func TestCleanupOrphanedBases(t *testing.T) {
 	for _, c := range []struct {
 		what string
@@ -357,7 +358,7 @@ func TestCleanupOrphanedBases(t *testing.T) {
 			w.Backup(o)
 			ctx := t.Context()
 			first := w.VDIOf(w.Sim.Ready().VMs[0].Disks[0].VDI)
-			for _, ref := range first.VBDs { // the disk of a VM that is halted goes
+			for _, ref := range first.VBDs { // delete the disk of a halted VM
 				w.Halt("web")
 				w.Must(nil, "VBD.destroy", ref)
 			}
@@ -388,7 +389,7 @@ func TestCleanupOrphanedBases(t *testing.T) {
 			if !w.There(base.Ref) {
 				t.Fatal("a dry run removed it")
 			}
-			// Seen from another repository it is foreign, and young.
+			// For another repository it is foreign, and recent.
 			foreign, err := repo.Init(ctx, mem.New(), repo.Options{Secret: jobtest.Secret})
 			if err != nil {
 				t.Fatal(err)

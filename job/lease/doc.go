@@ -1,4 +1,4 @@
-// Package lease marks the objects that a run makes on a pool, renews these marks
-// while the run is alive, decides which runs are dead, and removes their
-// leftovers. It never removes an object without such a mark.
+// Package lease marks the objects that a run creates on a pool, renews these marks
+// while the run is alive, decides which runs are dead, and removes their leftovers. It
+// never removes an object without such a mark.
 package lease

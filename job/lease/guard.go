@@ -10,31 +10,31 @@ import (
 	"xenkeep/xapi"
 )
 
-// A restore over disks that are in use by a VM protects that VM itself: the pool
-// lets a VM start while an import writes its disk. The marks of that are apart
-// from those in lease.go, by which objects are removed: these are on the user's
-// own VMs and disks, and nothing may ever be removed by them.
+// A restore over the disks of a VM protects the VM itself, because the pool would
+// start a VM while an import writes its disk. These marks are separate from those in
+// lease.go, which permit cleanup to remove an object: they are on users' own VMs and
+// disks, and nothing may ever be removed because of them.
 const (
-	// MarkWriter is set on a VM, or on a disk that no VM has, for the time of a
-	// restore over its disks. Its value is a writerMark.
+	// MarkWriter is set on a VM, or on a disk that is attached to no VM, during a
+	// restore over its disks. Its value is a WriterMark.
 	MarkWriter = "xenkeep:writer"
-	// MarkHalf is set on a disk before the first byte is written over it, and
-	// removed when all disks of the restore are whole. Its value is a halfMark.
+	// MarkHalf is set on a disk before its first byte is overwritten, and removed when
+	// all disks of the restore are complete. Its value is a HalfMark.
 	MarkHalf = "xenkeep:half"
 )
 
-// GuardText is the value of the operations that a restore blocks. The pool shows
-// it to whoever tries one of them, and xenkeep knows its own blocks by it.
+// GuardText is the value of the operations that a restore blocks. The pool shows it to
+// anyone who tries such an operation, and xenkeep recognizes its own blocks by it.
 const GuardText = "xenkeep is restoring disks of this VM; if no restore runs, run the same restore again, or see xenkeep cleanup"
 
-// GuardedOperations are those that would let a guest write to a disk that is
-// being written, or freeze it half written. An operation that is blocked already
-// stays as it is.
+// GuardedOperations returns the operations that would let a guest write to a disk that
+// is being written, or snapshot it half written. An operation that is blocked already
+// is not changed.
 func GuardedOperations() []string {
 	return []string{"start", "start_on", "resume", "resume_on", "revert", "snapshot"}
 }
 
-// Guarded reports whether a restore over a VM's disks blocks it.
+// Guarded reports whether a restore over a VM's disks blocks the VM.
 func Guarded(vm *xapi.VM) bool {
 	for _, why := range vm.BlockedOperations {
 		if why == GuardText {
@@ -44,8 +44,8 @@ func Guarded(vm *xapi.VM) bool {
 	return false
 }
 
-// WriterMark is the value of markWriter. Copies of the object bear it too, so it
-// names the object that it is about.
+// WriterMark is the value of MarkWriter. Copies of the object have it too, and so it
+// contains the UUID of the object for which it was set.
 type WriterMark struct {
 	UUID       string    `json:"uuid"`
 	Repository string    `json:"repository"`
@@ -55,9 +55,9 @@ type WriterMark struct {
 	Since      time.Time `json:"since"` // by the pool's clock
 }
 
-// HalfMark is the value of markHalf.
+// HalfMark is the value of MarkHalf.
 type HalfMark struct {
-	UUID       string    `json:"uuid"` // of the disk: copies bear the mark too
+	UUID       string    `json:"uuid"` // of the disk for which it was set, because copies have the mark too
 	Repository string    `json:"repository"`
 	Snapshot   string    `json:"snapshot"`
 	Disk       string    `json:"disk"`
@@ -82,8 +82,8 @@ func HalfOf(v *xapi.VDI) *HalfMark {
 	return &m
 }
 
-// HalfRestored says of a disk that a restore over it has not come to its end; ""
-// for any other.
+// HalfRestored returns the description of a disk over which a restore was not
+// completed; "" for any other disk.
 func HalfRestored(v *xapi.VDI) string {
 	m := HalfOf(v)
 	if m == nil {
@@ -93,9 +93,9 @@ func HalfRestored(v *xapi.VDI) string {
 }
 
 // HalfHint is the next step for a half-restored disk.
-const HalfHint = "do not start the VM; run the same restore again, which writes what is missing. xenkeep cleanup --unblock gives the VM free as it is"
+const HalfHint = "do not start the VM; run the same restore again, which writes what is missing. xenkeep cleanup --unblock removes the block of the VM without changing its disks"
 
-// WriterGone reports whether the run of a mark has ended.
+// WriterGone reports whether the run of a WriterMark has ended.
 func WriterGone(m *WriterMark, other map[string]string, machine string, now time.Time) bool {
 	seen := m.Since
 	if t, err := time.Parse(time.RFC3339, other[markAlive]); err == nil && t.After(seen) {
@@ -104,7 +104,7 @@ func WriterGone(m *WriterMark, other map[string]string, machine string, now time
 	return job.ProcessGone(m.Machine, m.Process, machine) || now.Sub(seen) > deadAfter
 }
 
-// HalfDisks are the half-restored disks of a VM, by their device.
+// HalfDisks returns the devices of the half-restored disks of a VM.
 func HalfDisks(ctx context.Context, pool *xapi.Client, vm *xapi.VM) ([]string, error) {
 	var out []string
 	for _, ref := range vm.VBDs {
@@ -129,8 +129,8 @@ func HalfDisks(ctx context.Context, pool *xapi.Client, vm *xapi.VM) ([]string, e
 	return out, nil
 }
 
-// Unblock takes xenkeep's own blocks off a VM, and the mark of their run last:
-// as long as one of them stands cleanup finds the others.
+// Unblock removes xenkeep's own blocks from a VM, and the mark of their run last, so
+// that cleanup finds the remaining blocks if this is interrupted.
 func Unblock(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
 	vm, err := pool.VM(ctx, ref)
 	if xapi.IsCode(err, xapi.HandleInvalid) {
@@ -163,8 +163,8 @@ func DropWriter(ctx context.Context, pool *xapi.Client, class string, ref xapi.R
 	return nil
 }
 
-// DropCopied takes the marks of a restore off a VDI snapshot, which has them of
-// its disk.
+// DropCopied removes the marks of a restore from a VDI snapshot, which inherited them
+// from its disk.
 func DropCopied(ctx context.Context, pool *xapi.Client, v *xapi.VDI) error {
 	for _, k := range []string{markAlive, MarkWriter, MarkHalf} {
 		if _, ok := v.OtherConfig[k]; !ok {
@@ -177,11 +177,11 @@ func DropCopied(ctx context.Context, pool *xapi.Client, v *xapi.VDI) error {
 	return nil
 }
 
-// findGuarded adds the VMs that restores over their disks have blocked, and the
-// disks that such restores have left half written.
+// findGuarded adds the VMs that are blocked by restores over their disks, and the
+// disks that such restores left half written.
 func (c *cleanup) findGuarded(ctx context.Context) error {
 	var now time.Time
-	// about fills in which run an object is of; m and h are its marks, if any.
+	// about sets the run of an object; m and h are its marks, or nil.
 	about := func(l *Leftover, other map[string]string, m *WriterMark, h *HalfMark) (err error) {
 		if h != nil {
 			l.Repository, l.Run, l.Machine, l.Seen = h.Repository, h.Run, h.Machine, h.Since
@@ -200,7 +200,7 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 		}
 		return nil
 	}
-	live := make(map[xapi.Ref]bool) // half-restored disks of VMs that a live run writes
+	live := make(map[xapi.Ref]bool) // half-restored disks that a live run is writing
 	for i := range c.vms {
 		vm := &c.vms[i]
 		m := WriterOf(vm.OtherConfig, vm.UUID)
@@ -240,8 +240,8 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 	return nil
 }
 
-// classifyGuarded decides what becomes of a block or a mark. What protects a
-// half-restored disk is taken off only when that is asked for.
+// classifyGuarded chooses the action for a block or a mark. The protection of a
+// half-restored disk is removed only if the options request it.
 func (c *cleanup) classifyGuarded(l *Leftover, half bool) {
 	switch {
 	case l.State == StateLive:
@@ -276,7 +276,7 @@ func (c *cleanup) halfDisksOf(vm *xapi.VM) []*xapi.VDI {
 	return out
 }
 
-// removeBlock takes a block, or the mark of a half-restored disk, off.
+// removeBlock removes a block, or the mark of a half-restored disk.
 func (c *cleanup) removeBlock(ctx context.Context, l *Leftover) error {
 	if l.Class == "VM" {
 		return Unblock(ctx, c.pool, l.ref)
@@ -291,8 +291,8 @@ func (c *cleanup) removeBlock(ctx context.Context, l *Leftover) error {
 	return err
 }
 
-// UnblockHint names the command that takes the block of a dead restore off a VM. Where
-// m is not nil, the restore may be that of another repository.
+// UnblockHint returns the command that removes the block of a dead restore from a VM.
+// If m is not nil, the restore may belong to another repository.
 func UnblockHint(m *WriterMark) string {
 	const hint = "xenkeep cleanup takes the block off"
 	if m == nil || m.Repository == "" {

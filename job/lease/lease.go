@@ -16,59 +16,57 @@ import (
 	"xenkeep/xapi"
 )
 
-// RoleOf tells whose an object on the pool is by its other_config: the role
-// that a backup or restore gave it ("snapshot", "base", "restore"), "" where
-// none did.
+// RoleOf returns the role that a backup or a restore gave to an object on the pool,
+// according to its other_config ("snapshot", "base", "restore"), or "" if it has none.
 func RoleOf(otherConfig map[string]string) string { return otherConfig[MarkRole] }
 
-// MarkKeys are the keys of other_config by which runs know what they made.
+// MarkKeys returns the keys of other_config that are marks.
 func MarkKeys() []string { return append([]string(nil), markOrder...) }
 
-// Marks in other_config of what xenkeep makes on a pool.
+// Keys of the marks in other_config of the objects that xenkeep creates on a pool.
 const (
 	MarkRepository = "xenkeep:repository"
 	MarkRun        = "xenkeep:run"
 	MarkMachine    = "xenkeep:machine"
-	MarkProcess    = "xenkeep:process" // see processName
+	MarkProcess    = "xenkeep:process" // see job.ProcessName
 	markJob        = "xenkeep:job"
 	MarkRole       = "xenkeep:role"
-	markAlive      = "xenkeep:alive" // RFC 3339, by the pool's clock: the run lived then
-	MarkDone       = "xenkeep:done"  // the restore that made this is complete
-	// Of a disk that is being restored: which it will be.
+	markAlive      = "xenkeep:alive" // RFC 3339, by the pool's clock: the run was alive then
+	MarkDone       = "xenkeep:done"  // the restore of this object is complete
+	// On a disk that is being restored: the snapshot and the disk in it.
 	MarkSnapshot = "xenkeep:snapshot"
 	MarkDisk     = "xenkeep:disk"
 )
 
-// markOrder is the order in which marks are set; they are taken off in the
-// reverse, so that what is half marked is still known by its repository.
+// markOrder is the order in which marks are set. They are removed in the opposite
+// order, so that a partially marked object can still be attributed to its repository.
 var markOrder = []string{MarkRepository, MarkDone, MarkRun, MarkMachine, MarkProcess, markJob, MarkSnapshot, MarkDisk, markAlive, MarkRole}
 
-// Values of markRole.
+// Values of MarkRole.
 const (
-	RoleSnapshot = "snapshot" // of a backup under way
-	RoleBase     = "base"     // the VDI snapshot that the next backup builds on
+	RoleSnapshot = "snapshot" // of a backup in progress
+	RoleBase     = "base"     // the VDI snapshot that is the base of the next backup
 	RoleRestore  = "restore"  // a disk or VM that is being restored
-	RoleResume   = "resume"   // such a disk, to be gone on with by restore --resume
-	RoleDrill    = "drill"    // a VM that is started only to see whether it does
-	roleOver     = "over"     // in reports alone: a disk that is written over, or a VM that has one, see restoreguard.go
-	roleOffline  = "offline"  // in reports alone: a VM that was shut down, see markOffline
-	roleUSB      = "usb"      // in reports alone: a VM whose USB devices were detached, see markUSB
+	RoleResume   = "resume"   // such a disk after a failure, to be continued by restore --resume
+	RoleDrill    = "drill"    // a VM that is started only for a boot drill
+	roleOver     = "over"     // only in reports: a disk that is written over, or a VM with such a disk, see guard.go
+	roleOffline  = "offline"  // only in reports: a VM that was shut down, see markOffline
+	roleUSB      = "usb"      // only in reports: a VM whose USB devices were detached, see markUSB
 )
 
-// deadAfter is how long after its last sign of life a run counts as dead.
+// deadAfter is the time after its last sign of life when a run counts as dead.
 const deadAfter = time.Hour
 
-// renewEvery is the time between two renewals of a run's marks, unless its
-// owner asks for another.
+// renewEvery is the default time between two renewals of a run's marks.
 const renewEvery = 5 * time.Minute
 
-// Owner identifies the run that objects on a pool belong to.
+// Owner identifies the run to which objects on a pool belong.
 type Owner struct {
 	Repository, Run, Job, Machine string
 	RenewEvery                    time.Duration // 0: the default
 }
 
-// PoolTime is the pool's clock: that of its master.
+// PoolTime returns the time of the pool's clock, which is that of its master.
 func PoolTime(ctx context.Context, pool *xapi.Client) (time.Time, error) {
 	rec, err := pool.Pool(ctx)
 	if err != nil {
@@ -78,17 +76,17 @@ func PoolTime(ctx context.Context, pool *xapi.Client) (time.Time, error) {
 	return t.Time, err
 }
 
-// Lease marks what a run makes on a pool, and renews the marks' time while the
-// run is alive.
+// Lease marks the objects that a run creates on a pool, and renews the time in the
+// marks while the run is alive. It is safe for concurrent use.
 type Lease struct {
 	pool  *xapi.Client
-	Own   map[string]string // marks but for role and time
+	Own   map[string]string // all marks except role and time
 	every time.Duration     // between renewals
 
 	mu      sync.Mutex // held while a mark is being renewed
-	clock   time.Time  // the pool's, at read
+	clock   time.Time  // the pool's clock when it was read
 	read    time.Time
-	renewed map[xapi.Ref]string // class of what is renewed
+	renewed map[xapi.Ref]string // the class of each object whose marks are renewed
 }
 
 func New(ctx context.Context, pool *xapi.Client, o Owner) (*Lease, error) {
@@ -107,7 +105,8 @@ func NewRunID() string {
 	return hex.EncodeToString(id[:])
 }
 
-// Now is the pool's time; it goes on by this machine's clock in between.
+// Now returns the pool's time: the pool's clock when it was last read, advanced by
+// this machine's clock.
 func (l *Lease) Now() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -120,7 +119,8 @@ func (l *Lease) Marks(role string) map[string]string {
 	return m
 }
 
-// Mark marks an object, and keeps its mark fresh from now on.
+// Mark marks an object and starts renewing its marks. class is the object's class in
+// XAPI, for example "VDI".
 func (l *Lease) Mark(ctx context.Context, class string, ref xapi.Ref, role string) error {
 	m := l.Marks(role)
 	for _, k := range markOrder {
@@ -129,7 +129,7 @@ func (l *Lease) Mark(ctx context.Context, class string, ref xapi.Ref, role strin
 			continue
 		}
 		err := l.pool.Call(ctx, class+".add_to_other_config", nil, ref, k, v)
-		if xapi.IsCode(err, xapi.MapDuplicateKey) { // copied from what it is a snapshot of
+		if xapi.IsCode(err, xapi.MapDuplicateKey) { // the snapshot inherited the mark from its disk or VM
 			err = l.pool.SetOtherConfig(ctx, class, ref, k, v)
 		}
 		if err != nil {
@@ -140,14 +140,15 @@ func (l *Lease) Mark(ctx context.Context, class string, ref xapi.Ref, role strin
 	return nil
 }
 
-// Renew keeps the mark of an object fresh that was made with its marks.
+// Renew starts renewing the marks of an object that was created with marks.
 func (l *Lease) Renew(class string, ref xapi.Ref) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.renewed[ref] = class
 }
 
-// StopRenewing ends that; no renewal is under way when it returns.
+// StopRenewing stops renewing the marks of refs. When it returns, no renewal of them
+// is in progress.
 func (l *Lease) StopRenewing(refs ...xapi.Ref) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -156,7 +157,8 @@ func (l *Lease) StopRenewing(refs ...xapi.Ref) {
 	}
 }
 
-// Start renews all marks from time to time, until stop.
+// Start renews all marks at intervals until stop is called. It calls failed with each
+// error.
 func (l *Lease) Start(ctx context.Context, failed func(error)) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -207,7 +209,7 @@ func (l *Lease) renewAll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Unmark takes all marks off an object.
+// Unmark removes all marks from an object.
 func Unmark(ctx context.Context, pool *xapi.Client, class string, ref xapi.Ref) error {
 	for i := len(markOrder) - 1; i >= 0; i-- {
 		if err := pool.RemoveOtherConfig(ctx, class, ref, markOrder[i]); err != nil {
@@ -217,17 +219,18 @@ func Unmark(ctx context.Context, pool *xapi.Client, class string, ref xapi.Ref) 
 	return nil
 }
 
-// Marks is what the marks or the name of an object on a pool say.
+// Marks describes the run of an object on a pool, according to the object's marks or
+// its name.
 type Marks struct {
 	Repository, Run, Machine, Process, Job, Role string
 
 	seen   time.Time // the last sign of life, by the pool's clock; zero if unknown
 	done   bool
-	byName bool // known by its name alone: it was not marked yet
+	byName bool // recognized only by its name: it is not marked yet
 }
 
-// ReadMarks reads the marks of an object that was taken, if it is a snapshot,
-// at some time.
+// ReadMarks reads the marks of an object from its other_config. taken is the snapshot
+// time of a snapshot, and otherwise zero. It reports whether there are marks.
 func ReadMarks(other map[string]string, taken time.Time) (Marks, bool) {
 	m := Marks{
 		Repository: other[MarkRepository], Run: other[MarkRun], Machine: other[MarkMachine], Process: other[MarkProcess],
@@ -239,8 +242,9 @@ func ReadMarks(other map[string]string, taken time.Time) (Marks, bool) {
 	return m, m.Repository != ""
 }
 
-// How a VM snapshot is named, so that it is known before it is marked, and even
-// where the pool's answer was lost: "xenkeep REPOSITORY RUN", shortened.
+// A VM snapshot is named so that it can be recognized before it is marked, and even if
+// the pool's answer was lost: "xenkeep REPOSITORY RUN", shortened to these numbers of
+// digits.
 const (
 	namedRepository = 8
 	namedRun        = 16
@@ -250,7 +254,8 @@ func SnapshotName(repository, run string) string {
 	return "xenkeep " + repository[:namedRepository] + " " + run[:namedRun]
 }
 
-// ReadSnapshot reads what a VM snapshot says of its run.
+// ReadSnapshot reads the run of a VM snapshot from its marks or its name. It reports
+// whether a run created it.
 func ReadSnapshot(vm *xapi.VM) (Marks, bool) {
 	if !vm.IsASnapshot {
 		return Marks{}, false
@@ -258,8 +263,8 @@ func ReadSnapshot(vm *xapi.VM) (Marks, bool) {
 	f := strings.Fields(vm.NameLabel)
 	named := len(f) == 3 && f[0] == "xenkeep" && len(f[1]) == namedRepository && len(f[2]) == namedRun
 	m, ok := ReadMarks(vm.OtherConfig, vm.SnapshotTime.Time)
-	// Marks may be those of the VM that the snapshot is of, as where that is
-	// being restored, until its own are set; role comes last.
+	// Until our own marks are set, the marks may be those of the VM, for example if it
+	// is being restored. Our role is set last.
 	if ok && m.Role == RoleSnapshot && (!named || strings.HasPrefix(m.Run, f[2])) {
 		return m, true
 	}
@@ -269,7 +274,8 @@ func ReadSnapshot(vm *xapi.VM) (Marks, bool) {
 	return Marks{}, false
 }
 
-// Of reports whether a run into a repository, or a self-test, made the object.
+// Of reports whether the object was created by a run into a repository, or by a
+// self-test.
 func (m *Marks) Of(repository string) bool {
 	if m.Repository == SelfTestOwner {
 		return true
@@ -280,8 +286,8 @@ func (m *Marks) Of(repository string) bool {
 	return m.Repository == repository
 }
 
-// InProgress tells whether a VM is being restored, or on trial: nobody's backup
-// wants it.
+// InProgress reports whether a VM is being restored or is in a boot drill. Such a VM
+// is not backed up.
 func InProgress(vm *xapi.VM) bool {
 	return vm.OtherConfig[MarkRole] == RoleRestore || vm.OtherConfig[MarkRole] == RoleDrill
 }

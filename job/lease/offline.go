@@ -8,7 +8,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// Restart starts a VM that was shut down for its backup, and takes the mark off.
+// Restart starts a VM that was shut down for its backup, and removes the mark.
 func Restart(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
 	vm, err := pool.VM(ctx, ref)
 	if err != nil {
@@ -23,13 +23,13 @@ func Restart(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
 	return pool.RemoveOtherConfig(ctx, "VM", ref, markOffline)
 }
 
-// markOffline on a VM says that a run has shut it down for its backup and will
-// start it again. It is no mark of something that a run made: nothing may ever
-// be removed by it.
+// markOffline on a VM records that a run has shut it down for its backup and will
+// start it again. It is not on an object that a run created: nothing may ever be
+// removed because of it.
 const markOffline = "xenkeep:offline"
 
-// offlineMark is the value of markOffline. VM snapshots and clones copy it, so
-// it says whose it is.
+// offlineMark is the value of markOffline. VM snapshots and clones inherit it, and so
+// it contains the UUID of its VM.
 type offlineMark struct {
 	VM         string `json:"vm"`
 	Repository string `json:"repository"`
@@ -51,9 +51,9 @@ func (l *Lease) MarkOffline(ctx context.Context, vm *xapi.VM) error {
 	return l.pool.SetOtherConfig(ctx, "VM", vm.Ref, markOffline, string(p))
 }
 
-// findOffline adds the VMs that runs of this repository have shut down. Which
-// of them are dead says the claim of the run: it is there from before its first
-// VM is touched until after its last.
+// findOffline adds the VMs that runs of this repository have shut down. Whether such a
+// run is dead is decided by its claim, which exists from before its first VM is
+// touched until after its last.
 func (c *cleanup) findOffline(ctx context.Context) error {
 	for i := range c.vms {
 		vm := &c.vms[i]

@@ -1,8 +1,8 @@
 package lease
 
-// roleSelfTest marks the disks that a self-test creates. A self-test needs no
-// repository, so the place of one in its marks holds selfTestOwner, and the
-// cleanup of every repository removes what a dead self-test left.
+// RoleSelfTest marks the disks that a self-test creates. A self-test needs no
+// repository; its marks have SelfTestOwner in place of the repository's ID, and
+// cleanup of any repository removes the leftovers of a dead self-test.
 const (
 	RoleSelfTest  = "selftest"
 	SelfTestOwner = "self-test"

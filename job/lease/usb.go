@@ -12,9 +12,9 @@ import (
 	"xenkeep/xapi"
 )
 
-// markUSB on a VM holds the USB devices that a run has taken off it for its VM
-// snapshot, and will put back. Like markOffline it marks nothing that a run made:
-// nothing may ever be removed by it.
+// markUSB on a VM holds the USB devices that a run detached for its VM snapshot and
+// will attach again. Like markOffline it is not on an object that a run created:
+// nothing may ever be removed because of it.
 const markUSB = "xenkeep:usb"
 
 // usbMark is the value of markUSB.
@@ -23,17 +23,17 @@ type usbMark struct {
 	Devices []USBDevice `json:"devices"`
 }
 
-// usbDevice is one VUSB, as it is made again.
+// USBDevice is one VUSB, with the data that are needed to create it again.
 type USBDevice struct {
 	Group       xapi.Ref          `json:"group"`
 	Name        string            `json:"name"`
 	OtherConfig map[string]string `json:"other_config,omitempty"`
 
-	Attached bool // a guest has it now
+	Attached bool // a guest is using it
 	Ref      xapi.Ref
 }
 
-// usbOf returns the mark of a VM; nil where it has none of its own.
+// USBOf returns the mark of a VM; nil if it has none of its own.
 func USBOf(vm *xapi.VM) *usbMark {
 	var m usbMark
 	if !vm.Real() || json.Unmarshal([]byte(vm.OtherConfig[markUSB]), &m) != nil || m.VM != vm.UUID {
@@ -42,13 +42,13 @@ func USBOf(vm *xapi.VM) *usbMark {
 	return &m
 }
 
-// usbDevices reads the USB devices of a VM, by their names.
+// USBDevices returns the USB devices of a VM, sorted by name.
 func USBDevices(ctx context.Context, pool *xapi.Client, vm *xapi.VM) ([]USBDevice, error) {
 	var out []USBDevice
 	for _, ref := range vm.VUSBs {
 		u, err := pool.VUSB(ctx, ref)
 		if xapi.IsCode(err, xapi.HandleInvalid) {
-			continue // pulled out a moment ago
+			continue // unplugged a moment ago
 		}
 		if err != nil {
 			return nil, err
@@ -63,7 +63,7 @@ func USBDevices(ctx context.Context, pool *xapi.Client, vm *xapi.VM) ([]USBDevic
 	return out, nil
 }
 
-// usbNames lists devices for people.
+// USBNames returns the names of devices as text for users.
 func USBNames(devices []USBDevice) string {
 	names := make([]string, len(devices))
 	for i, d := range devices {
@@ -83,8 +83,9 @@ func (l *Lease) MarkUSB(ctx context.Context, vm *xapi.VM, devices []USBDevice) e
 	return l.pool.SetOtherConfig(ctx, "VM", vm.Ref, markUSB, string(p))
 }
 
-// AttachUSB gives a VM the USB devices back that its mark names, and takes the mark
-// off. It may be repeated. lost are devices that the pool no longer has.
+// AttachUSB attaches the USB devices of a VM that its mark lists, and removes the
+// mark. It may be repeated. It returns the devices that the pool no longer has in
+// lost.
 func AttachUSB(ctx context.Context, pool *xapi.Client, ref xapi.Ref) (lost []USBDevice, err error) {
 	err = pool.Retry(ctx, func(ctx context.Context) error {
 		lost = nil
@@ -121,7 +122,7 @@ func AttachUSB(ctx context.Context, pool *xapi.Client, ref xapi.Ref) (lost []USB
 	return lost, err
 }
 
-// findUSB adds the VMs whose USB devices runs of this repository have taken off.
+// findUSB adds the VMs whose USB devices runs of this repository have detached.
 func (c *cleanup) findUSB(ctx context.Context) error {
 	for i := range c.vms {
 		vm := &c.vms[i]

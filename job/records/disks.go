@@ -7,7 +7,7 @@ import (
 	"xenkeep/repo"
 )
 
-// FindDisk is the disk that is named, or the only one.
+// FindDisk returns the disk with a name or UUID, or the only disk if name is empty.
 func FindDisk(s *repo.Snapshot, name string) (*repo.Disk, error) {
 	if name != "" {
 		return s.Disk(name)
@@ -25,7 +25,8 @@ func FindDisk(s *repo.Snapshot, name string) (*repo.Disk, error) {
 	return nil, fmt.Errorf("snapshot %s has the disks %s: %w: name one with --disk", s.Short(), strings.Join(names, ", "), repo.ErrAmbiguous)
 }
 
-// SameDisk finds in another snapshot the disk that d is there.
+// SameDisk returns the disk of snapshot s that is the same disk as d, which is of
+// another snapshot.
 func SameDisk(s *repo.Snapshot, d *repo.Disk) (*repo.Disk, error) {
 	for i := range s.Disks {
 		if s.Disks[i].VDI != "" && s.Disks[i].VDI == d.VDI {
@@ -40,5 +41,5 @@ func SameDisk(s *repo.Snapshot, d *repo.Disk) (*repo.Disk, error) {
 	return nil, fmt.Errorf("snapshot %s has no disk %s: %w", s.Short(), d.Device, repo.ErrNoSnapshot)
 }
 
-// StoredRaw ends the reason of a disk that the user called a raw disk.
+// StoredRaw is appended to the reason of a disk that the user declared to be raw.
 const StoredRaw = ", --format raw"

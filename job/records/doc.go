@@ -1,3 +1,3 @@
 // Package records reads and writes the records of a pool that are stored with a
-// snapshot, so that a VM can be created again from them.
+// snapshot, from which the VM can be created again.
 package records

@@ -13,7 +13,7 @@ import (
 	"xenkeep/xva"
 )
 
-// BuildOVA makes an ova.xml of the records that a backup stores.
+// BuildOVA returns an ova.xml for the records that a backup stored in p.
 func BuildOVA(s *repo.Snapshot, p []byte) (*xva.OVA, error) {
 	bad := func(err error) error {
 		return fmt.Errorf("snapshot %s: %s: %v: %w", s.Short(), RecordsName, err, seal.ErrCorrupt)
@@ -34,7 +34,7 @@ func BuildOVA(s *repo.Snapshot, p []byte) (*xva.OVA, error) {
 		o.Objects = append(o.Objects, xva.Object{Class: class, ID: id, Record: rec})
 		return nil
 	}
-	// The record of a VM does not say its own reference; its devices do.
+	// The record of a VM does not contain its own reference; its devices do.
 	self := "OpaqueRef:vm"
 	for _, raw := range info.VBDs {
 		if v, err := xva.FromJSON(raw); err == nil {
@@ -57,10 +57,10 @@ func BuildOVA(s *repo.Snapshot, p []byte) (*xva.OVA, error) {
 	return o.Renamed(), nil
 }
 
-// MemoryDevice is the device of the disk that holds a checkpoint's memory.
+// MemoryDevice is the device name of the disk that holds a checkpoint's memory.
 const MemoryDevice = "suspend"
 
-// vmInfo are the records that a backup stores beside the disks.
+// VMInfo holds the records that a backup stores in addition to the disks.
 type VMInfo struct {
 	VM           RawRecord            `json:"vm"`
 	VBDs         map[string]RawRecord `json:"vbds"`
@@ -70,19 +70,19 @@ type VMInfo struct {
 	SRs          map[string]RawRecord `json:"srs"`
 	GuestMetrics RawRecord            `json:"guest_metrics,omitempty"`
 	Pool         RawRecord            `json:"pool"`
-	Checkpoint   RawRecord            `json:"checkpoint,omitempty"` // the VM snapshot's own record, where it holds memory
+	Checkpoint   RawRecord            `json:"checkpoint,omitempty"` // the VM snapshot's own record, if it contains memory
 }
 
 // Names of a snapshot's metadata blobs.
 const (
-	RecordsName  = "records.json" // the XAPI records, see vmInfo
-	MetadataName = "metadata.xva" // what the pool's /export_metadata gave: a tar with ova.xml
+	RecordsName  = "records.json" // the XAPI records, a VMInfo
+	MetadataName = "metadata.xva" // the answer to /export_metadata: a tar with ova.xml
 )
 
-// RawRecord is a record as the pool sent it.
+// RawRecord is a record in the form in which the pool sent it.
 type RawRecord json.RawMessage
 
-// MarshalJSON gives the record as it is.
+// MarshalJSON returns the record unchanged.
 func (r RawRecord) MarshalJSON() ([]byte, error) {
 	if len(r) == 0 {
 		return []byte("null"), nil
@@ -90,13 +90,13 @@ func (r RawRecord) MarshalJSON() ([]byte, error) {
 	return r, nil
 }
 
-// UnmarshalJSON keeps the record as it is.
+// UnmarshalJSON stores the record unchanged.
 func (r *RawRecord) UnmarshalJSON(p []byte) error {
 	*r = append((*r)[:0], p...)
 	return nil
 }
 
-// StoredVM is a VM as a snapshot remembers it.
+// StoredVM is a VM as recorded in a snapshot.
 type StoredVM struct {
 	VM       xapi.VM
 	VBDs     map[xapi.Ref]xapi.VBD

@@ -1,3 +1,3 @@
-// Package vmplan looks at a VM before its snapshot: its disks, whether they can be
-// snapshotted, which kinds of snapshot are possible, and the space that they need.
+// Package vmplan examines a VM before its snapshot: its disks, whether they can be
+// snapshotted, the kinds of snapshot that are possible, and the space that they need.
 package vmplan

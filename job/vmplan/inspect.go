@@ -7,13 +7,12 @@ import (
 	"xenkeep/xapi"
 )
 
-// Inspection is what is known of a VM before it is snapshotted, for others than
-// backups that snapshot VMs.
+// Inspection describes a VM before it is snapshotted, for callers that snapshot VMs
+// without a backup.
 type Inspection struct{ plan *Plan }
 
-// Inspect reads what is to be known of a VM, and refuses what cannot be
-// snapshotted. Disks in leave, by their UUID, are left out for the reason given
-// there.
+// Inspect reads a VM, and returns an error if it cannot be snapshotted. The disks in
+// leave, by their UUID, are left out for the given reason.
 func Inspect(ctx context.Context, pool *xapi.Client, nameOrUUID string, leave map[string]string) (*Inspection, error) {
 	p, err := Read(ctx, pool, nameOrUUID, PlanOptions{Leave: leave})
 	if err != nil {
@@ -26,21 +25,22 @@ func Inspect(ctx context.Context, pool *xapi.Client, nameOrUUID string, leave ma
 	return &Inspection{p}, nil
 }
 
-// VM is its record.
+// VM returns the VM's record.
 func (i *Inspection) VM() xapi.VM { return i.plan.VM }
 
-// Unable says why a VM snapshot of some kind cannot be had, as far as that is
-// known before it is tried: the power state, or the room that memory needs.
+// Unable returns why a VM snapshot of kind k is impossible, as far as that can be
+// known before trying, for example because of the power state or the space that memory
+// needs. It returns nil if it can be tried.
 func (i *Inspection) Unable(k Kind) error { return i.plan.Unable(k) }
 
-// Warnings are what the vendor says of a VM that is to be snapshotted so.
+// Warnings returns the vendor's advice against a snapshot of kind k.
 func (i *Inspection) Warnings(k Kind) []string { return i.plan.KindWarnings(k) }
 
-// Space refuses a snapshot that the SRs of the disks have no room for: ErrSpace
-// with the figures.
+// Space returns ErrSpace, with sizes, if the SRs of the disks have too little space
+// for a snapshot.
 func (i *Inspection) Space() error { return CheckSpace(i.plan) }
 
-// LeftOut are the references of the disks that are left out.
+// LeftOut returns the references of the disks that are left out.
 func (i *Inspection) LeftOut() []xapi.Ref {
 	var refs []xapi.Ref
 	for _, d := range i.plan.Left {
@@ -49,8 +49,8 @@ func (i *Inspection) LeftOut() []xapi.Ref {
 	return refs
 }
 
-// Disk tells whether a disk of the VM is called so, by UUID, device or name, and
-// gives its UUID.
+// Disk returns the UUID of the VM's disk with a UUID, device or name. It reports
+// whether there is one.
 func (i *Inspection) Disk(name string) (uuid string, ok bool) {
 	for _, list := range [][]*DiskPlan{i.plan.Disks, i.plan.Left} {
 		for _, d := range list {
@@ -62,10 +62,10 @@ func (i *Inspection) Disk(name string) (uuid string, ok bool) {
 	return "", false
 }
 
-// TakeSnapshot makes a VM snapshot of one kind, but for KindOffline. A quiesced one
-// whose guest did not freeze in time is tried again, of which again is told.
-// What the pool refuses because of the kind says what helps. A reference beside
-// an error is a snapshot that was made all the same.
+// TakeSnapshot takes a VM snapshot of kind k, which must not be KindOffline. If the
+// guest does not freeze its disks in time for a quiesced snapshot, it calls retrying
+// and tries again. If the pool refuses because of the kind, the error is an *Unable
+// with a hint. If both a reference and an error are returned, the snapshot exists.
 func TakeSnapshot(ctx context.Context, pool *xapi.Client, vm xapi.Ref, k Kind, name string, retrying func(), ignore ...xapi.Ref) (ref xapi.Ref, err error) {
 	switch k {
 	case KindQuiesced:
@@ -95,8 +95,8 @@ func TakeSnapshot(ctx context.Context, pool *xapi.Client, vm xapi.Ref, k Kind, n
 	return ref, err
 }
 
-// IsUnable tells whether a kind of snapshot cannot be had, so that another may
-// be tried.
+// IsUnable reports whether err means that a kind of snapshot is impossible, so that
+// another kind may be tried.
 func IsUnable(err error) bool {
 	var u *Unable
 	return errors.As(err, &u)

@@ -18,17 +18,17 @@ type Kind string
 
 const (
 	KindRegular    Kind = "regular"    // crash-consistent
-	KindQuiesced   Kind = "quiesced"   // the guest's applications take part (VSS)
+	KindQuiesced   Kind = "quiesced"   // with the participation of the guest's applications (VSS)
 	KindCheckpoint Kind = "checkpoint" // with memory
-	KindOffline    Kind = "offline"    // shut down cleanly before, started after
+	KindOffline    Kind = "offline"    // after a clean shutdown; the VM is started afterwards
 )
 
-// quiesceTries is how often a quiesced snapshot is tried whose guest did not
-// freeze its disks within the 10 s that it has.
+// quiesceTries is the number of attempts at a quiesced snapshot. The guest must freeze
+// its disks within 10 s.
 const quiesceTries = 3
 
-// Unable says why a VM snapshot of some kind cannot be had, so that another
-// kind may be taken.
+// Unable is the error for a kind of VM snapshot that is impossible; another kind may
+// be possible.
 type Unable struct {
 	Kind   Kind
 	Why    string
@@ -47,8 +47,8 @@ func (u *Unable) Unwrap() error { return u.Err }
 
 func (u *Unable) Hint() string { return u.Advice }
 
-// Unable says, before anything is done, why a VM snapshot of some kind cannot
-// be had; nil where nothing speaks against it.
+// Unable returns why a VM snapshot of kind k is impossible, or nil if it can be tried.
+// It changes nothing.
 func (p *Plan) Unable(k Kind) error {
 	state := strings.ToLower(p.VM.PowerState)
 	if k != KindOffline {
@@ -76,17 +76,17 @@ func (p *Plan) Unable(k Kind) error {
 	return nil
 }
 
-// memoryNeed is what a checkpoint needs on the SR of suspend images: the memory
-// and 4 MB for each disk, and a fifth more (XenServer's guide, VM snapshots).
+// memoryNeed returns the bytes that a checkpoint needs on the SR of suspend images:
+// the memory and 4 MB for each disk, plus a fifth (XenServer's guide, VM snapshots).
 func (p *Plan) memoryNeed() int64 {
 	n := int64(p.VM.MemoryStaticMax) + 4_000_000*int64(len(p.Disks)+len(p.Left))
 	return n + n/5
 }
 
-// memorySpace refuses a checkpoint that its SR has no room for.
+// memorySpace returns an error if that SR has too little space for a checkpoint.
 func (p *Plan) memorySpace() error {
 	if p.suspend.Ref.IsNull() || p.suspend.PhysicalSize <= 0 {
-		return nil // not known: the pool will say
+		return nil // the SR is not known: the pool will report it
 	}
 	free := int64(p.suspend.PhysicalSize - p.suspend.PhysicalUtilisation)
 	if need := p.memoryNeed(); free < need {
@@ -96,17 +96,15 @@ func (p *Plan) memorySpace() error {
 	return nil
 }
 
-// noVSS are guests whose quiesced snapshots the vendor does not support
-// (XenServer's guide, VM snapshots), by the name that their tools report with
-// the marks of trade taken out: "Microsoft Windows Server 2003, Standard
-// Edition".
+// noVSS matches guests whose quiesced snapshots the vendor does not support
+// (XenServer's guide, VM snapshots), by the name that their tools report without
+// trademark signs: for example "Microsoft Windows Server 2003, Standard Edition".
 var (
 	noVSS      = regexp.MustCompile(`windows (server )?(8\.1|8|7|2000|xp|2003|vista)\b`)
 	tradeMarks = strings.NewReplacer("(r)", "", "(tm)", "", "®", "", "™", "")
 )
 
-// KindWarnings are what the vendor says of a VM that is to be snapshotted in
-// some way.
+// KindWarnings returns the vendor's advice against a snapshot of kind k.
 func (p *Plan) KindWarnings(k Kind) []string {
 	var w []string
 	if len(p.usb) > 0 {
@@ -135,12 +133,12 @@ func (p *Plan) KindWarnings(k Kind) []string {
 		w = append(w, "quiesced snapshots of "+os+" are not supported")
 	}
 	if strings.Contains(name, "windows") {
-		w = append(w, "dynamic disks of Windows cannot be quiesced; the pool does not tell whether there are such")
+		w = append(w, "dynamic disks of Windows cannot be quiesced; the pool does not report whether there are any")
 	}
 	return w
 }
 
-// guestOS is the system's name as the guest's tools report it.
+// guestOS returns the name of the operating system that the guest's tools report.
 func (p *Plan) guestOS() string {
 	name, _, _ := strings.Cut(p.os["name"], "|")
 	return cmp.Or(strings.TrimSpace(name), p.os["distro"])

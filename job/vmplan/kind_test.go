@@ -8,7 +8,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// What the vendor says of quiesced snapshots is told, by disks and by guests.
+// The vendor's warnings about quiesced snapshots depend on the disks and on the guest.
 func TestQuiesceWarnings(t *testing.T) {
 	plan := func(os string, srs ...string) *Plan {
 		p := &Plan{os: map[string]string{"name": os}}
@@ -50,13 +50,13 @@ func TestQuiesceWarnings(t *testing.T) {
 			}
 		}
 	}
-	// Disks that are left out are frozen too.
+	// Disks that are left out are frozen, too.
 	p := plan("", "a", "a")
 	p.Left = []*DiskPlan{{SR: xapi.SR{Object: xapi.Object{Ref: "a"}}}}
 	if w := p.KindWarnings(KindQuiesced); len(w) != 1 || !strings.Contains(w[0], "it has 3 disks") {
 		t.Errorf("%q", w)
 	}
-	// A guest that tells its distribution alone.
+	// A guest that reports only its distribution.
 	p.Left, p.os = nil, map[string]string{"distro": "windows"}
 	if w := p.KindWarnings(KindQuiesced); len(w) != 1 || !strings.Contains(w[0], dynamic) {
 		t.Errorf("%q", w)

@@ -14,49 +14,49 @@ import (
 	"xenkeep/xapi"
 )
 
-// Plan is what is known of a VM before anything is done to it.
+// Plan describes a VM before it is changed.
 type Plan struct {
 	VM    xapi.VM
-	Pool  string      // its name
-	Disks []*DiskPlan // those to be saved, by userdevice
-	Left  []*DiskPlan // those left out, with their reason
+	Pool  string      // the pool's name
+	Disks []*DiskPlan // to be saved, by userdevice
+	Left  []*DiskPlan // left out, with their reason
 	Info  records.VMInfo
-	usb   []lease.USBDevice // that are taken off it for its VM snapshot
+	usb   []lease.USBDevice // to be detached for the VM snapshot
 
-	suspend xapi.SR           // where its memory goes; without Ref where that is not known
-	os      map[string]string // what the guest's tools report of its system
+	suspend xapi.SR           // where its memory is stored; without Ref if that is not known
+	os      map[string]string // the report of the guest's tools about its operating system
 }
 
-// DiskPlan is one disk of it.
+// DiskPlan is one disk of a Plan.
 type DiskPlan struct {
 	VBD    xapi.VBD
 	VDI    xapi.VDI
 	SR     xapi.SR
-	Reason string // why it cannot be saved; empty for those that can
+	Reason string // why it cannot be saved; empty if it can
 	hint   string
-	Never  bool // it cannot be snapshotted at all
+	Never  bool // it can never be snapshotted
 
-	Untracked string // why its changes are not tracked; empty where they are
+	Untracked string // why its changes are not tracked; empty if they are
 }
 
-// Device is how people name the disk: before a VM's first boot the pool knows
-// no device, and its place says which it will be.
+// Device returns the name of the disk for users. Before the first boot of a VM the
+// pool has no device name, and it is derived from the userdevice.
 func (d *DiskPlan) Device() string { return d.VBD.DeviceName() }
 
-// PlanOptions say how a VM is to be saved.
+// PlanOptions control how a VM is saved.
 type PlanOptions struct {
 	Skip  bool              // leave out disks that cannot be snapshotted
 	USB   bool              // USB devices may be detached for the VM snapshot
-	Leave map[string]string // disks to be left out, by their UUID, with the reason
+	Leave map[string]string // disks to leave out, by their UUID, with the reason
 
-	Repository string // whose backup it is; "" where there is none
-	// Machine is set where a run is foreseen: that run, on this machine, takes off the
-	// blocks of dead restores before it plans its VMs.
+	Repository string // into which the backup is made; "" if there is none
+	// Machine is set for a preview of a run on this machine: such a run removes the
+	// blocks of dead restores before it plans its VMs, and the preview ignores them.
 	Machine string
 }
 
-// Read reads all that is to be known of a VM and refuses what cannot be
-// snapshotted, before anything is done.
+// Read reads the records of a VM, and returns an error if it cannot be snapshotted. It
+// changes nothing.
 func Read(ctx context.Context, pool *xapi.Client, nameOrUUID string, o PlanOptions) (*Plan, error) {
 	vm, err := pool.FindVM(ctx, nameOrUUID)
 	if err != nil {
@@ -151,8 +151,9 @@ func (p *Plan) readRest(ctx context.Context, pool *xapi.Client) error {
 		}
 		p.Info.GuestMetrics, p.os = records.RawRecord(m.Raw), m.OSVersion
 	}
-	// The memory goes to the VM's SR for it, else the pool's, else to the one of
-	// its first disk. It is an estimate: hosts may have their own.
+	// The memory is stored on the VM's SR for suspend images, otherwise on the pool's,
+	// otherwise on the SR of its first disk. This is an estimate, because hosts may
+	// have their own.
 	at := p.VM.SuspendSR
 	if at.IsNull() {
 		at = suspendSR(rec.Raw)
@@ -167,7 +168,7 @@ func (p *Plan) readRest(ctx context.Context, pool *xapi.Client) error {
 	return err
 }
 
-// suspendSR reads the pool's SR for memory images.
+// suspendSR parses the pool's SR for memory images from its record.
 func suspendSR(raw []byte) xapi.Ref {
 	var r struct {
 		SR xapi.Ref `json:"suspend_image_SR"`
@@ -178,7 +179,7 @@ func suspendSR(raw []byte) xapi.Ref {
 	return r.SR
 }
 
-// unsupported is a VM or, where what names it, a disk that cannot be
+// unsupported is the error for a VM, or for the disk that what names, that cannot be
 // snapshotted.
 type unsupported struct{ what, why, hint string }
 
@@ -188,7 +189,7 @@ func (u *unsupported) Unwrap() error { return job.ErrUnsupported }
 
 func (u *unsupported) Hint() string { return u.hint }
 
-// readCD takes down what lies in a CD drive.
+// readCD records the image in a CD drive.
 func (p *Plan) readCD(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
 	vdi, err := pool.VDI(ctx, ref)
 	if xapi.IsCode(err, xapi.HandleInvalid) {
@@ -205,7 +206,8 @@ func (p *Plan) readCD(ctx context.Context, pool *xapi.Client, ref xapi.Ref) erro
 	return nil
 }
 
-// unsnapshottable says why a disk cannot be snapshotted, and the hint.
+// unsnapshottable returns why a disk cannot be snapshotted, and the hint; "" if it
+// can.
 func unsnapshottable(d *DiskPlan) (why, hint string) {
 	switch {
 	case d.VDI.Missing:
@@ -219,13 +221,13 @@ func unsnapshottable(d *DiskPlan) (why, hint string) {
 	case keepsVHDs(d.SR) && d.VDI.IsRaw():
 		return "it is a raw file, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
 	case d.SR.Type == "udev" || d.SR.Type == "iso":
-		return "it lies on an SR of type " + d.SR.Type + ", which has no snapshots", "copy it to another SR"
+		return "it is on an SR of type " + d.SR.Type + ", which has no snapshots", "copy it to another SR"
 	}
 	return "", ""
 }
 
-// keepsVHDs reports whether an SR's driver is one of those that keep disks as
-// VHDs. None of them can snapshot a disk that is kept raw.
+// keepsVHDs reports whether an SR's driver stores disks as VHDs. No such driver can
+// snapshot a raw disk.
 func keepsVHDs(sr xapi.SR) bool {
 	switch sr.Type {
 	case "ext", "nfs", "smb", "file", "lvm", "lvmoiscsi", "lvmohba":
@@ -234,16 +236,16 @@ func keepsVHDs(sr xapi.SR) bool {
 	return false
 }
 
-// ThinNeed is what a snapshot of a disk on a thin SR needs at once, in bytes:
-// two empty leaves with their tables.
+// ThinNeed is the space in bytes that a snapshot of a disk needs immediately on a thin
+// SR: two empty leaves with their tables.
 const ThinNeed = 16 << 20
 
-// thickNeed is the same on an SR of LVM: a new leaf that could be written in
-// full, with a bitmap for each block, and the tables of two volumes, which have
-// room for a disk of 2 TiB from the start (sm drivers/lvhdutil.py).
+// thickNeed is the same on an LVM SR: a new leaf that can be written completely, with
+// a bitmap for each block, and the tables of two volumes, which are created for a disk
+// of 2 TiB (sm drivers/lvhdutil.py).
 func thickNeed(size int64) int64 { return size + size/512 + ThinNeed }
 
-// MissingDisks are the disks left out, as the snapshot tells of them.
+// MissingDisks returns the disks left out, as the snapshot records them.
 func (p *Plan) MissingDisks() []repo.Gap {
 	var gaps []repo.Gap
 	for _, d := range p.Left {
@@ -252,8 +254,8 @@ func (p *Plan) MissingDisks() []repo.Gap {
 	return gaps
 }
 
-// guardedVM returns why a VM that a restore over its disks has blocked cannot be backed
-// up; nil for any other VM, and for one whose block a foreseen run takes off first.
+// guardedVM returns the error for a VM that is blocked by a restore over its disks;
+// nil for any other VM, and in a preview for a block that the run will remove first.
 func guardedVM(ctx context.Context, pool *xapi.Client, vm *xapi.VM, o PlanOptions) error {
 	if !lease.Guarded(vm) {
 		return nil

@@ -11,7 +11,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// srNeed is how much space snapshots need on an SR.
+// SRNeed is the space in bytes that snapshots need on an SR.
 type SRNeed struct {
 	SR   xapi.SR
 	Need int64
@@ -27,7 +27,8 @@ func (n *SRNeed) String() string {
 	return s
 }
 
-// SpaceError reports SRs that have no room for the snapshots of a VM's disks.
+// SpaceError is the error for SRs that have too little space for the snapshots of a
+// VM's disks.
 type SpaceError struct {
 	Needs []SRNeed
 	Err   error
@@ -43,7 +44,7 @@ func (e *SpaceError) Error() string {
 
 func (e *SpaceError) Unwrap() error { return e.Err }
 
-// Hint names the SRs, and how much is missing where that is known.
+// Hint names the SRs, and the missing space if it is known.
 func (e *SpaceError) Hint() string {
 	var parts []string
 	for i := range e.Needs {
@@ -54,11 +55,11 @@ func (e *SpaceError) Hint() string {
 		}
 		parts = append(parts, fmt.Sprintf("free %s on SR %s (%s)", amount, n.SR.NameLabel, n.SR.UUID))
 	}
-	return strings.Join(parts, ", ") + ", or move disks off it; deleted snapshots give their space back once they are coalesced"
+	return strings.Join(parts, ", ") + ", or move disks off it; the space of deleted snapshots is free when they are coalesced"
 }
 
-// SpaceNeeds returns what a VM snapshot needs on each SR, in the order of its
-// disks.
+// SpaceNeeds returns the space that a VM snapshot needs on each SR, in the order of
+// its disks.
 func SpaceNeeds(p *Plan) []SRNeed {
 	var list []SRNeed
 	for _, d := range p.Disks {
@@ -76,7 +77,8 @@ func SpaceNeeds(p *Plan) []SRNeed {
 	return list
 }
 
-// CheckSpace refuses plans whose snapshots their SRs have no room for.
+// CheckSpace returns a *SpaceError if SRs have too little space for the snapshots of a
+// plan.
 func CheckSpace(p *Plan) error {
 	short := slices.DeleteFunc(SpaceNeeds(p), func(n SRNeed) bool { return n.SR.PhysicalSize <= 0 || n.Free() >= n.Need })
 	if len(short) == 0 {

@@ -9,11 +9,11 @@ import (
 	"xenkeep/xapi"
 )
 
-// usbRunning is why a device of a running VM is not detached.
+// usbRunning is the reason why a device of a running VM is not detached.
 const usbRunning = "the pool has no call that attaches one while the VM runs"
 
-// readUSB reads the USB devices of a VM that is to be snapshotted, and refuses
-// them where they may not be taken off, or could not be put back.
+// readUSB reads the USB devices of a VM, and returns an error if they must not be
+// detached, or could not be attached again.
 func (p *Plan) readUSB(ctx context.Context, pool *xapi.Client, allowed bool) (err error) {
 	if len(p.VM.VUSBs) == 0 {
 		return nil
@@ -37,8 +37,8 @@ func (p *Plan) readUSB(ctx context.Context, pool *xapi.Client, allowed bool) (er
 	return nil
 }
 
-// usbUnable refuses a VM snapshot for which a device would be taken from a guest
-// that could not get it back.
+// USBUnable returns an error if a VM snapshot of kind k needs a device to be detached
+// from a guest to which it could not be attached again.
 func USBUnable(k Kind, state string, devices []lease.USBDevice) error {
 	held := slices.DeleteFunc(slices.Clone(devices), func(d lease.USBDevice) bool { return !d.Attached })
 	if len(held) == 0 || state == "Halted" {
