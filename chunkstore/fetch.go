@@ -201,6 +201,13 @@ func (r *reader) span(ctx context.Context, sp span, older bool) error {
 	from, done := r.s.ranges(ctx, r.kind, sp.pack)
 	defer done()
 	d, err := r.s.directory(ctx, from, sp.pack)
+	if err == nil && sp.length > maxSpan {
+		// A single large blob: the index must not make us allocate its length
+		// unless the pack agrees.
+		if b, ok := d.Find(sp.blobs[0].at.Offset); !ok || int64(b.Stored) != sp.length {
+			err = fmt.Errorf("index and table of contents differ at %#x: %w", sp.offset, seal.ErrCorrupt)
+		}
+	}
 	if err == nil {
 		if int64(cap(r.stored)) < sp.length {
 			r.stored = make([]byte, max(sp.length, 1<<20))
@@ -298,6 +305,9 @@ func (r *reader) elsewhere(ctx context.Context, blobs []wanted, cause error) err
 			}
 			d, err := r.s.directory(ctx, r.s.objects, at.Pack)
 			if err != nil {
+				continue
+			}
+			if b, ok := d.Find(at.Offset); !ok || b.Stored != at.Length {
 				continue
 			}
 			stored := make([]byte, at.Length)

@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"xenkeep/chunkstore/index"
+	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
 )
 
@@ -165,7 +166,7 @@ func decodeIndexBody(o *IndexObject, body []byte) error {
 		for j := range n {
 			length := binary.BigEndian.Uint32(lengths[j*4:])
 			k := int(binary.BigEndian.Uint16(counts[j*2:]))
-			if k == 0 || k*16 > len(ids) || at+int64(length) > math.MaxUint32 {
+			if k == 0 || k*16 > len(ids) || at+int64(length) > object.MaxPack {
 				return bad
 			}
 			for range k {

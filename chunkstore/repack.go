@@ -54,8 +54,8 @@ func (s *Store) indexHead(ctx context.Context, name string) (IndexHead, error) {
 	}
 	_, head, err := seal.ObjectHead(data)
 	if err != nil && len(data) == headGuess {
-		// The head is longer: read the whole object.
-		if data, err = s.objects.Get(ctx, name, 0, -1); err == nil {
+		// The head is longer.
+		if data, err = objectStart(ctx, s.objects, name); err == nil {
 			_, head, err = seal.ObjectHead(data)
 		}
 	}

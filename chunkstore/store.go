@@ -293,7 +293,7 @@ func (s *Store) takeIn(ctx context.Context, objects []object.Info) (problems []I
 }
 
 func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject, error) {
-	data, err := s.objects.Get(ctx, name, 0, -1)
+	data, err := ReadSmall(ctx, s.objects, s.keys, seal.KindIndex, name)
 	if err != nil {
 		return nil, err
 	}

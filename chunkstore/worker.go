@@ -1,6 +1,7 @@
 package chunkstore
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
@@ -85,6 +86,9 @@ func (k *Worker) PutAll(kind chunk.Kind, pieces []Piece) (PutResult, error) {
 	k.group = k.group[:0]
 	size := 0
 	for _, p := range pieces {
+		if most := kind.MaxPlain(); int64(len(p.Data)) > most {
+			return res, fmt.Errorf("a %v of %d bytes: at most %d are possible", kind, len(p.Data), most)
+		}
 		if at, ok := k.w.s.locate(p.ID); ok {
 			if at.Pack != k.last {
 				k.last = at.Pack

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
 
@@ -23,6 +24,9 @@ const (
 	// catalogueSize is the maximum number of snapshots in one catalogue. A
 	// catalogue of snapshots with a disk or two is about a MiB.
 	catalogueSize = 1024
+	// catalogueBytes is the size of the snapshots from which a catalogue is split.
+	// In base64, they stay far below the limit of a catalogue.
+	catalogueBytes = 24 << 20
 	// catalogueMin is the number of snapshots from which catalogues are worth the
 	// request that lists them.
 	catalogueMin = 256
@@ -47,12 +51,9 @@ func (r *Repository) readCatalogue(ctx context.Context, name string) (*catalogue
 			return &c, err
 		}
 	}
-	data, err := r.objects.Get(ctx, name, 0, -1)
+	data, err := chunkstore.ReadSmall(ctx, r.objects, r.keys, seal.KindCatalogue, name)
 	if err != nil {
 		return nil, err
-	}
-	if !strings.HasSuffix(name, seal.Name(data)) {
-		return nil, seal.ErrCorrupt
 	}
 	if _, err := r.openObject(name, data, seal.KindCatalogue, &c); err != nil {
 		return nil, err
@@ -176,9 +177,16 @@ func (r *Repository) putCatalogue(ctx context.Context, ids []string) error {
 		return err
 	}
 	objects = slices.DeleteFunc(objects, func(p []byte) bool { return p == nil })
-	if len(objects) == 0 {
-		return nil
+	for len(objects) > 0 {
+		n, size := 1, len(objects[0])
+		for n < len(objects) && size+len(objects[n]) <= catalogueBytes {
+			size += len(objects[n])
+			n++
+		}
+		if _, _, err := r.putObject(ctx, cataloguePrefix, seal.KindCatalogue, catalogue{Objects: objects[:n]}); err != nil {
+			return err
+		}
+		objects = objects[n:]
 	}
-	_, _, err := r.putObject(ctx, cataloguePrefix, seal.KindCatalogue, catalogue{Objects: objects})
-	return err
+	return nil
 }

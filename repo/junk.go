@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
 
@@ -119,7 +120,7 @@ func (r *Repository) Verify(ctx context.Context, name string) error {
 	if !ok || !object.Own(name) {
 		return fmt.Errorf("%s: not the name of a small object: %w", name, object.ErrName)
 	}
-	data, err := r.objects.Get(ctx, name, 0, -1)
+	data, err := chunkstore.ReadSmall(ctx, r.objects, r.keys, kind, name)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
@@ -211,10 +212,14 @@ func (r *Repository) readRevocation(ctx context.Context, name string) (*Revoked,
 	if data == nil {
 		cached = false
 		var err error
-		if data, err = r.objects.Get(ctx, name, 0, -1); err != nil {
-			return nil, err
+		data, err = chunkstore.ReadSmall(ctx, r.objects, r.keys, seal.KindRevoked, name)
+		if errors.Is(err, seal.ErrJunk) {
+			return nil, nil
 		}
-		if err := seal.CheckName(name, data); err != nil {
+		if err == nil {
+			err = seal.CheckName(name, data)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -241,7 +246,7 @@ func (r *Repository) readRevocation(ctx context.Context, name string) (*Revoked,
 // soundlyStored returns an error unless the storage has the object that the name is
 // the hash of.
 func (r *Repository) soundlyStored(ctx context.Context, name string) error {
-	data, err := r.objects.Get(ctx, name, 0, -1)
+	data, err := chunkstore.ReadSmall(ctx, r.objects, r.keys, seal.KindRevoked, name)
 	if err == nil {
 		err = seal.CheckName(name, data)
 	}

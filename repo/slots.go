@@ -50,7 +50,7 @@ func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 		if errors.Is(err, object.ErrNotFound) {
 			continue
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, object.ErrTooLarge) {
 			return nil, err
 		}
 		id := name[strings.LastIndexByte(name, '/')+1:]

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
@@ -306,7 +307,7 @@ func (r *Repository) snapshotObject(ctx context.Context, name string) ([]byte, e
 			return data, nil
 		}
 	}
-	data, err := r.objects.Get(ctx, name, 0, -1)
+	data, err := chunkstore.ReadSmall(ctx, r.objects, r.keys, seal.KindSnapshot, name)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
 
@@ -116,15 +117,15 @@ func (r *Repository) ObjectsOf(ctx context.Context, writer string, fn func(Writt
 				return nil
 			}
 			w := Written{i.Name, i.Size, i.Modified, "ok"}
-			data, err := r.objects.Get(ctx, i.Name, 0, -1)
+			data, err := chunkstore.ReadSmall(ctx, r.objects, r.keys, kind, i.Name)
 			if errors.Is(err, object.ErrNotFound) {
 				return nil
 			}
-			if err != nil {
+			if err != nil && (ctx.Err() != nil || object.Retriable(err)) {
 				return err
 			}
-			if err = seal.CheckName(i.Name, data); err == nil {
-				_, err = r.keys.VerifyObject(kind, data)
+			if err == nil {
+				_, err = r.keys.VerifyNamed(kind, i.Name, data)
 			}
 			switch {
 			case errors.Is(err, seal.ErrRevoked):

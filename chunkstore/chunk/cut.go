@@ -50,7 +50,7 @@ func RabinParams() Params {
 
 // Validate returns an error if this version cannot cut with p.
 func (p Params) Validate() error {
-	usable := p.Min >= 1<<10 && p.Max <= 1<<20 && p.Normal&(p.Normal-1) == 0
+	usable := p.Min >= 1<<10 && p.Max <= MaxData && p.Normal&(p.Normal-1) == 0
 	switch p.Algorithm {
 	case FastCDC:
 		usable = usable && p.Normal > p.Min && p.Max > p.Normal

@@ -43,6 +43,42 @@ func (k Kind) Tree() bool { return k >= List && k <= Root }
 // Valid reports whether this version supports the kind k.
 func (k Kind) Valid() bool { return k >= Data && k <= Root }
 
+// Limits of the plain length of a blob in bytes, by its kind (docs/format.md,
+// section 5).
+const (
+	// MaxData bounds the chunks of one blob together, and Params.Max.
+	MaxData = 1 << 20
+	// MaxRecord bounds a record.
+	MaxRecord = 64 << 20
+	// MaxList bounds a block list: 2048 chunks of 1 KiB, the least that
+	// Params.Min may be, need 70 KiB.
+	MaxList = 128 << 10
+	// MaxNode is the length of a node in which no block is zero.
+	MaxNode = 64 + 512*IDSize
+	// MaxRoot is the length of the root of a disk of 64 TiB in which no node is
+	// zero.
+	MaxRoot = 1 + 8 + 65536/8 + 65536*IDSize
+)
+
+// MaxPlain returns the greatest plain length of a blob of kind k in bytes. A
+// reader must not allocate more memory for a blob, because a few stored bytes
+// can claim to be gigabytes.
+func (k Kind) MaxPlain() int64 {
+	switch k {
+	case Data:
+		return MaxData
+	case Record:
+		return MaxRecord
+	case List:
+		return MaxList
+	case Node:
+		return MaxNode
+	case Root:
+		return MaxRoot
+	}
+	return 0
+}
+
 func (k Kind) String() string {
 	switch k {
 	case Data:

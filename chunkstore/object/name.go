@@ -52,16 +52,16 @@ func CheckRange(op, name string, offset, length int64) error {
 
 // Span resolves a range of Store.Get for an object of size bytes. It returns
 // the absolute offset and the number of bytes to read. The error is of class
-// ErrShort.
+// ErrShort, or ErrTooLarge if the range is too long to be read to the end.
 func Span(op, name string, size, offset, length int64) (from, n int64, err error) {
 	switch {
 	case offset < 0:
 		from = max(size+offset, 0)
-		return from, size - from, nil
+		return from, size - from, CheckWhole(op, name, size-from)
 	case offset > size || (length >= 0 && offset+length > size):
 		return 0, 0, &Error{Op: op, Name: name, Class: ErrShort}
 	case length < 0:
-		return offset, size - offset, nil
+		return offset, size - offset, CheckWhole(op, name, size-offset)
 	}
 	return offset, length, nil
 }

@@ -62,7 +62,9 @@ type Store interface {
 	// -offset bytes, or the whole object if that is shorter; so a trailer can
 	// be read if the size is unknown. The result belongs to the caller. If the
 	// object ends before offset+length, the error is ErrShort. Reading to the
-	// end from exactly the end returns no bytes and no error.
+	// end from exactly the end returns no bytes and no error. If more than
+	// MaxWhole(name) bytes would be read to the end, Get reads nothing and the
+	// error is ErrTooLarge.
 	Get(ctx context.Context, name string, offset, length int64) ([]byte, error)
 
 	// GetInto is Get of exactly len(p) bytes from offset >= 0, into p. After an

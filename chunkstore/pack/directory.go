@@ -75,7 +75,7 @@ func OpenDirectory(keys *seal.Keys, header, end []byte) (*Directory, error) {
 		return nil, fmt.Errorf("table of contents: %w", seal.ErrCorrupt)
 	}
 	n := binary.BigEndian.Uint32(plain[1:])
-	if n > 1<<28 {
+	if n > maxTable {
 		return nil, fmt.Errorf("table of contents: %w", seal.ErrCorrupt)
 	}
 	t, err := seal.Decompress(nil, plain[5:], seal.Encoding(plain[0]), int(n))
@@ -170,13 +170,17 @@ func (d *Directory) Find(offset uint32) (*Blob, bool) {
 
 // Open decrypts and decompresses one blob into dst[:0], or into a new slice if
 // dst is too small. The caller must compare the pieces with their IDs. Open
-// overwrites sealed. Unlock must have been called before.
+// overwrites sealed. Unlock must have been called before. A blob that is longer
+// than its kind allows is refused before memory is allocated for it.
 func (d *Directory) Open(dst []byte, b *Blob, sealed []byte) ([]byte, error) {
 	if d.aeads == nil {
 		return nil, errors.New("pack: directory is locked")
 	}
 	if len(sealed) != int(b.Stored) {
 		return nil, fmt.Errorf("%d bytes instead of %d: %w", len(sealed), b.Stored, seal.ErrCorrupt)
+	}
+	if most := b.Kind.MaxPlain(); b.Plain() > most || int64(b.Stored) > most+seal.Overhead {
+		return nil, fmt.Errorf("blob of %v %s of %d bytes, stored in %d, where %d are possible: %w", b.Kind, short(b.Pieces[0].ID), b.Plain(), b.Stored, most, seal.ErrCorrupt)
 	}
 	body, err := d.aeads[b.Part].Open(sealed[:0], seal.Nonce(b.Number), sealed, b.aad())
 	if err != nil {

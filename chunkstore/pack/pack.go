@@ -73,7 +73,7 @@ const (
 	TargetSize = 32 << 20
 	// GroupSize is the maximum number of plain bytes of chunks in one blob, and
 	// MaxGroup is the maximum number of chunks.
-	GroupSize = 1 << 20
+	GroupSize = chunk.MaxData
 	MaxGroup  = 1 << 12
 	// maxPieces bounds the table of a pack that is written.
 	maxPieces = 1 << 15
@@ -81,7 +81,7 @@ const (
 	// Upper bounds for the lengths in a trailer that is not verified yet,
 	// because readers allocate memory of these lengths.
 	maxHeader = headerFixed + maxParts*(2+1<<16)
-	maxTable  = 64 << 20
+	maxTable  = 16 << 20
 )
 
 // Kind determines which blobs a pack contains. Its values are part of the

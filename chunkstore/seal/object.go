@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"strings"
 )
 
@@ -35,7 +36,9 @@ const (
 	objectHeadSize = 157
 	signatureSize  = 64
 	objectMessage  = "xenkeep object 1"
-	maxObjectBody  = 1 << 30
+
+	// ObjectMin is the size of an object with an empty head and no body.
+	ObjectMin = objectHeadSize + signatureSize
 )
 
 // ObjectKind determines the content of a small object. Its values are part of
@@ -67,8 +70,12 @@ type Object struct {
 }
 
 // SealObject seals and signs body, and returns the object's bytes and name.
-// Head remains readable without a key.
+// Head remains readable without a key. A body that readers would refuse is an
+// error.
 func (k *Keys) SealObject(kind ObjectKind, head, body []byte) (data []byte, name string, err error) {
+	if most := maxBody(kind, head); int64(len(body)) > most {
+		return nil, "", fmt.Errorf("an object of kind %d of %d bytes: readers accept %d at most", kind, len(body), most)
+	}
 	data = append(data, objectMagic...)
 	data = binary.BigEndian.AppendUint16(data, Version)
 	data = append(data, byte(kind), 0)
@@ -142,6 +149,10 @@ func ObjectHead(data []byte) (ObjectKind, []byte, error) {
 	return ObjectKind(data[6]), data[objectHeadSize : objectHeadSize+n], nil
 }
 
+// HeadLength returns the length of the plain head of an object that starts with
+// these ObjectMin bytes, which may be wrong.
+func HeadLength(start []byte) int64 { return int64(binary.BigEndian.Uint32(start[153:])) }
+
 // ObjectRepo returns the repository ID in an object, without verifying it.
 // ObjectHead must have accepted data before.
 func ObjectRepo(data []byte) (id RepoID) {
@@ -208,6 +219,87 @@ func (k *Keys) VerifyNamed(kind ObjectKind, name string, data []byte) (*Object, 
 	return nil, fmt.Errorf("%w: %v", ErrJunk, err)
 }
 
+// An ObjectProof verifies an object whose bytes are passed to Add one after
+// another, so that they need not be in memory together.
+type ObjectProof struct {
+	size, at      int64
+	start, end    []byte // the first ObjectMin bytes, and the signature
+	whole, signed hash.Hash
+}
+
+// NewObjectProof returns a proof for an object of size bytes.
+func NewObjectProof(size int64) *ObjectProof {
+	return &ObjectProof{size: size, whole: sha256.New(), signed: sha256.New()}
+}
+
+// Add adds the next bytes of the object.
+func (p *ObjectProof) Add(b []byte) {
+	if n := ObjectMin - len(p.start); n > 0 {
+		p.start = append(p.start, b[:min(n, len(b))]...)
+	}
+	_, _ = p.whole.Write(b)
+	body := min(max(p.size-signatureSize-p.at, 0), int64(len(b)))
+	_, _ = p.signed.Write(b[:body])
+	p.end = append(p.end, b[body:]...)
+	p.at += int64(len(b))
+}
+
+// Sum returns the SHA-256 of the bytes that were added.
+func (p *ObjectProof) Sum() [32]byte { return [32]byte(p.whole.Sum(nil)) }
+
+// Verify verifies what Keys.VerifyNamed verifies except for the name, when all
+// bytes were added.
+func (p *ObjectProof) Verify(k *Keys, kind ObjectKind) error {
+	if p.at != p.size || p.size < ObjectMin || string(p.start[:4]) != objectMagic {
+		return fmt.Errorf("%w: not an object of a repository", ErrJunk)
+	}
+	if !bytes.Equal(p.start[8:24], k.Repo[:]) {
+		return fmt.Errorf("%w: %v", ErrJunk, ErrForeign)
+	}
+	cert := Cert(p.start[24:])
+	if err := k.Verify(&cert, append([]byte(objectMessage), p.signed.Sum(nil)...), p.end); err != nil {
+		return fmt.Errorf("%w: %v", ErrJunk, err)
+	}
+	if v := binary.BigEndian.Uint16(p.start[4:]); v > Version {
+		return fmt.Errorf("format %d: %w", v, ErrNewer)
+	}
+	if got := ObjectKind(p.start[6]); got != kind {
+		return fmt.Errorf("%w: object of kind %d instead of %d", ErrJunk, got, kind)
+	}
+	if k.Refuses(cert.Writer(), p.Sum()) {
+		return fmt.Errorf("writer %s: %w", cert.Writer(), ErrRevoked)
+	}
+	return nil
+}
+
+// Limits of the body of an object before it is compressed (docs/format.md,
+// section 6).
+const (
+	maxSmallBody     = 16 << 20
+	maxCatalogueBody = 64 << 20
+	maxListBody      = 1 << 30
+
+	// indexPackBody is the greatest length of the part of an index object that
+	// describes one pack: 32768 pieces, each in a blob of its own.
+	indexPackBody = 12 + 32768*(4+2+16)
+)
+
+// maxBody returns the greatest length of the body of an object with this head.
+func maxBody(kind ObjectKind, head []byte) int64 {
+	switch kind {
+	case KindIndex:
+		if len(head) < 20 {
+			return 0
+		}
+		return min(maxListBody, int64(binary.BigEndian.Uint32(head[16:]))*indexPackBody)
+	case KindReference, KindCondemned, KindDamage, KindRevoked:
+		return maxListBody
+	case KindCatalogue:
+		return maxCatalogueBody
+	}
+	return maxSmallBody
+}
+
 // OpenObject verifies and decrypts an object that must be of kind.
 func (k *Keys) OpenObject(kind ObjectKind, data []byte) (*Object, error) {
 	o, err := k.VerifyObject(kind, data)
@@ -230,7 +322,7 @@ func (k *Keys) decrypt(o *Object, data []byte) error {
 		return fmt.Errorf("body: %w", ErrCorrupt)
 	}
 	n := binary.BigEndian.Uint32(plain[1:])
-	if n > maxObjectBody {
+	if int64(n) > maxBody(o.Kind, o.Head) {
 		return fmt.Errorf("body of %d bytes: %w", n, ErrCorrupt)
 	}
 	o.Body, err = Decompress(nil, plain[5:], Encoding(plain[0]), int(n))

@@ -129,7 +129,7 @@ func hint(err error) string {
 		return "name the VM by its present name, or by its UUID"
 	case errors.Is(err, repo.ErrNoSnapshot), errors.Is(err, repo.ErrAmbiguous):
 		return "xenkeep snapshots lists what there is"
-	case errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
+	case errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing), errors.Is(err, object.ErrTooLarge):
 		return "xenkeep check --read-data tells what is damaged and what is sound"
 	}
 	return ""

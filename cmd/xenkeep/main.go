@@ -79,7 +79,7 @@ func exitCode(err error) int {
 		return exitWrongSecret
 	case errors.Is(err, seal.ErrNoDataKey):
 		return exitWriteOnly
-	case errors.Is(err, errDamage), errors.Is(err, prune.ErrUnreadable), errors.Is(err, repo.ErrRevocation), errors.Is(err, job.ErrCBTMissedChange), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing):
+	case errors.Is(err, errDamage), errors.Is(err, prune.ErrUnreadable), errors.Is(err, repo.ErrRevocation), errors.Is(err, job.ErrCBTMissedChange), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing), errors.Is(err, object.ErrTooLarge):
 		return exitDamage
 	case errors.As(err, &blob) && (errors.Is(err, object.ErrNotFound) || errors.Is(err, object.ErrShort) || errors.Is(err, seal.ErrForeign)):
 		return exitDamage // a pack that is gone, or another in its place

@@ -128,16 +128,12 @@ func (k *keyless) small(ctx context.Context) error {
 	g.SetLimit(max(2, k.objects.Traits().Parallel))
 	for _, s := range all {
 		g.Go(func() error {
-			data, err := k.objects.Get(ctx, s.name, 0, -1)
+			err := k.object(ctx, s.folder, s.name)
 			switch {
-			case errors.Is(err, object.ErrNotFound):
-				return nil // deleted meanwhile
-			case err != nil && (ctx.Err() != nil || object.Retriable(err)):
+			case err == nil || errors.Is(err, object.ErrNotFound): // deleted meanwhile
+			case ctx.Err() != nil || object.Retriable(err):
 				return err
-			case err == nil:
-				err = k.object(s.folder, s.name, data)
-			}
-			if err != nil {
+			default:
 				k.add(kindOf(err), s.name, "", err)
 			}
 			return nil
@@ -146,19 +142,27 @@ func (k *keyless) small(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (k *keyless) object(folder, name string, data []byte) error {
-	if err := seal.CheckName(name, data); err != nil {
-		return err
+// head reads and verifies an object, as far as that is possible, and returns its
+// kind and plain head. full is false if a write-only key signed it.
+func (k *keyless) head(ctx context.Context, folder, name string) (kind seal.ObjectKind, head []byte, full bool, err error) {
+	if k.keys == nil {
+		kind, head, err = chunkstore.ReadSmallHead(ctx, k.objects, name)
+		return kind, head, true, err
 	}
-	full := true
-	if k.keys != nil {
-		o, err := k.keys.VerifyNamed(kinds[folder], name, data)
-		if err != nil {
-			return err
-		}
-		full = o.Cert.Role() == seal.Full
+	data, err := chunkstore.ReadSmall(ctx, k.objects, k.keys, kinds[folder], name)
+	if err != nil {
+		return 0, nil, false, err
 	}
-	kind, head, err := seal.ObjectHead(data)
+	o, err := k.keys.VerifyNamed(kinds[folder], name, data)
+	if err != nil {
+		return 0, nil, false, err
+	}
+	return o.Kind, o.Head, o.Cert.Role() == seal.Full, nil
+}
+
+// object verifies an object and records the information in its plain head.
+func (k *keyless) object(ctx context.Context, folder, name string) error {
+	kind, head, full, err := k.head(ctx, folder, name)
 	if err != nil {
 		return err
 	}

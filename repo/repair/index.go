@@ -115,16 +115,16 @@ func (x *indexer) damaged(ctx context.Context, _ []chunkstore.IndexHead) error {
 		if !strings.HasPrefix(p.Object, "index/") || errors.Is(p.Err, seal.ErrNewer) || errors.Is(p.Err, seal.ErrRevoked) || errors.Is(p.Err, seal.ErrForeign) {
 			continue
 		}
-		data, err := x.r.Objects().Get(ctx, p.Object, 0, -1)
+		head, err := chunkstore.ReadPlainHead(ctx, x.r.Objects(), p.Object)
 		if errors.Is(err, object.ErrNotFound) {
 			continue
 		}
-		if err != nil {
+		if err != nil && (ctx.Err() != nil || object.Retriable(err)) {
 			return err
 		}
 		x.old = append(x.old, p.Object)
 		x.res.Findings = append(x.res.Findings, check.Finding{Kind: check.Remade, Object: p.Object, Error: p.Err.Error()})
-		if _, head, err := seal.ObjectHead(data); err == nil {
+		if err == nil {
 			if h, err := chunkstore.ReadIndexHead(head); err == nil {
 				for i := range h.Packs {
 					x.cover(h.Run, h.Packs[i].Pack)

@@ -28,6 +28,7 @@ func Run(t *testing.T, open func(t *testing.T) object.Store) {
 		{"PutThenGet", testPutThenGet},
 		{"Ranges", testRanges},
 		{"Tail", testTail},
+		{"TooLarge", testTooLarge},
 		{"Absent", testAbsent},
 		{"Replace", testReplace},
 		{"BuffersAreNotShared", testBuffers},
@@ -148,6 +149,31 @@ func testRanges(t *testing.T, s object.Store) {
 		wantClass(t, err, object.ErrName)
 	}
 	wantClass(t, s.GetInto(t.Context(), "index/aa", -1, make([]byte, 1)), object.ErrName)
+}
+
+// An object that is larger than any object of its kind is not read to its end.
+// Ranges of it are, because readers choose their length.
+func testTooLarge(t *testing.T, s object.Store) {
+	const name = "config"
+	n := object.MaxWhole(name)
+	data := Bytes(4, int(n)+1)
+	put(t, s, name, data)
+	for _, offset := range []int64{0, -n - 1, -n - 2} {
+		_, err := s.Get(t.Context(), name, offset, -1)
+		wantClass(t, err, object.ErrTooLarge)
+	}
+	for _, offset := range []int64{1, -n} {
+		if p, err := s.Get(t.Context(), name, offset, -1); err != nil || !bytes.Equal(p, data[1:]) {
+			t.Errorf("from %d: %d bytes, %v", offset, len(p), err)
+		}
+	}
+	if p, err := s.Get(t.Context(), name, 0, n+1); err != nil || !bytes.Equal(p, data) {
+		t.Errorf("a range: %d bytes, %v", len(p), err)
+	}
+	put(t, s, name, data[:n])
+	if p, err := s.Get(t.Context(), name, 0, -1); err != nil || !bytes.Equal(p, data[:n]) {
+		t.Errorf("the largest: %d bytes, %v", len(p), err)
+	}
 }
 
 func testTail(t *testing.T, s object.Store) {

@@ -39,9 +39,9 @@ const (
 
 	wireBuffer = 256 << 10
 
-	// trusted is the greatest amount of memory that is allocated in one step on
-	// the basis of a server's Content-Length.
-	trusted = 64 << 20
+	// maxAnswer bounds answers that are not an object's content. The longest of
+	// them is a page of 1000 keys.
+	maxAnswer = 16 << 20
 
 	defaultParallel = 8
 
@@ -163,7 +163,8 @@ func Connect(c Config) (*Store, error) {
 	return s, nil
 }
 
-// clockTransport measures the difference between the server's clock and ours.
+// clockTransport measures the difference between the server's clock and ours,
+// and bounds all answers that are not an object's content.
 type clockTransport struct {
 	inner http.RoundTripper
 	skew  atomic.Int64 // nanoseconds by which the server is ahead
@@ -176,8 +177,40 @@ func (t *clockTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		if at, derr := http.ParseTime(resp.Header.Get("Date")); derr == nil {
 			t.skew.Store(int64(time.Until(at)))
 		}
+		if !isContent(r, resp) {
+			resp.Body = &limitedBody{ReadCloser: resp.Body, left: maxAnswer}
+		}
 	}
 	return resp, err
+}
+
+// isContent reports whether the body of an answer is the content of an object.
+// Its reader bounds it.
+func isContent(r *http.Request, resp *http.Response) bool {
+	if r.Method != http.MethodGet || resp.StatusCode/100 != 2 || resp.ContentLength < 0 {
+		return false
+	}
+	for key := range r.URL.Query() {
+		if key != "versionId" {
+			return false // a listing, or a property of the bucket
+		}
+	}
+	return true
+}
+
+// limitedBody is a body that fails after a number of bytes.
+type limitedBody struct {
+	io.ReadCloser
+	left int
+}
+
+func (b *limitedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errors.New("the server's answer is too long")
+	}
+	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
 }
 
 // Skew returns how far the server's clock was ahead of this machine's when it
@@ -352,15 +385,10 @@ func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length 
 		return nil, err
 	}
 	defer body.Close()
-	if n > trusted && length < 0 {
-		p, err := io.ReadAll(io.LimitReader(body, n))
-		if err == nil && int64(len(p)) < n {
-			err = io.ErrUnexpectedEOF
+	if length < 0 {
+		if err := object.CheckWhole("get", name, n); err != nil {
+			return nil, err
 		}
-		if err != nil {
-			return nil, s.broken(ctx, name, err)
-		}
-		return p, nil
 	}
 	p := make([]byte, n)
 	if _, err := io.ReadFull(body, p); err != nil {
@@ -442,6 +470,9 @@ func (s *Store) request(ctx context.Context, name, id string, offset, length int
 	if err != nil {
 		body.Close()
 		return nil, 0, err
+	}
+	if length > 0 {
+		return body, length, nil // a server that ignores the range sends more
 	}
 	return body, info.Size, nil
 }

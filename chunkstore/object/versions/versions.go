@@ -129,7 +129,7 @@ func (s *Store) Get(ctx context.Context, name string, offset, length int64) ([]b
 
 // worth reports whether an older version may help after an error.
 func (s *Store) worth(name string, named bool, err error) bool {
-	return errors.Is(err, object.ErrNotFound) && s.mayFallBack(name) || named && errors.Is(err, object.ErrShort)
+	return errors.Is(err, object.ErrNotFound) && s.mayFallBack(name) || named && (errors.Is(err, object.ErrShort) || errors.Is(err, object.ErrTooLarge))
 }
 
 // GetInto implements object.Store.
@@ -274,16 +274,39 @@ func Sound(ctx context.Context, k object.Keeper, name string) (object.Version, b
 		return all[0], true, nil
 	}
 	for i := len(all) - 1; i >= 0; i-- {
-		p, err := k.GetVersion(ctx, name, all[i].ID, 0, -1)
+		got, err := sumOf(ctx, k, &all[i])
 		switch {
-		case errors.Is(err, object.ErrNotFound):
+		case errors.Is(err, object.ErrNotFound), errors.Is(err, object.ErrTooLarge):
 		case err != nil:
 			return object.Version{}, false, err
-		case sha256.Sum256(p) == sum:
+		case got == sum:
 			return all[i], true, nil
 		}
 	}
 	return object.Version{}, false, nil
+}
+
+// sumPiece is how many bytes of a large version are in memory at a time.
+const sumPiece = 8 << 20
+
+// sumOf returns the SHA-256 of a version's content.
+func sumOf(ctx context.Context, k object.Keeper, v *object.Version) (sum [32]byte, err error) {
+	if v.Size <= object.MaxWhole(v.Name) {
+		p, err := k.GetVersion(ctx, v.Name, v.ID, 0, -1)
+		return sha256.Sum256(p), err
+	}
+	if v.Size > object.MaxSize(v.Name) {
+		return sum, object.CheckWhole("get", v.Name, v.Size)
+	}
+	h := sha256.New()
+	for at := int64(0); at < v.Size; at += sumPiece {
+		p, err := k.GetVersion(ctx, v.Name, v.ID, at, min(sumPiece, v.Size-at))
+		if err != nil {
+			return sum, err
+		}
+		h.Write(p)
+	}
+	return [32]byte(h.Sum(nil)), nil
 }
 
 // Put implements object.Store.
