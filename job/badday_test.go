@@ -55,7 +55,7 @@ func TestStorageFails(t *testing.T) {
 		w.DropClaims()
 	}
 	w.Backup(w.Options("web"))
-	w.Clean()
+	w.CheckRepository()
 }
 
 // A full repository disk fails the run with a line that says so; nothing is
@@ -74,9 +74,9 @@ func TestRepositoryFull(t *testing.T) {
 	jobtest.SamePool(t, before, w.Sim.Dump())
 	faulty.Heal()
 	w.Reopen()
-	w.Clean()
+	w.CheckRepository()
 	w.Backup(w.Options("web"))
-	w.Clean()
+	w.CheckRepository()
 }
 
 // A repository whose mount is gone is none, and nothing is created in its
@@ -134,7 +134,7 @@ func TestStreamBreaksAnywhere(t *testing.T) {
 	}
 	w.Sim.GC()
 	jobtest.SamePool(t, before, w.Sim.Dump())
-	w.Clean()
+	w.CheckRepository()
 }
 
 // On thick SRs the room for a snapshot is looked at first, and the refusal
@@ -224,7 +224,7 @@ func TestCallsFail(t *testing.T) {
 		}
 	}
 	w.Backup(w.Options("web"))
-	w.Clean()
+	w.CheckRepository()
 }
 
 // A run that ends half-way says which VMs are safe; one that cannot forget says
@@ -257,5 +257,5 @@ func TestPartly(t *testing.T) {
 	}
 	faulty.Heal()
 	w.Reopen()
-	w.Clean()
+	w.CheckRepository()
 }

@@ -356,7 +356,7 @@ func (w *crashWorld) backupAgain(keep backup.Keep) *job.Summary {
 	w.waitIdle()
 	w.Reopen()
 	o := w.Options()
-	o.Selected = w.Chosen("web")
+	o.Selected = w.Requests("web")
 	o.Selected[0].Kinds = w.kinds
 	o.Job, o.Keep, o.UnplugUSB = "crash", keep, w.usb
 	s, err := backup.Run(w.T.Context(), w.Repo, w.Pool, o)
@@ -374,7 +374,7 @@ func (w *crashWorld) backupAgain(keep backup.Keep) *job.Summary {
 	if got := w.RestoredTo(w.Snapshot(s.Snapshots[0].ID), "xvda"); got != jobtest.FileSum(w.T, w.file) {
 		w.T.Error("the disk comes back otherwise")
 	}
-	w.Clean()
+	w.CheckRepository()
 	w.noTasks()
 	return s
 }
@@ -489,7 +489,7 @@ func restoreVM(t *testing.T) operation {
 		w.dropRestored(jobtest.FileSum(t, w.file))
 		w.Sim.GC()
 		jobtest.SamePool(t, before, w.Sim.Dump())
-		w.Clean()
+		w.CheckRepository()
 	}}
 }
 
@@ -595,7 +595,7 @@ func TestTwoRepositories(t *testing.T) {
 	o := w.Options("web")
 	o.Job, o.Keep = "crash", backup.KeepNone
 	w.Backup(o)
-	w.Clean()
+	w.CheckRepository()
 	if now := w.snapshots(); len(now) != 1 || now[0] != theirs[0] {
 		t.Errorf("VM snapshots %v, want %v", now, theirs)
 	}
@@ -613,7 +613,7 @@ func TestTwoRepositories(t *testing.T) {
 	}
 	w.Objects = objects
 	w.Reopen()
-	w.Clean()
+	w.CheckRepository()
 	if got := w.RestoredTo(w.Snapshot("latest"), "xvda"); got != jobtest.FileSum(t, w.file) {
 		t.Error("the disk comes back otherwise")
 	}

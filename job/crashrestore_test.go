@@ -65,7 +65,7 @@ func restoring(w *crashWorld, id, how string, prepared, checked func()) operatio
 		checked()
 		w.Sim.GC()
 		jobtest.SamePool(t, before, w.Sim.Dump())
-		w.Clean()
+		w.CheckRepository()
 	}}
 }
 

@@ -30,7 +30,7 @@ func TestRealImages(t *testing.T) {
 	want := jobtest.FileSum(t, disk)
 	w := jobtest.New(t, xapisim.Config{})
 	at := time.Date(2022, 1, 1, 0, 0, 0, 0, time.UTC)
-	first := w.Snapshot(w.Imported(exchange.ImportOptions{Name: "disk", Date: at}, disk).Snapshots[0].ID)
+	first := w.Snapshot(w.Import(exchange.ImportOptions{Name: "disk", Date: at}, disk).Snapshots[0].ID)
 	if v, err := browse.Verify(t.Context(), w.Repo, first, ""); err != nil || v.Bad != 0 || len(v.Findings) != 6 {
 		t.Errorf("verify: %+v, %v", v, err)
 	}
@@ -51,7 +51,7 @@ func TestRealImages(t *testing.T) {
 				continue
 			}
 		}
-		s := w.Snapshot(w.Imported(exchange.ImportOptions{Name: name, Date: at.AddDate(0, 0, i+1)}, out).Snapshots[0].ID)
+		s := w.Snapshot(w.Import(exchange.ImportOptions{Name: name, Date: at.AddDate(0, 0, i+1)}, out).Snapshots[0].ID)
 		if s.Disks[0].Root != first.Disks[0].Root || s.Disks[0].Counts.New != 0 {
 			t.Errorf("%s: another disk came back: %+v", name, s.Disks[0])
 		}

@@ -74,7 +74,7 @@ func TestDayAfterDay(t *testing.T) {
 			}
 		}
 	}
-	w.Clean()
+	w.CheckRepository()
 	// Except for the bases, the pool is unchanged.
 	s := w.Backup(func() backup.Options { o := w.Options("web"); o.Keep = backup.KeepNone; return o }())
 	_ = s
@@ -162,9 +162,9 @@ func TestExportFailures(t *testing.T) {
 			if err != nil || len(all)+len(bad) > 0 {
 				t.Fatal(all, bad, err)
 			}
-			w.Clean()
+			w.CheckRepository()
 			w.Backup(w.Options("web"))
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }
@@ -346,7 +346,7 @@ func TestRunsWithoutAJob(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Backup(both)
-	w.Clean()
+	w.CheckRepository()
 }
 
 // Ctrl-C at any call of the pool leaves it unchanged.
@@ -371,5 +371,5 @@ func TestInterrupted(t *testing.T) {
 		jobtest.SamePool(t, before, w.Sim.Dump())
 	}
 	w.Backup(w.Options("web"))
-	w.Clean()
+	w.CheckRepository()
 }

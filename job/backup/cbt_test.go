@@ -60,7 +60,7 @@ func TestTrackedDays(t *testing.T) {
 			t.Errorf("day %d comes back otherwise", i)
 		}
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 // If tracking cannot be used or trusted, the disk is read by another method, with the
@@ -136,7 +136,7 @@ func TestUntracked(t *testing.T) {
 			if got := w.RestoredTo(w.Snapshot(s.Snapshots[0].ID), "xvda"); got != jobtest.FileSum(t, file) {
 				t.Error("the disk comes back otherwise")
 			}
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }
@@ -187,7 +187,7 @@ func TestGrownDisk(t *testing.T) {
 					t.Errorf("day %d comes back otherwise", day)
 				}
 			}
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }
@@ -220,6 +220,6 @@ func TestDiskOfTwoVMs(t *testing.T) {
 				t.Errorf("night %d: %d bases of the disk", night, n)
 			}
 		}
-		w.Clean()
+		w.CheckRepository()
 	}
 }

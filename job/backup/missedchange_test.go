@@ -40,7 +40,7 @@ func TestStorageRevert(t *testing.T) {
 	if got := w.RestoredTo(w.Snapshot(s.Snapshots[0].ID), "xvda"); got != jobtest.FileSum(t, file) {
 		t.Error("the disk comes back otherwise")
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 // If tracking missed a change, the blocks that the last backup found changed reveal
@@ -96,7 +96,7 @@ func TestTrackingLies(t *testing.T) {
 	if got := w.RestoredTo(w.Snapshot(last.Snapshots[0].ID), "xvda"); got != jobtest.FileSum(t, next) {
 		t.Error("the last day comes back otherwise")
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 // A VM that is reverted between the plan and the VM snapshot has no base in this
@@ -118,7 +118,7 @@ func TestRevertedMeanwhile(t *testing.T) {
 			t.Errorf("backup %d: the disk comes back otherwise", i)
 		}
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 // If the pool cannot enable tracking because of the remains of earlier tracking, our
@@ -152,7 +152,7 @@ func TestTrackingRepaired(t *testing.T) {
 	if got := w.RestoredTo(w.Snapshot(s.Snapshots[0].ID), "xvda"); got != jobtest.FileSum(t, next) {
 		t.Error("the disk comes back otherwise")
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 // A broken list of changes costs one full read; the backup of the next day has its
@@ -179,7 +179,7 @@ func TestTrackingBrokenOnce(t *testing.T) {
 			if got := w.RestoredTo(w.Snapshot(s.Snapshots[0].ID), "xvda"); got != jobtest.FileSum(t, file) {
 				t.Error("the disk comes back otherwise")
 			}
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }
@@ -215,7 +215,7 @@ func TestFullOverNBD(t *testing.T) {
 				t.Error("the disk comes back otherwise")
 			}
 			w.Bases()
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }
@@ -253,7 +253,7 @@ func TestLimits(t *testing.T) {
 			if took := time.Since(start); took < least || bytes < rate/2 {
 				t.Errorf("%d bytes took %v, want %v at least", bytes, took, least)
 			}
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }

@@ -43,5 +43,5 @@ func TestInterruptedBackupLeavesNBDAlive(t *testing.T) {
 	if d := w.Backup(o).Snapshots[0].Disks[0]; d.Transport != "nbd" {
 		t.Errorf("the next backup reads by %s (%s)", d.Transport, d.Reason)
 	}
-	w.Clean()
+	w.CheckRepository()
 }

@@ -79,7 +79,7 @@ func TestKinds(t *testing.T) {
 			}
 			o := w.Options()
 			o.Keep = backup.KeepNone
-			o.Selected = w.Chosen("web")
+			o.Selected = w.Requests("web")
 			o.Selected[0].Kinds = c.kinds
 			before := w.Sim.Dump()
 			for _, f := range c.faults {
@@ -109,7 +109,7 @@ func TestKinds(t *testing.T) {
 					t.Errorf("%v stays", v["name_label"])
 				}
 			}
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }
@@ -142,7 +142,7 @@ func TestQuiesceManyDisks(t *testing.T) {
 		}
 		w := jobtest.New(t, xapisim.Config{Version: version, VMs: []xapisim.VMConfig{vm}})
 		o := w.Options()
-		o.Selected = w.Chosen("web")
+		o.Selected = w.Requests("web")
 		o.Selected[0].Kinds = []vmplan.Kind{vmplan.KindQuiesced}
 		f, err := backup.NewPreview(t.Context(), w.Repo, w.Pool, o)
 		if err != nil {
@@ -165,7 +165,7 @@ func TestQuiesceManyDisks(t *testing.T) {
 				t.Errorf("%s: %v, hint %q", what, err, job.HintOf(err))
 			}
 		}
-		w.Clean()
+		w.CheckRepository()
 	}
 }
 
@@ -173,7 +173,7 @@ func TestQuiesceManyDisks(t *testing.T) {
 func TestCheckpointMemory(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web")
 	o := w.Options()
-	o.Selected = w.Chosen("web")
+	o.Selected = w.Requests("web")
 	o.Selected[0].Kinds = []vmplan.Kind{vmplan.KindCheckpoint}
 	for range 2 {
 		s := w.Snapshot(w.Backup(o).Snapshots[0].ID)
@@ -200,7 +200,7 @@ func TestCheckpointMemory(t *testing.T) {
 	if err != nil || len(res.Disks) < 1 {
 		t.Errorf("restore: %+v %v", res, err)
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 // The next run starts a VM that a killed run shut down; it does not touch clones of
@@ -259,7 +259,7 @@ func TestLeaveOut(t *testing.T) {
 		}}}})
 		o := w.Options()
 		o.Keep = backup.KeepNone
-		o.Selected = w.Chosen("web")
+		o.Selected = w.Requests("web")
 		o.Selected[0].Kinds = []vmplan.Kind{c.kind}
 		o.Selected[0].Leave = map[string]string{w.Sim.Ready().VMs[0].Disks[1].VDI: "its name contains [NOBAK]"}
 		for range 2 {
@@ -315,7 +315,7 @@ func TestDatabase(t *testing.T) {
 	if err != nil || !strings.HasPrefix(string(p), "<?xml") && !strings.HasPrefix(string(p), "<database") || !strings.HasSuffix(strings.TrimSpace(string(p)), "</database>") {
 		t.Errorf("dump %.40q %v", p, err)
 	}
-	w.Clean()
+	w.CheckRepository()
 
 	w = jobtest.NightPool(t, xapisim.Config{RollingUpgrade: true}, "web")
 	o = w.Options("web")
@@ -330,7 +330,7 @@ func TestDatabase(t *testing.T) {
 func TestQueue(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "a", "b", "c", "d")
 	o := w.Options()
-	o.Selected, o.VMConcurrency, o.Retries = w.Chosen("c", "a", "d", "b"), 1, 1
+	o.Selected, o.VMConcurrency, o.Retries = w.Requests("c", "a", "d", "b"), 1, 1
 	var order []string
 	fails := map[string]int{"c": 1, "a": 5}
 	o.VMBefore = func(_ context.Context, name, uuid string) error {
@@ -388,7 +388,7 @@ func TestQueue(t *testing.T) {
 	if s, err = backup.Run(t.Context(), w.Repo, w.Pool, o); !errors.Is(err, job.ErrMissed) || s.Status != "skipped" || len(s.Skipped) != 4 {
 		t.Errorf("%v %+v", err, s)
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 // slowPuts is a store that writes packs slowly.

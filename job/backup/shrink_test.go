@@ -137,7 +137,7 @@ func TestEmptiedDisk(t *testing.T) {
 			}
 			o.AllowShrink = job.ShrinkAny
 			w.Backup(o)
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }

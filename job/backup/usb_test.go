@@ -50,9 +50,9 @@ func TestUnplugUSB(t *testing.T) {
 			}
 			before := w.VM("web").PowerState
 			o := w.Options()
-			o.Keep, o.UnplugUSB, o.Selected = backup.KeepNone, !c.off, w.Chosen("web")
+			o.Keep, o.UnplugUSB, o.Selected = backup.KeepNone, !c.off, w.Requests("web")
 			o.Selected[0].Kinds = c.kinds
-			forecast, ferr := w.Foresee(o)
+			forecast, ferr := w.Preview(o)
 			for _, f := range c.faults {
 				w.Sim.Fault(f)
 			}
@@ -74,7 +74,7 @@ func TestUnplugUSB(t *testing.T) {
 				t.Errorf("the VM is %s and was %s", now, before)
 			}
 			w.HasUSB(c.attached, "dongle", "stick")
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }

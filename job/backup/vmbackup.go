@@ -488,7 +488,7 @@ func (v *vmBackup) transfer(ctx context.Context, d *vmplan.DiskPlan, snap xapi.V
 	m := v.meter(d, total)
 	defer m.Done()
 	done := v.timer.disk(v.b.o.Now())
-	res, err := v.run.Disk(ctx, &transfer.Exported{Source: src, E: e}, backup.DiskOptions{
+	res, err := v.run.Disk(ctx, &transfer.ExportSource{Source: src, E: e}, backup.DiskOptions{
 		Size: size, Base: base.root, Delta: delta, Progress: job.CountingCallback(m),
 	})
 	done(v.b.o.Now(), res.Waited)

@@ -428,7 +428,7 @@ func (s *selfTest) export(ctx context.Context, vdi xapi.VDI, format string, base
 			return 0, "", transfer.PoolError(err)
 		}
 	}
-	n, err = s.compare(ctx, &transfer.Exported{Source: src, E: e}, version, !base.IsNull() && base != "")
+	n, err = s.compare(ctx, &transfer.ExportSource{Source: src, E: e}, version, !base.IsNull() && base != "")
 	return n, "every byte is equal", err
 }
 

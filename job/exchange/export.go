@@ -172,7 +172,7 @@ func (x *exporter) prepare(ctx context.Context, file string) (writer, error) {
 			if err := f.Truncate(im.Size()); err != nil {
 				return err
 			}
-			return x.run(ctx, im, d, &transfer.BehindFile{File: f}, restore.Options{})
+			return x.run(ctx, im, d, &transfer.WriteBehindFile{File: f}, restore.Options{})
 		}, nil
 	case FormatVHD:
 		return x.prepareVHD(ctx, im, d, file)

@@ -267,7 +267,7 @@ func TestExportRefusals(t *testing.T) {
 func TestExportXVAOfCheckpoint(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web")
 	o := w.Options()
-	o.Selected = w.Chosen("web")
+	o.Selected = w.Requests("web")
 	o.Selected[0].Kinds = []vmplan.Kind{vmplan.KindCheckpoint}
 	s := w.Snapshot(w.Backup(o).Snapshots[0].ID)
 	file := filepath.Join(w.Dir, "web.xva")

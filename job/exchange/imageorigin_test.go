@@ -45,7 +45,7 @@ func TestTwoImagesAreTwoVMs(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	when := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	one, two := twins(t, w.Dir, when)
-	sum := w.Imported(exchange.ImportOptions{}, one, two)
+	sum := w.Import(exchange.ImportOptions{}, one, two)
 	if len(sum.Snapshots) != 2 || sum.Snapshots[0].VMUUID == sum.Snapshots[1].VMUUID || sum.Snapshots[0].VMName != "disk.raw" {
 		t.Fatalf("%+v", sum)
 	}
@@ -63,7 +63,7 @@ func TestTwoImagesAreTwoVMs(t *testing.T) {
 	if err := os.Symlink(filepath.Dir(one), link); err != nil {
 		t.Fatal(err)
 	}
-	if again := w.Imported(exchange.ImportOptions{}, one, two, filepath.Join(link, "disk.raw")); len(again.Snapshots) != 0 || len(again.Warnings) != 3 {
+	if again := w.Import(exchange.ImportOptions{}, one, two, filepath.Join(link, "disk.raw")); len(again.Snapshots) != 0 || len(again.Warnings) != 3 {
 		t.Errorf("again: %+v", again)
 	}
 	// Another content in its place, with its size and date.
@@ -74,7 +74,7 @@ func TestTwoImagesAreTwoVMs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	changed := w.Imported(exchange.ImportOptions{}, one)
+	changed := w.Import(exchange.ImportOptions{}, one)
 	if len(changed.Snapshots) != 1 || w.RestoredTo(w.Snapshot(changed.Snapshots[0].ID), "disk.raw") != jobtest.FileSum(t, two) {
 		t.Errorf("changed: %+v", changed)
 	}
@@ -82,12 +82,12 @@ func TestTwoImagesAreTwoVMs(t *testing.T) {
 	if err := os.Chtimes(one, when.Add(time.Hour), when); err != nil {
 		t.Fatal(err)
 	}
-	if again := w.Imported(exchange.ImportOptions{}, one); len(again.Snapshots) != 0 || len(again.Warnings) != 1 {
+	if again := w.Import(exchange.ImportOptions{}, one); len(again.Snapshots) != 0 || len(again.Warnings) != 1 {
 		t.Errorf("touched: %+v", again)
 	}
 	// One name for both is the user's word: one VM, and nothing is lost.
-	named := w.Imported(exchange.ImportOptions{Name: "server"}, one, two)
-	if one := w.Imported(exchange.ImportOptions{Name: "server"}, two); len(one.Snapshots) != 0 {
+	named := w.Import(exchange.ImportOptions{Name: "server"}, one, two)
+	if one := w.Import(exchange.ImportOptions{Name: "server"}, two); len(one.Snapshots) != 0 {
 		t.Errorf("%+v", one)
 	}
 	// Both files hold the same by now: one snapshot.
@@ -152,8 +152,8 @@ func TestChainsOfOneName(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	a, sumsA := w.ChainOf(filepath.Join(w.Dir, "diskA"), 5, "T1.vhd", "T2.vhd")
 	b, sumsB := w.ChainOf(filepath.Join(w.Dir, "diskB"), 6, "T1.vhd", "T2.vhd", "T3.vhd")
-	w.Imported(exchange.ImportOptions{}, a[0])
-	sum := w.Imported(exchange.ImportOptions{}, b...)
+	w.Import(exchange.ImportOptions{}, a[0])
+	sum := w.Import(exchange.ImportOptions{}, b...)
 	if len(sum.Snapshots) != 3 {
 		t.Fatalf("%+v", sum)
 	}
@@ -168,7 +168,7 @@ func TestChainsOfOneName(t *testing.T) {
 	}
 	check(sum, sumsB)
 	// A chain goes on where it ended.
-	more := w.Imported(exchange.ImportOptions{}, a...)
+	more := w.Import(exchange.ImportOptions{}, a...)
 	if len(more.Snapshots) != 1 {
 		t.Fatalf("%+v", more)
 	}
@@ -244,7 +244,7 @@ func TestChainIsProved(t *testing.T) {
 			continue
 		}
 		o.AssumeChain = true
-		sum = w.Imported(o, files...)
+		sum = w.Import(o, files...)
 		if n := len(sum.Snapshots); n != 1 || len(sum.Warnings) != 2 || w.RestoredTo(w.Snapshot(sum.Snapshots[0].ID), c.name) != sums[1] {
 			t.Errorf("%s, assumed: %+v", c.name, sum)
 		}
@@ -301,7 +301,7 @@ func TestFooterDates(t *testing.T) {
 		}
 		o := exchange.ImportOptions{Name: string(rune('a' + i))}
 		o.Now = func() time.Time { return now }
-		sum := w.Imported(o, files[0])
+		sum := w.Import(o, files[0])
 		if s := w.Snapshot(sum.Snapshots[0].ID); !s.Data.Equal(c.want) || len(sum.Warnings) != c.warned {
 			t.Errorf("%d: %v, want %v; warnings %q", c.seconds, s.Data, c.want, sum.Warnings)
 		}

@@ -44,7 +44,7 @@ func TestImportXVA(t *testing.T) {
 			if err := os.Chtimes(file, when, when); err != nil {
 				t.Fatal(err)
 			}
-			sum := w.Imported(exchange.ImportOptions{}, file)
+			sum := w.Import(exchange.ImportOptions{}, file)
 			s := w.Snapshot(sum.Snapshots[0].ID)
 			// XenServer gives the exported snapshot a UUID of its own.
 			if s.VM.Name == "" || !s.Data.Equal(when) || s.Origin != exchange.OriginImport || len(s.Disks) != 2 || s.Disks[0].Device != "xvda" {
@@ -64,18 +64,18 @@ func TestImportXVA(t *testing.T) {
 				t.Errorf("VM %+v, %v", vm, err)
 			}
 			// Once more is passed over; as an archive of ours it is the same VM.
-			if again := w.Imported(exchange.ImportOptions{}, file); len(again.Snapshots) != 0 || len(again.Warnings) != 1 {
+			if again := w.Import(exchange.ImportOptions{}, file); len(again.Snapshots) != 0 || len(again.Warnings) != 1 {
 				t.Errorf("again: %+v", again)
 			}
 			ours := filepath.Join(w.Dir, "ours.xva")
 			if _, err := exchange.Export(t.Context(), w.Repo, s, ours, nil, exchange.ExportOptions{Format: exchange.FormatXVA}); err != nil {
 				t.Fatal(err)
 			}
-			second := w.Imported(exchange.ImportOptions{Date: when.Add(time.Hour)}, ours)
+			second := w.Import(exchange.ImportOptions{Date: when.Add(time.Hour)}, ours)
 			if d := second.Snapshots[0].Disks; second.Snapshots[0].VMUUID != s.VM.UUID || d[0].New != 0 || d[1].New != 0 {
 				t.Errorf("ours: %+v", second.Snapshots[0])
 			}
-			w.Clean()
+			w.CheckRepository()
 		})
 	}
 }
@@ -88,7 +88,7 @@ func TestImportJoinsPool(t *testing.T) {
 	if _, err := exchange.Export(t.Context(), w.Repo, first, file, nil, exchange.ExportOptions{Format: exchange.FormatXVA}); err != nil {
 		t.Fatal(err)
 	}
-	sum := w.Imported(exchange.ImportOptions{Date: first.Data.Add(-24 * time.Hour)}, file)
+	sum := w.Import(exchange.ImportOptions{Date: first.Data.Add(-24 * time.Hour)}, file)
 	s := w.Snapshot(sum.Snapshots[0].ID)
 	if s.Origin != "pool" || s.Pool != first.Pool || s.VM != first.VM || s.Disks[0].Root != first.Disks[0].Root || s.Disks[0].VDI != first.Disks[0].VDI {
 		t.Errorf("%+v, want as %+v", s, first)
@@ -188,11 +188,11 @@ func TestImportNAUbackup(t *testing.T) {
 	}
 	// One VM's folder, and one backup's: all there.
 	for _, dir := range []string{filepath.Join(tree, "web"), one} {
-		if s := w.Imported(exchange.ImportOptions{}, dir); len(s.Snapshots) != 0 {
+		if s := w.Import(exchange.ImportOptions{}, dir); len(s.Snapshots) != 0 {
 			t.Errorf("%s: imported again", dir)
 		}
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 func TestImportImages(t *testing.T) {
@@ -202,7 +202,7 @@ func TestImportImages(t *testing.T) {
 	if err := os.Chtimes(file, when, when); err != nil {
 		t.Fatal(err)
 	}
-	s := w.Snapshot(w.Imported(exchange.ImportOptions{Name: "srv"}, file).Snapshots[0].ID)
+	s := w.Snapshot(w.Import(exchange.ImportOptions{Name: "srv"}, file).Snapshots[0].ID)
 	if s.VM.UUID != "image:srv" || !s.Data.Equal(when) {
 		t.Errorf("%+v of %v", s.VM, s.Data)
 	}
@@ -220,7 +220,7 @@ func TestImportImages(t *testing.T) {
 		}
 		_ = f.Close()
 		sums = append(sums, jobtest.FileSum(t, file))
-		snaps = append(snaps, w.Snapshot(w.Imported(exchange.ImportOptions{Name: "srv", Date: when.AddDate(0, 0, day+1)}, file).Snapshots[0].ID))
+		snaps = append(snaps, w.Snapshot(w.Import(exchange.ImportOptions{Name: "srv", Date: when.AddDate(0, 0, day+1)}, file).Snapshots[0].ID))
 	}
 	var chain []string
 	for i, x := range snaps {
@@ -233,7 +233,7 @@ func TestImportImages(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sum := w.Imported(exchange.ImportOptions{Name: "chain"}, chain...)
+	sum := w.Import(exchange.ImportOptions{Name: "chain"}, chain...)
 	if len(sum.Snapshots) != 3 {
 		t.Fatalf("%+v", sum)
 	}
@@ -265,7 +265,7 @@ func TestImportImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	fails("no archive", xva.ErrNotXVA, cut)
-	w.Clean()
+	w.CheckRepository()
 }
 
 func TestImportQCOW2(t *testing.T) {
@@ -283,7 +283,7 @@ func TestImportQCOW2(t *testing.T) {
 		}
 	}
 	run("convert", "-c", "-O", "qcow2", raw, file)
-	s := w.Snapshot(w.Imported(exchange.ImportOptions{}, file).Snapshots[0].ID)
+	s := w.Snapshot(w.Import(exchange.ImportOptions{}, file).Snapshots[0].ID)
 	if w.RestoredTo(s, "a.qcow2") != jobtest.FileSum(t, raw) {
 		t.Error("differs")
 	}

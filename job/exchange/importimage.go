@@ -177,7 +177,7 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 		allocated += e.Length
 	}
 	// qemu reads what lies behind the file's end as zeros.
-	return &imported{Source: transfer.Unshrunk(src, f), allocated: allocated, close: func() {
+	return &imported{Source: transfer.CheckLength(src, f), allocated: allocated, close: func() {
 		_ = f.Close()
 		_ = d.Close()
 		_ = src.Close()

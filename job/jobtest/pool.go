@@ -46,7 +46,7 @@ func (w *World) VDI(name string, size int64) xapi.Ref {
 	return ref
 }
 
-func (w *World) There(ref xapi.Ref) bool {
+func (w *World) Exists(ref xapi.Ref) bool {
 	w.T.Helper()
 	_, err := w.Pool.VDI(w.T.Context(), ref)
 	if err != nil && !xapi.IsCode(err, xapi.HandleInvalid) {

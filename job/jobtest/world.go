@@ -108,7 +108,7 @@ func (w *World) Snapshot(id string) *repo.Snapshot {
 	return s
 }
 
-func (w *World) Clean() {
+func (w *World) CheckRepository() {
 	w.T.Helper()
 	r, err := repo.Open(w.T.Context(), w.Objects, repo.Options{Secret: Secret})
 	if err != nil {
@@ -398,7 +398,7 @@ func (w *World) ChainOf(dir string, seed uint64, names ...string) (files, sums [
 			Scribble(w.T, f, 20*MiB, seed*100+uint64(day), 3)
 			_ = f.Close()
 		}
-		s := w.Snapshot(w.Imported(exchange.ImportOptions{Name: dir, Date: when.AddDate(0, 0, day)}, raw).Snapshots[0].ID)
+		s := w.Snapshot(w.Import(exchange.ImportOptions{Name: dir, Date: when.AddDate(0, 0, day)}, raw).Snapshots[0].ID)
 		o := exchange.ExportOptions{Format: exchange.FormatVHD}
 		if day > 0 {
 			o.Base, o.BaseFile = snaps[day-1], names[day-1]
@@ -445,7 +445,7 @@ func (w *World) ExportXVA(vm, file, compression string) {
 	}
 }
 
-func (w *World) Imported(o exchange.ImportOptions, files ...string) *job.Summary {
+func (w *World) Import(o exchange.ImportOptions, files ...string) *job.Summary {
 	w.T.Helper()
 	o.StateDir = w.Dir
 	s, err := exchange.Import(w.T.Context(), w.Repo, files, o)
@@ -465,7 +465,7 @@ func NightPool(t *testing.T, cfg xapisim.Config, names ...string) *World {
 	return New(t, cfg)
 }
 
-func (w *World) Chosen(names ...string) []backup.VMRequest {
+func (w *World) Requests(names ...string) []backup.VMRequest {
 	w.T.Helper()
 	var list []backup.VMRequest
 	for _, n := range names {
@@ -497,7 +497,7 @@ func BackupOf(w *World, vm string) *repo.Snapshot {
 	return s
 }
 
-func (w *World) Foresee(o backup.Options) (*backup.VMPreview, error) {
+func (w *World) Preview(o backup.Options) (*backup.VMPreview, error) {
 	w.T.Helper()
 	f, err := backup.NewPreview(w.T.Context(), w.Repo, w.Pool, o)
 	if err != nil {

@@ -62,17 +62,17 @@ func TestCleanupJudges(t *testing.T) {
 	jobtest.SamePool(t, before, w.Sim.Dump())
 	check(w.Cleanup(lease.CleanupOptions{}))
 	for _, c := range cases {
-		if w.There(refs[c.name]) == (c.action == lease.ActRemove) {
-			t.Errorf("%s: there: %v", c.name, w.There(refs[c.name]))
+		if w.Exists(refs[c.name]) == (c.action == lease.ActRemove) {
+			t.Errorf("%s: there: %v", c.name, w.Exists(refs[c.name]))
 		}
 	}
 	w.Cleanup(lease.CleanupOptions{Foreign: true, OlderThan: 24 * time.Hour})
 	for _, c := range cases {
-		if w.There(refs[c.name]) == (c.action == lease.ActRemove || c.foreign) {
-			t.Errorf("with foreign, %s: there: %v", c.name, w.There(refs[c.name]))
+		if w.Exists(refs[c.name]) == (c.action == lease.ActRemove || c.foreign) {
+			t.Errorf("with foreign, %s: there: %v", c.name, w.Exists(refs[c.name]))
 		}
 	}
-	if !w.There(unmarked) {
+	if !w.Exists(unmarked) {
 		t.Error("a disk without marks was removed")
 	}
 }
@@ -210,7 +210,7 @@ func TestManyAtOnce(t *testing.T) {
 			}
 		}
 	}
-	w.Clean()
+	w.CheckRepository()
 	w.Sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Stall: true, Cut: true, CutAt: 100})
 	o.Keep = backup.KeepNone
 	s, err := backup.Run(t.Context(), w.Repo, w.Pool, o)
@@ -220,7 +220,7 @@ func TestManyAtOnce(t *testing.T) {
 	w.Backup(o)
 	w.Sim.GC()
 	jobtest.SamePool(t, before, w.Sim.Dump())
-	w.Clean()
+	w.CheckRepository()
 }
 
 // A run of many VMs publishes the first snapshots while it reads other VMs.
@@ -257,7 +257,7 @@ func TestPublishBesideReading(t *testing.T) {
 			t.Errorf("%s comes back otherwise", v.VMName)
 		}
 	}
-	w.Clean()
+	w.CheckRepository()
 }
 
 // If two runs of one repository begin with the same VM concurrently, at most one of
@@ -295,7 +295,7 @@ func TestTwoRunsOneVM(t *testing.T) {
 	}
 	w.Sim.GC()
 	jobtest.SamePool(t, before, w.Sim.Dump())
-	w.Clean()
+	w.CheckRepository()
 }
 
 // If a run died after its snapshot was published and before it had cleaned up the
@@ -386,7 +386,7 @@ func TestCleanupOrphanedBases(t *testing.T) {
 			if l := found[base.NameLabel]; l.Role != "base" || l.State != lease.StateDead || l.Action != lease.ActRemove || l.UUID != base.UUID {
 				t.Errorf("%+v", l)
 			}
-			if !w.There(base.Ref) {
+			if !w.Exists(base.Ref) {
 				t.Fatal("a dry run removed it")
 			}
 			// For another repository it is foreign, and recent.
@@ -394,11 +394,11 @@ func TestCleanupOrphanedBases(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := lease.Cleanup(ctx, foreign, w.Pool, lease.CleanupOptions{Foreign: true, OlderThan: time.Hour}); err != nil || !w.There(base.Ref) {
+			if _, err := lease.Cleanup(ctx, foreign, w.Pool, lease.CleanupOptions{Foreign: true, OlderThan: time.Hour}); err != nil || !w.Exists(base.Ref) {
 				t.Fatalf("another repository's cleanup removed a young base: %v", err)
 			}
 			w.Cleanup(lease.CleanupOptions{})
-			if w.There(base.Ref) {
+			if w.Exists(base.Ref) {
 				t.Error("it stays")
 			}
 			if n := w.Bases(); len(n) != 1 {

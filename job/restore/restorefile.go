@@ -96,9 +96,9 @@ func restoreNew(ctx context.Context, im *restore.Image, file string, o restore.O
 		}
 	}()
 	if strings.EqualFold(filepath.Ext(file), ".vhd") {
-		res, err = transfer.WriteVHD(ctx, im, &transfer.BehindFile{File: f}, o)
+		res, err = transfer.WriteVHD(ctx, im, &transfer.WriteBehindFile{File: f}, o)
 	} else if err = f.Truncate(im.Size()); err == nil {
-		res, err = im.Run(ctx, &transfer.BehindFile{File: f}, o)
+		res, err = im.Run(ctx, &transfer.WriteBehindFile{File: f}, o)
 	}
 	if err != nil {
 		return res, err
@@ -123,7 +123,7 @@ func restoreDevice(ctx context.Context, im *restore.Image, file string, o restor
 		return res, fmt.Errorf("%s has %d bytes, the disk %d", file, size, im.Size())
 	}
 	o.Zeros = true
-	if res, err = im.Run(ctx, &transfer.BehindFile{File: f}, o); err != nil {
+	if res, err = im.Run(ctx, &transfer.WriteBehindFile{File: f}, o); err != nil {
 		return res, err
 	}
 	return res, f.Sync()

@@ -109,12 +109,12 @@ func (p *poolRestore) readVDI(ctx context.Context, vdi xapi.VDI) (disk.Source, f
 	if format == xapi.FormatVHD {
 		reader, err := vhd.NewReader(e, vhd.Options{})
 		if err != nil {
-			x := &transfer.Exported{E: e}
-			return nil, nil, errors.Join(x.CutShort(ctx, transfer.PoolError(err)), e.Close(ctx))
+			x := &transfer.ExportSource{E: e}
+			return nil, nil, errors.Join(x.ExplainEnd(ctx, transfer.PoolError(err)), e.Close(ctx))
 		}
 		src = reader
 	}
-	return &transfer.Exported{Source: src, E: e}, func() error { return e.Close(ctx) }, nil
+	return &transfer.ExportSource{Source: src, E: e}, func() error { return e.Close(ctx) }, nil
 }
 
 // verify reads a restored VDI back and compares it with the snapshot.

@@ -17,14 +17,14 @@ import (
 	"xenkeep/xapi"
 )
 
-// Exported is a disk on its way out of a pool: it ends only with the pool's
+// ExportSource is a disk on its way out of a pool: it ends only with the pool's
 // own verdict that the export went well.
-type Exported struct {
+type ExportSource struct {
 	disk.Source
 	E *xapi.Export
 }
 
-func (x *Exported) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
+func (x *ExportSource) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	e, err := x.Source.Next(ctx, buf)
 	if err == io.EOF {
 		if err := x.E.Finish(ctx); err != nil {
@@ -32,15 +32,15 @@ func (x *Exported) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 		}
 		return e, io.EOF
 	}
-	return e, x.CutShort(ctx, PoolError(err))
+	return e, x.ExplainEnd(ctx, PoolError(err))
 }
 
 // verdictWait is how long the pool is waited for to say why it ended an export early.
 const verdictWait = 10 * time.Second
 
-// CutShort finds out why a stream ended before its end: the pool's reason, where it
+// ExplainEnd finds out why a stream ended before its end: the pool's reason, where it
 // has one, in place of what the reader of the format makes of it.
-func (x *Exported) CutShort(ctx context.Context, err error) error {
+func (x *ExportSource) ExplainEnd(ctx context.Context, err error) error {
 	if !errors.Is(err, vhd.ErrTruncated) && !errors.Is(err, io.ErrUnexpectedEOF) || ctx.Err() != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func newImage(f *os.File, raw bool) (*imageFile, error) {
 	if s.sparse && unix.Fstat(int(f.Fd()), &sys) == nil {
 		allocated = min(size, sys.Blocks*512)
 	}
-	return &imageFile{Source: Unshrunk(s, f), f: f, Kind: k, Allocated: allocated}, nil
+	return &imageFile{Source: CheckLength(s, f), f: f, Kind: k, Allocated: allocated}, nil
 }
 
 // RawFile reads a raw image, passing over the holes that the file system knows.
@@ -258,8 +258,8 @@ type wholeFile struct {
 	size int64
 }
 
-// Unshrunk guards a source that reads f. A device has no length that could change.
-func Unshrunk(src disk.Source, f *os.File) disk.Source {
+// CheckLength guards a source that reads f. A device has no length that could change.
+func CheckLength(src disk.Source, f *os.File) disk.Source {
 	st, err := f.Stat()
 	if err != nil || !st.Mode().IsRegular() {
 		return src

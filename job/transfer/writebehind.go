@@ -13,12 +13,12 @@ const (
 	behindSpans = 8       // on their way to the disk
 )
 
-// BehindFile writes a large file without filling the page cache with it: each
+// WriteBehindFile writes a large file without filling the page cache with it: each
 // span is sent to the disk as soon as it is written, and dropped when it is
 // there. A virtual machine often pays more for a new page of cache than for what
 // is written into it, and what else the cache holds is of more use. A file
 // system that knows no such thing works as ever.
-type BehindFile struct {
+type WriteBehindFile struct {
 	*os.File
 	at       int64 // of the next Write
 	from, to int64 // written in between, and not on its way
@@ -29,7 +29,7 @@ type BehindFile struct {
 type fileSpan struct{ from, n int64 }
 
 // WriteAt implements disk.Sink, whose offsets ascend.
-func (b *BehindFile) WriteAt(_ context.Context, p []byte, off int64) error {
+func (b *WriteBehindFile) WriteAt(_ context.Context, p []byte, off int64) error {
 	n, err := b.File.WriteAt(p, off)
 	if err != nil {
 		return err
@@ -38,7 +38,7 @@ func (b *BehindFile) WriteAt(_ context.Context, p []byte, off int64) error {
 }
 
 // Write implements io.Writer.
-func (b *BehindFile) Write(p []byte) (int, error) {
+func (b *WriteBehindFile) Write(p []byte) (int, error) {
 	n, err := b.File.Write(p)
 	if err != nil {
 		return n, err
@@ -47,7 +47,7 @@ func (b *BehindFile) Write(p []byte) (int, error) {
 	return n, b.wrote(b.at-int64(n), int64(n))
 }
 
-func (b *BehindFile) wrote(off, n int64) error {
+func (b *WriteBehindFile) wrote(off, n int64) error {
 	if b.written == 0 {
 		b.from = off
 	}
@@ -73,7 +73,7 @@ func (b *BehindFile) wrote(off, n int64) error {
 
 // sync calls sync_file_range(2). An error of the disk that it tells of is not
 // told again by a later fsync, so it counts.
-func (b *BehindFile) sync(s fileSpan, flags int) error {
+func (b *WriteBehindFile) sync(s fileSpan, flags int) error {
 	err := unix.SyncFileRange(int(b.Fd()), s.from, s.n, flags)
 	switch {
 	case err == nil, errors.Is(err, unix.EINTR), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ESPIPE), errors.Is(err, unix.EOPNOTSUPP):

@@ -23,7 +23,7 @@ func TestBehindFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		clear(want)
-		b := &BehindFile{File: f}
+		b := &WriteBehindFile{File: f}
 		r := rand.New(rand.NewPCG(1, 2))
 		for at := 0; at < size; {
 			n := min(1+r.IntN(3<<20), size-at)
@@ -65,7 +65,7 @@ func TestBehindFileSparse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	b := &BehindFile{File: f}
+	b := &WriteBehindFile{File: f}
 	for i := range int64(100) {
 		if err := b.WriteAt(t.Context(), make([]byte, 4096), i*2*behindSpan); err != nil {
 			t.Fatal(err)
