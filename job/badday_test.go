@@ -19,7 +19,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// Whatever storage call fails, the pool is as it was but for the bases, the
+// If any storage call fails, the pool is unchanged except for the bases, the
 // repository is sound, and the next run succeeds.
 func TestStorageFails(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{NoTLS: true, VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{
@@ -58,8 +58,8 @@ func TestStorageFails(t *testing.T) {
 	w.CheckRepository()
 }
 
-// A full repository disk fails the run with a line that says so; nothing is
-// lost, and once there is room the next run goes on with what was uploaded.
+// If the disk of the repository is full, the run fails with a clear error; nothing is
+// lost, and when there is space again the next run uses the data that were uploaded.
 func TestRepositoryFull(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	faulty := objecttest.NewFaulty(mem.New())
@@ -79,8 +79,8 @@ func TestRepositoryFull(t *testing.T) {
 	w.CheckRepository()
 }
 
-// A repository whose mount is gone is none, and nothing is created in its
-// place.
+// If the mount of a repository is missing, there is no repository, and nothing is
+// created in its place.
 func TestMountGone(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	dir := filepath.Join(t.TempDir(), "repo")
@@ -98,7 +98,7 @@ func TestMountGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web")); !errors.Is(err, object.ErrNoRepository) {
-		t.Errorf("on a mount that is gone: %v", err)
+		t.Errorf("on a missing mount: %v", err)
 	}
 	w.Sim.GC()
 	jobtest.SamePool(t, before, w.Sim.Dump())
@@ -107,7 +107,7 @@ func TestMountGone(t *testing.T) {
 	}
 }
 
-// A stream that ends or breaks at any byte is never taken for a disk.
+// A stream that ends or breaks at any byte is never stored as a disk.
 func TestStreamBreaksAnywhere(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{VMs: []xapisim.VMConfig{{Name: "web", Disks: []string{
 		jobtest.Image(t, filepath.Join(t.TempDir(), "a.img"), 6*jobtest.MiB, 1, 10)}}}})
@@ -119,7 +119,7 @@ func TestStreamBreaksAnywhere(t *testing.T) {
 	for i, n := range at {
 		for _, embedded := range []bool{false, true} {
 			if !embedded && i%5 != 0 {
-				continue // the pool's task stays pending, and waiting for it takes a while
+				continue // the pool's task stays pending, and waiting for it takes long
 			}
 			w.Sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Cut: true, CutAt: n, Embedded: embedded, Times: -1, Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}})
 			s, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("web"))
@@ -137,8 +137,8 @@ func TestStreamBreaksAnywhere(t *testing.T) {
 	w.CheckRepository()
 }
 
-// On thick SRs the room for a snapshot is looked at first, and the refusal
-// gives the figures; no base is kept there unless asked for.
+// On thick SRs the space for a snapshot is checked first, and the error contains the
+// sizes; a base is kept there only on request.
 func TestThick(t *testing.T) {
 	dir := t.TempDir()
 	disk := jobtest.Image(t, filepath.Join(dir, "a.img"), 24*jobtest.MiB, 1, 10)
@@ -172,7 +172,7 @@ func TestThick(t *testing.T) {
 	}
 }
 
-// A raw LVM volume fails its VM before anything is done, and a restore to one
+// A raw LVM volume fails its VM before the pool is changed, and a restore to one
 // writes its zeros.
 func TestRawVolumes(t *testing.T) {
 	dir := t.TempDir()
@@ -189,7 +189,7 @@ func TestRawVolumes(t *testing.T) {
 	jobtest.SamePool(t, before, w.Sim.Dump())
 }
 
-// Failures of the calls around a backup leave nothing behind.
+// If calls before or after a backup fail, nothing remains on the pool.
 func TestCallsFail(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	before := w.Sim.Dump()
@@ -227,8 +227,8 @@ func TestCallsFail(t *testing.T) {
 	w.CheckRepository()
 }
 
-// A run that ends half-way says which VMs are safe; one that cannot forget says
-// so, and that the backup is good.
+// A run that ends half-way reports which VMs are safe; a run that cannot apply
+// retention reports that, and that the backup is good.
 func TestPartly(t *testing.T) {
 	dir := t.TempDir()
 	w := jobtest.New(t, xapisim.Config{VMs: []xapisim.VMConfig{

@@ -8,15 +8,16 @@ import (
 	"xenkeep/repo/copy"
 )
 
-// CopyPlan is a copy of snapshots between repositories that can be looked at
-// before it is done.
+// CopyPlan is a planned copy of snapshots to another repository, which can be examined
+// before it is executed.
 type CopyPlan struct {
 	*copy.Plan
 	to *repo.Repository
 	c  Common
 }
 
-// PlanCopy plans a copy as a run of this machine.
+// PlanCopy plans a copy, as a run on this machine, of the snapshots for which pick
+// returns true.
 func PlanCopy(ctx context.Context, from, to *repo.Repository, c Common, pick func(*repo.Snapshot) bool) (*CopyPlan, error) {
 	c.Defaults()
 	p, err := copy.New(ctx, from, to, copy.Options{
@@ -29,7 +30,8 @@ func PlanCopy(ctx context.Context, from, to *repo.Repository, c Common, pick fun
 	return &CopyPlan{Plan: p, to: to, c: c}, err
 }
 
-// Execute copies, and drops the claims of runs of this machine that are dead.
+// Execute copies the snapshots, and drops the claims of dead runs of this machine. It
+// returns the duration, too.
 func (p *CopyPlan) Execute(ctx context.Context) (*copy.Result, time.Duration, error) {
 	started := p.c.Now()
 	claims, _, err := p.to.Claims(ctx)

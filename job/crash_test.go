@@ -32,13 +32,13 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// The crash matrix: a child process makes a backup or a restore and is killed,
-// by SIGKILL, after each of its calls and in the midst of transfers. A sample
-// of it runs by default, more with XENKEEP_CRASH=200, all with XENKEEP_CRASH=all.
+// The crash matrix: a child process makes a backup or a restore and is killed, by
+// SIGKILL, after each of its calls and in the middle of transfers. By default a sample
+// of the cases runs; XENKEEP_CRASH=200 selects more, XENKEEP_CRASH=all all of them.
 
 const childEnv = "XENKEEP_CRASH_CHILD"
 
-// childTask is what a child process is to do.
+// childTask is the task of a child process.
 type childTask struct {
 	URL, User, Password string
 	Repository, State   string
@@ -46,10 +46,10 @@ type childTask struct {
 	Kinds               []vmplan.Kind
 	UnplugUSB           bool
 	Restore             string // snapshot; empty for a backup
-	How                 string // of a restore: see restoreBy
+	How                 string // the kind of restore: see restoreBy
 	SR                  string
 	SelfTest            string // SR of a self-test; empty for none
-	Storage             int    // the storage call before which it kills itself; -1 for none
+	Storage             int    // storage call before which it kills itself; -1 for none
 }
 
 func TestMain(m *testing.M) {
@@ -119,8 +119,8 @@ func child(text string) (calls int, err error) {
 	return objects.Calls(objecttest.Any) - before, err
 }
 
-// killProxy is a proxy before the pool that kills a process once so many answers
-// and MiB have passed: before it hands on what comes next.
+// killProxy is a proxy to the pool that kills a process after a number of answers and
+// MiB, before it passes the next one on.
 type killProxy struct {
 	t      *testing.T
 	l      net.Listener
@@ -131,10 +131,10 @@ type killProxy struct {
 	events int
 	bytes  int
 	victim *os.Process
-	strike func(*os.Process) // what it does in place of killing
+	strike func(*os.Process) // called instead of killing
 
-	mayFail bool   // a child that ends with an error is no failure of the test
-	failed  string // what the last one said
+	mayFail bool   // the child may end with an error
+	failed  string // error of the last child that failed
 }
 
 func newKiller(t *testing.T, to string) *killProxy {
@@ -235,8 +235,8 @@ func (k *killProxy) passed(n int, answer bool) {
 	}
 }
 
-// run runs a child until its end, or until event at, and returns the events
-// and storage calls there were.
+// run runs a child until its end, or until event at, and returns the number of events
+// and storage calls.
 func (k *killProxy) run(o childTask, at int) (events, calls int, killed bool) {
 	k.t.Helper()
 	o.URL = "http://" + k.l.Addr().String()
@@ -273,8 +273,8 @@ func (k *killProxy) run(o childTask, at int) (events, calls int, killed bool) {
 	return k.events, calls, killed
 }
 
-// sampled gives about n of the numbers from 1 to total; XENKEEP_CRASH may ask
-// for another number, or for all.
+// sampled returns about n of the numbers from 1 to total; XENKEEP_CRASH may select
+// another number, or all.
 func sampled(total, n int) []int {
 	switch text := os.Getenv("XENKEEP_CRASH"); text {
 	case "":
@@ -329,7 +329,7 @@ func (w *crashWorld) order(keep backup.Keep) childTask {
 	}
 }
 
-// waitIdle waits until the pool has ended what the killed process had begun.
+// waitIdle waits until the pool has completed the operations of the killed process.
 func (w *crashWorld) waitIdle() {
 	w.T.Helper()
 	for range 500 {
@@ -349,8 +349,8 @@ func (w *crashWorld) waitIdle() {
 	w.T.Fatal("the pool does not come to rest")
 }
 
-// backupAgain runs a backup in this process, which must succeed, and checks what it
-// saved.
+// backupAgain runs a backup in this process, which must succeed, and checks its
+// snapshot.
 func (w *crashWorld) backupAgain(keep backup.Keep) *job.Summary {
 	w.T.Helper()
 	w.waitIdle()
@@ -392,8 +392,8 @@ func (w *crashWorld) noTasks() {
 	}
 }
 
-// sweep kills a child at events of the pool, then at storage calls, and looks
-// what holds after each time.
+// sweep kills a child at events of the pool, then at storage calls, and checks the
+// invariants after each.
 func (op operation) sweep(n int) {
 	w := op.w
 	w.T.Helper()
@@ -421,13 +421,13 @@ func (op operation) sweep(n int) {
 	}
 }
 
-// operation is what a child does while things go wrong, and what must hold
-// afterwards.
+// operation is the operation of a child in the matrices, and the invariants that must
+// hold afterwards.
 type operation struct {
 	w       *crashWorld
 	prepare func() childTask
 	after   func()
-	crash   bool // the pool need not be as it was: its host may crash
+	crash   bool // the pool may differ from before: its host may crash
 }
 
 func fullBackup(t *testing.T) operation {
@@ -501,8 +501,7 @@ func TestCrashTracked(t *testing.T) { incremental(t, xapisim.NBDTLS, "cbt").swee
 
 func TestCrashRestore(t *testing.T) { restoreVM(t).sweep(12) }
 
-// dropRestored removes the VMs called "back", of which there are one or two,
-// each whole.
+// dropRestored removes the VMs called "back". There must be one or two, each complete.
 func (w *crashWorld) dropRestored(sum string) {
 	w.T.Helper()
 	ctx := w.T.Context()
@@ -518,7 +517,7 @@ func (w *crashWorld) dropRestored(sum string) {
 		n++
 		for k := range vm.OtherConfig {
 			if strings.HasPrefix(k, "xenkeep:") {
-				w.T.Errorf("the VM bears the mark %s", k)
+				w.T.Errorf("the VM has the mark %s", k)
 			}
 		}
 		var vdis []xapi.VDI
@@ -535,7 +534,7 @@ func (w *crashWorld) dropRestored(sum string) {
 				w.T.Fatal(err)
 			}
 			if len(v.OtherConfig) > 0 {
-				w.T.Errorf("the disk bears %v", v.OtherConfig)
+				w.T.Errorf("the disk has the marks %v", v.OtherConfig)
 			}
 			if w.VolumeSum(v.UUID, int64(v.VirtualSize)) != sum {
 				w.T.Error("the restored disk differs")
@@ -558,9 +557,9 @@ func (w *crashWorld) dropRestored(sum string) {
 	}
 }
 
-// Two processes back one VM up into two repositories; one is killed, one
-// stopped. The next run of the first takes away what that left and nothing of
-// the second, which goes on and ends as if nothing had been.
+// Two processes back up one VM into two repositories; one is killed, one stopped. The
+// next run into the first repository removes the leftovers of the first process and
+// nothing of the second, which continues and ends normally.
 func TestTwoRepositories(t *testing.T) {
 	w := newCrashWorld(t, xapisim.NBDOff)
 	before := w.Sim.Dump()
@@ -574,7 +573,7 @@ func TestTwoRepositories(t *testing.T) {
 	}
 	ended := make(chan bool, 1)
 	go func() {
-		_, _, killed := k.run(second, 60) // in the midst of the transfer
+		_, _, killed := k.run(second, 60) // in the middle of the transfer
 		ended <- killed
 	}()
 	var p *os.Process
@@ -619,7 +618,7 @@ func TestTwoRepositories(t *testing.T) {
 	}
 }
 
-// snapshots are the names of all VM snapshots.
+// snapshots returns the names of all VM snapshots.
 func (w *crashWorld) snapshots() []string {
 	w.T.Helper()
 	vms, err := w.Pool.VMs(w.T.Context())

@@ -19,9 +19,9 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// restoreBy restores in one of the ways that the matrices try: as a new VM
-// (""), going on with what is there ("resume"), with the UUID it had ("keep"),
-// over its own disks ("over"), or on trial ("drill").
+// restoreBy restores in one of the ways that the matrices test: as a new VM (""),
+// continuing a failed restore ("resume"), with the original UUID ("keep"), over its
+// own disks ("over"), or as a boot drill ("drill").
 func restoreBy(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, how, sr string) (*restore.Restored, error) {
 	v := restore.VMOptions{Target: restore.Target{SR: sr}, Name: "back"}
 	var o restore.Options
@@ -39,8 +39,8 @@ func restoreBy(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *re
 	return restore.VM(ctx, r, pool, s, v, o)
 }
 
-// restoring is an operation that restores in one way; prepared is done before
-// each time, checked after the restore that follows what went wrong.
+// restoring is an operation that restores in one way. prepared is called before each
+// case, checked after the restore that follows the failure.
 func restoring(w *crashWorld, id, how string, prepared, checked func()) operation {
 	t := w.T
 	sr := w.Sim.Ready().SRs[0].UUID
@@ -56,7 +56,7 @@ func restoring(w *crashWorld, id, how string, prepared, checked func()) operatio
 		w.Reopen()
 		out, err := restoreBy(t.Context(), w.Repo, w.Pool, w.Snapshot(id), how, sr)
 		if how == "keep" && errors.Is(err, job.ErrKeptUUID) {
-			out, err = &restore.Restored{}, nil // it came back the first time
+			out, err = &restore.Restored{}, nil // the first restore was complete
 		}
 		if err != nil || len(out.Warnings) > 0 {
 			t.Fatal(err, out.Warnings)
@@ -99,7 +99,7 @@ func restoreKept(t *testing.T) operation {
 		}
 		w.dropRestored(jobtest.FileSum(t, file))
 		if len(image.OtherConfig) > 0 {
-			t.Errorf("the memory image bears %v", image.OtherConfig)
+			t.Errorf("the memory image has the marks %v", image.OtherConfig)
 		}
 		if err := w.Pool.DestroyVDI(t.Context(), image.Ref); err != nil {
 			t.Fatal(err)
@@ -125,8 +125,8 @@ func restoreOver(t *testing.T) operation {
 			t.Errorf("the VM stays blocked: %v", vm.BlockedOperations)
 		}
 	})
-	// Whatever went wrong: a VM whose disk is neither as it was nor as it is to be
-	// cannot be started, and cleanup leaves it at that.
+	// After any failure, a VM with a disk that is neither in its old nor in its new
+	// state cannot be started, and cleanup does not change that.
 	after := op.after
 	op.after = func() {
 		w.waitIdle()

@@ -8,8 +8,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// selfTested is a self-test that is killed or meets errors. Another one, or the
-// cleanup of any repository, removes what it left.
+// selfTested is a self-test that is killed or meets errors. Another self-test, or
+// cleanup of any repository, removes its leftovers.
 func selfTested(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDTLS)
 	sr := w.Sim.Ready().SRs[0].UUID

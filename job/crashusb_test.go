@@ -9,8 +9,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// unplugged is a backup that shuts a VM down, detaches its USB device, and puts
-// everything back.
+// unplugged is a backup that shuts a VM down, detaches its USB device, and restores
+// both states afterwards.
 func unplugged(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDOff)
 	w.AddUSB("dongle", true)

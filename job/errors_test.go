@@ -10,15 +10,15 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// The matrix of errors: a child process makes a backup or a restore, and one of
-// its calls fails, in each way that the pool has; then everything that holds
-// after a kill must hold. A sample of it runs by default, all with
-// XENKEEP_CRASH=all.
+// The matrix of errors: a child process makes a backup or a restore, and one of its
+// calls fails, in each way that the pool has; afterwards the invariants of the crash
+// matrix must hold. By default a sample of the cases runs, with XENKEEP_CRASH=all all
+// of them.
 
-// refusals are the errors that the pool has for a call beside those that any
-// call may meet, by xen-api ocaml/idl/datamodel.ml and what xapi raises.
-// HANDLE_INVALID for what is there is not among them: a client takes it for
-// done, and rightly.
+// refusals are the errors that the pool returns for a call in addition to the errors
+// of any call, according to xen-api ocaml/idl/datamodel.ml and the exceptions that
+// xapi raises. HANDLE_INVALID for an existing object is not among them: a client
+// correctly interprets it as deleted.
 var refusals = map[string][]string{
 	"VM.snapshot": {
 		"VM_BAD_POWER_STATE", "SR_FULL", "SR_BACKEND_FAILURE_44", "SR_BACKEND_FAILURE_82", "SR_BACKEND_FAILURE_109",
@@ -43,14 +43,14 @@ var refusals = map[string][]string{
 	"task.create":                  {"TOO_MANY_PENDING_TASKS"},
 }
 
-// fault is one thing that goes wrong at one call or transfer.
+// fault is one failure of one call or transfer.
 type fault struct {
 	what  string
 	fault xapisim.Fault
 }
 
-// faultsOf lists what can go wrong at the calls of a run, given in order; crash
-// tells whether the guest may be lost with its host.
+// faultsOf lists the possible faults of the calls of a run, which are in order. crash
+// reports whether the guest may be lost with its host.
 func faultsOf(sim *xapisim.Pool, calls []string, crash bool) []fault {
 	var all []fault
 	seen := make(map[string]int)
@@ -86,8 +86,8 @@ func faultsOf(sim *xapisim.Pool, calls []string, crash bool) []fault {
 	return all
 }
 
-// errors lets calls of a child go wrong, n of all ways or all, and looks what
-// holds after each time.
+// errors injects faults into the calls of a child, n of all faults or all, and checks
+// the invariants after each.
 func (op operation) errors(n int) {
 	w := op.w
 	t := w.T
@@ -118,7 +118,7 @@ func (op operation) errors(n int) {
 		}
 		op.after()
 		if t.Failed() {
-			t.Fatalf("after mishap %d: %s; the run said %q", i, m.what, said)
+			t.Fatalf("after fault %d: %s; the run reported %q", i, m.what, said)
 		}
 	}
 }
@@ -126,7 +126,7 @@ func (op operation) errors(n int) {
 func TestErrorsFull(t *testing.T) { fullBackup(t).errors(16) }
 
 func TestErrorsIncremental(t *testing.T) {
-	// A run that the pool kept from tidying may cost its successor the base.
+	// If the pool prevented the cleanup of a run, the next run may have no base.
 	incremental(t, xapisim.NBDOff, "vhd-delta", "full").errors(16)
 }
 

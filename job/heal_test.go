@@ -12,9 +12,9 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// A bit flips in a pack. Once the damage is published, a backup stores again
-// what is damaged, though tracking tells that nothing there has changed: the
-// newest snapshot is whole.
+// A bit flips in a pack. After the damage is published, a backup stores the damaged
+// blocks again, although tracking reports no changes there: the newest snapshot is
+// complete.
 func TestTrackedHeals(t *testing.T) {
 	for _, kind := range []pack.Kind{pack.Data, pack.Tree} {
 		t.Run(kind.String(), func(t *testing.T) {
@@ -26,11 +26,12 @@ func TestTrackedHeals(t *testing.T) {
 			if len(w.Damage()) == 0 {
 				t.Fatal("check finds nothing")
 			}
-			// Unpublished, the damage goes on: tracking gives no reason to read.
+			// Before it is published, the damage remains: tracking gives no reason to
+			// read.
 			w.Repo = w.Reopened()
 			s := w.Backup(o)
 			if d := s.Snapshots[0].Disks[0]; kind == pack.Data && d.Method == "cbt" && len(w.Damage(w.Snapshot(s.Snapshots[0].ID))) == 0 {
-				t.Error("the damage is gone before it was published: the test shows nothing")
+				t.Error("the damage was repaired before it was published: the test proves nothing")
 			}
 			res, err := repair.Snapshots(t.Context(), w.Reopened(), repair.SnapshotsOptions{ReadData: true})
 			if err != nil || res.List == "" || len(res.Lost) == 0 {
@@ -65,7 +66,8 @@ func TestTrackedHeals(t *testing.T) {
 			if got, want := w.RestoredTo(newest, "xvda"), jobtest.FileSum(t, file); got != want {
 				t.Error("the newest snapshot comes back otherwise")
 			}
-			// Another that changes nothing is whole too, and reads nothing again.
+			// Another backup without changes is complete, too, and reads nothing
+			// again.
 			s = w.Backup(o)
 			if d := s.Snapshots[0].Disks[0]; d.Method != "cbt" || d.Read > 2*disk.BlockSize {
 				t.Errorf("the day after: %s (%s), %d bytes", d.Method, d.Reason, d.Read)

@@ -6,22 +6,22 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// VMInterrupt is a VM whose backup was begun and did not come to its end, since
-// the run was interrupted. Its JSON form is documented in docs/reference/json.md.
+// VMInterrupt is a VM whose backup was begun and not completed, because the run was
+// interrupted. Its JSON form is documented in docs/reference/json.md.
 type VMInterrupt struct {
 	VM    string `json:"vm"`
 	UUID  string `json:"vm_uuid"`
 	Read  int64  `json:"bytes_read"`
-	Total int64  `json:"bytes_total"` // to be read of the disks that were begun
-	Clean bool   `json:"pool_clean"`  // nothing of the backup is left on the pool
+	Total int64  `json:"bytes_total"` // of the disks that were begun
+	Clean bool   `json:"pool_clean"`  // no object of the backup is left on the pool
 }
 
-// Reason describes how far the backup came, what becomes of that, and what is on
-// the pool.
+// Reason describes how much of the backup was read, how that will be used, and whether
+// the pool is clean.
 func (i *VMInterrupt) Reason() string {
 	text := "before its data were read"
 	if i.Total > 0 {
-		text = "after " + amountOf(i.Read, i.Total) + "; what was uploaded is used next time"
+		text = "after " + amountOf(i.Read, i.Total) + "; the next run uses the uploaded data"
 	}
 	if i.Clean {
 		return text + "; the pool is clean"
@@ -29,7 +29,8 @@ func (i *VMInterrupt) Reason() string {
 	return text + "; its VM snapshot is still on the pool, and the next run or xenkeep cleanup removes it"
 }
 
-// amountOf is a part of a whole, in the unit of the whole: "50 of 700 MiB".
+// amountOf formats a part of a whole in the unit of the whole: for example "50 of 700
+// MiB".
 func amountOf(part, whole int64) string {
 	part = min(part, whole)
 	for _, u := range []struct {

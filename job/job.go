@@ -1,8 +1,8 @@
-// Package job holds what all operations on a pool and a repository share: the
+// Package job contains what all operations on a pool and a repository share: the
 // options and the summary of a run, its progress, the errors that the command line
-// recognizes, and the locks that keep two runs apart. The operations themselves are
-// in the packages below it (backup, restore, exchange, browse, doctor); each command
-// of cmd/xenkeep is one call of one of them.
+// recognizes, and the locks between concurrent runs. The operations themselves are in
+// the packages below it (backup, restore, exchange, browse, doctor); each command of
+// cmd/xenkeep is one call of one of them.
 package job
 
 import (
@@ -18,110 +18,116 @@ import (
 	"xenkeep/repo"
 )
 
-// CleanupTime is how long tidying up may take after a run was interrupted.
+// CleanupTime is the time limit for cleaning up after a run was interrupted.
 const CleanupTime = time.Minute
 
-// ClockSkew is how far two clocks may differ before that is worth a warning.
+// ClockSkew is the difference between two clocks above which a warning is printed.
 const ClockSkew = 5 * time.Minute
 
 var (
-	// ErrActive is returned where another run of the same job is under way on
-	// this machine.
+	// ErrActive is returned if another run of the same job is active on this machine.
 	ErrActive = errors.New("another run of this job is active")
 	// ErrBusy is returned for a VM that another run into the same repository is
 	// backing up.
 	ErrBusy = errors.New("another run is backing it up")
-	// ErrPartial is returned beside a summary where some VMs or disks failed
-	// and others are safe.
+	// ErrPartial is returned together with a summary if some VMs or disks failed and
+	// others are safe.
 	ErrPartial = errors.New("some VMs or disks failed")
-	// ErrFailed is returned beside a summary where nothing was saved.
+	// ErrFailed is returned together with a summary if nothing was saved.
 	ErrFailed = errors.New("nothing was saved")
-	// ErrCBTMissedChange is returned beside a summary where the pool's changed-block
-	// tracking was found to have called something unchanged that was not: what
-	// was saved is right, what was saved before may not be.
+	// ErrCBTMissedChange is returned together with a summary if the pool's
+	// changed-block tracking reported a changed block as unchanged: the new snapshots
+	// are right, older ones may not be.
 	ErrCBTMissedChange = errors.New("changed-block tracking missed a change")
-	// ErrDamage is returned beside a report of a run that met damage in the
+	// ErrDamage is returned together with a report if a run found damage in the
 	// repository.
 	ErrDamage = errors.New("damage found")
-	// ErrHook is returned where a command before a VM or a job failed.
+	// ErrHook is returned if a command before a VM or a job failed.
 	ErrHook = errors.New("hook failed")
-	// ErrMissed is returned beside a summary where the window left no time for
-	// some VMs, and nothing failed.
+	// ErrMissed is returned together with a summary if some VMs were not begun before
+	// the end of the window, and nothing failed.
 	ErrMissed = errors.New("some VMs were not begun in time")
-	// ErrExists is returned where a restore would overwrite something.
+	// ErrExists is returned if a restore would overwrite something.
 	ErrExists = errors.New("there is something already")
-	// ErrKeptUUID is returned where a VM is to have a UUID that another has.
+	// ErrKeptUUID is returned if a VM must have a UUID that another VM has.
 	ErrKeptUUID = fmt.Errorf("a VM with this UUID: %w", ErrExists)
 	// ErrNotHalted is returned for disks of a VM that is not halted.
 	ErrNotHalted = errors.New("shut it down first")
-	// ErrUnstarted is returned beside a VM that is restored, and that the pool
-	// would not start.
+	// ErrUnstarted is returned together with a VM that was restored, but that the pool
+	// did not start.
 	ErrUnstarted = errors.New("the VM is restored and could not be started")
 	// ErrUnsupported is returned for a disk or VM that cannot be snapshotted.
 	ErrUnsupported = errors.New("cannot be snapshotted")
-	// ErrSpace is returned where an SR has not the room a snapshot needs.
+	// ErrSpace is returned if an SR has too little space for a snapshot.
 	ErrSpace = errors.New("not enough free space on the SR")
 )
 
-// Progress is told of transfers as they go. Its methods may be called at once.
+// Progress receives the progress of transfers. Its methods must be safe for concurrent
+// use.
 type Progress interface {
-	// Begin announces a transfer of total bytes (0: unknown); the returned
-	// meter is told of bytes and of the end.
+	// Begin reports the begin of a transfer of total bytes (0: unknown). The returned
+	// meter receives its progress and its end.
 	Begin(label string, total int64) Meter
 }
 
-// Overview is a Progress that follows a backup of several VMs as a whole, too.
-// VMs are named by their UUIDs. Its methods are safe for concurrent use.
+// Overview is a Progress that also receives the progress of a backup of several VMs as
+// a whole. VMs are identified by their UUIDs. Its methods must be safe for concurrent
+// use.
 type Overview interface {
 	Progress
-	// Expect announces the VMs of the run, each with the size of its disks; 0
-	// where that is not known yet.
+	// Expect reports the VMs of the run, each with the size of its disks in bytes; 0
+	// if it is not known yet.
 	Expect(sizes map[string]int64)
-	// BeginVM reports that a VM is begun, maybe again after an attempt that
-	// failed, and the size of the disks that are saved of it.
+	// BeginVM reports that a VM was begun, possibly after a failed attempt, and the
+	// size in bytes of its disks that are saved.
 	BeginVM(vm string, size int64)
-	// BeginDisk is Begin for the transfer of total bytes of a VM's disk of some
-	// size.
+	// BeginDisk is Begin for the transfer of total bytes of a VM's disk, which has
+	// size bytes.
 	BeginDisk(vm, label string, size, total int64) Meter
-	// EndVM reports that nothing more is read of a VM, whether it was saved or
-	// not.
+	// EndVM reports that no more data of a VM are read, whether it was saved or not.
 	EndVM(vm string)
 }
 
-// Meter follows one transfer.
+// Meter receives the progress of one transfer. Add is called concurrently.
 type Meter interface {
 	Add(n int64)
 	Done()
 }
 
+// NoProgress is a Progress and a Meter that ignores all calls.
 type NoProgress struct{}
 
+// Begin implements Progress.
 func (NoProgress) Begin(string, int64) Meter { return NoProgress{} }
 
+// Add implements Meter.
 func (NoProgress) Add(int64) {}
 
+// Done implements Meter.
 func (NoProgress) Done() {}
 
-// Common are the options of every run that writes to the repository.
+// Common holds the options that all runs that write to a repository have.
 type Common struct {
-	// Job is the job that the run is of. A run without one is of "default", and
-	// keeps others from the same VMs or image alone, not from the job.
+	// Job is the name of the run's job. A run without a job is stored as of the job
+	// "default"; it excludes other runs only from the same VMs or image, not from the
+	// job.
 	Job      string
-	Machine  string // "" is the host's name
-	StateDir string // where the job's lock file lies; "" is the cache folder's place
+	Machine  string // "" is the host name
+	StateDir string // the folder of the job's lock file; "" is a folder for temporary files
 	Tags     []string
 	Level    seal.Level
-	// ReadLimit holds back what is read from the pool or the image, WriteLimit
-	// what is sent to the storage; nil is no limit.
+	// ReadLimit limits the rate of reading from the pool or the image, WriteLimit that
+	// of writing to the storage; nil is no limit.
 	ReadLimit, WriteLimit *limit.Limiter
 	Progress              Progress
 	Log                   *slog.Logger
 	Now                   func() time.Time
-	// RenewEvery is the time between two renewals of the marks of a run on the
-	// pool; 0: five minutes.
+	// RenewEvery is the time between two renewals of the run's marks on the pool; 0:
+	// five minutes.
 	RenewEvery time.Duration
 }
 
+// Defaults replaces zero values by their defaults.
 func (c *Common) Defaults() {
 	if c.Job == "" {
 		c.Job = "default"
@@ -149,24 +155,24 @@ type Summary struct {
 	Started     time.Time     `json:"started"`
 	Duration    float64       `json:"duration_s"`
 	Packs       int64         `json:"packs"`          // written
-	Stored      int64         `json:"bytes_uploaded"` // in these packs
+	Stored      int64         `json:"bytes_uploaded"` // bytes in these packs
 	Requests    Requests      `json:"requests"`       // to the repository's storage
 	Snapshots   []VMSummary   `json:"snapshots"`
 	Failed      []VMFailure   `json:"failed,omitempty"`
-	Skipped     []VMSkip      `json:"skipped,omitempty"`     // not begun, as the window ended
-	Interrupted []VMInterrupt `json:"interrupted,omitempty"` // begun, as the run was interrupted
+	Skipped     []VMSkip      `json:"skipped,omitempty"`     // not begun before the end of the window
+	Interrupted []VMInterrupt `json:"interrupted,omitempty"` // begun, but the run was interrupted
 	Database    string        `json:"database,omitempty"`    // snapshot of the pool's database
 	Forgotten   []string      `json:"forgotten,omitempty"`   // snapshot ids
 	Warnings    []string      `json:"warnings,omitempty"`
 }
 
-// Requests are what a run asked of the repository's storage.
+// Requests counts the requests of a run to the repository's storage.
 type Requests struct {
 	count.Requests
-	Metadata int64 `json:"metadata"` // those that carry no packs
+	Metadata int64 `json:"metadata"` // requests that transfer no packs
 }
 
-// CountRequests are those since the storage was opened.
+// CountRequests returns the requests since the storage was opened.
 func CountRequests(r *repo.Repository) Requests {
 	n := count.Of(r.Objects())
 	return Requests{Requests: n, Metadata: n.Metadata()}
@@ -187,14 +193,15 @@ type VMSummary struct {
 	Missing  []repo.Gap    `json:"missing,omitempty"`
 }
 
-// DiskSummary is one disk of it.
+// DiskSummary is one disk of a VMSummary.
 type DiskSummary struct {
 	VDI    string `json:"vdi"`
 	Device string `json:"device"`
 	Size   int64  `json:"size"`
 	Method string `json:"method"` // "full", "vhd-delta" or "cbt"
 	Reason string `json:"reason"`
-	// Transport is how its bytes came: "vhd", "raw" or "nbd".
+	// Transport is the format or protocol by which its data were read: "vhd", "raw" or
+	// "nbd".
 	Transport string `json:"transport,omitempty"`
 	repo.DiskRead
 }
@@ -209,10 +216,10 @@ type VMFailure struct {
 	Cause error
 }
 
-// Err is the failure itself.
+// Err returns the error of the VM.
 func (f *VMFailure) Err() error { return f.Cause }
 
-// HintOf finds what a user can do about an error, or "".
+// HintOf returns the next step for a user after an error, or "".
 func HintOf(err error) string {
 	var c interface{ Hint() string }
 	if errors.As(err, &c) {
@@ -229,6 +236,7 @@ func HintOf(err error) string {
 	return ""
 }
 
+// OneLine returns the text of an error on one line.
 func OneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 // VMSkip is a VM that a run did not begin. Its JSON form is documented in
@@ -239,7 +247,8 @@ type VMSkip struct {
 	Reason string `json:"reason"`
 }
 
-// Timing are shares of a VM's wall time, by what was waited for. They make one.
+// Timing holds the shares of a VM's wall time by the resource that it waited for.
+// Their sum is one.
 type Timing struct {
 	Pool    float64 `json:"pool"`    // calls, snapshots, beginnings and ends of transfers
 	Network float64 `json:"network"` // the data of disks
@@ -247,7 +256,7 @@ type Timing struct {
 	Storage float64 `json:"storage"` // uploads
 }
 
-// Bottleneck is what most of the time was spent on waiting for.
+// Bottleneck returns the resource with the largest share.
 func (w Timing) Bottleneck() string {
 	name, most := "", 0.0
 	for _, x := range []struct {

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// lockInfo is what the file of a lock says of the run that holds it.
+// lockInfo is the content of a lock file, written by the run that holds the lock.
 type lockInfo struct {
 	Process int       `json:"process"`
 	Since   time.Time `json:"since"`
@@ -22,8 +22,8 @@ type lockInfo struct {
 
 // activeError is the error for a lock that another run holds.
 type activeError struct {
-	what string   // of which the other run is; "" where the caller says so
-	by   lockInfo // zero where that is not known
+	what string   // what the other run locked; "" if the caller adds that
+	by   lockInfo // zero if it is not known
 	now  time.Time
 }
 
@@ -52,7 +52,7 @@ func (a *activeError) Hint() string {
 	return fmt.Sprintf("wait for it to end; if it hangs, end process %d, and the next run cleans up after it", a.by.Process)
 }
 
-// lockError is a folder in which no lock can be made.
+// lockError is the error for a folder in which no lock can be created.
 type lockError struct {
 	dir string
 	err error
@@ -66,9 +66,9 @@ func (e *lockError) Hint() string {
 	return "make room there, or name another folder with --cache-dir or XENKEEP_CACHE_DIR"
 }
 
-// lockFile takes a right that one run at a time has on this machine: what names
-// it for people, scope and key for the lock. The kernel takes it back when the
-// process ends, however it ends. It coordinates nothing between machines, as the
+// lockFile takes a lock that only one run on this machine can hold. scope and key
+// identify the lock, what names it for users. The kernel releases the lock when the
+// process ends in any way. It does not coordinate different machines, because the
 // repository needs no lock.
 func lockFile(dir, scope, key, what string) (release func(), err error) {
 	dir = cmp.Or(dir, filepath.Join(os.TempDir(), fmt.Sprintf("xenkeep-%d", os.Getuid())))
@@ -84,13 +84,14 @@ func lockFile(dir, scope, key, what string) (release func(), err error) {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			a := &activeError{what: what, now: time.Now()}
 			if p, rerr := io.ReadAll(io.LimitReader(f, 1<<10)); rerr == nil {
-				_ = json.Unmarshal(p, &a.by) // the other may not have written it yet
+				_ = json.Unmarshal(p, &a.by) // the other run may not have written it yet
 			}
 			err = a
 		}
 		return nil, errors.Join(err, f.Close())
 	}
-	// Only for the message to others: that it cannot be written harms nobody.
+	// The content only improves the error of other runs, and so an error of writing it
+	// is ignored.
 	if p, err := json.Marshal(lockInfo{Process: os.Getpid(), Since: time.Now().UTC()}); err == nil && f.Truncate(0) == nil {
 		_, _ = f.WriteAt(p, 0)
 	}
@@ -100,13 +101,15 @@ func lockFile(dir, scope, key, what string) (release func(), err error) {
 	}, nil
 }
 
-// LockJob takes the right to run a job of a repository.
+// LockJob locks a job of a repository. It returns ErrActive if another run holds the
+// lock.
 func LockJob(dir, repository, job string) (release func(), err error) {
 	return lockFile(dir, repository, job, "job "+job)
 }
 
-// LockThing takes the right to work on one VM, image or import: all that a run
-// without a job needs, so that runs on different VMs go on at the same time.
+// LockThing locks one VM, image or import. A run without a job locks only these, so
+// that runs on different VMs can be concurrent. It returns ErrActive if another run
+// holds the lock.
 func LockThing(dir, repository, class, id, what string) (release func(), err error) {
 	return lockFile(dir, repository, class+"\x00"+id, what)
 }

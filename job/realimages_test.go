@@ -19,8 +19,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// Disks with real file systems go in and out in every format; afterwards the
-// file systems' own checkers find them sound, and all files are there.
+// Disks with real file systems are imported and exported in every format. Afterwards
+// the file systems' own checkers find no errors, and all files exist.
 func TestRealImages(t *testing.T) {
 	const mib = inspecttest.MiB
 	files := inspecttest.Files()
@@ -62,9 +62,9 @@ func TestRealImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	if jobtest.FileSum(t, last) != want {
-		t.Error("what came back differs")
+		t.Error("the restored disk differs")
 	}
-	// What came back last, by the checkers.
+	// The last restored disk, for the checkers.
 	cut := func(from, size int64) string {
 		out := filepath.Join(t.TempDir(), "part")
 		inspecttest.Run(t, "dd", "if="+last, "of="+out, "bs=1M", "conv=sparse", "status=none", "skip="+strconv.FormatInt(from, 10), "count="+strconv.FormatInt(size, 10))
@@ -89,7 +89,7 @@ func TestRealImages(t *testing.T) {
 	}
 }
 
-// A repository with a pack missing gives no file, in no format.
+// A repository with a missing pack exports no file, in any format.
 func TestExportDamaged(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	s := w.Snapshot(w.Backup(w.Options("web")).Snapshots[0].ID)
@@ -101,7 +101,7 @@ func TestExportDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range packs {
-		if p.Size > 1<<20 { // data; the tree stays
+		if p.Size > 1<<20 { // data packs; the tree packs remain
 			if err := w.Objects.Delete(t.Context(), p.Name); err != nil {
 				t.Fatal(err)
 			}

@@ -18,13 +18,14 @@ import (
 	"xenkeep/repo/retention"
 )
 
-// Lock takes the right to run a job on this machine before its repository is
-// known; scope tells apart what may bear the same names, such as config files.
-// The error is ErrActive where another run has it.
+// Lock locks a job on this machine before its repository is known. scope distinguishes
+// jobs of the same name, for example in different config files. It returns ErrActive
+// if another run holds the lock.
 func Lock(stateDir, scope, job string) (release func(), err error) {
 	return lockFile(stateDir, "config", scope+"\x00"+job, "job "+job)
 }
 
+// Hostname returns the machine's name, or "unknown".
 func Hostname() string {
 	h, err := os.Hostname()
 	if err != nil {
@@ -33,20 +34,19 @@ func Hostname() string {
 	return h
 }
 
-// ProcessName names this process so that no other will ever have the name:
-// boot, PID, start time, PID namespace, and the machine's ID ("-" where it has
-// none).
+// ProcessName returns a name of this process that no other process ever has: boot,
+// PID, start time, PID namespace, and the machine's ID ("-" if it has none).
 func ProcessName() string {
 	return processNameOf(os.Getpid())
 }
 
-// processNameOf is "" where there is no such process, or it has ended.
+// processNameOf returns "" if there is no such process, or if it has ended.
 func processNameOf(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return ""
 	}
-	// The second field, the command in parentheses, may hold anything.
+	// The second field, the command in parentheses, may contain anything.
 	rest := stat[bytes.LastIndexByte(stat, ')')+1:]
 	fields := strings.Fields(string(rest))
 	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
@@ -59,7 +59,7 @@ func processNameOf(pid int) string {
 	return fmt.Sprintf("%s %d %s %s %s", boot, pid, fields[19], space, id)
 }
 
-// here names this boot, PID namespace and machine.
+// here returns the IDs of this boot, PID namespace and machine.
 func here() (boot, space, id string) {
 	p, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -75,9 +75,9 @@ func here() (boot, space, id string) {
 	return strings.TrimSpace(string(p)), space, id
 }
 
-// ProcessGone tells whether a process of a machine is known to have ended.
-// Only its own machine can tell, and only within the same container: two that
-// bear one name are not one machine.
+// ProcessGone reports whether a process of a machine has certainly ended. This can be
+// decided only on the same machine and in the same container, because two machines may
+// have the same name.
 func ProcessGone(name, process, machine string) bool {
 	f := strings.Fields(process)
 	if name != machine || len(f) != 5 {
@@ -88,17 +88,17 @@ func ProcessGone(name, process, machine string) bool {
 		return false
 	}
 	if f[0] != boot {
-		return id != "-" // this very machine, restarted
+		return id != "-" // the same machine was restarted
 	}
 	pid, err := strconv.Atoi(f[1])
 	return err == nil && f[3] == space && processNameOf(pid) != process
 }
 
-// ClaimDead tells whether a claim's process is known to be gone.
+// ClaimDead reports whether the process of a claim has certainly ended.
 func ClaimDead(c *repo.Claim, machine string) bool { return ProcessGone(c.Machine, c.Process, machine) }
 
-// WithRun opens a run on r: it finds out whether a killed run left something
-// behind, takes its work in, and drops its claim.
+// WithRun calls fn with a run on r. If there are claims of killed runs, it adopts the
+// packs that they uploaded, and drops the claims.
 func WithRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.ID, fn func(ctx context.Context, run *backup.Run) error) error {
 	claims, _, err := r.Claims(ctx)
 	if err != nil {
@@ -127,14 +127,14 @@ func WithRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 		return fn(ctx, run)
 	})
 	if errors.Is(err, backup.ErrClaimLeft) {
-		c.Log.Warn("claim left behind: the next run drops it", "error", err)
+		c.Log.Warn("claim not removed: the next run drops it", "error", err)
 		return nil
 	}
 	return err
 }
 
-// withoutRetired leaves out the claims of runs that were declared over: whoever may
-// only add to the storage ends a run so.
+// withoutRetired returns the claims without those of runs that were declared as ended,
+// as a run does that can only add objects to the storage.
 func withoutRetired(ctx context.Context, r *repo.Repository, claims []*repo.Claim) ([]*repo.Claim, error) {
 	if len(claims) == 0 {
 		return nil, nil
@@ -148,7 +148,8 @@ func withoutRetired(ctx context.Context, r *repo.Repository, claims []*repo.Clai
 	}), nil
 }
 
-// Forget applies a policy to the VMs of the snapshots just published.
+// Forget applies a policy to the VMs of the snapshots that were just published. It
+// returns the IDs of the deleted snapshots.
 func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*repo.Snapshot) retention.Policy, done []*repo.Snapshot) ([]string, error) {
 	if !slices.ContainsFunc(done, func(s *repo.Snapshot) bool { return !policy(s).IsZero() }) {
 		return nil, nil
@@ -185,7 +186,7 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 			}
 			err := r.DeleteSnapshot(ctx, d.Snapshot)
 			if errors.Is(err, object.ErrLocked) {
-				continue // its time comes
+				continue // a later run can delete it
 			}
 			if err != nil {
 				return deleted, err
@@ -196,17 +197,19 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 	return deleted, nil
 }
 
-// FutureText says that a snapshot is dated in the future, and what to do.
+// FutureText returns a message about a snapshot that is dated in the future, with the
+// next step.
 func FutureText(s *repo.Snapshot) string {
 	return fmt.Sprintf("snapshot %s of %s is dated %s, in the future: no policy counts it, and it stays until xenkeep forget %s",
 		s.Short(), cmp.Or(s.VM.Name, s.VM.UUID), s.Data.Local().Format("2006-01-02 15:04:05"), s.Short())
 }
 
-// SameVM tells whether two snapshots are of one VM; names do not count.
+// SameVM reports whether two snapshots are of the same VM. Names are not compared.
 func SameVM(a, b *repo.Snapshot) bool {
 	return a.Origin == b.Origin && a.Pool.UUID == b.Pool.UUID && a.VM.UUID == b.VM.UUID
 }
 
+// Summarize returns the summary of a published snapshot.
 func Summarize(s *repo.Snapshot) VMSummary {
 	v := VMSummary{ID: s.ID(), VMUUID: s.VM.UUID, VMName: s.VM.Name, Kind: s.Kind, Complete: s.Complete, Missing: s.Missing, Disks: []DiskSummary{}}
 	for _, d := range s.Disks {
@@ -217,5 +220,5 @@ func Summarize(s *repo.Snapshot) VMSummary {
 	return v
 }
 
-// CountingCallback is a progress callback of a meter.
+// CountingCallback returns a callback that adds to a meter.
 func CountingCallback(m Meter) func(int64) { return func(n int64) { m.Add(n) } }

@@ -10,14 +10,14 @@ import (
 	"xenkeep/repo/backup"
 )
 
-// ErrShrunk is returned for a disk or an image that is empty, or much smaller
-// than in its last backup. Nothing is saved of it, so that retention forgets no
-// good snapshot in favor of an empty one.
+// ErrShrunk is returned for a disk or an image that is empty, or much smaller than in
+// its last backup. It is not saved, so that retention does not delete good snapshots
+// in favor of an empty one.
 var ErrShrunk = errors.New("the source is much smaller than in its last backup")
 
-// Shrink is how much smaller than in its last backup a disk may be, in percent
-// of its size then. The zero value is DefaultShrink, and ShrinkNone allows
-// nothing. ShrinkAny also allows a disk that has become empty.
+// Shrink is the permitted reduction of a disk since its last backup, in percent of its
+// earlier size. The zero value is DefaultShrink, and ShrinkNone permits nothing.
+// ShrinkAny also permits a disk that has become empty.
 type Shrink int
 
 // Limits of Shrink.
@@ -27,7 +27,7 @@ const (
 	ShrinkAny     Shrink = 100
 )
 
-// ShrinkPercent is the Shrink of a percentage, for which 0 allows nothing.
+// ShrinkPercent returns the Shrink of a percentage; 0 permits nothing.
 func ShrinkPercent(n int) Shrink {
 	if n <= 0 {
 		return ShrinkNone
@@ -45,7 +45,7 @@ func (s Shrink) percent() int64 {
 	return int64(s)
 }
 
-// shrunk is a disk that ErrShrunk is about.
+// shrunk is an ErrShrunk with its reason.
 type shrunk struct{ why string }
 
 func (s *shrunk) Error() string { return s.why }
@@ -56,8 +56,8 @@ func (s *shrunk) Hint() string {
 	return "make sure that it is the right disk and that its storage is whole; if its new size and content are right, back it up once with --allow-shrink (in a config: allow-shrink = 100)"
 }
 
-// CheckSize refuses a disk that is much smaller now than in its last snapshot,
-// which is of before bytes.
+// CheckSize returns ErrShrunk if a disk of now bytes is much smaller than in its last
+// snapshot, where it had before bytes.
 func (s Shrink) CheckSize(last *repo.Snapshot, before, now int64) error {
 	if now >= before || s >= ShrinkAny {
 		return nil
@@ -66,7 +66,7 @@ func (s Shrink) CheckSize(last *repo.Snapshot, before, now int64) error {
 	if now == 0 {
 		return &shrunk{why: "it is empty (0 bytes); " + then}
 	}
-	// In floating point, as the product of a size and 100 may not fit.
+	// In floating point, because the product of a size and 100 may overflow.
 	if float64(before-now) <= float64(before)*float64(s.percent())/100 {
 		return nil
 	}
@@ -74,8 +74,8 @@ func (s Shrink) CheckSize(last *repo.Snapshot, before, now int64) error {
 		humanize.IBytes(uint64(now)), s.percent(), then)}
 }
 
-// CheckDisk refuses a disk of a VM that is much smaller now than in the VM's
-// last snapshot, which may be nil or lack the disk.
+// CheckDisk returns ErrShrunk if a disk of a VM is much smaller than in the VM's last
+// snapshot. last may be nil or lack the disk.
 func (s Shrink) CheckDisk(last *repo.Snapshot, vdi string, now int64) error {
 	if last == nil {
 		return nil
@@ -88,8 +88,8 @@ func (s Shrink) CheckDisk(last *repo.Snapshot, vdi string, now int64) error {
 	return nil
 }
 
-// CheckContent refuses a disk that holds nothing but zeros now and held data in
-// its last snapshot.
+// CheckContent returns ErrShrunk if a disk contains only zeros now and contained data
+// in its last snapshot.
 func (s Shrink) CheckContent(last *repo.Snapshot, res *backup.DiskResult) error {
 	if !res.Emptied || s >= ShrinkAny {
 		return nil

@@ -543,7 +543,7 @@ func TestInterruptedVMIsTold(t *testing.T) {
 		if dirty {
 			end = "its VM snapshot is still on the pool, and the next run or xenkeep cleanup removes it$"
 		}
-		if want := regexp.MustCompile("^after [0-9]+ of [0-9]+ MiB; what was uploaded is used next time; " + end); !want.MatchString(i.Reason()) {
+		if want := regexp.MustCompile("^after [0-9]+ of [0-9]+ MiB; the next run uses the uploaded data; " + end); !want.MatchString(i.Reason()) {
 			t.Errorf("%q", i.Reason())
 		}
 	}

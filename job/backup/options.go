@@ -27,7 +27,7 @@ const (
 	KeepAuto     Keep = "auto"     // its list of changes if it is tracked, otherwise its data on thin SRs
 	KeepCBT      Keep = "cbt"      // its list of changes if it is tracked, otherwise nothing
 	KeepSnapshot Keep = "snapshot" // its data, on any SR
-	KeepNone     Keep = "none"
+	KeepNone     Keep = "none"     // nothing
 )
 
 // Options are the parameters of Run.

@@ -10,14 +10,15 @@ import (
 	"xenkeep/xapi"
 )
 
-// SamePool compares two dumps but for the disk content's own figures.
+// SamePool compares two dumps of a pool, except for the sizes that depend on disk
+// contents.
 func SamePool(t *testing.T, a, b map[string]map[string]map[string]any) {
 	t.Helper()
 	for class := range a {
 		for ref, rec := range a[class] {
 			got, ok := b[class][ref]
 			if !ok {
-				t.Errorf("%s %s is gone", class, ref)
+				t.Errorf("%s %s was deleted", class, ref)
 				continue
 			}
 			for field, v := range rec {
@@ -39,7 +40,7 @@ func SamePool(t *testing.T, a, b map[string]map[string]map[string]any) {
 	}
 }
 
-// SameVM compares what a VM is with what it was; but for the fields named.
+// SameVM compares a VM with its earlier state, except for the fields in but.
 func (w *World) SameVM(was, is xapi.VM, but ...string) {
 	w.T.Helper()
 	for what, pair := range map[string][2]any{
@@ -58,12 +59,13 @@ func (w *World) SameVM(was, is xapi.VM, but ...string) {
 	}
 	for k := range is.OtherConfig {
 		if strings.HasPrefix(k, "xenkeep:") {
-			w.T.Errorf("the VM bears the mark %s", k)
+			w.T.Errorf("the VM has the mark %s", k)
 		}
 	}
 }
 
-// EqualJSON compares values as texts: nil and empty are one.
+// EqualJSON reports whether two values have the same JSON text; nil and empty are
+// equal.
 func EqualJSON(a, b any) bool {
 	text := func(v any) string {
 		p, _ := json.Marshal(v)

@@ -15,9 +15,10 @@ import (
 	"xenkeep/repo"
 )
 
+// MiB is 2^20 bytes.
 const MiB = 1 << 20
 
-// Image makes a raw disk image with some data in it.
+// Image creates a raw disk image with random data at n places.
 func Image(t *testing.T, name string, size int64, seed uint64, n int) string {
 	t.Helper()
 	f, err := os.Create(name)
@@ -32,6 +33,7 @@ func Image(t *testing.T, name string, size int64, seed uint64, n int) string {
 	return name
 }
 
+// Scribble writes random data at n random places of a file of size bytes.
 func Scribble(t *testing.T, f *os.File, size int64, seed uint64, n int) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -46,6 +48,7 @@ func Scribble(t *testing.T, f *os.File, size int64, seed uint64, n int) {
 	}
 }
 
+// CopyFile copies a file.
 func CopyFile(t *testing.T, to, from string) {
 	t.Helper()
 	p, err := os.ReadFile(from)
@@ -57,7 +60,7 @@ func CopyFile(t *testing.T, to, from string) {
 	}
 }
 
-// FileSum is the SHA-256 of a file's content.
+// FileSum returns the SHA-256 of a file's content.
 func FileSum(t *testing.T, name string) string {
 	t.Helper()
 	f, err := os.Open(name)
@@ -72,6 +75,7 @@ func FileSum(t *testing.T, name string) string {
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
+// NewRepository creates a repository in memory.
 func NewRepository(t *testing.T) *repo.Repository {
 	t.Helper()
 	r, err := repo.Init(t.Context(), mem.New(), repo.Options{Secret: Secret})
@@ -81,6 +85,7 @@ func NewRepository(t *testing.T) *repo.Repository {
 	return r
 }
 
+// ImageBackup backs up an image file and returns the snapshot.
 func ImageBackup(t *testing.T, r *repo.Repository, file string) *repo.Snapshot {
 	t.Helper()
 	s, err := backup.Image(t.Context(), r, backup.ImageOptions{Common: job.Common{StateDir: t.TempDir()}, File: file, Name: "image"})
@@ -98,7 +103,7 @@ func ImageBackup(t *testing.T, r *repo.Repository, file string) *repo.Snapshot {
 	return snap
 }
 
-// Sparse makes an image of any size with a little data at odd places.
+// Sparse creates an image of any size with a little data at odd places.
 func Sparse(t *testing.T, name string, size int64) {
 	t.Helper()
 	f, err := os.Create(name)
@@ -118,6 +123,7 @@ func Sparse(t *testing.T, name string, size int64) {
 	}
 }
 
+// RunTool runs a program, which must succeed.
 func RunTool(t *testing.T, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {

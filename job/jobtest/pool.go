@@ -12,7 +12,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// Mark puts marks on an object; "alive" is how long ago.
+// Mark sets marks on an object. alive is the time since its last sign of life.
 func (w *World) Mark(class string, ref xapi.Ref, repository, run, role, machine, process string, alive time.Duration) {
 	w.T.Helper()
 	rec, err := w.Pool.Pool(w.T.Context())
@@ -33,6 +33,7 @@ func (w *World) Mark(class string, ref xapi.Ref, repository, run, role, machine,
 	}
 }
 
+// VDI creates a VDI on the first SR.
 func (w *World) VDI(name string, size int64) xapi.Ref {
 	w.T.Helper()
 	sr, err := w.Pool.FindSR(w.T.Context(), w.Sim.Ready().SRs[0].UUID)
@@ -46,6 +47,7 @@ func (w *World) VDI(name string, size int64) xapi.Ref {
 	return ref
 }
 
+// Exists reports whether a VDI exists.
 func (w *World) Exists(ref xapi.Ref) bool {
 	w.T.Helper()
 	_, err := w.Pool.VDI(w.T.Context(), ref)
@@ -55,6 +57,7 @@ func (w *World) Exists(ref xapi.Ref) bool {
 	return err == nil
 }
 
+// Halt powers off a VM.
 func (w *World) Halt(name string) {
 	w.T.Helper()
 	if err := w.Pool.HardShutdown(w.T.Context(), w.VM(name).Ref); err != nil {
@@ -62,6 +65,7 @@ func (w *World) Halt(name string) {
 	}
 }
 
+// VDIOf returns the VDI with a UUID.
 func (w *World) VDIOf(uuid string) xapi.VDI {
 	w.T.Helper()
 	v, err := w.Pool.FindVDI(w.T.Context(), uuid)
@@ -71,7 +75,7 @@ func (w *World) VDIOf(uuid string) xapi.VDI {
 	return v
 }
 
-// DiskAt is the VDI at a place of a VM.
+// DiskAt returns the VDI that a VM has at a userdevice.
 func (w *World) DiskAt(name, userdevice string) xapi.VDI {
 	w.T.Helper()
 	for _, ref := range w.VM(name).VBDs {
@@ -87,11 +91,13 @@ func (w *World) DiskAt(name, userdevice string) xapi.VDI {
 	return xapi.VDI{}
 }
 
+// RestoreSRs are SRs of the types to which restores are tested.
 var RestoreSRs = []xapisim.SRConfig{
 	{Name: "one", Type: "nfs", Shared: true}, {Name: "two", Type: "lvm", Shared: true}, {Name: "qcow2", Type: "ext", Shared: true, QCOW2: true},
 	{Name: "images", Type: "iso", Shared: true},
 }
 
+// Must calls a method of the pool, which must succeed.
 func (w *World) Must(out any, method string, args ...any) {
 	w.T.Helper()
 	if err := w.Pool.Call(w.T.Context(), method, out, args...); err != nil {
@@ -99,6 +105,7 @@ func (w *World) Must(out any, method string, args ...any) {
 	}
 }
 
+// VM returns the VM with a name.
 func (w *World) VM(name string) xapi.VM {
 	w.T.Helper()
 	vm, err := w.Pool.FindVM(w.T.Context(), name)
@@ -108,6 +115,7 @@ func (w *World) VM(name string) xapi.VM {
 	return vm
 }
 
+// SR returns the SR with a name.
 func (w *World) SR(name string) xapi.SR {
 	w.T.Helper()
 	sr, err := w.Pool.FindSR(w.T.Context(), name)
@@ -117,6 +125,7 @@ func (w *World) SR(name string) xapi.SR {
 	return sr
 }
 
+// Network creates a network.
 func (w *World) Network(name string) xapi.Ref {
 	w.T.Helper()
 	var ref xapi.Ref
@@ -124,7 +133,7 @@ func (w *World) Network(name string) xapi.Ref {
 	return ref
 }
 
-// Furnished gives web all that a VM can have.
+// Furnished gives the VM web a value in every field that a VM can have.
 func (w *World) Furnished() {
 	w.T.Helper()
 	ctx := w.T.Context()
@@ -160,7 +169,8 @@ func (w *World) Furnished() {
 	w.Must(nil, "VM.add_to_other_config", vm.Ref, "folder", "/web")
 }
 
-// DisksOf are the VDIs of a VM by their userdevice, each compared with its file.
+// DisksOf returns the VDIs of a VM by their userdevice, after comparing each with its
+// file.
 func (w *World) DisksOf(vm xapi.VM, files map[string]string) map[string]xapi.VDI {
 	w.T.Helper()
 	out := make(map[string]xapi.VDI)
@@ -180,7 +190,7 @@ func (w *World) DisksOf(vm xapi.VM, files map[string]string) map[string]xapi.VDI
 			w.T.Errorf("disk %s differs", b.UserDevice)
 		}
 		if len(v.OtherConfig) > 0 {
-			w.T.Errorf("disk %s bears %v", b.UserDevice, v.OtherConfig)
+			w.T.Errorf("disk %s has the marks %v", b.UserDevice, v.OtherConfig)
 		}
 		out[b.UserDevice] = v
 	}
@@ -190,10 +200,12 @@ func (w *World) DisksOf(vm xapi.VM, files map[string]string) map[string]xapi.VDI
 	return out
 }
 
+// Files returns the image files of the disks of the VM web, by userdevice.
 func (w *World) Files() map[string]string {
 	return map[string]string{"0": filepath.Join(w.Dir, "web0.img"), "1": filepath.Join(w.Dir, "web1.img")}
 }
 
+// VIFsOf returns the VIFs of a VM, by device.
 func (w *World) VIFsOf(vm xapi.VM) map[string]xapi.VIF {
 	w.T.Helper()
 	out := make(map[string]xapi.VIF)
@@ -207,7 +219,7 @@ func (w *World) VIFsOf(vm xapi.VM) map[string]xapi.VIF {
 	return out
 }
 
-// Remove takes the VM away, disks too.
+// Remove deletes the VM and its disks.
 func (w *World) Remove(vm xapi.VM) {
 	w.T.Helper()
 	ctx := w.T.Context()
@@ -244,7 +256,7 @@ func (w *World) SelfTest(sr string, step func(doctor.SelfTestStep)) (*doctor.Sel
 	return rep, b.String(), err
 }
 
-// Call is a call of another client.
+// Call calls a method of the pool as another client.
 func (w *World) Call(method string, args ...any) string {
 	w.T.Helper()
 	var out string
@@ -254,7 +266,7 @@ func (w *World) Call(method string, args ...any) string {
 	return out
 }
 
-// SnapshotByOthers is a VM snapshot that somebody else takes.
+// SnapshotByOthers takes a VM snapshot as another client.
 func (w *World) SnapshotByOthers() (vm xapi.VM, snapshot xapi.Ref) {
 	w.T.Helper()
 	vm, err := w.Pool.FindVM(w.T.Context(), "web")
@@ -267,8 +279,8 @@ func (w *World) SnapshotByOthers() (vm xapi.VM, snapshot xapi.Ref) {
 	return vm, snapshot
 }
 
-// RevertDisk puts a disk back to its VDI snapshot of the VM snapshot behind the
-// pool's back: no VM changes its generation.
+// RevertDisk reverts a disk to its VDI snapshot in a VM snapshot without the pool's
+// knowledge: the generation ID of the VM does not change.
 func (w *World) RevertDisk(vmSnapshot xapi.Ref) {
 	w.T.Helper()
 	rec, err := w.Pool.VM(w.T.Context(), vmSnapshot)
@@ -286,7 +298,7 @@ func (w *World) RevertDisk(vmSnapshot xapi.Ref) {
 	}
 }
 
-// AddUSB gives the VM web a USB device; attached has its guest use it.
+// AddUSB adds a USB device to the VM web. With attached, its guest uses it.
 func (w *World) AddUSB(name string, attached bool) (group string) {
 	w.T.Helper()
 	vm := w.VM("web")
@@ -299,8 +311,8 @@ func (w *World) AddUSB(name string, attached bool) (group string) {
 	return group
 }
 
-// HasUSB checks that the VM web has these USB devices, as they were added, and no
-// mark of a run.
+// HasUSB checks that the VM web has exactly these USB devices, as they were added, and
+// no mark of a run.
 func (w *World) HasUSB(attached bool, names ...string) {
 	w.T.Helper()
 	vm := w.VM("web")

@@ -40,6 +40,7 @@ type World struct {
 	Dir     string
 }
 
+// New creates a World. Without VMs in cfg, the pool has one VM, web, with two disks.
 func New(t *testing.T, cfg xapisim.Config) *World {
 	t.Helper()
 	w := &World{T: t, Dir: t.TempDir(), Objects: mem.New()}
@@ -64,8 +65,10 @@ func New(t *testing.T, cfg xapisim.Config) *World {
 	return w
 }
 
+// Secret is the key of the repositories.
 var Secret = slot.Secret{KeyFile: bytes.Repeat([]byte{5}, 32)}
 
+// Dial returns another client of the pool.
 func (w *World) Dial() *xapi.Client {
 	w.T.Helper()
 	c, err := xapi.Dial(w.T.Context(), xapi.Config{
@@ -79,10 +82,12 @@ func (w *World) Dial() *xapi.Client {
 	return c
 }
 
+// Options returns the options of a backup of VMs, with the test's own job.
 func (w *World) Options(vms ...string) backup.Options {
 	return backup.Options{Common: job.Common{StateDir: w.Dir, Job: w.T.Name()}, VMs: vms}
 }
 
+// Backup runs a backup, which must succeed without warnings.
 func (w *World) Backup(o backup.Options) *job.Summary {
 	w.T.Helper()
 	s, err := backup.Run(w.T.Context(), w.Repo, w.Pool, o)
@@ -95,6 +100,7 @@ func (w *World) Backup(o backup.Options) *job.Summary {
 	return s
 }
 
+// Snapshot returns the snapshot with an ID.
 func (w *World) Snapshot(id string) *repo.Snapshot {
 	w.T.Helper()
 	all, bad, err := w.Repo.Snapshots(w.T.Context())
@@ -108,6 +114,7 @@ func (w *World) Snapshot(id string) *repo.Snapshot {
 	return s
 }
 
+// CheckRepository checks the repository with all its data, and that it has no claims.
 func (w *World) CheckRepository() {
 	w.T.Helper()
 	r, err := repo.Open(w.T.Context(), w.Objects, repo.Options{Secret: Secret})
@@ -129,6 +136,7 @@ func (w *World) CheckRepository() {
 	}
 }
 
+// VolumeSum returns the checksum of a VDI's content.
 func (w *World) VolumeSum(vdi string, size int64) string {
 	w.T.Helper()
 	v, err := w.Sim.Volume(vdi)
@@ -142,7 +150,7 @@ func (w *World) VolumeSum(vdi string, size int64) string {
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
-// RestoredTo restores one disk to a file and gives the sum of its content.
+// RestoredTo restores one disk to a file and returns the checksum of its content.
 func (w *World) RestoredTo(s *repo.Snapshot, device string) string {
 	w.T.Helper()
 	d, err := s.Disk(device)
@@ -156,7 +164,7 @@ func (w *World) RestoredTo(s *repo.Snapshot, device string) string {
 	return FileSum(w.T, file)
 }
 
-// Bases lists the marked VDI snapshots on the pool, by the disk they are of.
+// Bases counts the marked VDI snapshots on the pool, by the disk of which they are.
 func (w *World) Bases() map[xapi.Ref]int {
 	w.T.Helper()
 	vdis, err := w.Pool.VDIs(w.T.Context())
@@ -169,13 +177,13 @@ func (w *World) Bases() map[xapi.Ref]int {
 			n[v.SnapshotOf]++
 		}
 		if role := v.OtherConfig["xenkeep:role"]; role != "" && role != "base" {
-			w.T.Errorf("VDI %s is left behind as %s", v.UUID, role)
+			w.T.Errorf("VDI %s remains as %s", v.UUID, role)
 		}
 	}
 	return n
 }
 
-// OnStore puts the world's repository on another storage.
+// OnStore moves the world to another storage, with a new repository.
 func (w *World) OnStore(objects object.Store) {
 	w.T.Helper()
 	w.Objects = objects
@@ -185,6 +193,7 @@ func (w *World) OnStore(objects object.Store) {
 	}
 }
 
+// Reopen replaces the world's repository by one that is opened again.
 func (w *World) Reopen() {
 	w.T.Helper()
 	r, err := repo.Open(w.T.Context(), w.Objects, repo.Options{Secret: Secret})
@@ -197,8 +206,7 @@ func (w *World) Reopen() {
 	w.Repo = r
 }
 
-// DropClaims does what the next process would: the claims of one that is gone
-// go.
+// DropClaims drops all claims, as the next process does if this one has ended.
 func (w *World) DropClaims() {
 	w.T.Helper()
 	claims, bad, err := w.Repo.Claims(w.T.Context())
@@ -212,7 +220,7 @@ func (w *World) DropClaims() {
 	}
 }
 
-// Write makes the guest of disk 0 write, and returns the disk's new image.
+// Write writes to disk 0 as its guest, and returns the disk's new image.
 func (w *World) Write(name, from string, seed uint64, n int) string {
 	w.T.Helper()
 	next := filepath.Join(w.Dir, name)
@@ -233,6 +241,7 @@ func (w *World) Write(name, from string, seed uint64, n int) string {
 	return next
 }
 
+// Cleanup runs a cleanup, which must succeed, and returns its findings by name.
 func (w *World) Cleanup(o lease.CleanupOptions) map[string]lease.Leftover {
 	w.T.Helper()
 	rep, err := lease.Cleanup(w.T.Context(), w.Repo, w.Pool, o)
@@ -264,7 +273,7 @@ func (w *World) FindingOf(what string) *doctor.Finding {
 	return nil
 }
 
-// ImportXVA sends an archive to the pool and returns the VM it became.
+// ImportXVA sends an archive to the pool and returns the imported VM.
 func (w *World) ImportXVA(file string) xapi.VM {
 	w.T.Helper()
 	task, err := w.Pool.CreateTask(w.T.Context(), "import", "")
@@ -310,7 +319,7 @@ func (w *World) ImportXVA(file string) xapi.VM {
 	return vm
 }
 
-// DiskSums are the checksums of a VM's disks, by userdevice.
+// DiskSums returns the checksums of a VM's disks, by userdevice.
 func (w *World) DiskSums(vm xapi.VM) map[string]string {
 	w.T.Helper()
 	out := make(map[string]string)
@@ -355,8 +364,8 @@ func (w *World) Flip(kind pack.Kind) {
 	}
 }
 
-// Reopened opens the repository as another process does, without what the last
-// one knew.
+// Reopened returns the repository as another process opens it, without any state of
+// the world's.
 func (w *World) Reopened() *repo.Repository {
 	w.T.Helper()
 	r, err := repo.Open(w.T.Context(), w.Objects, repo.Options{Secret: Secret})
@@ -369,7 +378,7 @@ func (w *World) Reopened() *repo.Repository {
 	return r
 }
 
-// Damage checks one snapshot, or all, with all its data, and gives what it finds.
+// Damage checks one snapshot, or all, with all data, and returns the findings.
 func (w *World) Damage(some ...*repo.Snapshot) []check.Finding {
 	w.T.Helper()
 	rep, err := check.Run(w.T.Context(), w.Reopened(), check.Options{ReadData: true, Snapshots: some})
@@ -379,8 +388,8 @@ func (w *World) Damage(some ...*repo.Snapshot) []check.Finding {
 	return rep.Findings
 }
 
-// ChainOf exports snapshots of a file as a chain of VHDs, base first, and returns
-// the sums of the raw disks. Each day changes the disk.
+// ChainOf exports snapshots of a file as a chain of VHDs, base first, and returns the
+// checksums of the raw disks. Each day changes the disk.
 func (w *World) ChainOf(dir string, seed uint64, names ...string) (files, sums []string) {
 	w.T.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -412,7 +421,7 @@ func (w *World) ChainOf(dir string, seed uint64, names ...string) (files, sums [
 	return files, sums
 }
 
-// ExportXVA has the pool export a snapshot of a VM to a file.
+// ExportXVA exports a snapshot of a VM by the pool to a file.
 func (w *World) ExportXVA(vm, file, compression string) {
 	w.T.Helper()
 	v, err := w.Pool.FindVM(w.T.Context(), vm)
@@ -445,6 +454,7 @@ func (w *World) ExportXVA(vm, file, compression string) {
 	}
 }
 
+// Import imports files into the repository, which must succeed.
 func (w *World) Import(o exchange.ImportOptions, files ...string) *job.Summary {
 	w.T.Helper()
 	o.StateDir = w.Dir
@@ -455,7 +465,7 @@ func (w *World) Import(o exchange.ImportOptions, files ...string) *job.Summary {
 	return s
 }
 
-// NightPool is a pool of small VMs.
+// NightPool creates a World with a pool of small VMs.
 func NightPool(t *testing.T, cfg xapisim.Config, names ...string) *World {
 	t.Helper()
 	dir := t.TempDir()
@@ -465,6 +475,7 @@ func NightPool(t *testing.T, cfg xapisim.Config, names ...string) *World {
 	return New(t, cfg)
 }
 
+// Requests returns requests to back up VMs.
 func (w *World) Requests(names ...string) []backup.VMRequest {
 	w.T.Helper()
 	var list []backup.VMRequest
@@ -478,7 +489,7 @@ func (w *World) Requests(names ...string) []backup.VMRequest {
 	return list
 }
 
-// DisksOf are pointers to all disks of a snapshot.
+// DisksOf returns pointers to all disks of a snapshot.
 func DisksOf(s *repo.Snapshot) []*repo.Disk {
 	var all []*repo.Disk
 	for i := range s.Disks {
@@ -487,7 +498,7 @@ func DisksOf(s *repo.Snapshot) []*repo.Disk {
 	return all
 }
 
-// BackupOf backs a VM up and keeps nothing of it on the pool.
+// BackupOf backs a VM up and keeps nothing on the pool.
 func BackupOf(w *World, vm string) *repo.Snapshot {
 	w.T.Helper()
 	o := w.Options(vm)
@@ -497,6 +508,7 @@ func BackupOf(w *World, vm string) *repo.Snapshot {
 	return s
 }
 
+// Preview returns the preview of the backup of one VM.
 func (w *World) Preview(o backup.Options) (*backup.VMPreview, error) {
 	w.T.Helper()
 	f, err := backup.NewPreview(w.T.Context(), w.Repo, w.Pool, o)

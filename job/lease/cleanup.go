@@ -96,6 +96,7 @@ func (c *CleanupReport) Err() error {
 	return errors.Join(errs...)
 }
 
+// ShortRun returns the short form of a run's ID, for messages.
 func ShortRun(run string) string { return run[:min(8, len(run))] }
 
 // Cleanup finds the leftovers of xenkeep on a pool, and removes those of dead runs of
@@ -608,6 +609,9 @@ func (j *Liveness) claim(ctx context.Context, run string) (*repo.Claim, error) {
 	return nil, nil
 }
 
+// Dead reports whether the run of an object is dead. A run is dead if its last sign of
+// life is older than an hour, if its process has ended, or if its claim does not exist
+// any more.
 func (j *Liveness) Dead(ctx context.Context, m *Marks) (bool, error) {
 	if !m.seen.IsZero() && j.Now.Sub(m.seen) > deadAfter {
 		return true, nil

@@ -66,6 +66,8 @@ type HalfMark struct {
 	Since      time.Time `json:"since"`
 }
 
+// WriterOf returns the mark of a restore over an object, according to the object's
+// other_config; nil if it has none of its own.
 func WriterOf(other map[string]string, uuid string) *WriterMark {
 	var m WriterMark
 	if json.Unmarshal([]byte(other[MarkWriter]), &m) != nil || m.UUID != uuid {
@@ -74,6 +76,7 @@ func WriterOf(other map[string]string, uuid string) *WriterMark {
 	return &m
 }
 
+// HalfOf returns the mark of a half-restored disk; nil if it has none of its own.
 func HalfOf(v *xapi.VDI) *HalfMark {
 	var m HalfMark
 	if json.Unmarshal([]byte(v.OtherConfig[MarkHalf]), &m) != nil || m.UUID != v.UUID {
@@ -150,6 +153,7 @@ func Unblock(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
 	return DropWriter(ctx, pool, "VM", ref)
 }
 
+// DropWriter removes the mark of a restore from an object.
 func DropWriter(ctx context.Context, pool *xapi.Client, class string, ref xapi.Ref) error {
 	for _, k := range []string{markAlive, MarkWriter} {
 		err := pool.RemoveOtherConfig(ctx, class, ref, k)

@@ -89,6 +89,7 @@ type Lease struct {
 	renewed map[xapi.Ref]string // the class of each object whose marks are renewed
 }
 
+// New returns a Lease for a run. It reads the pool's clock.
 func New(ctx context.Context, pool *xapi.Client, o Owner) (*Lease, error) {
 	l := &Lease{pool: pool, every: cmp.Or(o.RenewEvery, renewEvery), renewed: make(map[xapi.Ref]string), Own: map[string]string{
 		MarkRepository: o.Repository, MarkRun: o.Run, MarkMachine: o.Machine, MarkProcess: job.ProcessName(), markJob: o.Job,
@@ -99,6 +100,7 @@ func New(ctx context.Context, pool *xapi.Client, o Owner) (*Lease, error) {
 	return l, err
 }
 
+// NewRunID returns a random ID for a run without a claim.
 func NewRunID() string {
 	var id [16]byte
 	_, _ = rand.Read(id[:])
@@ -113,6 +115,7 @@ func (l *Lease) Now() time.Time {
 	return l.clock.Add(time.Since(l.read))
 }
 
+// Marks returns the marks of an object that is created with a role.
 func (l *Lease) Marks(role string) map[string]string {
 	m := maps.Clone(l.Own)
 	m[MarkRole], m[markAlive] = role, l.Now().UTC().Format(time.RFC3339)
@@ -250,6 +253,7 @@ const (
 	namedRun        = 16
 )
 
+// SnapshotName returns the name of the VM snapshots of a run into a repository.
 func SnapshotName(repository, run string) string {
 	return "xenkeep " + repository[:namedRepository] + " " + run[:namedRun]
 }

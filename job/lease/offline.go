@@ -43,6 +43,7 @@ func (l *Lease) offline(vm *xapi.VM) offlineMark {
 	return offlineMark{VM: vm.UUID, Repository: l.Own[MarkRepository], Run: l.Own[MarkRun], Machine: l.Own[MarkMachine], Process: l.Own[MarkProcess]}
 }
 
+// MarkOffline records on a VM that it was shut down for its backup.
 func (l *Lease) MarkOffline(ctx context.Context, vm *xapi.VM) error {
 	p, err := json.Marshal(l.offline(vm))
 	if err != nil {

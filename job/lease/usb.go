@@ -75,6 +75,7 @@ func USBNames(devices []USBDevice) string {
 	return "USB devices " + strings.Join(names, ", ")
 }
 
+// MarkUSB records on a VM the USB devices that will be detached for its snapshot.
 func (l *Lease) MarkUSB(ctx context.Context, vm *xapi.VM, devices []USBDevice) error {
 	p, err := json.Marshal(usbMark{l.offline(vm), devices})
 	if err != nil {

@@ -93,6 +93,7 @@ type Options struct {
 	Attach string
 }
 
+// Defaults replaces zero values by their defaults.
 func (o *Options) Defaults() {
 	if o.Progress == nil {
 		o.Progress = job.NoProgress{}

@@ -9,8 +9,9 @@ import (
 // granule is the unit of changed-block tracking, in bytes.
 const granule = 64 << 10
 
-// ChangedExtents reads the bitmap of list_changed_blocks for a disk of size
-// bytes; a bitmap of another length is an error, as nothing is then known.
+// ChangedExtents parses the bitmap of list_changed_blocks for a disk of size bytes. A
+// bitmap of another length is an error, because then nothing is known about the
+// changes.
 func ChangedExtents(bitmap []byte, size int64) ([]disk.Extent, error) {
 	granules := (size + granule - 1) / granule
 	if want := (granules + 7) / 8; int64(len(bitmap)) != want {

@@ -1,4 +1,4 @@
-// Package transfer reads and writes the bytes of one disk of a pool or of an image
-// file as a disk.Source, disk.Reader or disk.Sink. It has no repository and no
+// Package transfer reads and writes the bytes of one disk, on a pool or in an image
+// file, as a disk.Source, disk.Reader or disk.Sink. It uses no repository and no
 // options of a run.
 package transfer

@@ -10,23 +10,23 @@ import (
 	"xenkeep/filekind"
 )
 
-// ErrForeignImage is returned for files that hold no disk in a form that is read
-// here.
+// ErrForeignImage is returned for files that contain no disk in a format that xenkeep
+// reads.
 var ErrForeignImage = errors.New("not an image that is read here")
 
-// ForeignError is a file that is refused because of what it is.
+// ForeignError is the error for a file of a kind that is refused.
 type ForeignError struct {
 	File   string
-	Why    string // "a VMDK image"
+	Why    string // for example "a VMDK image"
 	Advice string
-	Also   error // another sentinel that fits; may be nil
+	Also   error // another sentinel that matches; may be nil
 }
 
 func (e *ForeignError) Error() string {
 	return fmt.Sprintf("%s: %s: %v", e.File, e.Why, ErrForeignImage)
 }
 
-// Hint is the command that makes an image of it that is read.
+// Hint returns the command that converts the file to an image that can be read.
 func (e *ForeignError) Hint() string { return e.Advice }
 
 func (e *ForeignError) Unwrap() []error {
@@ -36,14 +36,15 @@ func (e *ForeignError) Unwrap() []error {
 	return []error{ErrForeignImage, e.Also}
 }
 
-// sniffImage decides what an open file or device is. raw says that the user calls
-// it a raw disk, whatever it looks like. A file whose name promises a format that
-// its content has not is refused: it is damaged, or not what the user believes.
+// sniffImage determines the kind of an open file or device. raw means that the user
+// declares it to be a raw disk, even if its content looks like another format. A file
+// is refused if its name promises a format that its content does not have: it is
+// damaged, or another file than the user believes.
 func sniffImage(f *os.File, raw bool) (filekind.Kind, error) {
 	if raw {
 		return filekind.Raw, nil
 	}
-	size, err := f.Seek(0, io.SeekEnd) // a device's size too
+	size, err := f.Seek(0, io.SeekEnd) // works for devices, too
 	if err != nil {
 		return "", err
 	}
@@ -53,17 +54,17 @@ func sniffImage(f *os.File, raw bool) (filekind.Kind, error) {
 	}
 	if named := filekind.Named(f.Name()); k.IsDisk() && !named.IsDisk() {
 		if named == filekind.XVA {
-			return named, nil // its reader says what is wrong
+			return named, nil // the reader of this format reports the defect
 		}
 		return "", &ForeignError{
-			File: f.Name(), Why: "named like " + named.Name() + ", which it is not: it is damaged, or bears a wrong name",
+			File: f.Name(), Why: "named like " + named.Name() + ", which it is not: it is damaged, or has a wrong name",
 			Advice: "get it whole again; --format raw takes it as a raw disk",
 		}
 	}
 	return k, nil
 }
 
-// KindOf opens a file to see what it is; dir reports a folder.
+// KindOf opens a file to determine its kind. dir reports a folder.
 func KindOf(file string, raw bool) (k filekind.Kind, st os.FileInfo, dir bool, err error) {
 	f, err := OpenSource(file)
 	if err != nil {
@@ -77,7 +78,8 @@ func KindOf(file string, raw bool) (k filekind.Kind, st os.FileInfo, dir bool, e
 	return k, st, false, err
 }
 
-// Foreign refuses a file of a kind that is not read, and says how to convert it.
+// Foreign returns the error for a file of a kind that is not read, with a command that
+// converts it.
 func Foreign(file string, k filekind.Kind) *ForeignError {
 	e := &ForeignError{File: file, Why: k.Name(), Advice: "--format raw takes it as a raw disk"}
 	switch k {
@@ -98,7 +100,8 @@ func Foreign(file string, k filekind.Kind) *ForeignError {
 	return e
 }
 
-// ForeignFolder refuses a folder that holds a VHD in the form of Xen Orchestra.
+// ForeignFolder returns an error for a folder that contains a VHD in the form of Xen
+// Orchestra.
 func ForeignFolder(dir string) error {
 	for _, name := range []string{"header", "footer", "bat", "blocks"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
@@ -111,8 +114,8 @@ func ForeignFolder(dir string) error {
 	}
 }
 
-// importFirst refuses what the command import reads and a backup of an image does
-// not.
+// importFirst returns an error for a file that the command import reads and a backup
+// of an image does not.
 func importFirst(file string, k filekind.Kind) *ForeignError {
 	e := Foreign(file, k)
 	e.Advice = "xenkeep import " + QuoteFile(file) + " reads it"
@@ -125,5 +128,5 @@ func importFirst(file string, k filekind.Kind) *ForeignError {
 	return e
 }
 
-// QuoteFile is a file's name as a word for a shell.
+// QuoteFile quotes the name of a file for a shell.
 func QuoteFile(file string) string { return filekind.Quote(file) }

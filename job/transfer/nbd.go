@@ -11,20 +11,22 @@ import (
 	"xenkeep/xapi"
 )
 
-// nbdReader is an NBD export as a disk of its true size.
+// NBDReader is an NBD export as a disk.Reader of the disk's true size.
 type NBDReader struct {
 	D     *nbd.Disk
 	Bytes int64
 }
 
+// Size returns the size of the disk in bytes.
 func (r NBDReader) Size() int64 { return r.Bytes }
 
+// ReadAt implements disk.Reader.
 func (r NBDReader) ReadAt(ctx context.Context, p []byte, off int64) error {
 	_, err := r.D.ReadAt(ctx, p, off)
 	return err
 }
 
-// OpenVDI connects to a VDI over NBD; o says but for where.
+// OpenVDI connects to a VDI over NBD. It sets the address in o.
 func OpenVDI(ctx context.Context, pool *xapi.Client, vdi xapi.VDI, o nbd.DiskOptions) (*nbd.Disk, error) {
 	endpoints := func(ctx context.Context) ([]nbd.Endpoint, error) {
 		infos, err := pool.NBDInfo(ctx, vdi.Ref)

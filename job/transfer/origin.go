@@ -12,17 +12,17 @@ import (
 	"xenkeep/repo"
 )
 
-// Images that are not named go by where they come from: the machine and the whole
-// path. Two files are two images, however they are called and dated. An image that
-// is named by the user goes by that name, from whatever file it comes.
+// An image without a name is identified by its origin: the machine and the complete
+// path. Two files are two images, whatever their names and dates are. An image that
+// the user named is identified by that name, whatever file it comes from.
 const (
-	namedImage = "image:"   // and the name
-	imageAt    = "image://" // and the machine and the path
+	namedImage = "image:"   // followed by the name
+	imageAt    = "image://" // followed by the machine and the path
 )
 
-// originOf is where a file is on this machine: its absolute path without symbolic
-// links. The path of a device stays as it was given, because the links to it are
-// what keeps its name over a reboot.
+// originOf returns the place of a file on this machine: its absolute path without
+// symbolic links. The path of a device is not resolved, because links to it keep its
+// name stable over a reboot.
 func originOf(file string) (string, error) {
 	path, err := filepath.Abs(file)
 	if err != nil {
@@ -38,7 +38,7 @@ func originOf(file string) (string, error) {
 	return filepath.EvalSymlinks(path)
 }
 
-// ImageIdentity is the VM as which an image counts.
+// ImageIdentity returns the VM under which an image is stored.
 func ImageIdentity(machine, file, name string) (repo.Named, error) {
 	if name != "" {
 		return repo.Named{Name: name, UUID: namedImage + name}, nil
@@ -50,8 +50,8 @@ func ImageIdentity(machine, file, name string) (repo.Named, error) {
 	return repo.Named{Name: filepath.Base(file), UUID: imageAt + machine + path}, nil
 }
 
-// SourceOf is what identifies a file and its content, short of reading it; nil for
-// what is no regular file.
+// SourceOf returns data that identify a file and its content without reading it; nil
+// for a file that is not regular.
 func SourceOf(file string, k filekind.Kind) (*repo.Source, error) {
 	path, err := originOf(file)
 	if err != nil {
@@ -71,9 +71,9 @@ func SourceOf(file string, k filekind.Kind) (*repo.Source, error) {
 	}, nil
 }
 
-// UnnamedBefore says what became of snapshots that an older version made of an
-// image by the base name of its file alone; "" where there are none, or the image
-// has snapshots of its own already.
+// UnnamedBefore returns a message about snapshots that an older version made of an
+// image only by the base name of its file; "" if there are none, or if the image
+// already has snapshots under its identity.
 func UnnamedBefore(all []*repo.Snapshot, vm repo.Named) string {
 	old := 0
 	for _, s := range all {
@@ -88,14 +88,14 @@ func UnnamedBefore(all []*repo.Snapshot, vm repo.Named) string {
 	if old == 0 {
 		return ""
 	}
-	return fmt.Sprintf("snapshots of %q that an older version made (%d) went by that name alone, from whatever file: they stay a series of their own (%s%s); "+
-		"--name %s goes on with it, and xenkeep forget --vm %s --keep-last N thins it out", vm.Name, old, namedImage, vm.Name,
+	return fmt.Sprintf("snapshots of %q that an older version made (%d) were identified only by that name, from whatever file: they remain a separate series (%s%s); "+
+		"--name %s continues it, and xenkeep forget --vm %s --keep-last N thins it out", vm.Name, old, namedImage, vm.Name,
 		QuoteFile(vm.Name), QuoteFile(namedImage+vm.Name))
 }
 
-// FooterDate is the date in a VHD's footer, zero where it has none that can be
-// true. Seconds count from 2000. A date more than a day ahead is one that counts
-// from 1970, as those of Xen Orchestra do.
+// FooterDate returns the date in a VHD's footer, or zero if it has no plausible one.
+// seconds count from 2000. A date more than a day in the future counts from 1970, as
+// those of Xen Orchestra do.
 func FooterDate(seconds uint32, now time.Time) time.Time {
 	if seconds == 0 {
 		return time.Time{}

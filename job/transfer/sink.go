@@ -6,20 +6,21 @@ import (
 	"io"
 )
 
-// StreamSink writes a disk front to back, all of it.
+// StreamSink writes a whole disk to W sequentially.
 type StreamSink struct{ W io.Writer }
 
+// WriteAt implements disk.Sink. It ignores the offset.
 func (s StreamSink) WriteAt(_ context.Context, p []byte, _ int64) error {
 	_, err := s.W.Write(p)
 	return err
 }
 
-// PieceSink frames pieces: byte offset (64 bits) and length (32 bits), little
-// endian, then the bytes; offset and length zero are the end (xen-api
+// PieceSink writes a disk as framed pieces: byte offset (64 bits) and length (32
+// bits), little endian, then the bytes; offset and length zero mark the end (xen-api
 // ocaml/vhd-tool/src/chunked.ml).
 type PieceSink struct {
 	W    io.Writer
-	Sent bool // a piece was begun
+	Sent bool // at least one piece was begun
 }
 
 func (s *PieceSink) head(off int64, n int) error {
@@ -30,9 +31,10 @@ func (s *PieceSink) head(off int64, n int) error {
 	return err
 }
 
+// WriteAt implements disk.Sink. It writes p as one piece.
 func (s *PieceSink) WriteAt(_ context.Context, p []byte, off int64) error {
 	if len(p) == 0 {
-		return nil // would be the end
+		return nil // it would mark the end
 	}
 	s.Sent = true
 	if err := s.head(off, len(p)); err != nil {
@@ -42,4 +44,5 @@ func (s *PieceSink) WriteAt(_ context.Context, p []byte, off int64) error {
 	return err
 }
 
+// End writes the end mark.
 func (s *PieceSink) End() error { return s.head(0, 0) }

@@ -17,13 +17,14 @@ import (
 	"xenkeep/xapi"
 )
 
-// ExportSource is a disk on its way out of a pool: it ends only with the pool's
-// own verdict that the export went well.
+// ExportSource is a disk that a pool exports. It returns io.EOF only after the pool
+// reported that the export succeeded.
 type ExportSource struct {
 	disk.Source
 	E *xapi.Export
 }
 
+// Next implements disk.Source.
 func (x *ExportSource) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	e, err := x.Source.Next(ctx, buf)
 	if err == io.EOF {
@@ -35,11 +36,11 @@ func (x *ExportSource) Next(ctx context.Context, buf []byte) (disk.Extent, error
 	return e, x.ExplainEnd(ctx, PoolError(err))
 }
 
-// verdictWait is how long the pool is waited for to say why it ended an export early.
+// verdictWait is how long to wait for the pool's reason if an export ended early.
 const verdictWait = 10 * time.Second
 
-// ExplainEnd finds out why a stream ended before its end: the pool's reason, where it
-// has one, in place of what the reader of the format makes of it.
+// ExplainEnd returns the reason why a stream ended before its end: the pool's reason
+// if it has one, and otherwise err, the error of the format's reader.
 func (x *ExportSource) ExplainEnd(ctx context.Context, err error) error {
 	if !errors.Is(err, vhd.ErrTruncated) && !errors.Is(err, io.ErrUnexpectedEOF) || ctx.Err() != nil {
 		return err
@@ -56,8 +57,8 @@ func (x *ExportSource) ExplainEnd(ctx context.Context, err error) error {
 
 }
 
-// PoolError turns a failure that a host reported inside a stream into the
-// pool's error it carries.
+// PoolError returns the pool's error that a host reported inside a stream, or err
+// itself.
 func PoolError(err error) error {
 	var embedded *vhd.EmbeddedError
 	if errors.As(err, &embedded) && embedded.Code != "" {
@@ -66,7 +67,7 @@ func PoolError(err error) error {
 	return err
 }
 
-// RawStream reads a disk's bytes as they come, all of them.
+// RawStream reads the bytes of a whole disk from R.
 type RawStream struct {
 	R     io.Reader
 	Bytes int64
@@ -74,8 +75,10 @@ type RawStream struct {
 	err   error
 }
 
+// Size returns the size of the disk in bytes.
 func (s *RawStream) Size() int64 { return s.Bytes }
 
+// Next implements disk.Source.
 func (s *RawStream) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	if s.err == nil {
 		s.err = ctx.Err()
@@ -87,7 +90,7 @@ func (s *RawStream) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	if n == 0 {
 		var one [1]byte
 		if k, err := io.ReadFull(s.R, one[:]); k > 0 {
-			s.err = fmt.Errorf("stream goes on behind the disk's %d bytes: %w", s.Bytes, vhd.ErrCorrupt)
+			s.err = fmt.Errorf("stream continues after the disk's %d bytes: %w", s.Bytes, vhd.ErrCorrupt)
 		} else {
 			s.err = err
 		}
@@ -105,12 +108,12 @@ func (s *RawStream) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	return e, nil
 }
 
-// ErrNoDisk is returned for files that cannot hold a disk: pipes, sockets,
-// devices of characters, and devices without a medium.
+// ErrNoDisk is returned for files that cannot contain a disk: pipes, sockets,
+// character devices, and devices without a medium.
 var ErrNoDisk = errors.New("want an image file or a block device")
 
-// OpenSource opens a file, folder or block device for reading. It refuses
-// anything else without opening it, as the opening of a pipe waits for a writer.
+// OpenSource opens a file, folder or block device for reading. It refuses any other
+// file without opening it, because opening a pipe waits for a writer.
 func OpenSource(name string) (*os.File, error) {
 	st, err := os.Stat(name)
 	if err != nil {
@@ -135,14 +138,14 @@ type imageFile struct {
 	disk.Source
 	f    *os.File
 	Kind filekind.Kind
-	// Allocated is about how many bytes will be read.
+	// Allocated is an estimate of the bytes that will be read.
 	Allocated int64
 }
 
 func (i *imageFile) Close() error { return i.f.Close() }
 
-// OpenImage opens a raw file, a block device, or a VHD. raw takes any file as a
-// raw disk.
+// OpenImage opens a raw file, a block device, or a VHD. With raw, any file is read as
+// a raw disk.
 func OpenImage(name string, raw bool) (*imageFile, error) {
 	f, err := OpenSource(name)
 	if err != nil {
@@ -150,7 +153,7 @@ func OpenImage(name string, raw bool) (*imageFile, error) {
 	}
 	i, err := newImage(f, raw)
 	if err != nil {
-		var said *ForeignError // it names the file
+		var said *ForeignError // the error names the file already
 		if !errors.As(err, &said) {
 			err = fmt.Errorf("%s: %w", name, err)
 		}
@@ -167,7 +170,7 @@ func newImage(f *os.File, raw bool) (*imageFile, error) {
 	if st.IsDir() {
 		return nil, errors.New("is a folder, not a disk image")
 	}
-	size, err := f.Seek(0, io.SeekEnd) // a device's size too
+	size, err := f.Seek(0, io.SeekEnd) // works for devices, too
 	if err != nil {
 		return nil, err
 	}
@@ -206,17 +209,19 @@ func newImage(f *os.File, raw bool) (*imageFile, error) {
 	return &imageFile{Source: CheckLength(s, f), f: f, Kind: k, Allocated: allocated}, nil
 }
 
-// RawFile reads a raw image, passing over the holes that the file system knows.
+// RawFile reads a raw image, without the holes that the file system reports.
 type RawFile struct {
 	F      *os.File
 	Bytes  int64
-	at     int64 // next block's offset
-	data   int64 // end of the stretch of data that at lies in
+	at     int64 // offset of the next block
+	data   int64 // end of the extent of data that contains at
 	sparse bool
 }
 
+// Size returns the size of the disk in bytes.
 func (s *RawFile) Size() int64 { return s.Bytes }
 
+// Next implements disk.Source.
 func (s *RawFile) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	if err := ctx.Err(); err != nil {
 		return disk.Extent{}, err
@@ -224,9 +229,9 @@ func (s *RawFile) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	if s.sparse && s.at < s.Bytes && s.at >= s.data {
 		start, err := unix.Seek(int(s.F.Fd()), s.at, unix.SEEK_DATA)
 		switch {
-		case errors.Is(err, unix.ENXIO): // a hole to the end
+		case errors.Is(err, unix.ENXIO): // no data until the end
 			s.at = s.Bytes
-		case err != nil: // the file system does not tell
+		case err != nil: // the file system does not report holes
 			s.sparse = false
 		default:
 			s.at = max(s.at, start-start%disk.BlockSize)
@@ -250,15 +255,16 @@ func (s *RawFile) Next(ctx context.Context, buf []byte) (disk.Extent, error) {
 	return e, nil
 }
 
-// wholeFile is a disk from a regular file, which ends only where the file still
-// has the length that it had: behind its end there seems to be a hole.
+// wholeFile is a disk from a regular file. It ends only if the file still has its
+// original length: after a truncation, the rest would look like a hole.
 type wholeFile struct {
 	disk.Source
 	f    *os.File
 	size int64
 }
 
-// CheckLength guards a source that reads f. A device has no length that could change.
+// CheckLength returns src, which reads f, with a check at its end that f was not
+// truncated. It returns src itself for a device, whose length cannot change.
 func CheckLength(src disk.Source, f *os.File) disk.Source {
 	st, err := f.Stat()
 	if err != nil || !st.Mode().IsRegular() {

@@ -10,13 +10,14 @@ import (
 	"xenkeep/vhd"
 )
 
+// WriteVHD writes a disk as a dynamic VHD file to w.
 func WriteVHD(ctx context.Context, im *restore.Image, w io.Writer, o restore.Options) (restore.Result, error) {
 	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
-	layout.ID, _ = vhd.NewUUID(rand.Reader) // cannot fail
+	layout.ID, _ = vhd.NewUUID(rand.Reader) // does not fail
 	return StreamVHD(ctx, im, w, layout, o)
 }
 
-// StreamVHD writes a disk as the VHD that layout describes.
+// StreamVHD writes a disk to w as the VHD that layout describes.
 func StreamVHD(ctx context.Context, im *restore.Image, w io.Writer, layout vhd.Layout, o restore.Options) (restore.Result, error) {
 	vw, err := vhd.NewWriter(w, layout)
 	if err != nil {

@@ -9,20 +9,20 @@ import (
 )
 
 const (
-	behindSpan  = 4 << 20 // bytes of the file that are sent to the disk at once
+	behindSpan  = 4 << 20 // bytes of the file that are sent to the disk together
 	behindSpans = 8       // on their way to the disk
 )
 
-// WriteBehindFile writes a large file without filling the page cache with it: each
-// span is sent to the disk as soon as it is written, and dropped when it is
-// there. A virtual machine often pays more for a new page of cache than for what
-// is written into it, and what else the cache holds is of more use. A file
-// system that knows no such thing works as ever.
+// WriteBehindFile writes a large file without filling the page cache: each span is
+// sent to the disk as soon as it is written, and dropped from the cache when it is on
+// the disk. A virtual machine often spends more time on a new page of cache than on
+// the data in it, and other content of the cache is more useful. On a file system
+// without sync_file_range it writes normally.
 type WriteBehindFile struct {
 	*os.File
 	at       int64 // of the next Write
-	from, to int64 // written in between, and not on its way
-	written  int64 // of these; the rest are holes
+	from, to int64 // written in between, and not on its way to the disk
+	written  int64 // bytes in between; the rest are holes
 	under    []fileSpan
 }
 
@@ -71,8 +71,8 @@ func (b *WriteBehindFile) wrote(off, n int64) error {
 	return nil
 }
 
-// sync calls sync_file_range(2). An error of the disk that it tells of is not
-// told again by a later fsync, so it counts.
+// sync calls sync_file_range(2). An I/O error that it reports is not reported by a
+// later fsync, and so it must be returned.
 func (b *WriteBehindFile) sync(s fileSpan, flags int) error {
 	err := unix.SyncFileRange(int(b.Fd()), s.from, s.n, flags)
 	switch {
@@ -82,6 +82,8 @@ func (b *WriteBehindFile) sync(s fileSpan, flags int) error {
 	return &os.PathError{Op: "write", Path: b.Name(), Err: err}
 }
 
+// SyncDir flushes a folder to the disk, so that files that were created or renamed in
+// it survive a crash.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

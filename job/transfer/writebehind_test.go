@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// What is written behind is what was written: dense, sparse, in odd pieces, and
-// as a stream; more than is ever under way.
+// A file that is written behind has the content that was written: dense, sparse, in
+// odd pieces, and as a stream, with more data than are ever on their way to the disk.
 func TestBehindFile(t *testing.T) {
 	const size = (behindSpans+4)*behindSpan + 4097
 	want := make([]byte, size)
@@ -28,7 +28,7 @@ func TestBehindFile(t *testing.T) {
 		for at := 0; at < size; {
 			n := min(1+r.IntN(3<<20), size-at)
 			p := want[at : at+n]
-			if stream || r.IntN(4) > 0 { // else a hole
+			if stream || r.IntN(4) > 0 { // otherwise a hole
 				for i := 0; i < n; i += 512 {
 					p[i] = byte(r.Uint32())
 				}
@@ -48,9 +48,9 @@ func TestBehindFile(t *testing.T) {
 		}
 		got, err := os.ReadFile(f.Name())
 		if err != nil || !bytes.Equal(got, want) {
-			t.Fatalf("stream %v: the file is not what was written (%v)", stream, err)
+			t.Fatalf("stream %v: the file has other content (%v)", stream, err)
 		}
-		// What the disk says is passed on, for fsync will not say it again.
+		// An I/O error is returned, because fsync will not report it again.
 		f.Close()
 		if err := b.wrote(0, behindSpan); err == nil {
 			t.Error("an error of the disk went unseen")
@@ -58,7 +58,8 @@ func TestBehindFile(t *testing.T) {
 	}
 }
 
-// Small writes far apart are left to the kernel to order: none is waited for.
+// The kernel orders small writes that are far apart: the program waits for none of
+// them.
 func TestBehindFileSparse(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
 	if err != nil {

@@ -17,6 +17,7 @@ type SRNeed struct {
 	Need int64
 }
 
+// Free returns the free space of the SR in bytes.
 func (n *SRNeed) Free() int64 { return max(int64(n.SR.PhysicalSize-n.SR.PhysicalUtilisation), 0) }
 
 func (n *SRNeed) String() string {
