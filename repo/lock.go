@@ -101,6 +101,7 @@ func olderSlots(ctx context.Context, objects object.Store) ([]storedSlot, error)
 		return nil, err
 	}
 	var older []storedSlot
+	kept := 0
 	for _, v := range all {
 		data, err := k.GetVersion(ctx, v.Name, v.ID, 0, -1)
 		if object.Retriable(err) {
@@ -108,6 +109,9 @@ func olderSlots(ctx context.Context, objects object.Store) ([]storedSlot, error)
 		}
 		if err != nil {
 			continue
+		}
+		if kept += len(data); kept > 4*slotsKept {
+			break // nobody writes so many
 		}
 		if h, err := slot.ReadHead(data); err == nil && strings.HasSuffix(v.Name, "/"+h.ID) {
 			older = append(older, storedSlot{head: h, data: data})

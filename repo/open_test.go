@@ -43,7 +43,7 @@ func TestOpen(t *testing.T) {
 	if _, err := Open(ctx, store, Options{Secret: right, Slot: id}); err != nil {
 		t.Errorf("by its slot: %v", err)
 	}
-	if _, err := Open(ctx, store, Options{Secret: right, Slot: "00"}); !errors.Is(err, object.ErrNotFound) {
+	if _, err := Open(ctx, store, Options{Secret: right, Slot: "00"}); !errors.Is(err, ErrNoSlot) {
 		t.Errorf("by a slot that is not there: %v", err)
 	}
 	cache := t.TempDir()

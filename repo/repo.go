@@ -5,15 +5,12 @@
 package repo
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,8 +21,6 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
 	"xenkeep/internal/disk"
-
-	"github.com/google/renameio/v2"
 )
 
 // Format is the repository format that this version writes.
@@ -104,9 +99,12 @@ type Problem struct {
 type Options struct {
 	Secret slot.Secret
 	Page   []byte // a printed key page, used instead of a secret and any slot
-	// Slot is the ID of the slot to open. If it is empty, the slot that this
+	// Slot names the slot to open: by its ID, a unique prefix of that of four
+	// characters or more, or its label. If it is empty, the slot that this
 	// machine opened last is tried first, then the others.
 	Slot string
+	// slotBudget replaces the constant of this name, in tests.
+	slotBudget uint64
 	// CacheDir contains a folder for each repository, with its index. If it is
 	// empty, everything is kept in memory.
 	CacheDir string
@@ -248,99 +246,7 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 		}
 		return nil, fmt.Errorf("%s: all key slots are lost: open with a printed key page: %w", objects.Location(), seal.ErrCorrupt)
 	}
-	first := o.Slot
-	if first == "" && o.CacheDir != "" {
-		remembered, _ := os.ReadFile(filepath.Join(o.CacheDir, slots[0].head.Repository, "slot"))
-		first = string(remembered)
-	}
-	slices.SortStableFunc(slots, func(a, b storedSlot) int {
-		return btoi(b.head.ID == first) - btoi(a.head.ID == first)
-	})
-	if o.Slot != "" {
-		if slots[0].head.ID != o.Slot {
-			return nil, fmt.Errorf("key slot %s: %w", o.Slot, object.ErrNotFound)
-		}
-		slots = slices.DeleteFunc(slots, func(s storedSlot) bool { return s.head.ID != o.Slot })
-	}
-	wrong := slot.ErrWrongSecret
-	for _, s := range slots {
-		keys, raw, err := slot.Open(s.data, o.Secret)
-		if errors.Is(err, slot.ErrWrongSecret) {
-			continue
-		}
-		if err != nil {
-			// The slot is damaged, or of a kind that this version does not support.
-			// That prevents no other slot from opening.
-			wrong = fmt.Errorf("key slot %s: %w", s.head.ID, err)
-			continue
-		}
-		r, err := open(ctx, objects, keys, raw, o)
-		if errors.Is(err, seal.ErrForeign) {
-			wrong = err // a slot left over from a repository that was never finished
-			continue
-		}
-		if err == nil && o.CacheDir != "" && s.head.ID != first {
-			rememberSlot(o.CacheDir, s.head)
-		}
-		if err == nil && older {
-			r.addProblems(Problem{Object: "slots/a/" + s.head.ID, Err: fmt.Errorf("slots/a/%s: overwritten or deleted; an older version opens: %w", s.head.ID, seal.ErrCorrupt)})
-		}
-		return r, err
-	}
-	return nil, wrong
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// rememberSlot records the slot that opened, so that it is tried first next time.
-// Errors are ignored, because they do no harm.
-func rememberSlot(cacheDir string, h slot.Head) {
-	dir := filepath.Join(cacheDir, h.Repository)
-	if os.MkdirAll(dir, 0o700) == nil {
-		_ = renameio.WriteFile(filepath.Join(dir, "slot"), []byte(h.ID), 0o600)
-	}
-}
-
-type storedSlot struct {
-	head slot.Head
-	data []byte
-}
-
-// readSlots reads every slot. If its two copies differ, both are returned: only
-// opening them shows which of them is sound.
-func readSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) {
-	var names []string
-	if err := object.ListOwn(ctx, objects, "slots/", func(i object.Info) error {
-		names = append(names, i.Name)
-		return nil
-	}); err != nil {
-		return nil, err
-	}
-	slices.Sort(names)
-	seen := make(map[string][]byte)
-	var slots []storedSlot
-	for _, name := range names {
-		id := name[strings.LastIndexByte(name, '/')+1:]
-		data, err := objects.Get(ctx, name, 0, -1)
-		if errors.Is(err, object.ErrNotFound) || errors.Is(err, object.ErrTooLarge) {
-			continue // check reports one that is no slot
-		}
-		if err != nil {
-			return nil, err
-		}
-		h, err := slot.ReadHead(data)
-		if err != nil || h.ID != id || bytes.Equal(seen[id], data) {
-			continue // damaged, which check reports, or identical to the other copy
-		}
-		seen[id] = data
-		slots = append(slots, storedSlot{head: h, data: data})
-	}
-	return slots, nil
+	return openAny(ctx, objects, slots, older, o)
 }
 
 func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.RawMessage, o Options) (*Repository, error) {

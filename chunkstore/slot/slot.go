@@ -20,6 +20,7 @@
 package slot
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/rand"
@@ -57,7 +58,8 @@ type KDF struct {
 
 // The costs of new password slots, which are the second choice of RFC 9106,
 // section 4: 0.15 to 0.3 s of CPU time, on up to four cores. Readers use the
-// costs in the slot, up to maxMemory and maxTime.
+// costs in the slot, up to maxMemory and maxTime. Nobody has authenticated a
+// slot before it opens, so callers that try several must limit their Cost.
 const (
 	argonTime   = 3
 	argonMemory = 64 << 10 // KiB
@@ -65,6 +67,18 @@ const (
 	maxTime     = 64
 	maxMemory   = 1 << 20 // KiB
 )
+
+// StandardCost is the Cost of new password slots.
+const StandardCost = argonTime * argonMemory
+
+// Cost returns the work, in KiB of memory times passes, that opening a slot with
+// this KDF takes. It is 0 for a key file.
+func (k KDF) Cost() uint64 {
+	if k.Name != "argon2id" {
+		return 0
+	}
+	return uint64(k.Time) * uint64(k.Memory)
+}
 
 // Head is the part of a slot that is readable without a key.
 type Head struct {
@@ -108,14 +122,28 @@ func (s Secret) name() (string, error) {
 	return "", errors.New("want a password, or a key file of 32 bytes")
 }
 
-func (s Secret) derive(k KDF) ([]byte, error) {
+// Fits reports whether s is of the kind that opens a slot with this KDF.
+func (s Secret) Fits(k KDF) bool {
+	name, err := s.name()
+	return err == nil && name == k.Name
+}
+
+// derive returns the key of a slot. Argon2id cannot be interrupted; if ctx ends,
+// derive returns, and the computation is abandoned.
+func (s Secret) derive(ctx context.Context, k KDF) ([]byte, error) {
 	var ikm []byte
 	switch k.Name {
 	case "argon2id":
 		if k.Time < 1 || k.Time > maxTime || k.Memory < 8 || k.Memory > maxMemory || k.Lanes < 1 {
 			return nil, fmt.Errorf("argon2id costs: %w", seal.ErrCorrupt)
 		}
-		ikm = argon2.IDKey(s.Password, k.Salt, k.Time, k.Memory, k.Lanes, keyBytes)
+		done := make(chan []byte, 1)
+		go func() { done <- argon2.IDKey(s.Password, k.Salt, k.Time, k.Memory, k.Lanes, keyBytes) }()
+		select {
+		case ikm = <-done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	case "keyfile":
 		ikm = s.KeyFile
 	default:
@@ -148,7 +176,7 @@ func Seal(keys *seal.Keys, config json.RawMessage, secret Secret, label string, 
 	if err != nil {
 		return nil, "", err
 	}
-	key, err := secret.derive(k)
+	key, err := secret.derive(context.Background(), k)
 	if err != nil {
 		return nil, "", err
 	}
@@ -184,8 +212,8 @@ func ReadHead(data []byte) (Head, error) {
 
 // Open opens a slot. It returns ErrWrongSecret if secret is of the wrong kind
 // or does not match. A damaged slot cannot be distinguished from a wrong
-// password.
-func Open(data []byte, secret Secret) (*seal.Keys, json.RawMessage, error) {
+// password. If ctx ends, Open returns without waiting for Argon2id.
+func Open(ctx context.Context, data []byte, secret Secret) (*seal.Keys, json.RawMessage, error) {
 	h, err := ReadHead(data)
 	if err != nil {
 		return nil, nil, err
@@ -195,7 +223,7 @@ func Open(data []byte, secret Secret) (*seal.Keys, json.RawMessage, error) {
 	} else if name != h.KDF.Name {
 		return nil, nil, ErrWrongSecret
 	}
-	key, err := secret.derive(h.KDF)
+	key, err := secret.derive(ctx, h.KDF)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -101,7 +101,8 @@ xenkeep init makes it.`,
 // second are the flags of the other repository.
 func (o *copyOptions) second() *repositoryFlags {
 	f := o.repository
-	f.flags = nil // a config names one repository, and not this one
+	f.keySlot = "" // it is one of the first repository
+	f.flags = nil  // a config names one repository, and not this one
 	f.location = o.to + o.from
 	if o.profile != "" {
 		f.s3.profile = o.profile

@@ -79,6 +79,7 @@ func printable(s string) string { return text.Clean(s) }
 
 // hint is what can be done about an error; empty where that is plain.
 func hint(err error) string {
+	var untried *repo.UntriedError
 	var untrusted *xapi.UntrustedHostError
 	switch {
 	case errors.As(err, &untrusted) && untrusted.Pinned:
@@ -97,6 +98,8 @@ func hint(err error) string {
 		return "a new repository needs an empty folder, or a prefix without objects"
 	case errors.Is(err, object.ErrNoSpace):
 		return "make room, or raise the quota; what was uploaded counts next time"
+	case errors.As(err, &untried):
+		return "if yours is among them, --key-slot ID tries it alone; other slots that state such a cost are forged: whoever can write to the storage has put them there, and their objects slots/a/ID and slots/b/ID can be deleted"
 	case errors.Is(err, slot.ErrWrongSecret):
 		return "a printed key page opens the repository too: XENKEEP_KEY_FILE=page"
 	case errors.Is(err, repo.ErrRevocation):

@@ -25,6 +25,7 @@ import (
 type repositoryFlags struct {
 	location string
 	secret   secretFlagsValues
+	keySlot  string
 	cacheDir string
 	s3       s3Flags
 
@@ -37,6 +38,7 @@ func (f *repositoryFlags) add(cmd *cobra.Command) {
 	s.VarP(repositoryValue{f}, "repository", "r", "`location` of the repository: a folder, s3:https://host/bucket/prefix, or s3://bucket/prefix")
 	s.StringVar(&f.cacheDir, "cache-dir", "", "`folder` for what is kept on this machine (the user's cache folder)")
 	f.secret.add(cmd)
+	s.StringVar(&f.keySlot, "key-slot", "", "open only the key `slot` with this ID, prefix of an ID, or label")
 	f.s3.add(s)
 }
 
@@ -130,7 +132,7 @@ func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stde
 	if err != nil {
 		return nil, errors.Join(err, objects.Close())
 	}
-	options := repo.Options{Secret: key.secret, Page: key.page, CacheDir: f.cache()}
+	options := repo.Options{Secret: key.secret, Page: key.page, Slot: f.keySlot, CacheDir: f.cache()}
 	r, err := repo.Open(ctx, objects, options)
 	if key.literal != nil && errors.Is(err, slot.ErrWrongSecret) {
 		// The repository was made when the mark counted as part of the password.
