@@ -160,7 +160,7 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 	}
 	notes, bad, err := r.Notes(ctx)
 	if err == nil && len(bad) > 0 {
-		err = bad[0].Err // it may protect one
+		err = bad[0].Err // the unreadable note may protect a snapshot
 	}
 	if err != nil {
 		return nil, err
