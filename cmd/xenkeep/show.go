@@ -95,7 +95,7 @@ func runShow(cmd *cobra.Command, o *showOptions, spec string) error {
 	return printSnapshot(w, s, records, drills)
 }
 
-func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte, drills []restore.HeldDrill) error {
+func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte, drills []restore.DrillRecord) error {
 	t := newTable(w)
 	t.row("snapshot", s.ID())
 	t.row("VM", s.VM.Name, s.VM.UUID)

@@ -54,7 +54,7 @@ type snapshotLine struct {
 	Records json.RawMessage `json:"records,omitempty"`
 	Kept    []recordSize    `json:"records_stored,omitempty"`
 	// Of show alone: boot drills, oldest first.
-	Drills []restore.HeldDrill `json:"drills,omitempty"`
+	Drills []restore.DrillRecord `json:"drills,omitempty"`
 }
 
 // diskLine is a disk of a snapshot.

@@ -42,22 +42,22 @@ type DrillVerdict struct {
 	Pool    string  `json:"pool_uuid"`
 }
 
-// HeldDrill is a drill as a note tells of it.
-type HeldDrill struct {
+// DrillRecord is a drill as a note tells of it.
+type DrillRecord struct {
 	Time time.Time `json:"time"`
 	DrillVerdict
 }
 
 // Drills are the drills that were held of a snapshot, oldest first. Notes that
 // cannot be read are passed over.
-func Drills(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]HeldDrill, error) {
+func Drills(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]DrillRecord, error) {
 	notes, _, err := r.Notes(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var out []HeldDrill
+	var out []DrillRecord
 	for _, n := range notes {
-		h := HeldDrill{Time: n.Time}
+		h := DrillRecord{Time: n.Time}
 		if n.Snapshot == s.ID() && n.Kind == NoteDrill && json.Unmarshal([]byte(n.Text), &h.DrillVerdict) == nil {
 			out = append(out, h)
 		}
@@ -91,16 +91,16 @@ func BootDrill(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *re
 	p := newPoolRestore(r, pool, s, o)
 	p.role = lease.RoleDrill
 	out := &Drill{Type: "drill", Snapshot: s.ID(), VMName: fmt.Sprintf("xenkeep drill of %s %s", s.VM.Name, s.Short())}
-	held := false
+	completed := false
 	err := p.run(ctx, func() error {
-		if err := p.drill(ctx, d, out); err != nil {
+		if err := p.runDrill(ctx, d, out); err != nil {
 			return err
 		}
-		held = true
-		return errOver // it is undone in any case
+		completed = true
+		return errUndo // it is undone in any case
 	})
 	out.Warnings, out.Duration = p.out.Warnings, p.out.Duration
-	if !held {
+	if !completed {
 		return out, err
 	}
 	var left *leftError
@@ -122,11 +122,11 @@ func BootDrill(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *re
 	return out, err
 }
 
-// errOver ends a drill that was held.
-var errOver = errors.New("over")
+// errUndo ends a drill that was held.
+var errUndo = errors.New("over")
 
-// drill makes the VM and judges it.
-func (p *poolRestore) drill(ctx context.Context, d DrillOptions, out *Drill) error {
+// runDrill makes the VM and judges it.
+func (p *poolRestore) runDrill(ctx context.Context, d DrillOptions, out *Drill) error {
 	rec, err := p.pool.Pool(ctx)
 	if err != nil {
 		return err
@@ -142,17 +142,17 @@ func (p *poolRestore) drill(ctx context.Context, d DrillOptions, out *Drill) err
 	if err := m.restore(ctx); err != nil {
 		return err
 	}
-	if err := p.patiently(ctx, p.pool.StartVM); err != nil {
+	if err := p.retryStart(ctx, p.pool.StartVM); err != nil {
 		return fmt.Errorf("start the VM of the drill: %w", err)
 	}
 	began := time.Now()
-	out.Verdict.Passed, out.Verdict.Reason, err = p.await(ctx, d)
+	out.Verdict.Passed, out.Verdict.Reason, err = p.waitForGuest(ctx, d)
 	out.Verdict.Seconds = time.Since(began).Seconds()
 	return err
 }
 
-// await looks at a VM until its guest is up, or will not be.
-func (p *poolRestore) await(ctx context.Context, d DrillOptions) (passed bool, reason string, err error) {
+// waitForGuest looks at a VM until its guest is up, or will not be.
+func (p *poolRestore) waitForGuest(ctx context.Context, d DrillOptions) (passed bool, reason string, err error) {
 	deadline := time.NewTimer(d.Timeout)
 	defer deadline.Stop()
 	tick := time.NewTicker(d.Poll)
@@ -163,12 +163,12 @@ func (p *poolRestore) await(ctx context.Context, d DrillOptions) (passed bool, r
 			return false, "", err
 		}
 		if d.Key != "" {
-			switch said := vm.XenstoreData[d.Key]; said {
+			switch verdict := vm.XenstoreData[d.Key]; verdict {
 			case "":
 			case "ok":
 				return true, "the guest says ok in " + d.Key, nil
 			default:
-				return false, fmt.Sprintf("the guest says %.200q in %s", said, d.Key), nil
+				return false, fmt.Sprintf("the guest says %.200q in %s", verdict, d.Key), nil
 			}
 		} else if up, err := p.toolsUp(ctx, &vm); up || err != nil {
 			return up, "the guest's tools report", err

@@ -55,18 +55,18 @@ type guard struct {
 	targets []overTarget
 	vms     []xapi.VM // that have one of the disks
 	loose   []xapi.VDI
-	began   map[xapi.Ref]bool // disks that bear markHalf
+	marked  map[xapi.Ref]bool // disks that bear markHalf
 	old     []string          // VDI snapshots of what the disks were
 	sent    map[xapi.Ref]bool // disks whose data may have been written to, by this run or one before
 }
 
 // newGuard finds the VMs, and refuses disks that another run is writing.
 func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guard, error) {
-	g := &guard{p: p, targets: targets, began: make(map[xapi.Ref]bool), sent: make(map[xapi.Ref]bool)}
+	g := &guard{p: p, targets: targets, marked: make(map[xapi.Ref]bool), sent: make(map[xapi.Ref]bool)}
 	seen := make(map[xapi.Ref]bool)
 	for _, t := range targets {
 		if lease.HalfOf(&t.vdi) != nil {
-			g.began[t.vdi.Ref], g.sent[t.vdi.Ref] = true, true
+			g.marked[t.vdi.Ref], g.sent[t.vdi.Ref] = true, true
 		}
 		owners, err := p.owners(ctx, &t.vdi)
 		if err != nil {
@@ -74,7 +74,7 @@ func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guar
 		}
 		if len(owners) == 0 {
 			g.loose = append(g.loose, t.vdi)
-			if err := p.free("disk "+t.d.Device+": VDI "+t.vdi.UUID, lease.WriterOf(t.vdi.OtherConfig, t.vdi.UUID), t.vdi.OtherConfig); err != nil {
+			if err := p.checkFree("disk "+t.d.Device+": VDI "+t.vdi.UUID, lease.WriterOf(t.vdi.OtherConfig, t.vdi.UUID), t.vdi.OtherConfig); err != nil {
 				return nil, err
 			}
 		}
@@ -85,7 +85,7 @@ func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guar
 			}
 			seen[vm.Ref] = true
 			g.vms = append(g.vms, *vm)
-			if err := p.free("VM "+vm.NameLabel, lease.WriterOf(vm.OtherConfig, vm.UUID), vm.OtherConfig); err != nil {
+			if err := p.checkFree("VM "+vm.NameLabel, lease.WriterOf(vm.OtherConfig, vm.UUID), vm.OtherConfig); err != nil {
 				return nil, err
 			}
 		}
@@ -115,16 +115,16 @@ func (p *poolRestore) owners(ctx context.Context, v *xapi.VDI) ([]xapi.VM, error
 	return out, nil
 }
 
-// free refuses an object that another run is writing.
-func (p *poolRestore) free(what string, m *lease.WriterMark, other map[string]string) error {
+// checkFree refuses an object that another run is writing.
+func (p *poolRestore) checkFree(what string, m *lease.WriterMark, other map[string]string) error {
 	if m == nil || m.Run == p.lease.Own[lease.MarkRun] || lease.WriterGone(m, other, p.lease.Own[lease.MarkMachine], p.lease.Now()) {
 		return nil
 	}
 	return fmt.Errorf("%s: run %s on %s is restoring over its disks, or was an hour ago: %w", what, lease.ShortRun(m.Run), m.Machine, job.ErrActive)
 }
 
-// raise blocks the VMs and makes sure that they are halted.
-func (g *guard) raise(ctx context.Context) error {
+// block blocks the VMs and makes sure that they are halted.
+func (g *guard) block(ctx context.Context) error {
 	p := g.p
 	for i := range g.loose {
 		if err := g.markWriter(ctx, "VDI", g.loose[i].Ref, g.loose[i].UUID); err != nil {
@@ -150,7 +150,7 @@ func (g *guard) raise(ctx context.Context) error {
 		}
 	}
 	// A VM that was started before the block stood is seen now.
-	return g.halted(ctx)
+	return g.checkHalted(ctx)
 }
 
 func (g *guard) markWriter(ctx context.Context, class string, ref xapi.Ref, uuid string) error {
@@ -169,8 +169,8 @@ func (g *guard) markWriter(ctx context.Context, class string, ref xapi.Ref, uuid
 	return nil
 }
 
-// halted refuses VMs that are not halted.
-func (g *guard) halted(ctx context.Context) error {
+// checkHalted refuses VMs that are not halted.
+func (g *guard) checkHalted(ctx context.Context) error {
 	for i := range g.vms {
 		vm, err := g.p.pool.VM(ctx, g.vms[i].Ref)
 		if xapi.IsCode(err, xapi.HandleInvalid) {
@@ -186,9 +186,9 @@ func (g *guard) halted(ctx context.Context) error {
 	return nil
 }
 
-// begin marks a disk as half restored, before anything is written to it. The mark of an
+// markHalf marks a disk as half restored, before anything is written to it. The mark of an
 // earlier run is replaced, since it may name another snapshot.
-func (g *guard) begin(ctx context.Context, t *overTarget) error {
+func (g *guard) markHalf(ctx context.Context, t *overTarget) error {
 	own := g.p.lease.Own
 	text, err := json.Marshal(lease.HalfMark{
 		UUID: t.vdi.UUID, Repository: own[lease.MarkRepository], Snapshot: g.p.s.ID(), Disk: t.d.Device, Run: own[lease.MarkRun], Machine: own[lease.MarkMachine],
@@ -197,17 +197,17 @@ func (g *guard) begin(ctx context.Context, t *overTarget) error {
 	if err != nil {
 		return err
 	}
-	if g.began[t.vdi.Ref] {
-		return g.renew(ctx, t.vdi.Ref, string(text))
+	if g.marked[t.vdi.Ref] {
+		return g.replaceHalfMark(ctx, t.vdi.Ref, string(text))
 	}
-	g.began[t.vdi.Ref] = true // where the answer is lost it may be there
+	g.marked[t.vdi.Ref] = true // where the answer is lost it may be there
 	return g.p.pool.SetOtherConfig(ctx, "VDI", t.vdi.Ref, lease.MarkHalf, string(text))
 }
 
-// renew replaces the mark of a half-restored disk by one call: the disk must not be
+// replaceHalfMark replaces the mark of a half-restored disk by one call: the disk must not be
 // without a mark at any time, or a run that is killed meanwhile would leave it
 // unprotected.
-func (g *guard) renew(ctx context.Context, ref xapi.Ref, text string) error {
+func (g *guard) replaceHalfMark(ctx context.Context, ref xapi.Ref, text string) error {
 	v, err := g.p.pool.VDI(ctx, ref)
 	if err != nil {
 		return err
@@ -220,13 +220,13 @@ func (g *guard) renew(ctx context.Context, ref xapi.Ref, text string) error {
 	return g.p.pool.Call(ctx, "VDI.set_other_config", nil, ref, other)
 }
 
-// settle ends the protection where nothing is half restored, and keeps it
+// finish ends the protection where nothing is half restored, and keeps it
 // otherwise. err is how the restore went.
-func (g *guard) settle(ctx context.Context, err error) error {
+func (g *guard) finish(ctx context.Context, err error) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
 	if err == nil {
-		if err = g.halted(clean); errors.Is(err, job.ErrNotHalted) {
+		if err = g.checkHalted(clean); errors.Is(err, job.ErrNotHalted) {
 			err = fmt.Errorf("it ran while its disks were written, and what it wrote may be lost or spoil them: %w", err)
 		}
 	}
@@ -240,13 +240,13 @@ func (g *guard) settle(ctx context.Context, err error) error {
 		t := &g.targets[i]
 		ref := t.vdi.Ref
 		switch {
-		case whole || g.began[ref] && !g.sent[ref]:
-			errs = append(errs, g.p.unhalf(clean, ref, g.began[ref]))
+		case whole || g.marked[ref] && !g.sent[ref]:
+			errs = append(errs, g.p.removeHalfMark(clean, ref, g.marked[ref]))
 		case g.sent[ref]:
 			half = append(half, t.d.Device)
 		}
 	}
-	errs = append(errs, g.lower(clean, whole))
+	errs = append(errs, g.unblock(clean, whole))
 	left := errors.Join(errs...)
 	switch {
 	case len(half) > 0:
@@ -276,8 +276,8 @@ func (g *guard) awaitRelease(ctx context.Context) {
 	}
 }
 
-// unhalf takes the mark of a half-restored disk off.
-func (p *poolRestore) unhalf(ctx context.Context, ref xapi.Ref, marked bool) error {
+// removeHalfMark takes the mark of a half-restored disk off.
+func (p *poolRestore) removeHalfMark(ctx context.Context, ref xapi.Ref, marked bool) error {
 	if !marked {
 		return nil
 	}
@@ -288,9 +288,9 @@ func (p *poolRestore) unhalf(ctx context.Context, ref xapi.Ref, marked bool) err
 	return err
 }
 
-// lower ends the run's hold on its VMs and disks; VMs that have a half-restored
+// unblock ends the run's hold on its VMs and disks; VMs that have a half-restored
 // disk stay blocked.
-func (g *guard) lower(ctx context.Context, whole bool) error {
+func (g *guard) unblock(ctx context.Context, whole bool) error {
 	var errs []error
 	for i := range g.vms {
 		vm := &g.vms[i]

@@ -40,24 +40,24 @@ func (m *vmRestore) nameFor(vms []xapi.VM) string {
 // passedThrough are keys of other_config that give a VM devices of its host.
 func passedThrough() []string { return []string{"pci", "vgpu_pci"} }
 
-// fewerDevices takes devices of the host out of a VM's other_config, unless they are
+// dropHostDevices takes devices of the host out of a VM's other_config, unless they are
 // to be kept: beside the original both VMs would claim them.
-func (m *vmRestore) fewerDevices(other map[string]string) {
+func (m *vmRestore) dropHostDevices(other map[string]string) {
 	for _, k := range passedThrough() {
 		text, ok := other[k]
 		if !ok || m.v.KeepPCI {
 			continue
 		}
 		delete(other, k)
-		if !slices.Contains(m.told, k) {
-			m.told = append(m.told, k)
+		if !slices.Contains(m.warned, k) {
+			m.warned = append(m.warned, k)
 			m.warn("the VM comes back without the host's device %s (other_config:%s), which one VM alone can use: --pci keep restores it", text, k)
 		}
 	}
 }
 
-// lostMemory warns of a VM that was suspended, and whose memory is not in the snapshot.
-func (m *vmRestore) lostMemory() {
+// warnLostMemory warns of a VM that was suspended, and whose memory is not in the snapshot.
+func (m *vmRestore) warnLostMemory() {
 	if m.stored.VM.PowerState != "Suspended" || m.role == lease.RoleDrill {
 		return
 	}
@@ -69,9 +69,9 @@ func (m *vmRestore) lostMemory() {
 	m.warn("the VM was suspended when it was backed up, and its memory is not in the snapshot: it comes back halted, as after a power failure")
 }
 
-// sameMACs warns of VMs on this pool that have a MAC address which the restored VM
+// warnSameMACs warns of VMs on this pool that have a MAC address which the restored VM
 // keeps.
-func (m *vmRestore) sameMACs(ctx context.Context, vms []xapi.VM) error {
+func (m *vmRestore) warnSameMACs(ctx context.Context, vms []xapi.VM) error {
 	if !m.v.KeepMAC {
 		return nil
 	}

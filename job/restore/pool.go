@@ -34,7 +34,7 @@ func Disks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.S
 				return err
 			}
 		}
-		placed, err := p.place(ctx, disks, t)
+		placed, err := p.assignSRs(ctx, disks, t)
 		if err != nil {
 			return err
 		}
@@ -49,7 +49,7 @@ func Disks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.S
 				}
 			}
 		}
-		if err := p.release(ctx); err != nil {
+		if err := p.removeMarks(ctx); err != nil {
 			return err
 		}
 		p.plug(ctx, to)
@@ -60,19 +60,19 @@ func Disks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.S
 
 // poolRestore is one restore to a pool.
 type poolRestore struct {
-	r       *repo.Repository
-	pool    *xapi.Client
-	s       *repo.Snapshot
-	o       Options
-	started time.Time
-	out     *Restored
-	lease   *lease.Lease
-	role    string   // of what is made
-	whole   bool     // restored, but for the marks
-	vm      xapi.Ref // made, to be removed on failure
-	tried   bool     // a VM may have been made whose reference is not known
-	vdis    []xapi.Ref
-	vbds    []xapi.Ref
+	r           *repo.Repository
+	pool        *xapi.Client
+	s           *repo.Snapshot
+	o           Options
+	started     time.Time
+	out         *Restored
+	lease       *lease.Lease
+	role        string   // of what is made
+	complete    bool     // restored, but for the marks
+	vm          xapi.Ref // made, to be removed on failure
+	vmRequested bool     // a VM may have been made whose reference is not known
+	vdis        []xapi.Ref
+	vbds        []xapi.Ref
 }
 
 func newPoolRestore(r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, o Options) *poolRestore {
@@ -112,7 +112,7 @@ func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 	if err == nil {
 		return nil
 	}
-	if p.whole {
+	if p.complete {
 		// All is there; who undid it now would destroy what may be in use.
 		p.warn("marks of the restore stay on it until the next run: %s", job.OneLine(err))
 		return nil
@@ -124,7 +124,7 @@ func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 		return &leftError{err, left}
 	}
 	if p.o.Resume && len(p.vdis) > 0 {
-		return &resumableError{err, p.leave(clean)}
+		return &resumableError{err, p.leaveUnfinished(clean)}
 	}
 	return err
 }
@@ -158,7 +158,7 @@ func (e *leftError) Unwrap() error { return e.err }
 // undo removes what was made; what can be gone on with stays.
 func (p *poolRestore) undo(ctx context.Context) error {
 	var errs []error
-	if p.vm.IsNull() && p.tried {
+	if p.vm.IsNull() && p.vmRequested {
 		vms, err := p.pool.VMs(ctx)
 		errs = append(errs, err)
 		for i := range vms {
@@ -184,21 +184,21 @@ func (p *poolRestore) undo(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// placed is a disk with the SR that it goes to.
-type placed struct {
+// placement is a disk with the SR that it goes to.
+type placement struct {
 	d  *repo.Disk
 	im *restore.Image
 	sr xapi.SR
 }
 
-// place finds the SRs and looks whether there is room.
-func (p *poolRestore) place(ctx context.Context, disks []*repo.Disk, t Target) ([]placed, error) {
+// assignSRs finds the SRs and looks whether there is room.
+func (p *poolRestore) assignSRs(ctx context.Context, disks []*repo.Disk, t Target) ([]placement, error) {
 	if err := t.check(disks); err != nil {
 		return nil, err
 	}
 	srs := make(map[string]xapi.SR)
 	need := make(map[xapi.Ref]int64)
-	var out []placed
+	var out []placement
 	for _, d := range disks {
 		name, err := t.of(d)
 		if err != nil {
@@ -228,7 +228,7 @@ func (p *poolRestore) place(ctx context.Context, disks []*repo.Disk, t Target) (
 			need[sr.Ref] += im.Blocks() * disk.BlockSize
 		}
 		p.o.Log.Debug("disk placed", "disk", d.Device, "sr", sr.NameLabel, "size", im.Size(), "blocks", im.Blocks())
-		out = append(out, placed{d, im, sr})
+		out = append(out, placement{d, im, sr})
 	}
 	if p.o.Resume {
 		return out, nil // some of it may be there
@@ -244,8 +244,8 @@ func (p *poolRestore) place(ctx context.Context, disks []*repo.Disk, t Target) (
 
 // disk makes a VDI, or finds the one that was begun, and fills it. was, where
 // set, is the record of the disk that it comes from.
-func (p *poolRestore) disk(ctx context.Context, d placed, was *xapi.VDI) (xapi.VDI, error) {
-	vdi, compare, err := p.target(ctx, d, was)
+func (p *poolRestore) disk(ctx context.Context, d placement, was *xapi.VDI) (xapi.VDI, error) {
+	vdi, compare, err := p.targetVDI(ctx, d, was)
 	if err != nil {
 		return vdi, err
 	}
@@ -272,10 +272,10 @@ func (p *poolRestore) disk(ctx context.Context, d placed, was *xapi.VDI) (xapi.V
 	return vdi, nil
 }
 
-// target makes a VDI, or finds the one that was begun, which must be compared.
-func (p *poolRestore) target(ctx context.Context, d placed, was *xapi.VDI) (vdi xapi.VDI, compare bool, err error) {
+// targetVDI makes a VDI, or finds the one that was begun, which must be compared.
+func (p *poolRestore) targetVDI(ctx context.Context, d placement, was *xapi.VDI) (vdi xapi.VDI, compare bool, err error) {
 	if p.o.Resume {
-		if vdi, ok, err := p.begun(ctx, d); ok || err != nil {
+		if vdi, ok, err := p.findUnfinished(ctx, d); ok || err != nil {
 			return vdi, ok, err
 		}
 	}
@@ -356,10 +356,10 @@ func (p *poolRestore) plug(ctx context.Context, vm xapi.VM) {
 	}
 }
 
-// release takes the marks of a restore under way off what is now whole. The
+// removeMarks takes the marks of a restore under way off what is now whole. The
 // first mark set says so of all: a run that dies later leaves marks, and no
 // half restore.
-func (p *poolRestore) release(ctx context.Context) error {
+func (p *poolRestore) removeMarks(ctx context.Context) error {
 	p.lease.StopRenewing(append(slices.Clone(p.vdis), p.vm)...)
 	class, first, rest := "VM", p.vm, p.vdis
 	if first.IsNull() {
@@ -371,7 +371,7 @@ func (p *poolRestore) release(ctx context.Context) error {
 	if err := p.pool.SetOtherConfig(ctx, class, first, lease.MarkDone, "yes"); err != nil {
 		return err
 	}
-	p.whole = true
+	p.complete = true
 	for _, ref := range rest {
 		if err := lease.Unmark(ctx, p.pool, "VDI", ref); err != nil {
 			return err

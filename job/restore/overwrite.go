@@ -40,16 +40,16 @@ func WriteOver(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *re
 		if err != nil {
 			return err
 		}
-		err = g.raise(ctx)
+		err = g.block(ctx)
 		for i := range targets {
 			if err != nil {
 				break
 			}
-			if err = p.dropStray(ctx, targets[i].vdi.Ref); err == nil {
-				err = p.over(ctx, g, &targets[i], over)
+			if err = p.removeStrayTasks(ctx, targets[i].vdi.Ref); err == nil {
+				err = p.overwriteDisk(ctx, g, &targets[i], over)
 			}
 		}
-		return g.settle(ctx, err)
+		return g.finish(ctx, err)
 	})
 	return p.out, err
 }
@@ -110,7 +110,7 @@ func (p *poolRestore) overTargets(ctx context.Context, disks []*repo.Disk, over 
 		if t.im, err = restore.Open(ctx, p.r, chunk.ID(d.Root)); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", d.Device, err)
 		}
-		if err := p.writable(ctx, t); err != nil {
+		if err := p.checkWritable(ctx, t); err != nil {
 			return nil, fmt.Errorf("disk %s: VDI %s: %w", d.Device, t.vdi.UUID, err)
 		}
 		out = append(out, t)
@@ -130,7 +130,7 @@ func replaced(d *repo.Disk, v *xapi.VDI) error {
 
 }
 
-func (p *poolRestore) writable(ctx context.Context, t overTarget) error {
+func (p *poolRestore) checkWritable(ctx context.Context, t overTarget) error {
 	switch {
 	case int64(t.vdi.VirtualSize) != t.im.Size():
 		return fmt.Errorf("it has %d bytes, the disk in the snapshot %d: restore to a new VDI with --to-sr", t.vdi.VirtualSize, t.im.Size())
@@ -156,9 +156,9 @@ func (p *poolRestore) writable(ctx context.Context, t overTarget) error {
 	return nil
 }
 
-// dropStray takes away the tasks that a killed restore over a VDI has left: the
+// removeStrayTasks takes away the tasks that a killed restore over a VDI has left: the
 // VDI bears no marks that would tell of it, but no host holds it any more.
-func (p *poolRestore) dropStray(ctx context.Context, vdi xapi.Ref) error {
+func (p *poolRestore) removeStrayTasks(ctx context.Context, vdi xapi.Ref) error {
 	rec, err := p.pool.VDI(ctx, vdi)
 	if err != nil {
 		return err
@@ -168,11 +168,11 @@ func (p *poolRestore) dropStray(ctx context.Context, vdi xapi.Ref) error {
 			return nil
 		}
 	}
-	return p.dropTransfers(ctx, vdi)
+	return p.removeTransferTasks(ctx, vdi)
 }
 
-// dropTransfers takes away the tasks of transfers of a VDI, whose run is dead.
-func (p *poolRestore) dropTransfers(ctx context.Context, vdi xapi.Ref) error {
+// removeTransferTasks takes away the tasks of transfers of a VDI, whose run is dead.
+func (p *poolRestore) removeTransferTasks(ctx context.Context, vdi xapi.Ref) error {
 	tasks, err := p.pool.Tasks(ctx)
 	if err != nil {
 		return err
@@ -188,8 +188,8 @@ func (p *poolRestore) dropTransfers(ctx context.Context, vdi xapi.Ref) error {
 	return nil
 }
 
-// over writes one disk.
-func (p *poolRestore) over(ctx context.Context, g *guard, t *overTarget, over Overwrite) error {
+// overwriteDisk writes one disk.
+func (p *poolRestore) overwriteDisk(ctx context.Context, g *guard, t *overTarget, over Overwrite) error {
 	label := p.s.VM.Name + " " + t.d.Device
 	done := RestoredDisk{Device: t.d.Device, VDI: t.vdi.UUID, Size: t.im.Size()}
 	var differs []uint64
@@ -216,10 +216,10 @@ func (p *poolRestore) over(ctx context.Context, g *guard, t *overTarget, over Ov
 		g.old = append(g.old, old.UUID)
 	}
 	if !over.Differential || restore.Differing(differs) > 0 {
-		if err := p.released(ctx, t.vdi.Ref); err != nil {
+		if err := p.waitReleased(ctx, t.vdi.Ref); err != nil {
 			return fmt.Errorf("disk %s: VDI %s: %w%s", t.d.Device, t.vdi.UUID, err, g.untouched(t))
 		}
-		if err := g.begin(ctx, t); err != nil {
+		if err := g.markHalf(ctx, t); err != nil {
 			return fmt.Errorf("disk %s: mark VDI %s: %w%s", t.d.Device, t.vdi.UUID, err, g.untouched(t))
 		}
 		sent, err := p.rewrite(ctx, t.im, t.vdi, differs, label, &done)
@@ -238,9 +238,9 @@ func (p *poolRestore) over(ctx context.Context, g *guard, t *overTarget, over Ov
 	return nil
 }
 
-// released waits until no host holds a disk that is to be written to: a read may hold
+// waitReleased waits until no host holds a disk that is to be written to: a read may hold
 // it for a moment, and the import of a run that was killed until the host has noticed.
-func (p *poolRestore) released(ctx context.Context, vdi xapi.Ref) error {
+func (p *poolRestore) waitReleased(ctx context.Context, vdi xapi.Ref) error {
 	free, err := p.pool.WaitReleased(ctx, vdi)
 	if err == nil && !free {
 		err = hints.With(errors.New("a control domain has held the disk for a minute, as if another program reads or writes it"),
@@ -265,7 +265,7 @@ func (p *poolRestore) overwrite(ctx context.Context, im *restore.Image, vdi xapi
 		return err
 	}
 	done.Compared = im.Size()
-	if err := p.released(ctx, vdi.Ref); err != nil {
+	if err := p.waitReleased(ctx, vdi.Ref); err != nil {
 		return err
 	}
 	_, err = p.rewrite(ctx, im, vdi, differs, label, done)

@@ -55,7 +55,7 @@ func (m *vmRestore) byImport(ctx context.Context) error {
 			to[old] = m.vdis[old].UUID
 		}
 	}
-	m.tried = true
+	m.vmRequested = true
 	o := xapi.MetadataImport{Restore: true, VDIs: to}
 	if len(m.poolRestore.vdis) > 0 {
 		o.Disk = m.poolRestore.vdis[0]
@@ -65,11 +65,11 @@ func (m *vmRestore) byImport(ctx context.Context) error {
 	if len(refs) > 0 {
 		ref = refs[0]
 	}
-	if err := m.made(ctx, ref, err); err != nil {
+	if err := m.recordVM(ctx, ref, err); err != nil {
 		return err
 	}
 	if m.memory && m.out.Power != "Suspended" {
-		return fmt.Errorf("VM %s: the pool made it %s, not suspended", m.called, m.out.Power)
+		return fmt.Errorf("VM %s: the pool made it %s, not suspended", m.name, m.out.Power)
 	}
 	if err := m.checkVIFs(ctx); err != nil {
 		return err
@@ -77,7 +77,7 @@ func (m *vmRestore) byImport(ctx context.Context) error {
 	if err := m.settings(ctx); err != nil {
 		return err
 	}
-	return m.block(ctx)
+	return m.setBlocked(ctx)
 }
 
 // storedOVA is the pool's own description of the VM that was stored with the
@@ -290,7 +290,7 @@ func (b *archiveBuilder) vm() error {
 	kept := xva.Value{Kind: xva.Struct}
 	var names []string
 	for i, name := range vm.Names {
-		if m.knows[name] || len(m.knows) == 0 {
+		if m.knownFields[name] || len(m.knownFields) == 0 {
 			kept.Set(name, vm.Items[i])
 		} else if slices.Contains(xapi.VMSettings(), name) {
 			names = append(names, name)
@@ -300,7 +300,7 @@ func (b *archiveBuilder) vm() error {
 	if err := json.Unmarshal(m.stored.VM.Raw, &raw); err != nil {
 		return err
 	}
-	m.drop(names, func(name string) (string, bool) { s, ok := raw[name]; return string(s), ok }, func(string) {})
+	m.dropUnknown(names, func(name string) (string, bool) { s, ok := raw[name]; return string(s), ok }, func(string) {})
 	*vm = kept
 	other := m.otherConfig()
 	if other["mac_seed"] == "" {
@@ -311,7 +311,7 @@ func (b *archiveBuilder) vm() error {
 		uuid = newUUID()
 	}
 	set := map[string]xva.Value{
-		"uuid": xva.String(uuid), "name_label": xva.String(m.called), "other_config": textMap(other),
+		"uuid": xva.String(uuid), "name_label": xva.String(m.name), "other_config": textMap(other),
 		"ha_always_run": xva.Boolean(false), "ha_restart_priority": xva.String(""), "blocked_operations": {Kind: xva.Struct},
 		"is_default_template": xva.Boolean(false), "snapshot_schedule": xva.String(xva.NullRef), "appliance": xva.String(xva.NullRef),
 		"affinity": xva.String(xva.NullRef), "suspend_SR": xva.String(xva.NullRef), "VGPUs": {Kind: xva.Array}, "VUSBs": {Kind: xva.Array},

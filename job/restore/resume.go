@@ -18,8 +18,8 @@ func (p *poolRestore) resumable(v *xapi.VDI) bool {
 		v.OtherConfig[lease.MarkRepository] == p.r.ID() && v.OtherConfig[lease.MarkSnapshot] == p.s.ID()
 }
 
-// begun finds the VDI that an earlier restore of a disk left, and takes it over.
-func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, error) {
+// findUnfinished finds the VDI that an earlier restore of a disk left, and takes it over.
+func (p *poolRestore) findUnfinished(ctx context.Context, d placement) (xapi.VDI, bool, error) {
 	all, err := p.pool.VDIs(ctx)
 	if err != nil {
 		return xapi.VDI{}, false, err
@@ -32,7 +32,7 @@ func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, erro
 		if !p.resumable(v) || v.OtherConfig[lease.MarkDisk] != d.d.Device || v.SR != d.sr.Ref || int64(v.VirtualSize) < d.im.Size() {
 			continue
 		}
-		if used, err := p.used(ctx, v); used || err != nil {
+		if used, err := p.belongsToVM(ctx, v); used || err != nil {
 			if err != nil {
 				return *v, false, err
 			}
@@ -49,7 +49,7 @@ func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, erro
 			}
 		}
 		p.vdis = append(p.vdis, v.Ref)
-		if err := p.dropTransfers(ctx, v.Ref); err != nil {
+		if err := p.removeTransferTasks(ctx, v.Ref); err != nil {
 			return *v, false, err
 		}
 		return *v, true, p.lease.Mark(ctx, "VDI", v.Ref, p.role)
@@ -57,8 +57,8 @@ func (p *poolRestore) begun(ctx context.Context, d placed) (xapi.VDI, bool, erro
 	return xapi.VDI{}, false, nil
 }
 
-// used tells whether a VDI belongs to a VM.
-func (p *poolRestore) used(ctx context.Context, v *xapi.VDI) (bool, error) {
+// belongsToVM tells whether a VDI belongs to a VM.
+func (p *poolRestore) belongsToVM(ctx context.Context, v *xapi.VDI) (bool, error) {
 	for _, ref := range v.VBDs {
 		b, err := p.pool.VBD(ctx, ref)
 		if xapi.IsCode(err, xapi.HandleInvalid) {
@@ -78,9 +78,9 @@ func (p *poolRestore) used(ctx context.Context, v *xapi.VDI) (bool, error) {
 	return false, nil
 }
 
-// leave gives up what was written so far for a later run to go on with, and
+// leaveUnfinished gives up what was written so far for a later run to go on with, and
 // tells where it is.
-func (p *poolRestore) leave(ctx context.Context) string {
+func (p *poolRestore) leaveUnfinished(ctx context.Context) string {
 	var uuids []string
 	for _, ref := range p.vdis {
 		v, err := p.pool.VDI(ctx, ref)

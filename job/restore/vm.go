@@ -29,12 +29,12 @@ func VM(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snap
 			err = m.restore(ctx)
 		}
 		if err == nil {
-			err = p.release(ctx)
+			err = p.removeMarks(ctx)
 		}
 		return err
 	})
-	if err == nil && p.whole {
-		err = p.settle(ctx, v.Start)
+	if err == nil && p.complete {
+		err = p.finish(ctx, v.Start)
 	}
 	return p.out, err
 }
@@ -42,16 +42,16 @@ func VM(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snap
 // vmRestore is a VM on its way back.
 type vmRestore struct {
 	*poolRestore
-	v      VMOptions
-	stored *records.StoredVM
-	placed []placed
-	vdis   map[string]xapi.VDI // made, by the UUID of the disk that was
-	nets   map[xapi.Ref]*xapi.Network
-	isos   map[xapi.Ref]*xapi.VDI // by what was in the drive
-	memory bool                   // it comes back suspended
-	knows  map[string]bool        // fields that the pool's VMs have
-	called string                 // its name
-	told   []string               // keys of other_config that were warned of
+	v           VMOptions
+	stored      *records.StoredVM
+	placed      []placement
+	vdis        map[string]xapi.VDI // made, by the UUID of the disk that was
+	nets        map[xapi.Ref]*xapi.Network
+	isos        map[xapi.Ref]*xapi.VDI // by what was in the drive
+	memory      bool                   // it comes back suspended
+	knownFields map[string]bool        // fields that the pool's VMs have
+	name        string                 // its name
+	warned      []string               // keys of other_config that were warned of
 }
 
 // planVM finds out all that can be known before anything is made.
@@ -82,18 +82,18 @@ func (p *poolRestore) planVM(ctx context.Context, v VMOptions) (*vmRestore, erro
 	if err != nil {
 		return nil, err
 	}
-	m.knows = make(map[string]bool)
+	m.knownFields = make(map[string]bool)
 	for i := range vms {
 		if v.KeepUUID && vms[i].UUID == m.stored.VM.UUID {
 			return nil, fmt.Errorf("VM %s (%s) is on this pool: %w", vms[i].NameLabel, vms[i].UUID, job.ErrKeptUUID)
 		}
-		if len(m.knows) == 0 {
+		if len(m.knownFields) == 0 {
 			var fields map[string]json.RawMessage
 			if err := json.Unmarshal(vms[i].Raw, &fields); err != nil {
 				return nil, err
 			}
 			for k := range fields {
-				m.knows[k] = true
+				m.knownFields[k] = true
 			}
 		}
 	}
@@ -103,12 +103,12 @@ func (p *poolRestore) planVM(ctx context.Context, v VMOptions) (*vmRestore, erro
 	if err := m.findISOs(ctx); err != nil {
 		return nil, err
 	}
-	m.called = m.nameFor(vms)
-	m.lostMemory()
-	if err := m.sameMACs(ctx, vms); err != nil {
+	m.name = m.nameFor(vms)
+	m.warnLostMemory()
+	if err := m.warnSameMACs(ctx, vms); err != nil {
 		return nil, err
 	}
-	m.placed, err = p.place(ctx, disks, v.Target)
+	m.placed, err = p.assignSRs(ctx, disks, v.Target)
 	return m, err
 }
 
@@ -277,7 +277,7 @@ func (m *vmRestore) byCreation(ctx context.Context) error {
 	if err := m.settings(ctx); err != nil {
 		return err
 	}
-	return m.block(ctx)
+	return m.setBlocked(ctx)
 }
 
 // otherConfig is what the VM's had, with the marks of this run.
@@ -293,7 +293,7 @@ func (m *vmRestore) otherConfig() map[string]string {
 		// MACs are derived from the seed; marks are of the VM that was.
 		return strings.HasPrefix(k, "xenkeep:") || k == "import_task" || (k == "mac_seed" && !m.v.KeepMAC)
 	})
-	m.fewerDevices(other)
+	m.dropHostDevices(other)
 	maps.Copy(other, m.lease.Marks(lease.RoleRestore))
 	return other
 }
@@ -303,11 +303,11 @@ func (m *vmRestore) createVM(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.drop(slices.Sorted(maps.Keys(fields)), func(name string) (string, bool) {
+	m.dropUnknown(slices.Sorted(maps.Keys(fields)), func(name string) (string, bool) {
 		raw, ok := fields[name].(json.RawMessage)
 		return string(raw), ok
 	}, func(name string) { delete(fields, name) })
-	fields["name_label"] = m.called
+	fields["name_label"] = m.name
 	fields["other_config"] = m.otherConfig()
 	fields["ha_always_run"] = false
 	fields["ha_restart_priority"] = ""
@@ -322,19 +322,19 @@ func (m *vmRestore) createVM(ctx context.Context) error {
 	if m.stored.VM.GenerationID == "" {
 		fields["generation_id"] = ""
 	}
-	m.tried = true
+	m.vmRequested = true
 	ref, err := m.pool.CreateVM(ctx, fields)
-	return m.made(ctx, ref, err)
+	return m.recordVM(ctx, ref, err)
 }
 
-// made takes note of the VM, whether or not there was an error.
-func (m *vmRestore) made(ctx context.Context, ref xapi.Ref, err error) error {
+// recordVM takes note of the VM, whether or not there was an error.
+func (m *vmRestore) recordVM(ctx context.Context, ref xapi.Ref, err error) error {
 	m.vm = ref
 	if !ref.IsNull() {
 		m.lease.Renew("VM", ref)
 	}
 	if err != nil {
-		return fmt.Errorf("VM %s: %w", m.called, err)
+		return fmt.Errorf("VM %s: %w", m.name, err)
 	}
 	rec, err := m.pool.VM(ctx, ref)
 	if err != nil {
@@ -344,11 +344,11 @@ func (m *vmRestore) made(ctx context.Context, ref xapi.Ref, err error) error {
 	return nil
 }
 
-// drop takes fields away that the pool does not know, and names those that said
+// dropUnknown takes fields away that the pool does not know, and names those that said
 // something.
-func (m *vmRestore) drop(names []string, text func(string) (string, bool), drop func(string)) {
+func (m *vmRestore) dropUnknown(names []string, text func(string) (string, bool), drop func(string)) {
 	for _, name := range names {
-		if m.knows[name] || len(m.knows) == 0 || name == "memory_target" {
+		if m.knownFields[name] || len(m.knownFields) == 0 || name == "memory_target" {
 			continue
 		}
 		if s, ok := text(name); ok && !slices.Contains([]string{"", `""`, "[]", "{}", "null", "0", "false", `"OpaqueRef:NULL"`}, s) {
@@ -361,8 +361,8 @@ func (m *vmRestore) drop(names []string, text func(string) (string, bool), drop 
 	}
 }
 
-// block sets which operations are blocked on the VM.
-func (m *vmRestore) block(ctx context.Context) error {
+// setBlocked sets which operations are blocked on the VM.
+func (m *vmRestore) setBlocked(ctx context.Context) error {
 	blocked := maps.Clone(m.stored.VM.BlockedOperations)
 	maps.DeleteFunc(blocked, func(_, why string) bool { return why == lease.GuardText })
 	if len(blocked) == 0 || m.role == lease.RoleDrill {
@@ -449,16 +449,16 @@ func (m *vmRestore) createVTPM(ctx context.Context) error {
 	return nil
 }
 
-// settle lets a VM that is whole go on, where that is asked for.
-func (p *poolRestore) settle(ctx context.Context, start bool) error {
+// finish lets a VM that is whole go on, where that is asked for.
+func (p *poolRestore) finish(ctx context.Context, start bool) error {
 	if !start {
 		return nil
 	}
 	var err error
 	if p.out.Power == "Suspended" {
-		err = p.patiently(ctx, p.pool.ResumeVM)
+		err = p.retryStart(ctx, p.pool.ResumeVM)
 	} else {
-		err = p.patiently(ctx, p.pool.StartVM)
+		err = p.retryStart(ctx, p.pool.StartVM)
 	}
 	if err != nil {
 		return fmt.Errorf("VM %s (%s): %w: %w", p.out.VMName, p.out.VM, job.ErrUnstarted, err)
@@ -467,9 +467,9 @@ func (p *poolRestore) settle(ctx context.Context, start bool) error {
 	return nil
 }
 
-// patiently starts or resumes the VM, and tries again while a host still holds one
+// retryStart starts or resumes the VM, and tries again while a host still holds one
 // of its disks for a read that is over.
-func (p *poolRestore) patiently(ctx context.Context, start func(context.Context, xapi.Ref) error) error {
+func (p *poolRestore) retryStart(ctx context.Context, start func(context.Context, xapi.Ref) error) error {
 	var out error
 	_ = p.pool.Retry(ctx, func(ctx context.Context) error {
 		if out = start(ctx, p.vm); xapi.InUse(out) {
