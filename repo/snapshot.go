@@ -26,6 +26,8 @@ import (
 var (
 	// ErrNoSnapshot is returned if no snapshot matches a name.
 	ErrNoSnapshot = errors.New("no such snapshot")
+	// ErrNoDisk is returned if no disk of a snapshot matches a name.
+	ErrNoDisk = errors.New("no such disk")
 	// ErrAmbiguous is returned if a name matches several.
 	ErrAmbiguous = errors.New("more than one is meant")
 )
@@ -198,11 +200,23 @@ func (s *Snapshot) Disk(name string) (*Disk, error) {
 	}
 	switch len(found) {
 	case 0:
-		return nil, fmt.Errorf("disk %q of snapshot %s: %w", name, s.Short(), ErrNoSnapshot)
+		return nil, fmt.Errorf("disk %q: %w in snapshot %s, which has %s", name, ErrNoDisk, s.Short(), s.devices())
 	case 1:
 		return found[0], nil
 	}
 	return nil, fmt.Errorf("disk %q of snapshot %s: %w: name its device", name, s.Short(), ErrAmbiguous)
+}
+
+// devices returns the names of the snapshot's disks for a message.
+func (s *Snapshot) devices() string {
+	var names []string
+	for _, d := range s.Disks {
+		names = append(names, d.Device)
+	}
+	if len(names) == 0 {
+		return "no disks"
+	}
+	return strings.Join(names, ", ")
 }
 
 const snapshotPrefix = "snapshots/"

@@ -36,7 +36,7 @@ func resolve(ctx context.Context, r *repo.Repository, spec string, stderr io.Wri
 func choose(snapshots []*repo.Snapshot, spec string, stderr io.Writer) (*repo.Snapshot, error) {
 	c, err := repo.Choose(snapshots, spec, time.Now())
 	if err != nil {
-		return nil, err
+		return nil, nameOfVM(snapshots, spec, err)
 	}
 	if c.Note != "" {
 		tell(stderr, fmt.Sprintf("snapshot %s is taken: %s", c.Snapshot.Short(), oneLine(c.Note)), "")
@@ -50,7 +50,7 @@ func chooseToDestroy(snapshots []*repo.Snapshot, spec string) (*repo.Snapshot, e
 	c, err := repo.Choose(snapshots, spec, time.Now())
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, nameOfVM(snapshots, spec, err)
 	case c.Bare:
 		return nil, &advised{usagef("%q alone may be a snapshot of any VM: it is now %s of VM %s", spec, c.Snapshot.Short(), printable(vmName(c.Snapshot))),
 			"name the VM: latest:" + vmName(c.Snapshot)}
@@ -58,6 +58,14 @@ func chooseToDestroy(snapshots []*repo.Snapshot, spec string) (*repo.Snapshot, e
 		return nil, &advised{usagef("%s; it is snapshot %s", c.Note, c.Snapshot.Short()), "name the snapshot by its ID if it is the one"}
 	}
 	return c.Snapshot, nil
+}
+
+// nameOfVM adds a hint to an error where a user gave a VM in place of a snapshot.
+func nameOfVM(snapshots []*repo.Snapshot, spec string, err error) error {
+	if _, verr := repo.FindVM(snapshots, spec); verr != nil || !errors.Is(err, repo.ErrNoSnapshot) {
+		return err
+	}
+	return &advised{err, fmt.Sprintf("%s is a VM: latest:%s is its newest snapshot, and xenkeep snapshots %s lists all", printable(spec), printable(spec), printable(spec))}
 }
 
 // resolveToDestroy is resolve for such commands.

@@ -12,6 +12,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/job"
 	"xenkeep/job/exchange"
+	"xenkeep/repo"
 )
 
 type importOptions struct {
@@ -119,7 +120,7 @@ const formatUsage = "what an image is: `auto` (by its content), or raw: a raw di
 
 func formatChoice() choice { return choice{text: "auto", of: []string{"auto", formatRaw}} }
 
-// date is an instant: RFC 3339, or without zone the local one.
+// date is a moment, in the forms of repo.ParseWhen; of a day, its first.
 type date time.Time
 
 func (d *date) Type() string { return "date" }
@@ -132,11 +133,7 @@ func (d *date) String() string {
 }
 
 func (d *date) Set(text string) error {
-	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02"} {
-		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
-			*d = date(t)
-			return nil
-		}
-	}
-	return errors.New("want a date as 2026-03-16T12:30:27Z or 2026-03-16 12:30:27")
+	w, err := repo.ParseWhen(text, time.Now())
+	*d = date(w.Begin)
+	return err
 }

@@ -87,7 +87,7 @@ func (x *nbdServer) find(ctx context.Context, name string) (*repo.Disk, error) {
 			return only, err
 		}
 		if d, err := s.Disk(disk); err != nil || d != only {
-			return nil, fmt.Errorf("disk %q is not served: %w", disk, repo.ErrNoSnapshot)
+			return nil, fmt.Errorf("disk %q is not served: %w", disk, repo.ErrNoDisk)
 		}
 		return only, nil
 	}
@@ -96,7 +96,7 @@ func (x *nbdServer) find(ctx context.Context, name string) (*repo.Disk, error) {
 
 func (x *nbdServer) open(ctx context.Context, name string) (nbd.Export, error) {
 	d, err := x.find(ctx, name)
-	if errors.Is(err, repo.ErrNoSnapshot) || errors.Is(err, repo.ErrAmbiguous) {
+	if errors.Is(err, repo.ErrNoSnapshot) || errors.Is(err, repo.ErrNoDisk) || errors.Is(err, repo.ErrAmbiguous) {
 		return nil, fmt.Errorf("%w: %w", err, fs.ErrNotExist)
 	}
 	if err != nil {

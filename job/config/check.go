@@ -23,7 +23,9 @@ func oneOf[T ~string](bad *Problems, key string, v T, words ...T) {
 	}
 }
 
-func (s Secret) check(bad *Problems, key string) {
+// check finds faults, and notes the key for errors of Read.
+func (s *Secret) check(bad *Problems, key string) {
+	s.key = key
 	if err := s.validate(); err != nil {
 		bad.add(0, "%s: %v", key, err)
 	}
@@ -54,6 +56,7 @@ func (c *Config) check(bad *Problems) {
 	for _, name := range sorted(c.Pools) {
 		p := c.Pools[name]
 		p.check(bad, "pools."+name)
+		c.Pools[name] = p // with the keys of its secrets
 	}
 	if len(c.Jobs) == 0 {
 		bad.add(0, "jobs: there is none: add [jobs.NAME]")

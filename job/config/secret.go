@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,10 +21,15 @@ type Secret struct {
 	Env     string `toml:"env"`
 	// Obscured files are those of VmBackup's create-password-file: base64.
 	Obscured bool `toml:"obscured"`
+
+	key string // of the config, for errors
 }
 
-// IsZero tells whether nothing is said.
-func (s Secret) IsZero() bool { return s == Secret{} }
+// IsZero reports whether no source is given.
+func (s Secret) IsZero() bool {
+	s.key = ""
+	return s == Secret{}
+}
 
 func (s Secret) validate() error {
 	n := 0
@@ -52,28 +58,29 @@ func (s Secret) Read(ctx context.Context) ([]byte, error) {
 func (s Secret) ReadLiteral(ctx context.Context) (secret, literal []byte, err error) {
 	var p []byte
 	var from string
+	key := cmp.Or(s.key, "secret")
 	switch {
 	case s.File != "":
 		from = "file " + s.File
 		f, err := os.Open(s.File)
 		if err != nil {
-			return nil, nil, fmt.Errorf("secret: %w", err)
+			return nil, nil, fmt.Errorf("%s: %w", key, err)
 		}
 		p, err = io.ReadAll(io.LimitReader(f, maxSecret+1))
 		if err = errors.Join(err, f.Close()); err != nil {
-			return nil, nil, fmt.Errorf("secret: %w", err)
+			return nil, nil, fmt.Errorf("%s: %w", key, err)
 		}
 	case s.Command != "":
 		from = "command"
 		var err error
 		if p, err = exec.CommandContext(ctx, "sh", "-c", s.Command).Output(); err != nil {
-			return nil, nil, fmt.Errorf("secret: command %q: %w", s.Command, err)
+			return nil, nil, fmt.Errorf("%s: command: %w", key, err)
 		}
 	case s.Env != "":
 		from = "variable " + s.Env
 		p = []byte(os.Getenv(s.Env))
 	default:
-		return nil, nil, errors.New("secret: none is given")
+		return nil, nil, fmt.Errorf("%s: none is given", key)
 	}
 	if whole := bytes.TrimRight(p, "\r\n"); !s.Obscured && !bytes.Equal(whole, SecretText(p)) {
 		literal = whole
@@ -82,15 +89,15 @@ func (s Secret) ReadLiteral(ctx context.Context) (secret, literal []byte, err er
 	if s.Obscured {
 		plain, err := Unobscure(p)
 		if err != nil {
-			return nil, nil, fmt.Errorf("secret: %s: %w", from, err)
+			return nil, nil, fmt.Errorf("%s: %s: %w", key, from, err)
 		}
 		p = plain
 	}
 	if len(p) == 0 {
-		return nil, nil, fmt.Errorf("secret: %s: empty", from)
+		return nil, nil, fmt.Errorf("%s: %s: empty", key, from)
 	}
 	if len(p) > maxSecret {
-		return nil, nil, fmt.Errorf("secret: %s: too long", from)
+		return nil, nil, fmt.Errorf("%s: %s: too long", key, from)
 	}
 	return p, literal, nil
 }

@@ -232,7 +232,7 @@ func TestExportRefusals(t *testing.T) {
 		want error
 	}{
 		"two disks":       {s, "x.raw", exchange.ExportOptions{}, repo.ErrAmbiguous},
-		"no such disk":    {s, "x.raw", exchange.ExportOptions{Disk: "xvdz"}, repo.ErrNoSnapshot},
+		"no such disk":    {s, "x.raw", exchange.ExportOptions{Disk: "xvdz"}, repo.ErrNoDisk},
 		"there":           {s, there, exchange.ExportOptions{Disk: "xvda"}, job.ErrExists},
 		"a folder":        {s, w.Dir, exchange.ExportOptions{Disk: "xvda", Format: exchange.FormatRaw}, job.ErrExists},
 		"base of raw":     {s, "x.raw", exchange.ExportOptions{Disk: "xvda", Base: s}, exchange.ErrFormat},

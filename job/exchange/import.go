@@ -76,7 +76,7 @@ func Import(ctx context.Context, r *repo.Repository, files []string, o ImportOpt
 		im.take(ctx, file)
 	}
 	s := im.sum
-	s.Duration = o.Now().Sub(started).Seconds()
+	s.Duration, s.Requests = o.Now().Sub(started).Seconds(), job.CountRequests(r)
 	switch {
 	case ctx.Err() != nil:
 		s.Status = "failed"

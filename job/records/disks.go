@@ -38,7 +38,7 @@ func SameDisk(s *repo.Snapshot, d *repo.Disk) (*repo.Disk, error) {
 			return &s.Disks[i], nil
 		}
 	}
-	return nil, fmt.Errorf("snapshot %s has no disk %s: %w", s.Short(), d.Device, repo.ErrNoSnapshot)
+	return nil, fmt.Errorf("snapshot %s has no disk %s: %w", s.Short(), d.Device, repo.ErrNoDisk)
 }
 
 // StoredRaw is appended to the reason of a disk that the user declared to be raw.

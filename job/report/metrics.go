@@ -13,6 +13,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"xenkeep/internal/text"
 )
 
 // Good is the newest good snapshot of a VM; zero where it has none.
@@ -63,25 +65,25 @@ func (r *Report) WriteMetrics(name string, all []Good) error {
 	stored := gauge("vm_stored_bytes", "What these took in the repository.", "job", "vm", "uuid")
 	for _, v := range r.VMs {
 		for _, s := range states {
-			state.WithLabelValues(r.Job, v.Name, v.UUID, string(s)).Set(is(v.State, s))
+			state.WithLabelValues(r.Job, labelText(v.Name), v.UUID, string(s)).Set(is(v.State, s))
 		}
 		if v.Snapshot == "" {
 			continue
 		}
-		took.WithLabelValues(r.Job, v.Name, v.UUID).Set(v.Duration)
-		read.WithLabelValues(r.Job, v.Name, v.UUID).Set(float64(v.Read))
-		fresh.WithLabelValues(r.Job, v.Name, v.UUID).Set(float64(v.New))
-		stored.WithLabelValues(r.Job, v.Name, v.UUID).Set(float64(v.Stored))
+		took.WithLabelValues(r.Job, labelText(v.Name), v.UUID).Set(v.Duration)
+		read.WithLabelValues(r.Job, labelText(v.Name), v.UUID).Set(float64(v.Read))
+		fresh.WithLabelValues(r.Job, labelText(v.Name), v.UUID).Set(float64(v.New))
+		stored.WithLabelValues(r.Job, labelText(v.Name), v.UUID).Set(float64(v.Stored))
 	}
 	age := gauge("vm_last_good_age_seconds", "Age of the VM's newest good snapshot when the run ended; no line for a VM without one.", "vm", "uuid")
 	at := gauge("vm_last_good_timestamp_seconds", "When the data of the VM's newest good snapshot was so; 0 for a VM without one.", "vm", "uuid")
 	for _, g := range all {
 		if g.Data.IsZero() {
-			at.WithLabelValues(g.Name, g.UUID).Set(0)
+			at.WithLabelValues(labelText(g.Name), g.UUID).Set(0)
 			continue
 		}
-		age.WithLabelValues(g.Name, g.UUID).Set(r.Ended.Sub(g.Data).Seconds())
-		at.WithLabelValues(g.Name, g.UUID).Set(float64(g.Data.Unix()))
+		age.WithLabelValues(labelText(g.Name), g.UUID).Set(r.Ended.Sub(g.Data).Seconds())
+		at.WithLabelValues(labelText(g.Name), g.UUID).Set(float64(g.Data.Unix()))
 	}
 	var from prometheus.Gatherer = reg
 	if r.Error != "" { // the run ended before its VMs were known, or in their midst
@@ -94,6 +96,16 @@ const (
 	lastGoodName = "xenkeep_vm_last_good_timestamp_seconds"
 	vmPrefix     = "xenkeep_vm_"
 )
+
+// labelText replaces control characters of a name, which a terminal that shows the
+// file would obey. Line ends stay: the format escapes them.
+func labelText(name string) string {
+	lines := strings.Split(name, "\n")
+	for i := range lines {
+		lines[i] = text.Clean(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
 
 // families reads a metrics file; one that does not exist is empty.
 func families(name string) (map[string]*dto.MetricFamily, error) {

@@ -229,7 +229,7 @@ func TestStatusLog(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "x.prom")
-	good := []Good{{Name: "web", UUID: "u1", Data: sample().Ended.Add(-30 * time.Minute)}, {Name: "never", UUID: "u9"}}
+	good := []Good{{Name: "web", UUID: "u1", Data: sample().Ended.Add(-30 * time.Minute)}, {Name: "never", UUID: "u9"}, {Name: "red\x1b[31m", UUID: "u8"}}
 	if err := sample().WriteMetrics(name, good); err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{
 		`xenkeep_job_state{job="nightly \"x\"",state="partial"} 1`, `xenkeep_job_state{job="nightly \"x\"",state="ok"} 0`, `xenkeep_job_vms{job="nightly \"x\"",state="failed"} 2`,
 		`xenkeep_vm_last_good_age_seconds{uuid="u1",vm="web"} 1800`, `xenkeep_vm_last_good_timestamp_seconds{uuid="u9",vm="never"} 0`,
-		`vm="db\n"`, `xenkeep_vm_read_bytes{job="nightly \"x\"",uuid="u1",vm="web"} 1.048576e+07`,
+		`vm="db\n"`, `vm="red?[31m"`, `xenkeep_vm_read_bytes{job="nightly \"x\"",uuid="u1",vm="web"} 1.048576e+07`,
 	} {
 		if !strings.Contains(string(p), want) {
 			t.Errorf("no %q in\n%s", want, p)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/s3utils"
 
 	"xenkeep/chunkstore/object"
 )
@@ -136,6 +137,9 @@ func ParseAt(location, endpoint string) (Config, error) {
 	bucket, prefix, _ := strings.Cut(strings.Trim(u.Path, "/"), "/")
 	if bucket == "" {
 		return Config{}, badLocation("no bucket; want s3:https://host/bucket/prefix")
+	}
+	if err := s3utils.CheckValidBucketName(bucket); err != nil {
+		return Config{}, badLocation(fmt.Sprintf("bucket %q: %v", bucket, err))
 	}
 	return Config{
 		Endpoint: u.Host, TLS: u.Scheme == "https",

@@ -340,12 +340,12 @@ func TestShortLocations(t *testing.T) {
 	t.Setenv("AWS_ENDPOINT_URL", "")
 	t.Setenv("AWS_ENDPOINT_URL_S3", "")
 	for endpoint, want := range map[string]string{
-		"":                        "s3:https://s3.amazonaws.com/b/p/q",
-		"http://127.0.0.1:9000":   "s3:http://127.0.0.1:9000/b/p/q",
-		"https://s3.example.org/": "s3:https://s3.example.org/b/p/q",
+		"":                        "s3:https://s3.amazonaws.com/bkt/p/q",
+		"http://127.0.0.1:9000":   "s3:http://127.0.0.1:9000/bkt/p/q",
+		"https://s3.example.org/": "s3:https://s3.example.org/bkt/p/q",
 	} {
 		t.Setenv("AWS_ENDPOINT_URL", endpoint)
-		c, err := s3.Parse("s3://b/p/q")
+		c, err := s3.Parse("s3://bkt/p/q")
 		if err != nil || c.Location() != want {
 			t.Errorf("at %q: %s, %v", endpoint, c.Location(), err)
 		}

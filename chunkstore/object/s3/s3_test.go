@@ -284,9 +284,9 @@ func TestFaultsOnTheWay(t *testing.T) {
 
 func TestParse(t *testing.T) {
 	for in, want := range map[string]s3.Config{
-		"s3:https://s3.example.org/bucket":             {Endpoint: "s3.example.org", TLS: true, Bucket: "bucket"},
-		"s3:http://127.0.0.1:7070/bucket/a/b/":         {Endpoint: "127.0.0.1:7070", Bucket: "bucket", Prefix: "a/b"},
-		"s3:https://s3.eu-west-1.amazonaws.com/b//p//": {Endpoint: "s3.eu-west-1.amazonaws.com", TLS: true, Bucket: "b", Prefix: "p"},
+		"s3:https://s3.example.org/bucket":               {Endpoint: "s3.example.org", TLS: true, Bucket: "bucket"},
+		"s3:http://127.0.0.1:7070/bucket/a/b/":           {Endpoint: "127.0.0.1:7070", Bucket: "bucket", Prefix: "a/b"},
+		"s3:https://s3.eu-west-1.amazonaws.com/bkt//p//": {Endpoint: "s3.eu-west-1.amazonaws.com", TLS: true, Bucket: "bkt", Prefix: "p"},
 	} {
 		got, err := s3.Parse(in)
 		if err != nil || got != want {
