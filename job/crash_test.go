@@ -45,6 +45,7 @@ type childTask struct {
 	Keep                backup.Keep
 	Kinds               []vmplan.Kind
 	UnplugUSB           bool
+	RawOffline          bool
 	Restore             string // snapshot; empty for a backup
 	How                 string // the kind of restore: see restoreBy
 	SR                  string
@@ -114,7 +115,7 @@ func child(text string) (calls int, err error) {
 		return 0, err
 	}
 	_, err = backup.Run(ctx, r, pool, backup.Options{
-		Common: job.Common{StateDir: o.State, Job: "crash"}, Selected: []backup.VMRequest{{UUID: vm.UUID, Name: "web", Kinds: o.Kinds}}, Keep: o.Keep, UnplugUSB: o.UnplugUSB,
+		Common: job.Common{StateDir: o.State, Job: "crash"}, Selected: []backup.VMRequest{{UUID: vm.UUID, Name: "web", Kinds: o.Kinds}}, Keep: o.Keep, UnplugUSB: o.UnplugUSB, RawOffline: o.RawOffline,
 	})
 	return objects.Calls(objecttest.Any) - before, err
 }
@@ -301,6 +302,7 @@ type crashWorld struct {
 
 	kinds []vmplan.Kind
 	usb   bool // detach USB devices
+	raw   bool // read raw disks while the VM is halted
 }
 
 func newCrashWorld(t *testing.T, nbd xapisim.NBDMode) *crashWorld {
@@ -325,7 +327,7 @@ func (w *crashWorld) newRepository() {
 func (w *crashWorld) order(keep backup.Keep) childTask {
 	return childTask{
 		User: w.Sim.User(), Password: w.Sim.Password(), Repository: filepath.Join(w.Dir, fmt.Sprint("repo", w.day)), State: w.Dir,
-		Keep: keep, Storage: -1, Kinds: w.kinds, UnplugUSB: w.usb,
+		Keep: keep, Storage: -1, Kinds: w.kinds, UnplugUSB: w.usb, RawOffline: w.raw,
 	}
 }
 
@@ -358,7 +360,7 @@ func (w *crashWorld) backupAgain(keep backup.Keep) *job.Summary {
 	o := w.Options()
 	o.Selected = w.Requests("web")
 	o.Selected[0].Kinds = w.kinds
-	o.Job, o.Keep, o.UnplugUSB = "crash", keep, w.usb
+	o.Job, o.Keep, o.UnplugUSB, o.RawOffline = "crash", keep, w.usb, w.raw
 	s, err := backup.Run(w.T.Context(), w.Repo, w.Pool, o)
 	if err != nil {
 		w.T.Fatal(err)

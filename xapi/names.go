@@ -16,6 +16,7 @@ import (
 type names struct {
 	mu    sync.Mutex
 	known map[Ref]string
+	owner string // of the tasks that are created, see NameTasks
 }
 
 // maxNames bounds the memory; a pool has fewer objects of these classes.

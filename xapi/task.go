@@ -21,13 +21,23 @@ const (
 	cancelGrace = 5 * time.Second
 )
 
+// NameTasks adds a text to the descriptions of the tasks that CreateTask creates from
+// now on, so that others can find out whose they are.
+func (c *Client) NameTasks(owner string) {
+	c.names.mu.Lock()
+	defer c.names.mu.Unlock()
+	c.names.owner = owner
+}
+
 // CreateTask creates a task to which an HTTP transfer reports. It adds a random
 // word to the description, so that the task can be found if the pool's answer
 // is lost; otherwise nobody would ever end it.
 func (c *Client) CreateTask(ctx context.Context, label, description string) (Ref, error) {
 	var nonce [4]byte
 	_, _ = rand.Read(nonce[:])
-	description = strings.TrimSpace(fmt.Sprintf("%s [%x]", description, nonce))
+	c.names.mu.Lock()
+	description = strings.TrimSpace(strings.TrimSpace(description+" "+c.names.owner) + fmt.Sprintf(" [%x]", nonce))
+	c.names.mu.Unlock()
 	for again := false; ; again = true {
 		var ref Ref
 		err := c.Call(ctx, "task.create", &ref, label, description)

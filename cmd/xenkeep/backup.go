@@ -39,6 +39,7 @@ type backupOptions struct {
 	verifyCBT       bool
 	compression     choice
 	skipUnsupported bool
+	rawOffline      bool
 	unplugUSB       bool
 	allowShrink     shrink
 	all             bool
@@ -120,6 +121,7 @@ none of them all remain. The newest complete snapshot always remains.`,
 	s.BoolVar(&o.verifyCBT, "verify-cbt", true, "read 1 % of the blocks that the pool calls unchanged, and compare them")
 	s.Var(&o.compression, "compression", "`level`: fastest, default, better, best")
 	s.BoolVar(&o.skipUnsupported, "skip-unsupported", false, "leave out disks that cannot be snapshotted, instead of failing their VM")
+	s.BoolVar(&o.rawOffline, "raw-offline", false, "read raw disks, which cannot be snapshotted, while their VM is halted")
 	s.BoolVar(&o.unplugUSB, "unplug-usb", false, "detach the USB devices of a VM for its VM snapshot, and attach them again")
 	s.Var(&o.allowShrink, "allow-shrink", "`percent` that a disk or image may be smaller than in its last backup (20); without a number, any size and an empty disk are allowed")
 	s.Lookup("allow-shrink").NoOptDefVal = "100"
@@ -222,7 +224,7 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 	}
 	return jobbackup.Run(ctx, r, pool, jobbackup.Options{
 		Common: common, VMs: vms, All: o.all, VMConcurrency: o.vms, DiskConcurrency: o.disks, HostConcurrency: o.hosts, SRConcurrency: o.srs, Keep: jobbackup.Keep(o.keepBase.text), Transport: jobbackup.Transport(o.transport.text),
-		NBDConnections: o.nbdConnections, VerifyCBT: o.verifyCBT, SkipUnsupported: o.skipUnsupported, UnplugUSB: o.unplugUSB, AllowShrink: job.Shrink(o.allowShrink), Retention: policy,
+		NBDConnections: o.nbdConnections, VerifyCBT: o.verifyCBT, SkipUnsupported: o.skipUnsupported, RawOffline: o.rawOffline, UnplugUSB: o.unplugUSB, AllowShrink: job.Shrink(o.allowShrink), Retention: policy,
 	})
 }
 

@@ -203,7 +203,7 @@ func logger(c *config.Log, stderr io.Writer) (*slog.Logger, func() error, error)
 // runJob runs a job of a config file and shows its report.
 func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 	for _, flag := range []string{
-		"all", "image", "name", "tag", "keep-base", "transport", "nbd-connections", "verify-cbt", "compression", "skip-unsupported", "unplug-usb", "allow-shrink", "vm-concurrency", "disk-concurrency",
+		"all", "image", "name", "tag", "keep-base", "transport", "nbd-connections", "verify-cbt", "compression", "skip-unsupported", "raw-offline", "unplug-usb", "allow-shrink", "vm-concurrency", "disk-concurrency",
 		"host-concurrency", "sr-concurrency", "limit-read", "limit-write",
 		"keep-last", "keep-hourly", "keep-daily", "keep-weekly", "keep-monthly", "keep-yearly", "keep-within",
 	} {

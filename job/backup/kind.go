@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"xenkeep/job/lease"
 	"xenkeep/job/vmplan"
 	"xenkeep/xapi"
 )
@@ -62,6 +61,9 @@ func (v *vmBackup) takeKind(ctx context.Context, k vmplan.Kind) (err error) {
 			return v.takeOffline(ctx)
 		}
 	}
+	if err := v.hold(ctx); err != nil { // of a VM that is halted
+		return err
+	}
 	return v.withoutUSB(ctx, k, func() error { return v.takeRegular(ctx) })
 }
 
@@ -74,6 +76,10 @@ func (v *vmBackup) takeRegular(ctx context.Context) (err error) {
 		ignore = append(ignore, d.VBD.VDI)
 		avoidable = avoidable && !d.Never
 	}
+	for _, d := range v.plan.DirectDisks() {
+		ignore = append(ignore, d.VBD.VDI)
+		avoidable = false
+	}
 	v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.VM.Ref, v.label(), ignore...)
 	if avoidable && errors.Is(err, xapi.ErrIgnoreVDIs) {
 		v.record, err = v.b.pool.SnapshotVM(ctx, v.plan.VM.Ref, v.label())
@@ -85,22 +91,23 @@ func (v *vmBackup) takeRegular(ctx context.Context) (err error) {
 // It also holds after the run was cancelled.
 const startTime = 5 * time.Minute
 
-// takeOffline shuts the VM down, takes the snapshot, and starts the VM on every path.
-// In between, a mark on the VM records that it must be started, for the case that this
-// process is killed.
+// takeOffline shuts the VM down, takes the snapshot, and starts the VM on every path,
+// unless disks have to be read first while it is halted. In between, a mark on the VM
+// records that it must be started, for the case that this process is killed.
 func (v *vmBackup) takeOffline(ctx context.Context) (err error) {
 	vm := v.plan.VM
 	if err := v.b.lease.MarkOffline(ctx, &vm); err != nil {
 		return err
 	}
+	v.down = true
 	defer func() {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTime)
-		defer cancel()
-		if serr := lease.Restart(clean, v.b.pool, vm.Ref); serr != nil {
-			v.b.warn("VM %s: it was shut down for its backup and does not start: %v", vm.NameLabel, serr)
-			err = errors.Join(err, fmt.Errorf("start after the snapshot: %w", serr))
+		if err != nil || !v.hasDirect() {
+			err = errors.Join(err, v.resume(ctx))
 		}
 	}()
+	if err := v.hold(ctx); err != nil {
+		return err
+	}
 	if err := v.b.pool.CleanShutdown(ctx, vm.Ref); err != nil {
 		if ctx.Err() != nil {
 			return err

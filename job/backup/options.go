@@ -54,6 +54,9 @@ type Options struct {
 	// them as missing. Without it, such a disk fails its VM before the pool is
 	// changed.
 	SkipUnsupported bool
+	// RawOffline reads raw disks, which cannot be snapshotted, directly while their VM
+	// is halted: because it is, or for a snapshot of kind offline.
+	RawOffline bool
 	// UnplugUSB detaches the USB devices of a VM for the duration of its VM snapshot,
 	// because the pool does not snapshot a running VM that has any, and attaches them
 	// again afterwards.
@@ -90,6 +93,6 @@ type ImageOptions struct {
 	AllowShrink job.Shrink
 }
 
-func (o *Options) planOptions(leave map[string]string) vmplan.PlanOptions {
-	return vmplan.PlanOptions{Skip: o.SkipUnsupported, USB: o.UnplugUSB, Leave: leave}
+func (o *Options) planOptions(leave map[string]string, kinds []vmplan.Kind) vmplan.PlanOptions {
+	return vmplan.PlanOptions{Skip: o.SkipUnsupported, USB: o.UnplugUSB, Raw: o.RawOffline, Kinds: kinds, Leave: leave}
 }

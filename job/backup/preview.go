@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"xenkeep/job"
 	"xenkeep/job/vmplan"
 	"xenkeep/repo"
@@ -63,7 +65,7 @@ func NewPreview(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Op
 // VM predicts the backup of one VM. An error is the reason why the backup would fail;
 // the preview may be non-nil nevertheless.
 func (f *Preview) VM(ctx context.Context, c VMRequest) (*VMPreview, error) {
-	o := f.o.planOptions(c.Leave)
+	o := f.o.planOptions(c.Leave, c.Kinds)
 	o.Repository, o.Machine = f.r.ID(), f.o.Machine
 	p, err := vmplan.Read(ctx, f.pool, c.UUID, o)
 	if err != nil {
@@ -99,26 +101,18 @@ func (f *Preview) VM(ctx context.Context, c VMRequest) (*VMPreview, error) {
 	if p.VM.OtherConfig["snapmanager"] == "true" {
 		out.Warnings = append(out.Warnings, "other_config has snapmanager=true, which lets its guest import the disks of other VMs")
 	}
+	if raw := p.DirectDisks(); len(raw) > 0 && p.VM.PowerState != "Halted" {
+		var size int64
+		for _, d := range raw {
+			size += int64(d.VDI.VirtualSize)
+		}
+		out.Warnings = append(out.Warnings, fmt.Sprintf("it stays shut down until its raw disks are read (%s)", humanize.IBytes(uint64(size))))
+	}
 	newest := f.b.lastSnapshot(p.VM.UUID)
 	for _, d := range p.Disks {
-		x := DiskPreview{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Method: "full", Tracked: d.VDI.CBTEnabled}
-		d.Untracked = f.Untracked
-		if err := f.o.AllowShrink.CheckDisk(newest, d.VDI.UUID, x.Size); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.Device(), err)
-		}
-		base, err := findBase(ctx, f.pool, f.r.ID(), newest, &p.VM, d, &d.VDI, f.b.healthOf(newest))
+		x, err := f.disk(ctx, p, d, newest)
 		if err != nil {
 			return nil, err
-		}
-		x.Reason, x.Bytes = base.reason, int64(d.VDI.VirtualSize)
-		if d.SR.StoresVHD(d.VDI) && d.VDI.PhysicalUtilisation > 0 {
-			x.Bytes = min(x.Bytes, int64(d.VDI.PhysicalUtilisation))
-		}
-		switch {
-		case !base.tracked.IsNull():
-			x.Method, x.Bytes = "cbt", -1
-		case !base.vdi.IsNull():
-			x.Method, x.Bytes = "vhd-delta", -1
 		}
 		out.Disks = append(out.Disks, x)
 	}
@@ -126,6 +120,33 @@ func (f *Preview) VM(ctx context.Context, c VMRequest) (*VMPreview, error) {
 		out.Disks = append(out.Disks, DiskPreview{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Left: d.Reason, Asked: c.Leave[d.VDI.UUID] != ""})
 	}
 	return out, nil
+}
+
+// disk predicts the read of one disk; newest is the VM's latest complete snapshot.
+func (f *Preview) disk(ctx context.Context, p *vmplan.Plan, d *vmplan.DiskPlan, newest *repo.Snapshot) (DiskPreview, error) {
+	x := DiskPreview{Device: d.Device(), VDI: d.VDI.UUID, Name: d.VDI.NameLabel, SR: d.SR.NameLabel, Size: int64(d.VDI.VirtualSize), Method: "full", Tracked: d.VDI.CBTEnabled}
+	d.Untracked = f.Untracked
+	if err := f.o.AllowShrink.CheckDisk(newest, d.VDI.UUID, x.Size); err != nil {
+		return x, fmt.Errorf("disk %s: %w", d.Device(), err)
+	}
+	base, err := findBase(ctx, f.pool, f.r.ID(), newest, &p.VM, d, &d.VDI, f.b.healthOf(newest))
+	if err != nil {
+		return x, err
+	}
+	if d.Direct {
+		base = base.untracked(directReason)
+	}
+	x.Reason, x.Bytes = base.reason, int64(d.VDI.VirtualSize)
+	if d.SR.StoresVHD(d.VDI) && d.VDI.PhysicalUtilisation > 0 {
+		x.Bytes = min(x.Bytes, int64(d.VDI.PhysicalUtilisation))
+	}
+	switch {
+	case !base.tracked.IsNull():
+		x.Method, x.Bytes = "cbt", -1
+	case !base.vdi.IsNull():
+		x.Method, x.Bytes = "vhd-delta", -1
+	}
+	return x, nil
 }
 
 // checkAttached returns an error if no running host is attached to the SR: then the

@@ -42,7 +42,11 @@ type vmBackup struct {
 	snaps     map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
 	memory    *vmplan.DiskPlan      // of a checkpoint: its memory image
 	allMarked bool                  // record and all snaps have marks
-	snap      *repo.Snapshot
+	// held are the VMs whose start is blocked while disks are read without a VDI
+	// snapshot; down is set while the VM is shut down for its backup.
+	held []xapi.VM
+	down bool
+	snap *repo.Snapshot
 	// transports are those by which the disks of snap were read, in their order.
 	transports []string
 
@@ -56,7 +60,7 @@ type vmBackup struct {
 // the pool.
 func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	v.timer.begin(v.b.o.Now())
-	o := v.b.o.planOptions(v.target.leave)
+	o := v.b.o.planOptions(v.target.leave, v.kinds)
 	o.Repository = v.b.r.ID()
 	if v.plan, err = vmplan.Read(ctx, v.b.pool, vm, o); err != nil {
 		return err
@@ -75,20 +79,45 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 			v.undo(clean)
 		}
 	}()
+	defer func() { err = errors.Join(err, v.resume(ctx)) }()
 	if err := v.takeSnapshot(ctx); err != nil {
+		return err
+	}
+	v.snap.Disks = make([]repo.Disk, len(v.saved()))
+	v.transports = make([]string, len(v.snap.Disks))
+	if err := v.readDirect(ctx); err != nil {
+		return err
+	}
+	if err := v.resume(ctx); err != nil {
 		return err
 	}
 	if err := v.storeRecords(ctx); err != nil {
 		return err
 	}
-	disks := v.plan.Disks
-	if v.memory != nil {
-		disks = append(slices.Clone(disks), v.memory)
+	if err := v.readDisks(ctx, false); err != nil {
+		return err
 	}
-	v.snap.Disks, v.transports = make([]repo.Disk, len(disks)), make([]string, len(disks))
+	v.snap.Complete = true
+	v.timer.end(v.b.o.Now())
+	return nil
+}
+
+// saved are the disks of the snapshot: those of the VM and, of a checkpoint, its memory.
+func (v *vmBackup) saved() []*vmplan.DiskPlan {
+	if v.memory == nil {
+		return v.plan.Disks
+	}
+	return append(slices.Clone(v.plan.Disks), v.memory)
+}
+
+// readDisks reads the disks that are read without a VDI snapshot, or the others.
+func (v *vmBackup) readDisks(ctx context.Context, direct bool) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.b.o.DiskConcurrency)
-	for i, d := range disks {
+	for i, d := range v.saved() {
+		if d.Direct != direct {
+			continue
+		}
 		g.Go(func() error {
 			if gctx.Err() != nil {
 				return nil // another disk failed
@@ -105,15 +134,15 @@ func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	v.snap.Complete = true
-	v.timer.end(v.b.o.Now())
 	return nil
 }
 
 func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 	var srs []xapi.Ref
 	for _, d := range v.plan.Disks {
-		srs = append(srs, d.SR.Ref)
+		if !d.Direct {
+			srs = append(srs, d.SR.Ref)
+		}
 	}
 	if err := v.checkNoOtherRun(ctx, time.Time{}); err != nil {
 		return err
@@ -123,6 +152,9 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 		return err
 	}
 	for _, d := range v.plan.Disks {
+		if d.Direct {
+			continue
+		}
 		if d.Untracked = v.b.tracking.enableCBT(ctx, v.b.pool, v.b.r.ID(), d); d.Untracked != "" {
 			v.debug(d, "changed-block tracking is not used", "because", d.Untracked)
 		}
@@ -292,9 +324,9 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 	if d == v.memory {
 		return v.readMemory(ctx, out)
 	}
-	snap, ok := v.snaps[d.VDI.Ref]
-	if !ok {
-		return errors.New("the VM snapshot holds no snapshot of it")
+	snap, err := v.source(ctx, d)
+	if err != nil {
+		return err
 	}
 	last := v.b.lastSnapshot(v.plan.VM.UUID)
 	base, err := findBase(ctx, v.b.pool, v.b.r.ID(), last, &v.plan.VM, d, &snap, v.b.healthOf(last))
@@ -304,8 +336,11 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 	if err := v.b.o.AllowShrink.CheckDisk(last, d.VDI.UUID, int64(snap.VirtualSize)); err != nil {
 		return err
 	}
-	if v.reverted {
-		base.vdi, base.tracked, base.reason = xapi.NullRef, xapi.NullRef, "the VM was reverted while its backup began"
+	switch {
+	case d.Direct:
+		base = base.untracked(directReason)
+	case v.reverted:
+		base = base.untracked("the VM was reverted while its backup began")
 	}
 	rec := repo.Disk{
 		Device: d.Device(), UserDevice: d.VBD.UserDevice, VDI: d.VDI.UUID, VDISnapshot: snap.UUID,
@@ -355,6 +390,19 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 	v.debug(d, "read", "method", rec.Method, "transport", *transport, "bytes", res.Counts.Read, "changed", res.Counts.Changed, "new", res.Counts.New, "keeps base", rec.VDISnapshot != "")
 	*out = rec
 	return nil
+}
+
+// source returns the VDI that a disk is read from: its VDI snapshot or, where it is read
+// without one, the disk itself.
+func (v *vmBackup) source(ctx context.Context, d *vmplan.DiskPlan) (xapi.VDI, error) {
+	if d.Direct {
+		return v.current(ctx, d)
+	}
+	snap, ok := v.snaps[d.VDI.Ref]
+	if !ok {
+		return snap, errors.New("the VM snapshot holds no snapshot of it")
+	}
+	return snap, nil
 }
 
 // readMethod is one way of reading a disk.

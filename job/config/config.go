@@ -63,6 +63,7 @@ type Job struct {
 	VerifyCBT       *bool       `toml:"verify-cbt"`
 	KeepBase        string      `toml:"keep-base"`
 	SkipUnsupported bool        `toml:"skip-unsupported"`
+	RawOffline      bool        `toml:"raw-offline"`
 	UnplugUSB       bool        `toml:"unplug-usb"`
 	AllowShrink     *int        `toml:"allow-shrink"` // percent; 20
 	Compression     string      `toml:"compression"`

@@ -9,7 +9,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// Blocked lists the VMs of a pool that a restore which has ended still blocks, although
+// Blocked lists the VMs of a pool that a run which has ended still blocks, although
 // none of their disks is half restored, as findings.
 func Blocked(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	vms, err := pool.VMs(ctx)
@@ -20,7 +20,8 @@ func Blocked(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	var now time.Time
 	for i := range vms {
 		vm := &vms[i]
-		if !vm.Real() || !lease.Guarded(vm) {
+		guard, guarded := lease.Guarded(vm)
+		if !vm.Real() || !guarded {
 			continue
 		}
 		if now.IsZero() {
@@ -37,7 +38,11 @@ func Blocked(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 			return nil, err
 		}
 		if len(disks) == 0 {
-			out = append(out, Finding{Level: Warn, What: "VM " + vm.NameLabel, Text: "start is blocked by a restore that has ended", Hint: lease.UnblockHint(m)})
+			by := "a restore"
+			if guard == lease.GuardRead {
+				by = "a backup"
+			}
+			out = append(out, Finding{Level: Warn, What: "VM " + vm.NameLabel, Text: "start is blocked by " + by + " that has ended", Hint: lease.UnblockHint(m)})
 		}
 	}
 	return out, nil

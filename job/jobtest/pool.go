@@ -298,6 +298,25 @@ func (w *World) RevertDisk(vmSnapshot xapi.Ref) {
 	}
 }
 
+// AddRaw gives a halted VM a raw disk with the content of an image, at place 5.
+func (w *World) AddRaw(name, sr, image string, size int64) (vdi xapi.VDI) {
+	w.T.Helper()
+	ref, err := w.Pool.CreateVDI(w.T.Context(), xapi.VDIFields{Name: "raw", SR: w.SR(sr).Ref, Size: size, SMConfig: map[string]string{"type": "raw"}})
+	if err == nil {
+		_, err = w.Pool.CreateVBD(w.T.Context(), xapi.VBD{VM: w.VM(name).Ref, VDI: ref, UserDevice: "5", Mode: "RW", Type: "Disk"})
+	}
+	if err == nil {
+		vdi, err = w.Pool.VDI(w.T.Context(), ref)
+	}
+	if err == nil {
+		_, err = w.Sim.GuestWrite(vdi.UUID, image)
+	}
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	return vdi
+}
+
 // AddUSB adds a USB device to the VM web. With attached, its guest uses it.
 func (w *World) AddUSB(name string, attached bool) (group string) {
 	w.T.Helper()

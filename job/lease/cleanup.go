@@ -46,7 +46,7 @@ const (
 	ActFinish  = "finish"  // the restore was complete: the marks are removed
 	ActStart   = "start"   // start a VM that was shut down for its backup
 	ActPlug    = "plug"    // attach the USB devices that were detached from a VM for its backup
-	ActUnblock = "unblock" // remove the block of a restore over a VM's disks, or its mark on a disk
+	ActUnblock = "unblock" // remove the block of a run that writes or reads a VM's disks, or its mark on a disk
 	ActNone    = "none"
 )
 
@@ -119,10 +119,10 @@ func Cleanup(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Clean
 	if err := c.findUSB(ctx); err != nil { // before a VM is started, which must have them
 		return nil, err
 	}
-	if err := c.findOffline(ctx); err != nil { // listed separately: these VMs belong to users and must not be removed
+	if err := c.findGuarded(ctx); err != nil { // before a VM is started that is blocked
 		return nil, err
 	}
-	if err := c.findGuarded(ctx); err != nil {
+	if err := c.findOffline(ctx); err != nil { // listed separately: these VMs belong to users and must not be removed
 		return nil, err
 	}
 	if err := c.findEnded(ctx); err != nil {
@@ -417,66 +417,6 @@ func (c *cleanup) addAttached(ctx context.Context, gone map[xapi.Ref]*Leftover) 
 	}
 	c.found = append(c.found, more...)
 	return nil
-}
-
-// findEnded adds the tasks of transfers that have ended but were not removed: their
-// object does not exist any more, or belongs to a dead run, or they ended so long ago
-// that no run waits for their result.
-func (c *cleanup) findEnded(ctx context.Context) error {
-	by := make(map[xapi.Ref]*Leftover)
-	known := make(map[xapi.Ref]bool)
-	for i := range c.found {
-		l := &c.found[i]
-		known[l.ref] = known[l.ref] || l.Class == "task"
-		if by[l.ref] == nil || l.State == StateLive {
-			by[l.ref] = l
-		}
-	}
-	there := make(map[xapi.Ref]bool)
-	for i := range c.vms {
-		there[c.vms[i].Ref] = true
-	}
-	var now time.Time
-	for i := range c.tasks {
-		t := &c.tasks[i]
-		ref, _ := TransferOf(t)
-		if ref.IsNull() || known[t.Ref] || t.Status == "pending" || t.Status == "cancelling" {
-			continue
-		}
-		if now.IsZero() {
-			var err error
-			if now, err = PoolTime(ctx, c.pool); err != nil {
-				return err
-			}
-		}
-		l := leftover("task", t.Ref, t.UUID, t.NameLabel, Marks{})
-		l.State, l.Action, l.Seen = StateDead, ActRemove, t.Finished.Time
-		old := !t.Finished.IsZero() && now.Sub(t.Finished.Time) > deadAfter
-		of := by[ref]
-		switch {
-		case of != nil && of.State == StateDead:
-			l.Role, l.Repository, l.Run, l.Machine, l.Job = of.Role, of.Repository, of.Run, of.Machine, of.Job
-		case of != nil && !old, c.vdis[ref] != nil && !old, there[ref] && !old:
-			continue
-		}
-		c.found = append(c.found, l)
-	}
-	return nil
-}
-
-// TransferOf parses the object and the kind of a transfer from its task, as
-// xapi.Client.ExportVDI describes it. For any other task it returns "".
-func TransferOf(t *xapi.Task) (ref xapi.Ref, kind string) {
-	if !strings.HasPrefix(t.NameLabel, "xenkeep") {
-		return "", ""
-	}
-	for _, k := range []string{"export of ", "import to ", "metadata of "} {
-		if rest, ok := strings.CutPrefix(t.NameDescription, k); ok {
-			about, _, _ := strings.Cut(rest, " ")
-			return xapi.Ref(about), strings.Fields(k)[0]
-		}
-	}
-	return "", ""
 }
 
 func (c *cleanup) apply(ctx context.Context, l *Leftover) error {

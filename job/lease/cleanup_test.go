@@ -15,6 +15,7 @@ import (
 	"xenkeep/chunkstore/object/mem"
 	"xenkeep/job"
 	"xenkeep/job/backup"
+	"xenkeep/job/doctor"
 	"xenkeep/job/jobtest"
 	"xenkeep/job/lease"
 	"xenkeep/repo"
@@ -405,5 +406,49 @@ func TestCleanupOrphanedBases(t *testing.T) {
 				t.Errorf("bases: %v", n)
 			}
 		})
+	}
+}
+
+// Row X6 of the fault list: the blocks of a killed backup that read raw disks of a VM
+// are removed before the VM is started that it had shut down; those of live runs and of
+// other repositories stay. The doctor reports them.
+func TestCleanupUnblocksBeforeStart(t *testing.T) {
+	w := jobtest.NightPool(t, xapisim.Config{}, "web")
+	w.Halt("web")
+	vm := w.VM("web")
+	mark := func(repository string, age time.Duration) {
+		head := fmt.Sprintf(`"repository":%q,"run":"00112233","machine":"elsewhere","process":"gone"`, repository)
+		for k, v := range map[string]string{
+			"xenkeep:offline": fmt.Sprintf(`{"vm":%q,%s}`, vm.UUID, head),
+			"xenkeep:writer":  fmt.Sprintf(`{"uuid":%q,%s,"since":%q,"reads":true}`, vm.UUID, head, time.Now().Add(-age).UTC().Format(time.RFC3339)),
+		} {
+			if err := w.Pool.SetOtherConfig(t.Context(), "VM", vm.Ref, k, v); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, op := range lease.GuardRead.Operations() {
+		w.Must(nil, "VM.add_to_blocked_operations", vm.Ref, op, lease.GuardRead.Text())
+	}
+	mark("another", 0)
+	w.Cleanup(lease.CleanupOptions{})
+	mark("another", 2*time.Hour)
+	w.Cleanup(lease.CleanupOptions{})
+	if now := w.VM("web"); len(now.BlockedOperations) != len(lease.GuardRead.Operations()) || now.PowerState != "Halted" {
+		t.Fatalf("%v, %s", now.BlockedOperations, now.PowerState)
+	}
+	f, err := doctor.Blocked(t.Context(), w.Pool)
+	if err != nil || len(f) != 1 || f[0].Text != "start is blocked by a backup that has ended" || !strings.Contains(f[0].Hint, "which the backup went to") {
+		t.Errorf("%+v %v", f, err)
+	}
+	mark(w.Repo.ID(), 0)
+	rep, err := lease.Cleanup(t.Context(), w.Repo, w.Pool, lease.CleanupOptions{DryRun: true})
+	if err != nil || len(rep.Found) != 2 || rep.Found[0].Action != lease.ActUnblock || rep.Found[0].Role != "read" || rep.Found[1].Action != lease.ActStart {
+		t.Fatalf("%+v %v", rep, err)
+	}
+	w.Cleanup(lease.CleanupOptions{})
+	now := w.VM("web")
+	if now.PowerState != "Running" || len(now.BlockedOperations) > 0 || now.OtherConfig["xenkeep:writer"] != "" || now.OtherConfig["xenkeep:offline"] != "" {
+		t.Errorf("%s, %v, %v", now.PowerState, now.BlockedOperations, now.OtherConfig)
 	}
 }

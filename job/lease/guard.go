@@ -11,37 +11,73 @@ import (
 )
 
 // A restore over the disks of a VM protects the VM itself, because the pool would
-// start a VM while an import writes its disk. These marks are separate from those in
+// start a VM while an import writes its disk. A backup that reads a disk without a VDI
+// snapshot does the same, because the pool would start a VM while an export reads its
+// disk. These marks are separate from those in
 // lease.go, which permit cleanup to remove an object: they are on users' own VMs and
 // disks, and nothing may ever be removed because of them.
 const (
 	// MarkWriter is set on a VM, or on a disk that is attached to no VM, during a
-	// restore over its disks. Its value is a WriterMark.
+	// restore over its disks, and on a VM while its disks are read without a VDI
+	// snapshot. Its value is a WriterMark.
 	MarkWriter = "xenkeep:writer"
 	// MarkHalf is set on a disk before its first byte is overwritten, and removed when
 	// all disks of the restore are complete. Its value is a HalfMark.
 	MarkHalf = "xenkeep:half"
 )
 
-// GuardText is the value of the operations that a restore blocks. The pool shows it to
-// anyone who tries such an operation, and xenkeep recognizes its own blocks by it.
-const GuardText = "xenkeep is restoring disks of this VM; if no restore runs, run the same restore again, or see xenkeep cleanup"
+// Guard is a reason for which a run blocks operations of a VM of the user.
+type Guard int
 
-// GuardedOperations returns the operations that would let a guest write to a disk that
-// is being written, or snapshot it half written. An operation that is blocked already
-// is not changed.
-func GuardedOperations() []string {
-	return []string{"start", "start_on", "resume", "resume_on", "revert", "snapshot"}
+const (
+	// GuardOver protects a VM while a restore writes over its disks.
+	GuardOver Guard = iota
+	// GuardRead protects a halted VM while its disks are read without a VDI snapshot.
+	GuardRead
+	guards // their number
+)
+
+// Text is the value of the operations that the guard blocks. The pool shows it to
+// whoever tries one of them, and xenkeep recognizes its own blocks by it.
+func (g Guard) Text() string {
+	if g == GuardRead {
+		return "xenkeep is reading raw disks of this VM; if no backup runs, see xenkeep cleanup"
+	}
+	return "xenkeep is restoring disks of this VM; if no restore runs, run the same restore again, or see xenkeep cleanup"
 }
 
-// Guarded reports whether a restore over a VM's disks blocks the VM.
-func Guarded(vm *xapi.VM) bool {
-	for _, why := range vm.BlockedOperations {
-		if why == GuardText {
+// Operations are those that would let a guest write to a disk that is being written
+// or read or, for a disk that is being written, freeze it half written. An operation
+// that is blocked already stays as it is.
+func (g Guard) Operations() []string {
+	ops := []string{"start", "start_on", "resume", "resume_on", "revert"}
+	if g == GuardOver {
+		ops = append(ops, "snapshot")
+	}
+	return ops
+}
+
+// Owns reports whether xenkeep has blocked an operation, by the reason that the VM
+// gives for it.
+func Owns(why string) bool {
+	for g := range guards {
+		if why == g.Text() {
 			return true
 		}
 	}
 	return false
+}
+
+// Guarded reports whether xenkeep blocks a VM, and why.
+func Guarded(vm *xapi.VM) (Guard, bool) {
+	for g := range guards {
+		for _, why := range vm.BlockedOperations {
+			if why == g.Text() {
+				return g, true
+			}
+		}
+	}
+	return 0, false
 }
 
 // WriterMark is the value of MarkWriter. Copies of the object have it too, and so it
@@ -53,6 +89,77 @@ type WriterMark struct {
 	Machine    string    `json:"machine"`
 	Process    string    `json:"process"`
 	Since      time.Time `json:"since"` // by the pool's clock
+	// Reads is set for a run that reads disks without a VDI snapshot, and writes none.
+	Reads bool `json:"reads,omitempty"`
+}
+
+// CheckFree refuses an object that another run protects and may still be using; m is the
+// mark of that run, if any, and other is the object's other_config.
+func (l *Lease) CheckFree(what string, m *WriterMark, other map[string]string) error {
+	if m == nil || m.Run == l.Own[MarkRun] || WriterGone(m, other, l.Own[MarkMachine], l.Now()) {
+		return nil
+	}
+	doing := "is restoring over its disks"
+	if m.Reads {
+		doing = "is reading its raw disks"
+	}
+	return fmt.Errorf("%s: run %s on %s %s, or was an hour ago: %w", what, ShortRun(m.Run), m.Machine, doing, job.ErrActive)
+}
+
+// Owners are the VMs that have a disk.
+func Owners(ctx context.Context, pool *xapi.Client, v *xapi.VDI) ([]xapi.VM, error) {
+	var out []xapi.VM
+	for _, ref := range v.VBDs {
+		b, err := pool.VBD(ctx, ref)
+		if xapi.IsCode(err, xapi.HandleInvalid) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		vm, err := pool.VM(ctx, b.VM)
+		if err != nil {
+			return nil, err
+		}
+		if vm.Real() {
+			out = append(out, vm)
+		}
+	}
+	return out, nil
+}
+
+// Block marks a VM as one that this run protects, and blocks the guard's operations.
+func (l *Lease) Block(ctx context.Context, vm *xapi.VM, g Guard) error {
+	err := l.MarkWriter(ctx, "VM", vm.Ref, vm.UUID, g)
+	for _, op := range g.Operations() {
+		if err != nil {
+			break
+		}
+		if _, blocked := vm.BlockedOperations[op]; !blocked {
+			err = l.pool.Call(ctx, "VM.add_to_blocked_operations", nil, vm.Ref, op, g.Text())
+		}
+		if xapi.IsCode(err, xapi.MapDuplicateKey) {
+			err = nil // blocked a moment ago, which is as well
+		}
+	}
+	return err
+}
+
+// MarkWriter marks a VM, or a disk that no VM has, as one that this run protects, and
+// keeps the mark fresh.
+func (l *Lease) MarkWriter(ctx context.Context, class string, ref xapi.Ref, uuid string, g Guard) error {
+	text, err := json.Marshal(WriterMark{
+		UUID: uuid, Repository: l.Own[MarkRepository], Run: l.Own[MarkRun], Machine: l.Own[MarkMachine], Process: l.Own[MarkProcess],
+		Since: l.Now().UTC().Truncate(time.Second), Reads: g == GuardRead,
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.pool.SetOtherConfig(ctx, class, ref, MarkWriter, string(text)); err != nil {
+		return err
+	}
+	l.Renew(class, ref)
+	return nil
 }
 
 // HalfMark is the value of MarkHalf.
@@ -143,7 +250,7 @@ func Unblock(ctx context.Context, pool *xapi.Client, ref xapi.Ref) error {
 		return err
 	}
 	for op, why := range vm.BlockedOperations {
-		if why != GuardText {
+		if !Owns(why) {
 			continue
 		}
 		if err := pool.Call(ctx, "VM.remove_from_blocked_operations", nil, ref, op); err != nil {
@@ -181,8 +288,8 @@ func DropCopied(ctx context.Context, pool *xapi.Client, v *xapi.VDI) error {
 	return nil
 }
 
-// findGuarded adds the VMs that are blocked by restores over their disks, and the
-// disks that such restores left half written.
+// findGuarded adds the VMs that are blocked by runs, and the disks that restores left
+// half written.
 func (c *cleanup) findGuarded(ctx context.Context) error {
 	var now time.Time
 	// about sets the run of an object; m and h are its marks, or nil.
@@ -208,7 +315,8 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 	for i := range c.vms {
 		vm := &c.vms[i]
 		m := WriterOf(vm.OtherConfig, vm.UUID)
-		if !vm.Real() || m == nil && !Guarded(vm) {
+		g, guarded := Guarded(vm)
+		if !vm.Real() || m == nil && !guarded {
 			continue
 		}
 		l := Leftover{Class: "VM", UUID: vm.UUID, Name: vm.NameLabel, Role: roleOver, State: StateDead, Action: ActUnblock, ref: vm.Ref}
@@ -219,6 +327,12 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 		}
 		if err := about(&l, vm.OtherConfig, m, h); err != nil {
 			return err
+		}
+		if m != nil && m.Reads || m == nil && g == GuardRead {
+			l.Role = roleRead
+			if err := c.readerGone(ctx, &l, m); err != nil {
+				return err
+			}
 		}
 		c.classifyGuarded(&l, len(half) > 0)
 		for _, v := range half {
@@ -242,6 +356,20 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 		c.found = append(c.found, l)
 	}
 	return nil
+}
+
+// readerGone finds a run of this repository dead that reads disks of a halted VM, by the
+// same signs as the VM that it has shut down, which is started as soon as its block is
+// off.
+func (c *cleanup) readerGone(ctx context.Context, l *Leftover, m *WriterMark) error {
+	if m == nil || l.State != StateLive || m.Repository != c.r.ID() {
+		return nil
+	}
+	gone, err := c.runGone(ctx, &offlineMark{Run: m.Run, Machine: m.Machine, Process: m.Process})
+	if gone {
+		l.State = StateDead
+	}
+	return err
 }
 
 // classifyGuarded chooses the action for a block or a mark. The protection of a
@@ -295,12 +423,16 @@ func (c *cleanup) removeBlock(ctx context.Context, l *Leftover) error {
 	return err
 }
 
-// UnblockHint returns the command that removes the block of a dead restore from a VM.
-// If m is not nil, the restore may belong to another repository.
+// UnblockHint returns the command that removes the block of a dead run from a VM. If m
+// is not nil, the run may belong to another repository.
 func UnblockHint(m *WriterMark) string {
 	const hint = "xenkeep cleanup takes the block off"
 	if m == nil || m.Repository == "" {
 		return hint
 	}
-	return fmt.Sprintf("%s: with repository %.8s, which the restore was from, or else with --foreign", hint, m.Repository)
+	of := "which the restore was from"
+	if m.Reads {
+		of = "which the backup went to"
+	}
+	return fmt.Sprintf("%s: with repository %.8s, %s, or else with --foreign", hint, m.Repository, of)
 }

@@ -50,6 +50,7 @@ const (
 	RoleResume   = "resume"   // such a disk after a failure, to be continued by restore --resume
 	RoleDrill    = "drill"    // a VM that is started only for a boot drill
 	roleOver     = "over"     // only in reports: a disk that is written over, or a VM with such a disk, see guard.go
+	roleRead     = "read"     // only in reports: a halted VM whose disks are read without a VDI snapshot
 	roleOffline  = "offline"  // only in reports: a VM that was shut down, see markOffline
 	roleUSB      = "usb"      // only in reports: a VM whose USB devices were detached, see markUSB
 )
@@ -94,6 +95,7 @@ func New(ctx context.Context, pool *xapi.Client, o Owner) (*Lease, error) {
 	l := &Lease{pool: pool, every: cmp.Or(o.RenewEvery, renewEvery), renewed: make(map[xapi.Ref]string), Own: map[string]string{
 		MarkRepository: o.Repository, MarkRun: o.Run, MarkMachine: o.Machine, MarkProcess: job.ProcessName(), markJob: o.Job,
 	}}
+	pool.NameTasks(taskOwner(o.Machine, l.Own[MarkProcess]))
 	var err error
 	l.clock, err = PoolTime(ctx, pool)
 	l.read = time.Now()

@@ -309,7 +309,7 @@ func (n *Night) options() (backup.Options, error) {
 	o := backup.Options{
 		Common: job.Common{Job: j.Name, Machine: n.Machine, StateDir: n.StateDir, Tags: j.Tags, Level: level, Progress: n.Progress, Log: n.Log, Now: n.Now},
 		Keep:   backup.Keep(j.KeepBase), Transport: backup.Transport(j.Transport), NBDConnections: j.NBDConnections, VerifyCBT: j.VerifyCBT == nil || *j.VerifyCBT,
-		SkipUnsupported: j.SkipUnsupported, UnplugUSB: j.UnplugUSB, AllowShrink: job.DefaultShrink, Retention: j.Keep.Policy(), VMConcurrency: j.Concurrency.VMs, DiskConcurrency: j.Concurrency.Disks,
+		SkipUnsupported: j.SkipUnsupported, RawOffline: j.RawOffline, UnplugUSB: j.UnplugUSB, AllowShrink: job.DefaultShrink, Retention: j.Keep.Policy(), VMConcurrency: j.Concurrency.VMs, DiskConcurrency: j.Concurrency.Disks,
 		HostConcurrency: j.Concurrency.PerHost, SRConcurrency: j.Concurrency.PerSR,
 		Retries: 1, Database: j.PoolMetadata, StopAfter: j.Window.StopAfter.After(n.Now()),
 	}

@@ -68,13 +68,13 @@ func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guar
 		if lease.HalfOf(&t.vdi) != nil {
 			g.marked[t.vdi.Ref], g.sent[t.vdi.Ref] = true, true
 		}
-		owners, err := p.owners(ctx, &t.vdi)
+		owners, err := lease.Owners(ctx, p.pool, &t.vdi)
 		if err != nil {
 			return nil, err
 		}
 		if len(owners) == 0 {
 			g.loose = append(g.loose, t.vdi)
-			if err := p.checkFree("disk "+t.d.Device+": VDI "+t.vdi.UUID, lease.WriterOf(t.vdi.OtherConfig, t.vdi.UUID), t.vdi.OtherConfig); err != nil {
+			if err := p.lease.CheckFree("disk "+t.d.Device+": VDI "+t.vdi.UUID, lease.WriterOf(t.vdi.OtherConfig, t.vdi.UUID), t.vdi.OtherConfig); err != nil {
 				return nil, err
 			}
 		}
@@ -85,7 +85,7 @@ func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guar
 			}
 			seen[vm.Ref] = true
 			g.vms = append(g.vms, *vm)
-			if err := p.checkFree("VM "+vm.NameLabel, lease.WriterOf(vm.OtherConfig, vm.UUID), vm.OtherConfig); err != nil {
+			if err := p.lease.CheckFree("VM "+vm.NameLabel, lease.WriterOf(vm.OtherConfig, vm.UUID), vm.OtherConfig); err != nil {
 				return nil, err
 			}
 		}
@@ -93,80 +93,22 @@ func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guar
 	return g, nil
 }
 
-// owners are the VMs that have a disk.
-func (p *poolRestore) owners(ctx context.Context, v *xapi.VDI) ([]xapi.VM, error) {
-	var out []xapi.VM
-	for _, ref := range v.VBDs {
-		b, err := p.pool.VBD(ctx, ref)
-		if xapi.IsCode(err, xapi.HandleInvalid) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		vm, err := p.pool.VM(ctx, b.VM)
-		if err != nil {
-			return nil, err
-		}
-		if vm.Real() {
-			out = append(out, vm)
-		}
-	}
-	return out, nil
-}
-
-// checkFree refuses an object that another run is writing.
-func (p *poolRestore) checkFree(what string, m *lease.WriterMark, other map[string]string) error {
-	if m == nil || m.Run == p.lease.Own[lease.MarkRun] || lease.WriterGone(m, other, p.lease.Own[lease.MarkMachine], p.lease.Now()) {
-		return nil
-	}
-	return fmt.Errorf("%s: run %s on %s is restoring over its disks, or was an hour ago: %w", what, lease.ShortRun(m.Run), m.Machine, job.ErrActive)
-}
-
 // block blocks the VMs and makes sure that they are halted.
 func (g *guard) block(ctx context.Context) error {
 	p := g.p
 	for i := range g.loose {
-		if err := g.markWriter(ctx, "VDI", g.loose[i].Ref, g.loose[i].UUID); err != nil {
+		if err := p.lease.MarkWriter(ctx, "VDI", g.loose[i].Ref, g.loose[i].UUID, lease.GuardOver); err != nil {
 			return fmt.Errorf("VDI %s: %w", g.loose[i].UUID, err)
 		}
 	}
 	for i := range g.vms {
 		vm := &g.vms[i]
-		err := g.markWriter(ctx, "VM", vm.Ref, vm.UUID)
-		for _, op := range lease.GuardedOperations() {
-			if err != nil {
-				break
-			}
-			if _, blocked := vm.BlockedOperations[op]; !blocked {
-				err = p.pool.Call(ctx, "VM.add_to_blocked_operations", nil, vm.Ref, op, lease.GuardText)
-			}
-			if xapi.IsCode(err, xapi.MapDuplicateKey) {
-				err = nil // blocked a moment ago, which is as well
-			}
-		}
-		if err != nil {
+		if err := p.lease.Block(ctx, vm, lease.GuardOver); err != nil {
 			return fmt.Errorf("VM %s: its start cannot be blocked while its disks are written: %w", vm.NameLabel, err)
 		}
 	}
 	// A VM that was started before the block stood is seen now.
 	return g.checkHalted(ctx)
-}
-
-func (g *guard) markWriter(ctx context.Context, class string, ref xapi.Ref, uuid string) error {
-	own := g.p.lease.Own
-	text, err := json.Marshal(lease.WriterMark{
-		UUID: uuid, Repository: own[lease.MarkRepository], Run: own[lease.MarkRun], Machine: own[lease.MarkMachine], Process: own[lease.MarkProcess],
-		Since: g.p.lease.Now().UTC().Truncate(time.Second),
-	})
-	if err != nil {
-		return err
-	}
-	if err := g.p.pool.SetOtherConfig(ctx, class, ref, lease.MarkWriter, string(text)); err != nil {
-		return err
-	}
-	g.p.lease.Renew(class, ref)
-	return nil
 }
 
 // checkHalted refuses VMs that are not halted.

@@ -364,7 +364,7 @@ func (m *vmRestore) dropUnknown(names []string, text func(string) (string, bool)
 // setBlocked sets which operations are blocked on the VM.
 func (m *vmRestore) setBlocked(ctx context.Context) error {
 	blocked := maps.Clone(m.stored.VM.BlockedOperations)
-	maps.DeleteFunc(blocked, func(_, why string) bool { return why == lease.GuardText })
+	maps.DeleteFunc(blocked, func(_, why string) bool { return lease.Owns(why) })
 	if len(blocked) == 0 || m.role == lease.RoleDrill {
 		return nil
 	}

@@ -45,6 +45,9 @@ func (u *Unable) Error() string {
 
 func (u *Unable) Unwrap() error { return u.Err }
 
+// offlineHint is the next step where a VM has to be halted for its backup.
+const offlineHint = `take a snapshot of kind offline (snapshot = ["offline"] in the job, or as its last kind), or shut the VM down before the backup`
+
 func (u *Unable) Hint() string { return u.Advice }
 
 // Unable returns why a VM snapshot of kind k is impossible, or nil if it can be tried.
@@ -54,6 +57,9 @@ func (p *Plan) Unable(k Kind) error {
 	if k != KindOffline {
 		if err := USBUnable(k, p.VM.PowerState, p.usb); err != nil {
 			return err
+		}
+		if raw := p.DirectDisks(); len(raw) > 0 && state != "halted" {
+			return &Unable{Kind: k, Why: fmt.Sprintf("its raw disk %s can only be read while the VM is halted", raw[0].Device()), Advice: offlineHint}
 		}
 	}
 	switch k {

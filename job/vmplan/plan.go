@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -35,6 +36,7 @@ type DiskPlan struct {
 	Reason string // why it cannot be saved; empty if it can
 	hint   string
 	Never  bool // it can never be snapshotted
+	Direct bool // it is read without a VDI snapshot, while its VM is halted
 
 	Untracked string // why its changes are not tracked; empty if they are
 }
@@ -47,6 +49,8 @@ func (d *DiskPlan) Device() string { return d.VBD.DeviceName() }
 type PlanOptions struct {
 	Skip  bool              // leave out disks that cannot be snapshotted
 	USB   bool              // USB devices may be detached for the VM snapshot
+	Raw   bool              // raw disks are read without a VDI snapshot, while the VM is halted
+	Kinds []Kind            // of VM snapshot, in the order in which they are tried
 	Leave map[string]string // disks to leave out, by their UUID, with the reason
 
 	Repository string // into which the backup is made; "" if there is none
@@ -69,22 +73,37 @@ func Read(ctx context.Context, pool *xapi.Client, nameOrUUID string, o PlanOptio
 	if err := guardedVM(ctx, pool, &vm, o); err != nil {
 		return nil, err
 	}
-	if v, blocked := vm.BlockedOperations["snapshot"]; blocked && v != lease.GuardText {
+	if v, blocked := vm.BlockedOperations["snapshot"]; blocked && !lease.Owns(v) {
 		return nil, &unsupported{why: "snapshots of it are blocked on the pool (" + v + ")",
 			hint: "remove \"snapshot\" from the VM's blocked_operations"}
 	}
 	if err := p.readUSB(ctx, pool, o.USB); err != nil {
 		return nil, err
 	}
-	for _, ref := range vm.VBDs {
+	if err := p.readDisks(ctx, pool, o); err != nil {
+		return nil, err
+	}
+	if len(p.Disks) == 0 {
+		return nil, &unsupported{why: "it has no disk that can be saved", hint: "leave the VM out"}
+	}
+	if err := p.directable(ctx, pool); err != nil {
+		return nil, err
+	}
+	sort.Slice(p.Disks, func(i, j int) bool { return xapi.LessDevice(p.Disks[i].VBD.UserDevice, p.Disks[j].VBD.UserDevice) })
+	return p, p.readRest(ctx, pool)
+}
+
+// readDisks reads the drives of the VM, and refuses disks that cannot be saved.
+func (p *Plan) readDisks(ctx context.Context, pool *xapi.Client, o PlanOptions) error {
+	for _, ref := range p.VM.VBDs {
 		vbd, err := pool.VBD(ctx, ref)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		p.Info.VBDs[string(ref)] = records.RawRecord(vbd.Raw)
 		if vbd.Type == "CD" && !vbd.Empty && !vbd.VDI.IsNull() {
 			if err := p.readCD(ctx, pool, vbd.VDI); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		if vbd.Type != "Disk" || vbd.Empty || vbd.VDI.IsNull() {
@@ -92,15 +111,18 @@ func Read(ctx context.Context, pool *xapi.Client, nameOrUUID string, o PlanOptio
 		}
 		d := &DiskPlan{VBD: vbd}
 		if d.VDI, err = pool.VDI(ctx, vbd.VDI); err != nil {
-			return nil, err
+			return err
 		}
 		if d.SR, err = pool.SR(ctx, d.VDI.SR); err != nil {
-			return nil, err
+			return err
 		}
 		p.Info.VDIs[string(vbd.VDI)] = records.RawRecord(d.VDI.Raw)
 		p.Info.SRs[string(d.VDI.SR)] = records.RawRecord(d.SR.Raw)
 		d.Reason, d.hint = unsnapshottable(d)
 		d.Never = d.Reason != ""
+		if d.onlyRaw() {
+			p.raw(d, o)
+		}
 		if half := lease.HalfRestored(&d.VDI); half != "" {
 			d.Reason, d.hint = half, lease.HalfHint
 		}
@@ -113,16 +135,12 @@ func Read(ctx context.Context, pool *xapi.Client, nameOrUUID string, o PlanOptio
 			continue
 		}
 		if !o.Skip && why == "" {
-			return nil, &unsupported{what: fmt.Sprintf("disk %s (%s): ", d.Device(), d.VDI.NameLabel), why: d.Reason,
+			return &unsupported{what: fmt.Sprintf("disk %s (%s): ", d.Device(), d.VDI.NameLabel), why: d.Reason,
 				hint: d.hint + ", or leave it out with --skip-unsupported"}
 		}
 		p.Left = append(p.Left, d)
 	}
-	if len(p.Disks) == 0 {
-		return nil, &unsupported{why: "it has no disk that can be saved", hint: "leave the VM out"}
-	}
-	sort.Slice(p.Disks, func(i, j int) bool { return xapi.LessDevice(p.Disks[i].VBD.UserDevice, p.Disks[j].VBD.UserDevice) })
-	return p, p.readRest(ctx, pool)
+	return nil
 }
 
 // readRest reads the records that are only stored.
@@ -217,13 +235,60 @@ func unsnapshottable(d *DiskPlan) (why, hint string) {
 	case d.VDI.OnBoot == "reset":
 		return "it is reset at each boot, and such disks cannot be snapshotted", "set its on-boot to persist"
 	case d.SR.Thick() && d.VDI.IsRaw():
-		return "it is a raw LVM volume, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
+		return "it is a raw LVM volume, and its SR's driver cannot snapshot those", rawHint
 	case keepsVHDs(d.SR) && d.VDI.IsRaw():
-		return "it is a raw file, and its SR's driver cannot snapshot those", "copy it to a VHD disk"
+		return "it is a raw file, and its SR's driver cannot snapshot those", rawHint
 	case d.SR.Type == "udev" || d.SR.Type == "iso":
 		return "it is on an SR of type " + d.SR.Type + ", which has no snapshots", "copy it to another SR"
 	}
 	return "", ""
+}
+
+// rawHint is the next step for a raw disk.
+const rawHint = "copy it to a VHD disk, or let the backup read it while the VM is halted: raw-offline = true in the job, or --raw-offline"
+
+// onlyRaw reports whether a disk cannot be snapshotted for no other reason than that it
+// is stored raw.
+func (d *DiskPlan) onlyRaw() bool {
+	return keepsVHDs(d.SR) && d.VDI.IsRaw() && !d.VDI.Missing && !d.VDI.Sharable && d.VDI.OnBoot != "reset"
+}
+
+// raw decides what becomes of a raw disk, where it may be read while the VM is halted.
+func (p *Plan) raw(d *DiskPlan, o PlanOptions) {
+	switch state := p.VM.PowerState; {
+	case !o.Raw:
+	case state == "Halted", state == "Running" && slices.Contains(o.Kinds, KindOffline):
+		d.Direct, d.Reason, d.hint = true, "", ""
+	default:
+		d.Reason += "; it can be read without one while the VM is halted, and the VM is " + strings.ToLower(state)
+		d.hint = offlineHint
+	}
+}
+
+// directable refuses raw disks on hosts that cannot leave them out of the VM snapshot,
+// before a VM is shut down for that.
+func (p *Plan) directable(ctx context.Context, pool *xapi.Client) error {
+	raw := p.DirectDisks()
+	if len(raw) == 0 {
+		return nil
+	}
+	hosts, err := pool.Hosts(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		// The API of 8.2, the last whose VM.snapshot includes every disk, is 2.15.
+		if h.APIVersionMajor < 2 || h.APIVersionMajor == 2 && h.APIVersionMinor <= 15 {
+			return &unsupported{what: fmt.Sprintf("disk %s (%s): ", raw[0].Device(), raw[0].VDI.NameLabel),
+				why: "it is raw, and hosts of version 8.2 and older cannot leave it out of the VM snapshot", hint: "copy it to a VHD disk, or upgrade the pool"}
+		}
+	}
+	return nil
+}
+
+// DirectDisks are the disks that are read without a VDI snapshot.
+func (p *Plan) DirectDisks() []*DiskPlan {
+	return slices.DeleteFunc(slices.Clone(p.Disks), func(d *DiskPlan) bool { return !d.Direct })
 }
 
 // keepsVHDs reports whether an SR's driver stores disks as VHDs. No such driver can
@@ -257,7 +322,8 @@ func (p *Plan) MissingDisks() []repo.Gap {
 // guardedVM returns the error for a VM that is blocked by a restore over its disks;
 // nil for any other VM, and in a preview for a block that the run will remove first.
 func guardedVM(ctx context.Context, pool *xapi.Client, vm *xapi.VM, o PlanOptions) error {
-	if !lease.Guarded(vm) {
+	guard, guarded := lease.Guarded(vm)
+	if !guarded {
 		return nil
 	}
 	disks, err := lease.HalfDisks(ctx, pool, vm)
@@ -268,6 +334,11 @@ func guardedVM(ctx context.Context, pool *xapi.Client, vm *xapi.VM, o PlanOption
 		return &unsupported{why: "its disk " + strings.Join(disks, ", ") + " is half restored", hint: lease.HalfHint}
 	}
 	m := lease.WriterOf(vm.OtherConfig, vm.UUID)
+	if guard == lease.GuardRead && (m == nil || m.Reads) {
+		// A VM that stays halted can be backed up. A backup that blocks it too looks for
+		// the run that does.
+		return nil
+	}
 	foreign := m != nil && m.Repository != "" && m.Repository != o.Repository
 	if o.Machine != "" && !foreign {
 		now, err := lease.PoolTime(ctx, pool)

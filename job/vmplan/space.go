@@ -64,6 +64,9 @@ func (e *SpaceError) Hint() string {
 func SpaceNeeds(p *Plan) []SRNeed {
 	var list []SRNeed
 	for _, d := range p.Disks {
+		if d.Direct {
+			continue
+		}
 		i := slices.IndexFunc(list, func(n SRNeed) bool { return n.SR.Ref == d.SR.Ref })
 		if i < 0 {
 			i = len(list)

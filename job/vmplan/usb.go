@@ -45,5 +45,5 @@ func USBUnable(k Kind, state string, devices []lease.USBDevice) error {
 		return nil
 	}
 	return &Unable{Kind: k, Why: fmt.Sprintf("the guest has the %s, and %s", lease.USBNames(held), usbRunning),
-		Advice: `take a snapshot of kind offline (snapshot = ["offline"] in the job, or as its last kind), or shut the VM down before the backup`}
+		Advice: offlineHint}
 }

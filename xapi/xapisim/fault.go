@@ -28,8 +28,8 @@ type Fault struct {
 	Reset bool `json:"reset,omitempty"`
 	// Delay is how long the operation occupies its object, unscaled.
 	Delay time.Duration `json:"delay,omitempty"`
-	// Do runs before the call is processed, with no lock held: it may call the
-	// pool itself.
+	// Do runs before the call or the transfer is processed, with no lock held: it
+	// may call the pool itself.
 	Do func() `json:"-"`
 	// DropSession ends the caller's session before the call.
 	DropSession bool `json:"drop_session,omitempty"`
@@ -123,6 +123,10 @@ func (p *Pool) takeSM(step string) bool { return p.takeFault("sm."+step) != nil 
 // takeStreamFault returns the fault that is due for a transfer.
 func (p *Pool) takeStreamFault(path string) *Fault {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.takeFault(path)
+	f := p.takeFault(path)
+	p.mu.Unlock()
+	if f != nil && f.Do != nil {
+		f.Do()
+	}
+	return f
 }
