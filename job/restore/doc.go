@@ -1,3 +1,3 @@
 // Package restore writes disks and VMs of a repository to a pool, to files and to
-// devices, starts boot drills, and protects VMs whose disks it writes over.
+// devices, runs boot drills, and protects VMs while it overwrites their disks.
 package restore

@@ -13,28 +13,27 @@ import (
 	"xenkeep/xapi"
 )
 
-// ErrDrill is returned beside the outcome of a drill that the guest did not
-// pass.
+// ErrDrill is returned together with the result of a drill that failed.
 var ErrDrill = errors.New("boot drill failed")
 
-// NoteDrill is the kind of notes that tell how drills went; their text is a
+// NoteDrill is the kind of the notes that hold the results of drills; their text is a
 // DrillVerdict as JSON.
 const NoteDrill = "drill"
 
-// DrillOptions say how a snapshot is put to the trial.
+// DrillOptions are the options of a boot drill.
 type DrillOptions struct {
 	Target
-	// Timeout is how long the guest may take; 0 is ten minutes.
+	// Timeout is the time limit for the guest to start; 0 is ten minutes.
 	Timeout time.Duration
-	// Key is where in its VM's xenstore_data the guest tells its verdict, such
-	// as "vm-data/drill": "ok", or what is wrong. "" is to wait for the guest's
-	// tools instead.
+	// Key is the key in its VM's xenstore_data where the guest writes its verdict, for
+	// example "vm-data/drill": "ok", or the reason of a failure. "" waits for the
+	// guest's tools instead.
 	Key string
-	// Poll is how often is looked; 0 is two seconds.
+	// Poll is the time between two looks at the VM; 0 is two seconds.
 	Poll time.Duration
 }
 
-// DrillVerdict is how a drill went.
+// DrillVerdict is the result of a drill.
 type DrillVerdict struct {
 	Passed  bool    `json:"passed"`
 	Reason  string  `json:"reason"`
@@ -42,14 +41,14 @@ type DrillVerdict struct {
 	Pool    string  `json:"pool_uuid"`
 }
 
-// DrillRecord is a drill as a note tells of it.
+// DrillRecord is the record of a drill in a note.
 type DrillRecord struct {
 	Time time.Time `json:"time"`
 	DrillVerdict
 }
 
-// Drills are the drills that were held of a snapshot, oldest first. Notes that
-// cannot be read are passed over.
+// Drills returns the records of the drills of a snapshot, oldest first. Unreadable
+// notes are ignored.
 func Drills(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]DrillRecord, error) {
 	notes, _, err := r.Notes(ctx)
 	if err != nil {
@@ -65,7 +64,7 @@ func Drills(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]DrillR
 	return out, nil
 }
 
-// Drill is the outcome of a drill; its JSON form is documented in
+// Drill is the outcome of a drill. Its JSON form is documented in
 // docs/reference/json.md.
 type Drill struct {
 	Type     string       `json:"type"` // "drill"
@@ -76,10 +75,10 @@ type Drill struct {
 	Duration float64      `json:"duration_s"`
 }
 
-// BootDrill restores a VM under another name, without network interfaces, lets
-// it start, waits until its guest is up, notes the result on the snapshot, and
-// removes the VM whatever happened. A guest that does not come up is ErrDrill;
-// any other error means that the drill could not be held, and is not noted.
+// BootDrill restores a VM under another name, without network interfaces, starts it,
+// waits until its guest is up, stores the result in a note on the snapshot, and
+// removes the VM on every path. If the guest does not start, it returns ErrDrill; any
+// other error means that the drill was not completed, and has no note.
 func BootDrill(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, d DrillOptions, o Options) (*Drill, error) {
 	if d.Timeout <= 0 {
 		d.Timeout = 10 * time.Minute
@@ -97,7 +96,7 @@ func BootDrill(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *re
 			return err
 		}
 		completed = true
-		return errUndo // it is undone in any case
+		return errUndo // so that the VM is removed in any case
 	})
 	out.Warnings, out.Duration = p.out.Warnings, p.out.Duration
 	if !completed {
@@ -122,10 +121,10 @@ func BootDrill(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *re
 	return out, err
 }
 
-// errUndo ends a drill that was held.
+// errUndo ends a completed drill.
 var errUndo = errors.New("over")
 
-// runDrill makes the VM and judges it.
+// runDrill creates and starts the VM, and waits for the verdict.
 func (p *poolRestore) runDrill(ctx context.Context, d DrillOptions, out *Drill) error {
 	rec, err := p.pool.Pool(ctx)
 	if err != nil {
@@ -151,7 +150,7 @@ func (p *poolRestore) runDrill(ctx context.Context, d DrillOptions, out *Drill) 
 	return err
 }
 
-// waitForGuest looks at a VM until its guest is up, or will not be.
+// waitForGuest polls a VM until its guest has started or failed.
 func (p *poolRestore) waitForGuest(ctx context.Context, d DrillOptions) (passed bool, reason string, err error) {
 	deadline := time.NewTimer(d.Timeout)
 	defer deadline.Stop()
@@ -190,7 +189,7 @@ func (p *poolRestore) waitForGuest(ctx context.Context, d DrillOptions) (passed 
 	}
 }
 
-// toolsUp tells whether a guest's tools have reported since its start.
+// toolsUp reports whether a guest's tools have reported since its start.
 func (p *poolRestore) toolsUp(ctx context.Context, vm *xapi.VM) (bool, error) {
 	if vm.GuestMetrics.IsNull() {
 		return false, nil

@@ -13,8 +13,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// A drill tells a guest that comes up from one that does not, in each way that
-// a guest can fail; it leaves a note, and nothing on the pool.
+// A drill distinguishes a guest that starts from one that does not, for each way in
+// which a guest can fail; it stores a note, and leaves nothing on the pool.
 func TestDrill(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	w.Must(nil, "VM.set_tags", w.VM("web").Ref, []string{"nightly"})
@@ -29,7 +29,7 @@ func TestDrill(t *testing.T) {
 		what    string
 		guest   xapisim.GuestScript
 		key     string
-		says    string // what the guest writes under key
+		says    string // text that the guest writes under key
 		passed  bool
 		because string
 	}{
@@ -75,7 +75,7 @@ func TestDrill(t *testing.T) {
 						}
 						if len(vm.VIFs) != 0 || len(vm.Tags) != 0 || vm.HARestartPriority != "" || vm.HAAlwaysRun || vm.OtherConfig["auto_poweron"] != "" ||
 							vm.OtherConfig["mac_seed"] == w.VM("web").OtherConfig["mac_seed"] || !vm.SnapshotSchedule.IsNull() {
-							return errors.New("the VM of the drill has what it must not have")
+							return errors.New("the VM of the drill has settings that it must not have")
 						}
 						if c.says != "" {
 							return w.Pool.Call(ctx, "VM.add_to_xenstore_data", nil, vm.Ref, c.key, c.says)
@@ -108,7 +108,8 @@ func TestDrill(t *testing.T) {
 	}
 }
 
-// A drill that cannot be held is no verdict, and leaves nothing either.
+// A drill that cannot be completed has no verdict, and leaves nothing on the pool
+// either.
 func TestDrillNotHeld(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	s := jobtest.BackupOf(w, "web")
@@ -135,7 +136,7 @@ func TestDrillNotHeld(t *testing.T) {
 		w.Sim.GC()
 		jobtest.SamePool(t, before, w.Sim.Dump())
 	}
-	// One that could not remove its VM says so; the next run does.
+	// A drill that could not remove its VM reports that; the next run removes it.
 	w.Sim.Fault(xapisim.Fault{On: "VM.hard_shutdown", Code: "INTERNAL_ERROR", Params: []string{"x"}})
 	_, err := restore.BootDrill(t.Context(), w.Repo, w.Pool, s, restore.DrillOptions{Target: restore.Target{SR: "one"}, Timeout: 5 * time.Millisecond, Poll: time.Millisecond}, restore.Options{})
 	if !errors.Is(err, restore.ErrDrill) || !strings.Contains(err.Error(), "could not be removed") {
@@ -147,7 +148,7 @@ func TestDrillNotHeld(t *testing.T) {
 	}
 }
 
-// Beside high availability no drill is held.
+// No drill is made while high availability is enabled.
 func TestDrillBesideHA(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, HA: true})
 	s := jobtest.BackupOf(w, "web")

@@ -9,9 +9,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// FillVDI writes a disk to a VDI that is there already, as RestoreDisks does to
-// one it has just made: for targets that no SR of the simulated pool makes by
-// itself.
+// FillVDI writes a disk to an existing VDI, as Disks does to one that it has just
+// created: for targets that no SR of the simulated pool creates by itself.
 func FillVDI(ctx context.Context, r *repo.Repository, pool *xapi.Client, d *repo.Disk, vdi xapi.Ref) error {
 	im, err := restore.Open(ctx, r, chunk.ID(d.Root))
 	if err != nil {

@@ -18,9 +18,9 @@ import (
 	"xenkeep/repo/restore"
 )
 
-// File writes one disk to a file: a dynamic VHD where its name ends in
-// .vhd, else raw and sparse. The file bears its name only once it is whole. A
-// block device is written in place, zeros and all.
+// File writes one disk to a file: a dynamic VHD if its name ends in .vhd, otherwise
+// raw and sparse. The file gets its name only when it is complete. A block device is
+// written in place, including zeros.
 func File(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Disk, file string, o Options) (*Restored, error) {
 	o.Defaults()
 	started := time.Now()
@@ -39,7 +39,7 @@ func File(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Dis
 		return nil, err
 	}
 	if im.Size() != d.Size {
-		return nil, fmt.Errorf("disk %s: snapshot %s says %d bytes, its tree %d", d.Device, s.Short(), d.Size, im.Size())
+		return nil, fmt.Errorf("disk %s: it has %d bytes according to snapshot %s, and %d according to its tree", d.Device, d.Size, s.Short(), im.Size())
 	}
 	m := o.Progress.Begin(d.Device, im.Size())
 	defer m.Done()
@@ -63,8 +63,8 @@ func File(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Dis
 	return out, nil
 }
 
-// Stream writes one disk to w, raw and with its zeros. What was written before
-// an error is the beginning of the disk.
+// Stream writes one disk to w, raw and including zeros. After an error, w has received
+// the beginning of the disk.
 func Stream(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Disk, w io.Writer, o Options) (*Restored, error) {
 	o.Defaults()
 	started := time.Now()

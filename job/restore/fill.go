@@ -19,9 +19,9 @@ import (
 	"xenkeep/xapi"
 )
 
-// fill sends a disk's data to a VDI that was just made: as a VHD of what is not
-// zero where the target is one, else in pieces with their offsets, with its
-// zeros where the target may read as something else.
+// fill writes a disk's data to a VDI that was just created: as a VHD of its nonzero
+// blocks if the VDI is a VHD, otherwise in pieces with their offsets, including zeros
+// if the VDI may not read as zeros.
 func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI, sr xapi.SR, progress func(int64)) (restore.Result, error) {
 	var res restore.Result
 	p.o.Log.Debug("importing", "vdi", vdi.UUID, "as VHD", sr.StoresVHD(vdi) && im.Size() <= vhd.MaxSize)
@@ -31,7 +31,7 @@ func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI,
 		return res, err
 	}
 	layout := vhd.Layout{Profile: vhd.ForXenServer, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
-	layout.ID, _ = vhd.NewUUID(rand.Reader) // cannot fail
+	layout.ID, _ = vhd.NewUUID(rand.Reader) // does not fail
 	err := p.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: vdi.Ref, Format: xapi.FormatVHD, ContentLength: layout.Length()},
 		func(w io.Writer) (err error) {
 			res, err = transfer.StreamVHD(ctx, im, w, layout, restore.Options{Progress: progress})
@@ -40,9 +40,9 @@ func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI,
 	return res, err
 }
 
-// pieces writes a disk, or some blocks of it, as pieces with their offsets.
-// What lies behind the disk's end is overwritten with zeros where tail is set. It
-// reports whether anything was sent, also beside an error.
+// pieces writes a disk, or some blocks of it, as pieces with their offsets. With tail,
+// the area after the disk's end is overwritten with zeros. It reports whether any data
+// were sent, even if it returns an error.
 func (p *poolRestore) pieces(ctx context.Context, im *restore.Image, vdi xapi.VDI, o restore.Options, tail bool) (res restore.Result, sent bool, err error) {
 	err = p.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: vdi.Ref, Format: xapi.FormatRaw, Chunked: true, ContentLength: -1},
 		func(w io.Writer) (err error) {
@@ -64,9 +64,9 @@ func (p *poolRestore) pieces(ctx context.Context, im *restore.Image, vdi xapi.VD
 	return res, sent, err
 }
 
-// compare reads a VDI and tells in which blocks it differs from the image. It
-// must not be written to meanwhile. For a moment after it a host may hold the disk
-// still, so that it can neither be written to nor its VM be started.
+// compare reads a VDI and returns a bitmap of the blocks in which it differs from the
+// image. The VDI must not be written meanwhile. Shortly afterwards a host may still
+// hold the disk: then it cannot be written, and its VM cannot be started.
 func (p *poolRestore) compare(ctx context.Context, im *restore.Image, vdi xapi.VDI, label string) (differs []uint64, err error) {
 	m := p.o.Progress.Begin(label, im.Size())
 	defer m.Done()
@@ -78,8 +78,8 @@ func (p *poolRestore) compare(ctx context.Context, im *restore.Image, vdi xapi.V
 	return im.Compare(ctx, src, job.CountingCallback(m))
 }
 
-// readVDI reads a whole disk over NBD where the pool serves it, else by an
-// export.
+// readVDI reads a whole disk over NBD if the pool serves it, otherwise by an export.
+// The returned function closes the source.
 func (p *poolRestore) readVDI(ctx context.Context, vdi xapi.VDI) (disk.Source, func() error, error) {
 	if d, err := transfer.OpenVDI(ctx, p.pool, vdi, nbd.DiskOptions{}); err == nil {
 		src, serr := d.Source([]disk.Extent{{Offset: 0, Length: int64(vdi.VirtualSize)}}, 0)

@@ -14,16 +14,16 @@ import (
 	"xenkeep/xapi"
 )
 
-// HalfRestoredError is a restore over disks that did not come to its end after it
-// had begun to write.
+// HalfRestoredError is the error of a restore over disks that was not completed after
+// it had begun to write.
 type HalfRestoredError struct {
-	VM    string   // name; "" where no VM has the disk
-	Disks []string // devices, or the UUID of a disk that no VM has
-	Old   []string // what the disks were: UUIDs of VDI snapshots
+	VM    string   // name; "" if the disk belongs to no VM
+	Disks []string // devices, or the UUID of a disk that belongs to no VM
+	Old   []string // UUIDs of VDI snapshots with the old content
 	Err   error
 }
 
-// Leaves describes what is left on the pool.
+// Leaves describes the state of the disks on the pool.
 func (e *HalfRestoredError) Leaves() string {
 	noun, verb := "disk ", "is"
 	if len(e.Disks) > 1 {
@@ -35,7 +35,7 @@ func (e *HalfRestoredError) Leaves() string {
 	}
 	text += " " + verb + " half restored: do not start the VM; run the same command again"
 	if len(e.Old) > 0 {
-		text += "; what was there is kept as VDI snapshot " + strings.Join(e.Old, ", ")
+		text += "; its old content is kept as VDI snapshot " + strings.Join(e.Old, ", ")
 	}
 	return text
 }
@@ -44,23 +44,23 @@ func (e *HalfRestoredError) Error() string { return e.Leaves() + ": " + e.Err.Er
 
 func (e *HalfRestoredError) Unwrap() error { return e.Err }
 
-// Hint is the next step.
+// Hint returns the next step.
 func (e *HalfRestoredError) Hint() string {
-	return "the same command compares the disks and writes what is missing; until then the pool refuses to start the VM. xenkeep cleanup --unblock gives it free as it is"
+	return "the same command compares the disks and writes the missing blocks; until then the pool refuses to start the VM. xenkeep cleanup --unblock removes the block without changing the disks"
 }
 
-// guard protects the VMs whose disks a restore writes over.
+// guard protects the VMs whose disks a restore overwrites.
 type guard struct {
 	p       *poolRestore
 	targets []overTarget
-	vms     []xapi.VM // that have one of the disks
+	vms     []xapi.VM // VMs with at least one of the disks
 	loose   []xapi.VDI
-	marked  map[xapi.Ref]bool // disks that bear markHalf
-	old     []string          // VDI snapshots of what the disks were
-	sent    map[xapi.Ref]bool // disks whose data may have been written to, by this run or one before
+	marked  map[xapi.Ref]bool // disks that have MarkHalf
+	old     []string          // VDI snapshots of the old content
+	sent    map[xapi.Ref]bool // disks whose data may have changed, through this run or an earlier one
 }
 
-// newGuard finds the VMs, and refuses disks that another run is writing.
+// newGuard finds the VMs, and returns an error if another run is writing a disk.
 func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guard, error) {
 	g := &guard{p: p, targets: targets, marked: make(map[xapi.Ref]bool), sent: make(map[xapi.Ref]bool)}
 	seen := make(map[xapi.Ref]bool)
@@ -93,7 +93,7 @@ func (p *poolRestore) newGuard(ctx context.Context, targets []overTarget) (*guar
 	return g, nil
 }
 
-// block blocks the VMs and makes sure that they are halted.
+// block blocks the VMs and checks that they are halted.
 func (g *guard) block(ctx context.Context) error {
 	p := g.p
 	for i := range g.loose {
@@ -107,11 +107,11 @@ func (g *guard) block(ctx context.Context) error {
 			return fmt.Errorf("VM %s: its start cannot be blocked while its disks are written: %w", vm.NameLabel, err)
 		}
 	}
-	// A VM that was started before the block stood is seen now.
+	// This finds VMs that were started before they were blocked.
 	return g.checkHalted(ctx)
 }
 
-// checkHalted refuses VMs that are not halted.
+// checkHalted returns an error if a VM is not halted.
 func (g *guard) checkHalted(ctx context.Context) error {
 	for i := range g.vms {
 		vm, err := g.p.pool.VM(ctx, g.vms[i].Ref)
@@ -128,8 +128,8 @@ func (g *guard) checkHalted(ctx context.Context) error {
 	return nil
 }
 
-// markHalf marks a disk as half restored, before anything is written to it. The mark of an
-// earlier run is replaced, since it may name another snapshot.
+// markHalf marks a disk as half restored, before any data are written to it. It
+// replaces the mark of an earlier run, which may name another snapshot.
 func (g *guard) markHalf(ctx context.Context, t *overTarget) error {
 	own := g.p.lease.Own
 	text, err := json.Marshal(lease.HalfMark{
@@ -142,13 +142,13 @@ func (g *guard) markHalf(ctx context.Context, t *overTarget) error {
 	if g.marked[t.vdi.Ref] {
 		return g.replaceHalfMark(ctx, t.vdi.Ref, string(text))
 	}
-	g.marked[t.vdi.Ref] = true // where the answer is lost it may be there
+	g.marked[t.vdi.Ref] = true // if the pool's answer was lost, the mark may exist
 	return g.p.pool.SetOtherConfig(ctx, "VDI", t.vdi.Ref, lease.MarkHalf, string(text))
 }
 
-// replaceHalfMark replaces the mark of a half-restored disk by one call: the disk must not be
-// without a mark at any time, or a run that is killed meanwhile would leave it
-// unprotected.
+// replaceHalfMark replaces the mark of a half-restored disk by a single call: at no
+// time may the disk be without a mark, or a run that is killed meanwhile would leave
+// it unprotected.
 func (g *guard) replaceHalfMark(ctx context.Context, ref xapi.Ref, text string) error {
 	v, err := g.p.pool.VDI(ctx, ref)
 	if err != nil {
@@ -162,14 +162,14 @@ func (g *guard) replaceHalfMark(ctx context.Context, ref xapi.Ref, text string) 
 	return g.p.pool.Call(ctx, "VDI.set_other_config", nil, ref, other)
 }
 
-// finish ends the protection where nothing is half restored, and keeps it
-// otherwise. err is how the restore went.
+// finish ends the protection if no disk is half restored, and keeps it otherwise. err
+// is the result of the restore.
 func (g *guard) finish(ctx context.Context, err error) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
 	if err == nil {
 		if err = g.checkHalted(clean); errors.Is(err, job.ErrNotHalted) {
-			err = fmt.Errorf("it ran while its disks were written, and what it wrote may be lost or spoil them: %w", err)
+			err = fmt.Errorf("it ran while its disks were written, and its own writes may be lost or may have damaged them: %w", err)
 		}
 	}
 	whole := err == nil
@@ -206,8 +206,8 @@ func (g *guard) finish(ctx context.Context, err error) error {
 }
 
 // awaitRelease waits until no host holds the disks any more, so that their VM can be
-// started as soon as the block is off it. The disks are whole: a hold that remains, or
-// a wait that is cancelled, is no error.
+// started as soon as it is unblocked. The disks are complete: if a host continues to
+// hold one, or the wait is cancelled, there is no error.
 func (g *guard) awaitRelease(ctx context.Context) {
 	for i := range g.targets {
 		t := &g.targets[i]
@@ -218,7 +218,7 @@ func (g *guard) awaitRelease(ctx context.Context) {
 	}
 }
 
-// removeHalfMark takes the mark of a half-restored disk off.
+// removeHalfMark removes the mark of a half-restored disk.
 func (p *poolRestore) removeHalfMark(ctx context.Context, ref xapi.Ref, marked bool) error {
 	if !marked {
 		return nil
@@ -230,8 +230,8 @@ func (p *poolRestore) removeHalfMark(ctx context.Context, ref xapi.Ref, marked b
 	return err
 }
 
-// unblock ends the run's hold on its VMs and disks; VMs that have a half-restored
-// disk stay blocked.
+// unblock removes the run's marks from its VMs and disks. VMs with a half-restored
+// disk remain blocked.
 func (g *guard) unblock(ctx context.Context, whole bool) error {
 	var errs []error
 	for i := range g.vms {

@@ -20,12 +20,12 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// overWorld is a halted VM web with one disk, a snapshot of it, and other data on
-// the disk since.
+// overWorld is a halted VM web with one disk, a snapshot of it, and other data on the
+// disk since then.
 type overWorld struct {
 	*jobtest.World
 	s    *repo.Snapshot
-	file string // what the snapshot holds
+	file string // content in the snapshot
 	vdi  xapi.VDI
 }
 
@@ -52,7 +52,7 @@ func (w *overWorld) over(over jobrestore.Overwrite) (*jobrestore.Restored, error
 	return jobrestore.WriteOver(w.T.Context(), w.Repo, w.Pool, w.s, jobtest.DisksOf(w.s), over, jobrestore.Options{})
 }
 
-// bare checks that nothing of a restore is left on the VM and its disk.
+// bare checks that the VM and its disk have no block and no marks of a restore.
 func (w *overWorld) bare(blocked map[string]string) {
 	w.T.Helper()
 	vm := w.VM("web")
@@ -76,7 +76,7 @@ func (w *overWorld) restored() {
 }
 
 // Row X1 of the fault list: a host holds a disk for a moment after it was read over
-// NBD, and refuses to write to it meanwhile. A restore that compares first waits.
+// NBD, and refuses to write it meanwhile. A restore that compares first waits for it.
 func TestRestoreOverWaits(t *testing.T) {
 	for _, over := range []jobrestore.Overwrite{{}, {VDI: "web", Differential: true}} {
 		w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, NBDLinger: 200 * time.Millisecond})
@@ -102,9 +102,9 @@ func TestRestoreOverWaits(t *testing.T) {
 	}
 }
 
-// Row X1 of the fault list: while a host holds the disk the pool fails an import
-// with INTERNAL_ERROR, which passes; where it does not, nothing was written, and the
-// error does not say that anything was.
+// Row X1 of the fault list: while a host holds the disk the pool fails an import with
+// INTERNAL_ERROR, which is temporary. If the host never releases the disk, nothing was
+// written, and the error does not report that anything was.
 func TestRestoreOverHeld(t *testing.T) {
 	held := xapisim.Fault{On: "/import_raw_vdi", Code: "INTERNAL_ERROR",
 		Params: []string{"Storage_error ([S(Illegal_transition);[[S(Activated);S(RO)];[S(Activated);S(RW)]]])"}}
@@ -128,8 +128,8 @@ func TestRestoreOverHeld(t *testing.T) {
 	w.bare(nil)
 }
 
-// Row X2 of the fault list: the pool lets a VM start while its disk is written, so
-// that the restore blocks the VM for that time, and leaves blocks of others alone.
+// Row X2 of the fault list: the pool would start a VM while its disk is written, and
+// so the restore blocks the VM for that time. It does not change other blocks.
 func TestRestoreOverBlocks(t *testing.T) {
 	for _, over := range []jobrestore.Overwrite{{}, {VDI: "disk"}} {
 		w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
@@ -139,7 +139,7 @@ func TestRestoreOverBlocks(t *testing.T) {
 		mine := map[string]string{"destroy": "precious", "revert": "never"}
 		w.Must(nil, "VM.set_blocked_operations", w.VM("web").Ref, mine)
 		tried := 0
-		// The task of the import is made right before its data are sent.
+		// The task of the import is created immediately before its data are sent.
 		w.Sim.Fault(xapisim.Fault{On: "task.create", Do: func() {
 			tried++
 			for op, why := range map[string]string{"start": "", "start_on": "", "resume": "", "resume_on": "", "snapshot": "", "revert": "never"} {
@@ -165,11 +165,11 @@ func TestRestoreOverBlocks(t *testing.T) {
 	}
 }
 
-// Row X2 of the fault list: a VM that ran all the same while its disk was written
-// is reported, and its disk counts as half restored.
+// Row X2 of the fault list: a VM that ran nevertheless while its disk was written is
+// reported, and its disk counts as half restored.
 func TestRestoreOverStarted(t *testing.T) {
 	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
-	w.Sim.Fault(xapisim.Fault{On: "task.destroy", Do: func() { // the write is over, the run is not
+	w.Sim.Fault(xapisim.Fault{On: "task.destroy", Do: func() { // after the write, before the end of the run
 		w.Must(nil, "VM.set_blocked_operations", w.VM("web").Ref, map[string]string{})
 		if err := w.Pool.StartVM(t.Context(), w.VM("web").Ref); err != nil {
 			t.Error(err)
@@ -187,7 +187,7 @@ func TestRestoreOverStarted(t *testing.T) {
 	w.restored()
 	w.bare(nil)
 
-	// One that starts before the block stands is refused.
+	// A VM that starts before it is blocked is refused.
 	w.change()
 	w.Sim.Fault(xapisim.Fault{On: "VM.add_to_other_config", Do: func() {
 		if err := w.Pool.StartVM(t.Context(), w.VM("web").Ref); err != nil {
@@ -204,9 +204,9 @@ func (w *overWorld) cutMidway() {
 	w.Sim.Fault(xapisim.Fault{On: "/import_raw_vdi", Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}, Cut: true, CutAt: 3 * jobtest.MiB, Embedded: true})
 }
 
-// Row N2 of the fault list: a disk that a restore left half written bears a mark
-// which backups, plans, doctor and cleanup respect, its VM cannot be started, and
-// the same command ends all that.
+// Row N2 of the fault list: a disk that a restore left half written has a mark, which
+// backups, plans, doctor and cleanup respect; its VM cannot be started, and the same
+// command completes the restore.
 func TestRestoreOverHalf(t *testing.T) {
 	ctx := t.Context()
 	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
@@ -250,7 +250,7 @@ func TestRestoreOverHalf(t *testing.T) {
 			}
 		}
 	}
-	// Another failure before anything is written changes nothing of that.
+	// Another failure before anything is written does not change this state.
 	w.Sim.Fault(xapisim.Fault{On: "VDI.get_nbd_info", Code: "INTERNAL_ERROR", Times: -1})
 	w.Sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Status: 500, Times: -1})
 	if _, err = w.over(jobrestore.Overwrite{}); !errors.As(err, &half) {
@@ -263,7 +263,7 @@ func TestRestoreOverHalf(t *testing.T) {
 	w.restored()
 	w.bare(mine)
 
-	// Whoever wants the disk as it is says so.
+	// A user who wants the disk as it is requests that.
 	w.change()
 	w.cutMidway()
 	if _, err := w.over(jobrestore.Overwrite{}); err == nil {
@@ -276,8 +276,8 @@ func TestRestoreOverHalf(t *testing.T) {
 	w.bare(mine)
 }
 
-// Row N2 of the fault list: a half-restored disk that no VM has is marked too, and
-// fails the backup of a VM that it is attached to.
+// Row N2 of the fault list: a half-restored disk that is attached to no VM is marked,
+// too, and fails the backup of a VM to which it is attached later.
 func TestRestoreOverHalfLoose(t *testing.T) {
 	ctx := t.Context()
 	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
@@ -293,7 +293,7 @@ func TestRestoreOverHalfLoose(t *testing.T) {
 		t.Fatal(err)
 	}
 	if oc := w.VDIOf(half.Old[0]).OtherConfig; len(oc) > 0 {
-		t.Errorf("the VDI snapshot bears %v", oc)
+		t.Errorf("the VDI snapshot has the marks %v", oc)
 	}
 	if _, err := w.Pool.CreateVBD(ctx, xapi.VBD{VM: w.VM("web").Ref, VDI: vdi.Ref, UserDevice: "5", Mode: "RW", Type: "Disk"}); err != nil {
 		t.Fatal(err)
@@ -306,12 +306,12 @@ func TestRestoreOverHalfLoose(t *testing.T) {
 		t.Fatal(err)
 	}
 	if oc := w.VDIOf(vdi.UUID).OtherConfig; len(oc) > 0 {
-		t.Errorf("the disk bears %v", oc)
+		t.Errorf("the disk has the marks %v", oc)
 	}
 	w.bare(nil)
 }
 
-// Row X2 of the fault list: two restores never write one VM's disks at a time.
+// Row X2 of the fault list: two restores never write one VM's disks concurrently.
 func TestRestoreOverActive(t *testing.T) {
 	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
 	w.Sim.Fault(xapisim.Fault{On: "task.create", Do: func() {
@@ -330,8 +330,8 @@ func TestRestoreOverActive(t *testing.T) {
 	w.bare(nil)
 }
 
-// A disk that a control domain does not let go of is not written to: another program
-// may be reading or writing it.
+// A disk that a control domain does not release is not written: another program may be
+// reading or writing it.
 func TestRestoreOverNotReleased(t *testing.T) {
 	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, NBDLinger: time.Hour})
 	was := w.VolumeSum(w.vdi.UUID, 24*jobtest.MiB)
@@ -345,15 +345,15 @@ func TestRestoreOverNotReleased(t *testing.T) {
 	w.bare(nil)
 }
 
-// A restore that reads its disk back, and meets a restart of the toolstack, says so
-// rather than that a VHD is truncated.
+// If the toolstack restarts while a restore reads its disk back, the error reports
+// that, and not a truncated VHD.
 func TestRestoreToolstackRestart(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	s := jobtest.BackupOf(w, "web")
 	for _, at := range []int64{100, 3 * jobtest.MiB} {
 		w.Sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Cut: true, CutAt: at, Stall: true})
 		stalled := make(chan bool)
-		go func() { // the export stands still at that byte, until the restart ends it
+		go func() { // the export stops at that byte until the restart ends it
 			defer close(stalled)
 			for range 2000 {
 				for _, v := range w.Sim.Dump()["VBD"] {
@@ -373,7 +373,7 @@ func TestRestoreToolstackRestart(t *testing.T) {
 		}
 		t.Log(err, job.HintOf(err))
 	}
-	// A connection that ends without more.
+	// A connection that is closed without an error.
 	w.Sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Cut: true, CutAt: 3 * jobtest.MiB})
 	_, err := jobrestore.Disks(t.Context(), w.Repo, w.Pool, s, jobtest.DisksOf(s)[:1], jobrestore.Target{SR: "one"}, jobrestore.Options{Verify: true})
 	if err == nil || !strings.Contains(err.Error(), "restart of its toolstack") || !strings.Contains(job.HintOf(err), "again") {
@@ -381,7 +381,7 @@ func TestRestoreToolstackRestart(t *testing.T) {
 	}
 }
 
-// Row X1 of the fault list: a VM is started once the host has let go of the disks that
+// Row X1 of the fault list: a VM is started after the host has released the disks that
 // were read back.
 func TestRestoreStartWaits(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, NBD: xapisim.NBDTLS, NBDLinger: 200 * time.Millisecond})
@@ -406,8 +406,8 @@ func TestRestoreStartWaits(t *testing.T) {
 	}
 }
 
-// A restore in place that finds nothing to write, or reads back what it wrote, ends
-// once no host holds the disk: its VM can be started right after it.
+// A restore in place that has nothing to write, or that verifies its data, ends when
+// no host holds the disk: its VM can be started immediately afterwards.
 func TestRestoreOverReleases(t *testing.T) {
 	for _, same := range []bool{true, false} {
 		w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, NBDLinger: 200 * time.Millisecond})
@@ -429,7 +429,8 @@ func TestRestoreOverReleases(t *testing.T) {
 	}
 }
 
-// A disk that stays held after it was restored is a warning: it is whole.
+// If a host does not release a restored disk, that is only a warning: the disk is
+// complete.
 func TestRestoreOverStaysHeld(t *testing.T) {
 	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS, NBDLinger: time.Hour})
 	if _, err := w.Sim.GuestWrite(w.vdi.UUID, w.file); err != nil {
@@ -443,7 +444,7 @@ func TestRestoreOverStaysHeld(t *testing.T) {
 }
 
 // A disk that two restores in turn leave half written is marked as half restored from
-// the snapshot of the later one, and is never without a mark meanwhile.
+// the snapshot of the later one, and has a mark at all times.
 func TestRestoreOverHalfTwice(t *testing.T) {
 	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})
 	first := w.s
@@ -482,9 +483,9 @@ func TestRestoreOverHalfTwice(t *testing.T) {
 }
 
 // A restore over a VM's disks that was killed before it wrote anything leaves a block.
-// A run takes it off before it plans its VMs, so that a plan finds nothing wrong, and
-// doctor names the command. Where the restore was of another repository, the run leaves
-// the block, and the hint says who takes it off.
+// A run removes it before it plans its VMs, so that a preview finds no error, and
+// doctor names the command. If the restore belongs to another repository, the run keeps
+// the block, and the hint says who can remove it.
 func TestRestoreOverDeadBlock(t *testing.T) {
 	ctx := t.Context()
 	w := newOverWorld(t, xapisim.Config{NBD: xapisim.NBDTLS})

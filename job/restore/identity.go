@@ -14,9 +14,9 @@ import (
 	"xenkeep/xapi"
 )
 
-// nameFor is the name of the restored VM: the one that is asked for, else the one it
-// had, with the date added where a VM on this pool has that name. Two VMs of one name
-// would be mixed up by people and by jobs that choose by name.
+// nameFor returns the name of the restored VM: the requested one, otherwise the
+// original one, with the date appended if a VM on this pool has that name. Users, and
+// jobs that select by name, would confuse two VMs of the same name.
 func (m *vmRestore) nameFor(vms []xapi.VM) string {
 	if m.v.Name != "" {
 		return m.v.Name
@@ -37,11 +37,13 @@ func (m *vmRestore) nameFor(vms []xapi.VM) string {
 	return name
 }
 
-// passedThrough are keys of other_config that give a VM devices of its host.
+// passedThrough returns the keys of other_config that attach devices of the host to a
+// VM.
 func passedThrough() []string { return []string{"pci", "vgpu_pci"} }
 
-// dropHostDevices takes devices of the host out of a VM's other_config, unless they are
-// to be kept: beside the original both VMs would claim them.
+// dropHostDevices removes devices of the host from a VM's other_config, unless the
+// options keep them: otherwise the original VM and the restored one would both claim
+// them.
 func (m *vmRestore) dropHostDevices(other map[string]string) {
 	for _, k := range passedThrough() {
 		text, ok := other[k]
@@ -51,12 +53,13 @@ func (m *vmRestore) dropHostDevices(other map[string]string) {
 		delete(other, k)
 		if !slices.Contains(m.warned, k) {
 			m.warned = append(m.warned, k)
-			m.warn("the VM comes back without the host's device %s (other_config:%s), which one VM alone can use: --pci keep restores it", text, k)
+			m.warn("the VM is restored without the host's device %s (other_config:%s), which only one VM can use: --pci keep restores it", text, k)
 		}
 	}
 }
 
-// warnLostMemory warns of a VM that was suspended, and whose memory is not in the snapshot.
+// warnLostMemory warns about a VM that was suspended, and whose memory is not in the
+// snapshot.
 func (m *vmRestore) warnLostMemory() {
 	if m.stored.VM.PowerState != "Suspended" || m.role == lease.RoleDrill {
 		return
@@ -69,8 +72,8 @@ func (m *vmRestore) warnLostMemory() {
 	m.warn("the VM was suspended when it was backed up, and its memory is not in the snapshot: it comes back halted, as after a power failure")
 }
 
-// warnSameMACs warns of VMs on this pool that have a MAC address which the restored VM
-// keeps.
+// warnSameMACs warns about VMs on this pool that have a MAC address which the restored
+// VM keeps.
 func (m *vmRestore) warnSameMACs(ctx context.Context, vms []xapi.VM) error {
 	if !m.v.KeepMAC {
 		return nil
@@ -95,7 +98,7 @@ func (m *vmRestore) warnSameMACs(ctx context.Context, vms []xapi.VM) error {
 	return nil
 }
 
-// settings sets what VM.create and an import leave out.
+// settings sets the fields that VM.create and an import leave out.
 func (m *vmRestore) settings(ctx context.Context) error {
 	if m.role == lease.RoleDrill {
 		return nil
@@ -113,7 +116,7 @@ func (m *vmRestore) settings(ctx context.Context) error {
 	}
 	if _, err := m.pool.SR(ctx, sr); err != nil {
 		if xapi.IsCode(err, xapi.HandleInvalid) {
-			return nil // another pool, or it is gone: the pool's default applies
+			return nil // another pool, or it was deleted: the pool's default applies
 		}
 		return err
 	}
@@ -126,8 +129,8 @@ func (m *vmRestore) settings(ctx context.Context) error {
 	return nil
 }
 
-// biosStrings sets the BIOS strings that the VM had. The pool takes them once, and
-// only some keys, each with a value; the refusal names one key at a time.
+// biosStrings sets the original BIOS strings. The pool accepts them once, and only
+// some keys, each with a value; its error names one refused key at a time.
 func (m *vmRestore) biosStrings(ctx context.Context, vm *xapi.VM) error {
 	was := m.stored.VM.BIOSStrings
 	if len(was) == 0 || len(vm.BIOSStrings) > 0 {

@@ -21,14 +21,14 @@ func warned(out *jobrestore.Restored, text string) bool {
 	return slices.ContainsFunc(out.Warnings, func(w string) bool { return strings.Contains(w, text) })
 }
 
-// Rows X5 and B10 of the fault list: what VM.create leaves out is set afterwards, a VM
-// without a generation stays without, the mark of an import and devices of the host do
-// not come back, and what the pool refuses is named.
+// Rows X5 and B10 of the fault list: fields that VM.create leaves out are set
+// afterwards, a VM without a generation ID remains without, the mark of an import and
+// devices of the host are not restored, and settings that the pool refuses are named.
 func TestRestoreIdentity(t *testing.T) {
 	ctx := t.Context()
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	w.Halt("web")
-	// The strings of a VM can be set once, and not after its first start.
+	// BIOS strings can be set once, and not after the first start of a VM.
 	old := w.VM("web")
 	fields, err := xapi.VMFields(&old)
 	if err != nil {
@@ -79,7 +79,7 @@ func TestRestoreIdentity(t *testing.T) {
 	if is.OtherConfig["pci"] != "0/0000:04:01.0" || warned(out, "04:01.0") {
 		t.Errorf("%v %q", is.OtherConfig, out.Warnings)
 	}
-	// A pool that takes fewer keys.
+	// A pool that accepts fewer keys.
 	w.Sim.Fault(xapisim.Fault{On: "VM.set_bios_strings", Code: "INVALID_VALUE", Params: []string{"system-serial-number", "Unknown key"}})
 	is, out = back(jobrestore.VMOptions{})
 	if is.BIOSStrings["bios-vendor"] != "ACME" || !warned(out, "lost: system-serial-number") {
@@ -92,7 +92,7 @@ func TestRestoreIdentity(t *testing.T) {
 	}
 }
 
-// Row X5 of the fault list: an empty generation_id is not a wish for a new one.
+// Row X5 of the fault list: an empty generation_id does not request a new one.
 func TestRestoreNoGeneration(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	var ref xapi.Ref
@@ -119,8 +119,8 @@ func TestRestoreNoGeneration(t *testing.T) {
 	}
 }
 
-// Row N3 of the fault list: two VMs never have one name because of a restore. MAC
-// addresses that another VM has are warned of.
+// Row N3 of the fault list: a restore never creates a second VM of the same name. It
+// warns about MAC addresses that another VM has.
 func TestRestoreNamed(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	s := jobtest.BackupOf(w, "web")
@@ -143,7 +143,7 @@ func TestRestoreNamed(t *testing.T) {
 	}
 }
 
-// The memory of a suspended VM that is not in the snapshot is not left out silently.
+// If the memory of a suspended VM is not in the snapshot, the restore warns.
 func TestRestoreMemoryLost(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	if _, err := w.Pool.Async(t.Context(), "VM.suspend", w.VM("web").Ref); err != nil {
@@ -161,8 +161,8 @@ func TestRestoreMemoryLost(t *testing.T) {
 	}
 }
 
-// Row B15 of the fault list: a disk that was never in the snapshot is not written over,
-// unless that is asked for.
+// Row B15 of the fault list: a disk that is not in the snapshot is not overwritten,
+// unless the options request it.
 func TestRestoreInPlaceReplaced(t *testing.T) {
 	w := newOverWorld(t, xapisim.Config{})
 	ctx := t.Context()
@@ -196,8 +196,8 @@ func TestRestoreInPlaceReplaced(t *testing.T) {
 	}
 }
 
-// Row N18 of the fault list: an SR that is mistyped is suggested, and without one a VM
-// goes to the pool's default.
+// Row N18 of the fault list: for a mistyped SR the error suggests the right one;
+// without an SR a VM is restored to the pool's default.
 func TestRestoreSRNames(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: []xapisim.SRConfig{{Name: "Local storage", Type: "ext"}, {Name: "fast, =new", Type: "nfs", Shared: true}}})
 	s := jobtest.BackupOf(w, "web")

@@ -19,12 +19,12 @@ import (
 	"xenkeep/xva"
 )
 
-// mappedDisks is how many disks are named in the request's head, which hosts
-// take no more than 1024 bytes of; the records of all say where they are.
+// mappedDisks is the number of disks that the head of the request maps, because hosts
+// accept at most 1024 bytes of it; the records of all disks contain their locations.
 const mappedDisks = 6
 
-// byImport makes the VM of an archive of its records, which alone can give it
-// the UUID it had, or leave it suspended.
+// byImport creates the VM by importing an archive of its records. Only an import can
+// create a VM with its original UUID, or a suspended one.
 func (m *vmRestore) byImport(ctx context.Context) error {
 	ova, err := storedOVA(ctx, m.r, m.s)
 	if err != nil {
@@ -80,8 +80,8 @@ func (m *vmRestore) byImport(ctx context.Context) error {
 	return m.setBlocked(ctx)
 }
 
-// storedOVA is the pool's own description of the VM that was stored with the
-// snapshot, else one made of its records.
+// storedOVA returns the pool's own description of the VM that was stored with the
+// snapshot, or otherwise one that is made from the VM's records.
 func storedOVA(ctx context.Context, r *repo.Repository, s *repo.Snapshot) (*xva.OVA, error) {
 	p, err := r.ReadRecord(ctx, s, records.MetadataName)
 	if err != nil {
@@ -105,9 +105,9 @@ func storedOVA(ctx context.Context, r *repo.Repository, s *repo.Snapshot) (*xva.
 	return xva.ParseOVA(text)
 }
 
-// archive describes the VM as it is to be: with the disks that were made, the
-// networks of this pool, and no field that the pool does not know. All that
-// identifies it (UUID, MAC addresses) is as the archive says.
+// archive returns the description of the restored VM: with the created disks, the
+// networks of this pool, and without fields that the pool does not support. The
+// identities (UUID, MAC addresses) are those in ova.
 func (m *vmRestore) archive(ctx context.Context, ova *xva.OVA) (*xva.OVA, error) {
 	was := ova.VM(m.stored.VM.UUID)
 	attached := make(map[string]bool)
@@ -138,22 +138,22 @@ func (m *vmRestore) archive(ctx context.Context, ova *xva.OVA) (*xva.OVA, error)
 type archiveBuilder struct {
 	m       *vmRestore
 	a       *xva.OVA
-	srs     map[xapi.Ref]string // IDs of those in the archive
+	srs     map[xapi.Ref]string // IDs of the SRs in the archive
 	suspend string              // ID of the memory image
 }
 
-// add takes an object over, changed to what there is on this pool.
+// add adds an object to the archive, adapted to this pool.
 func (b *archiveBuilder) add(ctx context.Context, x xva.Object, attached bool) error {
 	m := b.m
 	rec := &x.Record
 	switch x.Class {
 	case "host", "VM_metrics", "VM_guest_metrics", "SR":
-		return nil // none of it is imported, or it is that of this pool
+		return nil // it is not imported, or it is an object of this pool
 	case "VDI":
 		uuid := rec.Get("uuid").Text
 		made, ok := m.vdis[uuid]
 		if !ok {
-			return nil // in a drive
+			return nil // an image in a drive
 		}
 		return b.addVDI(ctx, x.ID, made, uuid)
 	case "VBD":
@@ -172,7 +172,7 @@ func (b *archiveBuilder) add(ctx context.Context, x xva.Object, attached bool) e
 			}
 		}
 		if f == nil || m.nets[f.Network] == nil {
-			return nil // left out; said above
+			return nil // left out; a warning was issued
 		}
 		rec.Set("currently_attached", xva.Boolean(attached && m.memory))
 		if !m.v.KeepMAC {
@@ -223,7 +223,7 @@ func (b *archiveBuilder) addVDI(ctx context.Context, id string, made xapi.VDI, u
 	return nil
 }
 
-// addDrive adds a CD drive with what lies in it on this pool.
+// addDrive adds a CD drive with its image on this pool.
 func (b *archiveBuilder) addDrive(ctx context.Context, x xva.Object) error {
 	var iso *xapi.VDI
 	for _, d := range b.m.stored.VBDs {
@@ -254,8 +254,8 @@ func (b *archiveBuilder) addMemory(ctx context.Context) error {
 	return nil
 }
 
-// version lets a host take what a newer one wrote: what it does not know is
-// left out.
+// version makes the archive acceptable for a host that is older than the one that
+// wrote it, by leaving out fields that the host does not support.
 func (b *archiveBuilder) version(ctx context.Context) error {
 	pool, err := b.m.pool.Pool(ctx)
 	if err != nil {
@@ -278,7 +278,7 @@ func (b *archiveBuilder) version(ctx context.Context) error {
 	return nil
 }
 
-// vm changes the VM's own record.
+// vm adapts the VM's own record.
 func (b *archiveBuilder) vm() error {
 	m := b.m
 	var vm *xva.Value
@@ -336,8 +336,8 @@ func textMap(m map[string]string) xva.Value {
 	return v
 }
 
-// checkVIFs looks whether the pool chose the networks that were meant: it goes
-// by their names, and several may have one.
+// checkVIFs checks that the pool chose the intended networks: it selects them by name,
+// and several may have the same name.
 func (m *vmRestore) checkVIFs(ctx context.Context) error {
 	vm, err := m.pool.VM(ctx, m.vm)
 	if err != nil {
@@ -359,7 +359,7 @@ func (m *vmRestore) checkVIFs(ctx context.Context) error {
 	return nil
 }
 
-// newMAC is a random address, locally administered.
+// newMAC returns a random, locally administered address.
 func newMAC() string {
 	var b [6]byte
 	_, _ = rand.Read(b[:])
@@ -367,7 +367,7 @@ func newMAC() string {
 	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3], b[4], b[5])
 }
 
-// newUUID is a random UUID.
+// newUUID returns a random UUID.
 func newUUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])

@@ -11,8 +11,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// findSR returns the SR of a name or UUID; "" is the pool's default. An error lists
-// near names and the command that lists all.
+// findSR returns the SR with a name or UUID; "" is the pool's default. The error lists
+// similar names and the command that lists all SRs.
 func findSR(ctx context.Context, pool *xapi.Client, name string) (xapi.SR, error) {
 	const list = "xenkeep pool srs lists them; a UUID is taken in place of a name, also where the name holds a comma or \"=\""
 	if name == "" {
@@ -22,7 +22,7 @@ func findSR(ctx context.Context, pool *xapi.Client, name string) (xapi.SR, error
 		}
 		sr, err := pool.SR(ctx, rec.DefaultSR)
 		if rec.DefaultSR.IsNull() || xapi.IsCode(err, xapi.HandleInvalid) {
-			return sr, hints.With(errors.New("no SR is given, and the pool has no default SR"), "give one with --to-sr; "+list)
+			return sr, hints.With(errors.New("no SR is specified, and the pool has no default SR"), "specify one with --to-sr; "+list)
 		}
 		return sr, err
 	}
@@ -41,7 +41,7 @@ func findSR(ctx context.Context, pool *xapi.Client, name string) (xapi.SR, error
 	return sr, hints.With(fmt.Errorf("%w%s", err, didYouMean(name, names)), list)
 }
 
-// findNetwork returns the network of a name or UUID, as findSR does.
+// findNetwork returns the network with a name or UUID, like findSR.
 func findNetwork(ctx context.Context, pool *xapi.Client, name string) (xapi.Network, error) {
 	n, err := pool.FindNetwork(ctx, name)
 	if !errors.Is(err, xapi.ErrNotFound) {
@@ -60,7 +60,7 @@ func findNetwork(ctx context.Context, pool *xapi.Client, name string) (xapi.Netw
 
 }
 
-// didYouMean suggests the name that is nearest to a wrong one, if any is near.
+// didYouMean suggests the most similar name to a wrong one, if there is a similar one.
 func didYouMean(wrong string, names []string) string {
 	best, least := "", len(wrong)/4+1
 	for _, n := range names {
@@ -74,7 +74,8 @@ func didYouMean(wrong string, names []string) string {
 	return fmt.Sprintf("; did you mean %q?", best)
 }
 
-// folded is a name without what people mistype most: case, spaces and punctuation.
+// folded returns a name without frequent sources of typing errors: case, spaces and
+// punctuation.
 func folded(s string) []rune {
 	var out []rune
 	for _, r := range strings.ToLower(s) {
@@ -85,8 +86,8 @@ func folded(s string) []rune {
 	return out
 }
 
-// distance is the number of characters to be inserted, removed or replaced to make
-// one text of the other.
+// distance returns the number of characters that must be inserted, removed or replaced
+// to turn one text into the other.
 func distance(a, b []rune) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

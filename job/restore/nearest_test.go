@@ -7,7 +7,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// The UUIDs of a pool's objects are found in any case.
+// Objects of a pool are found by their UUIDs in lower and upper case.
 func TestFindVM(t *testing.T) {
 	ctx := t.Context()
 	w := newOverWorld(t, xapisim.Config{})

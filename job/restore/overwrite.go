@@ -16,17 +16,17 @@ import (
 	"xenkeep/xapi"
 )
 
-// Overwrite says which VDIs a restore writes over.
+// Overwrite selects the VDIs that a restore overwrites.
 type Overwrite struct {
-	VDI          string // one disk over this VDI, a name or UUID; "" for the VM's own disks
-	Differential bool   // compare first, and write what differs; always so for the VM's own disks
-	Replaced     bool   // in place, also over disks that have taken the place of those in the snapshot
-	KeepOld      bool   // take a VDI snapshot of what is there, before
+	VDI          string // one disk is written over this VDI, a name or UUID; "" for the VM's own disks
+	Differential bool   // compare first, and write only blocks that differ; always so for the VM's own disks
+	Replaced     bool   // with the VM's own disks: also overwrite disks that replaced those in the snapshot
+	KeepOld      bool   // take a VDI snapshot of the old content first
 }
 
-// WriteOver writes disks of a snapshot over VDIs that are there: of the same
-// size, and attached to nothing that runs. A run that fails leaves them half
-// written, and says how to go on.
+// WriteOver writes disks of a snapshot over existing VDIs, which must have the same
+// size and must not be attached to a running VM. If it fails after it began to write,
+// the error is a HalfRestoredError with the next step.
 func WriteOver(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, disks []*repo.Disk, over Overwrite, o Options) (*Restored, error) {
 	o.Resume = false
 	p := newPoolRestore(r, pool, s, o)
@@ -60,8 +60,8 @@ type overTarget struct {
 	vdi xapi.VDI
 }
 
-// overTargets finds the VDIs and refuses what must not be written to, before
-// anything is written.
+// overTargets finds the VDIs, and returns an error if one of them must not be
+// overwritten. It changes nothing.
 func (p *poolRestore) overTargets(ctx context.Context, disks []*repo.Disk, over Overwrite) ([]overTarget, error) {
 	var vm xapi.VM
 	places := make(map[string]xapi.Ref)
@@ -118,7 +118,7 @@ func (p *poolRestore) overTargets(ctx context.Context, disks []*repo.Disk, over 
 	return out, nil
 }
 
-// replaced is the refusal to write over a disk that is not the one in the snapshot.
+// replaced returns the error for a disk that is not the disk in the snapshot.
 func replaced(d *repo.Disk, v *xapi.VDI) error {
 	was := d.VDI
 	if was == "" {
@@ -126,7 +126,7 @@ func replaced(d *repo.Disk, v *xapi.VDI) error {
 	}
 	return hints.With(
 		fmt.Errorf("disk %s: the VM has another disk there, %q (VDI %s), than the one that was backed up (VDI %s): nothing was written", d.Device, v.NameLabel, v.UUID, was),
-		"--to-sr restores the disk beside it; --replaced writes over the disk that is there, as after its storage was moved, which gives it a new UUID")
+		"--to-sr restores to a new disk; --replaced overwrites the existing disk, for example after its storage was moved, which gives it a new UUID")
 
 }
 
@@ -156,8 +156,8 @@ func (p *poolRestore) checkWritable(ctx context.Context, t overTarget) error {
 	return nil
 }
 
-// removeStrayTasks takes away the tasks that a killed restore over a VDI has left: the
-// VDI bears no marks that would tell of it, but no host holds it any more.
+// removeStrayTasks removes the tasks of a killed restore over a VDI, if no host holds
+// the VDI any more. The VDI has no marks by which cleanup would find them.
 func (p *poolRestore) removeStrayTasks(ctx context.Context, vdi xapi.Ref) error {
 	rec, err := p.pool.VDI(ctx, vdi)
 	if err != nil {
@@ -171,7 +171,7 @@ func (p *poolRestore) removeStrayTasks(ctx context.Context, vdi xapi.Ref) error 
 	return p.removeTransferTasks(ctx, vdi)
 }
 
-// removeTransferTasks takes away the tasks of transfers of a VDI, whose run is dead.
+// removeTransferTasks removes the tasks of transfers of a VDI whose run is dead.
 func (p *poolRestore) removeTransferTasks(ctx context.Context, vdi xapi.Ref) error {
 	tasks, err := p.pool.Tasks(ctx)
 	if err != nil {
@@ -179,7 +179,7 @@ func (p *poolRestore) removeTransferTasks(ctx context.Context, vdi xapi.Ref) err
 	}
 	for i := range tasks {
 		if about, _ := lease.TransferOf(&tasks[i]); about == vdi {
-			_ = p.pool.CancelTask(ctx, tasks[i].Ref) // it may be over
+			_ = p.pool.CancelTask(ctx, tasks[i].Ref) // it may have ended
 			if err := p.pool.DestroyTask(ctx, tasks[i].Ref); err != nil {
 				return err
 			}
@@ -238,8 +238,9 @@ func (p *poolRestore) overwriteDisk(ctx context.Context, g *guard, t *overTarget
 	return nil
 }
 
-// waitReleased waits until no host holds a disk that is to be written to: a read may hold
-// it for a moment, and the import of a run that was killed until the host has noticed.
+// waitReleased waits until no host holds a disk that will be written: after a read a
+// host may hold it for a moment, and after a run was killed its import holds it until
+// the host has noticed.
 func (p *poolRestore) waitReleased(ctx context.Context, vdi xapi.Ref) error {
 	free, err := p.pool.WaitReleased(ctx, vdi)
 	if err == nil && !free {
@@ -250,7 +251,7 @@ func (p *poolRestore) waitReleased(ctx context.Context, vdi xapi.Ref) error {
 	return err
 }
 
-// untouched ends an error about a disk that nothing was written to.
+// untouched returns the end of an error message about a disk that was not changed.
 func (g *guard) untouched(t *overTarget) string {
 	if g.sent[t.vdi.Ref] {
 		return ""
@@ -258,7 +259,7 @@ func (g *guard) untouched(t *overTarget) string {
 	return "; nothing of it was written"
 }
 
-// overwrite compares a VDI with the image, and writes what differs.
+// overwrite compares a VDI with the image, and writes the blocks that differ.
 func (p *poolRestore) overwrite(ctx context.Context, im *restore.Image, vdi xapi.VDI, label string, done *RestoredDisk) error {
 	differs, err := p.compare(ctx, im, vdi, label+" (compare)")
 	if err != nil {
@@ -272,8 +273,8 @@ func (p *poolRestore) overwrite(ctx context.Context, im *restore.Image, vdi xapi
 	return err
 }
 
-// rewrite writes the blocks that differ, or all where differs is nil; zeros as
-// zeros. It reports whether any of it may have reached the disk, also beside an
+// rewrite writes the blocks that differ, or all blocks if differs is nil, including
+// zeros. It reports whether any data may have reached the disk, even if it returns an
 // error.
 func (p *poolRestore) rewrite(ctx context.Context, im *restore.Image, vdi xapi.VDI, differs []uint64, label string, done *RestoredDisk) (sent bool, out error) {
 	o := restore.Options{Zeros: true}
@@ -291,7 +292,7 @@ func (p *poolRestore) rewrite(ctx context.Context, im *restore.Image, vdi xapi.V
 		var went bool
 		res, went, out = p.pieces(ctx, im, vdi, o, false)
 		done.Written = res.Written
-		if xapi.InUse(out) { // a host that read the disk lets go of it in a moment
+		if xapi.InUse(out) { // a host that read the disk releases it after a moment
 			return out
 		}
 		sent = sent || went

@@ -17,7 +17,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// A disk of 3 TiB, which no VHD holds, comes back in pieces, without its zeros.
+// A disk of 3 TiB, which is too large for a VHD, is restored in pieces, without its
+// zeros.
 func TestRestoreHuge(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	file := filepath.Join(w.Dir, "huge.raw")
@@ -68,8 +69,8 @@ func TestRestoreHuge(t *testing.T) {
 	}
 }
 
-// Disks come back to each kind of SR and equal what was saved, read back over
-// NBD or by an export.
+// Disks are restored to each kind of SR and equal the saved disks, read back over NBD
+// or by an export.
 func TestRestoreVerified(t *testing.T) {
 	for _, nbd := range []xapisim.NBDMode{xapisim.NBDOff, xapisim.NBDTLS} {
 		w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, NBD: nbd})
@@ -87,7 +88,7 @@ func TestRestoreVerified(t *testing.T) {
 				w.Must(nil, "VDI.destroy", w.VDIOf(d.VDI).Ref)
 			}
 		}
-		// Somebody writes to it before it is read back.
+		// Another client writes to it before it is read back.
 		w.Sim.Fault(xapisim.Fault{On: "VDI.get_nbd_info", Do: func() {
 			all, _ := w.Sim.Dump()["VDI"], 0
 			for _, v := range all {
@@ -108,7 +109,7 @@ func TestRestoreVerified(t *testing.T) {
 	}
 }
 
-// Restored disks are attached to a VM, running or not, or nothing is left.
+// Restored disks are attached to a VM, running or not; on failure nothing remains.
 func TestRestoreAttach(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	s := jobtest.BackupOf(w, "web")
@@ -141,8 +142,8 @@ func TestRestoreAttach(t *testing.T) {
 	}
 }
 
-// In place only what differs is written, whatever the disks are kept as and
-// however they are read; what was there is kept where that is asked for.
+// In place only blocks that differ are written, whatever the format of the disks and
+// the method of reading them; the old content is kept if the options request it.
 func TestRestoreInPlace(t *testing.T) {
 	for _, c := range []struct {
 		sr  string
@@ -154,7 +155,7 @@ func TestRestoreInPlace(t *testing.T) {
 			files := map[string]string{"0": jobtest.Image(t, filepath.Join(dir, "a.img"), 24*jobtest.MiB, 1, 40), "1": jobtest.Image(t, filepath.Join(dir, "b.img"), 16*jobtest.MiB, 2, 10)}
 			w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, NBD: c.nbd, VMs: []xapisim.VMConfig{{Name: "web", SR: c.sr, RawDisks: c.raw, Halted: true, Disks: []string{files["0"], files["1"]}}}})
 			var s *repo.Snapshot
-			if c.raw { // such disks cannot be snapshotted
+			if c.raw { // raw disks cannot be snapshotted
 				s = jobtest.ImageBackup(t, w.Repo, files["0"])
 			} else {
 				s = jobtest.BackupOf(w, "web")
@@ -183,7 +184,7 @@ func TestRestoreInPlace(t *testing.T) {
 				return
 			}
 			if w.VolumeSum(d.Old, 24*jobtest.MiB) != jobtest.FileSum(t, day2) {
-				t.Error("what was there is lost")
+				t.Error("the old content is lost")
 			}
 			if second := out.Disks[1]; second.Written != 0 || second.Old != "" {
 				t.Errorf("an equal disk: %+v", second)
@@ -192,8 +193,8 @@ func TestRestoreInPlace(t *testing.T) {
 	}
 }
 
-// What must not be written over is refused before anything is written, and a
-// failure on the way says how to go on.
+// Disks that must not be overwritten are refused before anything is written, and after
+// a failure the error contains the next step.
 func TestRestoreInPlaceRefusals(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	s := jobtest.BackupOf(w, "web")
@@ -224,7 +225,7 @@ func TestRestoreInPlaceRefusals(t *testing.T) {
 	}
 	w.Sim.Fault(xapisim.Fault{On: "/import_raw_vdi", Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}, Cut: true, CutAt: 3 * jobtest.MiB, Embedded: true})
 	_, err := jobrestore.WriteOver(t.Context(), w.Repo, w.Pool, s, jobtest.DisksOf(s), jobrestore.Overwrite{KeepOld: true}, jobrestore.Options{})
-	if err == nil || !strings.Contains(err.Error(), "disk xvda of VM web is half restored: do not start the VM; run the same command again; what was there is kept as VDI snapshot ") {
+	if err == nil || !strings.Contains(err.Error(), "disk xvda of VM web is half restored: do not start the VM; run the same command again; its old content is kept as VDI snapshot ") {
 		t.Fatalf("%v", err)
 	}
 	w.Sim.ClearFaults()
@@ -234,13 +235,13 @@ func TestRestoreInPlaceRefusals(t *testing.T) {
 	if w.VolumeSum(first.UUID, 24*jobtest.MiB) != jobtest.FileSum(t, w.Files()["0"]) {
 		t.Error("the disk differs")
 	}
-	// The VM itself is gone.
+	// The VM itself does not exist any more.
 	w.Remove(w.VM("web"))
 	try("not found", jobrestore.Overwrite{}, jobtest.DisksOf(s))
 }
 
-// Over any VDI of the same size, whatever it holds, with and without reading it
-// first.
+// A restore over any VDI of the same size, whatever its content, with and without
+// comparing first.
 func TestRestoreOverVDI(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, NBD: xapisim.NBDTLS})
 	s := jobtest.BackupOf(w, "web")
@@ -267,8 +268,8 @@ func TestRestoreOverVDI(t *testing.T) {
 	}
 }
 
-// What a failed restore wrote is gone on with where that is asked for; backups
-// leave it alone, and cleanup removes it only when told to.
+// A restore continues with the data of a failed restore if the options request it;
+// backups do not touch them, and cleanup removes them only on request.
 func TestRestoreResume(t *testing.T) {
 	for _, whole := range []bool{false, true} {
 		w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, NBD: xapisim.NBDTLS})
@@ -290,7 +291,7 @@ func TestRestoreResume(t *testing.T) {
 		jobtest.SamePool(t, before, w.Sim.Dump())
 		w.Sim.Fault(fault)
 		_, err := restore(true)
-		if err == nil || !strings.Contains(err.Error(), "the same command goes on with it") || xapi.IsCode(err, "") {
+		if err == nil || !strings.Contains(err.Error(), "the same command continues with them") || xapi.IsCode(err, "") {
 			t.Fatal(err)
 		}
 		w.Backup(w.Options("web"))
@@ -309,7 +310,7 @@ func TestRestoreResume(t *testing.T) {
 				t.Errorf("disk %s differs", d.Device)
 			}
 			if oc := w.VDIOf(d.VDI).OtherConfig; len(oc) > 0 {
-				t.Errorf("disk %s bears %v", d.Device, oc)
+				t.Errorf("disk %s has the marks %v", d.Device, oc)
 			}
 		}
 		w.Sim.Fault(fault)
@@ -326,8 +327,8 @@ func TestRestoreResume(t *testing.T) {
 	}
 }
 
-// At each step something may be lost: the room on the SR, the disk, the
-// network. Nothing is left, and the error names it.
+// At each step a resource may disappear: the space on the SR, the disk, the network.
+// Then nothing remains, and the error names it.
 func TestRestoreFaults(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, VMs: []xapisim.VMConfig{
 		{Name: "web", SR: "one", Disks: []string{jobtest.Image(t, filepath.Join(t.TempDir(), "a.img"), 24*jobtest.MiB, 1, 40)}},

@@ -6,13 +6,12 @@ import (
 	"strings"
 )
 
-// Pair is a part of a text such as "xvda=SR1,xvdb=SR2". A part without "=" has
-// a Value alone.
+// Pair is a part of a text such as "xvda=SR1,xvdb=SR2". A part without "=" has only a
+// Value.
 type Pair struct{ Key, Value string }
 
-// cutWord takes a word off the beginning of text: up to the first of the
-// characters stops, or what stands in double quotes, where two quotes stand for
-// one.
+// cutWord cuts a word from the beginning of text: up to the first of the characters
+// stops, or a text in double quotes, in which two quotes represent one.
 func cutWord(text, stops string) (word, rest string, err error) {
 	if !strings.HasPrefix(text, `"`) {
 		if i := strings.IndexAny(text, stops); i >= 0 && stops != "" {
@@ -31,7 +30,7 @@ func cutWord(text, stops string) (word, rest string, err error) {
 		default:
 			rest = text[i+1:]
 			if rest != "" && (stops == "" || !strings.ContainsRune(stops, rune(rest[0]))) {
-				return "", "", fmt.Errorf("%q: something stands after the closing quote", text)
+				return "", "", fmt.Errorf("%q: there is text after the closing quote", text)
 			}
 			return b.String(), rest, nil
 		}
@@ -39,8 +38,8 @@ func cutWord(text, stops string) (word, rest string, err error) {
 	return "", "", fmt.Errorf("%q: a closing quote is missing", text)
 }
 
-// ParsePairs reads "xvda=SR1,xvdb=SR2". A name with a comma, or a key or a
-// name alone with a "=", stands in double quotes.
+// ParsePairs parses "xvda=SR1,xvdb=SR2". A name with a comma must be in double quotes,
+// and so must a key, or a name without a key, that contains a "=".
 func ParsePairs(text string) ([]Pair, error) {
 	var pairs []Pair
 	for more := true; more; {
@@ -67,8 +66,8 @@ func ParsePairs(text string) ([]Pair, error) {
 	return pairs, nil
 }
 
-// ParsePair reads "OLD=NEW". OLD stands in double quotes where it has a "="; NEW
-// may have one, and both may have commas.
+// ParsePair parses "OLD=NEW". OLD must be in double quotes if it contains a "="; NEW
+// may contain one, and both may contain commas.
 func ParsePair(text string) (Pair, error) {
 	key, rest, err := cutWord(text, "=")
 	if err != nil {

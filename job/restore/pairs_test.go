@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// Row "SR and network names with commas or =" of the fault list: every name can
-// be given.
+// Row "SR and network names with commas or =" of the fault list: every name can be
+// specified.
 func TestParseTarget(t *testing.T) {
 	disks := func(sr string, list ...string) Target {
 		m := make(map[string]string)

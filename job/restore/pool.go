@@ -21,9 +21,9 @@ import (
 	"xenkeep/xapi"
 )
 
-// Disks writes disks of a snapshot to new VDIs on a pool, and attaches
-// them where that is asked for. On failure none of them is left, but with
-// Resume, where the error tells which.
+// Disks writes disks of a snapshot to new VDIs on a pool, and attaches them to a VM if
+// the options request it. If it fails it removes them, except with Resume: then the
+// error names the VDIs that remain.
 func Disks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, disks []*repo.Disk, t Target, o Options) (*Restored, error) {
 	p := newPoolRestore(r, pool, s, o)
 	err := p.run(ctx, func() error {
@@ -58,7 +58,7 @@ func Disks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.S
 	return p.out, err
 }
 
-// poolRestore is one restore to a pool.
+// poolRestore is the state of one restore to a pool.
 type poolRestore struct {
 	r           *repo.Repository
 	pool        *xapi.Client
@@ -67,10 +67,10 @@ type poolRestore struct {
 	started     time.Time
 	out         *Restored
 	lease       *lease.Lease
-	role        string   // of what is made
-	complete    bool     // restored, but for the marks
-	vm          xapi.Ref // made, to be removed on failure
-	vmRequested bool     // a VM may have been made whose reference is not known
+	role        string   // role in the marks of all created objects
+	complete    bool     // restored completely, except for removing the marks
+	vm          xapi.Ref // created, to be removed on failure
+	vmRequested bool     // a VM was requested from the pool, and may exist although its reference is not known
 	vdis        []xapi.Ref
 	vbds        []xapi.Ref
 }
@@ -85,14 +85,14 @@ func newPoolRestore(r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, o O
 	return p
 }
 
-// run tidies the pool, then runs fn with marks that are renewed meanwhile.
+// run cleans up the pool, then runs fn while the marks of the restore are renewed.
 func (p *poolRestore) run(ctx context.Context, fn func() error) error {
 	rep, err := lease.Cleanup(ctx, p.r, p.pool, lease.CleanupOptions{Keep: p.resumable})
 	if err == nil {
 		err = rep.Err()
 	}
 	if err != nil && ctx.Err() == nil {
-		p.warn("what earlier runs left on the pool: %s", job.OneLine(err))
+		p.warn("leftovers of earlier runs on the pool: %s", job.OneLine(err))
 	}
 	own := lease.Owner{Repository: p.r.ID(), Run: lease.NewRunID(), Job: "default", Machine: job.Hostname()}
 	if p.lease, err = lease.New(ctx, p.pool, own); err != nil {
@@ -105,7 +105,7 @@ func (p *poolRestore) run(ctx context.Context, fn func() error) error {
 	return p.undoUnless(ctx, fn)
 }
 
-// undoUnless runs fn and, where it fails, takes away what was made.
+// undoUnless runs fn and, if it fails, removes the objects that it created.
 func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 	err := fn()
 	p.out.Duration = time.Since(p.started).Seconds()
@@ -113,7 +113,8 @@ func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 		return nil
 	}
 	if p.complete {
-		// All is there; who undid it now would destroy what may be in use.
+		// The restore is complete; undoing it now would destroy objects that may be in
+		// use.
 		p.warn("marks of the restore stay on it until the next run: %s", job.OneLine(err))
 		return nil
 	}
@@ -129,7 +130,7 @@ func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 	return err
 }
 
-// resumableError is a failure after which the same command goes on.
+// resumableError is a failure after which the same command can continue.
 type resumableError struct {
 	err    error
 	leaves string
@@ -141,21 +142,22 @@ func (e *resumableError) Unwrap() error { return e.err }
 
 func (e *resumableError) Leaves() string { return e.leaves }
 
-// leftError is a failure after which something stays on the pool.
+// leftError is a failure after which objects remain on the pool.
 type leftError struct{ err, left error }
 
 func (e *leftError) Error() string {
-	return fmt.Sprintf("%v; and what was made so far could not be removed (xenkeep cleanup tries again): %v", e.err, e.left)
+	return fmt.Sprintf("%v; and the created objects could not be removed (xenkeep cleanup tries again): %v", e.err, e.left)
 }
 
-// Leaves describes what is left on the pool.
+// Leaves describes the objects that remain on the pool.
 func (e *leftError) Leaves() string {
-	return fmt.Sprintf("what was made so far could not be removed (xenkeep cleanup tries again): %v", e.left)
+	return fmt.Sprintf("the created objects could not be removed (xenkeep cleanup tries again): %v", e.left)
 }
 
 func (e *leftError) Unwrap() error { return e.err }
 
-// undo removes what was made; what can be gone on with stays.
+// undo removes the created objects, except for VDIs with which a later run can
+// continue.
 func (p *poolRestore) undo(ctx context.Context) error {
 	var errs []error
 	if p.vm.IsNull() && p.vmRequested {
@@ -184,14 +186,14 @@ func (p *poolRestore) undo(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// placement is a disk with the SR that it goes to.
+// placement is a disk and the SR to which it is restored.
 type placement struct {
 	d  *repo.Disk
 	im *restore.Image
 	sr xapi.SR
 }
 
-// assignSRs finds the SRs and looks whether there is room.
+// assignSRs finds the SRs of the disks and checks their free space.
 func (p *poolRestore) assignSRs(ctx context.Context, disks []*repo.Disk, t Target) ([]placement, error) {
 	if err := t.check(disks); err != nil {
 		return nil, err
@@ -208,7 +210,7 @@ func (p *poolRestore) assignSRs(ctx context.Context, disks []*repo.Disk, t Targe
 		switch {
 		case ok:
 		case name == "" && d.Device == records.MemoryDevice && len(out) > 0:
-			sr = out[0].sr // with the first disk
+			sr = out[0].sr // on the SR of the first disk
 		default:
 			if sr, err = findSR(ctx, p.pool, name); err != nil {
 				return nil, err
@@ -231,7 +233,7 @@ func (p *poolRestore) assignSRs(ctx context.Context, disks []*repo.Disk, t Targe
 		out = append(out, placement{d, im, sr})
 	}
 	if p.o.Resume {
-		return out, nil // some of it may be there
+		return out, nil // a part of the data may exist already
 	}
 	for _, d := range out {
 		free := int64(d.sr.PhysicalSize) - int64(d.sr.PhysicalUtilisation)
@@ -242,8 +244,8 @@ func (p *poolRestore) assignSRs(ctx context.Context, disks []*repo.Disk, t Targe
 	return out, nil
 }
 
-// disk makes a VDI, or finds the one that was begun, and fills it. was, where
-// set, is the record of the disk that it comes from.
+// disk creates a VDI, or finds an unfinished one, and writes the disk to it. was, if
+// not nil, is the record of the original VDI.
 func (p *poolRestore) disk(ctx context.Context, d placement, was *xapi.VDI) (xapi.VDI, error) {
 	vdi, compare, err := p.targetVDI(ctx, d, was)
 	if err != nil {
@@ -272,7 +274,8 @@ func (p *poolRestore) disk(ctx context.Context, d placement, was *xapi.VDI) (xap
 	return vdi, nil
 }
 
-// targetVDI makes a VDI, or finds the one that was begun, which must be compared.
+// targetVDI creates a VDI, or finds an unfinished one, whose content must be compared
+// (compare).
 func (p *poolRestore) targetVDI(ctx context.Context, d placement, was *xapi.VDI) (vdi xapi.VDI, compare bool, err error) {
 	if p.o.Resume {
 		if vdi, ok, err := p.findUnfinished(ctx, d); ok || err != nil {
@@ -318,7 +321,7 @@ func (p *poolRestore) targetVDI(ctx context.Context, d placement, was *xapi.VDI)
 	return vdi, false, nil
 }
 
-// diskRole is what disks are marked as.
+// diskRole returns the role in the marks of disks.
 func (p *poolRestore) diskRole() string {
 	if p.role == lease.RoleDrill {
 		return lease.RoleRestore
@@ -326,7 +329,7 @@ func (p *poolRestore) diskRole() string {
 	return p.role
 }
 
-// attach connects a restored disk with a VM, at its first free place.
+// attach attaches a restored disk to a VM, at the first free device.
 func (p *poolRestore) attach(ctx context.Context, vm xapi.VM, vdi xapi.VDI) error {
 	ref, err := p.pool.CreateVBD(ctx, xapi.VBD{VM: vm.Ref, VDI: vdi.Ref, UserDevice: "autodetect", Mode: "RW", Type: "Disk", Unpluggable: true})
 	if !ref.IsNull() {
@@ -344,7 +347,7 @@ func (p *poolRestore) attach(ctx context.Context, vm xapi.VM, vdi xapi.VDI) erro
 	return nil
 }
 
-// plug lets a running VM see the disks that were attached to it.
+// plug makes the disks that were attached to a running VM visible to it.
 func (p *poolRestore) plug(ctx context.Context, vm xapi.VM) {
 	for i, ref := range p.vbds {
 		if vm.PowerState != "Running" {
@@ -356,9 +359,9 @@ func (p *poolRestore) plug(ctx context.Context, vm xapi.VM) {
 	}
 }
 
-// removeMarks takes the marks of a restore under way off what is now whole. The
-// first mark set says so of all: a run that dies later leaves marks, and no
-// half restore.
+// removeMarks removes the marks of the restore from its complete objects. It first
+// marks one of them as done, which declares the whole restore complete: if the run
+// dies afterwards, cleanup removes the remaining marks and not the objects.
 func (p *poolRestore) removeMarks(ctx context.Context) error {
 	p.lease.StopRenewing(append(slices.Clone(p.vdis), p.vm)...)
 	class, first, rest := "VM", p.vm, p.vdis

@@ -11,8 +11,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// A raw volume is full of garbage when it is new: a restore to one writes its
-// zeros too, to the last byte of the volume, and compares equal.
+// A new raw volume contains garbage: a restore to one writes zeros, too, up to the
+// last byte of the volume, and verifies successfully.
 func TestRestoreToRawVolume(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	s := w.Snapshot(w.Backup(w.Options("web")).Snapshots[0].ID)
@@ -45,7 +45,7 @@ func TestRestoreToRawVolume(t *testing.T) {
 	}
 }
 
-// Disks of an SR that keeps qcow2 are restored raw as well.
+// Disks on an SR with qcow2 are restored raw, too.
 func TestRestoreToQCOW2(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: []xapisim.SRConfig{
 		{Name: "vhd", Type: "nfs", Shared: true}, {Name: "qcow2", Type: "ext", QCOW2: true},

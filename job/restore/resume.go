@@ -10,15 +10,16 @@ import (
 	"xenkeep/xapi"
 )
 
-// resumable tells whether a VDI was begun by a restore of the same snapshot,
-// and is to be gone on with.
+// resumable reports whether a VDI was begun by a restore of the same snapshot with
+// which this restore can continue.
 func (p *poolRestore) resumable(v *xapi.VDI) bool {
 	role := v.OtherConfig[lease.MarkRole]
 	return p.o.Resume && (role == lease.RoleRestore || role == lease.RoleResume) && v.OtherConfig[lease.MarkDone] == "" &&
 		v.OtherConfig[lease.MarkRepository] == p.r.ID() && v.OtherConfig[lease.MarkSnapshot] == p.s.ID()
 }
 
-// findUnfinished finds the VDI that an earlier restore of a disk left, and takes it over.
+// findUnfinished finds the VDI that an earlier restore of a disk left unfinished, and
+// takes ownership of it.
 func (p *poolRestore) findUnfinished(ctx context.Context, d placement) (xapi.VDI, bool, error) {
 	all, err := p.pool.VDIs(ctx)
 	if err != nil {
@@ -36,7 +37,7 @@ func (p *poolRestore) findUnfinished(ctx context.Context, d placement) (xapi.VDI
 			if err != nil {
 				return *v, false, err
 			}
-			continue // a restore completed it, and had no time to take its marks off
+			continue // a restore completed it, but had no time to remove its marks
 		}
 		m, _ := lease.ReadMarks(v.OtherConfig, v.SnapshotTime.Time)
 		if m.Process != "" {
@@ -45,7 +46,7 @@ func (p *poolRestore) findUnfinished(ctx context.Context, d placement) (xapi.VDI
 				return *v, false, err
 			}
 			if !gone {
-				return *v, false, fmt.Errorf("disk %s: VDI %s: run %s on %s is still writing it, or was an hour ago: %w", d.d.Device, v.UUID, lease.ShortRun(m.Run), m.Machine, job.ErrActive)
+				return *v, false, fmt.Errorf("disk %s: VDI %s: run %s on %s is writing it, or was less than an hour ago: %w", d.d.Device, v.UUID, lease.ShortRun(m.Run), m.Machine, job.ErrActive)
 			}
 		}
 		p.vdis = append(p.vdis, v.Ref)
@@ -57,7 +58,7 @@ func (p *poolRestore) findUnfinished(ctx context.Context, d placement) (xapi.VDI
 	return xapi.VDI{}, false, nil
 }
 
-// belongsToVM tells whether a VDI belongs to a VM.
+// belongsToVM reports whether a VDI is attached to a VM.
 func (p *poolRestore) belongsToVM(ctx context.Context, v *xapi.VDI) (bool, error) {
 	for _, ref := range v.VBDs {
 		b, err := p.pool.VBD(ctx, ref)
@@ -78,8 +79,8 @@ func (p *poolRestore) belongsToVM(ctx context.Context, v *xapi.VDI) (bool, error
 	return false, nil
 }
 
-// leaveUnfinished gives up what was written so far for a later run to go on with, and
-// tells where it is.
+// leaveUnfinished marks the unfinished VDIs so that a later run can continue with
+// them, and returns a message that names them.
 func (p *poolRestore) leaveUnfinished(ctx context.Context) string {
 	var uuids []string
 	for _, ref := range p.vdis {
@@ -91,12 +92,12 @@ func (p *poolRestore) leaveUnfinished(ctx context.Context) string {
 		if err == nil {
 			name = v.UUID
 		}
-		// Where that fails the run is known to be dead an hour from now.
+		// If this fails, the run counts as dead after an hour.
 		_ = p.pool.RemoveOtherConfig(ctx, "VDI", ref, lease.MarkProcess)
 		uuids = append(uuids, name)
 	}
 	if len(uuids) == 0 {
 		return "nothing was made"
 	}
-	return fmt.Sprintf("what was written so far stays on VDI %s: the same command goes on with it, xenkeep cleanup --unfinished removes it", strings.Join(uuids, ", "))
+	return fmt.Sprintf("the data written so far remain on VDI %s: the same command continues with them, xenkeep cleanup --unfinished removes them", strings.Join(uuids, ", "))
 }

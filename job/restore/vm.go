@@ -17,10 +17,10 @@ import (
 	"xenkeep/xapi"
 )
 
-// VM makes a VM anew from a snapshot: its disks as new VDIs, its
-// settings, its network interfaces, its memory where the snapshot holds it. On
-// failure nothing of it is left, but with Resume, where the error tells which
-// disks. ErrUnstarted stands beside a VM that is whole.
+// VM creates a VM from a snapshot: its disks as new VDIs, its settings, its network
+// interfaces, and its memory if the snapshot contains it. If it fails it removes all
+// of them, except with Resume: then the error names the disks that remain.
+// ErrUnstarted is returned together with a complete VM.
 func VM(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, v VMOptions, o Options) (*Restored, error) {
 	p := newPoolRestore(r, pool, s, o)
 	err := p.run(ctx, func() error {
@@ -39,22 +39,22 @@ func VM(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.Snap
 	return p.out, err
 }
 
-// vmRestore is a VM on its way back.
+// vmRestore is a VM that is being restored.
 type vmRestore struct {
 	*poolRestore
 	v           VMOptions
 	stored      *records.StoredVM
 	placed      []placement
-	vdis        map[string]xapi.VDI // made, by the UUID of the disk that was
+	vdis        map[string]xapi.VDI // created, by the UUID of the original disk
 	nets        map[xapi.Ref]*xapi.Network
-	isos        map[xapi.Ref]*xapi.VDI // by what was in the drive
-	memory      bool                   // it comes back suspended
-	knownFields map[string]bool        // fields that the pool's VMs have
-	name        string                 // its name
-	warned      []string               // keys of other_config that were warned of
+	isos        map[xapi.Ref]*xapi.VDI // by the original image in the drive
+	memory      bool                   // it is restored as suspended, with its memory
+	knownFields map[string]bool        // fields that VMs have in the pool's version
+	name        string                 // name of the restored VM
+	warned      []string               // keys of other_config for which a warning was issued
 }
 
-// planVM finds out all that can be known before anything is made.
+// planVM checks everything that can be checked before the pool is changed.
 func (p *poolRestore) planVM(ctx context.Context, v VMOptions) (*vmRestore, error) {
 	m := &vmRestore{poolRestore: p, v: v, vdis: make(map[string]xapi.VDI)}
 	var err error
@@ -62,7 +62,7 @@ func (p *poolRestore) planVM(ctx context.Context, v VMOptions) (*vmRestore, erro
 		return nil, err
 	}
 	for _, g := range p.s.Missing {
-		p.warn("disk %s is not in the snapshot (%s): the VM comes back without it", g.Device, g.Reason)
+		p.warn("disk %s is not in the snapshot (%s): the VM is restored without it", g.Device, g.Reason)
 	}
 	var disks []*repo.Disk
 	for i := range p.s.Disks {
@@ -112,7 +112,7 @@ func (p *poolRestore) planVM(ctx context.Context, v VMOptions) (*vmRestore, erro
 	return m, err
 }
 
-// networks finds where each interface goes.
+// networks finds the network of each interface.
 func (m *vmRestore) networks(ctx context.Context) error {
 	here, err := m.pool.Networks(ctx)
 	if err != nil {
@@ -164,8 +164,8 @@ func (m *vmRestore) networks(ctx context.Context) error {
 	return nil
 }
 
-// findISOs finds what lay in the drives: by UUID, then by its name in a library
-// of this pool.
+// findISOs finds the images of the drives: by their UUID, then by their name in a
+// library of this pool.
 func (m *vmRestore) findISOs(ctx context.Context) error {
 	m.isos = make(map[xapi.Ref]*xapi.VDI)
 	var all []xapi.VDI
@@ -213,12 +213,12 @@ func (m *vmRestore) findISOs(ctx context.Context) error {
 
 func describeISO(was xapi.VDI, n int) string {
 	if was.NameLabel == "" {
-		return "what was in it is not known"
+		return "its image is not known"
 	}
 	return fmt.Sprintf("%d images here are called %q", n, was.NameLabel)
 }
 
-// drives are the stored VBDs in the order of their places.
+// drives returns the stored VBDs in the order of their userdevices.
 func (m *vmRestore) drives() []xapi.VBD {
 	return slices.SortedFunc(maps.Values(m.stored.VBDs), func(a, b xapi.VBD) int {
 		x, _ := strconv.Atoi(a.UserDevice)
@@ -227,7 +227,7 @@ func (m *vmRestore) drives() []xapi.VBD {
 	})
 }
 
-// vifs are the stored VIFs in the order of their places.
+// vifs returns the stored VIFs in the order of their devices.
 func (m *vmRestore) vifs() []xapi.VIF {
 	return slices.SortedFunc(maps.Values(m.stored.VIFs), func(a, b xapi.VIF) int {
 		x, _ := strconv.Atoi(a.Device)
@@ -260,7 +260,7 @@ func (m *vmRestore) storedVDI(uuid string) *xapi.VDI {
 	return nil
 }
 
-// byCreation makes the VM call by call, which works on any version.
+// byCreation creates the VM by single calls, which works on any version.
 func (m *vmRestore) byCreation(ctx context.Context) error {
 	if err := m.createVM(ctx); err != nil {
 		return err
@@ -280,17 +280,18 @@ func (m *vmRestore) byCreation(ctx context.Context) error {
 	return m.setBlocked(ctx)
 }
 
-// otherConfig is what the VM's had, with the marks of this run.
+// otherConfig returns the VM's original other_config, with the marks of this run.
 func (m *vmRestore) otherConfig() map[string]string {
 	if m.role == lease.RoleDrill {
-		// Nothing that lets the pool or another tool take it for the VM:
-		// automatic starts, devices of the host, schedules.
+		// No key by which the pool or another tool would treat the drill as the VM
+		// itself: automatic start, devices of the host, schedules.
 		return m.lease.Marks(lease.RoleDrill)
 	}
 	other := make(map[string]string)
 	maps.Copy(other, m.stored.VM.OtherConfig)
 	maps.DeleteFunc(other, func(k, _ string) bool {
-		// MACs are derived from the seed; marks are of the VM that was.
+		// MAC addresses are derived from the seed; the marks belong to the original
+		// VM.
 		return strings.HasPrefix(k, "xenkeep:") || k == "import_task" || (k == "mac_seed" && !m.v.KeepMAC)
 	})
 	m.dropHostDevices(other)
@@ -314,10 +315,11 @@ func (m *vmRestore) createVM(ctx context.Context) error {
 	if m.role == lease.RoleDrill {
 		fields["tags"] = []string{}
 	}
-	// Set at the end: it may block what is still to be done, or undone.
+	// It is set at the end, because it may block operations that are still necessary,
+	// or those that undo the restore.
 	delete(fields, "blocked_operations")
-	// A new VM: what the guest reads as its generation must change. A VM that has
-	// none stays without.
+	// It is a new VM, and its guest must see a new generation ID. A VM without a
+	// generation ID remains without.
 	delete(fields, "generation_id")
 	if m.stored.VM.GenerationID == "" {
 		fields["generation_id"] = ""
@@ -327,7 +329,7 @@ func (m *vmRestore) createVM(ctx context.Context) error {
 	return m.recordVM(ctx, ref, err)
 }
 
-// recordVM takes note of the VM, whether or not there was an error.
+// recordVM records the created VM, even if err is not nil.
 func (m *vmRestore) recordVM(ctx context.Context, ref xapi.Ref, err error) error {
 	m.vm = ref
 	if !ref.IsNull() {
@@ -344,8 +346,8 @@ func (m *vmRestore) recordVM(ctx context.Context, ref xapi.Ref, err error) error
 	return nil
 }
 
-// dropUnknown takes fields away that the pool does not know, and names those that said
-// something.
+// dropUnknown removes fields that the pool's version does not have, and warns about
+// those with a value other than the default.
 func (m *vmRestore) dropUnknown(names []string, text func(string) (string, bool), drop func(string)) {
 	for _, name := range names {
 		if m.knownFields[name] || len(m.knownFields) == 0 || name == "memory_target" {
@@ -357,11 +359,11 @@ func (m *vmRestore) dropUnknown(names []string, text func(string) (string, bool)
 		drop(name)
 	}
 	if len(m.out.Dropped) > 0 {
-		m.warn("settings that this version of the pool does not know are dropped: %s", strings.Join(m.out.Dropped, ", "))
+		m.warn("settings that this version of the pool does not support are dropped: %s", strings.Join(m.out.Dropped, ", "))
 	}
 }
 
-// setBlocked sets which operations are blocked on the VM.
+// setBlocked sets the operations that are blocked on the VM.
 func (m *vmRestore) setBlocked(ctx context.Context) error {
 	blocked := maps.Clone(m.stored.VM.BlockedOperations)
 	maps.DeleteFunc(blocked, func(_, why string) bool { return lease.Owns(why) })
@@ -388,7 +390,7 @@ func (m *vmRestore) createVBDs(ctx context.Context) error {
 		case "Disk":
 			vdi, ok := m.vdis[m.stored.VDIs[b.VDI].UUID]
 			if !ok {
-				continue // left out of the snapshot; said above
+				continue // left out of the snapshot; a warning was issued
 			}
 			n.VDI = vdi.Ref
 		case "CD":
@@ -396,7 +398,7 @@ func (m *vmRestore) createVBDs(ctx context.Context) error {
 			if iso := m.isos[b.VDI]; iso != nil {
 				n.Empty, n.VDI = false, iso.Ref
 			}
-		default: // the pool has no empty ones
+		default: // the pool has no empty disk drives
 			m.warn("%s drive %s is left out", b.Type, b.UserDevice)
 			continue
 		}
@@ -414,7 +416,7 @@ func (m *vmRestore) createVIFs(ctx context.Context) error {
 	for _, f := range m.vifs() {
 		to := m.nets[f.Network]
 		if to == nil {
-			continue // said above
+			continue // a warning was issued
 		}
 		n := xapi.VIF{
 			VM: m.vm, Network: to.Ref, Device: f.Device, MTU: f.MTU, OtherConfig: f.OtherConfig,
@@ -431,8 +433,8 @@ func (m *vmRestore) createVIFs(ctx context.Context) error {
 	return nil
 }
 
-// createVTPM gives the VM an empty vTPM in place of the one it had: what is in
-// one, no call tells.
+// createVTPM creates an empty vTPM in place of the original one, whose content no call
+// returns.
 func (m *vmRestore) createVTPM(ctx context.Context) error {
 	if len(m.stored.VM.VTPMs) == 0 {
 		return nil
@@ -440,16 +442,16 @@ func (m *vmRestore) createVTPM(ctx context.Context) error {
 	_, err := m.pool.CreateVTPM(ctx, m.vm)
 	switch {
 	case xapi.IsCode(err, xapi.MethodUnknown):
-		m.warn("the VM comes back without its vTPM: this version of the pool has none")
+		m.warn("the VM is restored without its vTPM: this version of the pool has none")
 	case err != nil:
 		return fmt.Errorf("vTPM: %w", err)
 	case m.role != lease.RoleDrill:
-		m.warn("the VM has a new, empty vTPM: what its guest sealed in the old one needs its recovery key")
+		m.warn("the VM has a new, empty vTPM: secrets that its guest sealed in the old one need its recovery key")
 	}
 	return nil
 }
 
-// finish lets a VM that is whole go on, where that is asked for.
+// finish starts or resumes a restored VM, if the options request it.
 func (p *poolRestore) finish(ctx context.Context, start bool) error {
 	if !start {
 		return nil
@@ -467,8 +469,8 @@ func (p *poolRestore) finish(ctx context.Context, start bool) error {
 	return nil
 }
 
-// retryStart starts or resumes the VM, and tries again while a host still holds one
-// of its disks for a read that is over.
+// retryStart starts or resumes the VM. It tries again while a host still holds one of
+// its disks for a read that has ended.
 func (p *poolRestore) retryStart(ctx context.Context, start func(context.Context, xapi.Ref) error) error {
 	var out error
 	_ = p.pool.Retry(ctx, func(ctx context.Context) error {

@@ -21,7 +21,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// withISO is restoreSRs with an image in the library.
+// withISO returns RestoreSRs with an image in the library.
 func withISO(t *testing.T, v xapisim.Version) []xapisim.SRConfig {
 	t.Helper()
 	srs := noQCOW2(v)
@@ -29,8 +29,8 @@ func withISO(t *testing.T, v xapisim.Version) []xapisim.SRConfig {
 	return srs
 }
 
-// A VM comes back with its disks where they are wanted, its drives, interfaces,
-// settings and firmware, made call by call or of its records.
+// A VM is restored with its disks on the selected SRs, its drives, interfaces,
+// settings and firmware, created by single calls or by an import of its records.
 func TestRestoreVMWhole(t *testing.T) {
 	for _, version := range []xapisim.Version{xapisim.Version80, xapisim.Version82, xapisim.VersionCurrent} {
 		for _, uuid := range []bool{false, true} {
@@ -54,7 +54,7 @@ func TestRestoreVMWhole(t *testing.T) {
 				}
 				if uuid {
 					if _, err := restore.VM(t.Context(), w.Repo, w.Pool, s, v, restore.Options{}); !errors.Is(err, job.ErrKeptUUID) {
-						t.Fatalf("beside the VM itself: %v", err)
+						t.Fatalf("while the original VM exists: %v", err)
 					}
 					w.Remove(was)
 				} else {
@@ -66,7 +66,7 @@ func TestRestoreVMWhole(t *testing.T) {
 				}
 				want := len(was.VTPMs)
 				if !uuid {
-					want++ // the MAC addresses are the original's too
+					want++ // with the original's MAC addresses, too
 				}
 				if n := len(out.Warnings); n > want {
 					t.Errorf("warnings: %q", out.Warnings)
@@ -78,7 +78,7 @@ func TestRestoreVMWhole(t *testing.T) {
 				w.SameVM(was, is)
 				disks := w.DisksOf(is, w.Files())
 				if disks["0"].SR != w.SR("one").Ref || disks["1"].SR != w.SR("two").Ref {
-					t.Error("disks are on other SRs than said")
+					t.Error("disks are on the wrong SRs")
 				}
 				for device, f := range w.VIFsOf(is) {
 					old := vifs[device]
@@ -127,7 +127,7 @@ func noQCOW2(v xapisim.Version) []xapisim.SRConfig {
 	return slices.DeleteFunc(slices.Clone(jobtest.RestoreSRs), func(s xapisim.SRConfig) bool { return s.QCOW2 })
 }
 
-// New MAC addresses are new, whichever way the VM is made.
+// New MAC addresses are really new, in whichever way the VM is created.
 func TestRestoreVMNewMACs(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	was := w.VM("web")
@@ -153,7 +153,7 @@ func TestRestoreVMNewMACs(t *testing.T) {
 	}
 }
 
-// What a pool of another version does not know is dropped, and named.
+// Fields that a pool of another version does not support are dropped, and named.
 func TestRestoreVMAcrossVersions(t *testing.T) {
 	from := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	vm := from.VM("web")
@@ -188,7 +188,7 @@ func TestRestoreVMAcrossVersions(t *testing.T) {
 	}
 }
 
-// A VM that was backed up with memory comes back suspended, and goes on.
+// A VM that was backed up with memory is restored as suspended, and resumes.
 func TestRestoreSuspended(t *testing.T) {
 	for _, uuid := range []bool{false, true} {
 		dir := t.TempDir()
@@ -222,7 +222,7 @@ func TestRestoreSuspended(t *testing.T) {
 		if !uuid {
 			v.KeepMAC = false
 		}
-		// A failure leaves nothing, neither before nor after the VM is made.
+		// After a failure nothing remains, whether the VM was already created or not.
 		for _, f := range []xapisim.Fault{{On: "/import_metadata", Code: "INTERNAL_ERROR"}, {On: "/import_metadata", Cut: true, CutAt: 1000, Embedded: true}, {On: "VM.get_record", Nth: 2, Times: 1, Code: "INTERNAL_ERROR"}} {
 			w.Sim.Fault(f)
 			if _, err := restore.VM(t.Context(), w.Repo, w.Pool, s, v, restore.Options{}); err == nil {
@@ -261,7 +261,7 @@ func TestRestoreSuspended(t *testing.T) {
 		if is = w.VM("back"); is.PowerState != "Running" || !is.SuspendVDI.IsNull() {
 			t.Errorf("resumed: %s", is.PowerState)
 		}
-		// Once more, on a pool whose own VM it is not, and let it go on.
+		// Again, on a pool without the original VM, and resume it.
 		v.KeepUUID, v.Name, v.Start = false, "again", true
 		if out, err = restore.VM(t.Context(), w.Repo, w.Pool, s, v, restore.Options{}); err != nil && !xapi.IsCode(err, "DUPLICATE_MAC_SEED") {
 			t.Fatal(err)
@@ -272,7 +272,7 @@ func TestRestoreSuspended(t *testing.T) {
 	}
 }
 
-// A VM that cannot be started is there all the same.
+// A VM that cannot be started is restored nevertheless.
 func TestRestoreUnstarted(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs})
 	o := w.Options("web")
@@ -291,7 +291,7 @@ func TestRestoreUnstarted(t *testing.T) {
 	}
 }
 
-// What cannot be is refused before anything is made.
+// Impossible requests are refused before anything is created.
 func TestRestoreVMRefusals(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: []xapisim.SRConfig{{Name: "one", Type: "nfs", Shared: true}, {Name: "images", Type: "iso", Shared: true}, {Name: "full", Type: "lvm", Shared: true, Size: 16 * jobtest.MiB}}})
 	o := w.Options("web")
@@ -304,7 +304,7 @@ func TestRestoreVMRefusals(t *testing.T) {
 		says string
 	}{
 		"no such SR":      {restore.VMOptions{Target: restore.Target{SR: "nosuch"}}, "nosuch"},
-		"no SR for one":   {restore.VMOptions{Target: restore.Target{Disks: map[string]string{"xvda": "one"}}}, "disk xvdb: no SR is given"},
+		"no SR for one":   {restore.VMOptions{Target: restore.Target{Disks: map[string]string{"xvda": "one"}}}, "disk xvdb: no SR is specified"},
 		"no such disk":    {restore.VMOptions{Target: restore.Target{SR: "one", Disks: map[string]string{"xvdz": "one"}}}, "disk xvdz"},
 		"an ISO library":  {restore.VMOptions{Target: restore.Target{SR: "images"}}, "library of ISO images"},
 		"no room":         {restore.VMOptions{Target: restore.Target{SR: "full"}}, "not enough free space"},
