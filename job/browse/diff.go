@@ -107,8 +107,8 @@ func Diff(ctx context.Context, r *repo.Repository, a, b *repo.Snapshot, name str
 		}
 		seen[old] = true
 		c.SizeA = old.Size
-		x := &diskDiff{ctx: ctx, c: &c, places: placesOf(rep, i), maps: maps, each: each, by: make(map[*inspect.Volume]*VolumeChanges)}
-		if err := diff.Ranges(ctx, r, chunk.ID(old.Root), chunk.ID(d.Root), x.take); err != nil {
+		x := &diskDiff{ctx: ctx, c: &c, places: regionsOf(rep, i), maps: maps, each: each, by: make(map[*inspect.Volume]*VolumeChanges)}
+		if err := diff.Ranges(ctx, r, chunk.ID(old.Root), chunk.ID(d.Root), x.add); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", d.Device, err)
 		}
 		for _, vc := range x.by {
@@ -127,22 +127,22 @@ func Diff(ctx context.Context, r *repo.Repository, a, b *repo.Snapshot, name str
 	return out, nil
 }
 
-// place is a stretch of a disk and the volume it belongs to, nil for none.
-type place struct {
+// region is a stretch of a disk and the volume it belongs to, nil for none.
+type region struct {
 	disk.Extent
 	v  *inspect.Volume
 	at int64 // where in the volume it begins
 }
 
-// placesOf are the places of a disk, in order, without overlaps: logical volumes
+// regionsOf are the places of a disk, in order, without overlaps: logical volumes
 // come before the partitions they lie in.
-func placesOf(rep *inspect.Report, index int) []place {
-	var out []place
+func regionsOf(rep *inspect.Report, index int) []region {
+	var out []region
 	add := func(v *inspect.Volume) {
 		at := int64(0)
 		for _, r := range v.Runs {
 			if r.Disk == index {
-				e := place{disk.Extent{Offset: r.Offset, Length: r.Length}, v, at}
+				e := region{disk.Extent{Offset: r.Offset, Length: r.Length}, v, at}
 				at += r.Length
 				if v.Kind == "logical volume" { // they are apart from each other
 					out = append(out, e)
@@ -155,7 +155,7 @@ func placesOf(rep *inspect.Report, index int) []place {
 						continue
 					}
 					if t.Offset > e.Offset {
-						out = append(out, place{disk.Extent{Offset: e.Offset, Length: t.Offset - e.Offset}, v, e.at})
+						out = append(out, region{disk.Extent{Offset: e.Offset, Length: t.Offset - e.Offset}, v, e.at})
 					}
 					skip := t.End() - e.Offset
 					e.Offset, e.Length, e.at = e.Offset+skip, e.Length-skip, e.at+skip
@@ -193,14 +193,14 @@ type volumeMap struct {
 type diskDiff struct {
 	ctx    context.Context
 	c      *DiskChanges
-	places []place
+	places []region
 	next   int // the place to be looked at
 	maps   map[*inspect.Volume]*volumeMap
 	by     map[*inspect.Volume]*VolumeChanges
 	each   func(ChangedRange) error
 }
 
-func (x *diskDiff) take(r diff.Range) error {
+func (x *diskDiff) add(r diff.Range) error {
 	x.c.Ranges++
 	for r.Length > 0 {
 		for x.next < len(x.places) && x.places[x.next].End() <= r.Offset {
@@ -216,7 +216,7 @@ func (x *diskDiff) take(r diff.Range) error {
 				v, at = p.v, p.at+r.Offset-p.Offset
 			}
 		}
-		if err := x.part(part, v, at, r.Zero); err != nil {
+		if err := x.addPart(part, v, at, r.Zero); err != nil {
 			return err
 		}
 		r.Offset, r.Length = r.Offset+part.Length, r.Length-part.Length
@@ -224,8 +224,8 @@ func (x *diskDiff) take(r diff.Range) error {
 	return nil
 }
 
-// part takes in a range within one volume, where it lies at byte at.
-func (x *diskDiff) part(e disk.Extent, v *inspect.Volume, at int64, zero bool) error {
+// addPart takes in a range within one volume, where it lies at byte at.
+func (x *diskDiff) addPart(e disk.Extent, v *inspect.Volume, at int64, zero bool) error {
 	vc := x.by[v]
 	if vc == nil {
 		vc = &VolumeChanges{}

@@ -61,8 +61,8 @@ type nbdServer struct {
 	o NBDOptions
 }
 
-// find finds the disk that an export's name means.
-func (x *nbdServer) find(ctx context.Context, name string) (*repo.Disk, error) {
+// findDisk finds the disk that an export's name means.
+func (x *nbdServer) findDisk(ctx context.Context, name string) (*repo.Disk, error) {
 	s, disk := x.o.Snapshot, name
 	if s == nil {
 		i := strings.LastIndex(name, "/")
@@ -95,7 +95,7 @@ func (x *nbdServer) find(ctx context.Context, name string) (*repo.Disk, error) {
 }
 
 func (x *nbdServer) open(ctx context.Context, name string) (nbd.Export, error) {
-	d, err := x.find(ctx, name)
+	d, err := x.findDisk(ctx, name)
 	if errors.Is(err, repo.ErrNoSnapshot) || errors.Is(err, repo.ErrNoDisk) || errors.Is(err, repo.ErrAmbiguous) {
 		return nil, fmt.Errorf("%w: %w", err, fs.ErrNotExist)
 	}

@@ -42,7 +42,7 @@ func Pool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 		return nil, err
 	}
 	add(OK, "login", "", "logged in to pool %s (%s) at %s", rec.NameLabel, rec.UUID, pool.Master())
-	if err := doctorRole(ctx, pool); err != nil {
+	if err := checkRole(ctx, pool); err != nil {
 		add(Fail, "role", "log in as root, or with the role vm-power-admin or above", "the user may not make tasks: %v", err)
 	} else {
 		add(OK, "role", "", "tasks can be made and removed")
@@ -66,7 +66,7 @@ func Pool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 			add(Warn, "host "+h.NameLabel, "bring it back, or take it out of the pool", "is not live; disks on its local SRs cannot be read")
 		default:
 			add(OK, "host "+h.NameLabel, "", "%s %s, at %s", h.SoftwareVersion["product_brand"], version, h.Address)
-			out = append(out, doctorClock(ctx, pool, &h))
+			out = append(out, checkClock(ctx, pool, &h))
 		}
 	}
 	if certs, err := pool.Certificates(ctx); err == nil {
@@ -79,7 +79,7 @@ func Pool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	} else {
 		add(Warn, "certificates", "pin the fingerprint of each host", "the pool does not list its hosts' certificates")
 	}
-	srs, err := doctorSRs(ctx, pool)
+	srs, err := checkSRs(ctx, pool)
 	if err != nil {
 		return nil, err
 	}
@@ -112,9 +112,9 @@ func Pool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	return out, nil
 }
 
-// doctorClock compares a host's clock with ours: the pool dates the snapshots,
+// checkClock compares a host's clock with ours: the pool dates the snapshots,
 // and retention and coverage count from these dates.
-func doctorClock(ctx context.Context, pool *xapi.Client, h *xapi.Host) Finding {
+func checkClock(ctx context.Context, pool *xapi.Client, h *xapi.Host) Finding {
 	f := Finding{Level: OK, What: "clock of host " + h.NameLabel, Text: "agrees with that of this machine"}
 	asked := time.Now()
 	t, err := pool.ServerTime(ctx, h.Ref)
@@ -135,7 +135,7 @@ func doctorClock(ctx context.Context, pool *xapi.Client, h *xapi.Host) Finding {
 	return f
 }
 
-func doctorRole(ctx context.Context, pool *xapi.Client) error {
+func checkRole(ctx context.Context, pool *xapi.Client) error {
 	t, err := pool.CreateTask(ctx, "xenkeep doctor", "")
 	if err != nil {
 		return err
@@ -143,7 +143,7 @@ func doctorRole(ctx context.Context, pool *xapi.Client) error {
 	return pool.DestroyTask(ctx, t)
 }
 
-func doctorSRs(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
+func checkSRs(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	srs, err := pool.SRs(ctx)
 	if err != nil {
 		return nil, err

@@ -113,7 +113,7 @@ func Export(ctx context.Context, r *repo.Repository, s *repo.Snapshot, file stri
 		return nil, err
 	}
 	if file == "-" {
-		c := &counter{w: out}
+		c := &countingWriter{w: out}
 		err = write(ctx, c, nil)
 		x.res.Bytes = c.n
 	} else {
@@ -167,12 +167,12 @@ func (x *exporter) prepare(ctx context.Context, file string) (writer, error) {
 	case FormatRaw:
 		return func(ctx context.Context, w io.Writer, f *os.File) error {
 			if f == nil {
-				return x.run(ctx, im, d, transfer.StreamSink{W: w}, restore.Options{Zeros: true})
+				return x.writeDisk(ctx, im, d, transfer.StreamSink{W: w}, restore.Options{Zeros: true})
 			}
 			if err := f.Truncate(im.Size()); err != nil {
 				return err
 			}
-			return x.run(ctx, im, d, &transfer.WriteBehindFile{File: f}, restore.Options{})
+			return x.writeDisk(ctx, im, d, &transfer.WriteBehindFile{File: f}, restore.Options{})
 		}, nil
 	case FormatVHD:
 		return x.prepareVHD(ctx, im, d, file)
@@ -186,7 +186,7 @@ func (x *exporter) prepare(ctx context.Context, file string) (writer, error) {
 				if err != nil {
 					return err
 				}
-				if err := x.run(ctx, im, d, qw, restore.Options{}); err != nil {
+				if err := x.writeDisk(ctx, im, d, qw, restore.Options{}); err != nil {
 					return err
 				}
 				return qw.Close()
@@ -207,8 +207,8 @@ func (x *exporter) open(ctx context.Context, d *repo.Disk) (*restore.Image, erro
 	return im, nil
 }
 
-// run writes one disk to a sink.
-func (x *exporter) run(ctx context.Context, im *restore.Image, d *repo.Disk, sink disk.Sink, o restore.Options) error {
+// writeDisk writes one disk to a sink.
+func (x *exporter) writeDisk(ctx context.Context, im *restore.Image, d *repo.Disk, sink disk.Sink, o restore.Options) error {
 	m := x.o.Progress.Begin(d.Device, im.Size())
 	defer m.Done()
 	o.Progress = job.CountingCallback(m)
@@ -268,7 +268,7 @@ func (x *exporter) prepareVHD(ctx context.Context, im *restore.Image, d *repo.Di
 			if err != nil {
 				return err
 			}
-			if err := x.run(ctx, im, d, vw, o); err != nil {
+			if err := x.writeDisk(ctx, im, d, vw, o); err != nil {
 				return err
 			}
 			return vw.Close()
@@ -308,13 +308,13 @@ func compressed(w io.Writer, how string, fn func(io.Writer) error) error {
 	return z.Close()
 }
 
-// counter counts what is written.
-type counter struct {
+// countingWriter counts what is written.
+type countingWriter struct {
 	w io.Writer
 	n int64
 }
 
-func (c *counter) Write(p []byte) (int, error) {
+func (c *countingWriter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err

@@ -102,7 +102,7 @@ func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 					if err != nil {
 						return err
 					}
-					if err := x.run(ctx, p.im, p.d, dw, restore.Options{}); err != nil {
+					if err := x.writeDisk(ctx, p.im, p.d, dw, restore.Options{}); err != nil {
 						return err
 					}
 					if err := dw.Close(); err != nil {

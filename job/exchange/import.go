@@ -73,7 +73,7 @@ func Import(ctx context.Context, r *repo.Repository, files []string, o ImportOpt
 		if ctx.Err() != nil {
 			break
 		}
-		im.take(ctx, file)
+		im.importOne(ctx, file)
 	}
 	s := im.sum
 	s.Duration, s.Requests = o.Now().Sub(started).Seconds(), job.CountRequests(r)
@@ -81,7 +81,7 @@ func Import(ctx context.Context, r *repo.Repository, files []string, o ImportOpt
 	case ctx.Err() != nil:
 		s.Status = "failed"
 		return s, context.Cause(ctx)
-	case len(s.Failed) > 0 && len(s.Snapshots)+im.known > 0:
+	case len(s.Failed) > 0 && len(s.Snapshots)+im.skipped > 0:
 		s.Status = "partial"
 		return s, job.ErrPartial
 	case len(s.Failed) > 0:
@@ -93,12 +93,12 @@ func Import(ctx context.Context, r *repo.Repository, files []string, o ImportOpt
 
 // importer is one import.
 type importer struct {
-	r     *repo.Repository
-	o     ImportOptions
-	all   []*repo.Snapshot // there before, and made
-	sum   *job.Summary
-	known int // passed over
-	chain *link
+	r       *repo.Repository
+	o       ImportOptions
+	all     []*repo.Snapshot // there before, and made
+	sum     *job.Summary
+	skipped int // passed over
+	chain   *link
 }
 
 // link is the VHD that a differencing one may stand on.
@@ -112,8 +112,8 @@ type link struct {
 	made  bool // by this import: what stands on it must be read again
 }
 
-// take imports one file or folder, and notes how it went.
-func (im *importer) take(ctx context.Context, file string) {
+// importOne imports one file or folder, and notes how it went.
+func (im *importer) importOne(ctx context.Context, file string) {
 	kind, st, dir, err := transfer.KindOf(file, im.o.Raw)
 	if err != nil {
 		im.failed(file, err)
@@ -124,16 +124,16 @@ func (im *importer) take(ctx context.Context, file string) {
 	}
 	switch {
 	case dir:
-		err = im.folder(ctx, file)
+		err = im.importFolder(ctx, file)
 	case kind == filekind.XVA, kind == filekind.Gzip, kind == filekind.Zstd:
-		err = im.archive(ctx, file, archiveOptions{date: st.ModTime()})
+		err = im.importArchive(ctx, file, archiveOptions{date: st.ModTime()})
 		if k := kind; errors.Is(err, xva.ErrNotXVA) && k != filekind.XVA {
 			no := transfer.Foreign(file, k)
 			no.Why, no.Also = k.Name()+" in which there is no XVA archive", xva.ErrNotXVA
 			err = no
 		}
 	default:
-		err = im.image(ctx, file, kind, st)
+		err = im.importImage(ctx, file, kind, st)
 	}
 	if err != nil {
 		im.failed(file, err)
@@ -159,9 +159,9 @@ func (im *importer) date(t time.Time) time.Time {
 	return t.UTC().Truncate(time.Second)
 }
 
-// image imports one disk image.
-func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, st os.FileInfo) error {
-	src, err := im.open(ctx, file, kind)
+// importImage imports one disk image.
+func (im *importer) importImage(ctx context.Context, file string, kind filekind.Kind, st os.FileInfo) error {
+	src, err := im.openImage(ctx, file, kind)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, 
 	}
 	im.chain = nil
 	if old == nil {
-		last := im.before(s, src)
+		last := im.previous(s, src)
 		if last != nil {
 			if err := im.o.AllowShrink.CheckSize(last, last.Disks[0].Size, src.Size()); err != nil {
 				return err
@@ -203,7 +203,7 @@ func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, 
 	}
 	passed := old != nil
 	if passed {
-		im.pass(file, old)
+		im.skip(file, old)
 		s = old
 	}
 	if im.chain = src.link(file, st, s); im.chain != nil {
@@ -212,9 +212,9 @@ func (im *importer) image(ctx context.Context, file string, kind filekind.Kind, 
 	return nil
 }
 
-// before is the newest snapshot of the same image that is not newer than s, if s
+// previous is the newest snapshot of the same image that is not newer than s, if s
 // holds a whole disk: the one that s must not be much smaller than.
-func (im *importer) before(s *repo.Snapshot, src *imported) *repo.Snapshot {
+func (im *importer) previous(s *repo.Snapshot, src *imported) *repo.Snapshot {
 	if src.isDelta() {
 		return nil
 	}
@@ -284,7 +284,7 @@ func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID,
 		if err := fn(ctx, run); err != nil {
 			return err
 		}
-		if old = im.there(s, equalContent); old == nil {
+		if old = im.existing(s, equalContent); old == nil {
 			run.Add(s)
 		}
 		err := run.Flush(ctx)
@@ -300,9 +300,9 @@ func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID,
 	return nil, nil
 }
 
-// there is a snapshot of the same VM and time that a proof says to be the same, if
+// existing is a snapshot of the same VM and time that a proof says to be the same, if
 // there is one.
-func (im *importer) there(s *repo.Snapshot, same func(x, s *repo.Snapshot) bool) *repo.Snapshot {
+func (im *importer) existing(s *repo.Snapshot, same func(x, s *repo.Snapshot) bool) *repo.Snapshot {
 	for _, x := range im.all {
 		if job.SameVM(x, s) && x.Complete && x.Data.Equal(s.Data) && same(x, s) {
 			return x
@@ -314,7 +314,7 @@ func (im *importer) there(s *repo.Snapshot, same func(x, s *repo.Snapshot) bool)
 // unchanged is the snapshot that was made of the same file, which has not been
 // changed since, if there is one: it need not be read again.
 func (im *importer) unchanged(s *repo.Snapshot) *repo.Snapshot {
-	return im.there(s, func(x, s *repo.Snapshot) bool {
+	return im.existing(s, func(x, s *repo.Snapshot) bool {
 		return x.Machine == im.o.Machine && x.Source.Same(s.Source) && len(x.Disks) > 0
 	})
 }
@@ -326,8 +326,8 @@ func equalContent(a, b *repo.Snapshot) bool {
 	}) && slices.Equal(a.Records, b.Records)
 }
 
-func (im *importer) pass(file string, s *repo.Snapshot) {
-	im.known++
+func (im *importer) skip(file string, s *repo.Snapshot) {
+	im.skipped++
 	im.warn("%s: snapshot %s holds %s of %s already, with the same content: passed over", file, s.Short(), s.VM.Name, s.Data.Local().Format("2006-01-02 15:04:05"))
 }
 
@@ -338,7 +338,7 @@ func (im *importer) parent(file string, f *vhd.File) (*link, error) {
 	if im.chain == nil {
 		return nil, fmt.Errorf("%s: a differencing VHD: name the file of its parent %q before it: %w", file, h.ParentName(), ErrChain)
 	}
-	doubt := im.chain.doubt(f)
+	doubt := im.chain.whyNotParent(f)
 	if doubt == "" {
 		return im.chain, nil
 	}
@@ -364,11 +364,11 @@ func (e *chainError) Hint() string {
 	return "name the files of a chain in order, the one that holds the whole disk first; --assume-chain takes the order as it is, and makes a wrong disk where the order is wrong"
 }
 
-// doubt says why a differencing VHD is not proved to build on the file of the link;
+// whyNotParent says why a differencing VHD is not proved to build on the file of the link;
 // "" where it is: its parent's ID is that of the file, both disks have one size,
 // and where it notes when its parent was changed, that fits. XenServer gives what
 // it exports no ID of a parent (xen-api ocaml/vhd-tool).
-func (l *link) doubt(f *vhd.File) string {
+func (l *link) whyNotParent(f *vhd.File) string {
 	h := f.Header()
 	id := h.ParentID
 	switch {

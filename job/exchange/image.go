@@ -45,8 +45,8 @@ func (i *imported) link(file string, st os.FileInfo, s *repo.Snapshot) *link {
 	}
 }
 
-// open opens a disk image.
-func (im *importer) open(ctx context.Context, file string, kind filekind.Kind) (*imported, error) {
+// openImage opens a disk image.
+func (im *importer) openImage(ctx context.Context, file string, kind filekind.Kind) (*imported, error) {
 	switch {
 	case kind == filekind.QCOW2:
 		return openQCOW2(ctx, file)
@@ -127,7 +127,7 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var said tail
+	var said tailBuffer
 	cmd := exec.Command(tool, "--read-only", "--persistent", "--shared=8", "--format=qcow2", "--socket="+filepath.Join(dir, "nbd"), path)
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
@@ -185,13 +185,13 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	}}, nil
 }
 
-// tail keeps the end of what a program says.
-type tail struct{ p []byte }
+// tailBuffer keeps the end of what a program says.
+type tailBuffer struct{ p []byte }
 
-func (t *tail) Write(p []byte) (int, error) {
+func (t *tailBuffer) Write(p []byte) (int, error) {
 	t.p = append(t.p, p...)
 	t.p = t.p[max(0, len(t.p)-1000):]
 	return len(p), nil
 }
 
-func (t *tail) text() string { return job.OneLine(errors.New(string(t.p))) }
+func (t *tailBuffer) text() string { return job.OneLine(errors.New(string(t.p))) }

@@ -47,8 +47,8 @@ func nauDate(dir string) (time.Time, bool) {
 	return t, err == nil
 }
 
-// folder imports a tree of VmBackup, the folder of one VM, or one backup.
-func (im *importer) folder(ctx context.Context, dir string) error {
+// importFolder imports a tree of VmBackup, the folder of one VM, or one backup.
+func (im *importer) importFolder(ctx context.Context, dir string) error {
 	if abs, err := filepath.Abs(dir); err == nil {
 		dir = abs
 	}
@@ -84,7 +84,7 @@ func (im *importer) folder(ctx context.Context, dir string) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err := im.nau(ctx, d); err != nil {
+		if err := im.importNAU(ctx, d); err != nil {
 			im.failed(d, err)
 		}
 	}
@@ -102,7 +102,7 @@ type nauBackup struct {
 	disks   map[string]map[string]string
 }
 
-func (im *importer) nau(ctx context.Context, dir string) error {
+func (im *importer) importNAU(ctx context.Context, dir string) error {
 	whole := false
 	for _, mark := range nauMarks {
 		if _, err := os.Stat(filepath.Join(dir, mark)); err == nil {
@@ -126,9 +126,9 @@ func (im *importer) nau(ctx context.Context, dir string) error {
 		for device, cfg := range b.disks {
 			vdis[device] = cfg["orig_uuid"]
 		}
-		return im.archive(ctx, export, archiveOptions{date: b.date, vm: b.vm, vdis: vdis, folder: filepath.Dir(dir)})
+		return im.importArchive(ctx, export, archiveOptions{date: b.date, vm: b.vm, vdis: vdis, folder: filepath.Dir(dir)})
 	}
-	return im.nauDisk(ctx, b, export)
+	return im.importNAUDisk(ctx, b, export)
 }
 
 // nauExport is the file that holds the data.
@@ -223,15 +223,15 @@ func escapeGlob(s string) string {
 	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(s)
 }
 
-// nauDisk imports an export of the first disk alone, which is all that vdi-export
+// importNAUDisk imports an export of the first disk alone, which is all that vdi-export
 // saves.
-func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) error {
+func (im *importer) importNAUDisk(ctx context.Context, b *nauBackup, export string) error {
 	// VmBackup names a raw export so: what the guest keeps on it does not count.
 	kind, _, _, err := transfer.KindOf(export, im.o.Raw || strings.EqualFold(filepath.Ext(export), ".raw"))
 	if err != nil {
 		return err
 	}
-	src, err := im.open(ctx, export, kind)
+	src, err := im.openImage(ctx, export, kind)
 	if err != nil {
 		return err
 	}
@@ -249,10 +249,10 @@ func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) er
 	s.Data, s.Complete, s.Kind = im.date(b.date), true, "regular"
 	old := im.unchanged(s)
 	if old == nil {
-		old = im.there(s, unsourced)
+		old = im.existing(s, withoutSource)
 	}
 	if old != nil {
-		im.pass(b.dir, old)
+		im.skip(b.dir, old)
 		return nil
 	}
 	d := repo.Disk{Device: "xvda", UserDevice: "0", Size: src.Size(), Reason: "imported from " + filepath.Base(export)}
@@ -285,7 +285,7 @@ func (im *importer) nauDisk(ctx context.Context, b *nauBackup, export string) er
 		return err
 	})
 	if err == nil && old != nil {
-		im.pass(b.dir, old)
+		im.skip(b.dir, old)
 	}
 	return err
 }

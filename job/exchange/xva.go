@@ -34,8 +34,8 @@ type archiveOptions struct {
 	folder string
 }
 
-// archive imports an XVA.
-func (im *importer) archive(ctx context.Context, file string, o archiveOptions) error {
+// importArchive imports an XVA.
+func (im *importer) importArchive(ctx context.Context, file string, o archiveOptions) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
@@ -52,10 +52,10 @@ func (im *importer) archive(ctx context.Context, file string, o archiveOptions) 
 	}
 	old := im.unchanged(s)
 	if old == nil && o.folder != "" {
-		old = im.there(s, unsourced)
+		old = im.existing(s, withoutSource)
 	}
 	if old != nil {
-		im.pass(file, old)
+		im.skip(file, old)
 		return nil
 	}
 	last := repo.Latest(im.all, func(x *repo.Snapshot) bool { return job.SameVM(x, s) })
@@ -97,14 +97,14 @@ func (im *importer) archive(ctx context.Context, file string, o archiveOptions) 
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	if old != nil {
-		im.pass(file, old)
+		im.skip(file, old)
 	}
 	return nil
 }
 
-// unsourced takes a snapshot that an older version made of a backup of VmBackup for
+// withoutSource takes a snapshot that an older version made of a backup of VmBackup for
 // the same: VM and date name the backup's folder.
-func unsourced(x, _ *repo.Snapshot) bool { return x.Source == nil }
+func withoutSource(x, _ *repo.Snapshot) bool { return x.Source == nil }
 
 // diskOf is a disk as an archive's records describe it.
 func diskOf(vdi, vbd xva.Value, size int64) repo.Disk {
