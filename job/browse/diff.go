@@ -17,61 +17,62 @@ import (
 	"xenkeep/repo/view"
 )
 
-// Changes is what differs between two snapshots; its JSON form is documented in
+// Changes is the difference between two snapshots. Its JSON form is documented in
 // docs/reference/json.md.
 type Changes struct {
 	Type  string        `json:"type"` // "diff"
-	A     string        `json:"a"`    // id of the older
-	B     string        `json:"b"`    // of the newer
+	A     string        `json:"a"`    // id of the older snapshot
+	B     string        `json:"b"`    // id of the newer one
 	Disks []DiskChanges `json:"disks"`
 }
 
-// DiskChanges is what differs on one disk.
+// DiskChanges is the difference of one disk.
 type DiskChanges struct {
 	Device  string          `json:"device"`
-	SizeA   int64           `json:"size_a"` // 0: not in the older
-	SizeB   int64           `json:"size_b"` // 0: not in the newer
+	SizeA   int64           `json:"size_a"` // 0: not in the older snapshot
+	SizeB   int64           `json:"size_b"` // 0: not in the newer one
 	Changed int64           `json:"bytes_changed"`
-	Zeroed  int64           `json:"bytes_zeroed"` // of that, all zero in the newer
+	Zeroed  int64           `json:"bytes_zeroed"` // of the changed bytes, those that are zero in the newer snapshot
 	Ranges  int64           `json:"ranges"`
 	Volumes []VolumeChanges `json:"volumes"`
-	New     int64           `json:"bytes_new"`    // that the repository had not, when the newer was backed up
-	Stored  int64           `json:"bytes_stored"` // what these took
+	New     int64           `json:"bytes_new"`    // that were not in the repository when the newer snapshot was made
+	Stored  int64           `json:"bytes_stored"` // that these occupy in the repository
 }
 
-// VolumeChanges is what differs in one partition or logical volume.
+// VolumeChanges is the difference in one partition or logical volume.
 type VolumeChanges struct {
-	Volume  string `json:"volume"` // "xvda1", "vg/root"; "" outside of all
+	Volume  string `json:"volume"` // "xvda1", "vg/root"; "" outside of all volumes
 	FS      string `json:"fs,omitempty"`
 	Label   string `json:"label,omitempty"`
 	Size    int64  `json:"size"`
 	Changed int64  `json:"bytes_changed"`
 	Zeroed  int64  `json:"bytes_zeroed"`
-	// Of what changed and is not zero: in use, or free, by the newer's file
-	// system; both 0 and Unknown the rest where that does not say.
+	// The changed bytes that are not zero: in use, or free, according to the newer
+	// file system; if it could not be read both are 0 and Unknown has all bytes.
 	Used    int64 `json:"bytes_used"`
 	Free    int64 `json:"bytes_free"`
 	Unknown int64 `json:"bytes_unknown"`
-	// Why says why the file system does not tell.
+	// Why is the reason why the file system could not be read.
 	Why string `json:"why,omitempty"`
 }
 
-// ChangedRange is one range that differs, all of it in one volume and one state.
+// ChangedRange is one range that differs, completely within one volume and in one
+// state.
 type ChangedRange struct {
 	Type   string `json:"type"` // "range"
 	Device string `json:"device"`
-	Offset int64  `json:"offset"` // on the disk
+	Offset int64  `json:"offset"` // on the disk, in bytes
 	Length int64  `json:"length"`
 	Volume string `json:"volume,omitempty"`
 	State  string `json:"state"` // "used", "free", "unknown" or "zero"
 }
 
-// Diff compares two snapshots by their trees, and finds the partitions and file
-// systems that the changes fall into. each, where set, is given every range.
+// Diff compares two snapshots by their trees, and attributes the changes to partitions
+// and file systems. It calls each, unless nil, with every range.
 func Diff(ctx context.Context, r *repo.Repository, a, b *repo.Snapshot, name string, each func(ChangedRange) error) (*Changes, error) {
 	v := view.New(r, view.Options{})
 	defer v.Close()
-	var disks []inspect.Disk // of the newer
+	var disks []inspect.Disk // of the newer snapshot
 	var all []*repo.Disk
 	for i := range b.Disks {
 		d := &b.Disks[i]
@@ -127,15 +128,15 @@ func Diff(ctx context.Context, r *repo.Repository, a, b *repo.Snapshot, name str
 	return out, nil
 }
 
-// region is a stretch of a disk and the volume it belongs to, nil for none.
+// region is an extent of a disk and its volume, or nil.
 type region struct {
 	disk.Extent
 	v  *inspect.Volume
-	at int64 // where in the volume it begins
+	at int64 // its offset in the volume
 }
 
-// regionsOf are the places of a disk, in order, without overlaps: logical volumes
-// come before the partitions they lie in.
+// regionsOf returns the regions of a disk, in order and without overlaps: a logical
+// volume takes precedence over the partition that contains it.
 func regionsOf(rep *inspect.Report, index int) []region {
 	var out []region
 	add := func(v *inspect.Volume) {
@@ -144,13 +145,13 @@ func regionsOf(rep *inspect.Report, index int) []region {
 			if r.Disk == index {
 				e := region{disk.Extent{Offset: r.Offset, Length: r.Length}, v, at}
 				at += r.Length
-				if v.Kind == "logical volume" { // they are apart from each other
+				if v.Kind == "logical volume" { // they do not overlap
 					out = append(out, e)
 					continue
 				}
 				taken := out
 				sort.Slice(taken, func(i, j int) bool { return taken[i].Offset < taken[j].Offset })
-				for _, t := range taken { // what is not taken yet
+				for _, t := range taken { // the parts that are not taken yet
 					if t.End() <= e.Offset || t.Offset >= e.End() {
 						continue
 					}
@@ -182,19 +183,19 @@ func regionsOf(rep *inspect.Report, index int) []region {
 	return out
 }
 
-// volumeMap is what a file system calls free.
+// volumeMap holds the free space of a file system.
 type volumeMap struct {
 	free  []disk.Extent
 	known bool
 	why   string
 }
 
-// diskDiff sorts the ranges of one disk.
+// diskDiff attributes the ranges of one disk to its regions.
 type diskDiff struct {
 	ctx    context.Context
 	c      *DiskChanges
 	places []region
-	next   int // the place to be looked at
+	next   int // index of the current region
 	maps   map[*inspect.Volume]*volumeMap
 	by     map[*inspect.Volume]*VolumeChanges
 	each   func(ChangedRange) error
@@ -224,7 +225,7 @@ func (x *diskDiff) add(r diff.Range) error {
 	return nil
 }
 
-// addPart takes in a range within one volume, where it lies at byte at.
+// addPart adds a range within one volume; at is its offset in the volume.
 func (x *diskDiff) addPart(e disk.Extent, v *inspect.Volume, at int64, zero bool) error {
 	vc := x.by[v]
 	if vc == nil {

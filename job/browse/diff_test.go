@@ -12,7 +12,7 @@ import (
 	"xenkeep/repo"
 )
 
-// Changes are found in the file system that they were made in, in use or free.
+// Changes are attributed to the file system that contains them, as used or free.
 func TestDiffSaysWhere(t *testing.T) {
 	const mib = inspecttest.MiB
 	files := inspecttest.Files()
@@ -29,7 +29,7 @@ func TestDiffSaysWhere(t *testing.T) {
 	}
 	inspecttest.Run(t, "debugfs", "-w", "-R", "write "+more+" more", ext)
 	inspecttest.Run(t, "ntfscp", "-q", "-f", ntfs, more, "more")
-	// Garbage in the last MiB of the logical volume, which is free.
+	// Write garbage to the last MiB of the logical volume, which is free.
 	f, err := os.OpenFile(lv, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +43,7 @@ func TestDiffSaysWhere(t *testing.T) {
 	last := int64(0)
 	res, err := browse.Diff(t.Context(), r, a, b, "", func(x browse.ChangedRange) error {
 		if x.Offset < last || x.Length <= 0 {
-			t.Errorf("range %+v behind %d", x, last)
+			t.Errorf("range %+v after %d", x, last)
 		}
 		last = x.Offset + x.Length
 		ranges += x.Length

@@ -17,23 +17,24 @@ import (
 	"xenkeep/repo/view"
 )
 
-// NBDOptions say what ServeNBD serves and to whom.
+// NBDOptions are the options of ServeNBD.
 type NBDOptions struct {
-	// Snapshot is the one whose disks are served, by their devices, and Disk
-	// the one of them; nil: all snapshots, as ID/DEVICE or latest:VM/DEVICE.
+	// Snapshot selects a snapshot whose disks are served, by their devices, and Disk
+	// one of its disks; nil: all snapshots are served, as ID/DEVICE or
+	// latest:VM/DEVICE.
 	Snapshot *repo.Snapshot
 	Disk     string
-	// TLS, where set, is demanded of every client.
+	// TLS, unless nil, is required of every client.
 	TLS   *tls.Config
 	Cache int64             // bytes; 0 for view.DefaultCache
-	Log   func(text string) // told of connections that ended badly; may be nil
+	Log   func(text string) // called for connections that ended with an error; may be nil
 }
 
-// nbdClients is how many connections are served at once.
+// nbdClients is the maximum number of concurrent connections.
 const nbdClients = 64
 
-// ServeNBD serves disks of snapshots, read-only, to the clients of l until ctx
-// ends, which is the error then. It closes l.
+// ServeNBD serves disks of snapshots, read-only, to the clients of l until ctx ends,
+// and returns ctx's error. It closes l.
 func ServeNBD(ctx context.Context, r *repo.Repository, l net.Listener, o NBDOptions) error {
 	v := view.New(r, view.Options{Cache: o.Cache})
 	defer v.Close()
@@ -61,7 +62,7 @@ type nbdServer struct {
 	o NBDOptions
 }
 
-// findDisk finds the disk that an export's name means.
+// findDisk returns the disk for the name of an export.
 func (x *nbdServer) findDisk(ctx context.Context, name string) (*repo.Disk, error) {
 	s, disk := x.o.Snapshot, name
 	if s == nil {
@@ -76,7 +77,7 @@ func (x *nbdServer) findDisk(ctx context.Context, name string) (*repo.Disk, erro
 		if s, err = repo.Resolve(all, name[:i]); err != nil {
 			return nil, err
 		}
-		if err := x.r.LoadIndex(ctx); err != nil { // it may be newer than we are
+		if err := x.r.LoadIndex(ctx); err != nil { // the index may have grown since it was loaded
 			return nil, err
 		}
 		disk = name[i+1:]
@@ -109,7 +110,7 @@ func (x *nbdServer) open(ctx context.Context, name string) (nbd.Export, error) {
 	return &nbdExport{r}, nil
 }
 
-// list names what can be opened, newest first.
+// list returns the names of the exports, newest first.
 func (x *nbdServer) list(ctx context.Context) ([]nbd.Listed, error) {
 	var out []nbd.Listed
 	add := func(s *repo.Snapshot, prefix string) {
@@ -139,7 +140,7 @@ type nbdExport struct{ d *view.Disk }
 
 func (e *nbdExport) Size() int64 { return e.d.Size() }
 
-// ReadAt ends with the View at the latest.
+// ReadAt ends when the View is closed, at the latest.
 func (e *nbdExport) ReadAt(p []byte, off int64) (int, error) {
 	if err := e.d.ReadAt(context.Background(), p, off); err != nil {
 		return 0, err
@@ -147,11 +148,11 @@ func (e *nbdExport) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// extentLists is how many block lists are read for one question: those of 4 GiB,
-// the most that a client can ask about.
+// extentLists is the number of block lists that are read for one request: those of 4
+// GiB, the maximum length of a request.
 const extentLists = 2048
 
-// Extents tells holes from data, by the tree alone.
+// Extents distinguishes holes and data, by the tree alone.
 func (e *nbdExport) Extents(off, length int64) ([]nbd.Extent, error) {
 	all, err := e.d.Extents(context.Background(), off, length, extentLists)
 	if err != nil {

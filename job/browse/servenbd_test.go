@@ -27,8 +27,8 @@ import (
 	"xenkeep/repo"
 )
 
-// authority writes a CA and a certificate of it for this machine, as GnuTLS
-// programs want them, and returns the server's configuration.
+// authority writes a CA and a certificate for this machine, in the form that GnuTLS
+// programs expect, and returns the server's configuration.
 func authority(t *testing.T) (dir string, conf *tls.Config) {
 	t.Helper()
 	dir = t.TempDir()
@@ -80,7 +80,7 @@ func serveNBD(t *testing.T, r *repo.Repository, o browse.NBDOptions) (addr strin
 	return l.Addr().String()
 }
 
-// qemu-img, nbdcopy and nbdfuse read snapshots, over TLS too.
+// qemu-img, nbdcopy and nbdfuse read snapshots, over TLS, too.
 func TestServeNBD(t *testing.T) {
 	r := jobtest.NewRepository(t)
 	file := jobtest.Image(t, filepath.Join(t.TempDir(), "a.raw"), 20*jobtest.MiB, 5, 30)
@@ -140,7 +140,7 @@ func TestServeNBD(t *testing.T) {
 	}
 }
 
-// nbdfuse shows an export as a file, which must be equal to want.
+// nbdfuse mounts an export as a file, which must be equal to want.
 func nbdfuse(t *testing.T, uri, want string) {
 	t.Helper()
 	path, err := exec.LookPath("nbdfuse")

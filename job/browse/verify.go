@@ -14,7 +14,7 @@ import (
 	"xenkeep/repo/view"
 )
 
-// Verified is what a look into a snapshot's disks found.
+// Verified is the result of Verify.
 type Verified struct {
 	Snapshot string
 	Findings []inspect.Finding
@@ -47,10 +47,10 @@ func disksOf(ctx context.Context, v *view.View, s *repo.Snapshot, name string) (
 	return out, nil
 }
 
-// Verify looks at the partition tables, boot sectors, file systems and volume
-// groups on the disks of a snapshot, or on one of them, in the repository
-// itself: whether what was backed up could be used. It reads little of them. A
-// container that was stored as if it were a disk is damage.
+// Verify examines the partition tables, boot sectors, file systems and volume groups
+// on the disks of a snapshot, or on one of them, to find out whether the backup is
+// usable. It reads only small parts of the disks, from the repository. A container
+// that was stored as if it were a disk is damage.
 func Verify(ctx context.Context, r *repo.Repository, s *repo.Snapshot, name string) (*Verified, error) {
 	v := view.New(r, view.Options{Ahead: -1})
 	defer v.Close()
@@ -68,9 +68,8 @@ func Verify(ctx context.Context, r *repo.Repository, s *repo.Snapshot, name stri
 	return &Verified{Snapshot: s.ID(), Findings: rep.Findings, Bad: rep.Bad()}, nil
 }
 
-// containers adds what looks like a container of a disk and not like a disk. In a
-// snapshot of an image file such a disk is of no use to a VM, unless the user said
-// that it is raw.
+// containers adds findings for disks that look like a container of a disk. A VM cannot
+// use such a disk of an image file, unless the user declared it to be raw.
 func containers(ctx context.Context, rep *inspect.Report, disks []inspect.Disk, s *repo.Snapshot) error {
 	for i, d := range disks {
 		k, err := filekind.Of(readerAt{ctx, d}, d.Size(), "")
@@ -91,7 +90,7 @@ func containers(ctx context.Context, rep *inspect.Report, disks []inspect.Disk, 
 	return nil
 }
 
-// readerAt reads a disk as io.ReaderAt does, within its size.
+// readerAt is a disk as an io.ReaderAt of the disk's size.
 type readerAt struct {
 	ctx  context.Context
 	disk disk.Reader

@@ -9,8 +9,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// Blocked lists the VMs of a pool that a run which has ended still blocks, although
-// none of their disks is half restored, as findings.
+// Blocked returns findings for the VMs of a pool that a dead run still blocks,
+// although none of their disks is half restored.
 func Blocked(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	vms, err := pool.VMs(ctx)
 	if err != nil {

@@ -15,14 +15,14 @@ import (
 	"xenkeep/xapi"
 )
 
-// Levels of a Finding.
+// Values of Finding.Level.
 const (
 	OK   = "ok"
 	Warn = "warn"
 	Fail = "fail"
 )
 
-// Finding is one thing that doctor looked at.
+// Finding is the result of one check.
 type Finding struct {
 	Level string `json:"level"` // ok, warn or fail
 	What  string `json:"what"`
@@ -30,8 +30,7 @@ type Finding struct {
 	Hint  string `json:"hint,omitempty"`
 }
 
-// Pool looks at all that a backup will need of a pool. It changes
-// nothing there.
+// Pool checks a pool for everything that a backup needs. It changes nothing there.
 func Pool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	var out []Finding
 	add := func(level, what, hint, format string, args ...any) {
@@ -112,8 +111,8 @@ func Pool(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	return out, nil
 }
 
-// checkClock compares a host's clock with ours: the pool dates the snapshots,
-// and retention and coverage count from these dates.
+// checkClock compares a host's clock with ours: the pool dates the snapshots, and
+// retention and coverage use these dates.
 func checkClock(ctx context.Context, pool *xapi.Client, h *xapi.Host) Finding {
 	f := Finding{Level: OK, What: "clock of host " + h.NameLabel, Text: "agrees with that of this machine"}
 	asked := time.Now()
@@ -127,10 +126,10 @@ func checkClock(ctx context.Context, pool *xapi.Client, h *xapi.Host) Finding {
 	case ahead > job.ClockSkew:
 		f.Level, f.Text = Warn, fmt.Sprintf("is %v ahead of that of this machine", ahead.Round(time.Second))
 	case behind > job.ClockSkew:
-		f.Level, f.Text = Warn, fmt.Sprintf("is %v behind that of this machine", behind.Round(time.Second))
+		f.Level, f.Text = Warn, fmt.Sprintf("is %v slow compared with that of this machine", behind.Round(time.Second))
 	}
 	if f.Level == Warn {
-		f.Hint = "set up NTP on hosts and on this machine: snapshots bear the pool's dates, and retention counts from them"
+		f.Hint = "set up NTP on hosts and on this machine: snapshots have the pool's dates, and retention counts from them"
 	}
 	return f
 }
@@ -193,7 +192,7 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-// Repository proves that the repository takes and gives objects.
+// Repository checks that objects can be written to the repository and read back.
 func Repository(ctx context.Context, r *repo.Repository) ([]Finding, error) {
 	var out []Finding
 	for _, p := range r.Problems() {
@@ -211,7 +210,7 @@ func Repository(ctx context.Context, r *repo.Repository) ([]Finding, error) {
 		r.Objects().Location(), r.Config().Format, r.ID()[:8])}), nil
 }
 
-// HalfRestored lists the half-restored disks of a pool, as findings.
+// HalfRestored returns findings for the half-restored disks of a pool.
 func HalfRestored(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 	vdis, err := pool.VDIs(ctx)
 	if err != nil {
@@ -228,7 +227,7 @@ func HalfRestored(ctx context.Context, pool *xapi.Client) ([]Finding, error) {
 		for _, ref := range v.VBDs {
 			b, err := pool.VBD(ctx, ref)
 			if err != nil {
-				continue // gone meanwhile
+				continue // deleted meanwhile
 			}
 			if vm, err := pool.VM(ctx, b.VM); err == nil && vm.Real() {
 				what = fmt.Sprintf("disk %s of VM %s", b.DeviceName(), vm.NameLabel)

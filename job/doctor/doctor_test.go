@@ -9,8 +9,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// An SR that no host has plugged is one finding of doctor, which examines the rest of
-// the pool all the same.
+// An SR to which no host is attached is one finding of doctor, which examines the rest
+// of the pool nevertheless.
 func TestDoctorUnplugged(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, VMs: []xapisim.VMConfig{{Name: "web", SR: "one", Halted: true, Disks: []string{jobtest.Image(t, t.TempDir()+"/a.img", 4*jobtest.MiB, 1, 4)}}}})
 	sr, err := w.Pool.FindSR(t.Context(), "one")
@@ -27,6 +27,6 @@ func TestDoctorUnplugged(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	if f := w.FindingOf("NBD"); f == nil {
-		t.Error("what comes after the SRs is missing")
+		t.Error("the findings after the SRs are missing")
 	}
 }

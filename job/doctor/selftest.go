@@ -40,7 +40,7 @@ const (
 type SelfTestOptions struct {
 	SR      string // name or UUID
 	Size    int64  // of the test disk, bytes; 0: 100 MiB
-	Machine string // this machine's name; "" is the host's
+	Machine string // name of this machine; "" is the host's
 	Step    func(SelfTestStep)
 }
 
@@ -64,12 +64,12 @@ type SelfTestReport struct {
 type SelfTestStep struct {
 	Name     string  `json:"name"`
 	State    string  `json:"state"`
-	Text     string  `json:"text,omitempty"` // what was found, or why the step failed or was skipped
+	Text     string  `json:"text,omitempty"` // the result, or why the step failed or was skipped
 	Bytes    int64   `json:"bytes"`          // that were transferred
 	Duration float64 `json:"seconds"`
 }
 
-// Rate is the transfer rate of a step in bytes per second; 0 where nothing was
+// Rate returns the transfer rate of a step in bytes per second; 0 if nothing was
 // transferred.
 func (s SelfTestStep) Rate() float64 {
 	if s.Duration <= 0 {
@@ -78,12 +78,11 @@ func (s SelfTestStep) Rate() float64 {
 	return float64(s.Bytes) / s.Duration
 }
 
-// SelfTest tries every way in which xenkeep reads and writes a disk on one SR of
-// a pool: it creates a disk, writes a pattern, takes VDI snapshots, reads them by
-// each transport that the pool offers, and compares every byte. It touches no
-// other object of the pool and removes its own, also after an error and when ctx
-// is cancelled; what a killed self-test left is removed by the next one and by
-// Cleanup.
+// SelfTest tries each way in which xenkeep reads and writes a disk on one SR of a
+// pool: it creates a disk, writes a pattern, takes VDI snapshots, reads them by each
+// transport that the pool offers, and compares every byte. It touches no other object
+// of the pool and removes its own, also after an error and when ctx is cancelled. The
+// leftovers of a killed self-test are removed by the next one and by lease.Cleanup.
 func SelfTest(ctx context.Context, pool *xapi.Client, o SelfTestOptions) (*SelfTestReport, error) {
 	o.Size = cmp.Or(o.Size, 100<<20)
 	if o.Machine == "" {
@@ -94,7 +93,7 @@ func SelfTest(ctx context.Context, pool *xapi.Client, o SelfTestOptions) (*SelfT
 	if err != nil {
 		return nil, err
 	}
-	stop := s.lease.Start(ctx, func(error) {}) // a missed renewal harms nothing before an hour has passed
+	stop := s.lease.Start(ctx, func(error) {}) // a missed renewal has no effect within an hour
 	s.run(ctx)
 	stop()
 	removed := s.remove(ctx)
@@ -126,8 +125,8 @@ type selfTest struct {
 	listed        []byte // bitmap of changes between the snapshots
 }
 
-// prepare refuses what cannot work, removes the leftovers of earlier self-tests,
-// and collects the facts of the report. Nothing is created.
+// prepare checks the requirements, removes the leftovers of earlier self-tests, and
+// collects the facts of the report. It creates nothing.
 func (s *selfTest) prepare(ctx context.Context) (err error) {
 	if s.o.Size%disk.BlockSize != 0 || s.o.Size < 16*disk.BlockSize {
 		return fmt.Errorf("a self-test's disk has at least %s, in steps of 2 MiB", humanize.IBytes(16*disk.BlockSize))
@@ -169,13 +168,13 @@ func (s *selfTest) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if err := s.removeDead(ctx); err != nil {
-		return fmt.Errorf("remove what an earlier self-test left: %w", err)
+		return fmt.Errorf("remove the leftovers of an earlier self-test: %w", err)
 	}
 	return nil
 }
 
-// run does the steps. A step that needs an earlier one is skipped after its
-// failure; nothing is tried once ctx is done.
+// run executes the steps. A step that needs a failed one is skipped, and so are all
+// steps after ctx is done.
 func (s *selfTest) run(ctx context.Context) {
 	if !s.step(ctx, "create a disk", s.create) {
 		return
@@ -224,7 +223,7 @@ type errSkip struct{ why string }
 
 func (e *errSkip) Error() string { return e.why }
 
-// step does one step and records it. It reports whether the step succeeded.
+// step executes one step and records it. It reports whether the step succeeded.
 func (s *selfTest) step(ctx context.Context, name string, fn func(ctx context.Context) (n int64, text string, err error)) bool {
 	if ctx.Err() != nil {
 		return false
@@ -257,7 +256,7 @@ func (s *selfTest) record(st SelfTestStep) {
 	}
 }
 
-// redact takes names and addresses of the pool out of an error's text.
+// redact removes names and addresses of the pool from an error's text.
 func (s *selfTest) redact(text string) string {
 	for _, t := range s.hide {
 		text = strings.ReplaceAll(text, t, "(hidden)")
@@ -268,7 +267,7 @@ func (s *selfTest) redact(text string) string {
 var references = regexp.MustCompile(`OpaqueRef:[0-9A-Za-z-]+`)
 
 func (s *selfTest) create(ctx context.Context) (int64, string, error) {
-	// The marks come with the disk, so that it is known from its first moment.
+	// The disk is created with its marks, so that it can be recognized at any time.
 	ref, err := s.pool.CreateVDI(ctx, xapi.VDIFields{
 		Name: lease.SelfTestName, Description: "created by xenkeep doctor --self-test, which removes it", SR: s.sr.Ref, Size: s.o.Size,
 		OtherConfig: s.lease.Marks(lease.RoleSelfTest),
@@ -312,8 +311,8 @@ func (s *selfTest) track(ctx context.Context) (int64, string, error) {
 // is half full, and one is empty. The second version changes some of each, among
 // them the last block, and one becomes empty.
 
-// block returns the content of a block in a version of the disk; the last block
-// may be short.
+// block returns the content of a block in a version of the disk; the last block may be
+// short.
 func (s *selfTest) block(version int, i int64) []byte {
 	p := make([]byte, min(disk.BlockSize, s.o.Size-i*disk.BlockSize))
 	seed := i
@@ -371,8 +370,8 @@ func (s *selfTest) importVHD(ctx context.Context) (n int64, text string, err err
 	return n, "as VHD", err
 }
 
-// importRaw writes the whole disk in pieces, empty blocks as zeros: a raw volume
-// may hold anything before.
+// importRaw writes the whole disk in pieces, empty blocks as zeros, because a raw
+// volume may contain anything.
 func (s *selfTest) importRaw(ctx context.Context) (int64, string, error) {
 	n, err := s.pieces(ctx, 1, func(int64) bool { return true })
 	return n, "in pieces", err
@@ -409,7 +408,7 @@ func (s *selfTest) snapshot(ctx context.Context, out *xapi.VDI) (int64, string, 
 	if err != nil {
 		return 0, "", err
 	}
-	s.lease.Renew("VDI", ref) // it has the marks of its disk
+	s.lease.Renew("VDI", ref) // it inherited the marks of its disk
 	*out, err = s.pool.VDI(ctx, ref)
 	return 0, "", err
 }
@@ -508,8 +507,8 @@ func (s *selfTest) readNBD(ctx context.Context, want []disk.Extent) (n int64, te
 	return n, "every byte is equal", err
 }
 
-// list asks for the changed blocks. More of them than were written is honest,
-// since drivers count in granules; fewer is not.
+// list requests the changed blocks. A list of more blocks than were written is right,
+// because drivers count in larger units; fewer is wrong.
 func (s *selfTest) list(ctx context.Context) (int64, string, error) {
 	// The pool refuses to compare a snapshot that a host still holds after a read.
 	for _, ref := range []xapi.Ref{s.first.Ref, s.second.Ref} {
@@ -548,8 +547,8 @@ func (s *selfTest) readChanged(ctx context.Context) (int64, string, error) {
 	return s.readNBD(ctx, changed)
 }
 
-// keepList destroys the data of the first snapshot, as a backup does, and asks
-// for the changes again.
+// keepList destroys the data of the first snapshot, as a backup does, and requests the
+// changes again.
 func (s *selfTest) keepList(ctx context.Context) (int64, string, error) {
 	if err := s.pool.DestroyData(ctx, s.first.Ref); err != nil {
 		return 0, "", err
@@ -581,8 +580,8 @@ func (s *selfTest) remove(ctx context.Context) bool {
 	return err == nil
 }
 
-// removeDead destroys what self-tests left whose process is gone, or that have
-// shown no sign of life for an hour.
+// removeDead destroys the leftovers of self-tests whose process has ended, or that
+// have shown no sign of life for an hour.
 func (s *selfTest) removeDead(ctx context.Context) error {
 	j := &lease.Liveness{Machine: s.o.Machine, Now: s.lease.Now()}
 	var failed error
@@ -594,9 +593,9 @@ func (s *selfTest) removeDead(ctx context.Context) error {
 	return errors.Join(failed, err)
 }
 
-// destroy removes the disks of self-tests that wanted names, VDI snapshots
-// first, and the tasks of their transfers. It returns the number of removed
-// disks, and the UUIDs of those that stay.
+// destroy removes the disks of self-tests for which wanted returns true, VDI snapshots
+// first, and the tasks of their transfers. It returns the number of removed disks, and
+// the UUIDs of those that remain.
 func (s *selfTest) destroy(ctx context.Context, wanted func(*lease.Marks) bool) (n int, left []string, err error) {
 	all, err := s.pool.VDIs(ctx)
 	if err != nil {
@@ -629,7 +628,7 @@ func (s *selfTest) destroy(ctx context.Context, wanted func(*lease.Marks) bool) 
 	var errs []error
 	for i := range tasks {
 		if about, _ := lease.TransferOf(&tasks[i]); gone[about] {
-			_ = s.pool.CancelTask(ctx, tasks[i].Ref) // it may be over
+			_ = s.pool.CancelTask(ctx, tasks[i].Ref) // it may have ended
 			errs = append(errs, s.pool.DestroyTask(ctx, tasks[i].Ref))
 		}
 	}

@@ -18,8 +18,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// A self-test tries every transport that pool and SR offer, names those that
-// they do not, and leaves the pool as it was.
+// A self-test tries every transport that the pool and the SR offer, names those that
+// they do not offer, and leaves the pool unchanged.
 func TestSelfTest(t *testing.T) {
 	for _, c := range []struct {
 		sr      string
@@ -55,8 +55,8 @@ func TestSelfTest(t *testing.T) {
 	}
 }
 
-// The report can be shown to others: it names neither hosts, addresses, SRs nor
-// the session.
+// The report can be shown to others: it contains no names of hosts and SRs, no
+// addresses, and no session.
 func TestSelfTestTellsNoSecrets(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	sr := w.SR(w.Sim.Ready().SRs[0].UUID)
@@ -80,7 +80,7 @@ func TestSelfTestTellsNoSecrets(t *testing.T) {
 	}
 }
 
-// A disk that does not read as it was written fails the test with the place.
+// If a disk reads differently than it was written, the test fails with the offset.
 func TestSelfTestFindsWrongData(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{NBD: xapisim.NBDTLS})
 	sr := w.Sim.Ready().SRs[0].UUID
@@ -118,7 +118,7 @@ func TestSelfTestFindsWrongData(t *testing.T) {
 	}
 }
 
-// What cannot work is refused before anything is created.
+// Impossible requests are refused before anything is created.
 func TestSelfTestRefusals(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: []xapisim.SRConfig{{Name: "small", Type: "ext", Size: 64 * jobtest.MiB}}})
 	before := w.Sim.Dump()
@@ -131,8 +131,7 @@ func TestSelfTestRefusals(t *testing.T) {
 	jobtest.SamePool(t, before, w.Sim.Dump())
 }
 
-// An interrupted self-test removes what it made, and says that it was
-// interrupted.
+// An interrupted self-test removes its objects, and reports that it was interrupted.
 func TestSelfTestInterrupted(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{NBD: xapisim.NBDTLS})
 	sr := w.Sim.Ready().SRs[0].UUID

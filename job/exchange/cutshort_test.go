@@ -18,8 +18,8 @@ import (
 	"xenkeep/xva"
 )
 
-// Row C3 of the fault list: a file that was cut short fails with a line that says
-// so, and no snapshot of it is stored.
+// Row C3 of the fault list: the import of a truncated file fails with an error that
+// reports the truncation, and no snapshot of it is stored.
 func TestCutShort(t *testing.T) {
 	for _, tool := range []string{"qemu-img", "qemu-nbd"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -36,7 +36,7 @@ func TestCutShort(t *testing.T) {
 	w.ExportXVA("web", path("a.xva.zst"), "zstd")
 	for _, c := range []struct {
 		file string
-		cut  func(size int64) int64 // to this length
+		cut  func(size int64) int64 // returns the new length
 		want error
 	}{
 		{"a.qcow2", func(n int64) int64 { return n / 2 }, qcow2.ErrTruncated},
@@ -67,7 +67,7 @@ func TestCutShort(t *testing.T) {
 			!errors.Is(sum.Failed[0].Err(), c.want) || !strings.Contains(sum.Failed[0].Error, file) {
 			t.Errorf("%s cut to %d of %d: %v %+v, want %v", c.file, n, len(p), err, sum.Failed, c.want)
 		}
-		// A backup of a VmBackup's folder is no better.
+		// A backup in a folder of VmBackup is treated equally.
 		if strings.HasPrefix(c.file, "a.xva") {
 			dir := filepath.Join(w.Dir, "tree", "web", "backup-2019-03-16-(12:30:27)")
 			_ = os.RemoveAll(dir)
@@ -87,7 +87,7 @@ func TestCutShort(t *testing.T) {
 	}
 }
 
-// A raw file that shrinks while it is read fails, where it ends in a hole too.
+// A raw file that shrinks while it is read fails, even if it ends in a hole.
 func TestShrinksWhileRead(t *testing.T) {
 	for _, data := range []int{0, 5} {
 		r := jobtest.NewRepository(t)

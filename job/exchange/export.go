@@ -40,11 +40,11 @@ const (
 	FormatXVA   Format = "xva"   // the whole VM
 )
 
-// ErrFormat is returned where it is not clear which format is meant, or where
-// a format cannot hold what is asked for.
+// ErrFormat is returned if the format is ambiguous, or cannot represent the requested
+// content.
 var ErrFormat = errors.New("format")
 
-// FormatOf tells the format by a file's ending: .raw and .img, .vhd, .qcow2,
+// FormatOf returns the format that a file's name ends in: .raw and .img, .vhd, .qcow2,
 // .xva.
 func FormatOf(file string) (Format, bool) {
 	switch strings.ToLower(filepath.Ext(file)) {
@@ -60,23 +60,23 @@ func FormatOf(file string) (Format, bool) {
 	return "", false
 }
 
-// ExportOptions say what Export writes.
+// ExportOptions are the options of Export.
 type ExportOptions struct {
 	Progress job.Progress // nil: none
-	Force    bool         // a file that exists is replaced
+	Force    bool         // replace an existing file
 	Format   Format
-	// Disk is the disk to be written: its device, VDI or name; "" for the only
-	// one, or for a whole VM, all.
+	// Disk selects the disk: its device, VDI or name; "" for the only disk, or for all
+	// disks of a VM.
 	Disk string
-	// Base makes a VHD a differencing one that holds what has changed since
-	// this snapshot; BaseFile is the name of the file that holds that.
+	// Base makes a VHD a differencing one that contains the changes since this
+	// snapshot; BaseFile is the name of the file with the snapshot Base.
 	Base     *repo.Snapshot
 	BaseFile string
 	// Compress is "gzip" or "zstd" for an XVA.
 	Compress string
 }
 
-// Exported is what an export wrote; its JSON form is documented in
+// Exported is the result of an export. Its JSON form is documented in
 // docs/reference/json.md.
 type Exported struct {
 	Type     string         `json:"type"` // "exported"
@@ -85,21 +85,21 @@ type Exported struct {
 	BaseFile string         `json:"base_file,omitempty"`
 	File     string         `json:"file"` // "-" for the standard output
 	Format   Format         `json:"format"`
-	Bytes    int64          `json:"bytes"` // of the file, holes included
+	Bytes    int64          `json:"bytes"` // size of the file, including holes
 	Disks    []ExportedDisk `json:"disks"`
 	Warnings []string       `json:"warnings,omitempty"`
 	Duration float64        `json:"duration_s"`
 }
 
-// ExportedDisk is one disk of it.
+// ExportedDisk is one disk of an Exported.
 type ExportedDisk struct {
 	Device string `json:"device"`
 	Size   int64  `json:"size"`
-	Data   int64  `json:"bytes_data"` // of that, what is not left out as zeros or unchanged
+	Data   int64  `json:"bytes_data"` // of Size, the bytes that are not left out as zeros or unchanged
 }
 
-// Export writes a disk of a snapshot, or all as an XVA, to a file, or where
-// that is "-" to out. A file bears its name only once it is whole.
+// Export writes a disk of a snapshot, or all disks as an XVA, to a file, or to out if
+// file is "-". A file gets its name only when it is complete.
 func Export(ctx context.Context, r *repo.Repository, s *repo.Snapshot, file string, out io.Writer, o ExportOptions) (*Exported, error) {
 	if o.Progress == nil {
 		o.Progress = job.NoProgress{}
@@ -132,7 +132,7 @@ func Export(ctx context.Context, r *repo.Repository, s *repo.Snapshot, file stri
 	return x.res, nil
 }
 
-// exporter is one export.
+// exporter is the state of one export.
 type exporter struct {
 	r   *repo.Repository
 	s   *repo.Snapshot
@@ -140,11 +140,11 @@ type exporter struct {
 	res *Exported
 }
 
-// writer writes the whole file to w. f is set where that is a file, which may
-// be written anywhere.
+// writer writes the whole file to w. f is not nil if w is a file, which can be written
+// at any offset.
 type writer func(ctx context.Context, w io.Writer, f *os.File) error
 
-// prepare finds out whether the export can be, before a file is made.
+// prepare checks that the export is possible, before a file is created.
 func (x *exporter) prepare(ctx context.Context, file string) (writer, error) {
 	if x.o.Compress != "" && x.o.Format != FormatXVA {
 		return nil, fmt.Errorf("%w %s is not compressed; an xva can be", ErrFormat, x.o.Format)
@@ -202,7 +202,7 @@ func (x *exporter) open(ctx context.Context, d *repo.Disk) (*restore.Image, erro
 		return nil, fmt.Errorf("disk %s: %w", d.Device, err)
 	}
 	if im.Size() != d.Size {
-		return nil, fmt.Errorf("disk %s: snapshot %s says %d bytes, its tree %d", d.Device, x.s.Short(), d.Size, im.Size())
+		return nil, fmt.Errorf("disk %s: it has %d bytes according to snapshot %s, and %d according to its tree", d.Device, d.Size, x.s.Short(), im.Size())
 	}
 	return im, nil
 }
@@ -220,11 +220,11 @@ func (x *exporter) writeDisk(ctx context.Context, im *restore.Image, d *repo.Dis
 	return nil
 }
 
-// vhdID is the unique id of a VHD of a disk, the same in each export, so that a
-// differencing one names the parent that another export wrote.
+// vhdID returns the unique ID of a VHD of a disk. It is the same in each export, so
+// that a differencing VHD can name a parent that another export wrote.
 func vhdID(root repo.HexID) vhd.UUID { return vhd.HashUUID(root) }
 
-// vhdTime is the time in a VHD's footer: never in the future, nor before 2000.
+// vhdTime returns the time for a VHD's footer: never in the future, nor before 2000.
 func vhdTime(t time.Time) uint32 {
 	if now := time.Now(); t.After(now) {
 		t = now
@@ -254,7 +254,7 @@ func (x *exporter) prepareVHD(ctx context.Context, im *restore.Image, d *repo.Di
 		layout.Present = changed
 		layout.Parent = &vhd.Parent{ID: vhdID(b.Root), Time: vhdTime(x.o.Base.Data), Path: filepath.ToSlash(name)}
 		if b.Root == d.Root {
-			// A VHD that bears its parent's id would be its own.
+			// With its parent's ID, the VHD would be its own parent.
 			layout.ID[15] ^= 1
 		}
 		o = restore.Options{Zeros: true, Only: changed}
@@ -276,7 +276,7 @@ func (x *exporter) prepareVHD(ctx context.Context, im *restore.Image, d *repo.Di
 	}, nil
 }
 
-// buffered gives fn a writer that takes small writes.
+// buffered calls fn with a writer that buffers small writes.
 func buffered(w io.Writer, fn func(io.Writer) error) error {
 	b := bufio.NewWriterSize(w, 1<<20)
 	if err := fn(b); err != nil {
@@ -285,7 +285,7 @@ func buffered(w io.Writer, fn func(io.Writer) error) error {
 	return b.Flush()
 }
 
-// compressed gives fn a writer that compresses.
+// compressed calls fn with a writer that compresses.
 func compressed(w io.Writer, how string, fn func(io.Writer) error) error {
 	var z io.WriteCloser
 	var err error
@@ -308,7 +308,7 @@ func compressed(w io.Writer, how string, fn func(io.Writer) error) error {
 	return z.Close()
 }
 
-// countingWriter counts what is written.
+// countingWriter counts the written bytes.
 type countingWriter struct {
 	w io.Writer
 	n int64
@@ -320,7 +320,8 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// createFile has fn write a file, which bears its name only once it is whole.
+// createFile creates a file that fn writes. The file gets its name only when it is
+// complete.
 func createFile(name string, force bool, fn func(f *os.File) error) (err error) {
 	switch st, err := os.Stat(name); {
 	case errors.Is(err, fs.ErrNotExist):

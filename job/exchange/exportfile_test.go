@@ -24,8 +24,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// An XVA that we write becomes the same VM on each version of the server,
-// however compressed, and holds what its readers demand.
+// Each version of the server imports an exported XVA as the same VM, with each
+// compression, and the archive has the structure that its readers require.
 func TestExportXVA(t *testing.T) {
 	for _, v := range []struct {
 		version  xapisim.Version
@@ -55,7 +55,7 @@ func TestExportXVA(t *testing.T) {
 			if v.compress == "" {
 				checkEntries(t, file, v.suffix)
 			}
-			// One disk of it.
+			// Export one disk of the VM.
 			if _, err = exchange.Export(t.Context(), w.Repo, s, file, nil, exchange.ExportOptions{Format: exchange.FormatXVA, Disk: "xvdb", Force: true}); err != nil {
 				t.Fatal(err)
 			}
@@ -66,9 +66,9 @@ func TestExportXVA(t *testing.T) {
 	}
 }
 
-// checkEntries looks at the names of an archive: ova.xml first, disks in the
-// order of texts, numbers growing, each block before its checksum, the first
-// and the last block there.
+// checkEntries checks the names in an archive: ova.xml first, disks in the order of
+// their names as text, ascending numbers, each block before its checksum, and the
+// first and the last block present.
 func checkEntries(t *testing.T, file, suffix string) {
 	t.Helper()
 	f, err := os.Open(file)
@@ -94,14 +94,14 @@ func checkEntries(t *testing.T, file, suffix string) {
 			}
 		case n%2 == 1:
 			if h.Name <= last || h.Size == 0 || h.Size > 1<<20 {
-				t.Errorf("%s of %d bytes behind %s", h.Name, h.Size, last)
+				t.Errorf("%s of %d bytes after %s", h.Name, h.Size, last)
 			}
 			disk, number, _ := strings.Cut(h.Name, "/")
 			seen[disk] = append(seen[disk], number)
 			last, blocks = h.Name, blocks+1
 		default:
 			if h.Name != last+suffix {
-				t.Errorf("%s behind %s", h.Name, last)
+				t.Errorf("%s after %s", h.Name, last)
 			}
 		}
 	}
@@ -115,7 +115,7 @@ func checkEntries(t *testing.T, file, suffix string) {
 	}
 }
 
-// An image without a VM becomes a plain VM.
+// An image without a VM is exported as a plain VM.
 func TestExportXVAOfImage(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{Version: xapisim.Version80})
 	file := jobtest.Image(t, filepath.Join(t.TempDir(), "x.raw"), 6*jobtest.MiB, 9, 10)
@@ -139,7 +139,7 @@ func TestExportDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Data becomes zeros, zeros become data, and some block stays.
+	// Data becomes zeros, zeros become data, and some blocks stay unchanged.
 	if _, err := f.WriteAt(make([]byte, 3*jobtest.MiB), 4*jobtest.MiB); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func TestExportDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.Size() != res.Bytes {
-			t.Errorf("%s: %v, said %d bytes (%v)", name, st.Size(), res.Bytes, err)
+			t.Errorf("%s: %v, reported %d bytes (%v)", name, st.Size(), res.Bytes, err)
 		}
 		return res
 	}
@@ -168,7 +168,7 @@ func TestExportDisk(t *testing.T) {
 			t.Fatal(res, err)
 		}
 		if p, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(p, out.Bytes()) {
-			t.Errorf("%s differs from what goes to the standard output (%v)", name, err)
+			t.Errorf("%s differs from the standard output (%v)", name, err)
 		}
 	}
 	if jobtest.FileSum(t, filepath.Join(dir, "out.raw")) != jobtest.FileSum(t, file) {
@@ -263,7 +263,7 @@ func TestExportRefusals(t *testing.T) {
 	}
 }
 
-// Of a VM that was backed up with its memory the archive holds the disks.
+// An archive of a VM that was backed up with its memory contains only the disks.
 func TestExportXVAOfCheckpoint(t *testing.T) {
 	w := jobtest.NightPool(t, xapisim.Config{}, "web")
 	o := w.Options()
@@ -279,6 +279,6 @@ func TestExportXVAOfCheckpoint(t *testing.T) {
 		t.Errorf("the VM came back as %+v", vm)
 	}
 	if _, err := exchange.Export(t.Context(), w.Repo, s, file, nil, exchange.ExportOptions{Format: exchange.FormatXVA, Disk: records.MemoryDevice}); !errors.Is(err, exchange.ErrFormat) {
-		t.Errorf("the memory alone: %v", err)
+		t.Errorf("only the memory: %v", err)
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"xenkeep/xva"
 )
 
-// prepareXVA makes the records of the archive and finds the disks in its order.
+// prepareXVA creates the records of the archive and finds the disks in its order.
 func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 	keep := make(map[string]*repo.Disk) // by UUID of the VDI
 	for i := range x.s.Disks {
@@ -51,7 +51,7 @@ func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 	}
 	vm := ova.VM(x.s.VM.UUID)
 	if vm == nil && ova.VM("") != nil && ova.VM("").Record.Get("uuid").Text == "" {
-		vm = ova.VM("") // described here
+		vm = ova.VM("") // the VM has no UUID in the archive
 	}
 	if vm != nil {
 		ova = ova.Alone(vm, func(vdi xva.Value) (int64, bool) {
@@ -88,7 +88,7 @@ func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 		delete(keep, uuid)
 	}
 	for _, uuid := range slices.Sorted(maps.Keys(keep)) {
-		return nil, fmt.Errorf("snapshot %s: no record says where disk %s belongs: export it by itself, as raw, vhd or qcow2", x.s.Short(), keep[uuid].Device)
+		return nil, fmt.Errorf("snapshot %s: no record contains the device of disk %s: export it by itself, as raw, vhd or qcow2", x.s.Short(), keep[uuid].Device)
 	}
 	return func(ctx context.Context, w io.Writer, _ *os.File) error {
 		return buffered(w, func(w io.Writer) error {
@@ -115,8 +115,9 @@ func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 	}, nil
 }
 
-// records are what the pool said of the VM: best its own export of the
-// metadata, else its records, else as much as the disks tell.
+// records returns the pool's description of the VM: its own export of the metadata if
+// it is stored, otherwise its records, otherwise a description that is made from the
+// disks.
 func (x *exporter) records(ctx context.Context) (*xva.OVA, error) {
 	p, err := x.r.ReadRecord(ctx, x.s, records.MetadataName)
 	if err != nil {

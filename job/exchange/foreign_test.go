@@ -17,8 +17,8 @@ import (
 	"xenkeep/repo"
 )
 
-// refusedImage tries to import a file and to back it up, and returns the two
-// failures. Neither may leave a snapshot.
+// refusedImage tries to import a file and to back it up, and returns both errors.
+// Neither may store a snapshot.
 func refusedImage(t *testing.T, file string, raw bool) (imported, backedUp error) {
 	t.Helper()
 	r := jobtest.NewRepository(t)
@@ -43,9 +43,9 @@ func refusedImage(t *testing.T, file string, raw bool) (imported, backedUp error
 	return imported, backedUp
 }
 
-// Row C1 of the fault list: a container is never stored as if it were the disk in
-// it; the refusal names it and the command that converts it. --format raw stores
-// the bytes as they are.
+// Row C1 of the fault list: a container is never stored as if it were the disk in it;
+// the error names it and the command that converts it. --format raw stores its bytes
+// unchanged.
 func TestForeignContainers(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		t.Skip("SKIP: no qemu-img")
@@ -104,8 +104,8 @@ func TestForeignContainers(t *testing.T) {
 	}
 }
 
-// Row F7 of the fault list: a backup of a qcow2 image or of an XVA says that
-// import reads it.
+// Row F7 of the fault list: the error of a backup of a qcow2 image or of an XVA names
+// the command import.
 func TestBackupImagePointsToImport(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{
@@ -123,8 +123,8 @@ func TestBackupImagePointsToImport(t *testing.T) {
 	}
 }
 
-// Row C2 of the fault list: a VHD whose first sector is lost, one that was cut
-// short, and one that is only named so are refused, not stored as raw disks.
+// Row C2 of the fault list: a VHD without its first sector, a truncated one, and a
+// file with only the name of one are refused, not stored as raw disks.
 func TestDamagedVHDIsNoRawDisk(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		t.Skip("SKIP: no qemu-img")
@@ -167,7 +167,7 @@ func TestDamagedVHDIsNoRawDisk(t *testing.T) {
 	}
 }
 
-// Row C1 of the fault list: Xen Orchestra's own files are refused by name.
+// Row C1 of the fault list: Xen Orchestra's own files are refused by their names.
 func TestXenOrchestraFiles(t *testing.T) {
 	dir := t.TempDir()
 	alias := filepath.Join(dir, "20260101T000000Z.alias.vhd")
@@ -189,9 +189,9 @@ func TestXenOrchestraFiles(t *testing.T) {
 	}
 }
 
-// Row C1 of the fault list: verify names a container that an older version stored
-// as if it were the disk, and does not call it damage where the user said that it
-// is raw.
+// Row C1 of the fault list: verify names a container that an older version stored as
+// if it were the disk. It does not report damage if the user declared the file to be
+// raw.
 func TestVerifyNamesContainers(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		t.Skip("SKIP: no qemu-img")

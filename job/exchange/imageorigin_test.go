@@ -19,7 +19,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// twins makes two files of one name, size and date with different content.
+// twins creates two files of the same name, size and date with different content.
 func twins(t *testing.T, dir string, when time.Time) (one, two string) {
 	t.Helper()
 	for i, vm := range []string{"vm1", "vm2"} {
@@ -39,8 +39,8 @@ func twins(t *testing.T, dir string, when time.Time) (one, two string) {
 	return one, two
 }
 
-// Row C4 of the fault list: two images of one name and date are two VMs. What is
-// passed over is proved to be the same.
+// Row C4 of the fault list: two images of one name and date are two VMs. A file is
+// skipped only if it is proved to be the same.
 func TestTwoImagesAreTwoVMs(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	when := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -58,7 +58,7 @@ func TestTwoImagesAreTwoVMs(t *testing.T) {
 			t.Errorf("%s: VM %+v, source %+v", file, s.VM, s.Source)
 		}
 	}
-	// Again, and by another path to the same file.
+	// Again, and through another path to the same file.
 	link := filepath.Join(w.Dir, "link")
 	if err := os.Symlink(filepath.Dir(one), link); err != nil {
 		t.Fatal(err)
@@ -66,7 +66,7 @@ func TestTwoImagesAreTwoVMs(t *testing.T) {
 	if again := w.Import(exchange.ImportOptions{}, one, two, filepath.Join(link, "disk.raw")); len(again.Snapshots) != 0 || len(again.Warnings) != 3 {
 		t.Errorf("again: %+v", again)
 	}
-	// Another content in its place, with its size and date.
+	// A file with other content, and the same size and date.
 	data, err := os.ReadFile(two)
 	if err == nil {
 		err = errors.Join(os.WriteFile(one, data, 0o600), os.Chtimes(one, when, when))
@@ -78,26 +78,26 @@ func TestTwoImagesAreTwoVMs(t *testing.T) {
 	if len(changed.Snapshots) != 1 || w.RestoredTo(w.Snapshot(changed.Snapshots[0].ID), "disk.raw") != jobtest.FileSum(t, two) {
 		t.Errorf("changed: %+v", changed)
 	}
-	// A change of its date alone brings nothing new.
+	// If only its date changes, nothing is imported.
 	if err := os.Chtimes(one, when.Add(time.Hour), when); err != nil {
 		t.Fatal(err)
 	}
 	if again := w.Import(exchange.ImportOptions{}, one); len(again.Snapshots) != 0 || len(again.Warnings) != 1 {
 		t.Errorf("touched: %+v", again)
 	}
-	// One name for both is the user's word: one VM, and nothing is lost.
+	// If the user gives both the same name, they are one VM, and nothing is lost.
 	named := w.Import(exchange.ImportOptions{Name: "server"}, one, two)
 	if one := w.Import(exchange.ImportOptions{Name: "server"}, two); len(one.Snapshots) != 0 {
 		t.Errorf("%+v", one)
 	}
-	// Both files hold the same by now: one snapshot.
+	// Both files have the same content now: one snapshot.
 	if len(named.Snapshots) != 1 || named.Snapshots[0].VMUUID != "image:server" {
 		t.Errorf("named: %+v", named)
 	}
 }
 
-// Row C5 of the fault list: retention of one image does not touch another of the
-// same name, nor snapshots that an older version made by the name alone.
+// Row C5 of the fault list: retention of one image does not affect another of the same
+// name, nor snapshots that an older version made by the name alone.
 func TestRetentionOfImages(t *testing.T) {
 	r := jobtest.NewRepository(t)
 	dir := t.TempDir()
@@ -112,7 +112,7 @@ func TestRetentionOfImages(t *testing.T) {
 		}
 		return s
 	}
-	// As an older version named it.
+	// With the name that an older version gave it.
 	old := backup(one, "disk.raw")
 	if old.Snapshots[0].VMUUID != "image:disk.raw" || len(old.Warnings) != 0 {
 		t.Fatalf("%+v", old)
@@ -131,7 +131,7 @@ func TestRetentionOfImages(t *testing.T) {
 	if err != nil || len(all) != 3 {
 		t.Fatalf("%d snapshots, %v", len(all), err)
 	}
-	// Each is found by its UUID, the old one too, and the name alone is refused.
+	// Each is found by its UUID, the old one too, and the name alone is ambiguous.
 	for _, s := range all {
 		if got, err := repo.Resolve(all, "latest:"+s.VM.UUID); err != nil || got != s {
 			t.Errorf("%s: %v, %v", s.VM.UUID, got, err)
@@ -140,14 +140,14 @@ func TestRetentionOfImages(t *testing.T) {
 	if _, err := repo.Resolve(all, "latest:disk.raw"); !errors.Is(err, repo.ErrAmbiguous) {
 		t.Errorf("by the name: %v", err)
 	}
-	// The name goes on with the old series.
+	// The name continues the old series.
 	if named := backup(two, "disk.raw"); len(named.Forgotten) != 1 || named.Forgotten[0] != old.Snapshots[0].ID {
 		t.Errorf("named: %+v", named)
 	}
 }
 
-// Row F1 of the fault list: chains of two disks whose files bear the same names and
-// dates stay two disks, whatever was imported before.
+// Row F1 of the fault list: chains of two disks whose files have the same names and
+// dates remain two disks, in any order of imports.
 func TestChainsOfOneName(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	a, sumsA := w.ChainOf(filepath.Join(w.Dir, "diskA"), 5, "T1.vhd", "T2.vhd")
@@ -167,7 +167,7 @@ func TestChainsOfOneName(t *testing.T) {
 		}
 	}
 	check(sum, sumsB)
-	// A chain goes on where it ended.
+	// A chain continues at its end.
 	more := w.Import(exchange.ImportOptions{}, a...)
 	if len(more.Snapshots) != 1 {
 		t.Fatalf("%+v", more)
@@ -176,7 +176,7 @@ func TestChainsOfOneName(t *testing.T) {
 	if more.Snapshots[0].VMUUID == sum.Snapshots[0].VMUUID {
 		t.Error("two disks are one VM")
 	}
-	// A delta of one behind the base of the other.
+	// A delta of one chain after the base of the other.
 	s, err := exchange.Import(t.Context(), w.Repo, []string{a[0], b[1]}, exchange.ImportOptions{Common: job.Common{StateDir: w.Dir}})
 	if !errors.Is(err, job.ErrPartial) || len(s.Failed) != 1 || !errors.Is(s.Failed[0].Err(), exchange.ErrChain) || !strings.Contains(s.Failed[0].Hint, "--assume-chain") {
 		t.Errorf("%v %+v", err, s)
@@ -208,8 +208,8 @@ func edit(t *testing.T, file string, change func(h *vhd.Header, f *vhd.Footer)) 
 	}
 }
 
-// A delta whose parent is not proved to be the file before it is refused, unless
-// the user says that the order is right.
+// A delta whose parent is not proved to be the previous file is refused, unless the
+// user declares that the order is right.
 func TestChainIsProved(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	files, sums := w.ChainOf(filepath.Join(w.Dir, "d"), 5, "base.vhd", "child.vhd")
@@ -251,8 +251,8 @@ func TestChainIsProved(t *testing.T) {
 	}
 }
 
-// Row F3 of the fault list: a VHD that we write has an ID that other programs take:
-// a UUID of version 4 or 5.
+// Row F3 of the fault list: an exported VHD has an ID that other programs accept: a
+// UUID of version 4 or 5.
 func TestExportedVHDIDs(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	files, _ := w.ChainOf(filepath.Join(w.Dir, "d"), 5, "base.vhd", "child.vhd")
@@ -276,8 +276,8 @@ func TestExportedVHDIDs(t *testing.T) {
 	}
 }
 
-// Row F5 of the fault list: the date in a footer that counts from 1970, as Xen
-// Orchestra's, is understood.
+// Row F5 of the fault list: a date in a footer that counts from 1970, like Xen
+// Orchestra's, is recognized.
 func TestFooterDates(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	files, _ := w.ChainOf(filepath.Join(w.Dir, "d"), 5, "base.vhd")

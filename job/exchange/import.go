@@ -22,36 +22,36 @@ import (
 	"xenkeep/xva"
 )
 
-// OriginImport is the origin of a snapshot whose VM came from a file, and of
-// which no pool is known.
+// OriginImport is the origin of a snapshot whose VM came from a file, and whose pool
+// is not known.
 const OriginImport = "import"
 
-// ImportOptions say how Import names and dates what it reads.
+// ImportOptions are the options of Import.
 type ImportOptions struct {
 	job.Common
 	Name string    // of disk images; "" is the file's name
-	Date time.Time // zero: what the file, or its folder, says
-	// Raw takes every file as a raw disk, whatever it looks like.
+	Date time.Time // zero: the date in the file or in the name of its folder
+	// Raw reads every file as a raw disk, even if its content looks like another
+	// format.
 	Raw bool
-	// AssumeChain takes a differencing VHD to build on the file before it where
-	// that is not proved.
+	// AssumeChain accepts the previous file as the parent of a differencing VHD
+	// without a proof.
 	AssumeChain bool
-	// AllowShrink is how much smaller than the snapshot before it an image may be.
+	// AllowShrink permits an image to be smaller than in the previous snapshot.
 	AllowShrink job.Shrink
 }
 
-// ErrChain is returned for a differencing VHD whose parent is not the file
-// before it.
+// ErrChain is returned for a differencing VHD whose parent is not the previous file.
 var ErrChain = errors.New("not the parent")
 
-// ErrNothing is returned for a folder that holds nothing to be imported.
+// ErrNothing is returned for a folder without anything to import.
 var ErrNothing = errors.New("nothing to import")
 
-// Import takes files into the repository: raw, VHD and qcow2 images, XVA
-// archives, and folders that NAUbackup's VmBackup wrote. Each becomes a snapshot
-// with the date and the identity it had; a differencing VHD stands on the file
-// before it. What fails does not keep the others from being imported; what is
-// there already is passed over.
+// Import imports files into the repository: raw, VHD and qcow2 images, XVA archives,
+// and folders that NAUbackup's VmBackup wrote. Each becomes a snapshot with its
+// original date and identity; a differencing VHD is based on the previous file. A file
+// that fails does not prevent the import of the others, and is in the summary; a file
+// that was imported before is skipped.
 func Import(ctx context.Context, r *repo.Repository, files []string, o ImportOptions) (*job.Summary, error) {
 	lock := func() (func(), error) { return job.LockThing(o.StateDir, r.ID(), "import", "", "import") }
 	if o.Job != "" {
@@ -91,28 +91,28 @@ func Import(ctx context.Context, r *repo.Repository, files []string, o ImportOpt
 	return s, nil
 }
 
-// importer is one import.
+// importer is the state of one Import.
 type importer struct {
 	r       *repo.Repository
 	o       ImportOptions
-	all     []*repo.Snapshot // there before, and made
+	all     []*repo.Snapshot // existing before, and created
 	sum     *job.Summary
-	skipped int // passed over
+	skipped int // files that were skipped
 	chain   *link
 }
 
-// link is the VHD that a differencing one may stand on.
+// link is a VHD that may be the parent of a differencing one.
 type link struct {
 	file  string
 	id    vhd.UUID
 	size  int64
-	times [2]uint32  // of its footer and of its file, as VHDs count
-	vm    repo.Named // as which the chain counts
+	times [2]uint32  // of its footer and of its file, in the VHD's unit
+	vm    repo.Named // the VM to which the chain belongs
 	root  chunk.ID
-	made  bool // by this import: what stands on it must be read again
+	made  bool // by this import: its children must be read again
 }
 
-// importOne imports one file or folder, and notes how it went.
+// importOne imports one file or folder, and records the result.
 func (im *importer) importOne(ctx context.Context, file string) {
 	kind, st, dir, err := transfer.KindOf(file, im.o.Raw)
 	if err != nil {
@@ -151,7 +151,7 @@ func (im *importer) warn(format string, args ...any) {
 	im.sum.Warnings = append(im.sum.Warnings, fmt.Sprintf(format, args...))
 }
 
-// date is what the user says, or what the file does.
+// date returns the date that the user specified, otherwise that of the file.
 func (im *importer) date(t time.Time) time.Time {
 	if !im.o.Date.IsZero() {
 		t = im.o.Date
@@ -212,8 +212,9 @@ func (im *importer) importImage(ctx context.Context, file string, kind filekind.
 	return nil
 }
 
-// previous is the newest snapshot of the same image that is not newer than s, if s
-// holds a whole disk: the one that s must not be much smaller than.
+// previous returns the newest snapshot of the same image that is not newer than s, for
+// the check whether s is much smaller. It returns nil if s does not contain a whole
+// disk.
 func (im *importer) previous(s *repo.Snapshot, src *imported) *repo.Snapshot {
 	if src.isDelta() {
 		return nil
@@ -225,8 +226,8 @@ func (im *importer) previous(s *repo.Snapshot, src *imported) *repo.Snapshot {
 	return last
 }
 
-// imageSnapshot describes the snapshot of an image: as which VM it counts, its
-// date, and what it builds on.
+// imageSnapshot returns the snapshot of an image, with its VM, its date, and the root
+// of its base.
 func (im *importer) imageSnapshot(file string, kind filekind.Kind, st os.FileInfo, src *imported) (*repo.Snapshot, chunk.ID, error) {
 	s := &repo.Snapshot{Origin: "image", Tags: im.o.Tags, Complete: true}
 	date := st.ModTime()
@@ -277,8 +278,8 @@ func (im *importer) disk(ctx context.Context, run *backup.Run, s *repo.Snapshot,
 	return res, nil
 }
 
-// run stores and publishes one snapshot. Where an equal one is there already, that
-// one is returned and nothing is published.
+// run stores and publishes one snapshot. If there is an equal one already, it is
+// returned and nothing is published.
 func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID, fn func(ctx context.Context, run *backup.Run) error) (old *repo.Snapshot, err error) {
 	err = job.WithRun(ctx, im.r, &im.o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		if err := fn(ctx, run); err != nil {
@@ -300,8 +301,8 @@ func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID,
 	return nil, nil
 }
 
-// existing is a snapshot of the same VM and time that a proof says to be the same, if
-// there is one.
+// existing returns a snapshot of the same VM and time for which same returns true, or
+// nil.
 func (im *importer) existing(s *repo.Snapshot, same func(x, s *repo.Snapshot) bool) *repo.Snapshot {
 	for _, x := range im.all {
 		if job.SameVM(x, s) && x.Complete && x.Data.Equal(s.Data) && same(x, s) {
@@ -311,15 +312,15 @@ func (im *importer) existing(s *repo.Snapshot, same func(x, s *repo.Snapshot) bo
 	return nil
 }
 
-// unchanged is the snapshot that was made of the same file, which has not been
-// changed since, if there is one: it need not be read again.
+// unchanged returns the snapshot that was made of the same file, if the file has not
+// changed since, so that it need not be read again; otherwise nil.
 func (im *importer) unchanged(s *repo.Snapshot) *repo.Snapshot {
 	return im.existing(s, func(x, s *repo.Snapshot) bool {
 		return x.Machine == im.o.Machine && x.Source.Same(s.Source) && len(x.Disks) > 0
 	})
 }
 
-// equalContent reports whether two snapshots hold the same disks and records.
+// equalContent reports whether two snapshots contain the same disks and records.
 func equalContent(a, b *repo.Snapshot) bool {
 	return slices.EqualFunc(a.Disks, b.Disks, func(x, y repo.Disk) bool {
 		return x.Device == y.Device && x.VDI == y.VDI && x.Size == y.Size && x.Root == y.Root
@@ -331,8 +332,8 @@ func (im *importer) skip(file string, s *repo.Snapshot) {
 	im.warn("%s: snapshot %s holds %s of %s already, with the same content: passed over", file, s.Short(), s.VM.Name, s.Data.Local().Format("2006-01-02 15:04:05"))
 }
 
-// parent is the file before a differencing VHD, if that is proved to be its parent,
-// or the user says so.
+// parent returns the previous file if it is proved to be the parent of a differencing
+// VHD, or if the user declared it; otherwise an error.
 func (im *importer) parent(file string, f *vhd.File) (*link, error) {
 	h := f.Header()
 	if im.chain == nil {
@@ -345,12 +346,12 @@ func (im *importer) parent(file string, f *vhd.File) (*link, error) {
 	if !im.o.AssumeChain {
 		return nil, &chainError{file: file, before: im.chain.file, doubt: doubt}
 	}
-	im.warn("%s: %s: taken to build on %s, as --assume-chain says", file, doubt, im.chain.file)
+	im.warn("%s: %s: assumed to build on %s, because of --assume-chain", file, doubt, im.chain.file)
 	return im.chain, nil
 }
 
-// chainError is a differencing VHD that is not proved to build on the file before
-// it.
+// chainError is the error for a differencing VHD that is not proved to be based on the
+// previous file.
 type chainError struct{ file, before, doubt string }
 
 func (e *chainError) Error() string {
@@ -359,21 +360,21 @@ func (e *chainError) Error() string {
 
 func (e *chainError) Is(target error) bool { return target == ErrChain }
 
-// Hint is the next step.
+// Hint returns the next step.
 func (e *chainError) Hint() string {
 	return "name the files of a chain in order, the one that holds the whole disk first; --assume-chain takes the order as it is, and makes a wrong disk where the order is wrong"
 }
 
-// whyNotParent says why a differencing VHD is not proved to build on the file of the link;
-// "" where it is: its parent's ID is that of the file, both disks have one size,
-// and where it notes when its parent was changed, that fits. XenServer gives what
-// it exports no ID of a parent (xen-api ocaml/vhd-tool).
+// whyNotParent returns why the file of the link is not proved to be the parent of a
+// differencing VHD; "" if it is: the parent's ID is that of the file, both disks have
+// the same size, and the recorded modification time of the parent, if any, matches.
+// XenServer exports differencing VHDs without a parent's ID (xen-api ocaml/vhd-tool).
 func (l *link) whyNotParent(f *vhd.File) string {
 	h := f.Header()
 	id := h.ParentID
 	switch {
 	case id == vhd.UUID{} || id == f.Footer().ID:
-		return "it does not say what it builds on"
+		return "it does not name its parent"
 	case !sameVHD(id, l.id):
 		return fmt.Sprintf("it builds on the VHD %s %q, not on %s", id, h.ParentName(), l.id)
 	case f.Size() != l.size:
@@ -384,8 +385,8 @@ func (l *link) whyNotParent(f *vhd.File) string {
 	return ""
 }
 
-// sameVHD reports whether two IDs name one VHD. Older versions of xenkeep wrote the
-// same IDs as version 8, this one writes them as version 5.
+// sameVHD reports whether two IDs identify the same VHD. Older versions of xenkeep
+// wrote the same IDs as version 8, this one writes them as version 5.
 func sameVHD(a, b vhd.UUID) bool {
 	for _, id := range []*vhd.UUID{&a, &b} {
 		if id[6]>>4 == 8 {

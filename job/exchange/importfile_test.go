@@ -19,8 +19,8 @@ import (
 	"xenkeep/xva"
 )
 
-// What the pool exports comes in as the VM it is, whatever the version and the
-// compression and with keep-alive blocks, and goes back as a VM.
+// An XVA that the pool exported is imported as the same VM, for each version and
+// compression and with keep-alive blocks, and can be restored as a VM.
 func TestImportXVA(t *testing.T) {
 	for _, c := range []struct {
 		version xapisim.Version
@@ -63,7 +63,7 @@ func TestImportXVA(t *testing.T) {
 			if err != nil || len(vm.VIFs) == 0 {
 				t.Errorf("VM %+v, %v", vm, err)
 			}
-			// Once more is passed over; as an archive of ours it is the same VM.
+			// A second import is skipped; an archive that we exported is the same VM.
 			if again := w.Import(exchange.ImportOptions{}, file); len(again.Snapshots) != 0 || len(again.Warnings) != 1 {
 				t.Errorf("again: %+v", again)
 			}
@@ -80,7 +80,7 @@ func TestImportXVA(t *testing.T) {
 	}
 }
 
-// A VM that the repository has backups of stays that VM.
+// A VM that has backups in the repository keeps its identity.
 func TestImportJoinsPool(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	first := w.Snapshot(w.Backup(w.Options("web")).Snapshots[0].ID)
@@ -95,8 +95,8 @@ func TestImportJoinsPool(t *testing.T) {
 	}
 }
 
-// A tree of VmBackup: whole VMs, a first disk alone, an unfinished backup, the
-// old and the new form of metadata.
+// A tree of VmBackup: whole VMs, a VM with only its first disk, an unfinished backup,
+// the old and the new form of metadata.
 func TestImportNAUbackup(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	v, err := w.Pool.FindVM(t.Context(), "web")
@@ -145,7 +145,7 @@ func TestImportNAUbackup(t *testing.T) {
 	if err := w.Pool.ExportMetadata(t.Context(), v.Ref, &m); err != nil {
 		t.Fatal(err)
 	}
-	// As xmllint indents it.
+	// With the indentation of xmllint.
 	text := m.String()[512:]
 	text = strings.TrimRight(text, "\x00")
 	write(filepath.Join(two, "vm-metadata.xml"), "<?xml version=\"1.0\"?>\n"+strings.ReplaceAll(text, "><", ">\n  <"))
@@ -186,7 +186,7 @@ func TestImportNAUbackup(t *testing.T) {
 			t.Errorf("%d: restore: %v", i, err)
 		}
 	}
-	// One VM's folder, and one backup's: all there.
+	// The folder of one VM, and that of one backup: everything exists already.
 	for _, dir := range []string{filepath.Join(tree, "web"), one} {
 		if s := w.Import(exchange.ImportOptions{}, dir); len(s.Snapshots) != 0 {
 			t.Errorf("%s: imported again", dir)
@@ -206,7 +206,7 @@ func TestImportImages(t *testing.T) {
 	if s.VM.UUID != "image:srv" || !s.Data.Equal(when) {
 		t.Errorf("%+v of %v", s.VM, s.Data)
 	}
-	// Three days as a chain of VHDs: base, child, and a child of that.
+	// Three days as a chain of VHDs: base, child, and grandchild.
 	sums := []string{jobtest.FileSum(t, file)}
 	snaps := []*repo.Snapshot{s}
 	for day := range 2 {

@@ -586,7 +586,7 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 		}
 	}
 	if ahead > job.ClockSkew {
-		x.warn("the pool's clock is %v ahead of that of this machine: its snapshots bear wrong dates, and retention counts from them; set up NTP", ahead.Round(time.Minute))
+		x.warn("the pool's clock is %v ahead of that of this machine: its snapshots have wrong dates, and retention counts from them; set up NTP", ahead.Round(time.Minute))
 	}
 }
 

@@ -25,19 +25,19 @@ import (
 	"xenkeep/xva"
 )
 
-// VmBackup of NAUbackup writes BACKUP_DIR/VM/backup-2026-03-16-(12:30:27)/ with
-// the export (VM.xva or VM.xva.gz of the whole VM, or VM.raw or VM.vhd of its
-// first disk), vm-metadata.xml or in older releases vm.cfg, DISK-xvda/vdi.cfg
-// and vbd.cfg, VIFs/vif-0.cfg, and an empty file "success" once all is well
+// VmBackup of NAUbackup writes BACKUP_DIR/VM/backup-2026-03-16-(12:30:27)/ with the
+// export (VM.xva or VM.xva.gz of the whole VM, or VM.raw or VM.vhd of its first disk),
+// vm-metadata.xml or in older releases vm.cfg, DISK-xvda/vdi.cfg and vbd.cfg,
+// VIFs/vif-0.cfg, and an empty file "success" at the end
 // (github.com/NAUbackup/VmBackup, VmBackup.py: gather_vm_meta, final_cleanup).
 var nauFolder = regexp.MustCompile(`^backup-(\d{4})-(\d\d)-(\d\d)-\((\d\d)[:_-](\d\d)[:_-](\d\d)\)$`)
 
-// nauMarks say that a backup is whole; the others are of exports that are
-// compressed afterwards or were restored.
+// nauMarks are the files that mark a complete backup; the last three are of exports
+// that are compressed afterwards or were restored.
 var nauMarks = []string{"success", "success_compress", "success_compressing", "success_restore"}
 
-// nauDate is when a backup was begun, in the local time zone, as its folder
-// says.
+// nauDate returns the local time when a backup was begun, according to the name of its
+// folder.
 func nauDate(dir string) (time.Time, bool) {
 	m := nauFolder.FindStringSubmatch(filepath.Base(dir))
 	if m == nil {
@@ -96,8 +96,8 @@ type nauBackup struct {
 	dir  string
 	date time.Time
 	vm   repo.Named
-	ova  *xva.OVA // of vm-metadata.xml; nil where there is none
-	// disks, by device, as DISK-*/ tell
+	ova  *xva.OVA // from vm-metadata.xml; nil if there is none
+	// disks, by device, from the folders DISK-*
 	devices []string
 	disks   map[string]map[string]string
 }
@@ -131,7 +131,7 @@ func (im *importer) importNAU(ctx context.Context, dir string) error {
 	return im.importNAUDisk(ctx, b, export)
 }
 
-// nauExport is the file that holds the data.
+// nauExport returns the file with the data.
 func nauExport(dir string) (string, error) {
 	all, err := os.ReadDir(dir)
 	if err != nil {
@@ -152,7 +152,7 @@ func nauExport(dir string) (string, error) {
 	return found[0], nil
 }
 
-// readCfg reads lines of name=value.
+// readCfg parses lines of the form name=value.
 func readCfg(file string) (map[string]string, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -218,15 +218,16 @@ func readNAU(dir string) (*nauBackup, error) {
 	return b, nil
 }
 
-// escapeGlob quotes what filepath.Glob would take for a pattern.
+// escapeGlob quotes the special characters of filepath.Glob.
 func escapeGlob(s string) string {
 	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(s)
 }
 
-// importNAUDisk imports an export of the first disk alone, which is all that vdi-export
-// saves.
+// importNAUDisk imports an export of the first disk, which is the only disk that
+// vdi-export saves.
 func (im *importer) importNAUDisk(ctx context.Context, b *nauBackup, export string) error {
-	// VmBackup names a raw export so: what the guest keeps on it does not count.
+	// VmBackup uses this name for a raw export: the content of the guest's disk does
+	// not matter.
 	kind, _, _, err := transfer.KindOf(export, im.o.Raw || strings.EqualFold(filepath.Ext(export), ".raw"))
 	if err != nil {
 		return err
@@ -264,7 +265,7 @@ func (im *importer) importNAUDisk(ctx context.Context, b *nauBackup, export stri
 		}
 		d.Device, d.UserDevice, d.VDI, d.Name, d.SR = device, cfg["userdevice"], cfg["orig_uuid"], cfg["name_label"], cfg["orig_sr_uuid"]
 		if n, err := strconv.ParseInt(cfg["virtual_size"], 10, 64); err == nil && n != d.Size {
-			return fmt.Errorf("%s: a disk of %d bytes, vdi.cfg says %d", export, d.Size, n)
+			return fmt.Errorf("%s: a disk of %d bytes, in vdi.cfg it has %d", export, d.Size, n)
 		}
 	}
 	var base chunk.ID
@@ -290,7 +291,7 @@ func (im *importer) importNAUDisk(ctx context.Context, b *nauBackup, export stri
 	return err
 }
 
-// sortDisks puts disks into the order of their places.
+// sortDisks sorts disks by their devices.
 func sortDisks(disks []repo.Disk) {
 	sort.SliceStable(disks, func(i, j int) bool { return xapi.LessDevice(disks[i].UserDevice, disks[j].UserDevice) })
 }

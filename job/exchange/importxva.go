@@ -24,13 +24,13 @@ import (
 	"xenkeep/xva"
 )
 
-// archiveOptions say of an archive what it does not say itself.
+// archiveOptions complete the data in an archive.
 type archiveOptions struct {
 	date time.Time
-	vm   repo.Named        // the VM it is of, where that is known better
-	vdis map[string]string // device -> UUID of the disk, where that is known better
-	// folder is that of all backups of the VM, where there is one: the date is
-	// that of the backup, and not of a file.
+	vm   repo.Named        // the VM, if it is better known than from the archive
+	vdis map[string]string // device -> UUID of the disk, if it is better known
+	// folder is the folder of all backups of the VM, if there is one: then the date is
+	// that of the backup, and not that of a file.
 	folder string
 }
 
@@ -102,11 +102,12 @@ func (im *importer) importArchive(ctx context.Context, file string, o archiveOpt
 	return nil
 }
 
-// withoutSource takes a snapshot that an older version made of a backup of VmBackup for
-// the same: VM and date name the backup's folder.
+// withoutSource reports whether x was made by an older version, without a Source. Such
+// a snapshot of a backup of VmBackup is the same if VM and date match, because these
+// identify the backup's folder.
 func withoutSource(x, _ *repo.Snapshot) bool { return x.Source == nil }
 
-// diskOf is a disk as an archive's records describe it.
+// diskOf returns a disk as described by an archive's records.
 func diskOf(vdi, vbd xva.Value, size int64) repo.Disk {
 	d := repo.Disk{
 		Device: vbd.Get("device").Text, UserDevice: vbd.Get("userdevice").Text, VDI: vdi.Get("uuid").Text,
@@ -125,8 +126,8 @@ func diskOf(vdi, vbd xva.Value, size int64) repo.Disk {
 	return d
 }
 
-// describe makes the snapshot of an archive's records, to which it gives the
-// identity that is known better.
+// describe returns the snapshot for an archive's records, with the better known
+// identity from o.
 func (im *importer) describe(ova *xva.OVA, file string, o archiveOptions) (*repo.Snapshot, error) {
 	vm := ova.VM("")
 	if vm == nil {
@@ -158,11 +159,11 @@ func (im *importer) describe(ova *xva.OVA, file string, o archiveOptions) (*repo
 	return s, nil
 }
 
-// identity is a snapshot of a VM: of the pool whose VM it is, where the
-// repository has backups of it from one pool. A VM without a UUID goes by the file
-// or folder that it comes from.
+// identity returns a snapshot with the identity of a VM: it belongs to the VM's pool
+// if the repository has backups of it from exactly one pool. A VM without a UUID is
+// identified by its file or folder.
 func (im *importer) identity(vm repo.Named, from string) (*repo.Snapshot, error) {
-	if vm.UUID == "" { // of an archive that no pool made
+	if vm.UUID == "" { // the archive was not made by a pool
 		at, err := transfer.ImageIdentity(im.o.Machine, from, "")
 		if err != nil {
 			return nil, err
@@ -185,16 +186,16 @@ func (im *importer) identity(vm repo.Named, from string) (*repo.Snapshot, error)
 	return s, nil
 }
 
-// records stores what an archive says of the VM as a backup does.
+// records stores the records in an archive like those of a backup.
 func (im *importer) records(ctx context.Context, run *backup.Run, s *repo.Snapshot, ova *xva.OVA) error {
-	// Its snapshots, where the records tell of them, are not it.
+	// Without its snapshots, which the records may contain.
 	ova = ova.Alone(ova.VM(""), func(vdi xva.Value) (int64, bool) {
 		size, err := strconv.ParseInt(vdi.Get("virtual_size").Text, 10, 64)
 		return size, err == nil
 	})
 	vm := ova.VM("")
 	raw := func(v xva.Value) records.RawRecord {
-		p, _ := json.Marshal(v) // texts, numbers and structs of them always can be
+		p, _ := json.Marshal(v) // texts, numbers and structs of them can always be encoded
 		return p
 	}
 	of := func(class string) map[string]records.RawRecord {

@@ -30,10 +30,10 @@ type imported struct {
 	close     func()
 }
 
-// isDelta reports whether the image holds only what differs from another.
+// isDelta reports whether the image contains only the differences from another.
 func (i *imported) isDelta() bool { return i.vhd != nil && i.vhd.IsDelta() }
 
-// link makes the image one that a differencing VHD may stand on.
+// link returns the image as a possible parent of a differencing VHD.
 func (i *imported) link(file string, st os.FileInfo, s *repo.Snapshot) *link {
 	if i.vhd == nil {
 		return nil
@@ -73,8 +73,8 @@ func (im *importer) openImage(ctx context.Context, file string, kind filekind.Ki
 	return &imported{Source: i, allocated: i.Allocated, close: func() { _ = i.Close() }}, nil
 }
 
-// checkQCOW2 proves that all of an image is in its file, and refuses what would
-// make qemu read other files than the one named, or needs a secret.
+// checkQCOW2 checks that all data of an image are in its file. It refuses images for
+// which qemu would read other files, or that need a secret.
 func checkQCOW2(f *os.File) error {
 	st, err := f.Stat()
 	if err != nil {
@@ -97,11 +97,11 @@ func checkQCOW2(f *os.File) error {
 	return nil
 }
 
-// qcow2Wait is how long qemu-nbd may take to open an image.
+// qcow2Wait is the time limit for qemu-nbd to open an image.
 const qcow2Wait = 30 * time.Second
 
-// openQCOW2 has qemu-nbd read the image, on a socket of this user's, so that no
-// copy of it is needed.
+// openQCOW2 lets qemu-nbd read the image, through a socket that only this user can
+// open. That avoids a copy of the image.
 func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	tool, err := exec.LookPath("qemu-nbd")
 	if err != nil {
@@ -176,7 +176,7 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	for _, e := range held {
 		allocated += e.Length
 	}
-	// qemu reads what lies behind the file's end as zeros.
+	// qemu reads the area after the file's end as zeros.
 	return &imported{Source: transfer.CheckLength(src, f), allocated: allocated, close: func() {
 		_ = f.Close()
 		_ = d.Close()
@@ -185,7 +185,7 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	}}, nil
 }
 
-// tailBuffer keeps the end of what a program says.
+// tailBuffer keeps the end of a program's output.
 type tailBuffer struct{ p []byte }
 
 func (t *tailBuffer) Write(p []byte) (int, error) {
