@@ -54,18 +54,18 @@ func TestSlots(t *testing.T) {
 			if err != nil || h.ID != id || h.Role != keys.Cert.Role().String() || h.Label != "label" {
 				t.Fatalf("head is %+v: %v", h, err)
 			}
-			got, cfg, err := Open(data, secret)
+			got, cfg, err := Open(t.Context(), data, secret)
 			if err != nil || !reflect.DeepEqual(cfg, config) {
 				t.Fatalf("open: %v", err)
 			}
 			same(t, keys, got)
 			for _, wrong := range []Secret{{Password: []byte("wrong")}, {KeyFile: make([]byte, 32)}} {
-				if _, _, err := Open(data, wrong); !errors.Is(err, ErrWrongSecret) {
+				if _, _, err := Open(t.Context(), data, wrong); !errors.Is(err, ErrWrongSecret) {
 					t.Fatalf("a wrong secret gives %v", err)
 				}
 			}
 			data[len(data)-1]++
-			if _, _, err := Open(data, secret); err == nil {
+			if _, _, err := Open(t.Context(), data, secret); err == nil {
 				t.Fatal("a damaged slot opens")
 			}
 		}
@@ -128,7 +128,7 @@ func BenchmarkUnlock(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if _, _, err := Open(data, secret); err != nil {
+		if _, _, err := Open(b.Context(), data, secret); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -143,7 +143,7 @@ func FuzzOpen(f *testing.F) {
 	}
 	f.Add(data)
 	f.Fuzz(func(t *testing.T, p []byte) {
-		if _, _, err := Open(p, secret); err == nil && !bytes.Equal(p, data) {
+		if _, _, err := Open(t.Context(), p, secret); err == nil && !bytes.Equal(p, data) {
 			t.Fatal("a forged slot opens")
 		}
 	})
