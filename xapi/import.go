@@ -136,6 +136,14 @@ func (c *Client) ImportMetadata(ctx context.Context, archive []byte, o MetadataI
 
 // sendBody sends an import and waits for the result of the pool's task. It also
 // reports whether the host may still be processing the body.
+//
+//	us                      host
+//	PUT, head      ------>
+//	               <------  200, or a refusal: refusal
+//	body           ------>
+//	               <------  on failure a second answer, at any time: secondAnswer
+//	               <------  end of the connection
+//	task           ------>  its result decides: verdict
 func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, body func(w io.Writer) error) (atWork bool, err error) {
 	s, resp, addr, err := c.open(ctx, addr, req)
 	if err != nil {
@@ -146,27 +154,7 @@ func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, 
 	}
 	defer s.close()
 
-	// The rest of the answer is empty, or contains a second answer with the
-	// host's failure, which may arrive while the body is still being sent.
-	answer := make(chan []byte, 1)
-	_ = s.conn.SetReadDeadline(time.Time{})
-	s.armedRead = time.Now().Add(1000 * time.Hour) // only writes decide whether the transfer has stalled
-	go func() {
-		page := make([]byte, 0, 4096)
-		buf := make([]byte, 4096)
-		for {
-			n, err := s.in.Read(buf)
-			page = append(page, buf[:min(n, maxPage-len(page))]...)
-			if n > 0 || err != nil {
-				s.interrupt(errEndedEarly)
-			}
-			if err != nil {
-				answer <- page
-				return
-			}
-		}
-	}()
-
+	answer := s.secondAnswer()
 	w := &bodyWriter{s: s, left: req.length, open: req.length < 0}
 	out := bufio.NewWriterSize(w, streamBuffer)
 	sendErr := body(out)
@@ -218,6 +206,32 @@ func (c *Client) sendBody(ctx context.Context, addr string, task Ref, req bulk, 
 		return false, sendErr
 	}
 	return false, verr
+}
+
+// secondAnswer reads the rest of an import's answer, which is empty, or contains a
+// second answer with the host's failure. That may arrive while the body is still
+// being sent; secondAnswer then makes the writes of the body fail. The channel
+// receives the answer when the host closes the connection.
+func (s *stream) secondAnswer() <-chan []byte {
+	answer := make(chan []byte, 1)
+	_ = s.conn.SetReadDeadline(time.Time{})
+	s.armedRead = time.Now().Add(1000 * time.Hour) // only writes decide whether the transfer has stalled
+	go func() {
+		page := make([]byte, 0, 4096)
+		buf := make([]byte, 4096)
+		for {
+			n, err := s.in.Read(buf)
+			page = append(page, buf[:min(n, maxPage-len(page))]...)
+			if n > 0 || err != nil {
+				s.interrupt(errEndedEarly)
+			}
+			if err != nil {
+				answer <- page
+				return
+			}
+		}
+	}()
+	return answer
 }
 
 // bodyWriter limits a body to the announced length: the host would take any

@@ -422,6 +422,25 @@ func (t *transfer) export(vdi *object, format string) (vbds []*object, err error
 	return vbds, exportError(err, vdi)
 }
 
+// refuseImport returns the status and error of an import that the host refuses
+// because of its form.
+func (p *Pool) refuseImport(r *httpRequest, format string, chunked bool, vdi, srObj *object) (status string, err error) {
+	encoding, encoded := r.header["transfer-encoding"]
+	switch {
+	case encoded:
+		return "404", fail("INTERNAL_ERROR", "Cannot handle encoding: "+encoding)
+	case exportKinds[format] == "", format == "qcow2" && p.cfg.Version.old():
+		return "404", fail("INTERNAL_ERROR", "Unknown format "+format)
+	case chunked && format != "raw":
+		return "404", fail("INTERNAL_ERROR", "Cannot handle chunked VHD")
+	case vdi == nil && srObj == nil:
+		return "400", fail("VDI_MISSING")
+	case vdi == nil && format != "raw":
+		return "400", fail("INTERNAL_ERROR", "Direct import of "+format+" into an SR is not supported")
+	}
+	return "", nil
+}
+
 // exportError returns errors that end the stream unchanged, and converts all
 // others to API errors.
 func exportError(err error, vdi *object) error {
@@ -487,19 +506,8 @@ func (c *conn) serveImportRaw(r *httpRequest) bool {
 	}
 	t.task = p.taskOf(r, "Importing raw VDI")
 	p.mu.Unlock()
-	encoding, encoded := r.header["transfer-encoding"]
-	switch {
-	case err != nil:
-	case encoded:
-		status, err = "404", fail("INTERNAL_ERROR", "Cannot handle encoding: "+encoding)
-	case exportKinds[format] == "", format == "qcow2" && p.cfg.Version.old():
-		status, err = "404", fail("INTERNAL_ERROR", "Unknown format "+format)
-	case chunked && format != "raw":
-		status, err = "404", fail("INTERNAL_ERROR", "Cannot handle chunked VHD")
-	case vdi == nil && srObj == nil:
-		status, err = "400", fail("VDI_MISSING")
-	case vdi == nil && format != "raw":
-		status, err = "400", fail("INTERNAL_ERROR", "Direct import of "+format+" into an SR is not supported")
+	if err == nil {
+		status, err = p.refuseImport(r, format, chunked, vdi, srObj)
 	}
 	if err != nil {
 		p.finish(t.task, "", err)

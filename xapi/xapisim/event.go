@@ -158,24 +158,30 @@ func (p *Pool) refCounts() map[string]any {
 
 func (p *Pool) eventCalls() map[string]handler {
 	return map[string]handler{
-		"event.from": p.eventFrom,
-		"event.inject": func(c *call) (any, error) {
-			o := p.objectOfClass(c.str(0), c.str(1))
-			if o == nil {
-				return nil, fail("HANDLE_INVALID", c.str(0), c.str(1))
-			}
-			p.db.touch(o)
-			// The token precedes the injected event, so that the client sees
-			// the event.
-			return token(p.db.gen - 1), nil
-		},
+		"event.from":           p.eventFrom,
+		"event.inject":         p.eventInject,
 		"event.register":       func(c *call) (any, error) { return void, nil },
 		"event.unregister":     func(c *call) (any, error) { return void, nil },
 		"event.get_current_id": func(c *call) (any, error) { return int64(0), nil },
-		"event.next": func(c *call) (any, error) {
-			return nil, fail("SESSION_NOT_REGISTERED", "trackid="+strings.ReplaceAll(newUUID(), "-", ""))
-		},
+		"event.next":           p.eventNext,
 	}
+}
+
+// eventInject implements event.inject.
+func (p *Pool) eventInject(c *call) (any, error) {
+	o := p.objectOfClass(c.str(0), c.str(1))
+	if o == nil {
+		return nil, fail("HANDLE_INVALID", c.str(0), c.str(1))
+	}
+	p.db.touch(o)
+	// The token precedes the injected event, so that the client sees
+	// the event.
+	return token(p.db.gen - 1), nil
+}
+
+// eventNext implements event.next.
+func (p *Pool) eventNext(c *call) (any, error) {
+	return nil, fail("SESSION_NOT_REGISTERED", "trackid="+strings.ReplaceAll(newUUID(), "-", ""))
 }
 
 // objectOfClass finds an object; the case of the class name does not matter.

@@ -293,3 +293,14 @@ func (f *filter) value() (func(*object) string, error) {
 		return ""
 	}, nil
 }
+
+// setter returns the handler of a call that only sets a field.
+func (p *Pool) setter(field string) handler {
+	return func(c *call) (any, error) {
+		o, err := c.object(0)
+		if err == nil {
+			p.db.put(o, field, c.args[1])
+		}
+		return void, err
+	}
+}

@@ -148,185 +148,218 @@ func (p *Pool) hostFor(srRefs []string) *host {
 
 func (p *Pool) infraCalls() map[string]handler {
 	return map[string]handler{
-		"SR.create": func(c *call) (any, error) {
-			h := p.db.find("host", c.str(0))
-			if h == nil {
-				return nil, fail("HOST_OFFLINE", c.str(0))
-			}
-			kind := c.str(5)
-			if p.driverOf(kind) == nil {
-				return nil, fail("SR_UNKNOWN_DRIVER", kind)
-			}
-			size := c.args[2].(int64)
-			if size == 0 {
-				size = defaultSRSize
-			}
-			shared := c.args[7].(bool)
-			o, err := p.addSR(map[string]any{
-				"name_label": c.str(3), "name_description": c.str(4), "type": kind, "content_type": c.str(6),
-				"shared": shared, "sm_config": c.args[8],
-			}, size, false)
-			if err != nil {
-				return nil, srError(err, nullRef)
-			}
-			for _, other := range p.hosts {
-				if shared || other.ref == h.ref {
-					p.addPBD(p.db.find("host", other.ref), o, c.args[1].(map[string]any), true)
-				}
-			}
-			return o.ref, nil
-		},
-		"SR.scan": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if _, err := p.store(o.ref); err != nil {
-				return nil, err
-			}
-			p.gc(o.ref)
-			for _, vdi := range p.db.refs("VDI", o.set("VDIs")) {
-				if !vdi.bool("managed") && !vdi.bool("read_only") { // changes that only a scan notices
-					p.db.put(vdi, "read_only", true)
-				}
-				if vdi.bool("is_a_snapshot") && p.db.find("VDI", vdi.str("snapshot_of")) == nil {
-					p.db.put(vdi, "snapshot_of", nullRef) // it was dangling since its disk was destroyed
-				}
-			}
-			return void, nil
-		},
-		"SR.update": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err == nil {
-				p.syncSR(o)
-			}
-			return void, err
-		},
-		"SR.destroy": func(c *call) (any, error) { return p.dropSR(c, true) },
-		"SR.forget":  func(c *call) (any, error) { return p.dropSR(c, false) },
-		"SR.set_name_label": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err == nil {
-				p.db.put(o, "name_label", c.args[1])
-			}
-			return void, err
-		},
-		"SR.set_name_description": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err == nil {
-				p.db.put(o, "name_description", c.args[1])
-			}
-			return void, err
-		},
-		"PBD.create": func(c *call) (any, error) {
-			f, err := c.construct(0)
-			if err != nil {
-				return nil, err
-			}
-			h, err := p.lookup("host", f["host"].(string))
-			if err != nil {
-				return nil, err
-			}
-			s, err := p.lookup("SR", f["SR"].(string))
-			if err != nil {
-				return nil, err
-			}
-			return p.addPBD(h, s, f["device_config"].(map[string]any), false).ref, nil
-		},
-		"PBD.destroy": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if o.bool("currently_attached") {
-				return nil, fail("OPERATION_NOT_ALLOWED", "PBD is currently attached")
-			}
-			p.db.destroy(o)
-			return void, nil
-		},
-		"PBD.plug": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err == nil {
-				p.db.put(o, "currently_attached", true)
-			}
-			return void, err
-		},
-		"PBD.unplug": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if s := p.db.find("SR", o.str("SR")); s != nil {
-				for _, vdi := range p.db.refs("VDI", s.set("VDIs")) {
-					for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) {
-						vm := p.db.find("VM", vbd.str("VM"))
-						if vbd.bool("currently_attached") && vm != nil && vm.str("resident_on") == o.str("host") {
-							return nil, fail("VDI_IN_USE", vdi.ref, "PBD.unplug")
-						}
-					}
-				}
-			}
-			p.db.put(o, "currently_attached", false)
-			return void, nil
-		},
-		"network.create": func(c *call) (any, error) {
-			f, err := c.construct(0)
-			if err != nil {
-				return nil, err
-			}
-			if f["bridge"] == "" {
-				p.bridges++
-				f["bridge"] = "xapi" + string(rune('0'+p.bridges%10))
-			}
-			return p.db.create("network", f).ref, nil
-		},
-		"host.apply_edition": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			p.licensed = true
-			p.db.put(o, "edition", c.args[1])
-			return void, nil
-		},
-		"host.get_servertime": func(c *call) (any, error) {
-			if _, err := c.object(0); err != nil {
-				return nil, err
-			}
-			return dateOf(p.now()), nil
-		},
-		"message.get_all":         func(c *call) (any, error) { return refsOf(p.db.all("message")), nil },
-		"message.get_all_records": func(c *call) (any, error) { return p.records(p.db.all("message")), nil },
-		"message.get_all_records_where": func(c *call) (any, error) {
-			return p.records(p.db.all("message")), nil // the real server ignores the expression too
-		},
-		"message.get_record": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			return p.view(o), nil
-		},
-		"message.get_by_uuid": func(c *call) (any, error) {
-			if o := p.db.byUUID("message", c.str(0)); o != nil {
-				return o.ref, nil
-			}
-			return nil, fail("UUID_INVALID", "message", c.str(0))
-		},
-		"message.create": func(c *call) (any, error) {
-			return p.db.create("message", map[string]any{
-				"name": c.str(0), "priority": c.args[1], "cls": c.args[2], "obj_uuid": c.args[3], "body": c.args[4],
-				"timestamp": dateOf(p.now()),
-			}).ref, nil
-		},
-		"message.destroy": func(c *call) (any, error) {
-			o, err := c.object(0)
-			if err == nil {
-				p.db.destroy(o)
-			}
-			return void, err
-		},
+		"SR.create":                     p.srCreate,
+		"SR.scan":                       p.srScan,
+		"SR.update":                     p.srUpdate,
+		"SR.destroy":                    func(c *call) (any, error) { return p.dropSR(c, true) },
+		"SR.forget":                     func(c *call) (any, error) { return p.dropSR(c, false) },
+		"SR.set_name_label":             p.setter("name_label"),
+		"SR.set_name_description":       p.setter("name_description"),
+		"PBD.create":                    p.pbdCreate,
+		"PBD.destroy":                   p.pbdDestroy,
+		"PBD.plug":                      p.pbdPlug,
+		"PBD.unplug":                    p.pbdUnplug,
+		"network.create":                p.networkCreate,
+		"host.apply_edition":            p.hostApplyEdition,
+		"host.get_servertime":           p.hostGetServertime,
+		"message.get_all":               func(c *call) (any, error) { return refsOf(p.db.all("message")), nil },
+		"message.get_all_records":       func(c *call) (any, error) { return p.records(p.db.all("message")), nil },
+		"message.get_all_records_where": p.messageGetAllRecordsWhere,
+		"message.get_record":            p.messageGetRecord,
+		"message.get_by_uuid":           p.messageGetByUUID,
+		"message.create":                p.messageCreate,
+		"message.destroy":               p.messageDestroy,
 	}
+}
+
+// srCreate implements SR.create.
+func (p *Pool) srCreate(c *call) (any, error) {
+	h := p.db.find("host", c.str(0))
+	if h == nil {
+		return nil, fail("HOST_OFFLINE", c.str(0))
+	}
+	kind := c.str(5)
+	if p.driverOf(kind) == nil {
+		return nil, fail("SR_UNKNOWN_DRIVER", kind)
+	}
+	size := c.args[2].(int64)
+	if size == 0 {
+		size = defaultSRSize
+	}
+	shared := c.args[7].(bool)
+	o, err := p.addSR(map[string]any{
+		"name_label": c.str(3), "name_description": c.str(4), "type": kind, "content_type": c.str(6),
+		"shared": shared, "sm_config": c.args[8],
+	}, size, false)
+	if err != nil {
+		return nil, srError(err, nullRef)
+	}
+	for _, other := range p.hosts {
+		if shared || other.ref == h.ref {
+			p.addPBD(p.db.find("host", other.ref), o, c.args[1].(map[string]any), true)
+		}
+	}
+	return o.ref, nil
+}
+
+// srScan implements SR.scan.
+func (p *Pool) srScan(c *call) (any, error) {
+	o, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := p.store(o.ref); err != nil {
+		return nil, err
+	}
+	p.gc(o.ref)
+	for _, vdi := range p.db.refs("VDI", o.set("VDIs")) {
+		if !vdi.bool("managed") && !vdi.bool("read_only") { // changes that only a scan notices
+			p.db.put(vdi, "read_only", true)
+		}
+		if vdi.bool("is_a_snapshot") && p.db.find("VDI", vdi.str("snapshot_of")) == nil {
+			p.db.put(vdi, "snapshot_of", nullRef) // it was dangling since its disk was destroyed
+		}
+	}
+	return void, nil
+}
+
+// srUpdate implements SR.update.
+func (p *Pool) srUpdate(c *call) (any, error) {
+	o, err := c.object(0)
+	if err == nil {
+		p.syncSR(o)
+	}
+	return void, err
+}
+
+// pbdCreate implements PBD.create.
+func (p *Pool) pbdCreate(c *call) (any, error) {
+	f, err := c.construct(0)
+	if err != nil {
+		return nil, err
+	}
+	h, err := p.lookup("host", f["host"].(string))
+	if err != nil {
+		return nil, err
+	}
+	s, err := p.lookup("SR", f["SR"].(string))
+	if err != nil {
+		return nil, err
+	}
+	return p.addPBD(h, s, f["device_config"].(map[string]any), false).ref, nil
+}
+
+// pbdDestroy implements PBD.destroy.
+func (p *Pool) pbdDestroy(c *call) (any, error) {
+	o, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if o.bool("currently_attached") {
+		return nil, fail("OPERATION_NOT_ALLOWED", "PBD is currently attached")
+	}
+	p.db.destroy(o)
+	return void, nil
+}
+
+// pbdPlug implements PBD.plug.
+func (p *Pool) pbdPlug(c *call) (any, error) {
+	o, err := c.object(0)
+	if err == nil {
+		p.db.put(o, "currently_attached", true)
+	}
+	return void, err
+}
+
+// pbdUnplug implements PBD.unplug.
+func (p *Pool) pbdUnplug(c *call) (any, error) {
+	o, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if s := p.db.find("SR", o.str("SR")); s != nil {
+		for _, vdi := range p.db.refs("VDI", s.set("VDIs")) {
+			for _, vbd := range p.db.refs("VBD", vdi.set("VBDs")) {
+				vm := p.db.find("VM", vbd.str("VM"))
+				if vbd.bool("currently_attached") && vm != nil && vm.str("resident_on") == o.str("host") {
+					return nil, fail("VDI_IN_USE", vdi.ref, "PBD.unplug")
+				}
+			}
+		}
+	}
+	p.db.put(o, "currently_attached", false)
+	return void, nil
+}
+
+// networkCreate implements network.create.
+func (p *Pool) networkCreate(c *call) (any, error) {
+	f, err := c.construct(0)
+	if err != nil {
+		return nil, err
+	}
+	if f["bridge"] == "" {
+		p.bridges++
+		f["bridge"] = "xapi" + string(rune('0'+p.bridges%10))
+	}
+	return p.db.create("network", f).ref, nil
+}
+
+// hostApplyEdition implements host.apply_edition.
+func (p *Pool) hostApplyEdition(c *call) (any, error) {
+	o, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	p.licensed = true
+	p.db.put(o, "edition", c.args[1])
+	return void, nil
+}
+
+// hostGetServertime implements host.get_servertime.
+func (p *Pool) hostGetServertime(c *call) (any, error) {
+	if _, err := c.object(0); err != nil {
+		return nil, err
+	}
+	return dateOf(p.now()), nil
+}
+
+// messageGetAllRecordsWhere implements message.get_all_records_where.
+func (p *Pool) messageGetAllRecordsWhere(c *call) (any, error) {
+	return p.records(p.db.all("message")), nil // the real server ignores the expression too
+}
+
+// messageGetRecord implements message.get_record.
+func (p *Pool) messageGetRecord(c *call) (any, error) {
+	o, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	return p.view(o), nil
+}
+
+// messageGetByUUID implements message.get_by_uuid.
+func (p *Pool) messageGetByUUID(c *call) (any, error) {
+	if o := p.db.byUUID("message", c.str(0)); o != nil {
+		return o.ref, nil
+	}
+	return nil, fail("UUID_INVALID", "message", c.str(0))
+}
+
+// messageCreate implements message.create.
+func (p *Pool) messageCreate(c *call) (any, error) {
+	return p.db.create("message", map[string]any{
+		"name": c.str(0), "priority": c.args[1], "cls": c.args[2], "obj_uuid": c.args[3], "body": c.args[4],
+		"timestamp": dateOf(p.now()),
+	}).ref, nil
+}
+
+// messageDestroy implements message.destroy.
+func (p *Pool) messageDestroy(c *call) (any, error) {
+	o, err := c.object(0)
+	if err == nil {
+		p.db.destroy(o)
+	}
+	return void, err
 }
 
 // dropSR removes an SR's record and, if data is set, its data.

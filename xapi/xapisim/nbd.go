@@ -380,33 +380,39 @@ func (h *host) nbdPort() int { return h.nbd.Addr().(*net.TCPAddr).Port }
 // exclude each other in the whole pool (xen-api ocaml/xapi/xapi_network.ml).
 func (p *Pool) purposeCalls() map[string]handler {
 	return map[string]handler{
-		"network.add_purpose": func(c *call) (any, error) {
-			n, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			add := c.str(1)
-			if contains(stringsOf(n.set("purpose")), add) {
-				return void, nil
-			}
-			tls, plain := p.nbdPurposes()
-			switch {
-			case add == "nbd" && plain:
-				return nil, fail("NETWORK_INCOMPATIBLE_PURPOSES", add, "insecure_nbd")
-			case add == "insecure_nbd" && tls:
-				return nil, fail("NETWORK_INCOMPATIBLE_PURPOSES", add, "nbd")
-			}
-			p.db.put(n, "purpose", append([]any{add}, n.set("purpose")...))
-			return void, nil
-		},
-		"network.remove_purpose": func(c *call) (any, error) {
-			n, err := c.object(0)
-			if err == nil {
-				p.db.put(n, "purpose", without(n.set("purpose"), c.args[1]))
-			}
-			return void, err
-		},
+		"network.add_purpose":    p.networkAddPurpose,
+		"network.remove_purpose": p.networkRemovePurpose,
 	}
+}
+
+// networkAddPurpose implements network.add_purpose.
+func (p *Pool) networkAddPurpose(c *call) (any, error) {
+	n, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	add := c.str(1)
+	if contains(stringsOf(n.set("purpose")), add) {
+		return void, nil
+	}
+	tls, plain := p.nbdPurposes()
+	switch {
+	case add == "nbd" && plain:
+		return nil, fail("NETWORK_INCOMPATIBLE_PURPOSES", add, "insecure_nbd")
+	case add == "insecure_nbd" && tls:
+		return nil, fail("NETWORK_INCOMPATIBLE_PURPOSES", add, "nbd")
+	}
+	p.db.put(n, "purpose", append([]any{add}, n.set("purpose")...))
+	return void, nil
+}
+
+// networkRemovePurpose implements network.remove_purpose.
+func (p *Pool) networkRemovePurpose(c *call) (any, error) {
+	n, err := c.object(0)
+	if err == nil {
+		p.db.put(n, "purpose", without(n.set("purpose"), c.args[1]))
+	}
+	return void, err
 }
 
 func stringsOf(set []any) []string {

@@ -225,8 +225,8 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// New starts a pool.
-func New(cfg Config) (_ *Pool, err error) {
+// withDefaults returns the configuration with its zero values replaced.
+func (cfg Config) withDefaults() Config {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
@@ -260,7 +260,31 @@ func New(cfg Config) (_ *Pool, err error) {
 	if cfg.CancelDelay == 0 {
 		cfg.CancelDelay = 10 * time.Second
 	}
+	return cfg
+}
+
+// check returns an error for a value that no pool can have.
+func (cfg *Config) check() error {
 	if err := cfg.NBDServer.check(); err != nil {
+		return err
+	}
+	for _, u := range cfg.Users {
+		if rank(u.Role) < 0 {
+			return fmt.Errorf("user %s: unknown role %q", u.Name, u.Role)
+		}
+	}
+	for _, g := range cfg.Guests {
+		if err := g.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// New starts a pool.
+func New(cfg Config) (_ *Pool, err error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.check(); err != nil {
 		return nil, err
 	}
 	sch, err := cfg.Version.schema()
@@ -270,16 +294,6 @@ func New(cfg Config) (_ *Pool, err error) {
 	p := &Pool{
 		cfg: cfg, dir: cfg.State, db: newDatabase(sch), calls: map[string]handler{}, licensed: !cfg.Unlicensed,
 		stores: map[string]*storage{}, origin: map[string]string{}, roles: map[string]string{},
-	}
-	for _, u := range cfg.Users {
-		if rank(u.Role) < 0 {
-			return nil, fmt.Errorf("user %s: unknown role %q", u.Name, u.Role)
-		}
-	}
-	for _, g := range cfg.Guests {
-		if err := g.check(); err != nil {
-			return nil, err
-		}
 	}
 	for _, v := range cfg.VMs {
 		if v.Drivers {
@@ -316,21 +330,10 @@ func New(cfg Config) (_ *Pool, err error) {
 		return nil, err
 	}
 	for _, h := range p.hosts {
-		p.work.Add(2)
-		go func() {
-			defer p.work.Done()
-			h.serve(p, h.ln)
-		}()
-		go func() {
-			defer p.work.Done()
-			h.serveNBD(p)
-		}()
+		p.work.Go(func() { h.serve(p, h.ln) })
+		p.work.Go(func() { h.serveNBD(p) })
 	}
-	p.work.Add(1)
-	go func() {
-		defer p.work.Done()
-		p.housekeeping(p.ctx)
-	}()
+	p.work.Go(func() { p.housekeeping(p.ctx) })
 	return p, nil
 }
 

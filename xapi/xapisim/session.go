@@ -51,21 +51,30 @@ func (p *Pool) Sessions() []string {
 
 func (p *Pool) sessionCalls() map[string]handler {
 	return map[string]handler{
-		"session.login_with_password": func(c *call) (any, error) {
-			s, err := p.login(c.str(0), c.str(1), c.str(3))
-			if err != nil {
-				c.wait(p.scaled(p.cfg.LoginDelay))
-				return nil, err
-			}
-			return s.ref, nil
-		},
-		"session.logout": func(c *call) (any, error) {
-			p.db.destroy(c.session)
-			return void, nil
-		},
-		"session.local_logout": func(c *call) (any, error) {
-			p.db.destroy(c.session)
-			return void, nil
-		},
+		"session.login_with_password": p.sessionLoginWithPassword,
+		"session.logout":              p.sessionLogout,
+		"session.local_logout":        p.sessionLocalLogout,
 	}
+}
+
+// sessionLoginWithPassword implements session.login_with_password.
+func (p *Pool) sessionLoginWithPassword(c *call) (any, error) {
+	s, err := p.login(c.str(0), c.str(1), c.str(3))
+	if err != nil {
+		c.wait(p.scaled(p.cfg.LoginDelay))
+		return nil, err
+	}
+	return s.ref, nil
+}
+
+// sessionLogout implements session.logout.
+func (p *Pool) sessionLogout(c *call) (any, error) {
+	p.db.destroy(c.session)
+	return void, nil
+}
+
+// sessionLocalLogout implements session.local_logout.
+func (p *Pool) sessionLocalLogout(c *call) (any, error) {
+	p.db.destroy(c.session)
+	return void, nil
 }

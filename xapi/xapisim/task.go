@@ -81,32 +81,38 @@ func (p *Pool) taskCalls() map[string]handler {
 		}
 	}
 	return map[string]handler{
-		"task.create": func(c *call) (any, error) { return p.newTask(c.str(0), c.str(1)).ref, nil },
-		"task.destroy": func(c *call) (any, error) {
-			t, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if t.str("status") == "pending" { // the work continues
-				p.db.put(t, "current_operations", map[string]any{"task": "destroy"})
-				return void, nil
-			}
-			p.db.destroy(t)
-			return void, nil
-		},
-		"task.cancel": func(c *call) (any, error) {
-			t, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if t.str("status") == "pending" {
-				p.db.put(t, "current_operations", with(t.mapv("current_operations"), cancelWish(t), "cancel"))
-			}
-			return void, nil
-		},
+		"task.create":     func(c *call) (any, error) { return p.newTask(c.str(0), c.str(1)).ref, nil },
+		"task.destroy":    p.taskDestroy,
+		"task.cancel":     p.taskCancel,
 		"task.set_status": set("status"), "task.set_progress": set("progress"),
 		"task.set_result": set("result"), "task.set_error_info": set("error_info"),
 	}
+}
+
+// taskDestroy implements task.destroy.
+func (p *Pool) taskDestroy(c *call) (any, error) {
+	t, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if t.str("status") == "pending" { // the work continues
+		p.db.put(t, "current_operations", map[string]any{"task": "destroy"})
+		return void, nil
+	}
+	p.db.destroy(t)
+	return void, nil
+}
+
+// taskCancel implements task.cancel.
+func (p *Pool) taskCancel(c *call) (any, error) {
+	t, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if t.str("status") == "pending" {
+		p.db.put(t, "current_operations", with(t.mapv("current_operations"), cancelWish(t), "cancel"))
+	}
+	return void, nil
 }
 
 // ExpireTasks removes every task that is not pending, as the server does some

@@ -408,88 +408,103 @@ func (p *Pool) vdiCalls() map[string]handler {
 			return o.ref, nil
 		}
 	}
-	set := func(name string) handler {
-		return func(c *call) (any, error) {
-			vdi, err := c.object(0)
-			if err == nil {
-				p.db.put(vdi, name, c.args[1])
-			}
-			return void, err
-		}
-	}
 	return map[string]handler{
-		"VDI.create": func(c *call) (any, error) {
-			f, err := c.construct(0)
-			if err != nil {
-				return nil, err
-			}
-			if f["type"] == "cbt_metadata" {
-				return nil, fail("VDI_INCOMPATIBLE_TYPE", "", cbtMetadata)
-			}
-			vdi, err := p.createVDI(f)
-			if err != nil {
-				return nil, err
-			}
-			return vdi.ref, nil
-		},
-		"VDI.snapshot": forkCall(p.snapshotVDI),
-		"VDI.clone":    forkCall(p.cloneVDI),
-		"VDI.destroy": on("destroy", func(c *call, vdi *object, _ *sr.Volume) (any, error) {
-			return void, p.destroyVDI(vdi)
-		}),
-		"VDI.resize": on("resize", func(c *call, vdi *object, v *sr.Volume) (any, error) {
-			if err := v.Resize(c.args[1].(int64)); err != nil {
-				return nil, srError(err, vdi.str("SR"))
-			}
-			if v.CBTEnabled() && p.takeSM("cbt_resize") {
-				v.DisableCBT()
-				p.lostCBT(vdi, "VDI_CBT_RESIZE_FAILED", "Resizing CBT metadata for disk %s failed.")
-			}
-			p.syncVDI(vdi)
-			return void, nil
-		}),
-		"VDI.revert": func(c *call) (any, error) {
-			vdi, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			return void, p.revertVDI(c, vdi)
-		},
-		"VDI.copy":      p.copyCall,
-		"VDI.introduce": p.introduceVDI,
-		"VDI.forget": func(c *call) (any, error) {
-			vdi, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if err := p.checkVDI(vdi, "forget"); err != nil {
-				return nil, err
-			}
-			p.db.destroy(vdi)
-			return void, nil
-		},
-		"VDI.update": func(c *call) (any, error) {
-			vdi, err := c.object(0)
-			if err == nil {
-				p.syncVDI(vdi)
-			}
-			return void, err
-		},
-		"VDI.set_on_boot": on("set_on_boot", func(c *call, vdi *object, _ *sr.Volume) (any, error) {
-			p.db.put(vdi, "on_boot", c.args[1])
-			return void, nil
-		}),
-		"VDI.set_name_label": set("name_label"), "VDI.set_name_description": set("name_description"),
-		"VDI.set_read_only": set("read_only"), "VDI.set_sharable": set("sharable"), "VDI.set_allow_caching": set("allow_caching"),
-		"VDI.pool_migrate": on("mirror", func(*call, *object, *sr.Volume) (any, error) {
-			return nil, fail("NOT_IMPLEMENTED", "VDI.pool_migrate")
-		}),
+		"VDI.create":         p.vdiCreate,
+		"VDI.snapshot":       forkCall(p.snapshotVDI),
+		"VDI.clone":          forkCall(p.cloneVDI),
+		"VDI.destroy":        on("destroy", p.vdiDestroy),
+		"VDI.resize":         on("resize", p.vdiResize),
+		"VDI.revert":         p.vdiRevert,
+		"VDI.copy":           p.copyCall,
+		"VDI.introduce":      p.introduceVDI,
+		"VDI.forget":         p.vdiForget,
+		"VDI.update":         p.vdiUpdate,
+		"VDI.set_on_boot":    on("set_on_boot", p.vdiSetOnBoot),
+		"VDI.set_name_label": p.setter("name_label"), "VDI.set_name_description": p.setter("name_description"),
+		"VDI.set_read_only": p.setter("read_only"), "VDI.set_sharable": p.setter("sharable"), "VDI.set_allow_caching": p.setter("allow_caching"),
+		"VDI.pool_migrate":        on("mirror", p.vdiPoolMigrate),
 		"VDI.enable_cbt":          on("enable_cbt", p.enableCBT),
 		"VDI.disable_cbt":         on("disable_cbt", p.disableCBT),
 		"VDI.data_destroy":        p.dataDestroy,
 		"VDI.list_changed_blocks": p.listChangedBlocks,
 		"VDI.get_nbd_info":        p.nbdInfo,
 	}
+}
+
+// vdiCreate implements VDI.create.
+func (p *Pool) vdiCreate(c *call) (any, error) {
+	f, err := c.construct(0)
+	if err != nil {
+		return nil, err
+	}
+	if f["type"] == "cbt_metadata" {
+		return nil, fail("VDI_INCOMPATIBLE_TYPE", "", cbtMetadata)
+	}
+	vdi, err := p.createVDI(f)
+	if err != nil {
+		return nil, err
+	}
+	return vdi.ref, nil
+}
+
+// vdiDestroy implements VDI.destroy.
+func (p *Pool) vdiDestroy(c *call, vdi *object, _ *sr.Volume) (any, error) {
+	return void, p.destroyVDI(vdi)
+}
+
+// vdiResize implements VDI.resize.
+func (p *Pool) vdiResize(c *call, vdi *object, v *sr.Volume) (any, error) {
+	if err := v.Resize(c.args[1].(int64)); err != nil {
+		return nil, srError(err, vdi.str("SR"))
+	}
+	if v.CBTEnabled() && p.takeSM("cbt_resize") {
+		v.DisableCBT()
+		p.lostCBT(vdi, "VDI_CBT_RESIZE_FAILED", "Resizing CBT metadata for disk %s failed.")
+	}
+	p.syncVDI(vdi)
+	return void, nil
+}
+
+// vdiRevert implements VDI.revert.
+func (p *Pool) vdiRevert(c *call) (any, error) {
+	vdi, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	return void, p.revertVDI(c, vdi)
+}
+
+// vdiForget implements VDI.forget.
+func (p *Pool) vdiForget(c *call) (any, error) {
+	vdi, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.checkVDI(vdi, "forget"); err != nil {
+		return nil, err
+	}
+	p.db.destroy(vdi)
+	return void, nil
+}
+
+// vdiUpdate implements VDI.update.
+func (p *Pool) vdiUpdate(c *call) (any, error) {
+	vdi, err := c.object(0)
+	if err == nil {
+		p.syncVDI(vdi)
+	}
+	return void, err
+}
+
+// vdiSetOnBoot implements VDI.set_on_boot.
+func (p *Pool) vdiSetOnBoot(c *call, vdi *object, _ *sr.Volume) (any, error) {
+	p.db.put(vdi, "on_boot", c.args[1])
+	return void, nil
+}
+
+// vdiPoolMigrate implements VDI.pool_migrate.
+func (p *Pool) vdiPoolMigrate(*call, *object, *sr.Volume) (any, error) {
+	return nil, fail("NOT_IMPLEMENTED", "VDI.pool_migrate")
 }
 
 // introduceVDI creates a record for a volume that has none.

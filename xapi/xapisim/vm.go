@@ -117,198 +117,252 @@ func (p *Pool) vmCalls() map[string]handler {
 		})
 	}
 	return map[string]handler{
-		"VM.create": func(c *call) (any, error) {
-			f, err := c.construct(0)
-			if err != nil {
-				return nil, err
-			}
-			f["hardware_platform_version"] = int64(2)
-			return p.newVM(f).ref, nil
-		},
-		"VM.destroy": p.vmCall("destroy", func(c *call, vm *object) (any, error) {
-			if vm.bool("is_default_template") {
-				return nil, fail("VM_CANNOT_DELETE_DEFAULT_TEMPLATE")
-			}
-			p.destroyVM(vm)
-			return void, nil
-		}),
-		"VM.snapshot": p.vmCall("snapshot", func(c *call, vm *object) (any, error) {
-			var ignore []any
-			if len(c.args) > 2 {
-				ignore = c.args[2].([]any)
-			}
-			return p.snapshotVM(c, vm, c.str(1), ignore, p.plainSnapshot(vm, "crash_consistent"))
-		}),
+		"VM.create":                p.vmCreate,
+		"VM.destroy":               p.vmCall("destroy", p.vmDestroy),
+		"VM.snapshot":              p.vmCall("snapshot", p.vmSnapshot),
 		"VM.snapshot_with_quiesce": p.quiesceCall(),
-		"VM.checkpoint": p.vmCall("checkpoint", func(c *call, vm *object) (any, error) {
-			return p.checkpointVM(c, vm, c.str(1))
-		}),
-		"VM.revert": p.revertCall,
-		"VM.clone": p.vmCall("clone", func(c *call, vm *object) (any, error) {
-			return p.cloneVM(c, vm, c.str(1), p.cloneVDI)
-		}),
-		"VM.copy": p.vmCall("copy", func(c *call, vm *object) (any, error) {
-			to := c.str(2)
-			if s := p.db.find("SR", to); s != nil && s.str("content_type") == "iso" {
-				return nil, fail("OPERATION_NOT_ALLOWED", "Cannot copy to an ISO SR")
-			}
-			return p.cloneVM(c, vm, c.str(1), func(c *call, vdi *object) (*object, error) {
-				srRef := to
-				if srRef == nullRef || srRef == "" {
-					srRef = vdi.str("SR")
-				}
-				ref, err := p.copyVDI(c, vdi, srRef, nil)
-				if err != nil {
-					return nil, err
-				}
-				return p.db.find("VDI", ref.(string)), nil
-			})
-		}),
-		"VM.provision": p.vmCall("provision", func(c *call, vm *object) (any, error) {
-			if err := p.provisionDisks(vm); err != nil {
-				return nil, err
-			}
-			p.db.put(vm, "is_a_template", false)
-			p.db.put(vm, "is_default_template", false)
-			return void, nil
-		}),
-		"VM.start": p.vmCall("start", func(c *call, vm *object) (any, error) {
-			return void, p.startVM(vm, p.hosts[0], c.args[1].(bool))
-		}),
-		"VM.start_on":  p.onHost("start_on", p.startVM),
-		"VM.resume_on": p.onHost("resume_on", p.resumeVM),
-		"VM.pool_migrate": func(c *call) (any, error) {
-			vm, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			to, err := c.object(1)
-			if err != nil {
-				return nil, err
-			}
-			end, err := c.beginVM(vm, "pool_migrate")
-			if err != nil {
-				return nil, err
-			}
-			defer end()
-			return void, p.migrateVM(vm, to)
-		},
-		"VM.pause":          state("pause", "Paused"),
-		"VM.unpause":        state("unpause", "Running"),
-		"VM.clean_shutdown": p.vmCall("clean_shutdown", func(c *call, vm *object) (any, error) { p.haltVM(vm); return void, nil }),
-		"VM.hard_shutdown": p.vmCall("hard_shutdown", func(c *call, vm *object) (any, error) {
-			p.haltVM(vm)
-			p.dropSuspendImage(vm)
-			return void, nil
-		}),
-		"VM.hard_reboot":  state("hard_reboot", "Running"),
-		"VM.clean_reboot": state("clean_reboot", "Running"),
-		"VM.suspend":      p.vmCall("suspend", func(c *call, vm *object) (any, error) { return void, p.suspendVM(vm) }),
-		"VM.resume": p.vmCall("resume", func(c *call, vm *object) (any, error) {
-			return void, p.resumeVM(vm, p.hosts[0], c.args[1].(bool))
-		}),
-		"VM.set_is_a_template": func(c *call) (any, error) {
-			vm, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if c.args[1].(bool) && !vm.bool("is_a_template") {
-				if s := vm.str("snapshot_schedule"); p.db.find("VMSS", s) != nil {
-					return nil, fail("VM_ASSIGNED_TO_SNAPSHOT_SCHEDULE", vm.ref, s)
-				}
-				if err := p.checkVM(vm, "make_into_template"); err != nil {
-					return nil, err
-				}
-			}
-			p.db.put(vm, "is_a_template", c.args[1])
-			if !c.args[1].(bool) {
-				p.db.put(vm, "is_default_template", false)
-			}
-			return void, nil
-		},
+		"VM.checkpoint":            p.vmCall("checkpoint", p.vmCheckpoint),
+		"VM.revert":                p.revertCall,
+		"VM.clone":                 p.vmCall("clone", p.vmClone),
+		"VM.copy":                  p.vmCall("copy", p.vmCopy),
+		"VM.provision":             p.vmCall("provision", p.vmProvision),
+		"VM.start":                 p.vmCall("start", p.vmStart),
+		"VM.start_on":              p.onHost("start_on", p.startVM),
+		"VM.resume_on":             p.onHost("resume_on", p.resumeVM),
+		"VM.pool_migrate":          p.vmPoolMigrate,
+		"VM.pause":                 state("pause", "Paused"),
+		"VM.unpause":               state("unpause", "Running"),
+		"VM.clean_shutdown":        p.vmCall("clean_shutdown", func(c *call, vm *object) (any, error) { p.haltVM(vm); return void, nil }),
+		"VM.hard_shutdown":         p.vmCall("hard_shutdown", p.vmHardShutdown),
+		"VM.hard_reboot":           state("hard_reboot", "Running"),
+		"VM.clean_reboot":          state("clean_reboot", "Running"),
+		"VM.suspend":               p.vmCall("suspend", func(c *call, vm *object) (any, error) { return void, p.suspendVM(vm) }),
+		"VM.resume":                p.vmCall("resume", p.vmResume),
+		"VM.set_is_a_template":     p.vmSetIsATemplate,
 		"VM.set_snapshot_schedule": p.setSnapshotSchedule,
-		"VTPM.create": p.vmCall("create_vtpm", func(c *call, vm *object) (any, error) {
-			if len(vm.set("VTPMs")) > 0 {
-				return nil, fail("VTPM_MAX_AMOUNT_REACHED", "1")
-			}
-			return p.db.create("VTPM", map[string]any{"VM": vm.ref, "is_unique": c.args[1]}).ref, nil
-		}),
-		"VTPM.destroy": func(c *call) (any, error) {
-			vtpm, err := c.object(0)
-			if err == nil {
-				p.db.destroy(vtpm)
-			}
-			return void, err
-		},
-		"VBD.create": p.createVBD,
-		"VBD.destroy": func(c *call) (any, error) {
-			vbd, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if vbd.bool("currently_attached") {
-				vm, err := p.lookup("VM", vbd.str("VM"))
-				if err != nil {
-					return nil, err
-				}
-				return nil, fail("OPERATION_NOT_ALLOWED", fmt.Sprintf("VBD '%s' still attached to '%s'", vbd.uuid(), vm.uuid()))
-			}
-			p.destroyWith("VBD_metrics", vbd)
-			return void, nil
-		},
-		"VBD.plug":         p.plug("VBD", true),
-		"VBD.unplug":       p.plug("VBD", false),
-		"VBD.unplug_force": p.plug("VBD", false),
-		"VBD.eject": func(c *call) (any, error) {
-			vbd, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if vbd.str("type") != "CD" {
-				return nil, fail("VBD_NOT_REMOVABLE_MEDIA", vbd.ref)
-			}
-			if vbd.bool("empty") {
-				return nil, fail("VBD_IS_EMPTY", vbd.ref)
-			}
-			p.db.put(vbd, "VDI", nullRef)
-			p.db.put(vbd, "empty", true)
-			return void, nil
-		},
-		"VBD.insert": func(c *call) (any, error) {
-			vbd, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			vdi, err := c.object(1)
-			if err != nil {
-				return nil, err
-			}
-			if vbd.str("type") != "CD" {
-				return nil, fail("VBD_NOT_REMOVABLE_MEDIA", vbd.ref)
-			}
-			if !vbd.bool("empty") {
-				return nil, fail("VBD_NOT_EMPTY", vbd.ref)
-			}
-			p.db.put(vbd, "VDI", vdi.ref)
-			p.db.put(vbd, "empty", false)
-			return void, nil
-		},
-		"VIF.create": p.createVIF,
-		"VIF.destroy": func(c *call) (any, error) {
-			vif, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			if vm := p.db.find("VM", vif.str("VM")); vm != nil && vm.str("power_state") == "Running" && vif.bool("currently_attached") {
-				return nil, fail("OPERATION_NOT_ALLOWED", "VIF currently attached to a running VM")
-			}
-			p.destroyWith("VIF_metrics", vif)
-			return void, nil
-		},
-		"VIF.plug":         p.plug("VIF", true),
-		"VIF.unplug":       p.plug("VIF", false),
-		"VIF.unplug_force": p.plug("VIF", false),
+		"VTPM.create":              p.vmCall("create_vtpm", p.vtpmCreate),
+		"VTPM.destroy":             p.vtpmDestroy,
+		"VBD.create":               p.createVBD,
+		"VBD.destroy":              p.vbdDestroy,
+		"VBD.plug":                 p.plug("VBD", true),
+		"VBD.unplug":               p.plug("VBD", false),
+		"VBD.unplug_force":         p.plug("VBD", false),
+		"VBD.eject":                p.vbdEject,
+		"VBD.insert":               p.vbdInsert,
+		"VIF.create":               p.createVIF,
+		"VIF.destroy":              p.vifDestroy,
+		"VIF.plug":                 p.plug("VIF", true),
+		"VIF.unplug":               p.plug("VIF", false),
+		"VIF.unplug_force":         p.plug("VIF", false),
 	}
+}
+
+// vmCreate implements VM.create.
+func (p *Pool) vmCreate(c *call) (any, error) {
+	f, err := c.construct(0)
+	if err != nil {
+		return nil, err
+	}
+	f["hardware_platform_version"] = int64(2)
+	return p.newVM(f).ref, nil
+}
+
+// vmDestroy implements VM.destroy.
+func (p *Pool) vmDestroy(c *call, vm *object) (any, error) {
+	if vm.bool("is_default_template") {
+		return nil, fail("VM_CANNOT_DELETE_DEFAULT_TEMPLATE")
+	}
+	p.destroyVM(vm)
+	return void, nil
+}
+
+// vmSnapshot implements VM.snapshot.
+func (p *Pool) vmSnapshot(c *call, vm *object) (any, error) {
+	var ignore []any
+	if len(c.args) > 2 {
+		ignore = c.args[2].([]any)
+	}
+	return p.snapshotVM(c, vm, c.str(1), ignore, p.plainSnapshot(vm, "crash_consistent"))
+}
+
+// vmCheckpoint implements VM.checkpoint.
+func (p *Pool) vmCheckpoint(c *call, vm *object) (any, error) {
+	return p.checkpointVM(c, vm, c.str(1))
+}
+
+// vmClone implements VM.clone.
+func (p *Pool) vmClone(c *call, vm *object) (any, error) {
+	return p.cloneVM(c, vm, c.str(1), p.cloneVDI)
+}
+
+// vmCopy implements VM.copy.
+func (p *Pool) vmCopy(c *call, vm *object) (any, error) {
+	to := c.str(2)
+	if s := p.db.find("SR", to); s != nil && s.str("content_type") == "iso" {
+		return nil, fail("OPERATION_NOT_ALLOWED", "Cannot copy to an ISO SR")
+	}
+	return p.cloneVM(c, vm, c.str(1), func(c *call, vdi *object) (*object, error) {
+		srRef := to
+		if srRef == nullRef || srRef == "" {
+			srRef = vdi.str("SR")
+		}
+		ref, err := p.copyVDI(c, vdi, srRef, nil)
+		if err != nil {
+			return nil, err
+		}
+		return p.db.find("VDI", ref.(string)), nil
+	})
+}
+
+// vmProvision implements VM.provision.
+func (p *Pool) vmProvision(c *call, vm *object) (any, error) {
+	if err := p.provisionDisks(vm); err != nil {
+		return nil, err
+	}
+	p.db.put(vm, "is_a_template", false)
+	p.db.put(vm, "is_default_template", false)
+	return void, nil
+}
+
+// vmStart implements VM.start.
+func (p *Pool) vmStart(c *call, vm *object) (any, error) {
+	return void, p.startVM(vm, p.hosts[0], c.args[1].(bool))
+}
+
+// vmPoolMigrate implements VM.pool_migrate.
+func (p *Pool) vmPoolMigrate(c *call) (any, error) {
+	vm, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	to, err := c.object(1)
+	if err != nil {
+		return nil, err
+	}
+	end, err := c.beginVM(vm, "pool_migrate")
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return void, p.migrateVM(vm, to)
+}
+
+// vmHardShutdown implements VM.hard_shutdown.
+func (p *Pool) vmHardShutdown(c *call, vm *object) (any, error) {
+	p.haltVM(vm)
+	p.dropSuspendImage(vm)
+	return void, nil
+}
+
+// vmResume implements VM.resume.
+func (p *Pool) vmResume(c *call, vm *object) (any, error) {
+	return void, p.resumeVM(vm, p.hosts[0], c.args[1].(bool))
+}
+
+// vmSetIsATemplate implements VM.set_is_a_template.
+func (p *Pool) vmSetIsATemplate(c *call) (any, error) {
+	vm, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if c.args[1].(bool) && !vm.bool("is_a_template") {
+		if s := vm.str("snapshot_schedule"); p.db.find("VMSS", s) != nil {
+			return nil, fail("VM_ASSIGNED_TO_SNAPSHOT_SCHEDULE", vm.ref, s)
+		}
+		if err := p.checkVM(vm, "make_into_template"); err != nil {
+			return nil, err
+		}
+	}
+	p.db.put(vm, "is_a_template", c.args[1])
+	if !c.args[1].(bool) {
+		p.db.put(vm, "is_default_template", false)
+	}
+	return void, nil
+}
+
+// vtpmCreate implements VTPM.create.
+func (p *Pool) vtpmCreate(c *call, vm *object) (any, error) {
+	if len(vm.set("VTPMs")) > 0 {
+		return nil, fail("VTPM_MAX_AMOUNT_REACHED", "1")
+	}
+	return p.db.create("VTPM", map[string]any{"VM": vm.ref, "is_unique": c.args[1]}).ref, nil
+}
+
+// vtpmDestroy implements VTPM.destroy.
+func (p *Pool) vtpmDestroy(c *call) (any, error) {
+	vtpm, err := c.object(0)
+	if err == nil {
+		p.db.destroy(vtpm)
+	}
+	return void, err
+}
+
+// vbdDestroy implements VBD.destroy.
+func (p *Pool) vbdDestroy(c *call) (any, error) {
+	vbd, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if vbd.bool("currently_attached") {
+		vm, err := p.lookup("VM", vbd.str("VM"))
+		if err != nil {
+			return nil, err
+		}
+		return nil, fail("OPERATION_NOT_ALLOWED", fmt.Sprintf("VBD '%s' still attached to '%s'", vbd.uuid(), vm.uuid()))
+	}
+	p.destroyWith("VBD_metrics", vbd)
+	return void, nil
+}
+
+// vbdEject implements VBD.eject.
+func (p *Pool) vbdEject(c *call) (any, error) {
+	vbd, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if vbd.str("type") != "CD" {
+		return nil, fail("VBD_NOT_REMOVABLE_MEDIA", vbd.ref)
+	}
+	if vbd.bool("empty") {
+		return nil, fail("VBD_IS_EMPTY", vbd.ref)
+	}
+	p.db.put(vbd, "VDI", nullRef)
+	p.db.put(vbd, "empty", true)
+	return void, nil
+}
+
+// vbdInsert implements VBD.insert.
+func (p *Pool) vbdInsert(c *call) (any, error) {
+	vbd, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	vdi, err := c.object(1)
+	if err != nil {
+		return nil, err
+	}
+	if vbd.str("type") != "CD" {
+		return nil, fail("VBD_NOT_REMOVABLE_MEDIA", vbd.ref)
+	}
+	if !vbd.bool("empty") {
+		return nil, fail("VBD_NOT_EMPTY", vbd.ref)
+	}
+	p.db.put(vbd, "VDI", vdi.ref)
+	p.db.put(vbd, "empty", false)
+	return void, nil
+}
+
+// vifDestroy implements VIF.destroy.
+func (p *Pool) vifDestroy(c *call) (any, error) {
+	vif, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if vm := p.db.find("VM", vif.str("VM")); vm != nil && vm.str("power_state") == "Running" && vif.bool("currently_attached") {
+		return nil, fail("OPERATION_NOT_ALLOWED", "VIF currently attached to a running VM")
+	}
+	p.destroyWith("VIF_metrics", vif)
+	return void, nil
 }
 
 // onHost starts or resumes a VM on the host that the call names.

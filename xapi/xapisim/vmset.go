@@ -108,78 +108,105 @@ func (p *Pool) vmSetters() map[string]handler {
 		"VM.set_actions_after_crash": plain("actions_after_crash"),
 		"VM.set_ha_always_run":       plain("ha_always_run"), "VM.set_ha_restart_priority": plain("ha_restart_priority"),
 		"VM.set_order": atLeastZero("order"), "VM.set_start_delay": atLeastZero("start_delay"), "VM.set_shutdown_delay": atLeastZero("shutdown_delay"),
-		"VM.set_bios_strings":  p.onVM(p.setBIOSStrings),
-		"VM.copy_bios_strings": p.onVM(p.copyBIOSStrings),
-		"VM.set_has_vendor_device": p.onVM(func(c *call, vm *object) error {
-			if err := mustBe(vm, "Halted"); err != nil {
-				return err
-			}
-			p.db.put(vm, "has_vendor_device", c.args[1])
-			return nil
-		}),
-		"VM.set_domain_type": p.onVM(func(c *call, vm *object) error {
-			kind := c.str(1)
-			if kind == "unspecified" {
-				return fail("INVALID_VALUE", "domain_type", kind)
-			}
-			p.db.put(vm, "domain_type", kind)
-			p.db.put(vm, "HVM_boot_policy", map[bool]string{true: "BIOS order"}[kind == "hvm"])
-			return nil
-		}),
-		"VM.set_HVM_boot_policy": p.onVM(func(c *call, vm *object) error {
-			p.db.put(vm, "HVM_boot_policy", c.args[1])
-			p.db.put(vm, "domain_type", map[bool]string{true: "pv", false: "hvm"}[c.str(1) == ""])
-			return nil
-		}),
-		"VM.set_appliance": p.onVM(func(c *call, vm *object) error {
-			if vm.bool("is_control_domain") || vm.bool("is_a_template") || vm.bool("is_a_snapshot") {
-				return fail("OPERATION_NOT_ALLOWED", "Control domains, templates and snapshots cannot be assigned to appliances.")
-			}
-			p.db.put(vm, "appliance", c.args[1])
-			return nil
-		}),
-		"VM.set_suspend_VDI": p.onVM(func(c *call, vm *object) error {
-			if err := mustBe(vm, "Suspended"); err != nil {
-				return err
-			}
-			vdi, err := c.object(1)
-			if err != nil {
-				return err
-			}
-			if vdi.str("type") == "cbt_metadata" {
-				return fail("VDI_INCOMPATIBLE_TYPE", vm.ref, cbtMetadata)
-			}
-			p.db.put(vm, "suspend_VDI", vdi.ref)
-			return nil
-		}),
-		"VM.set_protection_policy": func(*call) (any, error) { return nil, fail("MESSAGE_REMOVED") },
-		"VM.update_allowed_operations": p.onVM(func(*call, *object) error {
-			return nil // they are computed whenever a record is read
-		}),
-		"VM.assert_operation_valid": p.onVM(func(c *call, vm *object) error { return p.checkVM(vm, c.str(1)) }),
-		"VM.get_boot_record": func(c *call) (any, error) {
-			vm, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			return p.view(vm), nil
-		},
-		"VM.power_state_reset": p.onVM(func(_ *call, vm *object) error {
-			p.haltVM(vm)
-			p.dropSuspendImage(vm)
-			return nil
-		}),
-		"VM.shutdown": p.vmCall("clean_shutdown", func(_ *call, vm *object) (any, error) { p.haltVM(vm); return void, nil }),
-		"VM.compute_memory_overhead": func(c *call) (any, error) {
-			vm, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			return vm.int("memory_overhead"), nil
-		},
-		"VM.get_allowed_VBD_devices": p.freeDevices("VBD", "VBDs", "userdevice"),
-		"VM.get_allowed_VIF_devices": p.freeDevices("VIF", "VIFs", "device"),
+		"VM.set_bios_strings":          p.onVM(p.setBIOSStrings),
+		"VM.copy_bios_strings":         p.onVM(p.copyBIOSStrings),
+		"VM.set_has_vendor_device":     p.onVM(p.vmSetHasVendorDevice),
+		"VM.set_domain_type":           p.onVM(p.vmSetDomainType),
+		"VM.set_HVM_boot_policy":       p.onVM(p.vmSetHVMBootPolicy),
+		"VM.set_appliance":             p.onVM(p.vmSetAppliance),
+		"VM.set_suspend_VDI":           p.onVM(p.vmSetSuspendVDI),
+		"VM.set_protection_policy":     func(*call) (any, error) { return nil, fail("MESSAGE_REMOVED") },
+		"VM.update_allowed_operations": p.onVM(p.vmUpdateAllowedOperations),
+		"VM.assert_operation_valid":    p.onVM(func(c *call, vm *object) error { return p.checkVM(vm, c.str(1)) }),
+		"VM.get_boot_record":           p.vmGetBootRecord,
+		"VM.power_state_reset":         p.onVM(p.vmPowerStateReset),
+		"VM.shutdown":                  p.vmCall("clean_shutdown", func(_ *call, vm *object) (any, error) { p.haltVM(vm); return void, nil }),
+		"VM.compute_memory_overhead":   p.vmComputeMemoryOverhead,
+		"VM.get_allowed_VBD_devices":   p.freeDevices("VBD", "VBDs", "userdevice"),
+		"VM.get_allowed_VIF_devices":   p.freeDevices("VIF", "VIFs", "device"),
 	}
+}
+
+// vmSetHasVendorDevice implements VM.set_has_vendor_device.
+func (p *Pool) vmSetHasVendorDevice(c *call, vm *object) error {
+	if err := mustBe(vm, "Halted"); err != nil {
+		return err
+	}
+	p.db.put(vm, "has_vendor_device", c.args[1])
+	return nil
+}
+
+// vmSetDomainType implements VM.set_domain_type.
+func (p *Pool) vmSetDomainType(c *call, vm *object) error {
+	kind := c.str(1)
+	if kind == "unspecified" {
+		return fail("INVALID_VALUE", "domain_type", kind)
+	}
+	p.db.put(vm, "domain_type", kind)
+	p.db.put(vm, "HVM_boot_policy", map[bool]string{true: "BIOS order"}[kind == "hvm"])
+	return nil
+}
+
+// vmSetHVMBootPolicy implements VM.set_HVM_boot_policy.
+func (p *Pool) vmSetHVMBootPolicy(c *call, vm *object) error {
+	p.db.put(vm, "HVM_boot_policy", c.args[1])
+	p.db.put(vm, "domain_type", map[bool]string{true: "pv", false: "hvm"}[c.str(1) == ""])
+	return nil
+}
+
+// vmSetAppliance implements VM.set_appliance.
+func (p *Pool) vmSetAppliance(c *call, vm *object) error {
+	if vm.bool("is_control_domain") || vm.bool("is_a_template") || vm.bool("is_a_snapshot") {
+		return fail("OPERATION_NOT_ALLOWED", "Control domains, templates and snapshots cannot be assigned to appliances.")
+	}
+	p.db.put(vm, "appliance", c.args[1])
+	return nil
+}
+
+// vmSetSuspendVDI implements VM.set_suspend_VDI.
+func (p *Pool) vmSetSuspendVDI(c *call, vm *object) error {
+	if err := mustBe(vm, "Suspended"); err != nil {
+		return err
+	}
+	vdi, err := c.object(1)
+	if err != nil {
+		return err
+	}
+	if vdi.str("type") == "cbt_metadata" {
+		return fail("VDI_INCOMPATIBLE_TYPE", vm.ref, cbtMetadata)
+	}
+	p.db.put(vm, "suspend_VDI", vdi.ref)
+	return nil
+}
+
+// vmUpdateAllowedOperations implements VM.update_allowed_operations.
+func (p *Pool) vmUpdateAllowedOperations(*call, *object) error {
+	return nil // they are computed whenever a record is read
+}
+
+// vmGetBootRecord implements VM.get_boot_record.
+func (p *Pool) vmGetBootRecord(c *call) (any, error) {
+	vm, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	return p.view(vm), nil
+}
+
+// vmPowerStateReset implements VM.power_state_reset.
+func (p *Pool) vmPowerStateReset(_ *call, vm *object) error {
+	p.haltVM(vm)
+	p.dropSuspendImage(vm)
+	return nil
+}
+
+// vmComputeMemoryOverhead implements VM.compute_memory_overhead.
+func (p *Pool) vmComputeMemoryOverhead(c *call) (any, error) {
+	vm, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	return vm.int("memory_overhead"), nil
 }
 
 // vmSizes are the calls that change a VM's memory, processors and NVRAM.
@@ -237,33 +264,48 @@ func (p *Pool) vmSizes() map[string]handler {
 		"VM.set_VCPUs_at_startup":      processors("", "VCPUs_at_startup"),
 		"VM.set_VCPUs_number_live":     processors("Running", "VCPUs_at_startup"),
 		"VM.set_HVM_shadow_multiplier": shadow("Halted"), "VM.set_shadow_multiplier_live": shadow("Running"),
-		"VM.set_memory": p.onVM(func(c *call, vm *object) error {
-			n := c.args[1].(int64)
-			return p.setMemory(vm, map[string]int64{"static_max": n, "dynamic_min": n, "dynamic_max": n})
-		}),
-		"VM.set_memory_target_live": p.onVM(func(c *call, vm *object) error {
-			if err := mustBe(vm, "Running"); err != nil {
-				return err
-			}
-			p.db.put(vm, "memory_target", c.args[1])
-			return nil
-		}),
-		"VM.set_NVRAM": p.vmCall("changing_NVRAM", func(c *call, vm *object) (any, error) {
-			p.db.put(vm, "NVRAM", c.args[1])
-			return void, nil
-		}),
-		"VM.add_to_NVRAM": p.vmCall("changing_NVRAM", func(c *call, vm *object) (any, error) {
-			if _, ok := vm.mapv("NVRAM")[c.str(1)]; ok {
-				return nil, fail("MAP_DUPLICATE_KEY", "VM", "NVRAM", vm.ref, c.str(1))
-			}
-			p.db.put(vm, "NVRAM", with(vm.mapv("NVRAM"), c.str(1), c.args[2]))
-			return void, nil
-		}),
-		"VM.remove_from_NVRAM": p.vmCall("changing_NVRAM", func(c *call, vm *object) (any, error) {
-			p.db.put(vm, "NVRAM", withoutKey(vm.mapv("NVRAM"), c.str(1)))
-			return void, nil
-		}),
+		"VM.set_memory":             p.onVM(p.vmSetMemory),
+		"VM.set_memory_target_live": p.onVM(p.vmSetMemoryTargetLive),
+		"VM.set_NVRAM":              p.vmCall("changing_NVRAM", p.vmSetNVRAM),
+		"VM.add_to_NVRAM":           p.vmCall("changing_NVRAM", p.vmAddToNVRAM),
+		"VM.remove_from_NVRAM":      p.vmCall("changing_NVRAM", p.vmRemoveFromNVRAM),
 	}
+}
+
+// vmSetMemory implements VM.set_memory.
+func (p *Pool) vmSetMemory(c *call, vm *object) error {
+	n := c.args[1].(int64)
+	return p.setMemory(vm, map[string]int64{"static_max": n, "dynamic_min": n, "dynamic_max": n})
+}
+
+// vmSetMemoryTargetLive implements VM.set_memory_target_live.
+func (p *Pool) vmSetMemoryTargetLive(c *call, vm *object) error {
+	if err := mustBe(vm, "Running"); err != nil {
+		return err
+	}
+	p.db.put(vm, "memory_target", c.args[1])
+	return nil
+}
+
+// vmSetNVRAM implements VM.set_NVRAM.
+func (p *Pool) vmSetNVRAM(c *call, vm *object) (any, error) {
+	p.db.put(vm, "NVRAM", c.args[1])
+	return void, nil
+}
+
+// vmAddToNVRAM implements VM.add_to_NVRAM.
+func (p *Pool) vmAddToNVRAM(c *call, vm *object) (any, error) {
+	if _, ok := vm.mapv("NVRAM")[c.str(1)]; ok {
+		return nil, fail("MAP_DUPLICATE_KEY", "VM", "NVRAM", vm.ref, c.str(1))
+	}
+	p.db.put(vm, "NVRAM", with(vm.mapv("NVRAM"), c.str(1), c.args[2]))
+	return void, nil
+}
+
+// vmRemoveFromNVRAM implements VM.remove_from_NVRAM.
+func (p *Pool) vmRemoveFromNVRAM(c *call, vm *object) (any, error) {
+	p.db.put(vm, "NVRAM", withoutKey(vm.mapv("NVRAM"), c.str(1)))
+	return void, nil
 }
 
 // copyBIOSStrings copies a host's strings to a VM that has none.

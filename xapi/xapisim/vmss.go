@@ -79,88 +79,115 @@ func (p *Pool) vmssCalls() map[string]handler {
 		}
 	}
 	return map[string]handler{
-		"VMSS.create": func(c *call) (any, error) {
-			if !p.licensed {
-				return nil, fail("LICENCE_RESTRICTION", "VMSS")
-			}
-			f, err := c.construct(0)
-			if err != nil {
-				return nil, err
-			}
-			if err := checkRetained(f["retained_snapshots"].(int64)); err != nil {
-				return nil, err
-			}
-			if f["schedule"], err = checkSchedule(f["frequency"].(string), f["schedule"].(map[string]any)); err != nil {
-				return nil, err
-			}
-			return p.db.create("VMSS", f).ref, nil
-		},
-		"VMSS.destroy": on(func(c *call, s *object) error {
-			if len(s.set("VMs")) > 0 {
-				return fail("VMSS_HAS_VM")
-			}
-			p.db.destroy(s)
-			return nil
-		}),
-		"VMSS.set_retained_snapshots": on(func(c *call, s *object) error {
-			if err := checkRetained(c.args[1].(int64)); err != nil {
-				return err
-			}
-			p.db.put(s, "retained_snapshots", c.args[1])
-			return nil
-		}),
-		"VMSS.set_frequency": on(func(c *call, s *object) error {
-			p.db.put(s, "frequency", c.args[1])
-			keep := map[string]any{}
-			for k := range scheduleKeys[c.str(1)] {
-				if v, ok := s.mapv("schedule")[k]; ok {
-					keep[k] = v
-				}
-			}
-			sched, err := checkSchedule(c.str(1), keep)
-			if err == nil {
-				p.db.put(s, "schedule", sched)
-			}
-			return err
-		}),
-		"VMSS.set_schedule": on(func(c *call, s *object) error {
-			sched, err := checkSchedule(s.str("frequency"), c.args[1].(map[string]any))
-			if err == nil {
-				p.db.put(s, "schedule", sched)
-			}
-			return err
-		}),
-		"VMSS.add_to_schedule": on(func(c *call, s *object) error {
-			if _, err := checkSchedule(s.str("frequency"), map[string]any{c.str(1): c.args[2]}); err != nil {
-				return fail("INTERNAL_ERROR", "Not_found")
-			}
-			if _, ok := s.mapv("schedule")[c.str(1)]; ok {
-				return fail("MAP_DUPLICATE_KEY", "VMSS", "schedule", s.ref, c.str(1))
-			}
-			p.db.put(s, "schedule", with(s.mapv("schedule"), c.str(1), c.args[2]))
-			return nil
-		}),
-		"VMSS.remove_from_schedule": on(func(c *call, s *object) error {
-			p.db.put(s, "schedule", withoutKey(s.mapv("schedule"), c.str(1)))
-			return nil
-		}),
-		"VMSS.snapshot_now": func(c *call) (any, error) {
-			if !p.licensed {
-				return nil, fail("LICENCE_RESTRICTION", "VMSS")
-			}
-			s, err := c.object(0)
-			if err != nil {
-				return nil, err
-			}
-			p.runSchedule(s)
-			return "", nil
-		},
-		"VMSS.set_type": on(func(c *call, s *object) error { p.db.put(s, "type", c.args[1]); return nil }),
-		"VMSS.set_last_run_time": on(func(c *call, s *object) error {
-			p.db.put(s, "last_run_time", c.args[1])
-			return nil
-		}),
+		"VMSS.create":                 p.vmssCreate,
+		"VMSS.destroy":                on(p.vmssDestroy),
+		"VMSS.set_retained_snapshots": on(p.vmssSetRetainedSnapshots),
+		"VMSS.set_frequency":          on(p.vmssSetFrequency),
+		"VMSS.set_schedule":           on(p.vmssSetSchedule),
+		"VMSS.add_to_schedule":        on(p.vmssAddToSchedule),
+		"VMSS.remove_from_schedule":   on(p.vmssRemoveFromSchedule),
+		"VMSS.snapshot_now":           p.vmssSnapshotNow,
+		"VMSS.set_type":               on(func(c *call, s *object) error { p.db.put(s, "type", c.args[1]); return nil }),
+		"VMSS.set_last_run_time":      on(p.vmssSetLastRunTime),
 	}
+}
+
+// vmssCreate implements VMSS.create.
+func (p *Pool) vmssCreate(c *call) (any, error) {
+	if !p.licensed {
+		return nil, fail("LICENCE_RESTRICTION", "VMSS")
+	}
+	f, err := c.construct(0)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRetained(f["retained_snapshots"].(int64)); err != nil {
+		return nil, err
+	}
+	if f["schedule"], err = checkSchedule(f["frequency"].(string), f["schedule"].(map[string]any)); err != nil {
+		return nil, err
+	}
+	return p.db.create("VMSS", f).ref, nil
+}
+
+// vmssDestroy implements VMSS.destroy.
+func (p *Pool) vmssDestroy(c *call, s *object) error {
+	if len(s.set("VMs")) > 0 {
+		return fail("VMSS_HAS_VM")
+	}
+	p.db.destroy(s)
+	return nil
+}
+
+// vmssSetRetainedSnapshots implements VMSS.set_retained_snapshots.
+func (p *Pool) vmssSetRetainedSnapshots(c *call, s *object) error {
+	if err := checkRetained(c.args[1].(int64)); err != nil {
+		return err
+	}
+	p.db.put(s, "retained_snapshots", c.args[1])
+	return nil
+}
+
+// vmssSetFrequency implements VMSS.set_frequency.
+func (p *Pool) vmssSetFrequency(c *call, s *object) error {
+	p.db.put(s, "frequency", c.args[1])
+	keep := map[string]any{}
+	for k := range scheduleKeys[c.str(1)] {
+		if v, ok := s.mapv("schedule")[k]; ok {
+			keep[k] = v
+		}
+	}
+	sched, err := checkSchedule(c.str(1), keep)
+	if err == nil {
+		p.db.put(s, "schedule", sched)
+	}
+	return err
+}
+
+// vmssSetSchedule implements VMSS.set_schedule.
+func (p *Pool) vmssSetSchedule(c *call, s *object) error {
+	sched, err := checkSchedule(s.str("frequency"), c.args[1].(map[string]any))
+	if err == nil {
+		p.db.put(s, "schedule", sched)
+	}
+	return err
+}
+
+// vmssAddToSchedule implements VMSS.add_to_schedule.
+func (p *Pool) vmssAddToSchedule(c *call, s *object) error {
+	if _, err := checkSchedule(s.str("frequency"), map[string]any{c.str(1): c.args[2]}); err != nil {
+		return fail("INTERNAL_ERROR", "Not_found")
+	}
+	if _, ok := s.mapv("schedule")[c.str(1)]; ok {
+		return fail("MAP_DUPLICATE_KEY", "VMSS", "schedule", s.ref, c.str(1))
+	}
+	p.db.put(s, "schedule", with(s.mapv("schedule"), c.str(1), c.args[2]))
+	return nil
+}
+
+// vmssRemoveFromSchedule implements VMSS.remove_from_schedule.
+func (p *Pool) vmssRemoveFromSchedule(c *call, s *object) error {
+	p.db.put(s, "schedule", withoutKey(s.mapv("schedule"), c.str(1)))
+	return nil
+}
+
+// vmssSnapshotNow implements VMSS.snapshot_now.
+func (p *Pool) vmssSnapshotNow(c *call) (any, error) {
+	if !p.licensed {
+		return nil, fail("LICENCE_RESTRICTION", "VMSS")
+	}
+	s, err := c.object(0)
+	if err != nil {
+		return nil, err
+	}
+	p.runSchedule(s)
+	return "", nil
+}
+
+// vmssSetLastRunTime implements VMSS.set_last_run_time.
+func (p *Pool) vmssSetLastRunTime(c *call, s *object) error {
+	p.db.put(s, "last_run_time", c.args[1])
+	return nil
 }
 
 func (p *Pool) setSnapshotSchedule(c *call) (any, error) {
