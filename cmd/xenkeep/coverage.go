@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -53,110 +54,148 @@ is, and with --config in which jobs it is. The exit code is 3 when one is older 
 	return cmd
 }
 
+// coverageSide is a pool, and the jobs of the config that use it.
+type coverageSide struct {
+	pool poolFlags
+	jobs []*config.Job
+}
+
+// coverageRun shows the coverage of one pool after the other.
+type coverageRun struct {
+	o      *coverageOptions
+	stdout io.Writer
+	stderr io.Writer
+	table  *table
+	shown  bool // the table has rows
+	sum    coverageSummary
+}
+
 func runCoverage(cmd *cobra.Command, o *coverageOptions) error {
 	ctx, stderr := cmd.Context(), cmd.ErrOrStderr()
 	if o.maxAge <= 0 {
 		return usagef("--max-age %v: want more than nothing", o.maxAge)
 	}
-	type side struct {
-		pool poolFlags
-		jobs []*config.Job
-	}
-	sides := []side{{pool: o.pool}}
-	if file, explicit := foundConfig(cmd.Flags()); !explicit {
-		o.config = ""
-		if o.pool.url == "" && o.repository.location == "" {
-			o.config = file
-		}
-	}
-	if o.config != "" {
-		c, err := config.Load(o.config)
-		if err != nil {
-			return err
-		}
-		sides = nil
-		f := jobFileFlags{config: o.config}
-		for _, name := range c.PoolNames() {
-			if cmd.Flags().Changed("pool") && c.Pools[o.pool.url].URL != "" && name != o.pool.url {
-				continue // --pool names another
-			}
-			p := c.Pools[name]
-			s := side{pool: o.pool, jobs: c.JobsOf(name)}
-			f.use(cmd, c, &p, &o.repository, &s.pool)
-			sides = append(sides, s)
-		}
+	sides, err := coverageSides(cmd, o)
+	if err != nil {
+		return err
 	}
 	r, err := o.repository.openBare(ctx, stderr)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	sum := coverageSummary{Type: "summary", MaxAge: o.maxAge.Seconds()}
+	x := &coverageRun{
+		o: o, stdout: cmd.OutOrStdout(), stderr: stderr, sum: coverageSummary{Type: "summary", MaxAge: o.maxAge.Seconds()},
+		table: newTable(cmd.OutOrStdout(), "POOL", "VM", "SNAPSHOT", "AGE", "JOBS"),
+	}
 	now := time.Now()
-	t := newTable(cmd.OutOrStdout(), "POOL", "VM", "SNAPSHOT", "AGE", "JOBS")
-	shown := false
 	for i := range sides {
 		pool, err := sides[i].pool.dial(ctx, stderr)
 		if err != nil {
 			return err
 		}
 		list, err := nightly.Coverage(ctx, r, pool, sides[i].jobs, o.maxAge, now)
-		err = errors.Join(err, pool.Close(ctx))
-		if err != nil {
+		if err = errors.Join(err, pool.Close(ctx)); err != nil {
 			return err
 		}
-		for _, c := range list {
-			sum.VMs++
-			if c.TooOld {
-				sum.TooOld++
+		for i := range list {
+			if err := x.show(&list[i]); err != nil {
+				return err
 			}
-			if c.FromFuture {
-				tell(stderr, fmt.Sprintf("warning: snapshot %s of %s is dated %s, in the future: its age is that since it was written; look at the clock of the pool",
-					c.Snapshot[:8], printable(c.Name), clock(c.Data)), "")
-			}
-			if c.Damaged != "" {
-				tell(stderr, fmt.Sprintf("warning: a newer snapshot of %s is damaged and is not counted: %s", printable(c.Name), printable(c.Damaged)), "")
-			}
-			jobs := strings.Join(c.Jobs, ", ")
-			if jobs == "" && o.config != "" {
-				sum.NoJob++
-				jobs = "in no job"
-				if c.Left != "" {
-					jobs = "left out: " + c.Left
-				}
-			}
-			if o.output.json {
-				if err := writeLine(cmd.OutOrStdout(), c); err != nil {
-					return err
-				}
-				continue
-			}
-			age := "none"
-			if c.Snapshot != "" {
-				age = time.Duration(c.Age * float64(time.Second)).Round(time.Minute).String()
-				if c.Age < 0 {
-					age = "from the future"
-				}
-			}
-			if c.TooOld {
-				age += "  TOO OLD"
-			}
-			if !o.quiet || c.TooOld {
-				shown = true
-				t.row(c.Pool, c.Name, c.Snapshot[:min(8, len(c.Snapshot))], age, jobs)
-			}
+		}
+	}
+	return x.end()
+}
+
+// coverageSides returns the pools to look at: those of the config, or the one of
+// the flags.
+func coverageSides(cmd *cobra.Command, o *coverageOptions) ([]coverageSide, error) {
+	if file, explicit := foundConfig(cmd.Flags()); !explicit {
+		o.config = ""
+		if o.pool.url == "" && o.repository.location == "" {
+			o.config = file
+		}
+	}
+	if o.config == "" {
+		return []coverageSide{{pool: o.pool}}, nil
+	}
+	c, err := config.Load(o.config)
+	if err != nil {
+		return nil, err
+	}
+	var sides []coverageSide
+	f := jobFileFlags{config: o.config}
+	for _, name := range c.PoolNames() {
+		if cmd.Flags().Changed("pool") && c.Pools[o.pool.url].URL != "" && name != o.pool.url {
+			continue // --pool names another
+		}
+		p := c.Pools[name]
+		s := coverageSide{pool: o.pool, jobs: c.JobsOf(name)}
+		f.use(cmd, c, &p, &o.repository, &s.pool)
+		sides = append(sides, s)
+	}
+	return sides, nil
+}
+
+// show counts a VM, and writes its line or row.
+func (x *coverageRun) show(c *nightly.Covered) error {
+	x.sum.VMs++
+	if c.TooOld {
+		x.sum.TooOld++
+	}
+	if c.FromFuture {
+		tell(x.stderr, fmt.Sprintf("warning: snapshot %s of %s is dated %s, in the future: its age is that since it was written; look at the clock of the pool",
+			c.Snapshot[:8], printable(c.Name), clock(c.Data)), "")
+	}
+	if c.Damaged != "" {
+		tell(x.stderr, fmt.Sprintf("warning: a newer snapshot of %s is damaged and is not counted: %s", printable(c.Name), printable(c.Damaged)), "")
+	}
+	jobs := strings.Join(c.Jobs, ", ")
+	if jobs == "" && x.o.config != "" {
+		x.sum.NoJob++
+		jobs = "in no job"
+		if c.Left != "" {
+			jobs = "left out: " + c.Left
 		}
 	}
 	switch {
-	case o.output.json:
-		err = writeLine(cmd.OutOrStdout(), sum)
-	case shown:
-		err = t.flush()
+	case x.o.output.json:
+		return writeLine(x.stdout, c)
+	case x.o.quiet && !c.TooOld:
+		return nil
 	}
-	if err == nil && !o.output.json && (!o.quiet || sum.TooOld > 0) {
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s, %d without a good snapshot of the last %v\n", plural(sum.VMs, "VM"), sum.TooOld, o.maxAge)
+	x.shown = true
+	x.table.row(c.Pool, c.Name, c.Snapshot[:min(8, len(c.Snapshot))], coverageAge(c), jobs)
+	return nil
+}
+
+// coverageAge returns the age of a VM's newest good snapshot for people.
+func coverageAge(c *nightly.Covered) string {
+	age := "none"
+	if c.Snapshot != "" {
+		age = time.Duration(c.Age * float64(time.Second)).Round(time.Minute).String()
+		if c.Age < 0 {
+			age = "from the future"
+		}
 	}
-	if err == nil && sum.TooOld > 0 {
+	if c.TooOld {
+		age += "  TOO OLD"
+	}
+	return age
+}
+
+// end writes the result.
+func (x *coverageRun) end() (err error) {
+	switch {
+	case x.o.output.json:
+		err = writeLine(x.stdout, x.sum)
+	case x.shown:
+		err = x.table.flush()
+	}
+	if err == nil && !x.o.output.json && (!x.o.quiet || x.sum.TooOld > 0) {
+		_, err = fmt.Fprintf(x.stdout, "%s, %d without a good snapshot of the last %v\n", plural(x.sum.VMs, "VM"), x.sum.TooOld, x.o.maxAge)
+	}
+	if err == nil && x.sum.TooOld > 0 {
 		err = reported{errUncovered}
 	}
 	return err

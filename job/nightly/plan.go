@@ -147,9 +147,19 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 		return nil, err
 	}
 	p.srs(inv, sel)
-	rep, err := lease.Cleanup(ctx, r, pool, lease.CleanupOptions{Machine: n.Machine, DryRun: true})
-	if err != nil {
+	if err := p.leftovers(ctx, r, pool, sel); err != nil {
 		return nil, err
+	}
+	p.repository(r)
+	return p.plan, nil
+}
+
+// leftovers reports what other runs have on the pool, and what the run would
+// clean up.
+func (p *planner) leftovers(ctx context.Context, r *repo.Repository, pool *xapi.Client, sel *selection.Result) error {
+	rep, err := lease.Cleanup(ctx, r, pool, lease.CleanupOptions{Machine: p.Machine, DryRun: true})
+	if err != nil {
+		return err
 	}
 	for i := range rep.Found {
 		l := &rep.Found[i]
@@ -172,8 +182,7 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 			p.find("warn", l.Class+" "+l.Name, "wait for that run to end", "in use by run %.8s on %s", l.Run, l.Machine)
 		}
 	}
-	p.repository(r)
-	return p.plan, nil
+	return nil
 }
 
 // outputs tries the files that the run would write.
