@@ -12,6 +12,7 @@ import (
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/job"
 	"xenkeep/job/lease"
+	"xenkeep/job/vmplan"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
 	"xenkeep/xapi"
@@ -144,7 +145,11 @@ func (b *poolBackup) failure(class error) error {
 }
 
 func (b *poolBackup) fail(vm, uuid string, err error) {
-	err = fmt.Errorf("VM %s: %w", vm, b.pool.Explain(context.Background(), err))
+	b.record(vm, uuid, fmt.Errorf("VM %s: %w", vm, b.pool.Explain(context.Background(), err)))
+}
+
+// record adds the failure of a VM to the summary; err names the VM.
+func (b *poolBackup) record(vm, uuid string, err error) {
 	b.o.Log.Error("VM failed", "vm", vm, "uuid", uuid, "error", job.OneLine(err), "hint", job.HintOf(err))
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -249,13 +254,18 @@ func (b *poolBackup) findTargets(ctx context.Context) ([]target, error) {
 		}
 	}
 	for _, name := range b.o.VMs {
-		vm, err := b.pool.FindVM(ctx, name)
+		vm, err := vmplan.FindVM(ctx, b.pool, name)
 		if err == nil {
 			add(name, vm.UUID)
 			continue
 		}
 		if ctx.Err() != nil {
 			return nil, err
+		}
+		var several *xapi.AmbiguousError
+		if errors.Is(err, xapi.ErrNotFound) || errors.As(err, &several) {
+			b.record(name, "", err) // names the VM
+			continue
 		}
 		b.fail(name, "", err)
 	}

@@ -252,6 +252,12 @@ func TestUnknownVM(t *testing.T) {
 	if !errors.Is(err, job.ErrPartial) || len(s.Snapshots) != 1 || len(s.Failed) != 1 {
 		t.Fatalf("%v %+v", err, s)
 	}
+	// The message names the VM once and suggests the nearest name, the hint is the
+	// command that lists the VMs.
+	s, err = backup.Run(t.Context(), w.Repo, w.Pool, w.Options("wbe"))
+	if err == nil || s.Failed[0].Error != `VM "wbe": not found; did you mean "web"?` || !strings.Contains(s.Failed[0].Hint, "xenkeep pool vms") {
+		t.Errorf("%v %+v", err, s.Failed)
+	}
 	if _, err := backup.Run(t.Context(), w.Repo, w.Pool, w.Options("nobody")); !errors.Is(err, job.ErrFailed) || !errors.Is(err, xapi.ErrNotFound) {
 		t.Fatal(err)
 	}

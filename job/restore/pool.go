@@ -16,6 +16,7 @@ import (
 	"xenkeep/job"
 	"xenkeep/job/lease"
 	"xenkeep/job/records"
+	"xenkeep/job/vmplan"
 	"xenkeep/repo"
 	"xenkeep/repo/restore"
 	"xenkeep/xapi"
@@ -30,7 +31,7 @@ func Disks(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *repo.S
 		var to xapi.VM
 		if o.Attach != "" {
 			var err error
-			if to, err = pool.FindVM(ctx, o.Attach); err != nil {
+			if to, err = vmplan.FindVM(ctx, pool, o.Attach); err != nil {
 				return err
 			}
 		}

@@ -62,7 +62,7 @@ type PlanOptions struct {
 // Read reads the records of a VM, and returns an error if it cannot be snapshotted. It
 // changes nothing.
 func Read(ctx context.Context, pool *xapi.Client, nameOrUUID string, o PlanOptions) (*Plan, error) {
-	vm, err := pool.FindVM(ctx, nameOrUUID)
+	vm, err := FindVM(ctx, pool, nameOrUUID)
 	if err != nil {
 		return nil, err
 	}
