@@ -160,6 +160,6 @@ func (w *Writer) upload(ctx context.Context, f *openPack) error {
 	w.done.add(finishedPack{entries: packEntries(id, int64(len(data)), blobs), ids: f.ids})
 	w.stats.Packs++
 	w.stats.Stored += int64(len(data))
-	w.made[id] = struct{}{}
+	w.packs.made[id] = struct{}{}
 	return nil
 }

@@ -14,43 +14,70 @@ import (
 type Worker struct {
 	w      *Writer
 	hasher *chunk.Hasher
-	comp   *seal.Compressor
-	buf    []byte // compressed
-	plain  []byte // a group whose pieces are not adjacent in memory
+	comps  [seal.LevelBest + 1]*seal.Compressor // by level; created when they are needed
+	buf    []byte                               // compressed
+	plain  []byte                               // a group whose pieces are not adjacent in memory
 	group  []Piece
 	one    [1]Piece
 	used   map[pack.ID]struct{}
 	last   pack.ID
 	waited time.Duration
+
+	// For the choice of the level.
+	reported time.Time // when Report was called last, or the worker was created
+	spent    workTime  // since then; total and idle are set by Report
 }
 
 // NewWorker returns a Worker. The caller must call Done.
 func (w *Writer) NewWorker() (*Worker, error) {
-	c, err := seal.NewCompressor(w.opts.Level)
-	if err != nil {
-		return nil, err
+	k := &Worker{
+		w: w, hasher: w.s.hasher.Clone(), buf: make([]byte, 0, seal.Bound(pack.GroupSize)),
+		used: make(map[pack.ID]struct{}), reported: w.opts.Now(),
 	}
-	return &Worker{
-		w: w, hasher: w.s.hasher.Clone(), comp: c, buf: make([]byte, 0, seal.Bound(pack.GroupSize)),
-		used: make(map[pack.ID]struct{}),
-	}, nil
+	_, err := k.compressor(w.adapt.current())
+	return k, err
+}
+
+func (k *Worker) compressor(l seal.Level) (*seal.Compressor, error) {
+	if k.comps[l] == nil {
+		c, err := seal.NewCompressor(l)
+		if err != nil {
+			return nil, err
+		}
+		k.comps[l] = c
+	}
+	return k.comps[l], nil
 }
 
 // Done ends the worker, and adds the packs that it referenced to those of the
 // Writer.
 func (k *Worker) Done() {
-	k.comp.Close()
-	k.comp = nil
+	for i, c := range k.comps {
+		if c != nil {
+			c.Close()
+			k.comps[i] = nil
+		}
+	}
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
 	for id := range k.used {
-		k.w.used[id] = struct{}{}
+		k.w.packs.used[id] = struct{}{}
 	}
 }
 
 // Waited returns how long the worker's Puts have waited for the storage so far,
 // that is, for space in a pack while all buffers are in use by uploads.
 func (k *Worker) Waited() time.Duration { return k.waited }
+
+// Report reports that the worker has processed seen bytes of a disk since the last
+// report, and that it waited for them for the time idle. With seal.LevelAuto the
+// level of the following blobs depends on these reports.
+func (k *Worker) Report(seen int64, idle time.Duration) {
+	now := k.w.opts.Now()
+	k.spent.total, k.spent.idle, k.spent.seen = now.Sub(k.reported), idle, seen
+	k.w.adapt.observe(k.spent)
+	k.reported, k.spent = now, workTime{}
+}
 
 // Sum returns the ID of p as data of kind kind.
 func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
@@ -118,7 +145,17 @@ func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
 		return nil
 	}
 	plain := k.joined()
-	body, enc := k.comp.Compress(k.buf, plain)
+	level := k.w.adapt.current()
+	comp, err := k.compressor(level)
+	if err != nil {
+		return err
+	}
+	began := k.w.opts.Now()
+	body, enc := comp.Compress(k.buf, plain)
+	compressed := k.w.opts.Now()
+	k.spent.compress += compressed.Sub(began)
+	k.spent.encoded += int64(len(plain))
+	k.w.adapt.count(level, enc, len(plain), len(body))
 	if enc == seal.Zstd && cap(body) > cap(k.buf) {
 		k.buf = body
 	}
@@ -127,9 +164,10 @@ func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
 		content[i] = pack.Piece{ID: p.ID, Length: uint32(len(p.Data))}
 	}
 	k.group = k.group[:0]
-	began := time.Now()
 	f, slot, err := k.w.packers[pack.KindOf(kind)-1].reserve(kind, enc, content, len(body))
-	k.waited += time.Since(began)
+	waited := k.w.opts.Now().Sub(compressed)
+	k.waited += waited
+	k.spent.storage += waited
 	if err != nil {
 		ids := make([]chunk.ID, len(content))
 		for i, p := range content {

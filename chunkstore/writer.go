@@ -11,6 +11,7 @@ import (
 	"xenkeep/chunkstore/index"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
+	"xenkeep/internal/cpu"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -32,20 +33,22 @@ const (
 
 // WriterOptions configure a Writer.
 type WriterOptions struct {
-	Run   RunID
+	Run RunID
+	// Level is the compression level; with seal.LevelAuto, it follows the run.
 	Level seal.Level
 	// Uploads is the maximum number of concurrent uploads of packs; 0 means the
 	// default of the storage. The writer holds one pack (32 MiB) in memory for
 	// each, and two more.
 	Uploads int
-	// Now is the clock for the index period; nil means time.Now.
+	// Now is the clock of the run; nil means time.Now.
 	Now func() time.Time
 }
 
 // WriteStats count the packs that a Writer has put.
 type WriteStats struct {
-	Packs  int64 // put
-	Stored int64 // bytes of packs put
+	Packs  int64        // put
+	Stored int64        // bytes of packs put
+	Levels []LevelStats // compression levels that were used
 }
 
 // Writer adds blobs during one run. Any number of goroutines may use it
@@ -61,6 +64,7 @@ type Writer struct {
 	start   func(func(ctx context.Context) error)
 	stopped <-chan struct{} // closed when the run has ended
 
+	adapt   *adapt
 	packers [2]packer // data, tree
 	buffers chan []byte
 
@@ -77,8 +81,13 @@ type Writer struct {
 	stats    WriteStats
 	err      error
 	inFlight sync.WaitGroup // packs being uploaded
-	used     map[pack.ID]struct{}
-	made     map[pack.ID]struct{}
+	packs    runPacks
+}
+
+// runPacks are the packs that a run depends on.
+type runPacks struct {
+	used map[pack.ID]struct{} // it references them, as far as its workers are done
+	made map[pack.ID]struct{} // it has put them
 }
 
 // donePacks are packs that were put but are not in the index yet.
@@ -113,10 +122,10 @@ func (s *Store) Write(ctx context.Context, o WriterOptions, fn func(ctx context.
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	w := &Writer{
-		s: s, opts: o, done: donePacks{since: o.Now()}, stopped: ctx.Done(),
+		s: s, opts: o, adapt: newAdapt(o.Level, cpu.Read), done: donePacks{since: o.Now()}, stopped: ctx.Done(),
 		start:   func(f func(ctx context.Context) error) { g.Go(func() error { return f(ctx) }) },
 		buffers: make(chan []byte, o.Uploads+2),
-		used:    make(map[pack.ID]struct{}), made: make(map[pack.ID]struct{}),
+		packs:   runPacks{used: make(map[pack.ID]struct{}), made: make(map[pack.ID]struct{})},
 	}
 	for range cap(w.buffers) {
 		w.buffers <- nil
@@ -258,7 +267,9 @@ func (w *Writer) Unflushed() int64 {
 func (w *Writer) Stats() WriteStats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.stats
+	st := w.stats
+	st.Levels = w.adapt.stats()
+	return st
 }
 
 // Used returns the packs that this run references and did not write, as far as
@@ -266,9 +277,9 @@ func (w *Writer) Stats() WriteStats {
 func (w *Writer) Used() []pack.ID {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	out := make([]pack.ID, 0, len(w.used))
-	for id := range w.used {
-		if _, own := w.made[id]; !own {
+	out := make([]pack.ID, 0, len(w.packs.used))
+	for id := range w.packs.used {
+		if _, own := w.packs.made[id]; !own {
 			out = append(out, id)
 		}
 	}
@@ -279,5 +290,5 @@ func (w *Writer) Used() []pack.ID {
 func (w *Writer) Made() []pack.ID {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Collect(maps.Keys(w.made))
+	return slices.Collect(maps.Keys(w.packs.made))
 }

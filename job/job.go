@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/object/count"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/limit"
@@ -149,21 +150,23 @@ func (c *Common) Defaults() {
 // Summary is the outcome of a run; its JSON form is documented in
 // docs/reference/json.md.
 type Summary struct {
-	Type        string        `json:"type"`   // "summary"
-	Status      string        `json:"status"` // "ok", "partial", "failed" or "skipped"
-	Job         string        `json:"job"`
-	Started     time.Time     `json:"started"`
-	Duration    float64       `json:"duration_s"`
-	Packs       int64         `json:"packs"`          // written
-	Stored      int64         `json:"bytes_uploaded"` // bytes in these packs
-	Requests    Requests      `json:"requests"`       // to the repository's storage
-	Snapshots   []VMSummary   `json:"snapshots"`
-	Failed      []VMFailure   `json:"failed,omitempty"`
-	Skipped     []VMSkip      `json:"skipped,omitempty"`     // not begun before the end of the window
-	Interrupted []VMInterrupt `json:"interrupted,omitempty"` // begun, but the run was interrupted
-	Database    string        `json:"database,omitempty"`    // snapshot of the pool's database
-	Forgotten   []string      `json:"forgotten,omitempty"`   // snapshot ids
-	Warnings    []string      `json:"warnings,omitempty"`
+	Type     string    `json:"type"`   // "summary"
+	Status   string    `json:"status"` // "ok", "partial", "failed" or "skipped"
+	Job      string    `json:"job"`
+	Started  time.Time `json:"started"`
+	Duration float64   `json:"duration_s"`
+	Packs    int64     `json:"packs"`          // written
+	Stored   int64     `json:"bytes_uploaded"` // bytes in these packs
+	// Compression contains the levels at which new data was compressed.
+	Compression []chunkstore.LevelStats `json:"compression,omitempty"`
+	Requests    Requests                `json:"requests"` // to the repository's storage
+	Snapshots   []VMSummary             `json:"snapshots"`
+	Failed      []VMFailure             `json:"failed,omitempty"`
+	Skipped     []VMSkip                `json:"skipped,omitempty"`     // not begun before the end of the window
+	Interrupted []VMInterrupt           `json:"interrupted,omitempty"` // begun, but the run was interrupted
+	Database    string                  `json:"database,omitempty"`    // snapshot of the pool's database
+	Forgotten   []string                `json:"forgotten,omitempty"`   // snapshot ids
+	Warnings    []string                `json:"warnings,omitempty"`
 }
 
 // Requests counts the requests of a run to the repository's storage.

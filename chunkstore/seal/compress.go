@@ -24,21 +24,43 @@ const (
 	LevelFastest
 	LevelBetter
 	LevelBest
+	// LevelAuto is no level of a Compressor: a run chooses one by whether it waits
+	// for the CPU, or for the source or the storage.
+	LevelAuto
 )
 
-// ParseLevel parses a level as users write it: fastest, default, better, best.
-func ParseLevel(s string) (Level, error) {
-	switch s {
-	case "", "default":
-		return LevelDefault, nil
-	case "fastest":
-		return LevelFastest, nil
-	case "better":
-		return LevelBetter, nil
-	case "best":
-		return LevelBest, nil
+// Levels returns the names of the levels that users can choose, the one that is used
+// without a choice first.
+func Levels() []string { return []string{"auto", "fastest", "default", "better", "best"} }
+
+func (l Level) String() string {
+	switch l {
+	case LevelAuto:
+		return "auto"
+	case LevelFastest:
+		return "fastest"
+	case LevelDefault:
+		return "default"
+	case LevelBetter:
+		return "better"
+	case LevelBest:
+		return "best"
 	}
-	return 0, fmt.Errorf("compression %q: want fastest, default, better or best", s)
+	return fmt.Sprintf("level %d", int(l))
+}
+
+// ParseLevel parses the name of a level, see Levels. Without a name it returns
+// LevelAuto.
+func ParseLevel(s string) (Level, error) {
+	if s == "" {
+		return LevelAuto, nil
+	}
+	for l := LevelDefault; l <= LevelAuto; l++ {
+		if s == l.String() {
+			return l, nil
+		}
+	}
+	return 0, fmt.Errorf("compression %q: want auto, fastest, default, better or best", s)
 }
 
 // A Compressor compresses one piece after another. It is not safe for

@@ -53,7 +53,7 @@ func newBackupCommand() *cobra.Command {
 		format:      formatChoice(),
 		keepBase:    choice{text: string(jobbackup.KeepAuto), of: []string{string(jobbackup.KeepAuto), string(jobbackup.KeepCBT), string(jobbackup.KeepSnapshot), string(jobbackup.KeepNone)}},
 		transport:   choice{text: string(jobbackup.TransportAuto), of: []string{string(jobbackup.TransportAuto), string(jobbackup.TransportNBD), string(jobbackup.TransportVHD)}},
-		compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}},
+		compression: compressionChoice(),
 	}
 	cmd := &cobra.Command{
 		Use:   "backup [VM... | --all | --image FILE | --job NAME --config FILE]",
@@ -119,7 +119,7 @@ none of them all remain. The newest complete snapshot always remains.`,
 	s.Var(&o.transport, "transport", "how disks are read: `auto` (changed blocks over NBD, else VHD exports), nbd (unencrypted NBD too), vhd")
 	s.IntVar(&o.nbdConnections, "nbd-connections", 4, "at most `n` NBD connections for each disk")
 	s.BoolVar(&o.verifyCBT, "verify-cbt", true, "read 1 % of the blocks that the pool calls unchanged, and compare them")
-	s.Var(&o.compression, "compression", "`level`: fastest, default, better, best")
+	s.Var(&o.compression, "compression", compressionText)
 	s.BoolVar(&o.skipUnsupported, "skip-unsupported", false, "leave out disks that cannot be snapshotted, instead of failing their VM")
 	s.BoolVar(&o.rawOffline, "raw-offline", false, "read raw disks, which cannot be snapshotted, while their VM is halted")
 	s.BoolVar(&o.unplugUSB, "unplug-usb", false, "detach the USB devices of a VM for its VM snapshot, and attach them again")
@@ -228,6 +228,11 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 	})
 }
 
+// compressionText describes the flag of a compression level.
+const compressionText = "`level`: auto (it follows what the run waits for), fastest, default, better, best"
+
+func compressionChoice() choice { return choice{text: seal.Levels()[0], of: seal.Levels()} }
+
 func printSummary(w io.Writer, sum *job.Summary, quiet bool) error {
 	if quiet {
 		return nil
@@ -257,6 +262,9 @@ func printSummary(w io.Writer, sum *job.Summary, quiet bool) error {
 	}
 	_, err := fmt.Fprintf(w, "%s: %s%s in %s, %s uploaded in %s%s\n", sum.Status, plural(len(sum.Snapshots), "snapshot"), failed,
 		seconds(sum.Duration), size(sum.Stored), plural(int(sum.Packs), "pack"), forgotten)
+	if text := job.CompressionText(sum.Compression); err == nil && text != "" {
+		_, err = fmt.Fprintln(w, text)
+	}
 	if n := sum.Requests; err == nil {
 		_, err = fmt.Fprintf(w, "storage: %s (%d put, %d get, %d stat, %d list, %d delete), %d of them metadata\n",
 			plural(int(n.Total()), "request"), n.Put, n.Get, n.Stat, n.List, n.Delete, n.Metadata)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/job"
 	"xenkeep/repo"
@@ -46,22 +47,24 @@ type copiedLine struct {
 
 // copySummary ends a copy.
 type copySummary struct {
-	Type      string  `json:"type"`   // "summary"
-	Status    string  `json:"status"` // "ok", "partial" or "failed"
-	DryRun    bool    `json:"dry_run"`
-	Todo      int     `json:"todo"`
-	Copied    int     `json:"copied"`
-	Known     int     `json:"known"`
-	Failed    int     `json:"failed"`
-	Protected int     `json:"protected"`
-	Recut     bool    `json:"cut_again"`
-	Packs     int64   `json:"packs"`
-	Uploaded  int64   `json:"bytes_uploaded"`
-	Duration  float64 `json:"duration_s"`
+	Type      string `json:"type"`   // "summary"
+	Status    string `json:"status"` // "ok", "partial" or "failed"
+	DryRun    bool   `json:"dry_run"`
+	Todo      int    `json:"todo"`
+	Copied    int    `json:"copied"`
+	Known     int    `json:"known"`
+	Failed    int    `json:"failed"`
+	Protected int    `json:"protected"`
+	Recut     bool   `json:"cut_again"`
+	Packs     int64  `json:"packs"`
+	Uploaded  int64  `json:"bytes_uploaded"`
+	// Compression are the levels at which new data was compressed.
+	Compression []chunkstore.LevelStats `json:"compression,omitempty"`
+	Duration    float64                 `json:"duration_s"`
 }
 
 func newCopyCommand() *cobra.Command {
-	o := copyOptions{compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}}}
+	o := copyOptions{compression: compressionChoice()}
 	cmd := &cobra.Command{
 		Use:   "copy [SNAPSHOT...]",
 		Short: "Copy snapshots to another repository",
@@ -93,7 +96,7 @@ xenkeep init makes it.`,
 	s.StringVar(&o.profile, "other-s3-profile", "", "`name` of the profile whose S3 keys open the other repository's storage (--s3-profile)")
 	s.StringVar(&o.region, "other-s3-region", "", "`region` of the other repository's bucket (--s3-region)")
 	s.StringVar(&o.vm, "vm", "", "copy the snapshots of this `VM` alone")
-	s.Var(&o.compression, "compression", "`level`: fastest, default, better, best")
+	s.Var(&o.compression, "compression", compressionText)
 	s.BoolVar(&o.dryRun, "dry-run", false, "only say what would be copied")
 	return cmd
 }
@@ -175,7 +178,7 @@ func copyBetween(ctx context.Context, stderr io.Writer, o *copyOptions, from, to
 		res, took, err = plan.Execute(ctx)
 		sum.Duration = took.Seconds()
 	}
-	sum.Failed, sum.Protected, sum.Packs, sum.Uploaded = res.Failed, res.Protected, res.Packs, res.Uploaded
+	sum.Failed, sum.Protected, sum.Packs, sum.Uploaded, sum.Compression = res.Failed, res.Protected, res.Packs, res.Uploaded, res.Levels
 	return plan, res, sum, err
 }
 

@@ -31,7 +31,7 @@ type importOptions struct {
 }
 
 func newImportCommand() *cobra.Command {
-	o := importOptions{format: formatChoice(), compression: choice{text: "default", of: []string{"fastest", "default", "better", "best"}}}
+	o := importOptions{format: formatChoice(), compression: compressionChoice()}
 	cmd := &cobra.Command{
 		Use:   "import FILE...",
 		Short: "Take images, XVA archives and VmBackup's folders into the repository",
@@ -60,7 +60,7 @@ over, so that an import can be repeated. qcow2 is read through qemu-nbd (Debian 
 	s.Var(&o.date, "date", "`date` of the data, 2026-03-16T12:30:27Z (the file's)")
 	s.StringVar(&o.job, "job", "default", "the `name` of the job that the snapshots count for in retention")
 	s.Var(&o.tags, "tag", "a `tag` for the snapshots; may be repeated")
-	s.Var(&o.compression, "compression", "`level`: fastest, default, better or best")
+	s.Var(&o.compression, "compression", compressionText)
 	return cmd
 }
 

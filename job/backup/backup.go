@@ -312,8 +312,7 @@ func (b *poolBackup) saveVMs(ctx context.Context, run *backup.Run, targets []tar
 	b.srLocks = newSRLocks()
 	b.limits = newLimits(b.o.HostConcurrency, b.o.SRConcurrency)
 	defer func() { // on every path
-		st := run.Stats()
-		b.sum.Packs, b.sum.Stored = st.Packs, st.Stored
+		b.sum.AddWritten(run.Stats())
 		b.undoUnpublished(ctx)
 	}()
 	work, cancel := context.WithCancel(ctx)

@@ -84,8 +84,7 @@ func Image(ctx context.Context, r *repo.Repository, o ImageOptions) (*job.Summar
 		}}
 		run.Add(s)
 		err = run.Flush(ctx)
-		st := run.Stats()
-		sum.Packs, sum.Stored = st.Packs, st.Stored
+		sum.AddWritten(run.Stats())
 		return err
 	})
 	if err != nil {

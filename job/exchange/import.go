@@ -289,8 +289,7 @@ func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID,
 			run.Add(s)
 		}
 		err := run.Flush(ctx)
-		st := run.Stats()
-		im.sum.Packs, im.sum.Stored = im.sum.Packs+st.Packs, im.sum.Stored+st.Stored
+		im.sum.AddWritten(run.Stats())
 		return err
 	})
 	if err != nil || old != nil {

@@ -302,7 +302,7 @@ func (x *night) run(ctx context.Context) (err error) {
 // options are the backup's, as the job says.
 func (n *Night) options() (backup.Options, error) {
 	j := n.Job
-	level, err := seal.ParseLevel(cmp.Or(j.Compression, "default"))
+	level, err := seal.ParseLevel(j.Compression)
 	if err != nil {
 		return backup.Options{}, err
 	}
@@ -479,7 +479,7 @@ func plural(n int, one string) string {
 // gather turns the backup's summary into the report's VMs.
 func (x *night) gather(sum *job.Summary, chosen []backup.VMRequest) {
 	r := x.rep
-	r.Uploaded, r.Packs, r.Database = sum.Stored, sum.Packs, sum.Database
+	r.Uploaded, r.Packs, r.Compression, r.Database = sum.Stored, sum.Packs, sum.Compression, sum.Database
 	r.Forgotten = append(r.Forgotten, sum.Forgotten...)
 	r.Warnings = append(r.Warnings, sum.Warnings...)
 	vms := make(map[string]report.VM)

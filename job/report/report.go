@@ -17,6 +17,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/google/renameio/v2"
 
+	"xenkeep/chunkstore"
 	"xenkeep/internal/text"
 	"xenkeep/job"
 )
@@ -50,21 +51,23 @@ type Report struct {
 	Hint       string    `json:"hint,omitempty"`
 	// Damage is a short sentence about damage that the run met in the
 	// repository; empty where it met none.
-	Damage     string   `json:"damage,omitempty"`
-	DamageHint string   `json:"damage_hint,omitempty"`
-	VMs        []VM     `json:"vms"`
-	Excluded   []Left   `json:"excluded,omitempty"`
-	Uploaded   int64    `json:"bytes_uploaded"`
-	Packs      int64    `json:"packs"`
-	Database   string   `json:"database,omitempty"` // snapshot of the pool's database
-	Forgotten  []string `json:"forgotten,omitempty"`
-	Freed      int64    `json:"bytes_freed"`        // by prune, now
-	FreedLater int64    `json:"bytes_freed_later"`  // by the next prune
-	Pruned     string   `json:"prune,omitempty"`    // "done", "not due", "held back" or "failed"
-	Checked    string   `json:"check,omitempty"`    // the same
-	Findings   []string `json:"findings,omitempty"` // of the check
-	Warnings   []string `json:"warnings,omitempty"`
-	Unsent     []string `json:"unsent,omitempty"` // notifications that could not be sent, and why
+	Damage     string `json:"damage,omitempty"`
+	DamageHint string `json:"damage_hint,omitempty"`
+	VMs        []VM   `json:"vms"`
+	Excluded   []Left `json:"excluded,omitempty"`
+	Uploaded   int64  `json:"bytes_uploaded"`
+	Packs      int64  `json:"packs"`
+	// Compression are the levels at which new data was compressed.
+	Compression []chunkstore.LevelStats `json:"compression,omitempty"`
+	Database    string                  `json:"database,omitempty"` // snapshot of the pool's database
+	Forgotten   []string                `json:"forgotten,omitempty"`
+	Freed       int64                   `json:"bytes_freed"`        // by prune, now
+	FreedLater  int64                   `json:"bytes_freed_later"`  // by the next prune
+	Pruned      string                  `json:"prune,omitempty"`    // "done", "not due", "held back" or "failed"
+	Checked     string                  `json:"check,omitempty"`    // the same
+	Findings    []string                `json:"findings,omitempty"` // of the check
+	Warnings    []string                `json:"warnings,omitempty"`
+	Unsent      []string                `json:"unsent,omitempty"` // notifications that could not be sent, and why
 }
 
 // VM is what became of a VM.
@@ -386,6 +389,9 @@ func (r *Report) rest(b *bytes.Buffer) {
 	}
 	if r.Database != "" {
 		fmt.Fprintf(b, "pool database: snapshot %s\n", short(r.Database))
+	}
+	if text := job.CompressionText(r.Compression); text != "" {
+		fmt.Fprintln(b, text)
 	}
 	fmt.Fprintf(b, "%s uploaded in %d packs", size(r.Uploaded), r.Packs)
 	if n := len(r.Forgotten); n > 0 {

@@ -165,6 +165,7 @@ func (d *diskRun) workChanged(ctx context.Context, ready <-chan *changedRead, fr
 		}
 		list, err := w.changed(ctx, c)
 		w.busy += time.Since(began)
+		w.k.Report(c.read, began.Sub(asked))
 		if err != nil {
 			return err
 		}

@@ -456,10 +456,16 @@ func allZero(nodes []chunk.ID) bool {
 }
 
 func (d *diskRun) work(ctx context.Context, work <-chan block, w *blockWorker) error {
-	for b := range work {
+	for {
+		asked := time.Now()
+		b, ok := <-work
+		if !ok {
+			break
+		}
 		began := time.Now()
 		list, err := w.block(ctx, b)
 		w.busy += time.Since(began)
+		w.k.Report(int64(len(b.data)), began.Sub(asked))
 		d.run.giveBack(b.data)
 		if err != nil {
 			return err

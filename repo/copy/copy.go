@@ -174,6 +174,7 @@ type Result struct {
 	Protected int // notes copied that protect snapshots
 	Packs     int64
 	Uploaded  int64 // bytes of these packs
+	Levels    []chunkstore.LevelStats
 }
 
 // Execute copies the snapshots. A snapshot that cannot be read does not prevent
@@ -193,7 +194,7 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 			c := &copier{p: p, run: run, res: res}
 			err := c.all(ctx)
 			st := run.Stats()
-			res.Packs, res.Uploaded = st.Packs, st.Stored
+			res.Packs, res.Uploaded, res.Levels = st.Packs, st.Stored, st.Levels
 			return err
 		})
 		if err != nil && !errors.Is(err, backup.ErrClaimLeft) {
