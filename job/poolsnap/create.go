@@ -12,19 +12,19 @@ import (
 	"xenkeep/xapi"
 )
 
-// CreateOptions say what Create snapshots.
+// CreateOptions are the options of Create.
 type CreateOptions struct {
 	VMs     []string    // names or UUIDs
-	Where   []Filter    // in place of VMs: those that pass all
+	Where   []Filter    // in place of VMs: the VMs that pass all filters
 	Several bool        // more than one VM may match
 	Kind    vmplan.Kind // "" is regular; not KindOffline
 	Name    string      // "" is the VM's name and the time
 	Text    string      // description
 	Ignore  []string    // disks to leave out: UUID, device or name
 	Tags    []string    // for the snapshots
-	Job     string      // of xenkeep's config, for its retention; "" is none
+	Job     string      // of xenkeep's config, for its retention; "" for none
 	Now     time.Time
-	// Begun is told of each VM before its snapshot is taken.
+	// Begun is called for each VM before its snapshot is taken.
 	Begun func(vm string, kind vmplan.Kind)
 	Warn  Warn
 }
@@ -41,9 +41,9 @@ type Created struct {
 	Left   []string    `json:"left_out"` // UUIDs of disks
 }
 
-// Create takes VM snapshots. What speaks against one, as far as that can be
-// known, is found before anything is done to any VM; a VM that fails does not
-// keep the others from being snapshotted, and the errors are joined.
+// Create takes VM snapshots. All reasons against a snapshot that can be known in
+// advance are checked before any VM is touched. If the snapshot of one VM fails, the
+// others are taken nevertheless, and the errors are joined.
 func Create(ctx context.Context, c *xapi.Client, o CreateOptions) ([]Created, error) {
 	if o.Kind == "" {
 		o.Kind = vmplan.KindRegular
@@ -55,7 +55,7 @@ func Create(ctx context.Context, c *xapi.Client, o CreateOptions) ([]Created, er
 		o.Begun = func(string, vmplan.Kind) {}
 	}
 	if len(o.Ignore) > 0 && o.Kind != vmplan.KindRegular {
-		return nil, advise("take a regular snapshot", "disks can be left out of regular snapshots alone: %w", ErrValue)
+		return nil, advise("take a regular snapshot", "disks can be left out only of regular snapshots: %w", ErrValue)
 	}
 	uuids, err := targets(ctx, c, o)
 	if err != nil {
@@ -86,7 +86,7 @@ func Create(ctx context.Context, c *xapi.Client, o CreateOptions) ([]Created, er
 	return made, errors.Join(errs...)
 }
 
-// targets are the UUIDs of the VMs that are meant.
+// targets returns the UUIDs of the selected VMs.
 func targets(ctx context.Context, c *xapi.Client, o CreateOptions) ([]string, error) {
 	var uuids []string
 	if len(o.Where) > 0 {
@@ -101,9 +101,9 @@ func targets(ctx context.Context, c *xapi.Client, o CreateOptions) ([]string, er
 		}
 		switch {
 		case len(uuids) == 0:
-			return nil, advise("xenkeep pool vms --params all shows what could be filtered by", "--where: %w", ErrNone)
+			return nil, advise("xenkeep pool vms --params all shows the fields that filters can use", "--where: %w", ErrNone)
 		case len(uuids) > 1 && !o.Several:
-			return nil, advise("give --multiple to take them all, or a filter that fits one", "%w: %s", ErrSeveral, strings.Join(names, ", "))
+			return nil, advise("use --multiple to snapshot them all, or a filter that only one VM passes", "%w: %s", ErrSeveral, strings.Join(names, ", "))
 		}
 		return uuids, nil
 	}
@@ -121,12 +121,12 @@ func targets(ctx context.Context, c *xapi.Client, o CreateOptions) ([]string, er
 		}
 	}
 	if len(uuids) > 1 && !o.Several {
-		return nil, advise("give --multiple to take them all", "%w: %s", ErrSeveral, strings.Join(o.VMs, ", "))
+		return nil, advise("use --multiple to snapshot them all", "%w: %s", ErrSeveral, strings.Join(o.VMs, ", "))
 	}
 	return uuids, nil
 }
 
-// inspect reads a VM and refuses what cannot be had.
+// inspect reads a VM and returns an error if the snapshot is impossible.
 func inspect(ctx context.Context, c *xapi.Client, uuid string, o CreateOptions) (*vmplan.Inspection, error) {
 	leave := make(map[string]string)
 	if len(o.Ignore) > 0 {
@@ -183,7 +183,7 @@ func take(ctx context.Context, c *xapi.Client, i *vmplan.Inspection, o CreateOpt
 	if ref.IsNull() {
 		return nil, err
 	}
-	if ctx.Err() != nil { // made all the same, though nobody wants it any more
+	if ctx.Err() != nil { // it was created although the run is cancelled
 		tidy, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		return nil, errors.Join(context.Cause(ctx), remove(tidy, c, ref))
@@ -196,7 +196,7 @@ func take(ctx context.Context, c *xapi.Client, i *vmplan.Inspection, o CreateOpt
 	}
 	if o.Job != "" {
 		if merr := c.SetOtherConfig(ctx, "VM", ref, jobKey, o.Job); merr != nil {
-			// Without the mark nobody would ever remove it.
+			// Without the mark, retention would never remove it.
 			tidy, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 			defer cancel()
 			return nil, errors.Join(fmt.Errorf("mark the snapshot: %w", merr), remove(tidy, c, ref))
@@ -225,7 +225,7 @@ func take(ctx context.Context, c *xapi.Client, i *vmplan.Inspection, o CreateOpt
 	return made, err
 }
 
-// remove takes away a snapshot with its disks.
+// remove deletes a snapshot with its disks.
 func remove(ctx context.Context, c *xapi.Client, ref xapi.Ref) error {
 	w, err := look(ctx, c)
 	if err != nil {

@@ -8,36 +8,37 @@ import (
 	"xenkeep/xapi"
 )
 
-// Object is something on the pool that goes, or stays.
+// Object is an object on the pool that is deleted, or that remains.
 type Object struct {
 	Class string `json:"class"` // VM, VDI
 	UUID  string `json:"uuid"`
 	Name  string `json:"name"`
 	What  string `json:"what"` // device of a disk, "suspend image", "VM snapshot", "template"
 	Size  int64  `json:"size"` // bytes of a disk
-	Used  int64  `json:"used"` // bytes on the SR that are its alone
+	Used  int64  `json:"used"` // bytes on the SR that only this disk uses
 
 	ref xapi.Ref
 }
 
-// Doomed is a snapshot or template that is to be deleted, and what goes with it.
+// Doomed is a snapshot or template that will be deleted, with the objects that are
+// deleted together with it.
 type Doomed struct {
 	UUID    string   `json:"uuid"`
 	Name    string   `json:"name"`
 	VMName  string   `json:"vm_name"`
 	Objects []Object `json:"objects"`
-	Stay    []Object `json:"stay"` // its disks that other VMs use, or that are to stay
+	Stay    []Object `json:"stay"` // its disks that other VMs use, or that the options keep
 
 	ref xapi.Ref
 }
 
-// DeleteOptions say what of snapshots goes.
+// DeleteOptions are the options of deleting snapshots.
 type DeleteOptions struct {
-	MetadataOnly bool // the disks stay
-	Force        bool // also what belongs to a backup
+	MetadataOnly bool // keep the disks
+	Force        bool // also snapshots that belong to a backup
 }
 
-// PlanDelete lists what deleting VM snapshots would destroy.
+// PlanDelete lists the objects that deleting VM snapshots destroys.
 func PlanDelete(ctx context.Context, c *xapi.Client, names []string, o DeleteOptions) ([]Doomed, error) {
 	w, err := look(ctx, c)
 	if err != nil {
@@ -51,7 +52,7 @@ func PlanDelete(ctx context.Context, c *xapi.Client, names []string, o DeleteOpt
 			return nil, err
 		}
 		if m := w.markOf(v); m != "" && !o.Force {
-			return nil, advise("xenkeep cleanup removes what dead runs left; --force deletes it all the same, and the next backup of the VM reads in full",
+			return nil, advise("xenkeep cleanup removes the leftovers of dead runs; --force deletes it nevertheless, and the next backup of the VM reads in full",
 				"VM snapshot %s (%s): %w (%s)", v.UUID, v.NameLabel, ErrInUse, m)
 		}
 		if !seen[v.Ref] {
@@ -62,7 +63,7 @@ func PlanDelete(ctx context.Context, c *xapi.Client, names []string, o DeleteOpt
 	return plan, nil
 }
 
-// PlanDeleteTemplate lists what deleting a template would destroy.
+// PlanDeleteTemplate lists the objects that deleting a template destroys.
 func PlanDeleteTemplate(ctx context.Context, c *xapi.Client, name string) ([]Doomed, error) {
 	w, err := look(ctx, c)
 	if err != nil {
@@ -78,8 +79,8 @@ func PlanDeleteTemplate(ctx context.Context, c *xapi.Client, name string) ([]Doo
 	return []Doomed{w.doomed(v, false)}, nil
 }
 
-// doomed lists a record with the disks that it owns: as xe's snapshot-uninstall
-// does, those whose connection is marked as their owner, and the memory image.
+// doomed returns a record with the disks that it owns: like xe's snapshot-uninstall,
+// those whose connection is marked as their owner, and the memory image.
 func (w *world) doomed(v *xapi.VM, metadataOnly bool) Doomed {
 	d := Doomed{UUID: v.UUID, Name: v.NameLabel, ref: v.Ref, Objects: []Object{{Class: "VM", UUID: v.UUID, Name: v.NameLabel, What: kindOf(v), ref: v.Ref}}, Stay: []Object{}}
 	if vm := w.byRef[v.SnapshotOf]; vm != nil {
@@ -104,9 +105,9 @@ func (w *world) doomed(v *xapi.VM, metadataOnly bool) Doomed {
 	return d
 }
 
-// Delete carries a plan out; done is told of each object that is gone. Records
-// go before their disks, so that no snapshot is left that lacks one. What could
-// not be removed is named in the error.
+// Delete executes a plan; it calls done for each deleted object. Records are deleted
+// before their disks, so that no snapshot remains without one of its disks. The error
+// names the objects that could not be deleted.
 func Delete(ctx context.Context, c *xapi.Client, plan []Doomed, done func(Object)) error {
 	return destroyAll(ctx, c, plan, done)
 }
@@ -128,7 +129,7 @@ func destroyAll(ctx context.Context, c *xapi.Client, plan []Doomed, done func(Ob
 			err = fmt.Errorf("%s %s (%s): %w", o.Class, o.UUID, o.What, err)
 			errs = append(errs, err)
 			if i == 0 || ctx.Err() != nil {
-				break // nothing of it, or no more, is touched
+				break // nothing more of this snapshot is touched
 			}
 		}
 		if ctx.Err() != nil {

@@ -1,10 +1,10 @@
-// Package poolsnap is XenServer's own VM snapshots as an administrator uses
-// them beside backups: take, list, revert, delete, copy, export, and schedule.
-// What destroys something is a plan first (RevertPlan, DeletePlan), which people
-// can read, and then a call that carries it out.
+// Package poolsnap manages XenServer's own VM snapshots, in addition to backups: take,
+// list, revert, delete, copy, export, and schedule. An operation that destroys
+// something is first a plan (RevertPlan, Doomed), which can be shown to the user, and
+// then a call that executes it.
 //
-// Nothing here touches a repository. What backups keep on the pool, their bases
-// and what is under way, bears their marks and is refused.
+// The package does not use a repository. Objects that backups keep on the pool, bases
+// and those of running backups, have marks and are refused.
 package poolsnap
 
 import (
@@ -18,22 +18,22 @@ import (
 )
 
 var (
-	// ErrSpace is returned where an SR has not the room for what is asked.
+	// ErrSpace is returned if an SR has too little free space for an operation.
 	ErrSpace = errors.New("not enough free space on the SR")
-	// ErrSeveral is returned where several VMs match and one is meant.
+	// ErrSeveral is returned if several VMs match where one is required.
 	ErrSeveral = errors.New("several VMs match")
-	// ErrNone is returned where no VM matches.
+	// ErrNone is returned if no VM matches.
 	ErrNone = errors.New("no VM matches")
-	// ErrInUse is returned for what belongs to a backup.
+	// ErrInUse is returned for objects that belong to a backup.
 	ErrInUse = errors.New("belongs to a backup of xenkeep")
-	// ErrKind is returned where a snapshot is meant and another object named,
-	// or the other way round.
-	ErrKind = errors.New("not what is meant")
+	// ErrKind is returned if another object is named where a snapshot is required, or
+	// the other way round.
+	ErrKind = errors.New("wrong kind of object")
 	// ErrValue is returned for values that the pool would refuse.
 	ErrValue = errors.New("bad value")
 )
 
-// advised is an error with its hint, in the form that job.HintOf finds.
+// advised is an error with its hint, for job.HintOf.
 type advised struct {
 	err  error
 	hint string
@@ -47,10 +47,10 @@ func advise(hint, format string, args ...any) error {
 	return &advised{fmt.Errorf(format, args...), hint}
 }
 
-// Warn is told of what is worth knowing and no failure.
+// Warn receives information that is worth knowing and not an error.
 type Warn func(format string, args ...any)
 
-// world is a pool at one moment.
+// world holds the records of a pool at one moment.
 type world struct {
 	*selection.Inventory
 	byRef map[xapi.Ref]*xapi.VM
@@ -68,8 +68,8 @@ func look(ctx context.Context, pool *xapi.Client) (*world, error) {
 	return w, nil
 }
 
-// snapshot finds a VM snapshot by its UUID or, where it is the only one, by its
-// name.
+// snapshot finds a VM snapshot by its UUID or, if it is the only one with that name,
+// by its name.
 func (w *world) snapshot(name string) (*xapi.VM, error) {
 	return w.find(name, "VM snapshot", "xenkeep pool snapshot list shows them", func(v *xapi.VM) bool { return v.IsASnapshot })
 }
@@ -112,7 +112,7 @@ func (w *world) find(name, what, hint string, is func(*xapi.VM) bool) (*xapi.VM,
 	return nil, advise(hint, "%s %q: %w", what, name, xapi.ErrNotFound)
 }
 
-// kindOf is what people call a VM's record.
+// kindOf returns the word for a VM's record: for example VM, VM snapshot or template.
 func kindOf(v *xapi.VM) string {
 	switch {
 	case v.IsControlDomain:

@@ -12,8 +12,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// Params are all fields of a record as the pool has them, references to what
-// has a UUID turned into it.
+// Params holds all fields of a record as in the pool's API, with references replaced
+// by UUIDs if the object has one.
 type Params map[string]any
 
 // VMRow is a VM in a list.
@@ -32,8 +32,8 @@ type VMRow struct {
 	Params     Params   `json:"params,omitempty"`
 }
 
-// SRRow is a storage repository in a list. Sizes are bytes; -1: the driver does
-// not tell.
+// SRRow is a storage repository in a list. Sizes are bytes; -1: the driver does not
+// report them.
 type SRRow struct {
 	Type    string `json:"type"` // "sr"
 	UUID    string `json:"uuid"`
@@ -57,7 +57,7 @@ type HostRow struct {
 	Master  bool   `json:"master"`
 	Enabled bool   `json:"enabled"`
 	Version string `json:"version"`
-	VMs     int    `json:"vms"` // that run there
+	VMs     int    `json:"vms"` // number of VMs that run on it
 	Params  Params `json:"params,omitempty"`
 }
 
@@ -67,18 +67,18 @@ type TemplateRow struct {
 	UUID        string `json:"uuid"`
 	Name        string `json:"name"`
 	Description string `json:"description"`
-	Default     bool   `json:"default"` // came with the product
+	Default     bool   `json:"default"` // comes with the product
 	Disks       int    `json:"disks"`
 	Size        int64  `json:"size"`
 	Params      Params `json:"params,omitempty"`
 }
 
-// Filter is one FIELD=VALUE of a record, by the field's name in the pool's API
-// with dashes or underscores; FIELD:KEY=VALUE is one key of a map. Case does not
-// count. A set fits where one of its values does.
+// Filter is one FIELD=VALUE of a record. FIELD is the name of the field in the pool's
+// API, with dashes or underscores; FIELD:KEY=VALUE selects one key of a map. Case is
+// ignored. A set passes if one of its values does.
 type Filter struct{ Field, Key, Value string }
 
-// ParseFilter reads a filter.
+// ParseFilter parses one filter.
 func ParseFilter(text string) (Filter, error) {
 	field, value, ok := strings.Cut(text, "=")
 	if !ok || field == "" {
@@ -88,7 +88,7 @@ func ParseFilter(text string) (Filter, error) {
 	return Filter{strings.ReplaceAll(strings.ToLower(field), "-", "_"), key, value}, nil
 }
 
-// ParseFilters reads several.
+// ParseFilters parses several filters.
 func ParseFilters(texts []string) ([]Filter, error) {
 	var out []Filter
 	for _, t := range texts {
@@ -101,15 +101,15 @@ func ParseFilters(texts []string) ([]Filter, error) {
 	return out, nil
 }
 
-// lister knows what references are called.
+// lister resolves references to UUIDs.
 type lister struct {
 	*world
 	pool  xapi.Pool
 	names map[xapi.Ref]string // UUIDs
 }
 
-// newLister reads what the pool has; deep is to know the references inside of records
-// too.
+// newLister reads the records of a pool; deep also resolves references inside of
+// records.
 func newLister(ctx context.Context, c *xapi.Client, deep bool) (*lister, error) {
 	w, err := look(ctx, c)
 	if err != nil {
@@ -157,8 +157,7 @@ func newLister(ctx context.Context, c *xapi.Client, deep bool) (*lister, error) 
 	return l, nil
 }
 
-// params decodes a record. Secrets that a record may hold are left to the pool's
-// own tools.
+// params decodes a record, without secrets that it may contain.
 func (l *lister) params(raw json.RawMessage) (Params, error) {
 	var p Params
 	d := json.NewDecoder(strings.NewReader(string(raw)))
@@ -193,7 +192,7 @@ func (l *lister) readable(v any) any {
 	return v
 }
 
-// fits tells whether a record passes all filters.
+// fits reports whether a record passes all filters.
 func (l *lister) fits(raw json.RawMessage, filters []Filter) (bool, error) {
 	if len(filters) == 0 {
 		return true, nil
@@ -239,7 +238,7 @@ func holds(v any, want string) bool {
 	return strings.EqualFold(Text(v), want)
 }
 
-// Text is a value of Params as people read it.
+// Text formats a value of Params for users.
 func Text(v any) string {
 	switch v := v.(type) {
 	case nil:
@@ -262,13 +261,14 @@ func Text(v any) string {
 	return fmt.Sprint(v)
 }
 
-// ListOptions say what of a list is wanted.
+// ListOptions select the records and fields of a list.
 type ListOptions struct {
 	Filters []Filter
-	Params  bool // all fields too
+	Params  bool // include all fields
 }
 
-// each calls row for the records that pass, with their fields where wanted.
+// each calls row for each record that passes the filters, with its fields if the
+// options request them.
 func each[T any](l *lister, list []T, o ListOptions, raw func(*T) json.RawMessage, row func(*T, Params)) error {
 	for i := range list {
 		r := raw(&list[i])
@@ -290,7 +290,7 @@ func each[T any](l *lister, list []T, o ListOptions, raw func(*T) json.RawMessag
 	return nil
 }
 
-// disks counts a VM's disks and their bytes.
+// disks returns the number of a VM's disks and their bytes.
 func (w *world) disks(v *xapi.VM) (n int, size int64) {
 	for _, ref := range v.VBDs {
 		vbd := w.VBDs[ref]
@@ -346,8 +346,8 @@ func Templates(ctx context.Context, c *xapi.Client, o ListOptions) ([]TemplateRo
 	return rows, err
 }
 
-// isDefault tells whether a template came with the product; before 7.2 only
-// other_config says so.
+// isDefault reports whether a template came with the product; before 7.2 only
+// other_config contains that.
 func isDefault(v *xapi.VM) bool {
 	return v.IsDefaultTemplate || v.OtherConfig["default_template"] == "true"
 }

@@ -14,47 +14,47 @@ import (
 	"xenkeep/xapi"
 )
 
-// Safety says whether the present state is snapshotted before a revert.
+// Safety controls whether the current state is snapshotted before a revert.
 type Safety string
 
 // The values of Safety.
 const (
-	SafetyAuto Safety = "auto" // where there is room, and the VM can be snapshotted
-	SafetyYes  Safety = "yes"  // or the revert is refused
+	SafetyAuto Safety = "auto" // if there is space and the VM can be snapshotted
+	SafetyYes  Safety = "yes"  // always; if it is impossible, the revert is refused
 	SafetyNo   Safety = "no"
 )
 
-// RevertOptions say how a VM goes back.
+// RevertOptions are the options of a revert.
 type RevertOptions struct {
 	Safety Safety
 	Start  bool
-	Force  bool // though the space may not suffice
+	Force  bool // even if the space may not suffice
 	Now    time.Time
 	Warn   Warn
 }
 
-// RevertPlan is what a revert would do.
+// RevertPlan describes the effects of a revert.
 type RevertPlan struct {
 	Type     string    `json:"type"` // "revert_plan"
 	Snapshot string    `json:"snapshot"`
 	Name     string    `json:"name"`
 	Time     time.Time `json:"time"`
-	VM       string    `json:"vm"` // UUID; "" where the VM is gone and made anew
+	VM       string    `json:"vm"` // UUID; "" if the VM does not exist any more and is created again
 	VMName   string    `json:"vm_name"`
-	PowerOff bool      `json:"power_off"` // the VM runs and is shut down hard
+	PowerOff bool      `json:"power_off"` // the VM is running and will be powered off
 	EndsAs   string    `json:"ends_as"`   // halted, suspended, running
-	Lost     []string  `json:"lost"`      // what is lost, one a line
+	Lost     []string  `json:"lost"`      // the data that are lost, one item a line
 	Disks    []Fate    `json:"disks"`
-	Need     int64     `json:"need"` // bytes that the revert may need on SRs, all together
+	Need     int64     `json:"need"` // bytes that the revert may need on all SRs together
 	Safety   bool      `json:"safety"`
-	NoSafety string    `json:"no_safety"` // why the present state is not snapshotted first
+	NoSafety string    `json:"no_safety"` // why the current state is not snapshotted first
 
 	snapshot, vm *xapi.VM
 	w            *world
 	o            RevertOptions
 }
 
-// Fate is what becomes of a disk of the VM.
+// Fate describes the effect on one disk of the VM.
 type Fate struct {
 	Device string `json:"device"`
 	VDI    string `json:"vdi"`
@@ -63,10 +63,10 @@ type Fate struct {
 	Fate   string `json:"fate"` // replaced, detached
 }
 
-// PlanRevert tells what going back to a snapshot means. It refuses what may not
-// fit: hosts destroy the VM's disks before they clone those of the snapshot
-// (xen-api ocaml/xapi/xapi_vm_snapshot.ml), so that a lack of space found by
-// them leaves a VM without disks.
+// PlanRevert returns the effects of reverting to a snapshot. It refuses a revert for
+// which the space may not suffice: hosts destroy the VM's disks before they clone
+// those of the snapshot (xen-api ocaml/xapi/xapi_vm_snapshot.ml), and so a lack of
+// space leaves a VM without disks.
 func PlanRevert(ctx context.Context, c *xapi.Client, snapshot string, o RevertOptions) (*RevertPlan, error) {
 	if o.Safety == "" {
 		o.Safety = SafetyAuto
@@ -111,19 +111,19 @@ func PlanRevert(ctx context.Context, c *xapi.Client, snapshot string, o RevertOp
 			return nil, err
 		}
 	} else {
-		p.Lost = append(p.Lost, "the VM is gone: it is made anew from the snapshot, with its old UUID")
+		p.Lost = append(p.Lost, "the VM does not exist any more: it is created again from the snapshot, with its old UUID")
 		p.NoSafety = "there is no VM"
 	}
 	if room != nil && !o.Force {
-		return nil, fmt.Errorf("revert to %s refused: the VM's disks would be destroyed before those of the snapshot are cloned, and that might fail: %w (--force goes on all the same)", s.UUID, room)
+		return nil, fmt.Errorf("revert to %s refused: the VM's disks would be destroyed before those of the snapshot are cloned, and that might fail: %w (--force continues nevertheless)", s.UUID, room)
 	}
 	return p, nil
 }
 
-// losses says what is not as it was before.
+// losses lists the data that are lost.
 func (p *RevertPlan) losses() {
 	w, v := p.w, p.vm
-	known := make(map[xapi.Ref]bool) // disks that the snapshot has its own of
+	known := make(map[xapi.Ref]bool) // disks of which the snapshot has its own copy
 	for _, b := range w.vdisOf(p.snapshot) {
 		known[w.VDIs[b.VDI].SnapshotOf] = true
 	}
@@ -156,18 +156,18 @@ func (p *RevertPlan) losses() {
 	}
 	if v.PowerState != "Halted" {
 		p.PowerOff = true
-		p.Lost = append(p.Lost, fmt.Sprintf("the VM is %s: it is shut down hard, with what is in its memory", strings.ToLower(v.PowerState)))
+		p.Lost = append(p.Lost, fmt.Sprintf("the VM is %s: it is powered off, and its memory is lost", strings.ToLower(v.PowerState)))
 	}
 	if v.NameLabel != "" && p.snapshot.MemoryStaticMax != v.MemoryStaticMax || p.snapshot.VCPUsMax != v.VCPUsMax {
 		p.Lost = append(p.Lost, "changes of its memory or processors")
 	}
 }
 
-// planSafety decides whether the present state can be snapshotted first.
+// planSafety decides whether the current state can be snapshotted first.
 func (p *RevertPlan) planSafety(ctx context.Context, c *xapi.Client, need map[xapi.Ref]int64, fits bool) error {
 	no := func(why string) error {
 		if p.o.Safety == SafetyYes {
-			return advise("--safety=no goes back without a snapshot of the present state", "revert to %s refused: the present state cannot be snapshotted first: %s: %w", p.Snapshot, why, ErrSpace)
+			return advise("--safety=no reverts without a snapshot of the current state", "revert to %s refused: the present state cannot be snapshotted first: %s: %w", p.Snapshot, why, ErrSpace)
 		}
 		p.NoSafety = why
 		return nil
@@ -191,8 +191,8 @@ func (p *RevertPlan) planSafety(ctx context.Context, c *xapi.Client, need map[xa
 		}
 		return no(err.Error())
 	}
-	// Both must fit, one behind the other; the leaf of an attached thick disk is
-	// whole in both.
+	// There must be space for both, one after the other; the leaf of an attached thick
+	// disk has its full size in both.
 	both := make(map[xapi.Ref]int64)
 	for ref, n := range need {
 		both[ref] = n
@@ -212,26 +212,26 @@ func (p *RevertPlan) planSafety(ctx context.Context, c *xapi.Client, need map[xa
 	return nil
 }
 
-// Reverted is what a revert did.
+// Reverted is the result of a revert.
 type Reverted struct {
 	Type       string `json:"type"` // "reverted"
 	Snapshot   string `json:"snapshot"`
 	VM         string `json:"vm"`
 	VMName     string `json:"vm_name"`
 	PowerState string `json:"power_state"`
-	Safety     string `json:"safety"` // UUID of the snapshot of the state before; "" where none was taken
+	Safety     string `json:"safety"` // UUID of the snapshot of the state before; "" if there is none
 	Disks      []Fate `json:"disks"`  // the VM's disks now; their fate is "new" or "kept"
 }
 
-// HurtError is a revert that failed halfway: what the VM still has, and what
-// puts it back.
+// HurtError is the error of a revert that failed halfway: it holds the remaining disks
+// of the VM, and the commands that restore it.
 type HurtError struct {
 	VM       string
 	Snapshot string
 	Safety   string // UUID of the snapshot of the state before, or ""
-	State    string // the VM's power state now
-	Have     []Fate // its disks now
-	Lost     []Fate // those that are gone
+	State    string // the VM's current power state
+	Have     []Fate // its current disks
+	Lost     []Fate // its disks that do not exist any more
 	Err      error
 }
 
@@ -241,10 +241,10 @@ func (h *HurtError) Error() string {
 
 func (h *HurtError) Unwrap() error { return h.Err }
 
-// Hint is the first of the Ways.
+// Hint returns the first of the Ways.
 func (h *HurtError) Hint() string { return h.Ways()[0] }
 
-// Ways are commands that put the VM back, the best first.
+// Ways returns commands that restore the VM, the best first.
 func (h *HurtError) Ways() []string {
 	ways := []string{"to try again, with more free space on the SR: xenkeep pool snapshot revert " + h.Snapshot + " --safety=no"}
 	if h.Safety != "" {
@@ -253,7 +253,7 @@ func (h *HurtError) Ways() []string {
 	return append(ways, "to have the snapshot as another VM: xenkeep pool snapshot clone "+h.Snapshot+" --name NAME, then xenkeep pool template create-vm")
 }
 
-// Revert carries the plan out.
+// Revert executes a plan.
 func Revert(ctx context.Context, c *xapi.Client, p *RevertPlan) (*Reverted, error) {
 	r := &Reverted{Type: "reverted", Snapshot: p.Snapshot, VM: p.VM, VMName: p.VMName, Disks: []Fate{}}
 	if p.Safety {
@@ -275,7 +275,7 @@ func Revert(ctx context.Context, c *xapi.Client, p *RevertPlan) (*Reverted, erro
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	// Nobody can stop a revert: going away would only leave its end unknown.
+	// A revert cannot be stopped: cancelling would only leave its result unknown.
 	whole := context.WithoutCancel(ctx)
 	err := c.RevertVM(whole, p.snapshot.Ref)
 	w, lerr := look(whole, c)
@@ -297,7 +297,7 @@ func Revert(ctx context.Context, c *xapi.Client, p *RevertPlan) (*Reverted, erro
 		d := w.VDIs[b.VDI]
 		f := Fate{b.DeviceName(), d.UUID, d.NameLabel, int64(d.VirtualSize), "new"}
 		if was[d.UUID] {
-			f.Fate = "kept" // the storage itself reverted it
+			f.Fate = "kept" // the storage itself reverted the disk
 		}
 		r.Disks = append(r.Disks, f)
 	}
@@ -316,8 +316,8 @@ func Revert(ctx context.Context, c *xapi.Client, p *RevertPlan) (*Reverted, erro
 	return r, nil
 }
 
-// revertedVM finds the VM of the snapshot after the revert: one that was gone
-// has a new reference.
+// revertedVM returns the VM of the snapshot after the revert. A VM that did not exist
+// any more has a new reference.
 func (w *world) revertedVM(p *RevertPlan) *xapi.VM {
 	if s := w.byRef[p.snapshot.Ref]; s != nil {
 		if v := w.byRef[s.SnapshotOf]; v != nil {
@@ -330,7 +330,8 @@ func (w *world) revertedVM(p *RevertPlan) *xapi.VM {
 	return nil
 }
 
-// hurt tells what a failed revert left: where nothing is lost, the error alone.
+// hurt returns the error of a failed revert: a HurtError, or err itself if nothing is
+// lost.
 func (p *RevertPlan) hurt(w *world, v *xapi.VM, safety string, err error) error {
 	if p.vm == nil || v == nil {
 		return err

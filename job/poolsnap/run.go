@@ -20,39 +20,39 @@ import (
 	"xenkeep/xapi"
 )
 
-// JobRun is what a run of a job of type pool-snapshot did.
+// JobRun is the result of a run of a job of type pool-snapshot.
 type JobRun struct {
 	Type     string   `json:"type"` // "pool_snapshot_run"
 	Job      string   `json:"job"`
 	Status   string   `json:"status"` // ok, partial, failed, skipped
 	VMs      []JobVM  `json:"vms"`
 	Warnings []string `json:"warnings"`
-	Errors   []string `json:"errors"` // of VMs that are wanted and not there
+	Errors   []string `json:"errors"` // for VMs that the job names and that do not exist
 }
 
-// JobVM is what it did with one VM.
+// JobVM is the result for one VM.
 type JobVM struct {
 	VM       string      `json:"vm"` // UUID
 	Name     string      `json:"name"`
 	Status   string      `json:"status"`   // ok, failed, skipped
 	Snapshot string      `json:"snapshot"` // UUID
 	Kind     vmplan.Kind `json:"kind"`
-	Deleted  []string    `json:"deleted"` // UUIDs of its own snapshots that the policy keeps no longer
-	Kept     int         `json:"kept"`    // of its own, the new one too
+	Deleted  []string    `json:"deleted"` // UUIDs of its own snapshots that the policy does not keep any more
+	Kept     int         `json:"kept"`    // number of its own snapshots, including the new one
 	Error    string      `json:"error"`
 }
 
-// JobOptions say how a job runs.
+// JobOptions are the options of RunJob.
 type JobOptions struct {
 	Job      *config.Job
-	Due      bool // leave out VMs whose time has not come
+	Due      bool // leave out VMs that are not due yet
 	StateDir string
 	Warn     Warn
 }
 
-// RunJob takes the snapshots of a job of xenkeep's config and then deletes, of
-// each VM that succeeded, those of its own that the job's policy keeps no
-// longer. Its own are those that bear its mark; others are not counted and not
+// RunJob takes the snapshots of a job of xenkeep's config. Then it deletes, for each
+// VM that succeeded, those of the job's own snapshots that its policy does not keep
+// any more. The job's own snapshots have its mark; others are neither counted nor
 // touched. The time is that of the pool's master.
 func RunJob(ctx context.Context, c *xapi.Client, o JobOptions) (*JobRun, error) {
 	release, err := job.Lock(o.StateDir, "pool-"+c.PoolUUID(), o.Job.Name)
@@ -130,7 +130,7 @@ func RunJob(ctx context.Context, c *xapi.Client, o JobOptions) (*JobRun, error) 
 	return r, nil
 }
 
-// own are a job's snapshots of a VM, the newest first.
+// own returns a job's snapshots of a VM, newest first.
 func (w *world) own(vm xapi.Ref, name string) []*xapi.VM {
 	var list []*xapi.VM
 	for i := range w.VMs {
@@ -142,7 +142,7 @@ func (w *world) own(vm xapi.Ref, name string) []*xapi.VM {
 	return list
 }
 
-// jobVM snapshots one VM, by the first kind that can be had, and rotates.
+// jobVM snapshots one VM, by the first kind that is possible, and applies the policy.
 func jobVM(ctx context.Context, c *xapi.Client, j *config.Job, v *selection.VM, now time.Time, x *JobVM, warn Warn) error {
 	kinds := v.Snapshot
 	if len(kinds) == 0 {
@@ -172,7 +172,8 @@ func jobVM(ctx context.Context, c *xapi.Client, j *config.Job, v *selection.VM, 
 	return errors.Join(last, rotate(ctx, c, j.Name, v, now, x))
 }
 
-// rotate deletes what the policy keeps no longer of the job's own snapshots.
+// rotate deletes those of the job's own snapshots that the policy does not keep any
+// more.
 func rotate(ctx context.Context, c *xapi.Client, name string, v *selection.VM, now time.Time, x *JobVM) error {
 	w, err := look(ctx, c)
 	if err != nil {

@@ -15,13 +15,13 @@ import (
 	"xenkeep/xapi"
 )
 
-// When says how often a schedule of the pool runs; the times are in the pool's
-// own time zone (xen-api ocaml/xapi/xapi_vmss.ml).
+// When is the time of a schedule of the pool, in the pool's own time zone (xen-api
+// ocaml/xapi/xapi_vmss.ml).
 type When struct {
 	Frequency string   // hourly, daily, weekly
-	Hour      int      // 0 to 23; of daily and weekly ones
+	Hour      int      // 0 to 23; for daily and weekly
 	Minute    int      // 0, 15, 30 or 45
-	Days      []string // of weekly ones: Monday ... Sunday
+	Days      []string // for weekly: Monday ... Sunday
 }
 
 var weekdays = []string{"Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"}
@@ -34,13 +34,13 @@ func minute(text string) (int, error) {
 	return n, nil
 }
 
-// Hourly is each hour at a minute.
+// Hourly returns the When for each hour at a minute.
 func Hourly(text string) (When, error) {
 	m, err := minute(text)
 	return When{Frequency: "hourly", Minute: m}, err
 }
 
-// Daily is each day at HH:MM.
+// Daily returns the When for each day at HH:MM.
 func Daily(text string) (When, error) {
 	h, m, ok := strings.Cut(text, ":")
 	n, err := strconv.Atoi(h)
@@ -52,8 +52,8 @@ func Daily(text string) (When, error) {
 	return w, err
 }
 
-// Weekly is on some days at HH:MM: "Monday,Thursday 02:30". Beginnings of the
-// English names will do, if they are three letters or more.
+// Weekly returns the When for some days at HH:MM: for example "Monday,Thursday 02:30".
+// English names may be abbreviated to three letters or more.
 func Weekly(text string) (When, error) {
 	days, at, ok := strings.Cut(strings.TrimSpace(text), " ")
 	if !ok {
@@ -69,7 +69,7 @@ func Weekly(text string) (When, error) {
 			return len(d) >= 3 && len(d) <= len(x) && strings.EqualFold(x[:len(d)], d)
 		})
 		if i < 0 {
-			return w, fmt.Errorf("day %q: want English names of days, apart by commas: %w", d, ErrValue)
+			return w, fmt.Errorf("day %q: want English names of days, separated by commas: %w", d, ErrValue)
 		}
 		if !slices.Contains(w.Days, weekdays[i]) {
 			w.Days = append(w.Days, weekdays[i])
@@ -79,7 +79,7 @@ func Weekly(text string) (When, error) {
 	return w, nil
 }
 
-// keys are the schedule as the pool takes it.
+// keys returns the schedule as the pool stores it.
 func (w When) keys() map[string]string {
 	k := map[string]string{"min": strconv.Itoa(w.Minute)}
 	if w.Frequency != "hourly" {
@@ -91,7 +91,7 @@ func (w When) keys() map[string]string {
 	return k
 }
 
-// whenText is a schedule of the pool as people read it.
+// whenText formats a schedule of the pool for users.
 func whenText(s *xapi.VMSS) string {
 	at := func(k string) string { return fmt.Sprintf("%02s", s.Schedule[k]) }
 	switch s.Frequency {
@@ -103,7 +103,7 @@ func whenText(s *xapi.VMSS) string {
 	return s.Frequency + " on " + s.Schedule["days"] + " at " + at("hour") + ":" + at("min")
 }
 
-// types are the kinds as the pool names them.
+// types maps the kinds to the pool's names.
 var types = map[vmplan.Kind]string{vmplan.KindRegular: "snapshot", vmplan.KindCheckpoint: "checkpoint", vmplan.KindQuiesced: "snapshot_with_quiesce"}
 
 func kindOfType(t string) vmplan.Kind {
@@ -128,18 +128,18 @@ type Schedule struct {
 	Keep        int         `json:"keep"`
 	LastRun     time.Time   `json:"last_run"` // zero: never
 	VMs         []Member    `json:"vms"`
-	Runs        []Run       `json:"runs,omitempty"` // of Show, the newest first
+	Runs        []Run       `json:"runs,omitempty"` // only from ShowSchedule, newest first
 }
 
 // Member is a VM of a schedule.
 type Member struct {
 	UUID string `json:"uuid"`
 	Name string `json:"name"`
-	// Snapshots of it that schedules made.
+	// Snapshots is the number of its snapshots that schedules made.
 	Snapshots int `json:"snapshots"`
 }
 
-// Run is what the pool told of a schedule's doings.
+// Run is a report of the pool about a run of a schedule.
 type Run struct {
 	Time time.Time `json:"time"`
 	OK   bool      `json:"ok"`
@@ -147,7 +147,7 @@ type Run struct {
 	Text string    `json:"text"`
 }
 
-// ScheduleOptions say what a schedule is to be; what is nil stays as it is.
+// ScheduleOptions are the fields of a schedule to set; nil leaves a field unchanged.
 type ScheduleOptions struct {
 	Name        *string
 	Description *string
@@ -169,7 +169,7 @@ func (o *ScheduleOptions) check() error {
 	return nil
 }
 
-// explain says what the pool's refusal of something about schedules means.
+// explain adds the meaning to an error of the pool about schedules.
 func explain(err error) error {
 	switch {
 	case err == nil:
@@ -261,10 +261,10 @@ func Schedules(ctx context.Context, c *xapi.Client) ([]Schedule, error) {
 	return rows, nil
 }
 
-// shownRuns is how many of a schedule's messages are shown.
+// shownRuns is the number of a schedule's messages that are shown.
 const shownRuns = 20
 
-// ShowSchedule tells all of one schedule, with its last runs.
+// ShowSchedule returns one schedule, with its last runs.
 func ShowSchedule(ctx context.Context, c *xapi.Client, name string) (*Schedule, error) {
 	s, err := lookSchedules(ctx, c)
 	if err != nil {
@@ -289,7 +289,7 @@ func ShowSchedule(ctx context.Context, c *xapi.Client, name string) (*Schedule, 
 	return &r, nil
 }
 
-// CreateSchedule makes a snapshot schedule, enabled, without VMs.
+// CreateSchedule creates a snapshot schedule, enabled, without VMs.
 func CreateSchedule(ctx context.Context, c *xapi.Client, o ScheduleOptions) (*Schedule, error) {
 	if o.Name == nil || o.When == nil || o.Kind == nil || o.Keep == nil {
 		return nil, fmt.Errorf("a schedule needs a name, a time, a kind and a number to keep: %w", ErrValue)
@@ -356,7 +356,7 @@ func EditSchedule(ctx context.Context, c *xapi.Client, name string, o ScheduleOp
 		changes = append(changes, change{"retained_snapshots", *o.Keep})
 	}
 	if o.When != nil {
-		// A new frequency rewrites the keys, so it goes first.
+		// A new frequency replaces the keys, and so it is set first.
 		if o.When.Frequency != v.Frequency {
 			changes = append(changes, change{"frequency", o.When.Frequency})
 		}
@@ -370,7 +370,7 @@ func EditSchedule(ctx context.Context, c *xapi.Client, name string, o ScheduleOp
 	return ShowSchedule(ctx, c, v.UUID)
 }
 
-// EnableSchedule switches a schedule on or off.
+// EnableSchedule enables or disables a schedule.
 func EnableSchedule(ctx context.Context, c *xapi.Client, name string, on bool) (*Schedule, error) {
 	s, err := lookSchedules(ctx, c)
 	if err != nil {
@@ -386,8 +386,8 @@ func EnableSchedule(ctx context.Context, c *xapi.Client, name string, on bool) (
 	return ShowSchedule(ctx, c, v.UUID)
 }
 
-// DeleteSchedule removes a schedule. One that VMs belong to is refused, unless
-// they are to be taken out of it. Snapshots that it made stay.
+// DeleteSchedule deletes a schedule. If VMs belong to it, it is refused, unless
+// unassign removes them from it. The snapshots that it made remain.
 func DeleteSchedule(ctx context.Context, c *xapi.Client, name string, unassign bool) (*Schedule, error) {
 	s, err := lookSchedules(ctx, c)
 	if err != nil {
@@ -403,7 +403,7 @@ func DeleteSchedule(ctx context.Context, c *xapi.Client, name string, unassign b
 		for _, m := range row.VMs {
 			names = append(names, m.Name)
 		}
-		return nil, advise("take them out with xenkeep pool schedule unassign, or give --unassign", "schedule %q: %w: %s", row.Name, &xapi.Error{Code: "VMSS_HAS_VM"}, strings.Join(names, ", "))
+		return nil, advise("remove them with xenkeep pool schedule unassign, or use --unassign", "schedule %q: %w: %s", row.Name, &xapi.Error{Code: "VMSS_HAS_VM"}, strings.Join(names, ", "))
 	}
 	for _, ref := range v.VMs {
 		if err := c.AssignVMSS(ctx, ref, xapi.NullRef); err != nil {
@@ -413,17 +413,17 @@ func DeleteSchedule(ctx context.Context, c *xapi.Client, name string, unassign b
 	return &row, explain(c.DestroyVMSS(ctx, v.Ref))
 }
 
-// Assigned is a VM that was put into a schedule, or taken out of one.
+// Assigned is a VM that was assigned to a schedule, or removed from one.
 type Assigned struct {
 	Type   string `json:"type"` // "assigned"
 	VM     string `json:"vm"`
 	VMName string `json:"vm_name"`
-	From   string `json:"from"` // name of the schedule that it was in; "" for none
+	From   string `json:"from"` // name of its previous schedule; "" for none
 	To     string `json:"to"`   // "" for none
 }
 
-// Assign puts VMs into a schedule. A VM belongs to one at a time: the one that
-// it is taken out of is told. All VMs are looked up before one is touched.
+// Assign assigns VMs to a schedule. A VM belongs to at most one: the result contains
+// its previous one. All VMs are looked up before one is changed.
 func Assign(ctx context.Context, c *xapi.Client, schedule string, vms []string) ([]Assigned, error) {
 	s, err := lookSchedules(ctx, c)
 	if err != nil {
@@ -436,7 +436,7 @@ func Assign(ctx context.Context, c *xapi.Client, schedule string, vms []string) 
 	return s.move(ctx, c, vms, to)
 }
 
-// Unassign takes VMs out of whatever schedules they are in.
+// Unassign removes VMs from their schedules.
 func Unassign(ctx context.Context, c *xapi.Client, vms []string) ([]Assigned, error) {
 	s, err := lookSchedules(ctx, c)
 	if err != nil {
@@ -474,15 +474,15 @@ func (s *schedules) move(ctx context.Context, c *xapi.Client, vms []string, to *
 	return done, nil
 }
 
-// RunSchedule takes the snapshots of a schedule now, and tells what the pool
-// said of it.
+// RunSchedule takes the snapshots of a schedule now, and returns the pool's reports of
+// the run.
 func RunSchedule(ctx context.Context, c *xapi.Client, name string) (*Schedule, error) {
 	before, err := ShowSchedule(ctx, c, name)
 	if err != nil {
 		return nil, err
 	}
 	if len(before.VMs) == 0 {
-		return nil, advise("xenkeep pool schedule assign puts VMs into it", "schedule %q: no VM belongs to it: %w", before.Name, ErrNone)
+		return nil, advise("xenkeep pool schedule assign adds VMs to it", "schedule %q: no VM belongs to it: %w", before.Name, ErrNone)
 	}
 	messages, err := c.Messages(ctx)
 	if err != nil {
@@ -519,7 +519,7 @@ func RunSchedule(ctx context.Context, c *xapi.Client, name string) (*Schedule, e
 	}
 	slices.SortFunc(after.Runs, func(a, b Run) int { return cmp.Compare(a.Text, b.Text) })
 	if bad > 0 {
-		return after, advise("the pool's messages say why: xenkeep pool schedule show", "schedule %q: %d of %d snapshots failed: %w", after.Name, bad, len(after.Runs), job.ErrPartial)
+		return after, advise("the pool's messages contain the reason: xenkeep pool schedule show", "schedule %q: %d of %d snapshots failed: %w", after.Name, bad, len(after.Runs), job.ErrPartial)
 	}
 	return after, nil
 }

@@ -10,7 +10,7 @@ func TestWhen(t *testing.T) {
 	for _, c := range []struct {
 		parse func(string) (When, error)
 		text  string
-		want  map[string]string // nil: refused
+		want  map[string]string // nil: the text is refused
 	}{
 		{Hourly, "0", map[string]string{"min": "0"}},
 		{Hourly, "45", map[string]string{"min": "45"}},

@@ -17,45 +17,46 @@ type SnapshotRow struct {
 	UUID        string      `json:"uuid"`
 	Name        string      `json:"name"`
 	Description string      `json:"description"`
-	VM          string      `json:"vm"`      // UUID of its VM; "" where that is gone
-	VMName      string      `json:"vm_name"` // "" where that is gone
+	VM          string      `json:"vm"`      // UUID of its VM; "" if that does not exist any more
+	VMName      string      `json:"vm_name"` // "" if the VM does not exist any more
 	Time        time.Time   `json:"time"`
 	Kind        vmplan.Kind `json:"kind"`      // regular, quiesced, checkpoint
 	Scheduled   bool        `json:"scheduled"` // by a schedule of the pool
-	Job         string      `json:"job"`       // the job of xenkeep's config that took it; "" where none did
-	Parent      string      `json:"parent"`    // UUID of the snapshot that the VM came from when this one was taken
-	Current     bool        `json:"current"`   // the VM's present state comes from it
-	Depth       int         `json:"depth"`     // in the tree of parents
+	Job         string      `json:"job"`       // the job of xenkeep's config that took it; "" if none
+	Parent      string      `json:"parent"`    // UUID of the snapshot to which the VM had been reverted when this one was taken
+	Current     bool        `json:"current"`   // the VM's current state is based on it
+	Depth       int         `json:"depth"`     // depth in the tree of parents
 	Disks       int         `json:"disks"`
 	Size        int64       `json:"size"` // bytes of its disks
 }
 
-// SnapshotDetail is all that is shown of one snapshot.
+// SnapshotDetail describes one snapshot completely.
 type SnapshotDetail struct {
 	SnapshotRow
 	Children   []string       `json:"children"` // UUIDs
 	DiskList   []SnapshotDisk `json:"disk_list"`
-	MemorySize int64          `json:"memory_size"` // bytes of the memory image; 0 where there is none
+	MemorySize int64          `json:"memory_size"` // bytes of the memory image; 0 if there is none
 	MemoryVDI  string         `json:"memory_vdi"`
 	Tags       []string       `json:"tags"`
-	Mark       string         `json:"mark"` // "snapshot" or "base" where it belongs to a backup of xenkeep
+	Mark       string         `json:"mark"` // "snapshot" or "base" if it belongs to a backup of xenkeep
 }
 
 // SnapshotDisk is a disk of a VM snapshot.
 type SnapshotDisk struct {
 	Device string `json:"device"`
 	VDI    string `json:"vdi"`
-	Of     string `json:"of"` // UUID of the disk that it was taken of; "" where that is gone
+	Of     string `json:"of"` // UUID of its disk; "" if that does not exist any more
 	Name   string `json:"name"`
 	SR     string `json:"sr"` // name
 	Size   int64  `json:"size"`
-	Used   int64  `json:"used"` // bytes on the SR that are its alone
+	Used   int64  `json:"used"` // bytes on the SR that only this disk uses
 }
 
-// jobKey marks in other_config which job of xenkeep's config took a snapshot.
+// jobKey is the key in other_config that holds the job of xenkeep's config that took a
+// snapshot.
 const jobKey = "xenkeep:pool-snapshot"
 
-// kindOfSnapshot tells what a VM snapshot holds.
+// kindOfSnapshot returns the kind of a VM snapshot.
 func kindOfSnapshot(v *xapi.VM) vmplan.Kind {
 	switch {
 	case !v.SuspendVDI.IsNull():
@@ -81,8 +82,8 @@ func (w *world) row(v *xapi.VM) SnapshotRow {
 	return r
 }
 
-// Snapshots lists the VM snapshots of a pool, or of one VM: by VM, each behind
-// its parent, the oldest first.
+// Snapshots lists the VM snapshots of a pool, or of one VM: sorted by VM, each after
+// its parent, oldest first.
 func Snapshots(ctx context.Context, c *xapi.Client, vm string) ([]SnapshotRow, error) {
 	w, err := look(ctx, c)
 	if err != nil {
@@ -141,7 +142,7 @@ func (w *world) tree(of *xapi.VM) []SnapshotRow {
 	return rows
 }
 
-// Show tells all of one snapshot.
+// Show returns the details of one snapshot.
 func Show(ctx context.Context, c *xapi.Client, name string) (*SnapshotDetail, error) {
 	w, err := look(ctx, c)
 	if err != nil {
@@ -163,7 +164,7 @@ func Show(ctx context.Context, c *xapi.Client, name string) (*SnapshotDetail, er
 	return d, nil
 }
 
-// vdisOf are a VM's disks with their connections, by place.
+// vdisOf returns the connections of a VM's disks, by userdevice.
 func (w *world) vdisOf(v *xapi.VM) []xapi.VBD {
 	var list []xapi.VBD
 	for _, ref := range v.VBDs {
@@ -191,7 +192,8 @@ func (w *world) diskList(v *xapi.VM) []SnapshotDisk {
 	return list
 }
 
-// markOf tells whether a snapshot or one of its disks belongs to a backup.
+// markOf returns the role of a snapshot, or of one of its disks, in a backup; "" if it
+// has none.
 func (w *world) markOf(v *xapi.VM) string {
 	if m := lease.RoleOf(v.OtherConfig); m != "" {
 		return m
@@ -204,7 +206,8 @@ func (w *world) markOf(v *xapi.VM) string {
 	return ""
 }
 
-// ours refuses what belongs to a backup: what is made of it would bear its marks.
+// ours returns an error for an object that belongs to a backup: a copy of it would
+// have its marks.
 func (w *world) ours(v *xapi.VM) error {
 	if m := w.markOf(v); m != "" {
 		return advise("take one of your own: xenkeep pool snapshot create", "VM snapshot %s (%s): %w (%s)", v.UUID, v.NameLabel, ErrInUse, m)

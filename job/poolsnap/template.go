@@ -11,26 +11,26 @@ import (
 	"xenkeep/xapi"
 )
 
-// Made is a template or a VM that was made.
+// Made is a template or a VM that was created.
 type Made struct {
 	Type  string `json:"type"` // "template" or "vm"
 	UUID  string `json:"uuid"`
 	Name  string `json:"name"`
 	From  string `json:"from"` // UUID of the snapshot, template or file
 	Disks int    `json:"disks"`
-	// MemoryDropped tells that the snapshot held memory, which copies have not.
+	// MemoryDropped is set if the snapshot contains memory, which copies do not.
 	MemoryDropped bool `json:"memory_dropped"`
 	Running       bool `json:"running"`
 }
 
-// CopyOptions say how a snapshot becomes a template.
+// CopyOptions are the options of Copy.
 type CopyOptions struct {
 	Name  string
-	Clone bool   // share the snapshot's disks: quick, on the same SR
+	Clone bool   // share the snapshot's disks: fast, and on the same SR
 	SR    string // for copies: name or UUID; "" is that of each disk
 }
 
-// Copy makes a template of a VM snapshot, in the same pool.
+// Copy copies a VM snapshot to a template in the same pool.
 func Copy(ctx context.Context, c *xapi.Client, snapshot string, o CopyOptions) (*Made, error) {
 	if o.Name == "" {
 		return nil, fmt.Errorf("a template needs a name: %w", ErrValue)
@@ -83,14 +83,14 @@ func Copy(ctx context.Context, c *xapi.Client, snapshot string, o CopyOptions) (
 		ref, err = c.CopyVM(ctx, v.Ref, o.Name, to)
 	}
 	if err != nil {
-		if !ref.IsNull() { // made all the same, though nobody wants it any more
+		if !ref.IsNull() { // it was created although the run is cancelled
 			tidy, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 			defer cancel()
 			err = errors.Join(err, remove(tidy, c, ref))
 		}
 		return nil, err
 	}
-	// What marks the snapshot does not mark its copy.
+	// The marks of the snapshot must not be on its copy.
 	for _, key := range append(lease.MarkKeys(), jobKey) {
 		if _, marked := v.OtherConfig[key]; marked {
 			if err := c.RemoveOtherConfig(ctx, "VM", ref, key); err != nil {
@@ -105,8 +105,9 @@ func Copy(ctx context.Context, c *xapi.Client, snapshot string, o CopyOptions) (
 	return m, err
 }
 
-// chainUse is what a full copy of a thin disk may need: no more is known of it
-// than what is its alone, and that its parents may hold all the rest.
+// chainUse returns an upper bound of the bytes that a full copy of a thin disk needs
+// beyond those that are known: the disk's own bytes are reported, those of its parents
+// are not.
 func chainUse(d xapi.VDI) int64 { return max(int64(d.PhysicalUtilisation), vmplan.ThinNeed) }
 
 func made(ctx context.Context, c *xapi.Client, ref xapi.Ref, from string) (*Made, error) {
@@ -126,8 +127,8 @@ func made(ctx context.Context, c *xapi.Client, ref xapi.Ref, from string) (*Made
 	return m, nil
 }
 
-// CreateVM makes a VM of a template: a quick clone with the disks that the
-// template has or wants. What fails leaves nothing.
+// CreateVM creates a VM from a template: a fast clone, with the disks that the
+// template has or requests. If it fails, nothing remains.
 func CreateVM(ctx context.Context, c *xapi.Client, template, name string, start bool) (*Made, error) {
 	if name == "" {
 		return nil, fmt.Errorf("a VM needs a name: %w", ErrValue)
@@ -172,7 +173,7 @@ func CreateVM(ctx context.Context, c *xapi.Client, template, name string, start 
 	return m, errors.Join(err, merr)
 }
 
-// cloneNeed is what a clone of a disk needs on its SR once its VM runs.
+// cloneNeed returns the bytes that a clone of a disk needs on its SR when its VM runs.
 func cloneNeed(w *world, d xapi.VDI) int64 {
 	if w.SRs[d.SR].Thick() {
 		return int64(d.VirtualSize)

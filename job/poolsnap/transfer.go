@@ -15,7 +15,7 @@ import (
 	"xenkeep/xva"
 )
 
-// Exported is what an export of a whole VM wrote.
+// Exported is the result of exporting a whole VM.
 type Exported struct {
 	Type     string   `json:"type"` // "exported_vm"
 	UUID     string   `json:"uuid"` // of the VM, snapshot or template
@@ -24,23 +24,23 @@ type Exported struct {
 	Bytes    int64    `json:"bytes"`
 	Disks    int      `json:"disks"`
 	Size     int64    `json:"size"`     // bytes of the disks
-	Compress string   `json:"compress"` // as it came: "", gzip, zstd
-	Memory   bool     `json:"memory"`   // the archive holds a memory image
+	Compress string   `json:"compress"` // as the pool sent it: "", gzip, zstd
+	Memory   bool     `json:"memory"`   // the archive contains a memory image
 	Warnings []string `json:"warnings"`
 }
 
-// ExportOptions say how a whole VM is exported.
+// ExportOptions are the options of exporting a whole VM.
 type ExportOptions struct {
 	File     string // "-" writes to Stdout
 	Stdout   io.Writer
-	Force    bool // replace a file that is there
+	Force    bool // replace an existing file
 	Compress string
 	Memory   bool
 	Progress job.Progress
 }
 
-// ExportSnapshot writes a VM snapshot to an XVA archive, which makes a template
-// where it is imported.
+// ExportSnapshot exports a VM snapshot to an XVA archive, which becomes a template
+// when it is imported.
 func ExportSnapshot(ctx context.Context, c *xapi.Client, name string, o ExportOptions) (*Exported, error) {
 	w, err := look(ctx, c)
 	if err != nil {
@@ -53,7 +53,7 @@ func ExportSnapshot(ctx context.Context, c *xapi.Client, name string, o ExportOp
 	return w.export(ctx, c, v, o)
 }
 
-// ExportVM writes a halted or suspended VM to an XVA archive.
+// ExportVM exports a halted or suspended VM to an XVA archive.
 func ExportVM(ctx context.Context, c *xapi.Client, name string, o ExportOptions) (*Exported, error) {
 	w, err := look(ctx, c)
 	if err != nil {
@@ -85,7 +85,7 @@ func (w *world) export(ctx context.Context, c *xapi.Client, v *xapi.VM, o Export
 	if err != nil {
 		return nil, err
 	}
-	// What is not whole never bears the final name.
+	// An incomplete file never has the final name.
 	err = transfer(ctx, c, v, o, f, e)
 	if err == nil {
 		err = f.Sync()
@@ -106,9 +106,9 @@ func dropped(name string) error {
 	return nil
 }
 
-// place gives the file its name.
+// place renames the file to its final name.
 func place(part string, o ExportOptions) error {
-	if err := os.Chmod(part, 0o600); err != nil { // a VM's disks are nobody else's business
+	if err := os.Chmod(part, 0o600); err != nil { // only the user may read a VM's disks
 		return err
 	}
 	if !o.Force {
@@ -117,7 +117,7 @@ func place(part string, o ExportOptions) error {
 		} else if errors.Is(err, os.ErrExist) {
 			return advise("--force replaces it", "file %s: %w", o.File, job.ErrExists)
 		}
-		// A file system without links.
+		// The file system does not support links.
 	}
 	if err := os.Rename(part, o.File); err != nil {
 		return err
@@ -130,8 +130,8 @@ func place(part string, o ExportOptions) error {
 	return d.Sync()
 }
 
-// transfer streams an export to w and reads it as it passes: each block against
-// its checksum, each disk to its end, the archive to its last entry.
+// transfer copies an export to w and verifies it meanwhile: each block with its
+// checksum, each disk and the archive to their ends.
 func transfer(ctx context.Context, c *xapi.Client, v *xapi.VM, o ExportOptions, w io.Writer, e *Exported) error {
 	x, err := c.ExportVM(ctx, xapi.ExportVMOptions{VM: v.Ref, Compress: o.Compress, Memory: o.Memory})
 	if err != nil {
@@ -149,7 +149,7 @@ func transfer(ctx context.Context, c *xapi.Client, v *xapi.VM, o ExportOptions, 
 			if len(head) < 4 {
 				head = append(head, buf[:min(n, 4)]...)
 			}
-			// Where the archive is bad already its verdict comes with the pool's.
+			// The error is returned together with the pool's own.
 			_, _ = proof.Write(buf[:n])
 			if _, err := w.Write(buf[:n]); err != nil {
 				proof.stop(err)
@@ -163,11 +163,11 @@ func transfer(ctx context.Context, c *xapi.Client, v *xapi.VM, o ExportOptions, 
 		}
 	}
 	seen, bad := proof.end()
-	if err := x.Finish(ctx); err != nil { // the pool knows why
+	if err := x.Finish(ctx); err != nil { // the pool's error contains the reason
 		return fmt.Errorf("export %s: %w", v.NameLabel, err)
 	}
 	if bad != nil {
-		return fmt.Errorf("export %s: what came is not whole: %w", v.NameLabel, bad)
+		return fmt.Errorf("export %s: the archive is not complete: %w", v.NameLabel, bad)
 	}
 	e.Disks, e.Size, e.Memory = seen.disks, seen.size, seen.memory
 	switch {
@@ -177,12 +177,12 @@ func transfer(ctx context.Context, c *xapi.Client, v *xapi.VM, o ExportOptions, 
 		e.Compress = xapi.CompressGzip
 	}
 	if e.Compress != o.Compress {
-		e.Warnings = append(e.Warnings, fmt.Sprintf("the host does not know %s: the archive is not compressed", o.Compress))
+		e.Warnings = append(e.Warnings, fmt.Sprintf("the host does not support %s: the archive is not compressed", o.Compress))
 	}
 	return nil
 }
 
-// proof reads an archive that is written to it.
+// proof verifies an archive that is written to it.
 type proof struct {
 	w    *io.PipeWriter
 	over chan struct{}
@@ -190,7 +190,7 @@ type proof struct {
 	err  error
 }
 
-// contents are what an archive holds.
+// contents describes the content of an archive.
 type contents struct {
 	disks  int
 	size   int64
@@ -210,7 +210,7 @@ func newProof(ctx context.Context) *proof {
 	return p
 }
 
-// Write takes a part of the archive; its error says that it is bad already.
+// Write adds a part of the archive; an error means that the archive is damaged.
 func (p *proof) Write(b []byte) (int, error) { return p.w.Write(b) }
 
 func (p *proof) stop(err error) {
@@ -218,7 +218,7 @@ func (p *proof) stop(err error) {
 	<-p.over
 }
 
-// end gives the verdict on all that was written.
+// end returns the result for the complete archive.
 func (p *proof) end() (contents, error) {
 	_ = p.w.Close()
 	<-p.over
@@ -261,22 +261,22 @@ func readAll(ctx context.Context, r io.Reader) (c contents, err error) {
 	return c, nil
 }
 
-// ImportOptions say where an archive goes.
+// ImportOptions are the options of Import.
 type ImportOptions struct {
 	SR       string // name or UUID; "" is the pool's default
-	Preserve bool   // UUID and MACs stay; refused where a VM of that UUID is there
+	Preserve bool   // keep UUID and MACs; refused if a VM with that UUID exists
 	Progress job.Progress
 }
 
-// Imported is what an import made.
+// Imported is the result of an import.
 type Imported struct {
 	Type string `json:"type"` // "imported"
 	File string `json:"file"`
 	VMs  []Made `json:"vms"`
 }
 
-// Import makes a VM or a template of an XVA archive. The archive is read as it
-// passes, and its last part is held back until all before it has proved sound,
+// Import creates a VM or a template from an XVA archive. The archive is verified while
+// it is sent, and its last part is sent only after everything before it was verified,
 // so that a damaged file leaves nothing on the pool.
 func Import(ctx context.Context, c *xapi.Client, file string, o ImportOptions) (*Imported, error) {
 	f, err := os.Open(file)
@@ -289,7 +289,7 @@ func Import(ctx context.Context, c *xapi.Client, file string, o ImportOptions) (
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("file %s: not a regular file, and the pool needs to know its length: %w", file, ErrValue)
+		return nil, fmt.Errorf("file %s: not a regular file, and the pool needs its length: %w", file, ErrValue)
 	}
 	opts := xapi.ImportVMOptions{Preserve: o.Preserve, ContentLength: info.Size()}
 	if o.SR != "" {
@@ -299,7 +299,7 @@ func Import(ctx context.Context, c *xapi.Client, file string, o ImportOptions) (
 		}
 		opts.SR = sr.Ref
 	}
-	// Nothing is begun for what is no archive at all.
+	// The pool is not contacted for a file that is no archive.
 	head, err := xva.NewReader(f)
 	if err != nil {
 		return nil, fmt.Errorf("file %s: %w", file, err)
@@ -325,8 +325,7 @@ func Import(ctx context.Context, c *xapi.Client, file string, o ImportOptions) (
 	return im, nil
 }
 
-// send writes an archive to the pool, its last part when all is known to be
-// sound.
+// send writes an archive to the pool, its last part after everything was verified.
 func send(ctx context.Context, w io.Writer, r io.Reader, meter job.Meter) error {
 	p := newProof(ctx)
 	var held []byte
