@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -103,6 +104,9 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	var err error
 	if c.scheme, c.first, err = parseURL(cfg.URL); err != nil {
 		return nil, err
+	}
+	if c.scheme == "http" && !cfg.Trust.Insecure {
+		return nil, &PlainError{URL: cfg.URL}
 	}
 	if _, c.port, err = net.SplitHostPort(c.first); err != nil {
 		return nil, fmt.Errorf("pool address: %w", err)
@@ -287,15 +291,9 @@ func (c *Client) adopt(ctx context.Context, session Ref, endpoint string) error 
 	if known := c.PoolUUID(); known != "" && known != uuid {
 		return fmt.Errorf("%s: %w", endpoint, ErrOtherPool)
 	}
-	var hosts map[Ref]Host
-	if err := c.rpc(ctx, endpoint, "host.get_all_records", &hosts, session); err != nil {
+	addresses, err := c.hostAddresses(ctx, session, endpoint)
+	if err != nil {
 		return err
-	}
-	addresses := make([]string, 0, len(hosts))
-	for _, h := range hosts {
-		if h.Address != "" {
-			addresses = append(addresses, c.hostPort(h.Address))
-		}
 	}
 	if c.scheme == "https" && c.trust.pinned() {
 		// Pools before 8.2 have no such records; there the user adds the
@@ -310,8 +308,45 @@ func (c *Client) adopt(ctx context.Context, session Ref, endpoint string) error 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.session, c.endpoint, c.pool, c.addresses = session, endpoint, uuid, addresses
-	c.debug().Debug("pool: logged in", "host", endpoint, "as", c.cfg.User, "hosts", len(hosts))
+	c.debug().Debug("pool: logged in", "host", endpoint, "as", c.cfg.User, "hosts", len(addresses))
 	return nil
+}
+
+// hostAddresses reads the addresses of all hosts of the pool.
+func (c *Client) hostAddresses(ctx context.Context, session Ref, endpoint string) ([]string, error) {
+	var hosts map[Ref]Host
+	if err := c.rpc(ctx, endpoint, "host.get_all_records", &hosts, session); err != nil {
+		return nil, err
+	}
+	addresses := make([]string, 0, len(hosts))
+	for _, h := range hosts {
+		if h.Address != "" {
+			addresses = append(addresses, c.hostPort(h.Address))
+		}
+	}
+	return addresses, nil
+}
+
+// inPool reports whether an address is that of a host of the pool. If it is not
+// known, inPool reads the list of hosts again, because a host may have joined.
+func (c *Client) inPool(ctx context.Context, addr string) bool {
+	known := func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return addr == c.first || addr == c.endpoint || slices.Contains(c.addresses, addr)
+	}
+	if known() {
+		return true
+	}
+	session, endpoint := c.current()
+	addresses, err := c.hostAddresses(ctx, session, endpoint)
+	if err != nil {
+		return false
+	}
+	c.mu.Lock()
+	c.addresses = addresses
+	c.mu.Unlock()
+	return known()
 }
 
 // logInAgain replaces a session that is no longer valid. If several calls

@@ -455,3 +455,19 @@ func TestLargeRequest(t *testing.T) {
 		t.Errorf("ended context: %v", err)
 	}
 }
+
+// Row S10 of the fault list: plain HTTP, which shows the password to the network,
+// needs the same permission as an unknown host.
+func TestPlainHTTPNeedsPermission(t *testing.T) {
+	p := newFake(t, 1, false)
+	cfg := p.config()
+	cfg.Trust.Insecure = false
+	_, err := xapi.Dial(t.Context(), cfg)
+	var plain *xapi.PlainError
+	if !errors.As(err, &plain) || !strings.Contains(err.Error(), cfg.URL) || plain.Hint() == "" {
+		t.Errorf("plain HTTP: %v", err)
+	}
+	if n := p.count("session.login_with_password"); n > 0 {
+		t.Errorf("%d logins before it was refused", n)
+	}
+}

@@ -111,6 +111,8 @@ func (p *fakePool) config() xapi.Config {
 	}
 	if der := p.hosts[0].der; der != nil {
 		cfg.Trust.Fingerprints = []string{xapi.Fingerprint(der)}
+	} else {
+		cfg.Trust.Insecure = true
 	}
 	return cfg
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,7 +50,7 @@ func pool(t *testing.T, change func(*xapisim.Config)) (*xapisim.Pool, []byte) {
 func simConfig(p *xapisim.Pool) xapi.Config {
 	return xapi.Config{
 		URL: p.URL(), User: p.User(), Password: p.Password(), Pace: 0.01,
-		Trust:        xapi.Trust{Fingerprints: []string{p.Fingerprint()}},
+		Trust:        xapi.Trust{Fingerprints: []string{p.Fingerprint()}, Insecure: strings.HasPrefix(p.URL(), "http:")},
 		StallTimeout: 5 * time.Second, VerdictTimeout: 5 * time.Second,
 	}
 }

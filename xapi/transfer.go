@@ -197,6 +197,9 @@ func (c *Client) open(ctx context.Context, addr string, req bulk) (*stream, *htt
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 			s.close()
 			next, err := c.redirect(resp.Header.Get("Location"))
+			if err == nil && hops < maxRedirects && !c.inPool(ctx, next) {
+				return nil, nil, addr, &HTTPError{Host: addr, Method: req.method, Path: req.path, Status: resp.StatusCode, Text: fmt.Sprintf("the redirect leads to %q, which is no host of the pool: the session is not sent there", next)}
+			}
 			if err != nil || hops >= maxRedirects {
 				return nil, nil, addr, &HTTPError{Host: addr, Method: req.method, Path: req.path, Status: resp.StatusCode, Text: "redirects lead nowhere"}
 			}

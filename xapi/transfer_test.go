@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
@@ -593,4 +594,28 @@ func BenchmarkExport(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// Row S10 of the fault list: a redirect takes the session only to hosts that the
+// pool lists, even if any host is trusted.
+func TestRedirectOutOfPool(t *testing.T) {
+	reached := make(chan string, 10)
+	thief := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { reached <- r.RequestURI }))
+	t.Cleanup(thief.Close)
+	p := newFake(t, 1, false)
+	p.bulk = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Location", thief.URL+r.URL.RequestURI())
+		w.WriteHeader(302)
+	}
+	_, err := export(t, p.dial(), xapi.ExportOptions{})
+	if err == nil || !strings.Contains(err.Error(), strings.TrimPrefix(thief.URL, "http://")) || !strings.Contains(err.Error(), "no host of the pool") {
+		t.Errorf("%v", err)
+	}
+	select {
+	case uri := <-reached:
+		t.Errorf("%s was requested from a host that is not in the pool", uri)
+	default:
+	}
+	noSecrets(t, err)
+	p.noTasks()
 }

@@ -31,7 +31,7 @@ type Trust struct {
 	// it was issued for: pools address their hosts by bare IP, certificates
 	// often do not contain it.
 	AnyName bool
-	// Insecure accepts any host.
+	// Insecure accepts any host, and plain HTTP.
 	Insecure bool
 }
 
@@ -210,4 +210,17 @@ func (c *Client) dial(ctx context.Context, addr string) (conn net.Conn, err erro
 		return nil, c.unreachable(ctx, addr, err)
 	}
 	return conn, nil
+}
+
+// PlainError is returned by Dial for an address with plain HTTP, unless
+// Trust.Insecure is set.
+type PlainError struct{ URL string }
+
+func (e *PlainError) Error() string {
+	return fmt.Sprintf("pool address %s: plain HTTP would send the password and all data in clear text", e.URL)
+}
+
+// Hint returns the next step for the user.
+func (e *PlainError) Hint() string {
+	return "begin the address with https://; for a test pool without TLS, --pool-insecure (in a config: insecure = true) permits plain HTTP"
 }

@@ -35,7 +35,7 @@ func (f *poolFlags) add(cmd *cobra.Command) {
 	s.StringVar(&f.passwordFile, "pool-password-file", "", "`file` whose content is the pool's password")
 	s.Var(&f.fingerprints, "pool-fingerprint", "SHA-256 `fingerprint` of a host's certificate; may be repeated")
 	s.StringVar(&f.caFile, "pool-ca-file", "", "`file` of CA certificates (PEM) that vouch for the hosts")
-	s.BoolVar(&f.insecure, "pool-insecure", false, "trust any host: whoever is between can read and change all")
+	s.BoolVar(&f.insecure, "pool-insecure", false, "trust any host, and permit plain HTTP: anyone on the network path can read and change all")
 }
 
 // fingerprintList is a list of fingerprints, which may stand as openssl writes

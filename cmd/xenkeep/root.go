@@ -92,6 +92,7 @@ var variables = []variable{
 	{"XENKEEP_POOL_PASSWORD", ""},
 	{"XENKEEP_POOL_FINGERPRINT", "pool-fingerprint"},
 	{"XENKEEP_POOL_CA_FILE", "pool-ca-file"},
+	{"XENKEEP_POOL_INSECURE", "pool-insecure"},
 }
 
 // prepare makes all commands below root obey the environment and leave errors

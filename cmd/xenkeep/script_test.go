@@ -191,7 +191,7 @@ func command(ts *testscript.TestScript, args ...string) *exec.Cmd {
 	cmd.Dir = ts.MkAbs(".")
 	for _, name := range []string{
 		"PATH", "HOME", "TMPDIR", "XENKEEP_CACHE_DIR", "XENKEEP_REPOSITORY", "XENKEEP_KEY_FILE", "XENKEEP_POOL",
-		"XENKEEP_POOL_PASSWORD", "XENKEEP_POOL_FINGERPRINT",
+		"XENKEEP_POOL_PASSWORD", "XENKEEP_POOL_FINGERPRINT", "XENKEEP_POOL_INSECURE",
 	} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
@@ -433,6 +433,7 @@ func cmdPool(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("XENKEEP_POOL_USER", ready.User)
 	ts.Setenv("XENKEEP_POOL_PASSWORD", ready.Password)
 	ts.Setenv("XENKEEP_POOL_FINGERPRINT", ready.Fingerprint)
+	ts.Setenv("XENKEEP_POOL_INSECURE", strconv.FormatBool(strings.HasPrefix(ready.URL, "http:")))
 	for _, vm := range ready.VMs {
 		ts.Setenv("UUID_"+vm.Name, vm.UUID)
 		for _, d := range vm.Disks {

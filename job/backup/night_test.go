@@ -463,7 +463,7 @@ func TestBottleneck(t *testing.T) {
 			case "pool":
 				w.Sim.Fault(xapisim.Fault{On: "VM.snapshot", Delay: 2 * time.Second})
 			case "network":
-				c, err := xapi.Dial(t.Context(), xapi.Config{URL: trickle(t, w.Sim.URL(), 16<<10), User: w.Sim.User(), Password: w.Sim.Password(), Pace: 0.01})
+				c, err := xapi.Dial(t.Context(), xapi.Config{URL: trickle(t, w.Sim.URL(), 16<<10), User: w.Sim.User(), Password: w.Sim.Password(), Trust: xapi.Trust{Insecure: true}, Pace: 0.01})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -97,6 +97,9 @@ func (p *Pool) check(bad *Problems, key string) {
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || strings.ContainsAny(p.URL, " \t"):
 		bad.add(0, "%s.url: %q: want https://HOST or https://HOST:PORT", key, p.URL)
 	}
+	if err == nil && u.Scheme == "http" && !p.Insecure {
+		bad.add(0, "%s.url: %q: plain HTTP would send the password in clear text: want https://, or insecure = true for a test pool", key, p.URL)
+	}
 	p.Password.check(bad, key+".password")
 	for _, f := range p.Fingerprints {
 		if i := strings.LastIndexByte(f, '='); i >= 0 { // "SHA256 Fingerprint=..." as openssl prints it

@@ -103,10 +103,19 @@ func TestCheckValues(t *testing.T) {
 			t.Errorf("%s: %v", in, err)
 		}
 	}
-	for _, url := range []string{"xen1", "xen1:8443", "http://xen1", "https://[2001:db8::1]:443/", "2001:db8::1", "192.0.2.1"} {
+	for _, url := range []string{"xen1", "xen1:8443", "https://xen1", "https://[2001:db8::1]:443/", "2001:db8::1", "192.0.2.1"} {
 		if _, err := Parse("x.toml", fmt.Appendf(nil, "%spool='c'\n[pools.c]\nurl='%s'\nfingerprints=['SHA256 %s']", head, url, strings.Repeat("aB:", 31)+"01")); err != nil {
 			t.Errorf("%s: %v", url, err)
 		}
+	}
+	// Row S10 of the fault list: plain HTTP, which shows the password to the network,
+	// needs the same permission as an unknown host.
+	plain := head + "pool='c'\n[pools.c]\nurl='http://xen1'\n"
+	if _, err := Parse("x.toml", []byte(plain)); err == nil || !strings.Contains(err.Error(), "insecure = true") {
+		t.Errorf("plain HTTP: %v", err)
+	}
+	if _, err := Parse("x.toml", []byte(plain+"insecure=true\n")); err != nil {
+		t.Errorf("plain HTTP with permission: %v", err)
 	}
 	// All that is wrong is told at once, in the order of the file.
 	_, err := Parse("x.toml", []byte("[jobs.j]\nselect={}\nprune='x'\nhooks={time-out=3}\n[pools.p]\nurl=''\n"))

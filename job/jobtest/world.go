@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,7 +74,7 @@ func (w *World) Dial() *xapi.Client {
 	w.T.Helper()
 	c, err := xapi.Dial(w.T.Context(), xapi.Config{
 		URL: w.Sim.URL(), User: w.Sim.User(), Password: w.Sim.Password(),
-		Trust: xapi.Trust{Fingerprints: w.Sim.Fingerprints()}, Pace: 0.01, StallTimeout: 5 * time.Second, VerdictTimeout: 5 * time.Second,
+		Trust: xapi.Trust{Fingerprints: w.Sim.Fingerprints(), Insecure: strings.HasPrefix(w.Sim.URL(), "http:")}, Pace: 0.01, StallTimeout: 5 * time.Second, VerdictTimeout: 5 * time.Second,
 	})
 	if err != nil {
 		w.T.Fatal(err)
