@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"xenkeep/internal/child"
 	"xenkeep/repo"
 	"xenkeep/repo/view"
 
@@ -104,7 +105,9 @@ func Serve(ctx context.Context, r *repo.Repository, dir string, o Options) error
 	}
 	if err := server.Unmount(); err != nil {
 		o.Log(fmt.Sprintf("%s is still in use: detached; this ends with its last user, or at the next interrupt", dir))
-		if out, derr := exec.Command("fusermount3", "-u", "-z", dir).CombinedOutput(); derr != nil {
+		unmount := exec.Command("fusermount3", "-u", "-z", dir)
+		unmount.Env = child.Env()
+		if out, derr := unmount.CombinedOutput(); derr != nil {
 			return fmt.Errorf("unmount %s: %w: %s", dir, err, strings.TrimSpace(string(out)))
 		}
 	}

@@ -137,6 +137,7 @@ func (f *jobFileFlags) night(cmd *cobra.Command, name string, params []string, r
 	}
 	n := &nightly.Night{
 		Job: j, Notify: c.Notifications(j), ConfigFile: cmp.Or(f.config, f.vmBackup), Location: r.location, PoolName: pool.url, LogFile: c.Log.File,
+		Secrets:  c.SecretVariables(),
 		StateDir: filepath.Join(r.cache(), "jobs"), Machine: machineName(), Version: versionText(),
 	}
 	n.Open, n.Dial = nightDoors(cmd.ErrOrStderr(), r, pool)

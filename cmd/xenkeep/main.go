@@ -89,6 +89,7 @@ func exitCode(err error) int {
 
 func main() {
 	setMemory()
+	hideMemory()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	var d diagnostics
 	signals := make(chan os.Signal, 2)

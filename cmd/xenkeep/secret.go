@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"xenkeep/chunkstore/slot"
+	"xenkeep/internal/child"
 	"xenkeep/job/config"
 )
 
@@ -186,6 +187,7 @@ func passwordOf(ctx context.Context, command string, stderr io.Writer) (key, err
 	c := exec.CommandContext(ctx, "sh", "-c", command)
 	c.Stderr = stderr
 	c.Stdin = os.Stdin
+	c.Env = child.Env()
 	out, err := c.Output()
 	if err != nil {
 		return key{}, fmt.Errorf("password command: %w", err)

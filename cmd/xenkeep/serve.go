@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -28,13 +30,13 @@ func newServeCommand() *cobra.Command {
 }
 
 type serveNBDOptions struct {
-	repository             repositoryFlags
-	disk                   string
-	listen, socket         string
-	cert, key, clientCA    string
-	insecure               bool
-	cache                  byteSize
-	listenGiven, tlsWanted bool
+	repository          repositoryFlags
+	disk                string
+	listen, socket      string
+	cert, key, clientCA string
+	insecure            bool
+	cache               byteSize
+	tlsWanted           bool
 }
 
 func newServeNBDCommand() *cobra.Command {
@@ -47,17 +49,17 @@ the kernel (nbd-client). The exports of one SNAPSHOT are called as its disks are
 (xvda); where it has one disk the name may be left out. Without SNAPSHOT all can be
 opened, as ID/DISK or latest:VM/DISK.
 
-NBD knows no passwords: whoever reaches the address can read. So it listens on this
-machine alone, unless TLS is set up or --insecure says otherwise; --tls-client-ca lets
-in only those with a certificate.`,
+NBD has no passwords: anyone who can connect can read. So the default is a Unix socket
+that only this user can use, and --listen needs TLS or --insecure, because every user
+of a machine can connect to its ports. With --tls-client-ca, clients need a certificate.`,
 		Example: `  xenkeep serve nbd latest:web
-  qemu-img convert -O qcow2 nbd://localhost/xvda web.qcow2
+  xenkeep serve nbd latest:web --socket /tmp/web.sock
+  qemu-img convert -O qcow2 "nbd+unix:///xvda?socket=/tmp/web.sock" web.qcow2
   xenkeep serve nbd --listen :10809 --tls-cert cert.pem --tls-key key.pem --tls-client-ca ca.pem`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := cobra.MaximumNArgs(1)(cmd, args); err != nil {
 				return err
 			}
-			o.listenGiven = cmd.Flags().Changed("listen")
 			return o.check(len(args) > 0)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return runServeNBD(cmd, &o, args) },
@@ -65,12 +67,12 @@ in only those with a certificate.`,
 	o.repository.add(cmd)
 	s := cmd.Flags()
 	s.StringVar(&o.disk, "disk", "", "serve this disk of SNAPSHOT alone: its `device`, VDI or name")
-	s.StringVar(&o.listen, "listen", "localhost:10809", "`address` to listen on")
-	s.StringVar(&o.socket, "socket", "", "listen on this Unix socket, a `file` that this user alone can use")
+	s.StringVar(&o.listen, "listen", "", "listen on this TCP `address`, for example :10809; needs TLS or --insecure")
+	s.StringVar(&o.socket, "socket", "", "listen on this Unix socket, a `file` that only this user can use (a file in the user's runtime folder)")
 	s.StringVar(&o.cert, "tls-cert", "", "demand TLS: `file` of the server's certificate (PEM)")
 	s.StringVar(&o.key, "tls-key", "", "`file` of its key (PEM)")
 	s.StringVar(&o.clientCA, "tls-client-ca", "", "let in only clients with a certificate of this CA: a `file` (PEM)")
-	s.BoolVar(&o.insecure, "insecure", false, "serve other machines without TLS")
+	s.BoolVar(&o.insecure, "insecure", false, "listen on TCP without TLS: every user of this machine, and everyone on the network, can read")
 	s.Var(&o.cache, "cache", "keep at most this `size` in memory")
 	return cmd
 }
@@ -78,7 +80,7 @@ in only those with a certificate.`,
 func (o *serveNBDOptions) check(snapshot bool) error {
 	o.tlsWanted = o.cert != "" || o.key != "" || o.clientCA != ""
 	switch {
-	case o.socket != "" && o.listenGiven:
+	case o.socket != "" && o.listen != "":
 		return usagef("--listen or --socket, not both")
 	case o.disk != "" && !snapshot:
 		return usagef("--disk goes with a SNAPSHOT")
@@ -86,17 +88,33 @@ func (o *serveNBDOptions) check(snapshot bool) error {
 		return usagef("TLS needs both --tls-cert and --tls-key")
 	case o.tlsWanted && o.insecure:
 		return usagef("--insecure goes without TLS")
+	case o.insecure && o.listen == "":
+		return usagef("--insecure goes with --listen")
+	case o.listen == "":
+		return nil
 	}
-	if o.socket == "" && !o.tlsWanted && !o.insecure {
-		host, _, err := net.SplitHostPort(o.listen)
-		if err != nil {
-			return usagef("--listen: %w", err)
-		}
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			return usagef("%s can be reached from other machines, and NBD knows no passwords: give --tls-cert and --tls-key, or --insecure", o.listen)
-		}
+	host, _, err := net.SplitHostPort(o.listen)
+	if err != nil {
+		return usagef("--listen: %w", err)
 	}
-	return nil
+	if o.tlsWanted || o.insecure {
+		return nil
+	}
+	who := "from other machines"
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+		who = "by every user of this machine"
+	}
+	return usagef("%s can be reached %s, and NBD has no passwords: give --tls-cert and --tls-key, or --insecure; or use a socket", o.listen, who)
+}
+
+// defaultSocket returns a socket in a folder that only this user can enter.
+func (o *serveNBDOptions) defaultSocket() (string, error) {
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if dir == "" {
+		dir = o.repository.cache()
+	}
+	dir = filepath.Join(dir, "xenkeep")
+	return filepath.Join(dir, "nbd.sock"), os.MkdirAll(dir, 0o700)
 }
 
 // config is nil without TLS.
@@ -128,31 +146,41 @@ func (o *serveNBDOptions) bind(ctx context.Context) (l net.Listener, uri string,
 	if o.tlsWanted {
 		scheme = "nbds"
 	}
-	if o.socket == "" {
+	if o.listen != "" {
 		if l, err = new(net.ListenConfig).Listen(ctx, "tcp", o.listen); err != nil {
 			return nil, "", err
 		}
 		return l, scheme + "://" + l.Addr().String(), nil
 	}
-	if st, err := os.Lstat(o.socket); err == nil {
-		if st.Mode()&fs.ModeSocket == 0 {
-			return nil, "", fmt.Errorf("%s: %w", o.socket, job.ErrExists)
-		}
-		if c, err := new(net.Dialer).DialContext(ctx, "unix", o.socket); err == nil {
-			_ = c.Close()
-			return nil, "", fmt.Errorf("%s: something listens on it: %w", o.socket, job.ErrExists)
-		}
-		if err := os.Remove(o.socket); err != nil {
+	socket := o.socket
+	if socket == "" {
+		if socket, err = o.defaultSocket(); err != nil {
 			return nil, "", err
 		}
 	}
-	if l, err = new(net.ListenConfig).Listen(ctx, "unix", o.socket); err != nil {
-		return nil, "", err
+	l, err = bindSocket(ctx, socket)
+	return l, scheme + "+unix:///?socket=" + socket, err
+}
+
+func bindSocket(ctx context.Context, socket string) (net.Listener, error) {
+	if st, err := os.Lstat(socket); err == nil {
+		if st.Mode()&fs.ModeSocket == 0 {
+			return nil, fmt.Errorf("%s: %w", socket, job.ErrExists)
+		}
+		if c, err := new(net.Dialer).DialContext(ctx, "unix", socket); err == nil {
+			_ = c.Close()
+			return nil, fmt.Errorf("%s: something listens on it: %w", socket, job.ErrExists)
+		}
+		if err := os.Remove(socket); err != nil {
+			return nil, err
+		}
 	}
-	if err := os.Chmod(o.socket, 0o600); err != nil {
-		return nil, "", errors.Join(err, l.Close())
-	}
-	return l, scheme + "+unix:///?socket=" + o.socket, nil
+	// Nobody else may connect between the creation of the socket and a change of
+	// its permissions.
+	before := syscall.Umask(0o177)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", socket)
+	syscall.Umask(before)
+	return l, err
 }
 
 func runServeNBD(cmd *cobra.Command, o *serveNBDOptions, args []string) error {

@@ -333,3 +333,33 @@ func (d Duration) Or(v time.Duration) time.Duration {
 	}
 	return v
 }
+
+// SecretVariables returns the names of the environment variables from which the
+// config takes secrets.
+func (c *Config) SecretVariables() []string {
+	var names []string
+	add := func(s Secret) {
+		if s.Env != "" {
+			names = append(names, s.Env)
+		}
+	}
+	notify := func(n *Notify) {
+		if n.Mail != nil {
+			add(n.Mail.Password)
+		}
+		if n.Webhook != nil {
+			add(n.Webhook.Token)
+		}
+	}
+	add(c.Repository.Password)
+	for _, p := range c.Pools {
+		add(p.Password)
+	}
+	notify(&c.Notify)
+	for _, j := range c.Jobs {
+		if j.Notify != nil {
+			notify(j.Notify)
+		}
+	}
+	return names
+}

@@ -493,3 +493,34 @@ func TestConfigBytes(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Row S10 of the fault list: hooks do not receive the variables from which the
+// config takes secrets.
+func TestSecretVariables(t *testing.T) {
+	c, err := Parse("x.toml", []byte(`[repository]
+location = "/r"
+password = { env = "A" }
+[pools.p]
+url = "xen1"
+password = { env = "B" }
+[notify.mail]
+server = "smtp.example.net"
+from = "a@b"
+to = ["c@d"]
+user = "night"
+password = { env = "C" }
+[jobs.j]
+select = { all = true }
+[jobs.j.notify.webhook]
+url = "https://h/"
+token = { env = "D" }
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.SecretVariables()
+	slices.Sort(got)
+	if !slices.Equal(got, []string{"A", "B", "C", "D"}) {
+		t.Errorf("%q", got)
+	}
+}

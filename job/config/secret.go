@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+
+	"xenkeep/internal/child"
 )
 
 // maxSecret is more than any password or token has.
@@ -73,7 +75,9 @@ func (s Secret) ReadLiteral(ctx context.Context) (secret, literal []byte, err er
 	case s.Command != "":
 		from = "command"
 		var err error
-		if p, err = exec.CommandContext(ctx, "sh", "-c", s.Command).Output(); err != nil {
+		cmd := exec.CommandContext(ctx, "sh", "-c", s.Command)
+		cmd.Env = child.Env()
+		if p, err = cmd.Output(); err != nil {
 			return nil, nil, fmt.Errorf("%s: command: %w", key, err)
 		}
 	case s.Env != "":

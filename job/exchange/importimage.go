@@ -13,6 +13,7 @@ import (
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/filekind"
+	"xenkeep/internal/child"
 	"xenkeep/internal/disk"
 	"xenkeep/job"
 	"xenkeep/job/transfer"
@@ -129,7 +130,7 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	}
 	var said tailBuffer
 	cmd := exec.Command(tool, "--read-only", "--persistent", "--shared=8", "--format=qcow2", "--socket="+filepath.Join(dir, "nbd"), path)
-	cmd.Stderr = &said
+	cmd.Stderr, cmd.Env = &said, child.Env()
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}

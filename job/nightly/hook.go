@@ -5,12 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"time"
 
+	"xenkeep/internal/child"
 	"xenkeep/job"
 )
 
@@ -33,15 +33,16 @@ func (t *tail) Write(p []byte) (int, error) {
 }
 
 // hook runs a command of the shell; what it started is killed with it when its
-// time is over.
-func hook(ctx context.Context, what, command string, limit time.Duration, env ...string) error {
+// time is over. The command does not receive the variables that contain our
+// secrets, which include those named.
+func hook(ctx context.Context, what, command string, limit time.Duration, secrets []string, env ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(child.Env(secrets...), env...)
 	var out tail
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()

@@ -55,6 +55,7 @@ type Night struct {
 	Machine    string
 	Version    string
 	LogFile    string   // the log, for the plan, which tries it
+	Secrets    []string // variables that contain secrets, which hooks must not receive
 	Unsent     []string // what could not be written before the run began, for the report
 	Progress   job.Progress
 	Log        *slog.Logger
@@ -241,13 +242,13 @@ func (x *night) run(ctx context.Context) (err error) {
 			x.judge(err)
 			status := x.rep.State
 			x.rep.State = report.OK
-			if herr := hook(context.WithoutCancel(ctx), "after", h.After, limit, x.env("XENKEEP_STATUS="+string(status))...); herr != nil {
+			if herr := hook(context.WithoutCancel(ctx), "after", h.After, limit, x.Secrets, x.env("XENKEEP_STATUS="+string(status))...); herr != nil {
 				x.warn("%w", herr)
 			}
 		}()
 	}
 	if h.Before != "" {
-		if err := hook(ctx, "before", h.Before, limit, x.env()...); err != nil {
+		if err := hook(ctx, "before", h.Before, limit, x.Secrets, x.env()...); err != nil {
 			return err
 		}
 	}
@@ -433,7 +434,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 	limit := x.Job.Hooks.TimeOut.Or(defaultHookTime)
 	if h := x.Job.Hooks.VMBefore; h != "" {
 		o.VMBefore = func(ctx context.Context, name, uuid string) error {
-			return hook(ctx, "vm-before", h, limit, x.env("XENKEEP_VM_NAME="+name, "XENKEEP_VM_UUID="+uuid)...)
+			return hook(ctx, "vm-before", h, limit, x.Secrets, x.env("XENKEEP_VM_NAME="+name, "XENKEEP_VM_UUID="+uuid)...)
 		}
 	}
 	if h := x.Job.Hooks.VMAfter; h != "" {
@@ -442,7 +443,7 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 			if failed != nil {
 				status = report.Failed
 			}
-			return hook(ctx, "vm-after", h, limit, x.env("XENKEEP_VM_NAME="+name, "XENKEEP_VM_UUID="+uuid, "XENKEEP_STATUS="+string(status))...)
+			return hook(ctx, "vm-after", h, limit, x.Secrets, x.env("XENKEEP_VM_NAME="+name, "XENKEEP_VM_UUID="+uuid, "XENKEEP_STATUS="+string(status))...)
 		}
 	}
 	sum, err := backup.Run(ctx, x.repo, x.pool, o)

@@ -46,6 +46,7 @@ const (
 type Store struct {
 	root    string
 	network bool // on a mount to whose server other machines may write
+	modes   modes
 
 	// If passing is set, the store serves to try out a folder: it is not a
 	// repository, and Close removes it with its content.
@@ -54,8 +55,23 @@ type Store struct {
 
 var _ object.Store = (*Store)(nil)
 
+// modes are the permissions of new folders and files, before the umask.
+type modes struct{ folder, file fs.FileMode }
+
+// private are the permissions in a new repository: the user's alone.
+var private = modes{0o700, 0o600}
+
+// modesLike returns the permissions that new folders and files get next to a
+// folder: those of its group if the folder has them, so that a group can share a
+// repository, and never those of all others.
+func modesLike(folder fs.FileInfo) modes {
+	group := folder.Mode().Perm() & 0o070
+	return modes{private.folder | group, private.file | group&^0o010}
+}
+
 // Create creates the folders of a repository in dir and opens it. The last
-// element of dir is created if necessary, its parent never is. If dir contains
+// element of dir is created if necessary, its parent never is. Only the user can
+// access what is created. If dir contains
 // any file, or folders that are not a repository's, the error is
 // object.ErrExists.
 func Create(dir string) (*Store, error) {
@@ -64,7 +80,7 @@ func Create(dir string) (*Store, error) {
 		return nil, &object.Error{Op: "create", Name: dir, Class: err}
 	}
 	s := &Store{root: root}
-	if err := os.Mkdir(root, 0o777); errors.Is(err, fs.ErrNotExist) {
+	if err := os.Mkdir(root, private.folder); errors.Is(err, fs.ErrNotExist) {
 		return nil, &object.Error{Op: "create", Name: root, Class: object.ErrNoRepository,
 			Cause: fmt.Errorf("folder %s does not exist", filepath.Dir(root))}
 	} else if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -81,7 +97,7 @@ func Create(dir string) (*Store, error) {
 	}
 	folders = append(folders, "slots", "slots/a", "slots/b")
 	for _, f := range folders {
-		if err := os.Mkdir(filepath.Join(root, f), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.Mkdir(filepath.Join(root, f), private.folder); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, s.fail("create", root, err)
 		}
 	}
@@ -104,7 +120,11 @@ func Open(dir string) (*Store, error) {
 	if err := s.present(); err != nil {
 		return nil, s.fail("open", root, err)
 	}
-	s.network, err = onNetwork(root)
+	packs, err := os.Stat(filepath.Join(root, "packs"))
+	if err == nil {
+		s.modes = modesLike(packs)
+		s.network, err = onNetwork(root)
+	}
 	if err != nil {
 		return nil, s.fail("open", root, err)
 	}
@@ -119,7 +139,7 @@ func Connect(dir string) (*Store, error) {
 	if err != nil {
 		return nil, &object.Error{Op: "open", Name: dir, Class: err}
 	}
-	s := &Store{passing: outer}
+	s := &Store{passing: outer, modes: private}
 	if s.root, err = os.MkdirTemp(outer, ".xenkeep-probe-"); errors.Is(err, fs.ErrNotExist) {
 		return nil, &object.Error{Op: "open", Name: outer, Class: object.ErrNoRepository, Cause: errors.New("no such folder")}
 	} else if err != nil {
@@ -213,12 +233,12 @@ func (s *Store) writeTemp(ctx context.Context, name string, data []byte) (_ stri
 	rand.Read(random[:])
 	temp := filepath.Join(filepath.Dir(s.path(name)), tempPrefix+hex.EncodeToString(random[:]))
 	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
-	f, err := os.OpenFile(temp, flags, 0o666)
+	f, err := os.OpenFile(temp, flags, s.modes.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := s.makeFolders(name); err != nil {
 			return "", err
 		}
-		f, err = os.OpenFile(temp, flags, 0o666)
+		f, err = os.OpenFile(temp, flags, s.modes.file)
 	}
 	if err != nil {
 		return "", err
@@ -266,7 +286,7 @@ func (s *Store) makeFolders(name string) error {
 			continue
 		}
 		folder := s.path(name[:i])
-		if err := os.Mkdir(folder, 0o777); errors.Is(err, fs.ErrExist) {
+		if err := os.Mkdir(folder, s.modes.folder); errors.Is(err, fs.ErrExist) {
 			continue
 		} else if err != nil {
 			return err

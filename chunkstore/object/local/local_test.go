@@ -3,6 +3,7 @@ package local_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -283,5 +284,48 @@ func TestInterruptedPutLeavesNothing(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Row S10 of the fault list: only the user can read a repository in a folder,
+// unless its folders are opened for a group; nobody else can in any case.
+func TestPermissions(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0)) // the umask makes nothing private here
+	dir := filepath.Join(t.TempDir(), "r")
+	s, err := local.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	modes := func(want map[string]fs.FileMode) {
+		t.Helper()
+		for name, mode := range want {
+			info, err := os.Stat(filepath.Join(dir, name))
+			if err != nil || info.Mode().Perm() != mode {
+				t.Errorf("%s: %v, %v, want %v", name, info.Mode().Perm(), err, mode)
+			}
+		}
+	}
+	put := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			if err := s.Put(t.Context(), name, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put("config", "packs/ab/one", "condemned/one")
+	modes(map[string]fs.FileMode{
+		".": 0o700, "packs": 0o700, "packs/ab": 0o700, "slots/a": 0o700, "condemned": 0o700, "config": 0o600, "packs/ab/one": 0o600, "condemned/one": 0o600,
+	})
+	for folder, want := range map[fs.FileMode][2]fs.FileMode{0o750: {0o750, 0o640}, 0o770: {0o770, 0o660}, 0o755: {0o750, 0o640}, 0o777: {0o770, 0o660}, 0o705: {0o700, 0o600}} {
+		if err := os.Chmod(filepath.Join(dir, "packs"), folder); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = local.Open(dir); err != nil {
+			t.Fatal(err)
+		}
+		run := fmt.Sprintf("claims%o", folder)
+		put("packs/ab/one", run+"/one")
+		modes(map[string]fs.FileMode{run: want[0], run + "/one": want[1], "packs/ab/one": want[1]})
 	}
 }
