@@ -334,6 +334,26 @@ func (r *Repository) snapshotObject(ctx context.Context, name string) ([]byte, e
 	return data, nil
 }
 
+// SetAsideSnapshot takes the cached copy of a snapshot's object out of use, because the
+// object in storage is damaged: otherwise this machine would list a snapshot that no
+// other machine can read. It returns the file that contains the copy from now on, or ""
+// if there is no sound copy.
+func (r *Repository) SetAsideSnapshot(name string) string {
+	id, ok := strings.CutPrefix(name, snapshotPrefix)
+	if !ok || r.cacheDir == "" {
+		return ""
+	}
+	file := filepath.Join(r.cacheDir, "snapshots", id)
+	aside := file + ".lost"
+	if data, err := os.ReadFile(file); err == nil && seal.Name(data) == id {
+		_ = os.Rename(file, aside) // a copy that stays in use is reported again
+	}
+	if _, err := os.Stat(aside); err != nil {
+		return ""
+	}
+	return aside
+}
+
 func (r *Repository) decodeSnapshot(name string, data []byte) (*Snapshot, error) {
 	s := new(Snapshot)
 	o, err := r.openObject(name, data, seal.KindSnapshot, s)

@@ -217,6 +217,11 @@ func (c *checker) stored(ctx context.Context) error {
 			case ctx.Err() != nil || object.Retriable(err):
 				return err
 			default:
+				if kindOf(err) == BadObject {
+					if file := c.r.SetAsideSnapshot(name); file != "" {
+						err = fmt.Errorf("%w; this machine has a sound copy of the object: %s", err, file)
+					}
+				}
 				c.add(kindOf(err), name, "", err)
 			}
 			return nil
