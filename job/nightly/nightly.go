@@ -714,40 +714,16 @@ func (x *night) check(ctx context.Context) {
 		return
 	}
 	x.rep.Checked, x.unsound = "clean", rep.Unsound()
-	for _, f := range rep.Findings {
+	a := x.affected(ctx, rep)
+	for _, f := range a.sorted(rep.Findings) {
 		x.rep.Findings = append(x.rep.Findings, oneLine(errors.New(x.Finding(f))))
 	}
 	if n := len(rep.Findings); n > 0 {
 		x.rep.Checked = checkDamage
-		x.damaged(fmt.Errorf("check: %d findings: %w", n, seal.ErrCorrupt), damage(rep),
+		x.damaged(fmt.Errorf("check: %d findings: %w", n, seal.ErrCorrupt), a.sentence(rep),
 			"keep older snapshots, and run xenkeep repair snapshots: it lists what is lost; xenkeep repair packs saves what can be read")
 	}
 	x.turned(func(t *turns) { t.Check = x.Now() })
-}
-
-// damage is a short sentence about the findings of a check: how many snapshots
-// of which VM cannot be read, where that is known.
-func damage(rep *check.Report) string {
-	lost := make(map[string]map[string]bool) // snapshots, by their VM
-	for _, r := range rep.Damage().Ranges {
-		vm := cmp.Or(r.Snapshot.VM.Name, r.Snapshot.VM.UUID)
-		if lost[vm] == nil {
-			lost[vm] = make(map[string]bool)
-		}
-		lost[vm][r.Snapshot.ID()] = true
-	}
-	if len(lost) == 0 {
-		return "check found " + plural(len(rep.Findings), "damaged object")
-	}
-	var parts []string
-	for i, vm := range slices.Sorted(maps.Keys(lost)) {
-		if i == mostNamed {
-			parts = append(parts, fmt.Sprintf("and of %d other VMs", len(lost)-i))
-			break
-		}
-		parts = append(parts, plural(len(lost[vm]), "snapshot")+" of "+vm)
-	}
-	return strings.Join(parts, ", ") + " cannot be read in full"
 }
 
 // Results of a night's check after which nothing is pruned.
@@ -755,6 +731,3 @@ const (
 	checkDamage = "damage found"
 	checkFailed = "failed"
 )
-
-// mostNamed bounds how many VMs a sentence names.
-const mostNamed = 3
