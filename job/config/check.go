@@ -23,7 +23,7 @@ func oneOf[T ~string](bad *Problems, key string, v T, words ...T) {
 	}
 }
 
-// check finds faults, and notes the key for errors of Read.
+// check adds the faults of a secret to bad. It stores the key for errors of Read.
 func (s *Secret) check(bad *Problems, key string) {
 	s.key = key
 	if err := s.validate(); err != nil {
@@ -31,7 +31,7 @@ func (s *Secret) check(bad *Problems, key string) {
 	}
 }
 
-// check tells what TOML cannot.
+// check checks the rules that the types of TOML cannot express.
 func (c *Config) check(bad *Problems) {
 	backups := len(c.Jobs) == 0
 	for _, j := range c.Jobs {
@@ -82,7 +82,7 @@ func (c *Config) check(bad *Problems) {
 }
 
 func (p *Pool) check(bad *Problems, key string) {
-	// What a login takes: HOST, HOST:PORT, or these behind http:// or https://.
+	// A login accepts HOST, HOST:PORT, or these after http:// or https://.
 	text := p.URL
 	if !strings.Contains(text, "://") {
 		if net.ParseIP(text) != nil && strings.Contains(text, ":") {
@@ -115,7 +115,7 @@ func (p *Pool) check(bad *Problems, key string) {
 	}
 }
 
-// words refuses empty entries of lists: they would mean nothing, or all.
+// words refuses empty entries of lists: they would match nothing, or everything.
 func words(bad *Problems, key string, list []string) {
 	for _, w := range list {
 		if strings.TrimSpace(w) == "" || strings.ContainsAny(w, "\n\x00") {
@@ -132,7 +132,7 @@ func uuids(bad *Problems, key string, list []string) {
 	}
 }
 
-// span refuses times that were written without their unit, and negative ones.
+// span refuses negative times, and times without a unit.
 func span(bad *Problems, key string, d Duration) {
 	if d < 0 || d > 0 && time.Duration(d) < time.Millisecond {
 		bad.add(0, "%s: %d: want numbers with h, m or s, such as 10m", key, d)
@@ -166,7 +166,7 @@ func kinds(bad *Problems, key string, list []Kind) {
 		}
 		oneOf(bad, key, k, Regular, Quiesced, Checkpoint, Offline)
 		if slices.Contains(list[:i], k) {
-			bad.add(0, "%s: %q stands there twice", key, k)
+			bad.add(0, "%s: %q is listed twice", key, k)
 		}
 	}
 }
@@ -220,7 +220,7 @@ func (l *Limits) check(bad *Problems, key string) {
 	}
 }
 
-// maxAtOnce is more VMs or disks than any pool serves at once.
+// maxAtOnce is more VMs or disks than any pool can serve concurrently.
 const maxAtOnce = 1000
 
 func (j *Job) check(bad *Problems, key string) {
@@ -253,7 +253,7 @@ func (j *Job) check(bad *Problems, key string) {
 	if j.Type == PoolSnapshot {
 		j.checkPoolSnapshot(bad, key)
 	} else if j.Schedule != "" {
-		bad.add(0, "%s.schedule: jobs of type %q alone have one; call backups from cron or a timer", key, PoolSnapshot)
+		bad.add(0, "%s.schedule: only jobs of type %q have one; call backups from cron or a timer", key, PoolSnapshot)
 	}
 	oneOf(bad, key+".transport", j.Transport, "auto", "nbd", "vhd")
 	oneOf(bad, key+".keep-base", j.KeepBase, "auto", "cbt", "snapshot", "none")
@@ -265,7 +265,7 @@ func (j *Job) check(bad *Problems, key string) {
 	oneOf(bad, key+".prune", j.Prune, Never, Run, Daily, Weekly, Monthly)
 	oneOf(bad, key+".check.every", j.Check.Every, Never, Run, Daily, Weekly, Monthly)
 	j.Keep.check(bad, key+".keep")
-	between(bad, key+".nbd-connections", j.NBDConnections, 0, 16) // a host takes no more
+	between(bad, key+".nbd-connections", j.NBDConnections, 0, 16) // the maximum of a host
 	between(bad, key+".concurrency.vms", j.Concurrency.VMs, 0, maxAtOnce)
 	between(bad, key+".concurrency.disks", j.Concurrency.Disks, 0, maxAtOnce)
 	between(bad, key+".concurrency.per-host", j.Concurrency.PerHost, 0, maxAtOnce)
@@ -286,7 +286,7 @@ func (j *Job) check(bad *Problems, key string) {
 	}
 }
 
-// link refuses what is no URL of a web server.
+// link refuses a text that is no URL of a web server.
 func link(bad *Problems, key, text string) {
 	u, err := url.Parse(text)
 	if text != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || strings.ContainsAny(text, " \t")) {
@@ -294,7 +294,7 @@ func link(bad *Problems, key, text string) {
 	}
 }
 
-// server refuses what is no HOST or HOST:PORT.
+// server refuses a text that is no HOST or HOST:PORT.
 func server(bad *Problems, key, text string) {
 	host, port, err := net.SplitHostPort(text)
 	if err != nil {
@@ -305,7 +305,8 @@ func server(bad *Problems, key, text string) {
 	}
 }
 
-// maxAttempts of a notification: the pauses between them double.
+// maxAttempts is the maximum of attempts at a notification: the pauses between them
+// double.
 const maxAttempts = 10
 
 func (n Notify) check(bad *Problems, key string) {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// What a run could not use is refused when the file is read, with its line.
+// Values that a run could not use are refused when the file is read, with their line.
 func TestCheckValues(t *testing.T) {
 	const head = "[repository]\nlocation='/r'\n[pools.a]\nurl='xen1'\n[pools.b]\nurl='https://xen2:8443'\n[jobs.j]\nselect={all=true}\n" // 8 lines
 	for _, c := range []struct{ in, want string }{
@@ -46,7 +46,7 @@ func TestCheckValues(t *testing.T) {
 		{"pool='a'\n[[jobs.j.rules]]\nnames=['x']\n[[jobs.j.rules]]\nnames=['y']\nkeep={last=-2}", "14: jobs.j.rules[1].keep"},
 		{"pool='a'\n[[jobs.j.rules]]\nnames=['x']\n[[jobs.j.rules]]\nnames=['y']\ndisks='second'", `14: jobs.j.rules[1].disks: "second" is none of`},
 		{"pool='a'\nrules=[{names=['x']}, {uuids=['u']}]", `10: jobs.j.rules[1].uuids: "u" is no UUID`},
-		// Who is told.
+		// Notifications.
 		{"pool='a'\n[jobs.j.notify.mail]\nserver='h:x'\nfrom='a@b'\nto=['c@d']", `11: jobs.j.notify.mail.server: "h:x": want HOST or HOST:PORT`},
 		{"pool='a'\n[jobs.j.notify.mail]\nserver='h:70000'\nfrom='a@b'\nto=['c@d']", "want HOST or HOST:PORT"},
 		{"pool='a'\n[jobs.j.notify.mail]\nserver='smtp://h'\nfrom='a@b'\nto=['c@d']", "want HOST or HOST:PORT"},
@@ -117,7 +117,7 @@ func TestCheckValues(t *testing.T) {
 	if _, err := Parse("x.toml", []byte(plain+"insecure=true\n")); err != nil {
 		t.Errorf("plain HTTP with permission: %v", err)
 	}
-	// All that is wrong is told at once, in the order of the file.
+	// All faults are reported together, in the order of the file.
 	_, err := Parse("x.toml", []byte("[jobs.j]\nselect={}\nprune='x'\nhooks={time-out=3}\n[pools.p]\nurl=''\n"))
 	var all *Problems
 	if !errors.As(err, &all) || len(all.List) != 5 || all.List[4].Line != 6 {

@@ -1,7 +1,6 @@
-// Package config reads what a nightly job is to do: xenkeep's own TOML, and the
-// config files of VmBackup (NAUbackup), which become the same values. It reads
-// files and says what is wrong with them; it touches neither pool nor
-// repository.
+// Package config reads the configuration of nightly jobs: xenkeep's own TOML, and the
+// config files of VmBackup (NAUbackup), which become the same values. It reads files
+// and reports their faults; it uses neither pool nor repository.
 package config
 
 import (
@@ -16,12 +15,12 @@ type Config struct {
 	Repository Repository      `toml:"repository"`
 	Pools      map[string]Pool `toml:"pools"`
 	Jobs       map[string]*Job `toml:"jobs"`
-	// Notify is for the jobs that say nothing else.
+	// Notify applies to jobs without notifications of their own.
 	Notify Notify `toml:"notify"`
 	Log    Log    `toml:"log"`
 }
 
-// Repository says where the repository is and how it opens.
+// Repository is the location of the repository and the secret that opens it.
 type Repository struct {
 	Location string `toml:"location"`
 	Password Secret `toml:"password"`
@@ -29,7 +28,7 @@ type Repository struct {
 	CacheDir string `toml:"cache-dir"`
 }
 
-// Pool says which pool, as whom, and how its hosts are known.
+// Pool is a pool: its address, user, and how its hosts are authenticated.
 type Pool struct {
 	URL          string   `toml:"url"`
 	User         string   `toml:"user"`
@@ -39,22 +38,22 @@ type Pool struct {
 	Insecure     bool     `toml:"insecure"`
 }
 
-// Job is what one name in [jobs] says.
+// Job is a job, from the table [jobs.NAME].
 type Job struct {
 	Name string `toml:"-"`
 
-	// Type is Backup, also where it is empty, or PoolSnapshot: a job that takes
-	// VM snapshots on the pool and has nothing to do with the repository.
+	// Type is Backup, which is the default, or PoolSnapshot: a job that takes VM
+	// snapshots on the pool and does not use the repository.
 	Type Type `toml:"type"`
-	// Schedule is when a job of type PoolSnapshot is due, as cron has it, in
-	// local time.
+	// Schedule is the time when a job of type PoolSnapshot is due, as a cron
+	// expression in local time.
 	Schedule string `toml:"schedule"`
 
 	Pool    string    `toml:"pool"`
 	Select  Selection `toml:"select"`
 	Exclude Exclusion `toml:"exclude"`
-	// Rules say otherwise for some VMs; of those that apply the last one that
-	// speaks of a matter decides it.
+	// Rules change settings for some VMs. If several rules for a VM contain the same
+	// setting, the last one applies.
 	Rules []Rule `toml:"rules"`
 
 	Snapshot        []Kind      `toml:"snapshot"` // in the order in which they are tried
@@ -78,18 +77,18 @@ type Job struct {
 	Window          Window      `toml:"window"`
 	Hooks           Hooks       `toml:"hooks"`
 	PoolMetadata    bool        `toml:"pool-metadata"`
-	Retries         *int        `toml:"retries"` // of a VM that failed, at the end; 1
+	Retries         *int        `toml:"retries"` // of a VM that failed, after all others; 1
 	Notify          *Notify     `toml:"notify"`
 	ReportFile      string      `toml:"report-file"`
 	MetricsFile     string      `toml:"metrics-file"`
 	StatusLog       string      `toml:"status-log"`
 
-	// VmBackup tells that the job was read from a config of VmBackup, whose
-	// rules for names that match nothing are its own.
+	// VmBackup is set if the job was read from a config of VmBackup, which has its own
+	// rules for names that match nothing.
 	VmBackup *VmBackup `toml:"-"`
 }
 
-// Type is what a job does.
+// Type is the type of a job.
 type Type string
 
 // The types of jobs.
@@ -104,14 +103,14 @@ type Kind string
 // The kinds of VM snapshots.
 const (
 	Regular    Kind = "regular"    // crash-consistent
-	Quiesced   Kind = "quiesced"   // the guest's applications take part (VSS)
+	Quiesced   Kind = "quiesced"   // with the participation of the guest's applications (VSS)
 	Checkpoint Kind = "checkpoint" // with memory
-	Offline    Kind = "offline"    // shut down cleanly before, started after
+	Offline    Kind = "offline"    // after a clean shutdown; the VM is started afterwards
 )
 
-// Selection says which VMs: those that one of the first lists names, of these
-// those that all of the last ones allow. With none of the first, or with All,
-// these are all VMs of the pool.
+// Selection selects VMs: those in one of the first lists, if all of the last lists
+// permit them. Without any of the first lists, or with All, all VMs of the pool are
+// selected.
 type Selection struct {
 	All      bool     `toml:"all"`
 	Names    []string `toml:"names"`
@@ -124,7 +123,7 @@ type Selection struct {
 	SRs        []string `toml:"srs"`
 }
 
-// Exclusion says what is left out of that.
+// Exclusion lists what a Selection does not include.
 type Exclusion struct {
 	Names    []string `toml:"names"`
 	UUIDs    []string `toml:"uuids"`
@@ -133,16 +132,17 @@ type Exclusion struct {
 
 	PowerState []string `toml:"power-state"`
 	Hosts      []string `toml:"hosts"`
-	SRs        []string `toml:"srs"` // VMs that have a disk there
+	SRs        []string `toml:"srs"` // VMs with a disk on one of them
 
 	// Disks are VDI UUIDs, names of disks, or "VM:DEVICE".
 	Disks        []string `toml:"disks"`
 	DiskPatterns []string `toml:"disk-patterns"` // matched at the beginning of a disk's name
-	// IgnoreMarks saves also what bears [NOBAK] or the tag xo:no-bak.
+	// IgnoreMarks also saves objects with [NOBAK] in their name or with the tag
+	// xo:no-bak.
 	IgnoreMarks bool `toml:"ignore-marks"`
 }
 
-// Rule is what holds for the VMs that one of its lists names.
+// Rule holds settings for the VMs that one of its lists names.
 type Rule struct {
 	Names    []string `toml:"names"`
 	UUIDs    []string `toml:"uuids"`
@@ -166,7 +166,7 @@ type Keep struct {
 	Within  Period `toml:"within"`
 }
 
-// Policy is k in the form that decides.
+// Policy returns k as a retention policy.
 func (k Keep) Policy() retention.Policy {
 	return retention.Policy{
 		Last: int(k.Last), Hourly: int(k.Hourly), Daily: int(k.Daily), Weekly: int(k.Weekly), Monthly: int(k.Monthly), Yearly: int(k.Yearly),
@@ -174,13 +174,13 @@ func (k Keep) Policy() retention.Policy {
 	}
 }
 
-// Check says how the repository is proved after a run.
+// Check controls the check of the repository after a run.
 type Check struct {
-	Every  Every `toml:"every"`  // daily where there is a budget
+	Every  Every `toml:"every"`  // default: daily if there is a budget
 	Budget Size  `toml:"budget"` // bytes of packs to read each time; 0 reads none
 }
 
-// Concurrency bounds what is worked on at once; 0 is the program's choice.
+// Concurrency limits the number of concurrent operations; 0 is the program's default.
 type Concurrency struct {
 	VMs     int `toml:"vms"`
 	Disks   int `toml:"disks"`
@@ -188,35 +188,35 @@ type Concurrency struct {
 	PerSR   int `toml:"per-sr"`
 }
 
-// Limits bound the rates, in bytes a second: "50M", or
-// "20M@08:00-18:00,200M": see docs/reference/backup.md, --limit-read.
+// Limits limits the rates, in bytes per second: "50M", or "20M@08:00-18:00,200M": see
+// docs/reference/backup.md, --limit-read.
 type Limits struct {
 	Read  string `toml:"read"`
 	Write string `toml:"write"`
 }
 
-// Window says until when VMs are begun.
+// Window limits the time in which VMs are begun.
 type Window struct {
 	StopAfter Until `toml:"stop-after"`
 }
 
-// Hooks are commands of the shell around a job and around each VM.
+// Hooks are shell commands before and after a job and each VM.
 type Hooks struct {
 	Before   string   `toml:"before"`
 	After    string   `toml:"after"`
 	VMBefore string   `toml:"vm-before"`
 	VMAfter  string   `toml:"vm-after"`
-	TimeOut  Duration `toml:"time-out"` // of each; 10 minutes
+	TimeOut  Duration `toml:"time-out"` // of each hook; 10 minutes
 }
 
-// Notify says who is told of a run.
+// Notify selects the notifications of a run.
 type Notify struct {
 	Mail    *Mail    `toml:"mail"`
 	Webhook *Webhook `toml:"webhook"`
 	Ping    *Ping    `toml:"ping"`
 }
 
-// When says which ends are worth a message.
+// When selects the runs of which a message is sent.
 type When string
 
 // The values of When.
@@ -225,10 +225,10 @@ const (
 	OnFailure When = "failure" // whenever a run is not ok
 )
 
-// Mail says how reports are sent by e-mail.
+// Mail configures reports by e-mail.
 type Mail struct {
 	Server   string   `toml:"server"` // host:port
-	TLS      string   `toml:"tls"`    // "starttls" (needed), "tls", "none"
+	TLS      string   `toml:"tls"`    // "starttls" (required), "tls", "none"
 	User     string   `toml:"user"`
 	Password Secret   `toml:"password"`
 	CAFile   string   `toml:"ca-file"`
@@ -238,7 +238,7 @@ type Mail struct {
 	Attempts int      `toml:"attempts"` // 3
 }
 
-// Webhook says where the report goes as JSON, by POST.
+// Webhook is a URL to which the report is sent as JSON, by POST.
 type Webhook struct {
 	URL      string   `toml:"url"`
 	Token    Secret   `toml:"token"` // sent as a bearer token
@@ -247,7 +247,8 @@ type Webhook struct {
 	Attempts int      `toml:"attempts"`
 }
 
-// Ping are URLs that are asked for, so that another side misses them.
+// Ping holds URLs that are requested at the start and end of a run, so that a
+// monitoring service notices a missing run.
 type Ping struct {
 	Start    string   `toml:"start"`
 	Success  string   `toml:"success"`
@@ -256,13 +257,13 @@ type Ping struct {
 	Attempts int      `toml:"attempts"`
 }
 
-// Log says where the log of runs goes.
+// Log configures the log of runs.
 type Log struct {
-	File   string `toml:"file"`   // added to; "" is stderr
+	File   string `toml:"file"`   // appended to; "" is stderr
 	Format string `toml:"format"` // "text" or "json"
 }
 
-// Job finds a job by its name.
+// Job returns the job with a name.
 func (c *Config) Job(name string) (*Job, error) {
 	if j := c.Jobs[name]; j != nil {
 		return j, nil
@@ -274,7 +275,7 @@ func (c *Config) Job(name string) (*Job, error) {
 	return nil, fmt.Errorf("no job %q: there are %v", name, names)
 }
 
-// PoolOf finds the pool of a job: the one it names, or the only one there is.
+// PoolOf returns the pool of a job: the one that it names, or the only one.
 func (c *Config) PoolOf(j *Job) (*Pool, error) {
 	if j.Pool == "" && len(c.Pools) == 1 {
 		for _, p := range c.Pools {
@@ -288,13 +289,13 @@ func (c *Config) PoolOf(j *Job) (*Pool, error) {
 	return &p, nil
 }
 
-// PoolNames are the pools' names, in order.
+// PoolNames returns the names of the pools, sorted.
 func (c *Config) PoolNames() []string { return sorted(c.Pools) }
 
-// JobNames are the jobs' names, in order.
+// JobNames returns the names of the jobs, sorted.
 func (c *Config) JobNames() []string { return sorted(c.Jobs) }
 
-// JobsOf are the jobs for a pool, by name.
+// JobsOf returns the jobs for a pool, sorted by name.
 func (c *Config) JobsOf(pool string) []*Job {
 	var list []*Job
 	for _, name := range sorted(c.Jobs) {
@@ -305,7 +306,7 @@ func (c *Config) JobsOf(pool string) []*Job {
 	return list
 }
 
-// Notifications are those of a job: its own, or the file's.
+// Notifications returns the notifications of a job: its own, or those of the file.
 func (c *Config) Notifications(j *Job) Notify {
 	if j.Notify != nil {
 		return *j.Notify
@@ -313,10 +314,10 @@ func (c *Config) Notifications(j *Job) Notify {
 	return c.Notify
 }
 
-// Duration is a stretch of time: "90s", "10m", "26h".
+// Duration is a time span: "90s", "10m", "26h".
 type Duration time.Duration
 
-// UnmarshalText reads a duration.
+// UnmarshalText parses a duration.
 func (d *Duration) UnmarshalText(p []byte) error {
 	v, err := time.ParseDuration(string(p))
 	if err != nil || v < 0 {
@@ -326,7 +327,7 @@ func (d *Duration) UnmarshalText(p []byte) error {
 	return nil
 }
 
-// Or is d, or v where d is not given.
+// Or returns d, or v if d is not set.
 func (d Duration) Or(v time.Duration) time.Duration {
 	if d > 0 {
 		return time.Duration(d)

@@ -31,7 +31,7 @@ func TestExample(t *testing.T) {
 	if j.Check.Budget != 20<<30 || j.Prune != Weekly {
 		t.Errorf("%+v %v", j.Check, j.Prune)
 	}
-	// What is commented out is right too.
+	// The commented lines are valid, too.
 	var on []string
 	for line := range strings.Lines(string(Example)) {
 		for _, key := range []string{"# [", "# report-file", "# window", "# limits", "# transport", "# tags = [\"imp", "# priority", "# disks = \"first",
@@ -54,7 +54,7 @@ func TestExample(t *testing.T) {
 	if c.Notify.Mail == nil || len(c.Notify.Mail.To) != 2 || c.Jobs["nightly"].Hooks.TimeOut != Duration(10*time.Minute) || *c.Jobs["nightly"].Rules[0].Priority != 10 {
 		t.Errorf("%+v", c.Notify)
 	}
-	// Every key that there is, is in the example.
+	// Every existing key is in the example.
 	for _, at := range [][]string{nil, {"repository"}, {"pools", "x"}, {"jobs", "x"}, {"jobs", "x", "select"}, {"jobs", "x", "exclude"}, {"jobs", "x", "rules"}, {"jobs", "x", "hooks"},
 		{"jobs", "x", "window"}, {"jobs", "x", "limits"}, {"jobs", "x", "keep"}, {"jobs", "x", "check"}, {"notify", "mail"}, {"notify", "ping"}, {"log"}} {
 		for _, k := range keysAt(at) {
@@ -79,7 +79,7 @@ func TestWrong(t *testing.T) {
 		{"keep = { within = \"3x\" }", "want numbers with y, m, w, d or h"},
 		{"check = { budget = \"20X\" }", `size "20X"`},
 		{"snapshot = [\"quiet\"]", `"quiet" is none of`},
-		{"snapshot = [\"regular\", \"regular\"]", "stands there twice"},
+		{"snapshot = [\"regular\", \"regular\"]", "is listed twice"},
 		{"window = { stop-after = \"25:00\" }", "want a time of day"},
 		{"retries = 99", "want 0 to 10"},
 		{"pool = \"other\"", `no pool "other"`},
@@ -156,7 +156,7 @@ func TestSecrets(t *testing.T) {
 			t.Errorf("%+v: %q %v", s, p, err)
 		}
 	}
-	// As VmBackup writes it, without an end of line.
+	// In the form that VmBackup writes, without a line end.
 	if err := os.WriteFile(file, []byte("cGFzcyR3b3Jk"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestVmBackup(t *testing.T) {
 	if !slices.Equal(order, want) {
 		t.Errorf("order %v", order)
 	}
-	// What import writes is a config that says the same.
+	// Import writes an equivalent config.
 	c, err := Parse("imported", v.TOML())
 	if err != nil {
 		t.Fatalf("%v\n%s", err, v.TOML())
@@ -270,13 +270,13 @@ func TestVmBackupLines(t *testing.T) {
 		{"pool_db_backup=2", "want 0 or 1"},
 		{"vdi_export_format=qcow2", "want raw or vhd"},
 		{"max_backup=3", `unexpected key "max_backup"; did you mean "max_backups"?`},
-		{"max_backups=3\nmax_backups=4", "x:2: max_backups stands in line 1 too"},
+		{"max_backups=3\nmax_backups=4", "x:2: max_backups is in line 1, too"},
 		{"vm-export=a:b", `"b" is no number of backups`},
 		{"vm-export=(?:a|b)", "is no number of backups"},
 		{"vm-export=a:1:2", "more than one colon"},
 		{"vm-export=a=b", "more than one ="},
 		{" # indented", "want KEY=VALUE"},
-		{"vm-export=(?<!a)b", "cannot be honoured"},
+		{"vm-export=(?<!a)b", "are not supported"},
 		{"\xff=1", "not UTF-8"},
 	} {
 		if _, err := ParseVmBackup("x", []byte(c.in), VmBackupParams{}); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), c.want) {
@@ -318,7 +318,7 @@ func FuzzVmBackup(f *testing.F) {
 	})
 }
 
-// Whatever a file holds, it is a config or what is wrong with it is said.
+// Any content of a file is a config, or its faults are reported.
 func FuzzParse(f *testing.F) {
 	f.Add(Example)
 	f.Add([]byte(strings.Replace(small, "%s", "limits={read='20M@07:00-19:00,100M'}\nkeep={within='1y6m', last='all'}", 1)))
@@ -347,7 +347,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// Row N14 of the fault list: all faults of a file are found in one go, each on a
+// Row N14 of the fault list: all faults of a file are found in one pass, each on a
 // line of its own with the line of the file and the key, in plain words.
 func TestAllFaults(t *testing.T) {
 	_, err := Parse("x.toml", []byte(`[repository]
@@ -431,8 +431,8 @@ x.toml:31: jobs.a/b.prune: want a text in quotes, not 1979-05-27`, "\n")
 	}
 }
 
-// Row N11 of the fault list: the files that runs write are tried, with the line
-// of their key, and nothing is left behind.
+// Row N11 of the fault list: the check tries the files that runs write, reports the
+// line of their key, and creates no file.
 func TestOutputs(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "x.toml")
@@ -459,7 +459,7 @@ func TestOutputs(t *testing.T) {
 		t.Error(err)
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 1 {
-		t.Errorf("left behind: %v", left)
+		t.Errorf("left: %v", left)
 	}
 	// Every key that names such a file is tried.
 	for _, key := range []string{"report-file", "metrics-file", "status-log"} {
@@ -474,7 +474,7 @@ func TestOutputs(t *testing.T) {
 	}
 }
 
-// A byte order mark is no part of a config, and a file that is not text is
+// A byte order mark does not belong to a config, and a file that is not text is
 // refused in one line.
 func TestConfigBytes(t *testing.T) {
 	dir := t.TempDir()

@@ -2,8 +2,8 @@ package config
 
 import _ "embed"
 
-// Example is a config with every key explained; it works as it stands once the
-// names in it are those of a pool.
+// Example is a config that explains every key. It is valid when the names in it are
+// replaced by those of a pool.
 //
 //go:embed example.toml
 var Example []byte

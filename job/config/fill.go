@@ -12,20 +12,20 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// filler fills a Config from the values of a TOML file. Unlike a decoder of TOML
-// it does not stop at the first value of a wrong type, and it describes values
-// in the words of TOML, not of Go.
+// filler fills a Config from the values of a TOML file. Unlike a TOML decoder it does
+// not stop at the first value of a wrong type, and it describes values in the terms of
+// TOML, not of Go.
 type filler struct {
 	bad   *Problems
-	wrong []string // keys that are reported already
+	wrong []string // keys that were reported
 }
 
-// mostSyntax bounds how many lines that are not TOML are reported.
+// mostSyntax limits the number of invalid lines that are reported.
 const mostSyntax = 50
 
-// syntax reads content as TOML. A line that is none is reported and left blank,
-// with the lines of its table where it is the head of one. The content that
-// remains is returned too; the tree is nil where nothing can be read.
+// syntax parses content as TOML. An invalid line is reported and blanked; if it is the
+// head of a table, the lines of the table are blanked, too. It also returns the
+// remaining content. The tree is nil if nothing can be read.
 func (f *filler) syntax(content []byte) (map[string]any, []byte) {
 	lines := bytes.Split(content, []byte("\n"))
 	for range mostSyntax {
@@ -60,8 +60,7 @@ func (f *filler) syntax(content []byte) (map[string]any, []byte) {
 	return nil, nil
 }
 
-// blank takes a line out and returns the key or table that this takes away,
-// where it has one.
+// blank blanks a line and returns the key or table that is lost by that, or "".
 func (f *filler) blank(lines [][]byte, at int) (name string) {
 	head := bytes.HasPrefix(bytes.TrimSpace(lines[at]), []byte("["))
 	if head {
@@ -89,13 +88,12 @@ func tableOf(lines [][]byte, at int) string {
 	return ""
 }
 
-// follows reports whether a problem with key is likely to follow from one that
-// is reported already: it is about the same key, about one below it, or about
-// the table that lacks it.
+// follows reports whether a problem with key is probably a consequence of one that was
+// reported: it is about the same key, a key below it, or the table that lacks it.
 func (f *filler) follows(key string) bool {
 	return slices.ContainsFunc(f.wrong, func(w string) bool {
 		above := w[:max(strings.LastIndexAny(w, ".["), 0)]
-		job := strings.Count(above, ".") == 1 && strings.HasPrefix(above, "jobs.") // whose name is judged
+		job := strings.Count(above, ".") == 1 && strings.HasPrefix(above, "jobs.") // its name is checked separately
 		return key == w || strings.HasPrefix(key, w+".") || strings.HasPrefix(w, key+".") && strings.Count(key, ".") == 0 || key == above && !job
 	})
 }
@@ -136,7 +134,7 @@ func (f *filler) table(to reflect.Value, tree map[string]any, path string) {
 	}
 }
 
-// value fills a field from a value.
+// value sets a field to a value.
 func (f *filler) value(to reflect.Value, v any, path string) {
 	if to.Kind() == reflect.Pointer {
 		to.Set(reflect.New(to.Type().Elem()))
@@ -196,7 +194,7 @@ func (f *filler) value(to reflect.Value, v any, path string) {
 	f.fail(path, "%s", f.wanted(to, v, path))
 }
 
-// wanted describes the value that a field takes, and the one that it got.
+// wanted describes the expected type of a field, and the value that was found.
 func (f *filler) wanted(to reflect.Value, v any, path string) string {
 	got := fmt.Sprintf("not %v", v)
 	switch v := v.(type) {

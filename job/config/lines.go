@@ -10,20 +10,20 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// place is where a key of a file stands, and its value where that is a number.
+// place is the line of a key in a file, and its value if that is a number.
 type place struct {
 	line   int
 	number string
 }
 
-// placesOf finds the keys of a TOML file that is right as TOML. They are named
-// as problems name them: "jobs.n.rules[1].keep".
+// placesOf returns the places of the keys of a valid TOML file, by their names in
+// problems: for example "jobs.n.rules[1].keep".
 func placesOf(text []byte) map[string]place {
 	found := make(map[string]place)
 	count := make(map[string]int) // of arrays of tables
 	var p unstable.Parser
 	p.Reset(text)
-	// A part of a key that names an array of tables means the last of them.
+	// If a part of a key names an array of tables, it means the last of them.
 	path := func(base string, n *unstable.Node, array bool) string {
 		for it := n.Key(); it.Next(); {
 			k := it.Node()
@@ -78,8 +78,8 @@ func placesOf(text []byte) map[string]place {
 	return found
 }
 
-// locate gives problems that begin with a key, as those that check finds, the
-// line where the key stands, or the table that it is missing from.
+// locate sets the lines of problems that begin with a key: the line of the key, or of
+// the table in which it is missing.
 func (p *Problems) locate(places map[string]place) {
 	for i := range p.List {
 		x := &p.List[i]

@@ -12,16 +12,16 @@ import (
 	"unicode/utf8"
 )
 
-// ErrConfig is returned for config files that are not right.
+// ErrConfig is returned for invalid config files.
 var ErrConfig = errors.New("config")
 
-// Problem is one thing wrong with a config file.
+// Problem is one fault of a config file.
 type Problem struct {
-	Line int    // 0 where it is none's
-	Text string // with the key it concerns
+	Line int    // 0 if it has none
+	Text string // with the key
 }
 
-// Problems are all that is wrong with a file.
+// Problems holds all faults of a file.
 type Problems struct {
 	File string
 	List []Problem
@@ -62,8 +62,8 @@ func Load(file string) (*Config, error) {
 	return Parse(file, text)
 }
 
-// Parse checks the text of a TOML file and finds all that is wrong with it; the
-// name is for its messages.
+// Parse parses and checks the text of a TOML file, and returns all its faults. file is
+// the name for messages.
 func Parse(file string, content []byte) (*Config, error) {
 	c, _, bad := parse(file, content)
 	if err := bad.err(); err != nil {
@@ -72,8 +72,8 @@ func Parse(file string, content []byte) (*Config, error) {
 	return c, nil
 }
 
-// LoadStrictly is Load, and tries the files that runs write, too. A run goes on where
-// it cannot write them, so Load does not.
+// LoadStrictly is Load, but also tries the files that runs write. Load does not,
+// because a run continues if it cannot write them.
 func LoadStrictly(file string) (*Config, error) {
 	text, err := readText(file)
 	if err != nil {
@@ -94,7 +94,7 @@ func LoadStrictly(file string) (*Config, error) {
 	return c, nil
 }
 
-// parse returns no config where the file cannot be read as TOML.
+// parse returns a nil Config if the file is not TOML.
 func parse(file string, content []byte) (*Config, map[string]place, *Problems) {
 	bad := &Problems{File: file}
 	f := &filler{bad: bad}
@@ -119,7 +119,7 @@ func parse(file string, content []byte) (*Config, map[string]place, *Problems) {
 	return c, places, bad
 }
 
-// keysAt are the keys known below a path, by the types that it leads through.
+// keysAt returns the keys that are valid below a path.
 func keysAt(path []string) []string {
 	t := reflect.TypeFor[Config]()
 	for _, step := range path {
@@ -161,7 +161,8 @@ func keysAt(path []string) []string {
 	return keys
 }
 
-// nearest is the known word that a mistyped one means; "" where none is near.
+// nearest returns the known word that is most similar to a mistyped one; "" if none is
+// similar.
 func nearest(word string, known []string) string {
 	best, least := "", len(word)/3+2
 	w := strings.NewReplacer("_", "-").Replace(strings.ToLower(word))
@@ -177,8 +178,8 @@ func nearest(word string, known []string) string {
 	return best
 }
 
-// distance is how many letters are to be put in, left out, changed or swapped
-// with their neighbour to come from a to b.
+// distance returns the number of letters that must be inserted, removed, changed or
+// swapped with their neighbour to turn a into b.
 func distance(a, b string) int {
 	var before []int
 	row := make([]int, len(b)+1)
@@ -205,8 +206,7 @@ func distance(a, b string) int {
 
 func sorted[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }
 
-// readText reads a config. A byte order mark, which editors on Windows write, is
-// no part of it.
+// readText reads a config, without the byte order mark that editors on Windows write.
 func readText(file string) ([]byte, error) {
 	p, err := os.ReadFile(file)
 	if err != nil {

@@ -10,16 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Output is a file that runs write.
+// Output is a file that a run writes.
 type Output struct {
 	Key  string // of the config
 	File string
-	// Replaced is set where a new file takes the place of the old one; others
-	// are appended to.
+	// Replaced is set if a new file replaces the old one; other files are appended to.
 	Replaced bool
 }
 
-// Outputs are the files that the runs of all jobs write.
+// Outputs returns the files that the runs of all jobs write.
 func (c *Config) Outputs() []Output {
 	list := c.Log.outputs()
 	for _, name := range sorted(c.Jobs) {
@@ -35,7 +34,7 @@ func (l *Log) outputs() []Output {
 	return []Output{{Key: "log.file", File: l.File}}
 }
 
-// Outputs are the files of the job alone.
+// Outputs returns the files of the job.
 func (j *Job) Outputs() []Output {
 	var list []Output
 	for _, o := range []Output{
@@ -50,9 +49,8 @@ func (j *Job) Outputs() []Output {
 	return list
 }
 
-// Try reports why the file cannot be written; nil where it can. It changes
-// nothing: a file that does not exist is tried as one without a name in its
-// folder.
+// Try returns why the file cannot be written; nil if it can. It changes nothing: if
+// the file does not exist, it tries an unnamed file in the folder.
 func (o Output) Try() error {
 	info, err := os.Stat(o.File)
 	switch {
@@ -69,7 +67,7 @@ func (o Output) Try() error {
 	}
 	dir := filepath.Dir(o.File)
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) { // a file system without such files
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) { // the file system does not support unnamed files
 		err = unix.Access(dir, unix.W_OK|unix.X_OK)
 	} else if err == nil {
 		err = unix.Close(fd)
@@ -83,7 +81,8 @@ func (o Output) Try() error {
 	return nil
 }
 
-// cause is an error without the name of the file, which is in the message.
+// cause returns an error without the name of the file, which the message contains
+// already.
 func cause(err error) error {
 	var p *fs.PathError
 	if errors.As(err, &p) {

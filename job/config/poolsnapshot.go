@@ -9,12 +9,10 @@ import (
 	"xenkeep/repo/retention"
 )
 
-// ofPoolSnapshots are the keys that mean something in a job of type
-// PoolSnapshot.
+// ofPoolSnapshots are the keys that are valid in a job of type PoolSnapshot.
 var ofPoolSnapshots = []string{"type", "schedule", "pool", "select", "exclude", "rules", "snapshot", "tags", "keep"}
 
-// checkPoolSnapshot refuses what would have no effect, and jobs that would fill
-// an SR.
+// checkPoolSnapshot refuses keys without effect, and jobs that would fill an SR.
 func (j *Job) checkPoolSnapshot(bad *Problems, key string) {
 	v := reflect.ValueOf(*j)
 	for i := range v.NumField() {

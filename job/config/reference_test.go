@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// Every key is in docs/reference/config.md, and the page has no other.
+// docs/reference/config.md describes exactly the existing keys.
 func TestReferenceKeys(t *testing.T) {
 	text, err := os.ReadFile("../../docs/reference/config.md")
 	if err != nil {
@@ -39,7 +39,7 @@ func TestReferenceKeys(t *testing.T) {
 			inside := slices.ContainsFunc(rows, func(r string) bool {
 				return r == full || strings.HasPrefix(r, full+".") || strings.HasPrefix(r, full+"[")
 			})
-			// Keys that are like their neighbours are told of with them.
+			// Similar keys are described together.
 			beside := slices.ContainsFunc(strings.Split(page, "\n"), func(l string) bool {
 				return strings.HasPrefix(l, "| `"+prefix) && strings.Contains(l, "`"+key+"`")
 			})

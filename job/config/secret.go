@@ -13,21 +13,21 @@ import (
 	"xenkeep/internal/child"
 )
 
-// maxSecret is more than any password or token has.
+// maxSecret is longer than any password or token.
 const maxSecret = 64 << 10
 
-// Secret says where a secret is to be had: never the secret itself.
+// Secret is the source of a secret, never the secret itself.
 type Secret struct {
 	File    string `toml:"file"`
-	Command string `toml:"command"` // of the shell; what it prints
+	Command string `toml:"command"` // a shell command that prints it
 	Env     string `toml:"env"`
-	// Obscured files are those of VmBackup's create-password-file: base64.
+	// Obscured files are in the form of VmBackup's create-password-file: base64.
 	Obscured bool `toml:"obscured"`
 
 	key string // of the config, for errors
 }
 
-// IsZero reports whether no source is given.
+// IsZero reports whether no source is set.
 func (s Secret) IsZero() bool {
 	s.key = ""
 	return s == Secret{}
@@ -49,14 +49,14 @@ func (s Secret) validate() error {
 	return nil
 }
 
-// Read fetches the secret as SecretText has it.
+// Read reads the secret and converts it with SecretText.
 func (s Secret) Read(ctx context.Context) ([]byte, error) {
 	p, _, err := s.ReadLiteral(ctx)
 	return p, err
 }
 
-// ReadLiteral is Read that also returns the secret with its byte order mark,
-// and nil where it has none: earlier versions took the mark as part of it.
+// ReadLiteral is Read, and also returns the secret with its byte order mark, or nil if
+// it has none: earlier versions treated the mark as a part of the secret.
 func (s Secret) ReadLiteral(ctx context.Context) (secret, literal []byte, err error) {
 	var p []byte
 	var from string
@@ -84,7 +84,7 @@ func (s Secret) ReadLiteral(ctx context.Context) (secret, literal []byte, err er
 		from = "variable " + s.Env
 		p = []byte(os.Getenv(s.Env))
 	default:
-		return nil, nil, fmt.Errorf("%s: none is given", key)
+		return nil, nil, fmt.Errorf("%s: none is set", key)
 	}
 	if whole := bytes.TrimRight(p, "\r\n"); !s.Obscured && !bytes.Equal(whole, SecretText(p)) {
 		literal = whole

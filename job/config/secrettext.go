@@ -6,18 +6,17 @@ import (
 	"unicode/utf8"
 )
 
-// The marks that editors put at the beginning of a text file.
+// The byte order marks that editors write at the beginning of a text file.
 var (
 	bomUTF8    = []byte{0xef, 0xbb, 0xbf}
 	bomUTF16LE = []byte{0xff, 0xfe}
 	bomUTF16BE = []byte{0xfe, 0xff}
 )
 
-// SecretText returns the secret that a file, or the output of a command,
-// holds: the text without a byte order mark at its beginning and without line
-// ends at its end. Text in UTF-16 with a byte order mark, which PowerShell
-// writes, is converted to UTF-8, because a person who types the same password
-// types UTF-8.
+// SecretText returns the secret in a file, or in the output of a command: the text
+// without a byte order mark at its beginning and without line ends at its end. Text in
+// UTF-16 with a byte order mark, which PowerShell writes, is converted to UTF-8,
+// because a person who types the same password types UTF-8.
 func SecretText(p []byte) []byte {
 	switch {
 	case bytes.HasPrefix(p, bomUTF8):
@@ -34,8 +33,8 @@ func SecretText(p []byte) []byte {
 	return bytes.TrimRight(p, "\r\n")
 }
 
-// fromUTF16 converts to UTF-8. It reports false for what is no UTF-16: then the
-// first two bytes are no byte order mark either.
+// fromUTF16 converts to UTF-8. It reports false for a text that is not UTF-16: then
+// the first two bytes are not a byte order mark either.
 func fromUTF16(p []byte, unit func([]byte) uint16) ([]byte, bool) {
 	if len(p)%2 != 0 {
 		return nil, false

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A secret is the text that its author sees: a byte order mark and line ends
-// are no part of it, whichever editor wrote the file.
+// A secret is the text that its author sees: a byte order mark and line ends do not
+// belong to it, whichever editor wrote the file.
 func TestSecretText(t *testing.T) {
 	for _, c := range []struct{ name, in, want string }{
 		{"plain", "geheim", "geheim"},
@@ -16,7 +16,7 @@ func TestSecretText(t *testing.T) {
 		{"Windows line end", "geheim\r\n", "geheim"},
 		{"several line ends", "geheim\r\n\r\n", "geheim"},
 		{"BOM", "\xef\xbb\xbfgeheim\r\n", "geheim"},
-		{"BOM alone", "\xef\xbb\xbf\r\n", ""},
+		{"only a BOM", "\xef\xbb\xbf\r\n", ""},
 		{"BOM inside", "ge\xef\xbb\xbfheim", "ge\xef\xbb\xbfheim"},
 		{"UTF-16, little-endian", "\xff\xfeg\x00\xe4\x00\r\x00\n\x00", "gä"},
 		{"UTF-16, big-endian", "\xfe\xff\x00g\x00\xe4\x00\n", "gä"},
@@ -31,9 +31,8 @@ func TestSecretText(t *testing.T) {
 	}
 }
 
-// Row "a password file with a BOM" of the fault list: each way in which a
-// secret of the config reaches the program leaves the mark out, the base64 of
-// VmBackup too.
+// Row "a password file with a BOM" of the fault list: no source of a secret in the
+// config includes the mark, nor does the base64 of VmBackup.
 func TestSecretReadWithoutMark(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, content string) string {

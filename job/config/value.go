@@ -13,7 +13,7 @@ import (
 // Count is a number of snapshots, or all of them.
 type Count int
 
-// UnmarshalText reads "all" or a number in quotes.
+// UnmarshalText parses "all" or a number in quotes.
 func (c *Count) UnmarshalText(p []byte) error {
 	if s := string(p); s == "all" || s == "unlimited" {
 		*c = retention.All
@@ -27,10 +27,10 @@ func (c *Count) UnmarshalText(p []byte) error {
 	return nil
 }
 
-// Period is a stretch of the calendar.
+// Period is a calendar period.
 type Period retention.Period
 
-// UnmarshalText reads a period.
+// UnmarshalText parses a period.
 func (p *Period) UnmarshalText(text []byte) error {
 	v, err := retention.ParsePeriod(string(text))
 	*p = Period(v)
@@ -40,15 +40,15 @@ func (p *Period) UnmarshalText(text []byte) error {
 // Size is a number of bytes.
 type Size int64
 
-// UnmarshalText reads a number with or without a unit of 1024: "500M", "20G",
-// "20 GiB".
+// UnmarshalText parses a number with or without a unit of 1024: "500M", "20G", "20
+// GiB".
 func (s *Size) UnmarshalText(p []byte) error {
 	n, err := ParseSize(string(p))
 	*s = Size(n)
 	return err
 }
 
-// ParseSize reads a size; see Size.
+// ParseSize parses a size; see Size.
 func ParseSize(text string) (int64, error) {
 	bad := fmt.Errorf("size %q: want a number with K, M, G or T, such as 20G", text)
 	t := strings.ToUpper(strings.TrimSpace(text))
@@ -66,7 +66,7 @@ func ParseSize(text string) (int64, error) {
 	return int64(n * float64(unit)), nil
 }
 
-// Every says how often something is due.
+// Every is the interval of a periodic operation.
 type Every string
 
 // The values of Every; "" is Never.
@@ -78,9 +78,9 @@ const (
 	Monthly Every = "monthly"
 )
 
-// Due tells whether it is time again, after a last time that may be zero. A day
-// is 20 hours and a week 6 days and 20 hours, so that a job that begins a little
-// earlier than last time does not leave its turn out.
+// Due reports whether the operation is due at now, if last was its last time; last may
+// be zero. A day counts as 20 hours and a week as 6 days and 20 hours, so that a job
+// that begins a little earlier than last time does not skip its turn.
 func (e Every) Due(last, now time.Time) bool {
 	const slack = 4 * time.Hour
 	switch e {
@@ -98,12 +98,12 @@ func (e Every) Due(last, now time.Time) bool {
 
 // Until is the end of a window: a time of day ("06:00"), or a length ("6h").
 type Until struct {
-	Clock  int // minutes after midnight, local; -1 where there is none
+	Clock  int // minutes after midnight, local; -1 if not set
 	Length time.Duration
 	set    bool
 }
 
-// UnmarshalText reads the end of a window.
+// UnmarshalText parses the end of a window.
 func (u *Until) UnmarshalText(p []byte) error {
 	text := string(p)
 	if t, err := time.Parse("15:04", text); err == nil {
@@ -118,7 +118,7 @@ func (u *Until) UnmarshalText(p []byte) error {
 	return nil
 }
 
-// String is the form that UnmarshalText reads.
+// String returns the form that UnmarshalText parses.
 func (u Until) String() string {
 	switch {
 	case !u.set:
@@ -129,8 +129,8 @@ func (u Until) String() string {
 	return u.Length.String()
 }
 
-// After is when the window of a run ends that began at start; zero where there
-// is none. A time of day is the next one.
+// After returns the end of the window of a run that began at start; zero if there is
+// none. A time of day means the next one.
 func (u Until) After(start time.Time) time.Time {
 	switch {
 	case !u.set:

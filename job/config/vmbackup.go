@@ -21,8 +21,8 @@ const (
 	vmBackupDir = "/snapshots/BACKUPS"
 )
 
-// VmBackup is a config file of VmBackup 3.25 as it was written; its README and
-// what its code does with each line are the rules.
+// VmBackup is a config file of VmBackup 3.25. Its README and the behaviour of its code
+// define the meaning of each line.
 type VmBackup struct {
 	File       string
 	PoolDB     bool
@@ -31,9 +31,9 @@ type VmBackup struct {
 	StatusLog  string
 	Compress   bool
 	PreClean   bool
-	Exclude    []VMLine // excludes come first, wherever they stand
+	Exclude    []VMLine // excludes come first, wherever they are in the file
 	Export     []VMLine // vm-export and vdi-export
-	// Notes say what is taken and has no effect here.
+	// Notes lists settings that are accepted and have no effect here.
 	Notes []Problem
 }
 
@@ -41,15 +41,15 @@ type VmBackup struct {
 type VMLine struct {
 	Line    int
 	Key     string        // "exclude", "vm-export", "vdi-export"
-	Name    string        // as written, without its number
-	Keep    int           // 0 where the line says none: max_backups holds
+	Name    string        // in its original form, without its number
+	Keep    int           // 0 if the line has none: then max_backups applies
 	Pattern *pyre.Pattern // nil for a simple name
 }
 
-// Simple tells whether the line names one VM.
+// Simple reports whether the line names one VM.
 func (l *VMLine) Simple() bool { return l.Pattern == nil }
 
-// Matches tells whether a VM's name is meant.
+// Matches reports whether the line matches a VM's name.
 func (l *VMLine) Matches(name string) (bool, error) {
 	if l.Pattern == nil {
 		return l.Name == name, nil
@@ -57,7 +57,7 @@ func (l *VMLine) Matches(name string) (bool, error) {
 	return l.Pattern.Match(name)
 }
 
-// VDI tells whether only the first disk is meant.
+// VDI reports whether only the first disk is saved.
 func (l *VMLine) VDI() bool { return l.Key == "vdi-export" }
 
 func (l *VMLine) String() string {
@@ -68,17 +68,17 @@ func (l *VMLine) String() string {
 	return s
 }
 
-// simpleName tells names from patterns: letters, digits, space, hyphen and
-// underscore are what a name has that is meant as such.
+// simpleName reports whether s is a name and not a pattern: a name has only letters,
+// digits, spaces, hyphens and underscores.
 func simpleName(s string) bool {
 	return s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \t-_") == ""
 }
 
-// VmBackupParams are what VmBackup takes on its command line behind the config
-// file: compress=True, pre_clean=True, ignore_extra_keys=True.
+// VmBackupParams are the parameters of VmBackup's command line after the config file:
+// compress=True, pre_clean=True, ignore_extra_keys=True.
 type VmBackupParams struct{ Compress, PreClean, IgnoreExtraKeys bool }
 
-// ParseVmBackupParams reads them; letters may be large or small.
+// ParseVmBackupParams parses them, in upper or lower case.
 func ParseVmBackupParams(args []string) (VmBackupParams, error) {
 	var p VmBackupParams
 	for _, a := range args {
@@ -109,7 +109,7 @@ func LoadVmBackup(file string, params VmBackupParams) (*VmBackup, error) {
 	return ParseVmBackup(file, text, params)
 }
 
-// ParseVmBackup reads the text of a config file of VmBackup.
+// ParseVmBackup parses the text of a config file of VmBackup.
 func ParseVmBackup(file string, text []byte, params VmBackupParams) (*VmBackup, error) {
 	v := &VmBackup{File: file, MaxBackups: vmBackupMax, BackupDir: vmBackupDir, Compress: params.Compress, PreClean: params.PreClean}
 	bad := &Problems{File: file}
@@ -126,7 +126,7 @@ func ParseVmBackup(file string, text []byte, params VmBackupParams) (*VmBackup, 
 		}
 		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
 		if !ok {
-			bad.add(n, "%q: want KEY=VALUE; a comment's # stands at the beginning of its line", strings.TrimSpace(line))
+			bad.add(n, "%q: want KEY=VALUE; a comment's # must be the first character of its line", strings.TrimSpace(line))
 			continue
 		}
 		if strings.Contains(value, "=") {
@@ -140,14 +140,14 @@ func ParseVmBackup(file string, text []byte, params VmBackupParams) (*VmBackup, 
 			continue
 		}
 		if at, twice := seen[key]; twice {
-			bad.add(n, "%s stands in line %d too; VmBackup ends with an error there", key, at)
+			bad.add(n, "%s is in line %d, too; VmBackup ends with an error there", key, at)
 			continue
 		}
 		seen[key] = n
 		v.value(bad, n, key, value, params)
 	}
 	if v.Compress {
-		v.Notes = append(v.Notes, Problem{0, "compress=True has no effect: what is stored is always compressed"})
+		v.Notes = append(v.Notes, Problem{0, "compress=True has no effect: stored data are always compressed"})
 	}
 	if err := bad.err(); err != nil {
 		return nil, err
@@ -181,7 +181,7 @@ func (v *VmBackup) value(bad *Problems, n int, key, value string, params VmBacku
 			bad.add(n, "vdi_export_format=%s: want raw or vhd", value)
 			return
 		}
-		v.Notes = append(v.Notes, Problem{n, "vdi_export_format=" + value + " has no effect: a repository has one form, and restores give raw or VHD"})
+		v.Notes = append(v.Notes, Problem{n, "vdi_export_format=" + value + " has no effect: a repository has one format, and restores write raw or VHD"})
 	default:
 		if params.IgnoreExtraKeys {
 			v.Notes = append(v.Notes, Problem{n, "key " + key + " is ignored"})
@@ -196,10 +196,10 @@ func (v *VmBackup) value(bad *Problems, n int, key, value string, params VmBacku
 	}
 }
 
-// line reads exclude, vm-export and vdi-export.
+// line parses exclude, vm-export and vdi-export.
 func (v *VmBackup) line(bad *Problems, n int, key, value string) {
 	l := VMLine{Line: n, Key: key, Name: value}
-	if value == "" && key != "vm-export" { // nothing is meant, not everything
+	if value == "" && key != "vm-export" { // it matches nothing, not everything
 		v.Notes = append(v.Notes, Problem{n, key + "= without a name has no effect"})
 		return
 	}
@@ -230,11 +230,10 @@ func (v *VmBackup) line(bad *Problems, n int, key, value string) {
 	v.Export = append(v.Export, l)
 }
 
-// Repository is where backups go that name no other repository: a folder of
-// its own beside VmBackup's.
+// Repository returns the default location of backups: a folder next to VmBackup's.
 func (v *VmBackup) Repository() string { return filepath.Join(v.BackupDir, "xenkeep") }
 
-// Job is the job that the file describes; its name is the file's.
+// Job returns the job that the file describes, with the file's name.
 func (v *VmBackup) Job() *Job {
 	base := filepath.Base(v.File)
 	j := &Job{
@@ -247,9 +246,9 @@ func (v *VmBackup) Job() *Job {
 	return j
 }
 
-// Lines are the selecting lines in the order in which they count: patterns
-// before simple names and vm-export before vdi-export, so that of all that
-// match a VM the last one decides.
+// Lines returns the selecting lines in the order of their precedence: patterns before
+// simple names and vm-export before vdi-export. Of all lines that match a VM the last
+// one applies.
 func (v *VmBackup) Lines() []VMLine {
 	var all []VMLine
 	for _, vdi := range []bool{false, true} {
@@ -264,8 +263,8 @@ func (v *VmBackup) Lines() []VMLine {
 	return all
 }
 
-// TOML turns the file into a config of xenkeep's own that does the same, with a
-// pool to be filled in.
+// TOML returns an equivalent config in xenkeep's own format, with a pool to be filled
+// in.
 func (v *VmBackup) TOML() []byte {
 	var b bytes.Buffer
 	j := v.Job()
@@ -287,7 +286,7 @@ func (v *VmBackup) TOML() []byte {
 	if v.PreClean {
 		b.WriteString("forget-first = true\nprune = \"always\"\n")
 	} else {
-		b.WriteString("prune = \"weekly\"   # gives back the space of what was forgotten\n")
+		b.WriteString("prune = \"weekly\"   # frees the space of forgotten snapshots\n")
 	}
 	split := func(lines []VMLine) (names, patterns []string) {
 		for _, l := range lines {
@@ -337,7 +336,7 @@ func (v *VmBackup) TOML() []byte {
 	return b.Bytes()
 }
 
-// comment is text that TOML lets stand behind a #.
+// comment returns a text in a form that is valid after a # in TOML.
 func comment(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
@@ -347,7 +346,7 @@ func comment(s string) string {
 	}, s)
 }
 
-// quote writes a string as TOML reads it: as it is where it can be.
+// quote returns a string as a TOML string, literal if possible.
 func quote(s string) string {
 	control := strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 	if !control && !strings.Contains(s, "'") && strings.ContainsAny(s, `\"`) {
@@ -378,7 +377,7 @@ func quoteAll(list []string) string {
 	return "[" + strings.Join(q, ", ") + "]"
 }
 
-// Unobscure reads what VmBackup's create-password-file writes: base64.
+// Unobscure decodes a file of VmBackup's create-password-file: base64.
 func Unobscure(p []byte) ([]byte, error) {
 	plain, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(string(p)), ""))
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"xenkeep/job/doctor"
 )
 
-// Row N8 of the fault list: where the pool's clock is 25 hours ahead, doctor and
-// the report warn, and the age of a snapshot is counted from when it was written.
+// Row N8 of the fault list: if the pool's clock is 25 hours ahead, doctor and the
+// report warn, and the age of a snapshot is counted from the time when it was written.
 func TestPoolClockAhead(t *testing.T) {
 	h := newHouse(t, "[jobs.n]\nselect={all=true}\n", 1, 1, 4*mib)
 	n := h.night("n")
@@ -58,7 +58,7 @@ func TestPoolClockAhead(t *testing.T) {
 		if err != nil || len(list) != 1 || list[0].TooOld != c.tooOld || (time.Duration(list[0].Age*float64(time.Second))-c.later).Abs() > 10*time.Minute {
 			t.Errorf("after %v: %v %+v", c.later, err, list)
 		}
-		// Row F5 of the fault list: that its date is in the future is told.
+		// Row F5 of the fault list: a date in the future is reported.
 		if c.later != time.Hour && list[0].FromFuture != (c.later < 0) {
 			t.Errorf("after %v: from the future %v", c.later, list[0].FromFuture)
 		}

@@ -17,37 +17,38 @@ import (
 	"xenkeep/xapi"
 )
 
-// Covered is how a VM of a pool is protected. Its JSON form is documented in
+// Covered describes the protection of a VM of a pool. Its JSON form is documented in
 // docs/reference/json.md.
 type Covered struct {
 	Type     string    `json:"type"` // "vm"
 	Pool     string    `json:"pool"`
 	Name     string    `json:"name"`
 	UUID     string    `json:"uuid"`
-	Snapshot string    `json:"snapshot,omitempty"` // its newest good one
+	Snapshot string    `json:"snapshot,omitempty"` // its newest good snapshot
 	Data     time.Time `json:"data_time,omitzero"`
 	Age      float64   `json:"age_s,omitempty"`
-	Jobs     []string  `json:"jobs"` // of the config that choose it
-	// Damaged is why a newer snapshot is not counted: it is known to be damaged.
+	Jobs     []string  `json:"jobs"` // of the config that select it
+	// Damaged is the reason why a newer snapshot is not counted: it is known to be
+	// damaged.
 	Damaged string `json:"damaged,omitempty"`
-	// Left is why the jobs leave it out, where one does.
+	// Left is the reason why the jobs leave it out, if one does.
 	Left string `json:"left_out,omitempty"`
-	// FromFuture is set where the snapshot is dated more than a day ahead.
+	// FromFuture is set if the snapshot is dated more than a day in the future.
 	FromFuture bool `json:"from_future,omitempty"`
-	// TooOld tells that its newest good snapshot is older than was asked for,
-	// or that there is none, though it should be protected.
+	// TooOld is set if a VM that should be protected has no good snapshot, or if its
+	// newest one is older than the maximum age.
 	TooOld bool `json:"too_old"`
 }
 
-// Coverage tells of every VM of a pool that has disks. Jobs are those of the
-// config for this pool; with none every VM should be protected, else those that
-// are not left out by all of them.
+// Coverage returns every VM of a pool that has disks. jobs are those of the config for
+// this pool. Without jobs every VM should be protected, otherwise those that at least
+// one job does not leave out.
 func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs []*config.Job, maxAge time.Duration, now time.Time) ([]Covered, error) {
 	all, bad, err := r.Snapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
-	_ = bad // those are no good snapshots
+	_ = bad // these are not good snapshots
 	unsound, err := check.Unsound(ctx, r)
 	if err != nil {
 		return nil, err
@@ -96,7 +97,7 @@ func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs [
 		if s != nil {
 			age := now.Sub(backup.DataTime(s))
 			c.Snapshot, c.Data, c.Age, c.FromFuture = s.ID(), s.Data, age.Seconds(), retention.FromFuture(s, now)
-			// An age that cannot be true protects nobody.
+			// An impossible age does not count as protection.
 			c.TooOld = wanted && (age > maxAge || age < -job.ClockSkew)
 		}
 		list = append(list, c)

@@ -9,8 +9,8 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// turns remember on this machine when a repository was last pruned and checked.
-// Where that is lost, it is simply done again.
+// turns stores on this machine when a repository was last pruned and checked. If it is
+// lost, these operations are repeated.
 type turns struct {
 	Prune time.Time `json:"prune,omitzero"`
 	Check time.Time `json:"check,omitzero"`

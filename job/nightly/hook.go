@@ -14,14 +14,14 @@ import (
 	"xenkeep/job"
 )
 
-// defaultHookTime is how long a hook may take.
+// defaultHookTime is the default time limit of a hook.
 const defaultHookTime = 10 * time.Minute
 
-// hookOutput bounds what is kept of a hook's output: its end tells why it
-// failed.
+// hookOutput limits the output of a hook that is kept: its end contains the reason of
+// a failure.
 const hookOutput = 4 << 10
 
-// tail keeps the end of what is written to it.
+// tail keeps the end of the data that are written to it.
 type tail struct{ b []byte }
 
 func (t *tail) Write(p []byte) (int, error) {
@@ -32,8 +32,8 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// hook runs a command of the shell; what it started is killed with it when its
-// time is over. The command does not receive the variables that contain our
+// hook runs a shell command. At the time limit it kills the command with all processes
+// that it started. The command does not receive the variables that contain our
 // secrets, which include those named.
 func hook(ctx context.Context, what, command string, limit time.Duration, secrets []string, env ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)

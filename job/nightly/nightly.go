@@ -1,7 +1,6 @@
-// Package nightly runs the jobs of a config: it chooses VMs, calls the backup,
-// retention, prune and check as they are due, runs hooks, and reports. Plan
-// says what a run would do and touches nothing; Coverage says what of a pool is
-// protected.
+// Package nightly runs the jobs of a config: it selects VMs, calls backup, retention,
+// prune and check when they are due, runs hooks, and reports. MakePlan predicts a run
+// without changing anything; Coverage reports which VMs of a pool are protected.
 package nightly
 
 import (
@@ -31,38 +30,38 @@ import (
 	"xenkeep/xapi"
 )
 
-// defaultRepack is how much a prune copies where the config says nothing.
+// defaultRepack is the number of bytes that a prune may copy if the config does not
+// limit it.
 const defaultRepack = 10 << 30
 
-// tellTime is how long it may take to tell of a run's end, after an interruption
-// too.
+// tellTime is the time limit for notifications about the end of a run, also after an
+// interruption.
 const tellTime = 5 * time.Minute
 
-// Night is what a run is given.
+// Night holds the parameters of a run.
 type Night struct {
 	Job    *config.Job
 	Notify config.Notify
-	// Open opens the repository with its index, and Dial logs in to the pool:
-	// only when the hook before the job has run. Their failures are reported as
-	// any other.
+	// Open opens the repository with its index, and Dial logs in to the pool. They are
+	// called after the hook before the job. Their errors are reported like any other.
 	Open func(ctx context.Context) (*repo.Repository, error)
 	Dial func(ctx context.Context) (*xapi.Client, error)
 
-	ConfigFile string // tells apart jobs of one name
+	ConfigFile string // distinguishes jobs of the same name
 	Location   string // of the repository, for the report
-	PoolName   string // where the pool is, for the report
+	PoolName   string // the pool's address, for the report
 	StateDir   string // for locks and turns
 	Machine    string
 	Version    string
-	LogFile    string   // the log, for the plan, which tries it
+	LogFile    string   // the log, which the plan tries
 	Secrets    []string // variables that contain secrets, which hooks must not receive
 	Unsent     []string // what could not be written before the run began, for the report
 	Progress   job.Progress
 	Log        *slog.Logger
 	Now        func() time.Time
-	// Hint returns what can be done about an error, or ""; nil is job.HintOf.
+	// Hint returns the next step after an error, or ""; nil is job.HintOf.
 	Hint func(error) string
-	// Finding returns the text of what check found, for the report; nil is
+	// Finding returns the text of a finding of check, for the report; nil is
 	// check.Finding.String.
 	Finding func(check.Finding) string
 }
@@ -82,7 +81,7 @@ func (n *Night) defaults() {
 	}
 }
 
-// night is one run.
+// night is the state of one run.
 type night struct {
 	*Night
 	rep  *report.Report
@@ -91,14 +90,14 @@ type night struct {
 	repo *repo.Repository
 	pool *xapi.Client
 	sel  *selection.Result
-	errs []error // what makes the run partial
-	// unsound are the snapshots that this run's check found damaged, and why.
+	errs []error // errors that make the run partial
+	// unsound maps the snapshots that this run's check found damaged to the reasons.
 	unsound map[string]string
 }
 
-// Run runs a job and returns its report, beside job.ErrFailed, job.ErrPartial
-// and what they join, or job.ErrActive, in which case nothing was done and
-// the notifications say so.
+// Run runs a job and returns its report, together with job.ErrFailed, job.ErrPartial
+// and the errors that they join. If it returns job.ErrActive, nothing was done, and
+// the notifications report that.
 func Run(ctx context.Context, n Night) (*report.Report, error) {
 	n.defaults()
 	started := n.Now()
@@ -127,12 +126,12 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 	if x.good == nil && n.Job.MetricsFile != "" {
 		x.goodWithoutPool(ctx)
 	}
-	// Whoever waits for the report gets it, also of a run that was interrupted.
+	// The report is written and sent even if the run was interrupted.
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellTime)
 	defer cancel()
 	x.files()
 	x.unsent(send.End(clean, x.rep))
-	if len(x.rep.Unsent) > 0 && n.Job.ReportFile != "" { // again, with that
+	if len(x.rep.Unsent) > 0 && n.Job.ReportFile != "" { // again, with the new entries
 		_ = x.rep.WriteFile(n.Job.ReportFile)
 	}
 	if err == nil && len(x.errs) > 0 {
@@ -144,9 +143,9 @@ func Run(ctx context.Context, n Night) (*report.Report, error) {
 	return x.rep, err
 }
 
-// refused ends a run that another run of the job, or its lock, kept from
-// beginning. Who is to be told of runs is told of it. The files of the config are
-// left to the run that is active.
+// refused ends a run that could not begin because of another run of the job, or of its
+// lock. It sends the notifications. The files of the config are not written, because
+// they belong to the active run.
 func (x *night) refused(ctx context.Context, send *notify.Sender, err error) (*report.Report, error) {
 	x.rep.State, x.rep.Error, x.rep.Hint = report.Skipped, oneLine(err), x.Hint(err)
 	if !errors.Is(err, job.ErrActive) {
@@ -160,7 +159,7 @@ func (x *night) refused(ctx context.Context, send *notify.Sender, err error) (*r
 	return x.rep, err
 }
 
-// judge gives the run its state.
+// judge sets the state of the run.
 func (x *night) judge(err error) {
 	ok, bad := x.rep.Count(report.OK)+x.rep.Count(report.Partial), len(x.rep.VMs)-x.rep.Count(report.OK)
 	switch {
@@ -186,14 +185,14 @@ func (x *night) warn(format string, args ...any) {
 	x.rep.Warnings = append(x.rep.Warnings, w)
 }
 
-// partial tells of what makes the run less than ok.
+// partial records an error that makes the run partial.
 func (x *night) partial(err error) {
 	x.warn("%w", err)
 	x.errs = append(x.errs, err)
 }
 
-// damaged records damage in the repository as a short sentence. The first hint
-// is the one that is shown. A nil err has been recorded already.
+// damaged records damage in the repository as a short sentence. The first hint is
+// shown. A nil err was recorded already.
 func (x *night) damaged(err error, sentence, hint string) {
 	if x.rep.Damage != "" {
 		x.rep.Damage += "; "
@@ -212,7 +211,7 @@ func (x *night) unsent(errs []error) {
 	}
 }
 
-// files writes what the config wants written.
+// files writes the files that the config requests.
 func (x *night) files() {
 	tell := func(what, name string, err error) {
 		if err != nil {
@@ -288,7 +287,7 @@ func (x *night) run(ctx context.Context) (err error) {
 	if errors.Is(err, job.ErrCBTMissedChange) {
 		x.damaged(err, "changed-block tracking missed a change, and older snapshots may be wrong", job.HintOf(job.ErrCBTMissedChange))
 		if !errors.Is(err, job.ErrPartial) {
-			err = nil // every VM was saved, and rightly
+			err = nil // every VM was saved, and correctly
 		}
 	}
 	if err != nil && !errors.Is(err, job.ErrPartial) && !errors.Is(err, job.ErrMissed) && !errors.Is(err, job.ErrFailed) {
@@ -300,7 +299,7 @@ func (x *night) run(ctx context.Context) (err error) {
 	return err
 }
 
-// options are the backup's, as the job says.
+// options returns the options of the backup, according to the job.
 func (n *Night) options() (backup.Options, error) {
 	j := n.Job
 	level, err := seal.ParseLevel(j.Compression)
@@ -336,7 +335,7 @@ func (n *Night) options() (backup.Options, error) {
 	return o, nil
 }
 
-// saved are the VMs of a pool that each job has backed up.
+// saved returns the VMs of a pool that each job has backed up.
 func saved(all []*repo.Snapshot, pool string) map[string][]string {
 	out := make(map[string][]string)
 	for _, s := range all {
@@ -347,8 +346,8 @@ func saved(all []*repo.Snapshot, pool string) map[string][]string {
 	return out
 }
 
-// queue puts the chosen VMs in order: by priority, then those first whose last
-// good backup is oldest.
+// queue sorts the selected VMs: by priority, then those first whose last good backup
+// is oldest.
 func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map[string]string) []backup.VMRequest {
 	vms := slices.Clone(sel.VMs)
 	last := func(v *selection.VM) time.Time {
@@ -466,7 +465,7 @@ func (x *night) unreadable(bad []repo.Problem) {
 	}
 	if n > 0 {
 		x.damaged(nil, plural(n, "snapshot")+" cannot be read",
-			"run xenkeep check: it says what is wrong with them; xenkeep repair snapshots finds out what of them can be saved")
+			"run xenkeep check: it reports what is wrong with them; xenkeep repair snapshots finds out which parts of them can be saved")
 	}
 }
 
@@ -477,7 +476,7 @@ func plural(n int, one string) string {
 	return fmt.Sprintf("%d %ss", n, one)
 }
 
-// gather turns the backup's summary into the report's VMs.
+// gather converts the backup's summary to the report's VMs.
 func (x *night) gather(sum *job.Summary, chosen []backup.VMRequest) {
 	r := x.rep
 	r.Uploaded, r.Packs, r.Compression, r.Database = sum.Stored, sum.Packs, sum.Compression, sum.Database
@@ -530,8 +529,8 @@ func (x *night) gather(sum *job.Summary, chosen []backup.VMRequest) {
 	r.VMs = append(r.VMs, list...)
 }
 
-// complete returns all snapshots, and those among them that are known to be
-// damaged, with the reasons.
+// complete returns all snapshots, and those of them that are known to be damaged, with
+// the reasons.
 func (x *night) complete(ctx context.Context) ([]*repo.Snapshot, map[string]string, error) {
 	all, _, err := x.repo.Snapshots(ctx)
 	if err != nil {
@@ -541,12 +540,12 @@ func (x *night) complete(ctx context.Context) ([]*repo.Snapshot, map[string]stri
 	if err != nil {
 		return nil, nil, err
 	}
-	maps.Copy(unsound, x.unsound) // without a cache folder they are only here
+	maps.Copy(unsound, x.unsound) // without a cache folder they are recorded only here
 	return all, unsound, nil
 }
 
 // lastGood finds the newest good snapshot of every VM of the pool. A VM whose new
-// snapshot is damaged is not well saved.
+// snapshot is damaged is not saved well.
 func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 	for i := range x.rep.VMs {
 		v := &x.rep.VMs[i]
@@ -591,10 +590,10 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 	}
 }
 
-// goodWithoutPool finds the newest good snapshots where the pool did not list
-// its VMs: those of the last metrics file, brought up to date from the
-// repository. Without that file they are those of the job in the repository.
-// An alert on their age depends on them most when nothing works.
+// goodWithoutPool finds the newest good snapshots if the pool did not list its VMs:
+// those of the last metrics file, updated from the repository. Without that file it
+// uses those of the job in the repository. An alert on their age is most important
+// when nothing else works.
 func (x *night) goodWithoutPool(ctx context.Context) {
 	old, err := report.ReadGood(x.Job.MetricsFile)
 	if err != nil {
@@ -632,7 +631,7 @@ func (x *night) goodWithoutPool(ctx context.Context) {
 	}
 }
 
-// maintain checks and then prunes, as far as they are due.
+// maintain checks and then prunes, if these are due.
 func (x *night) maintain(ctx context.Context) {
 	x.checkDue(ctx)
 	t := readTurns(x.StateDir, x.repo.ID())
@@ -662,9 +661,9 @@ func (x *night) checkDue(ctx context.Context) {
 	}
 }
 
-// prune frees space, unless the check of this night has found damage or failed: what
-// a damaged snapshot needs is not known, and a chunk that is bad in one pack may be
-// sound in a pack that a prune would delete.
+// prune frees space, unless the check of this night has found damage or failed: the
+// chunks that a damaged snapshot needs are not known, and a chunk that is bad in one
+// pack may be intact in a pack that a prune would delete.
 func (x *night) prune(ctx context.Context) {
 	if x.rep.Checked == checkDamage || x.rep.Checked == checkFailed {
 		x.rep.Pruned = "held back"
@@ -684,7 +683,7 @@ func (x *night) prune(ctx context.Context) {
 		x.rep.Pruned = "failed"
 		x.partial(fmt.Errorf("prune: %w", err))
 		if errors.Is(err, prune.ErrUnreadable) && x.rep.Damage == "" {
-			x.damaged(nil, "prune met a snapshot that cannot be read", "run xenkeep check: it says what is damaged")
+			x.damaged(nil, "prune met a snapshot that cannot be read", "run xenkeep check: it reports what is damaged")
 		}
 		return
 	}

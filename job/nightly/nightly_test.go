@@ -83,7 +83,7 @@ func newHouseOn(t *testing.T, cfg xapisim.Config, toml string, vms, disks int, s
 	return h
 }
 
-// image writes what a disk holds on a night: a part of it is new each night.
+// image writes the content of a disk on a night: a part of it is new each night.
 func (h *house) image(disk, night int) string {
 	h.t.Helper()
 	p := make([]byte, h.size)
@@ -129,7 +129,7 @@ func (h *house) night(name string) Night {
 	}
 }
 
-// standing is what of a pool a night must leave as it was.
+// standing returns the objects of a pool that a night must not change.
 func (h *house) standing() map[string]bool {
 	h.sim.GC()
 	set := make(map[string]bool)
@@ -163,7 +163,8 @@ func (h *house) bases() int {
 	return n
 }
 
-// heap is what is held: what a pool of buffers lets go stays for one collection.
+// heap returns the bytes in use: the buffers that a pool of buffers releases are freed
+// at the second collection.
 func heap() int64 {
 	runtime.GC()
 	runtime.GC()
@@ -172,9 +173,9 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// Many nights: the pool is as it was after each, memory does not grow, and
-// retention and prune do what the config says. XENKEEP_SOAK=full is ten VMs of
-// two disks and twenty nights.
+// Many nights: after each, the pool is unchanged, memory does not grow, and retention
+// and prune follow the config. XENKEEP_SOAK=full is ten VMs of two disks and twenty
+// nights.
 func TestSoak(t *testing.T) {
 	vms, nights, keep, size := 2, 8, 2, int64(4*mib)
 	if os.Getenv("XENKEEP_SOAK") == "full" {
@@ -199,7 +200,7 @@ func TestSoak(t *testing.T) {
 		}
 		for what := range before {
 			if !after[what] {
-				t.Errorf("night %d: %s is gone", n, what)
+				t.Errorf("night %d: %s was deleted", n, what)
 			}
 		}
 		if got := h.bases(); got != 2*vms {
@@ -224,7 +225,7 @@ func TestSoak(t *testing.T) {
 		now, running := heap(), runtime.NumGoroutine()
 		largest = max(largest, now)
 		t.Logf("night %d: %d KiB freed, %d forgotten, heap %d KiB, %d goroutines", n, rep.Freed>>10, len(rep.Forgotten), now>>10, running)
-		if n == keep+3 { // by now prune deletes and copies too
+		if n == keep+3 { // by now prune deletes and copies, too
 			first, goroutines = now, running
 		} else if n > keep+3 && (now-first > 4*mib || running > goroutines+20) {
 			t.Errorf("night %d: the heap grew from %d to %d KiB, goroutines from %d to %d", n, first>>10, now>>10, goroutines, running)
@@ -247,8 +248,9 @@ func TestSoak(t *testing.T) {
 	if err != nil || len(rep.Findings) > 0 || rep.Claims > 0 {
 		t.Errorf("check: %v %+v", err, rep)
 	}
-	// Each night brings a quarter of each disk; what is kept is that of the
-	// nights kept, those that wait to be deleted, and the quarter that stays.
+	// Each night brings a quarter of each disk. Stored are the quarters of the nights
+	// that are kept and of those that wait for deletion, and the quarter that does not
+	// change.
 	quarter := int64(2*vms) * size / 4
 	if want := int64(nights-keep-3) * quarter; freed < want || rep.PackBytes > int64(keep+4)*quarter+8*mib {
 		t.Errorf("%d MiB freed, at least %d wanted; %d MiB stored", freed/mib, want/mib, rep.PackBytes/mib)
@@ -275,7 +277,7 @@ func TestFailures(t *testing.T) {
 	if rep, err := Run(t.Context(), h.night("none")); !errors.Is(err, job.ErrFailed) || rep.State != report.Failed || len(rep.VMs) != 1 || !rep.VMs[0].Missing {
 		t.Errorf("%+v %v", rep, err)
 	}
-	// What cannot be written is said, and fails nothing.
+	// Files that cannot be written are reported, and do not fail the run.
 	if rep, err := Run(t.Context(), h.night("files")); err != nil || rep.State != report.OK || len(rep.Unsent) != 3 {
 		t.Errorf("%+v %v", rep, err)
 	}
@@ -293,8 +295,8 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// Row N4 of the fault list: the alert that docs/operations.md names fires while
-// the pool is down, and does not where backups go on.
+// Row N4 of the fault list: the alert in docs/operations.md fires while the pool is
+// down, and does not fire while backups succeed.
 func TestAlertWhilePoolIsDown(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "x.prom")
@@ -357,7 +359,7 @@ func TestAlertWhilePoolIsDown(t *testing.T) {
 	alert(t, first, 28) // and after a day of it
 }
 
-// alert asks Prometheus whether the documented alert fires after some hours.
+// alert evaluates the documented alert with Prometheus after some hours.
 func alert(t *testing.T, last map[string]float64, hours int) {
 	t.Helper()
 	promtool, err := exec.LookPath("promtool")
@@ -398,7 +400,7 @@ func alert(t *testing.T, last map[string]float64, hours int) {
 }
 
 // A check that is due runs before the prune of that night, and a prune deletes or
-// condemns nothing after a check that found damage, also where the job forgets first.
+// condemns nothing after a check that found damage, also if the job forgets first.
 func TestCheckBeforePrune(t *testing.T) {
 	for _, first := range []bool{false, true} {
 		h := newHouse(t, fmt.Sprintf("[jobs.n]\nselect={all=true}\nkeep={last=1}\nforget-first=%v\nprune='always'\ncheck={every='always', budget='1G'}\n", first), 1, 1, 4*mib)
@@ -435,17 +437,17 @@ func TestCheckBeforePrune(t *testing.T) {
 			t.Errorf("forget-first %v: with damage, the night is %s, %s: %v %v", first, rep.Checked, rep.Pruned, condemned, err)
 		}
 		if !slices.ContainsFunc(rep.Warnings, func(w string) bool { return strings.Contains(w, "nothing is pruned tonight") }) {
-			t.Errorf("forget-first %v: the report does not say it: %q", first, rep.Warnings)
+			t.Errorf("forget-first %v: the report does not contain it: %q", first, rep.Warnings)
 		}
 		flip()
 		if rep := run(); rep.Pruned != "done" {
-			t.Errorf("forget-first %v: after the damage is gone, the night is %s, %s", first, rep.Checked, rep.Pruned)
+			t.Errorf("forget-first %v: after the damage was repaired, the night is %s, %s", first, rep.Checked, rep.Pruned)
 		}
 	}
 }
 
-// Row N5 of the fault list: damage is no partial night. The report, the error
-// and the subject say it, and all VMs are saved nevertheless.
+// Row N5 of the fault list: a night with damage is not only partial. The report, the
+// error and the subject contain it, and all VMs are saved nevertheless.
 func TestDamage(t *testing.T) {
 	h := newHouse(t, "[jobs.n]\nselect={all=true}\nprune='always'\ncheck={every='always', budget='1G'}\n[jobs.plain]\nselect={all=true}\n", 2, 1, 4*mib)
 	if _, err := Run(t.Context(), h.night("n")); err != nil {
@@ -481,7 +483,7 @@ func TestDamage(t *testing.T) {
 	if err := os.WriteFile(snapshots[0], []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.RemoveAll(filepath.Join(h.dir, "cache")); err != nil { // which holds a copy
+	if err := os.RemoveAll(filepath.Join(h.dir, "cache")); err != nil { // it contains a copy
 		t.Fatal(err)
 	}
 	rep, err = Run(t.Context(), h.night("plain"))
@@ -560,8 +562,8 @@ func TestDamagedIsNotGood(t *testing.T) {
 	}
 }
 
-// Row N12 of the fault list: whoever is told of runs is told of one that was
-// refused, in words that name the job, the process and the time.
+// Row N12 of the fault list: the notifications report a run that was refused, in words
+// that name the job, the process and the time.
 func TestRefusedRunIsTold(t *testing.T) {
 	told := make(chan report.Report, 2)
 	hook := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

@@ -23,7 +23,7 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// Plan is what a run would do. Its JSON form is documented in
+// Plan is a prediction of a run. Its JSON form is documented in
 // docs/reference/json.md.
 type Plan struct {
 	Type     string      `json:"type"` // "plan"
@@ -34,7 +34,7 @@ type Plan struct {
 	Findings []Finding   `json:"findings"`
 }
 
-// Setting is one of what the job says.
+// Setting is one setting of the job.
 type Setting struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
@@ -48,13 +48,13 @@ type PlannedVM struct {
 	Priority int           `json:"priority"`
 	Kind     string        `json:"kind,omitempty"`
 	Disks    []PlannedDisk `json:"disks"`
-	Keeps    int           `json:"keeps"`   // snapshots that retention would leave, the new one included
-	Forgets  int           `json:"forgets"` // those it would forget
+	Keeps    int           `json:"keeps"`   // snapshots that retention would keep, including the new one
+	Forgets  int           `json:"forgets"` // snapshots that retention would delete
 	Error    string        `json:"error,omitempty"`
 	Hint     string        `json:"hint,omitempty"`
 }
 
-// PlannedDisk is one of its disks.
+// PlannedDisk is one disk of a PlannedVM.
 type PlannedDisk struct {
 	Device string `json:"device"`
 	VDI    string `json:"vdi"`
@@ -62,12 +62,12 @@ type PlannedDisk struct {
 	Size   int64  `json:"size"`
 	Method string `json:"method,omitempty"`
 	Reason string `json:"reason,omitempty"`
-	Bytes  int64  `json:"bytes"` // to be read at most; -1: not known before
-	CBT    bool   `json:"cbt"`   // its changes are tracked now
+	Bytes  int64  `json:"bytes"` // upper bound of the bytes to be read; -1: not known in advance
+	CBT    bool   `json:"cbt"`   // its changes are tracked already
 	Left   string `json:"left_out,omitempty"`
 }
 
-// Finding is what a plan came upon.
+// Finding is an observation of a plan.
 type Finding struct {
 	Level string `json:"level"` // "note", "warn" or "error"
 	What  string `json:"what"`
@@ -75,8 +75,8 @@ type Finding struct {
 	Hint  string `json:"hint,omitempty"`
 }
 
-// chainLimit is how many files a VHD chain may have (sm drivers/vhdutil.py);
-// chainWarn leaves room for some nights.
+// chainLimit is the maximum number of files in a VHD chain (sm drivers/vhdutil.py);
+// chainWarn leaves a margin of some nights.
 const (
 	chainLimit = 30
 	chainWarn  = 20
@@ -92,8 +92,7 @@ func (p *planner) find(level, what, hint, format string, args ...any) {
 	p.plan.OK = p.plan.OK && level != "error"
 }
 
-// MakePlan says what a run would do; it logs in and opens the repository, and
-// changes nothing.
+// MakePlan predicts a run. It logs in and opens the repository, and changes nothing.
 func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 	n.defaults()
 	p := &planner{Night: &n, plan: &Plan{Type: "plan", Job: n.Job.Name, OK: true, VMs: []PlannedVM{}, Findings: []Finding{}}}
@@ -117,7 +116,7 @@ func MakePlan(ctx context.Context, n Night) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	known, _, err := r.Snapshots(ctx) // what cannot be read is reported with the VMs
+	known, _, err := r.Snapshots(ctx) // unreadable snapshots are reported with the VMs
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +162,7 @@ func (p *planner) leftovers(ctx context.Context, r *repo.Repository, pool *xapi.
 	}
 	for i := range rep.Found {
 		l := &rep.Found[i]
-		if l.Hint != "" { // its own VM's plan is an error already
+		if l.Hint != "" { // the plan of its VM has the error already
 			p.find("warn", l.Class+" "+l.Name, l.Hint, "a restore over its disks has not come to its end")
 			continue
 		}
@@ -193,7 +192,7 @@ func (p *planner) outputs() {
 	}
 	for _, o := range list {
 		if err := o.Try(); err != nil {
-			p.find("error", o.Key, "make the folder, or give another file in the config", "%w", err)
+			p.find("error", o.Key, "create the folder, or set another file in the config", "%w", err)
 		}
 	}
 }
@@ -340,7 +339,7 @@ func (p *planner) forecast(name string, fc *backup.VMPreview, f *backup.Preview,
 	}
 }
 
-// retention tells how many of a VM's snapshots would stay and go after a
+// retention returns how many of a VM's snapshots would be kept and deleted after a
 // success.
 func (p *planner) retention(all []*repo.Snapshot, pool string, c *backup.VMRequest, o *backup.Options) (keeps, forgets int) {
 	policy := o.Retention
@@ -367,8 +366,8 @@ func (p *planner) retention(all []*repo.Snapshot, pool string, c *backup.VMReque
 	return keeps, forgets
 }
 
-// srs looks at the SRs that disks of the job are on: free space, long chains,
-// and parents that wait to be coalesced.
+// srs examines the SRs with disks of the job: free space, long chains, and parents
+// that wait to be coalesced.
 func (p *planner) srs(inv *selection.Inventory, sel *selection.Result) {
 	byUUID := make(map[string]*xapi.VDI)
 	children := make(map[string]int)
@@ -404,7 +403,7 @@ func (p *planner) srs(inv *selection.Inventory, sel *selection.Result) {
 			}
 		}
 		switch {
-		case backlog > used[ref]: // more than one night leaves
+		case backlog > used[ref]: // more than one night causes
 			p.find("warn", "SR "+sr.NameLabel, "see why the SR does not coalesce: xe sr-scan uuid="+sr.UUID+", then /var/log/SMlog", "%d parents wait to be coalesced", backlog)
 		case backlog > 0:
 			p.find("note", "SR "+sr.NameLabel, "", "%d parents wait to be coalesced", backlog)
@@ -415,13 +414,13 @@ func (p *planner) srs(inv *selection.Inventory, sel *selection.Result) {
 	}
 }
 
-// database looks whether the pool would send its database.
+// database checks whether the pool would send its database.
 func (p *planner) database(ctx context.Context, pool *xapi.Client) error {
 	if !p.Job.PoolMetadata {
 		return nil
 	}
 	rec, err := pool.Pool(ctx)
-	// The key is there from the first upgraded host to the last (xen-api
+	// The key exists from the upgrade of the first host to that of the last (xen-api
 	// ocaml/xapi/xapi_globs.ml).
 	if _, upgrading := rec.OtherConfig["rolling_upgrade_in_progress"]; err == nil && upgrading {
 		p.find("error", "pool-metadata", "finish the upgrade of all hosts, or leave pool-metadata out until then", "the pool is in the middle of a rolling upgrade and sends a database without content")
@@ -429,7 +428,7 @@ func (p *planner) database(ctx context.Context, pool *xapi.Client) error {
 	return err
 }
 
-// repository looks at the space behind a repository in a folder.
+// repository examines the free space of a repository in a folder.
 func (p *planner) repository(r *repo.Repository) {
 	for _, x := range r.Problems() {
 		p.find("error", x.Object, "run xenkeep check", "%w", x.Err)
@@ -452,8 +451,8 @@ func (p *planner) repository(r *repo.Repository) {
 	p.room(st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize), most)
 }
 
-// room judges the space behind a repository, against what is read at most as
-// far as that is known.
+// room compares the free space of a repository with the upper bound of the bytes to be
+// read, as far as it is known.
 func (p *planner) room(free, total, most uint64) {
 	level, hint, beside := "note", "", ""
 	switch {

@@ -14,7 +14,7 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// told finds a finding by its level and a piece of its text.
+// told returns the finding with a level and a part of its text.
 func told(p *Plan, level, text string) bool {
 	for _, f := range p.Findings {
 		if f.Level == level && strings.Contains(f.What+": "+f.Text, text) && (level != "error" || f.Hint != "") {
@@ -24,8 +24,7 @@ func told(p *Plan, level, text string) bool {
 	return false
 }
 
-// What a plan foresees is what the run then does: it succeeds where the plan
-// says so, and only there.
+// A plan predicts the run: the run succeeds exactly if the plan predicts success.
 func TestPlanIsTrue(t *testing.T) {
 	type world struct {
 		*house
@@ -38,7 +37,7 @@ func TestPlanIsTrue(t *testing.T) {
 			w.t.Fatal(err)
 		}
 	}
-	// chain makes VM snapshots, with something written after each.
+	// chain takes VM snapshots, with a write after each.
 	chain := func(n int) func(*world) {
 		return func(w *world) {
 			for i := range n {
@@ -81,7 +80,7 @@ func TestPlanIsTrue(t *testing.T) {
 			must(w, err)
 			must(w, w.pool.Call(t.Context(), "VDI.set_sharable", nil, ref, true))
 		}},
-		// Row B8 of the fault list: an SR that no host reaches is foreseen.
+		// Row B8 of the fault list: the plan reports an SR that no host reaches.
 		{what: "an SR that is unplugged everywhere", level: "error", text: "no running host can reach the storage", fails: true, prepare: func(w *world) {
 			vms, err := w.pool.VMs(t.Context())
 			must(w, err)
@@ -128,8 +127,9 @@ func TestPlanIsTrue(t *testing.T) {
 			must(w, err)
 			w.mark(w.pool, "VDI", ref, "restore")
 		}},
-		// Row X7 of the fault list: the plan lists bases whose disk is gone.
-		{what: "a base whose disk is gone", level: "note", text: "VDI gone: the base of a disk that is no longer on the pool", prepare: func(w *world) {
+		// Row X7 of the fault list: the plan lists bases whose disk does not exist any
+		// more.
+		{what: "a base whose disk was deleted", level: "note", text: "VDI gone: the base of a disk that is no longer on the pool", prepare: func(w *world) {
 			disk, err := w.pool.CreateVDI(t.Context(), xapi.VDIFields{Name: "gone", SR: w.sr(w.pool), Size: mib})
 			must(w, err)
 			var snap xapi.Ref
@@ -176,7 +176,7 @@ func TestPlanIsTrue(t *testing.T) {
 			}
 			rep, err := Run(t.Context(), h.night("n"))
 			if ok := err == nil && rep.State == report.OK; ok != p.OK {
-				t.Errorf("the plan says %v, the run %s: %v %+v", p.OK, rep.State, err, rep)
+				t.Errorf("the plan predicts %v, the run is %s: %v %+v", p.OK, rep.State, err, rep)
 			}
 		})
 	}
@@ -191,8 +191,8 @@ func (h *house) sr(pool *xapi.Client) xapi.Ref {
 	return sr.Ref
 }
 
-// mark puts the marks of a run elsewhere on an object, that was last heard of
-// long ago.
+// mark sets the marks of a run on another machine on an object, with an old sign of
+// life.
 func (h *house) mark(pool *xapi.Client, class string, ref xapi.Ref, role string) {
 	h.t.Helper()
 	r, err := h.open(h.t.Context())
@@ -236,7 +236,7 @@ func (h *house) drop(pool *xapi.Client, n int) {
 	}
 }
 
-// objects names all that the repository holds.
+// objects returns the names of all objects in the repository.
 func (h *house) objects() string {
 	var list []string
 	err := filepath.WalkDir(filepath.Join(h.dir, "repo"), func(name string, d os.DirEntry, err error) error {
@@ -249,7 +249,8 @@ func (h *house) objects() string {
 	return strings.Join(list, "\n")
 }
 
-// The space of the repository decides by what is free, and what may be read.
+// The finding about the repository's space depends on the free space, and on the bytes
+// that may be read.
 func TestPlanRoom(t *testing.T) {
 	for _, c := range []struct {
 		free, total, most uint64

@@ -11,9 +11,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// Row N5 of the fault list: tracking that missed a change is damage of older
-// snapshots. The run saved every VM, so it is not a failed one, and it goes on
-// to prune.
+// Row N5 of the fault list: if tracking missed a change, older snapshots are damaged.
+// The run saved every VM, so it is not a failed one, and it continues with prune.
 func TestTrackingMissedChange(t *testing.T) {
 	h := newHouseOn(t, xapisim.Config{NBD: xapisim.NBDTLS, CBT: true, StorageRevert: true}, "[jobs.n]\nselect={all=true}\nprune='always'\n", 1, 1, 4*mib)
 	n := h.night("n")

@@ -1,6 +1,6 @@
-// Package notify tells people and programs of a run: by e-mail, by a webhook,
-// and by asking for URLs that a dead man's switch waits for. What cannot be
-// sent is an error for the caller to tell of; a backup never fails by it.
+// Package notify sends notifications of a run: by e-mail, by a webhook, and by
+// requests to URLs that a dead man's switch monitors. Notifications that cannot be
+// sent are errors for the caller to report; a backup never fails because of them.
 package notify
 
 import (
@@ -32,14 +32,14 @@ const (
 	defaultTimeOut  = 30 * time.Second
 )
 
-// Sender sends what a config says.
+// Sender sends the notifications of a config.
 type Sender struct {
 	Config config.Notify
-	// Wait lets time pass between attempts; nil waits by the real clock.
+	// Wait waits between attempts; nil waits by the real clock.
 	Wait func(ctx context.Context, d time.Duration) error
 }
 
-// Start tells that a run begins.
+// Start reports that a run begins.
 func (s *Sender) Start(ctx context.Context, r *report.Report) []error {
 	if p := s.Config.Ping; p != nil && p.Start != "" {
 		return errs(s.ping(ctx, "ping start", p.Start, nil))
@@ -47,7 +47,8 @@ func (s *Sender) Start(ctx context.Context, r *report.Report) []error {
 	return nil
 }
 
-// End tells how it ended. Each that could not be told is an error.
+// End reports the end of a run. It returns an error for each notification that could
+// not be sent.
 func (s *Sender) End(ctx context.Context, r *report.Report) []error {
 	var all []error
 	wanted := func(w config.When) bool { return w != config.OnFailure || r.State != report.OK }
@@ -69,15 +70,16 @@ func (s *Sender) End(ctx context.Context, r *report.Report) []error {
 	return errs(all...)
 }
 
-// Tried is what became of one way of notification in a test.
+// Tried is the result of one notification in a test.
 type Tried struct {
 	Channel string // "mail", "webhook", "ping start", "ping failure" or "ping success"
-	To      string // the mail's receivers, or the host of an address: the rest may be a secret
+	To      string // the mail's receivers, or the host of a URL: the rest may be secret
 	Err     error
 }
 
-// Test sends r through everything that is configured, whatever it is for. The
-// ping for success comes last, so that who waits for it is content afterwards.
+// Test sends r through every configured channel, for whichever result. The ping for
+// success comes last, so that the monitoring service is in its normal state
+// afterwards.
 func (s *Sender) Test(ctx context.Context, r *report.Report) []Tried {
 	var list []Tried
 	if m := s.Config.Mail; m != nil {
@@ -116,7 +118,7 @@ func errs(all ...error) []error {
 	return list
 }
 
-// again tries something until it succeeds, or as often as it may.
+// again calls try until it succeeds, or until the maximum of attempts.
 func (s *Sender) again(ctx context.Context, attempts int, timeOut time.Duration, try func(ctx context.Context) error) error {
 	wait := s.Wait
 	if wait == nil {
@@ -143,7 +145,7 @@ func (s *Sender) again(ctx context.Context, attempts int, timeOut time.Duration,
 	}
 }
 
-// finalError is one that another attempt would meet too.
+// finalError is an error that another attempt would return, too.
 type finalError struct{ error }
 
 func (e *finalError) Unwrap() error { return e.error }
@@ -179,8 +181,8 @@ func (s *Sender) webhook(ctx context.Context, w *config.Webhook, r *report.Repor
 	return named("webhook", w.URL, err)
 }
 
-// named says what could not be sent, and where to: the host alone, as the rest
-// of an address is often a secret.
+// named returns the error of a notification with its channel and host. The rest of a
+// URL is left out, because it is often secret.
 func named(what, to string, err error) error {
 	if err == nil {
 		return nil
@@ -281,7 +283,7 @@ func sendMail(ctx context.Context, m *config.Mail, r *report.Report) error {
 		}
 		auth := mail.SMTPAuthAutoDiscover
 		if m.TLS == "none" {
-			auth = mail.SMTPAuthPlainNoEnc // asked for: the password goes in the clear
+			auth = mail.SMTPAuthPlainNoEnc // the config requests it: the password is sent in clear text
 		}
 		opts = append(opts, mail.WithSMTPAuth(auth), mail.WithUsername(m.User), mail.WithPassword(string(password)))
 	}

@@ -31,14 +31,14 @@ import (
 	"xenkeep/job/report"
 )
 
-// postOffice is a mail server that wants STARTTLS or TLS, and a password.
+// postOffice is a mail server that requires STARTTLS or TLS, and a password.
 type postOffice struct {
 	t     *testing.T
 	srv   *smtp.Server
 	addr  string
 	ca    string // file
 	mu    sync.Mutex
-	busy  int // refuse so many times
+	busy  int // refuse this many times
 	mails []letter
 }
 
@@ -178,14 +178,15 @@ func TestMail(t *testing.T) {
 				t.Errorf("%s: the mail lacks %q:\n%s", kind, want, p.mails[0].text)
 			}
 		}
-		// Only of failures, and this is none.
+		// Only for failures, and this is none.
 		m.When = config.OnFailure
 		fine := sample()
 		fine.State = report.OK
 		if errs := s.End(t.Context(), fine); len(errs) > 0 || len(p.mails) != 1 {
 			t.Errorf("%s: %v, %d mails", kind, errs, len(p.mails))
 		}
-		// What cannot be sent is said, and tried no more often than it may be.
+		// Notifications that cannot be sent are reported, after at most the configured
+		// number of attempts.
 		for _, c := range []struct {
 			what string
 			with func(*config.Mail)
@@ -247,7 +248,7 @@ func TestWebhookAndPing(t *testing.T) {
 	if want := []string{"GET /start", "POST /hook", "POST /fail", "POST /hook", "POST /ok"}; len(errs) > 0 || !slices.Equal(got, want) {
 		t.Errorf("%v %v", got, errs)
 	}
-	// Refused, once; overloaded, three times; the address is not told.
+	// Refused, once; overloaded, three times; the error does not contain the URL.
 	got, fail, status = nil, 1, http.StatusForbidden
 	n.Ping = nil
 	s.Config = n

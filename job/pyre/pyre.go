@@ -1,9 +1,8 @@
-// Package pyre matches names the way Python's re.match does: at the beginning
-// of the name, to wherever the pattern ends. Patterns are translated into those
-// of github.com/dlclark/regexp2, a backtracking engine of the .NET family, which
-// differ in a few corners (Python 3 documentation, "re"; .NET documentation,
-// "Regular Expression Language"). What cannot be translated is refused, never
-// matched in another way.
+// Package pyre matches names like Python's re.match: at the beginning of the name, to
+// any end. Patterns are translated to those of github.com/dlclark/regexp2, a
+// backtracking engine of the .NET family, which differs in a few corners (Python 3
+// documentation, "re"; .NET documentation, "Regular Expression Language"). A pattern
+// that cannot be translated is refused, never matched differently.
 package pyre
 
 import (
@@ -15,20 +14,20 @@ import (
 	"github.com/dlclark/regexp2"
 )
 
-// ErrPattern is returned for patterns that Python refuses, or that cannot be
-// honoured here.
+// ErrPattern is returned for patterns that Python refuses, or that cannot be supported
+// here.
 var ErrPattern = errors.New("no usable regular expression")
 
-// matchLimit ends matches of patterns that would try for ever.
+// matchLimit ends matches of patterns that would take exponential time.
 const matchLimit = 2 * time.Second
 
-// Pattern is a compiled pattern; it may be used by many goroutines.
+// Pattern is a compiled pattern. It is safe for concurrent use.
 type Pattern struct {
 	text string
 	re   *regexp2.Regexp
 }
 
-// Compile reads a pattern of Python 3.
+// Compile parses a pattern of Python 3.
 func Compile(text string) (*Pattern, error) {
 	t := translator{in: []rune(text)}
 	if err := t.run(); err != nil {
@@ -46,7 +45,7 @@ func Compile(text string) (*Pattern, error) {
 	return &Pattern{text: text, re: re}, nil
 }
 
-// Match tells whether the pattern matches at the beginning of s.
+// Match reports whether the pattern matches at the beginning of s.
 func (p *Pattern) Match(s string) (bool, error) {
 	ok, err := p.re.MatchString(s)
 	if err != nil {
@@ -55,19 +54,19 @@ func (p *Pattern) Match(s string) (bool, error) {
 	return ok, nil
 }
 
-// String is the pattern as it was written.
+// String returns the original pattern.
 func (p *Pattern) String() string { return p.text }
 
-// translator goes through a pattern once.
+// translator translates a pattern in one pass.
 type translator struct {
 	in      []rune
 	at      int
 	out     strings.Builder
 	options regexp2.RegexOptions
-	// still tells that a quantifier may not stand here: at a beginning, or
-	// behind an assertion.
+	// still is set if a quantifier is not permitted here: at a beginning, or after an
+	// assertion.
 	still    bool
-	named    bool // a group with a name was seen
+	named    bool // a named group was seen
 	numbered bool // a reference by number was seen
 }
 
@@ -86,12 +85,13 @@ func (t *translator) run() error {
 		}
 	}
 	if t.named && t.numbered {
-		return errors.New("references by number beside named groups cannot be honoured")
+		return errors.New("references by number together with named groups are not supported")
 	}
 	return nil
 }
 
-// leadingFlags takes (?imsx) off the beginning, where alone Python allows it.
+// leadingFlags cuts (?imsx) from the beginning, the only place where Python permits
+// it.
 func (t *translator) leadingFlags() error {
 	for strings.HasPrefix(t.rest(), "(?") {
 		i := 2
@@ -111,7 +111,7 @@ func (t *translator) leadingFlags() error {
 				t.options |= regexp2.Singleline
 			case 'x':
 				t.options |= regexp2.IgnorePatternWhitespace
-			case 'u': // as it is anyway
+			case 'u': // it is the default
 			default:
 				return fmt.Errorf("flag %q cannot be honoured", f)
 			}
@@ -163,8 +163,8 @@ func (t *translator) quantifier(q string) error {
 	return t.suffix()
 }
 
-// suffix takes the mark of a lazy quantifier. A possessive one is refused:
-// most Pythons do not know it.
+// suffix parses the mark of a lazy quantifier. A possessive one is refused, because
+// most versions of Python do not support it.
 func (t *translator) suffix() error {
 	if t.at >= len(t.in) {
 		return nil
@@ -182,7 +182,7 @@ func (t *translator) suffix() error {
 	return nil
 }
 
-// braces is {n}, {n,}, {,m} or {n,m}; anything else is a brace as such.
+// braces parses {n}, {n,}, {,m} or {n,m}; anything else is a literal brace.
 func (t *translator) braces() error {
 	end := strings.IndexRune(t.rest(), '}')
 	body := ""
@@ -214,7 +214,7 @@ func digits(s string) bool {
 	return strings.Trim(s, "0123456789") == "" && len(s) < 9
 }
 
-// open is the beginning of a group.
+// open parses the beginning of a group.
 func (t *translator) open() error {
 	t.still = true
 	rest := t.rest()
@@ -234,7 +234,7 @@ func (t *translator) open() error {
 	case strings.HasPrefix(rest, "(?="), strings.HasPrefix(rest, "(?!"):
 		return take(rest[:3], rest[:3])
 	case strings.HasPrefix(rest, "(?<="), strings.HasPrefix(rest, "(?<!"):
-		return errors.New("assertions that look behind cannot be honoured")
+		return errors.New("lookbehind assertions are not supported")
 	case strings.HasPrefix(rest, "(?P<"):
 		end := strings.IndexByte(rest, '>')
 		if end < 0 || !identifier(rest[4:end]) {
@@ -282,7 +282,7 @@ func identifier(s string) bool {
 	return s != ""
 }
 
-// escape is a backslash and what it means.
+// escape parses a backslash and its meaning.
 func (t *translator) escape(inClass bool) error {
 	if t.at+1 >= len(t.in) {
 		return errors.New("a backslash at the end")
@@ -295,7 +295,7 @@ func (t *translator) escape(inClass bool) error {
 		if c != '0' && !inClass {
 			t.numbered = true
 		}
-		// Two engines count octal digits in two ways.
+		// The two engines count octal digits differently.
 		if t.at < len(t.in) && t.in[t.at] >= '0' && t.in[t.at] <= '9' || c == '0' || inClass {
 			return errors.New("octal escapes cannot be honoured: write \\xHH")
 		}
@@ -329,7 +329,7 @@ func (t *translator) hex(n int, c rune) error {
 	return nil
 }
 
-// literal is a character as such, also where white space is passed over.
+// literal returns a pattern for a character, also where white space is ignored.
 func literal(c rune) string {
 	if c > 0x7f {
 		return string(c)
@@ -337,8 +337,8 @@ func literal(c rune) string {
 	return fmt.Sprintf(`\x%02x`, c)
 }
 
-// class is a set in brackets. In it an opening bracket and a hyphen before one
-// mean themselves, where .NET would subtract.
+// class parses a set in brackets. In it, an opening bracket and a hyphen before one
+// are literal, whereas .NET would subtract a set.
 func (t *translator) class() error {
 	t.put("[")
 	t.at++

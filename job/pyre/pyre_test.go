@@ -8,15 +8,15 @@ import (
 	"testing"
 )
 
-// refused are those that Python takes and we do not: each has its reason in
-// the package.
+// refused holds patterns that Python accepts and we do not: each has its reason in the
+// package.
 var refused = map[string]bool{
 	`(?<=a)b`: true, `(?<!a)b`: true, `a++b`: true, `a*+`: true, `(?P<n>a)\1`: true, `\012`: true, `(a)(?P<n>b)\1`: true, `(?a)\w`: true, `(a)?(?(1)b|c)`: true,
 	`\U00000041`: true, `\N{BULLET}`: true, `[\101]`: true, `(?>a+)b`: true, `\0`: true, `(?x:a b)`: true,
 }
 
 var patterns = []string{
-	// Those of VmBackup's README.
+	// Patterns of VmBackup's README.
 	"DEV-phishing-test", "PRD-PRINTER1", "PRD-PRINT$", "PRD-a.*", "DEV-V.*TEMP$", "DEV-web3", "DEV-.*(TEST|test).*", "DEV-.*[Tt]est.*",
 	".*SAVE$", "PRD-.*print[4-5]$", "PRD-.*print[6-8]$", `PRD-.*print[\d{1,}]$`, "PRD-[aA].*", "PRD-[aA.*", "PROD.*", "DEV.*", "TEMP-.*",
 	".*", "*", "PRD-a*", "^PRD", "PROD*", "^PRD-test[1-2]$", "DEV-RH.*", "PROD-CentOS7.large-user-disks", "DEV-my.*",
@@ -53,7 +53,7 @@ for p in patterns:
 json.dump(out, sys.stdout)
 `
 
-// Python itself says what each pattern matches.
+// Python itself provides the expected result of each pattern.
 func TestAsPython(t *testing.T) {
 	python, err := exec.LookPath("python3")
 	if err != nil {

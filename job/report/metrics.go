@@ -17,15 +17,15 @@ import (
 	"xenkeep/internal/text"
 )
 
-// Good is the newest good snapshot of a VM; zero where it has none.
+// Good is the newest good snapshot of a VM; zero if it has none.
 type Good struct {
 	Name, UUID string
 	Data       time.Time
 }
 
-// WriteMetrics writes a text file for Prometheus' node exporter: the run, its
-// VMs, and the last good snapshot of every VM of the pool. The file has its
-// name only when it is whole.
+// WriteMetrics writes a text file for Prometheus' node exporter: the run, its VMs, and
+// the last good snapshot of every VM of the pool. The file gets its name only when it
+// is complete.
 func (r *Report) WriteMetrics(name string, all []Good) error {
 	reg := prometheus.NewPedanticRegistry()
 	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
@@ -62,7 +62,7 @@ func (r *Report) WriteMetrics(name string, all []Good) error {
 	took := gauge("vm_duration_seconds", "How long the VM's last backup took.", "job", "vm", "uuid")
 	read := gauge("vm_read_bytes", "Bytes read from the pool by the VM's last backup.", "job", "vm", "uuid")
 	fresh := gauge("vm_new_bytes", "Bytes of the VM's last backup that the repository had not.", "job", "vm", "uuid")
-	stored := gauge("vm_stored_bytes", "What these took in the repository.", "job", "vm", "uuid")
+	stored := gauge("vm_stored_bytes", "The bytes that these occupy in the repository.", "job", "vm", "uuid")
 	for _, v := range r.VMs {
 		for _, s := range states {
 			state.WithLabelValues(r.Job, labelText(v.Name), v.UUID, string(s)).Set(is(v.State, s))
@@ -86,7 +86,7 @@ func (r *Report) WriteMetrics(name string, all []Good) error {
 		at.WithLabelValues(labelText(g.Name), g.UUID).Set(float64(g.Data.Unix()))
 	}
 	var from prometheus.Gatherer = reg
-	if r.Error != "" { // the run ended before its VMs were known, or in their midst
+	if r.Error != "" { // the run ended before its VMs were known, or before all were saved
 		from = prometheus.Gatherers{reg, r.carried(name)}
 	}
 	return prometheus.WriteToTextfile(name, from)
@@ -97,8 +97,8 @@ const (
 	vmPrefix     = "xenkeep_vm_"
 )
 
-// labelText replaces control characters of a name, which a terminal that shows the
-// file would obey. Line ends stay: the format escapes them.
+// labelText replaces control characters in a name, because a terminal that shows the
+// file would execute them. Line ends remain: the format escapes them.
 func labelText(name string) string {
 	lines := strings.Split(name, "\n")
 	for i := range lines {
@@ -107,7 +107,7 @@ func labelText(name string) string {
 	return strings.Join(lines, "\n")
 }
 
-// families reads a metrics file; one that does not exist is empty.
+// families parses a metrics file; a missing file is empty.
 func families(name string) (map[string]*dto.MetricFamily, error) {
 	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -131,8 +131,8 @@ func label(m *dto.Metric, name string) string {
 	return ""
 }
 
-// ReadGood reads the newest good snapshots from a metrics file that an earlier
-// run wrote. A file that does not exist has none.
+// ReadGood reads the newest good snapshots from a metrics file that an earlier run
+// wrote. A missing file has none.
 func ReadGood(name string) ([]Good, error) {
 	all, err := families(name)
 	if err != nil {
@@ -149,12 +149,11 @@ func ReadGood(name string) ([]Good, error) {
 	return list, nil
 }
 
-// carried returns the metrics of the job's VMs that the last run wrote and this
-// run has nothing to say about: an alert on a VM must not end because the run
-// failed.
+// carried returns the metrics of the job's VMs that the last run wrote and for which
+// this run has no values: an alert on a VM must not end because the run failed.
 func (r *Report) carried(name string) prometheus.GathererFunc {
 	return func() ([]*dto.MetricFamily, error) {
-		all, _ := families(name) // a file that cannot be read is replaced
+		all, _ := families(name) // an unreadable file is replaced
 		mine := make(map[string]bool)
 		for _, v := range r.VMs {
 			mine[v.UUID] = true

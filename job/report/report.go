@@ -1,5 +1,5 @@
-// Package report tells what a nightly run did: one value, and its forms for
-// people, programs, Prometheus, and those who read VmBackup's status log.
+// Package report describes a nightly run: one value, and its forms for people,
+// programs, Prometheus, and readers of VmBackup's status log.
 package report
 
 import (
@@ -22,13 +22,13 @@ import (
 	"xenkeep/job"
 )
 
-// State is how something ended. The four are never mixed up.
+// State is the result of a run or of a VM.
 type State string
 
 // The states.
 const (
 	OK      State = "ok"
-	Partial State = "partial" // something that was wanted is missing
+	Partial State = "partial" // something that was requested is missing
 	Failed  State = "failed"
 	Skipped State = "skipped" // not begun
 )
@@ -36,12 +36,12 @@ const (
 // Report is a run of a job. Its JSON form is documented in docs/reference/json.md.
 type Report struct {
 	Type       string    `json:"type"`           // "report"
-	Test       bool      `json:"test,omitempty"` // it tests the notifications, and no run took place
+	Test       bool      `json:"test,omitempty"` // a test of the notifications, without a run
 	State      State     `json:"state"`
 	Job        string    `json:"job"`
 	Machine    string    `json:"machine"`
 	Version    string    `json:"version"`
-	Pool       string    `json:"pool"` // its name, or where it is
+	Pool       string    `json:"pool"` // its name or address
 	PoolUUID   string    `json:"pool_uuid,omitempty"`
 	Repository string    `json:"repository"`
 	Started    time.Time `json:"started"`
@@ -49,8 +49,8 @@ type Report struct {
 	Duration   float64   `json:"duration_s"`
 	Error      string    `json:"error,omitempty"` // why the whole run failed
 	Hint       string    `json:"hint,omitempty"`
-	// Damage is a short sentence about damage that the run met in the
-	// repository; empty where it met none.
+	// Damage is a short sentence about damage that the run found in the repository;
+	// empty if it found none.
 	Damage     string `json:"damage,omitempty"`
 	DamageHint string `json:"damage_hint,omitempty"`
 	VMs        []VM   `json:"vms"`
@@ -61,16 +61,16 @@ type Report struct {
 	Compression []chunkstore.LevelStats `json:"compression,omitempty"`
 	Database    string                  `json:"database,omitempty"` // snapshot of the pool's database
 	Forgotten   []string                `json:"forgotten,omitempty"`
-	Freed       int64                   `json:"bytes_freed"`        // by prune, now
+	Freed       int64                   `json:"bytes_freed"`        // by prune, in this run
 	FreedLater  int64                   `json:"bytes_freed_later"`  // by the next prune
 	Pruned      string                  `json:"prune,omitempty"`    // "done", "not due", "held back" or "failed"
 	Checked     string                  `json:"check,omitempty"`    // the same
 	Findings    []string                `json:"findings,omitempty"` // of the check
 	Warnings    []string                `json:"warnings,omitempty"`
-	Unsent      []string                `json:"unsent,omitempty"` // notifications that could not be sent, and why
+	Unsent      []string                `json:"unsent,omitempty"` // notifications and files that could not be sent or written, with reasons
 }
 
-// VM is what became of a VM.
+// VM is the result for a VM.
 type VM struct {
 	Name       string            `json:"name"`
 	UUID       string            `json:"uuid,omitempty"`
@@ -79,7 +79,7 @@ type VM struct {
 	Kind       string            `json:"kind,omitempty"`
 	FirstDisk  bool              `json:"first_disk_only,omitempty"`
 	Disks      []job.DiskSummary `json:"disks,omitempty"`
-	Left       []string          `json:"left_out,omitempty"` // disks, and why
+	Left       []string          `json:"left_out,omitempty"` // disks, with reasons
 	Size       int64             `json:"size"`
 	Read       int64             `json:"bytes_read"`
 	New        int64             `json:"bytes_new"`
@@ -88,23 +88,23 @@ type VM struct {
 	Duration   float64           `json:"duration_s"`
 	Waits      job.Timing        `json:"waits"`
 	Bottleneck string            `json:"bottleneck,omitempty"`
-	LastGood   time.Time         `json:"last_good,omitzero"` // data of its newest complete snapshot, of any job
+	LastGood   time.Time         `json:"last_good,omitzero"` // data time of its newest complete snapshot, of any job
 	LastGoodID string            `json:"last_good_id,omitempty"`
 	Error      string            `json:"error,omitempty"`
 	Hint       string            `json:"hint,omitempty"`
-	Missing    bool              `json:"missing,omitempty"` // it is not in the pool
-	// Interrupted reports that its backup was begun when the run was interrupted.
+	Missing    bool              `json:"missing,omitempty"` // it does not exist in the pool
+	// Interrupted is set if its backup was begun when the run was interrupted.
 	Interrupted bool `json:"interrupted,omitempty"`
 }
 
-// Left is a VM that was chosen and excluded.
+// Left is a VM that was selected and excluded.
 type Left struct {
 	Name   string `json:"name"`
 	UUID   string `json:"uuid"`
 	Reason string `json:"reason"`
 }
 
-// Count counts the VMs of a state.
+// Count returns the number of VMs in a state.
 func (r *Report) Count(s State) int {
 	n := 0
 	for _, v := range r.VMs {
@@ -115,8 +115,8 @@ func (r *Report) Count(s State) int {
 	return n
 }
 
-// Subject is the report in a line: state, job, host, n of m VMs, and what is
-// wrong. Damage comes before every state: it does not pass by itself.
+// Subject returns the report in one line: state, job, host, n of m VMs, and what is
+// wrong. Damage comes before every state, because it is permanent.
 func (r *Report) Subject() string {
 	if r.Test {
 		return line(fmt.Sprintf("xenkeep TEST: %s on %s: a test of the notifications, nothing was backed up", r.Job, r.Machine))
@@ -160,7 +160,7 @@ func (r *Report) failed() string {
 	return ": " + strings.Join(names, ", ") + " failed"
 }
 
-// Level is how loud a log must be about the run.
+// Level returns the level of a log message about the run.
 func (r *Report) Level() slog.Level {
 	switch {
 	case r.Damage != "" || r.State == Failed:
@@ -171,8 +171,8 @@ func (r *Report) Level() slog.Level {
 	return slog.LevelInfo
 }
 
-// Log writes to l why each VM that is not as it should be is so, and how the run
-// ended. VMs that failed while they were backed up are in the log already.
+// Log writes to l the reason for each VM that is not OK, and how the run ended. VMs
+// that failed during their backup are in the log already.
 func (r *Report) Log(l *slog.Logger) {
 	for i := range r.VMs {
 		v := &r.VMs[i]
@@ -190,7 +190,7 @@ func (r *Report) Log(l *slog.Logger) {
 	l.Log(context.Background(), r.Level(), "run ended", list...)
 }
 
-// attrs leaves out what is empty.
+// attrs leaves out empty values.
 func attrs(pairs ...string) []any {
 	var list []any
 	for i := 0; i < len(pairs); i += 2 {
@@ -209,7 +209,7 @@ func took(s float64) string {
 	return time.Duration(s * float64(time.Second)).Round(time.Second / 10).String()
 }
 
-// methods are the ways in which a VM's disks were read, each once.
+// methods returns the methods by which a VM's disks were read, each once.
 func (v *VM) methods() string {
 	var list []string
 	for _, d := range v.Disks {
@@ -221,8 +221,8 @@ func (v *VM) methods() string {
 	return strings.Join(list, ",")
 }
 
-// Text writes the report for people: first what is wrong and what to do about
-// it, then the table, then the rest.
+// Text writes the report for people: first the problems and their hints, then the
+// table, then the rest.
 func (r *Report) Text(w io.Writer) error {
 	if r.Test {
 		_, err := fmt.Fprintf(w, "%s\n", r.Subject())
@@ -256,7 +256,7 @@ func (r *Report) Text(w io.Writer) error {
 	if len(list) > 0 {
 		b.WriteByte('\n')
 		t := table(list)
-		_, _ = t.WriteTo(&b) // a buffer takes everything
+		_, _ = t.WriteTo(&b) // writing to a buffer does not fail
 	}
 	b.WriteByte('\n')
 	r.rest(&b)
@@ -264,12 +264,12 @@ func (r *Report) Text(w io.Writer) error {
 	return err
 }
 
-// mostFindings bounds how many findings stand above the table, which is not to
-// be pushed off the screen.
+// mostFindings limits the findings above the table, so that the table stays on the
+// screen.
 const mostFindings = 10
 
-// worstFirst returns the VMs that failed, then partial ones, then those that
-// were not begun, then those that are as they should be.
+// worstFirst returns the VMs that failed, then partial ones, then those that were not
+// begun, then those that are OK.
 func (r *Report) worstFirst() []*VM {
 	rank := map[State]int{Failed: 0, Partial: 1, Skipped: 2, OK: 3}
 	list := make([]*VM, len(r.VMs))
@@ -280,7 +280,7 @@ func (r *Report) worstFirst() []*VM {
 	return list
 }
 
-// failures writes a paragraph for each VM that is not as it should be.
+// failures writes a paragraph for each VM that is not OK.
 func (r *Report) failures(b *bytes.Buffer, list []*VM) {
 	names := make(map[string]int)
 	for _, v := range list {
@@ -330,7 +330,7 @@ func (v *VM) lastGood(now time.Time) string {
 	return s
 }
 
-// ago is an age in its largest unit.
+// ago formats an age in its largest unit.
 func ago(d time.Duration) string {
 	switch {
 	case d < 2*time.Hour:
@@ -343,11 +343,11 @@ func ago(d time.Duration) string {
 
 func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
-// short is a snapshot's ID as people type it.
+// short returns a snapshot's ID as users type it.
 func short(id string) string { return id[:min(8, len(id))] }
 
-// nameWidth is how wide a name may be in the table; the paragraphs above it
-// have it in full.
+// nameWidth is the maximum width of a name in the table; the paragraphs above it
+// contain the full name.
 const nameWidth = 32
 
 func table(list []*VM) *text.Table {
@@ -410,8 +410,8 @@ func (r *Report) rest(b *bytes.Buffer) {
 	}
 }
 
-// WriteFile writes the report as JSON; the file has its name only when it is
-// whole.
+// WriteFile writes the report as JSON; the file gets its name only when it is
+// complete.
 func (r *Report) WriteFile(name string) error {
 	p, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

@@ -35,8 +35,8 @@ func sample() *Report {
 	}
 }
 
-// Row N6 of the fault list: failures come first, each with its reason, hint and
-// last good snapshot, and the table keeps its columns.
+// Row N6 of the fault list: failures come first, each with its reason, hint and last
+// good snapshot, and the columns of the table are aligned.
 func TestText(t *testing.T) {
 	r := sample()
 	r.VMs[1].LastGood, r.VMs[1].LastGoodID = r.Ended.Add(-75*time.Hour), "9f7e6a5b00000000"
@@ -108,8 +108,8 @@ check: not due
 	}
 }
 
-// Row N5 of the fault list: damage is the first word of the subject and an error
-// of the status log, and its hint stands above the table.
+// Row N5 of the fault list: damage is the first word of the subject and an error of
+// the status log, and its hint comes before the table.
 func TestDamageFirst(t *testing.T) {
 	at := time.Date(2026, 11, 22, 0, 10, 0, 0, time.Local)
 	r := &Report{
@@ -141,8 +141,8 @@ func TestDamageFirst(t *testing.T) {
 	}
 }
 
-// Row N20 of the fault list: the log has a line for each VM that is not as it
-// should be, with its reason, and is as loud as the run was bad.
+// Row N20 of the fault list: the log has a line for each VM that is not OK, with its
+// reason, at a level that corresponds to the state.
 func TestLog(t *testing.T) {
 	log := func(r *Report) string {
 		var b bytes.Buffer
@@ -198,7 +198,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// The lines as VmBackup.py 3.25 writes them.
+// The lines are as VmBackup.py 3.25 writes them.
 func TestStatusLog(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "status.log")
 	if err := os.WriteFile(name, []byte("earlier\n"), 0o600); err != nil {
@@ -266,12 +266,12 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// Row N4 of the fault list: a run that could not reach the pool keeps the ages of
-// good snapshots, and the other metrics of its VMs, in the file.
+// Row N4 of the fault list: a run that could not reach the pool keeps the ages of good
+// snapshots, and the other metrics of its VMs, in the file.
 func TestMetricsCarriedOver(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "x.prom")
 	if got, err := ReadGood(name); err != nil || len(got) != 0 {
-		t.Errorf("of no file: %v %v", got, err)
+		t.Errorf("of a missing file: %v %v", got, err)
 	}
 	good := []Good{{Name: "web", UUID: "u1", Data: sample().Ended.Add(-30 * time.Minute)}, {Name: "never\n\"x\"", UUID: "u9"}}
 	if err := sample().WriteMetrics(name, good); err != nil {
@@ -314,7 +314,7 @@ func TestMetricsCarriedOver(t *testing.T) {
 	if p, _ := os.ReadFile(name); bytes.Contains(p, []byte("xenkeep_vm_")) {
 		t.Errorf("%s", p)
 	}
-	// A file that is damaged is replaced.
+	// A damaged file is replaced.
 	if err := os.WriteFile(name, []byte("{{{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

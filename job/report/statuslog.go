@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// statusTime is how VmBackup writes times.
+// statusTime is the time format of VmBackup.
 const statusTime = "2006/01/02 15:04:05"
 
 func (r *Report) server() string {
@@ -15,7 +15,8 @@ func (r *Report) server() string {
 	return host
 }
 
-// statusLines are those that VmBackup 3.25 adds to its status log for a run.
+// statusLines returns the lines that VmBackup 3.25 would add to its status log for a
+// run.
 func (r *Report) statusLines() []string {
 	var lines []string
 	add := func(at time.Time, what string, rest ...string) {
@@ -63,7 +64,7 @@ func (r *Report) statusLines() []string {
 	return lines
 }
 
-// AppendStatus adds the run to a status log as VmBackup does.
+// AppendStatus adds the run to a status log in the form of VmBackup.
 func (r *Report) AppendStatus(name string) error {
 	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
 	if err != nil {

@@ -63,8 +63,8 @@ func (r *rule) apply(v *VM, first *bool) {
 	}
 }
 
-// vmBackupRules are the lines of VmBackup's config in the order in which they
-// count: each decides on retention and disks alike.
+// vmBackupRules returns the lines of VmBackup's config in the order of their
+// precedence: each decides about both retention and disks.
 func vmBackupRules(v *config.VmBackup) []rule {
 	var list []rule
 	for _, l := range v.Lines() {
@@ -86,8 +86,8 @@ func vmBackupRules(v *config.VmBackup) []rule {
 	return list
 }
 
-// asVmBackup chooses as VmBackup does: excludes before all else, simple names
-// before patterns, and every line that matches nothing is told of.
+// asVmBackup selects like VmBackup: excludes first, simple names before patterns, and
+// every line that matches nothing is reported.
 func (c *chooser) asVmBackup(v *config.VmBackup) error {
 	for _, l := range v.Exclude {
 		n := 0
@@ -112,7 +112,7 @@ func (c *chooser) asVmBackup(v *config.VmBackup) error {
 			if l.Simple() != simple {
 				continue
 			}
-			var one *xapi.VM // that a simple name means
+			var one *xapi.VM // the VM with the simple name
 			if simple {
 				if one, _ = c.named(l.Name); one == nil {
 					c.name(l.Name, "")

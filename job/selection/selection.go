@@ -1,7 +1,7 @@
-// Package selection decides which VMs of a pool a job is for, and which disks of
-// them. It is a function of what the pool holds and what the config says: it
-// asks nothing and changes nothing. What is not plain (a name that matches
-// nothing, or more than one VM) is reported, never guessed.
+// Package selection decides which VMs of a pool, and which of their disks, belong to a
+// job. It is a function of the pool's records and the config: it calls nothing and
+// changes nothing. An ambiguous case (a name that matches nothing, or more than one
+// VM) is reported, never guessed.
 package selection
 
 import (
@@ -17,19 +17,19 @@ import (
 	"xenkeep/xapi"
 )
 
-// Inventory is what a pool holds, as far as a selection is concerned.
+// Inventory holds the records of a pool that a selection needs.
 type Inventory struct {
-	VMs   []xapi.VM // templates, snapshots and control domains too
+	VMs   []xapi.VM // including templates, snapshots and control domains
 	VBDs  map[xapi.Ref]xapi.VBD
 	VDIs  map[xapi.Ref]xapi.VDI
 	SRs   map[xapi.Ref]xapi.SR
 	Hosts map[xapi.Ref]xapi.Host
-	// Saved are the UUIDs of VMs that jobs have backed up before, by the job's name:
-	// where several VMs have one name, the one that is known is meant.
+	// Saved holds the UUIDs of the VMs that jobs have backed up before, by the job's
+	// name: if several VMs have the same name, the one that was backed up is selected.
 	Saved map[string][]string
 }
 
-// Read asks the pool for all of it.
+// Read reads an Inventory from a pool.
 func Read(ctx context.Context, pool *xapi.Client) (*Inventory, error) {
 	inv := &Inventory{
 		VBDs: make(map[xapi.Ref]xapi.VBD), VDIs: make(map[xapi.Ref]xapi.VDI), SRs: make(map[xapi.Ref]xapi.SR), Hosts: make(map[xapi.Ref]xapi.Host),
@@ -77,13 +77,14 @@ type Disk struct {
 	VBD  xapi.VBD
 	VDI  xapi.VDI
 	SR   xapi.SR
-	Left string // why it is left out; "" where it is saved
+	Left string // why it is left out; "" if it is saved
 }
 
-// FirstOnly is why disks are left out of a VM of which the first is wanted.
+// FirstOnly is the reason for disks that are left out because the job saves only a
+// VM's first disk.
 const FirstOnly = "only the first disk is wanted"
 
-// Device is how people name the disk.
+// Device returns the name of the disk for users.
 func (d *Disk) Device() string {
 	if d.VBD.Device != "" {
 		return d.VBD.Device
@@ -95,50 +96,50 @@ func (d *Disk) Device() string {
 	return d.VBD.UserDevice
 }
 
-// VM is one that was chosen, with what holds for it.
+// VM is a selected VM, with its settings.
 type VM struct {
 	Record   xapi.VM
-	By       string // what chose it
+	By       string // the key or name that selected it
 	Disks    []Disk // by userdevice
 	Priority int
 	Snapshot []config.Kind
 	Keep     retention.Policy
 }
 
-// Left is a VM that was chosen and then excluded.
+// Left is a VM that was selected and then excluded.
 type Left struct {
 	Record xapi.VM
 	Reason string
 }
 
-// Severity says how bad a finding is.
+// Severity is the severity of a Finding.
 type Severity int
 
 // The severities.
 const (
-	Note  Severity = iota // worth telling
-	Warn                  // likely not what is meant
-	Error                 // a VM that is wanted is not saved
+	Note  Severity = iota // information
+	Warn                  // probably not intended
+	Error                 // a VM that was requested is not saved
 )
 
-// Finding is something that is not plain.
+// Finding is an observation about a selection.
 type Finding struct {
 	Severity Severity
-	Subject  string // the name, pattern or VM it is about
+	Subject  string // the name, pattern or VM that it is about
 	Text     string
 	Hint     string
-	// Missing tells that a wanted VM is not there: the run counts it as failed.
+	// Missing is set if a requested VM does not exist: the run counts it as failed.
 	Missing bool
 }
 
-// Result is what a job is for.
+// Result is the result of a selection.
 type Result struct {
 	VMs      []VM // by name
 	Left     []Left
 	Findings []Finding
 }
 
-// Owner is the name of the chosen VM that a disk is of, or "".
+// Owner returns the name of the selected VM to which a disk belongs, or "".
 func (r *Result) Owner(disk xapi.Ref) string {
 	for i := range r.VMs {
 		for j := range r.VMs[i].Disks {
@@ -159,8 +160,7 @@ type chooser struct {
 	why  map[xapi.Ref]string // excluded
 }
 
-// roleKey is the mark of VMs that a restore is still making, or that are on
-// trial (job/lease.go).
+// roleKey is the mark of VMs that are being restored, or in a boot drill (job/lease).
 const roleKey, roleRestore, roleDrill = "xenkeep:role", "restore", "drill"
 
 // Choose applies a job's selection.
@@ -196,7 +196,7 @@ func (c *chooser) missing(subject, hint, format string, args ...any) {
 	c.res.Findings = append(c.res.Findings, Finding{Severity: Error, Subject: subject, Hint: hint, Text: fmt.Sprintf(format, args...), Missing: true})
 }
 
-// take chooses a VM; found by two, it is told of.
+// take selects a VM; if it was selected before, that is reported.
 func (c *chooser) take(vm *xapi.VM, by string) {
 	if was, twice := c.by[vm.Ref]; twice {
 		if was != by {
@@ -207,8 +207,8 @@ func (c *chooser) take(vm *xapi.VM, by string) {
 	c.by[vm.Ref] = by
 }
 
-// named finds the one real VM of a name; of several the one that the job has backed
-// up before, if that is one.
+// named returns the only real VM with a name. If there are several, it returns the one
+// that the job has backed up before, if there is exactly one, and all of them.
 func (c *chooser) named(name string) (*xapi.VM, []*xapi.VM) {
 	var all []*xapi.VM
 	for _, vm := range c.real {
@@ -231,7 +231,7 @@ func (c *chooser) named(name string) (*xapi.VM, []*xapi.VM) {
 	return nil, all
 }
 
-// other tells what else bears a name: "a template", "a VM snapshot" ...
+// other describes other objects with a name: "a template", "a VM snapshot" ...
 func (c *chooser) other(name string) string {
 	for i := range c.inv.VMs {
 		switch vm := &c.inv.VMs[i]; {
@@ -255,7 +255,7 @@ func uuids(vms []*xapi.VM) string {
 	return strings.Join(list, ", ")
 }
 
-// name chooses by name, and reports a name that means none or several.
+// name selects by name, and reports a name that matches no VM or several.
 func (c *chooser) name(name, by string) {
 	vm, all := c.named(name)
 	switch {
@@ -340,7 +340,7 @@ func (c *chooser) choose() error {
 	return nil
 }
 
-// places reports hosts and SRs that are not there.
+// places reports hosts and SRs that do not exist.
 func (c *chooser) places(key string, names []string, there func(string) bool) {
 	for _, n := range names {
 		if !there(n) {
@@ -440,24 +440,24 @@ func (c *chooser) exclude() error {
 	return nil
 }
 
-// noBackup tells whether tags hold Xen Orchestra's mark.
+// noBackup reports whether tags contain Xen Orchestra's mark.
 func noBackup(tags []string) bool {
 	return slices.ContainsFunc(tags, func(t string) bool { return t == "xo:no-bak" || strings.HasPrefix(t, "xo:no-bak=") })
 }
 
-// marks honours what Xen Orchestra's users mark VMs with.
+// marks applies the marks that users of Xen Orchestra set on VMs.
 func (c *chooser) marks() {
 	if c.job.Exclude.IgnoreMarks {
 		return
 	}
 	for _, vm := range c.real {
 		if _, chosen := c.by[vm.Ref]; chosen && noBackup(vm.Tags) {
-			c.why[vm.Ref] = "it bears the tag xo:no-bak"
+			c.why[vm.Ref] = "it has the tag xo:no-bak"
 		}
 	}
 }
 
-// disks are a VM's disks by userdevice.
+// disks returns a VM's disks by userdevice.
 func (c *chooser) disks(vm *xapi.VM) []Disk {
 	var list []Disk
 	for _, ref := range vm.VBDs {
@@ -478,7 +478,7 @@ func (c *chooser) disks(vm *xapi.VM) []Disk {
 	return list
 }
 
-// finish gathers what holds for each VM that is left.
+// finish collects the settings of each selected VM.
 func (c *chooser) finish() error {
 	e := c.job.Exclude
 	used := make([]bool, len(e.Disks))
@@ -530,9 +530,9 @@ func (c *chooser) finish() error {
 			case slices.ContainsFunc(e.Disks, func(x string) bool { return isDisk(x, vm, d) }):
 				d.Left = "excluded by the config"
 			case !e.IgnoreMarks && strings.Contains(d.VDI.NameLabel, "[NOBAK]"):
-				d.Left = "its name bears [NOBAK]"
+				d.Left = "its name contains [NOBAK]"
 			case !e.IgnoreMarks && noBackup(d.VDI.Tags):
-				d.Left = "it bears the tag xo:no-bak"
+				d.Left = "it has the tag xo:no-bak"
 			}
 			for _, p := range like {
 				ok, err := p.Match(d.VDI.NameLabel)
@@ -559,7 +559,7 @@ func (c *chooser) finish() error {
 	return nil
 }
 
-// isDisk tells whether a disk is meant by a UUID, a name or VM:DEVICE.
+// isDisk reports whether x, a UUID, a name or VM:DEVICE, names a disk.
 func isDisk(x string, vm *xapi.VM, d *Disk) bool {
 	if strings.EqualFold(x, d.VDI.UUID) || x == d.VDI.NameLabel {
 		return true
@@ -568,7 +568,7 @@ func isDisk(x string, vm *xapi.VM, d *Disk) bool {
 	return i > 0 && (x[:i] == vm.NameLabel || strings.EqualFold(x[:i], vm.UUID)) && (x[i+1:] == d.Device() || x[i+1:] == d.VBD.UserDevice)
 }
 
-// chosenOf are the UUIDs of the chosen VMs of a name.
+// chosenOf returns the UUIDs of the selected VMs with a name.
 func (c *chooser) chosenOf(name string) []string {
 	var list []string
 	for i := range c.res.VMs {
@@ -579,7 +579,7 @@ func (c *chooser) chosenOf(name string) []string {
 	return list
 }
 
-// doubles reports names that are not one VM's alone.
+// doubles reports names that several VMs have.
 func (c *chooser) doubles() {
 	told := make(map[string]bool)
 	for i := range c.res.VMs {

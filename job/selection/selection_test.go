@@ -10,8 +10,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// pool makes an inventory of VMs with two disks each, named NAME-root and
-// NAME-data; "t:" makes a template, "s:" a snapshot, "-" in front a halted VM.
+// pool returns an inventory of VMs with two disks each, named NAME-root and NAME-data.
+// The prefix "t:" makes a template, "s:" a snapshot, "-" a halted VM.
 func pool(names ...string) *Inventory {
 	inv := &Inventory{VBDs: map[xapi.Ref]xapi.VBD{}, VDIs: map[xapi.Ref]xapi.VDI{}, SRs: map[xapi.Ref]xapi.SR{}, Hosts: map[xapi.Ref]xapi.Host{}}
 	for i, h := range []string{"xen1", "xen2"} {
@@ -120,7 +120,7 @@ func TestSelect(t *testing.T) {
 			t.Errorf("%s: %s, want %s", c.what, got, c.want)
 		}
 		if tells := findings(r); !strings.Contains(tells, c.tells) || c.tells == "" && tells != "" && c.what != "patterns" && c.what != "host" && c.what != "SR" && !strings.HasPrefix(tells, "warn") {
-			t.Errorf("%s: tells %q, want %q", c.what, tells, c.tells)
+			t.Errorf("%s: reports %q, want %q", c.what, tells, c.tells)
 		}
 	}
 	for ref, v := range inv.VDIs {
@@ -144,8 +144,8 @@ func TestAsVmBackup(t *testing.T) {
 		what, cfg, want, tells string
 		names                  []string
 	}{
-		// What the README shows as errors is older than its patterns: a dot makes
-		// a name one, which matches.
+		// The errors in the README are older than its patterns: with a dot, a name is
+		// a pattern, which matches.
 		{"README, as written", "max_backups=4\nbackup_dir=/snapshots/BACKUPS\n#\nvdi-export=PROD-CentOS7.large-user-disks\nvm-export=PROD.*\nvm-export=DEV-RH.*:3\nexclude=PROD-ubuntu12.benchmark\n",
 			"DEV-RH6:3, DEV-RH7:3, PROD-CentOS7-large-user-disks:4 without xvdb, PROD-WinSvr:4, PROD-ubuntu14:4", "note: vdi-export wins", readme},
 		{"README, with errors", "max_backups=4\n#\nvdi-export=PROD-CentOS7.large-user-disk$\nvm-export=PROD.*\nvm-export=DEV-RH.*:3\nexclude=PROD-ubuntu12.bench$\n",
@@ -179,9 +179,9 @@ func TestAsVmBackup(t *testing.T) {
 			t.Errorf("%s: %s, want %s", c.what, got, c.want)
 		}
 		if tells := findings(r); !strings.Contains(tells, c.tells) || c.tells == "" && tells != "" {
-			t.Errorf("%s: tells %q, want %q", c.what, tells, c.tells)
+			t.Errorf("%s: reports %q, want %q", c.what, tells, c.tells)
 		}
-		// The TOML that import writes chooses the same.
+		// The TOML that import writes selects the same VMs.
 		cfg, err := config.Parse("imported", v.TOML())
 		if err != nil {
 			t.Errorf("%s: %v", c.what, err)
@@ -194,8 +194,8 @@ func TestAsVmBackup(t *testing.T) {
 	}
 }
 
-// Row N3 of the fault list: where two VMs have one name, as after a restore, a job goes
-// on with the one that it has backed up before, and warns.
+// Row N3 of the fault list: if two VMs have one name, for example after a restore, a
+// job continues with the one that it has backed up before, and warns.
 func TestSavedBefore(t *testing.T) {
 	for what, c := range map[string]struct {
 		saved map[string][]string
