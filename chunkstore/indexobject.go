@@ -99,13 +99,14 @@ func OpenIndexObject(keys *seal.Keys, data []byte) (*IndexObject, error) {
 }
 
 // openNamedIndex is OpenIndexObject for an object from storage, whose name is
-// verified too.
-func openNamedIndex(keys *seal.Keys, name string, data []byte) (*IndexObject, error) {
+// verified too. It also returns the writer's certificate.
+func openNamedIndex(keys *seal.Keys, name string, data []byte) (*IndexObject, *seal.Cert, error) {
 	obj, err := keys.OpenNamed(seal.KindIndex, name, data)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return decodeIndex(obj)
+	o, err := decodeIndex(obj)
+	return o, &obj.Cert, err
 }
 
 func decodeIndex(obj *seal.Object) (*IndexObject, error) {

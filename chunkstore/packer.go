@@ -158,6 +158,7 @@ func (w *Writer) upload(ctx context.Context, f *openPack) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.done.add(finishedPack{entries: packEntries(id, int64(len(data)), blobs), ids: f.ids})
+	w.s.Own(id)
 	w.stats.Packs++
 	w.stats.Stored += int64(len(data))
 	w.packs.made[id] = struct{}{}

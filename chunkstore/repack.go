@@ -19,6 +19,9 @@ type IndexHead struct {
 	Run      RunID
 	Packs    []pack.ID
 	Replaces []string // names in storage
+
+	writer      seal.WriterID
+	disbelieved int // packs that were left out, because another key wrote them
 }
 
 // headGuess is how many bytes of an index object are read first for its head.
@@ -26,7 +29,8 @@ type IndexHead struct {
 const headGuess = 16 << 10
 
 // IndexHeads reads the heads of all index objects, except those that LoadIndex
-// could not use. Objects are read only in part, because their signatures were
+// could not use. Of an index object of a write-only key, it leaves out the packs that
+// this key did not write. Objects are read only in part, because their signatures were
 // verified when they were added to the index.
 func (s *Store) IndexHeads(ctx context.Context) ([]IndexHead, error) {
 	var heads []IndexHead
@@ -67,7 +71,15 @@ func (s *Store) indexHead(ctx context.Context, name string) (IndexHead, error) {
 		return h, fmt.Errorf("%s: %w", name, err)
 	}
 	h.Run = o.Run
+	cert := seal.ObjectCert(data)
+	h.writer = cert.Writer()
 	for i := range o.Packs {
+		if s.Mixed() && cert.Role() != seal.Full && !s.believeAll {
+			if w, known := s.authors.of(o.Packs[i].Pack); known && w.writer != h.writer || s.Unusable(o.Packs[i].Pack) != nil {
+				h.disbelieved++
+				continue
+			}
+		}
 		h.Packs = append(h.Packs, o.Packs[i].Pack)
 	}
 	for _, r := range o.Replaces {
@@ -130,7 +142,7 @@ func (k *Keep) Add(b *pack.Blob) {
 func (s *Store) Repack(ctx context.Context, run RunID, from []Keep, progress func(n int64)) (packs int, err error) {
 	r := &repacker{s: s, run: run, progress: progress}
 	for _, kind := range []pack.Kind{pack.Data, pack.Tree} {
-		r.c = pack.NewCopier(s.keys, kind)
+		r.c = pack.NewCopier(s.keys, kind, s.firstWriters)
 		for i := range from {
 			if err := r.copy(ctx, kind, &from[i]); err != nil {
 				return r.packs, errors.Join(err, r.cover(ctx))
@@ -197,7 +209,7 @@ func (r *repacker) span(ctx context.Context, from pack.ID, d *pack.Directory, li
 			fits, err := r.c.Add(d, b, p[:b.Stored])
 			if err == nil && !fits {
 				if err = r.put(ctx); err == nil {
-					r.c = pack.NewCopier(r.s.keys, d.Kind)
+					r.c = pack.NewCopier(r.s.keys, d.Kind, r.s.firstWriters)
 					_, err = r.c.Add(d, b, p[:b.Stored])
 				}
 			}
@@ -224,6 +236,7 @@ func (r *repacker) put(ctx context.Context) error {
 	if err := r.s.objects.Put(ctx, id.ObjectName(), data); err != nil {
 		return err
 	}
+	r.s.Own(id)
 	r.done = append(r.done, packEntries(id, int64(len(data)), blobs))
 	r.doneSize += int64(len(data))
 	r.packs++

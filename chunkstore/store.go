@@ -62,6 +62,9 @@ type Store struct {
 	unusable map[pack.ID]error // packs that cannot be opened, and the reason
 
 	avoid atomic.Pointer[avoided] // nil if nothing is avoided and distrust is not set
+
+	firstWriters bool // packs of copied blobs name them
+	trusting
 }
 
 // avoided is the set of packs and blobs that Has treats as absent.
@@ -77,7 +80,7 @@ type BadBlob struct {
 	Pack pack.ID
 }
 
-// Options configure a Store. All fields except TreeDir are required.
+// Options configure a Store. Objects, Keys, Params and Index are required.
 type Options struct {
 	Objects object.Store
 	Keys    *seal.Keys
@@ -87,6 +90,15 @@ type Options struct {
 	// repeatedly. They are not cached if TreeDir is "", or if the storage does
 	// not prefer whole reads (object.Traits.Whole).
 	TreeDir string
+	// AuthorDir is a folder in which the writers of packs are recorded, and the
+	// packs that this machine wrote. They are kept in memory only if it is "".
+	AuthorDir string
+	// FirstWriters makes packs of copied blobs name the writers that stored them
+	// first. Older versions cannot read such packs.
+	FirstWriters bool
+	// TrustAll and BelieveAll switch off the rules about whose packs and whose index
+	// objects are trusted. Only tests of attacks set them.
+	TrustAll, BelieveAll bool
 }
 
 // New returns a Store. It does not read from storage; call LoadIndex for that.
@@ -102,6 +114,13 @@ func New(o Options) (*Store, error) {
 	s.trees = newTreeCache(s, o.TreeDir)
 	s.adopted = make(map[pack.ID]int64)
 	s.unusable = make(map[pack.ID]error)
+	s.firstWriters = o.FirstWriters
+	s.trustAll, s.believeAll = o.TrustAll, o.BelieveAll
+	s.authors = newAuthors(o.AuthorDir)
+	s.inherit()
+	if o.Keys.Cert.Role() != seal.Full || o.Keys.AnyRevoked() {
+		s.SetMixed()
+	}
 	return s, nil
 }
 
@@ -129,10 +148,8 @@ func (s *Store) NewHasher() *chunk.Hasher { return s.hasher.Clone() }
 // lookup, even if nothing is avoided. Each call replaces the packs and blobs of
 // the previous one.
 func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob, distrust bool) {
-	hide := make([][32]byte, len(packs))
 	a := &avoided{packs: make(map[pack.ID]bool, len(packs)), blobs: make(map[chunk.ID]map[pack.ID]bool)}
-	for i, id := range packs {
-		hide[i] = id
+	for _, id := range packs {
 		a.packs[id] = true
 	}
 	for _, b := range blobs {
@@ -141,20 +158,20 @@ func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob, distrust bool) {
 		}
 		a.blobs[b.ID][b.Pack] = true
 	}
-	s.index.HidePacks(hide)
 	if len(packs)+len(blobs) == 0 && !distrust {
 		a = nil
 	}
 	s.avoid.Store(a)
+	s.hide()
 }
 
 // Avoids reports whether anything is avoided, or distrust is set.
 func (s *Store) Avoids() bool { return s.avoid.Load() != nil }
 
-// AvoidsPack reports whether a pack is avoided.
+// AvoidsPack reports whether a pack is avoided, or is not trusted.
 func (s *Store) AvoidsPack(id pack.ID) bool {
 	a := s.avoid.Load()
-	return a != nil && a.packs[id]
+	return a != nil && a.packs[id] || s.distrusts(id)
 }
 
 // Trusted reports whether a new snapshot may reference a blob that a readable
@@ -180,15 +197,15 @@ func (s *Store) locateSound(id chunk.ID, a *avoided, in map[pack.ID]bool) (index
 		return index.Location{}, false
 	}
 	for _, at := range s.index.Locate(index.PrefixOf(id), nil) {
-		if !in[at.Pack] && !a.packs[at.Pack] {
+		if !in[at.Pack] && !a.packs[at.Pack] && !s.distrusts(at.Pack) {
 			return at, true
 		}
 	}
 	return index.Location{}, false
 }
 
-// Has reports whether id is stored in a pack that is neither condemned nor
-// damaged, as far as this process has learned.
+// Has reports whether id is stored in a pack that is trusted and neither condemned
+// nor damaged, as far as this process has learned.
 func (s *Store) Has(id chunk.ID) bool {
 	_, ok := s.locate(id)
 	return ok
@@ -210,7 +227,10 @@ func (s *Store) LoadIndex(ctx context.Context) ([]IndexProblem, error) {
 	// that is still missing after that is lost.
 	for try := 0; ; try++ {
 		problems, replaced, err := s.loadIndex(ctx)
-		if err != nil || !replaced || try == 2 {
+		if err == nil && (!replaced || try == 2) {
+			return problems, s.learnAuthors(ctx)
+		}
+		if err != nil {
 			return problems, err
 		}
 	}
@@ -297,7 +317,10 @@ func (s *Store) readIndexObject(ctx context.Context, name string) (*IndexObject,
 	if err != nil {
 		return nil, err
 	}
-	o, err := openNamedIndex(s.keys, name, data)
+	o, by, err := openNamedIndex(s.keys, name, data)
+	if err == nil && by.Role() != seal.Full {
+		o.Packs, err = s.believe(ctx, o, by.Writer())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -346,6 +369,7 @@ func batches(packs map[pack.ID]int64) []map[pack.ID]int64 {
 // are left alone.
 func (s *Store) Adopt(ctx context.Context, orphans map[pack.ID]int64) (taken []index.PackEntries, unread map[pack.ID]error, err error) {
 	unread = make(map[pack.ID]error)
+	fresh := make(map[[32]byte]author)
 	var mu sync.Mutex
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, s.objects.Traits().Parallel))
@@ -365,12 +389,19 @@ func (s *Store) Adopt(ctx context.Context, orphans map[pack.ID]int64) (taken []i
 				return nil
 			}
 			taken = append(taken, packEntries(id, size, d.Blobs))
+			fresh[id] = author{writer: d.Cert.Writer(), full: d.Cert.Role() == seal.Full}
 			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
+	for _, w := range fresh {
+		if !w.full {
+			s.SetMixed()
+		}
+	}
+	s.authors.add(fresh)
 	return taken, unread, nil
 }
 
@@ -420,6 +451,9 @@ func (s *Store) AdoptForReading(ctx context.Context) (bool, error) {
 			s.adopted[p.Pack] = p.Size
 		}
 		s.mu.Unlock()
+	}
+	if found {
+		s.hide()
 	}
 	return found, nil
 }

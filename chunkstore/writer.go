@@ -194,18 +194,7 @@ func (w *Writer) AdoptOrphans(ctx context.Context) (int, error) {
 	}
 	w.s.takeAdopted() // they are among the orphans
 	w.s.dropAvoided(orphans)
-	n := 0
-	for _, batch := range batches(orphans) {
-		taken, _, err := w.s.Adopt(ctx, batch)
-		if err == nil {
-			err = w.putIndex(ctx, taken)
-		}
-		if err != nil {
-			return n, err
-		}
-		n += len(taken)
-	}
-	return n, nil
+	return w.cover(ctx, orphans)
 }
 
 // coverAdopted adds packs that were found without an index object, and that
@@ -213,16 +202,29 @@ func (w *Writer) AdoptOrphans(ctx context.Context) (int, error) {
 func (w *Writer) coverAdopted(ctx context.Context) error {
 	adopted := w.s.takeAdopted()
 	w.s.dropAvoided(adopted)
-	for _, batch := range batches(adopted) {
+	_, err := w.cover(ctx, adopted)
+	return err
+}
+
+// cover adds packs that no index object covers to this run's index, and returns how
+// many. A write-only key leaves out those of other keys, about which it would not be
+// believed.
+func (w *Writer) cover(ctx context.Context, packs map[pack.ID]int64) (n int, err error) {
+	for _, batch := range batches(packs) {
 		taken, _, err := w.s.Adopt(ctx, batch)
 		if err != nil {
-			return err
+			return n, err
 		}
+		taken = slices.DeleteFunc(taken, func(p index.PackEntries) bool { return !w.s.mayIndex(p.Pack) })
 		if err := w.putIndex(ctx, taken); err != nil {
-			return err
+			return n, err
 		}
+		n += len(taken)
 	}
-	return nil
+	if n > 0 {
+		w.s.hide()
+	}
+	return n, nil
 }
 
 // Salvage puts the index of the packs that a failed or cancelled run has

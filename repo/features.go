@@ -27,11 +27,17 @@ type Feature struct {
 // write-only key about the data of others.
 const FeatureWriterTrust = "writer-trust"
 
+// FeatureFirstWriter means that packs of copied blobs name the writers that stored
+// them first.
+const FeatureFirstWriter = "first-writer"
+
 // Supported returns the features that this version supports, oldest first.
 func Supported() []Feature {
 	return []Feature{
 		{Name: FeatureWriterTrust, Prune: true,
 			Purpose: "a stolen write-only key cannot make a prune delete data, or a backup rely on data that is not there"},
+		{Name: FeatureFirstWriter, Read: true, Write: true, Prune: true,
+			Purpose: "copied data keeps the ID of the key that stored it first, so that key packs finds it after a prune"},
 	}
 }
 

@@ -84,6 +84,8 @@ type Repository struct {
 	unsure  []Problem // revocations that are unreadable or missing
 	without []Defence
 
+	revokedAt time.Time // of the last revocation
+
 	mu       sync.Mutex
 	problems []Problem
 	junk     map[string]error // objects that are ignored, by name
@@ -121,6 +123,8 @@ type Options struct {
 	// Without switches defences off, so that the tests of attacks can show that an
 	// attack works without them. Nothing else sets it.
 	Without []Defence
+
+	mixed bool // a key slot is not of a full key
 }
 
 // Defence is a rule against attacks that Options.Without can switch off.
@@ -138,6 +142,12 @@ const (
 	// FullStatements: condemned lists, damage lists and notes of a write-only key
 	// count only about its own snapshots and packs.
 	FullStatements Defence = "full statements"
+	// VerifiedIndex: index objects of a write-only key are believed only about packs
+	// that the same key signed.
+	VerifiedIndex Defence = "verified index"
+	// TrustedCopies: only copies in packs of full keys, of this machine, or that a
+	// full key has opened take the place of others.
+	TrustedCopies Defence = "trusted copies"
 )
 
 func (o *Options) defaults() {
@@ -225,12 +235,15 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 		if err != nil {
 			return nil, err
 		}
+		slots, err := readSlots(ctx, objects)
+		o.mixed = err != nil || hasWeak(slots)
 		return open(ctx, objects, keys, raw, o)
 	}
 	slots, err := readSlots(ctx, objects)
 	if err != nil {
 		return nil, err
 	}
+	o.mixed = hasWeak(slots)
 	older := false
 	if len(slots) == 0 {
 		// Older versions are tried only if no slot is left: a removed key must open
@@ -247,6 +260,12 @@ func Open(ctx context.Context, objects object.Store, o Options) (*Repository, er
 		return nil, fmt.Errorf("%s: all key slots are lost: open with a printed key page: %w", objects.Location(), seal.ErrCorrupt)
 	}
 	return openAny(ctx, objects, slots, older, o)
+}
+
+// hasWeak reports whether one of the slots is not of a full key. The heads of slots
+// are not signed: a forged one only makes this machine verify more.
+func hasWeak(slots []storedSlot) bool {
+	return slices.ContainsFunc(slots, func(s storedSlot) bool { return s.head.Role != seal.Full.String() })
 }
 
 func open(ctx context.Context, objects object.Store, keys *seal.Keys, raw json.RawMessage, o Options) (*Repository, error) {
@@ -302,9 +321,16 @@ func (r *Repository) begin(o Options) error {
 	if err != nil {
 		return err
 	}
-	r.store, err = chunkstore.New(chunkstore.Options{Objects: r.objects, Keys: r.keys, Params: r.config.Chunker, Index: x, TreeDir: trees})
+	r.store, err = chunkstore.New(chunkstore.Options{
+		Objects: r.objects, Keys: r.keys, Params: r.config.Chunker, Index: x, TreeDir: trees, AuthorDir: r.cacheDir,
+		FirstWriters: r.config.Uses(FeatureFirstWriter),
+		TrustAll:     !r.defends(TrustedCopies), BelieveAll: !r.defends(VerifiedIndex),
+	})
 	if err != nil {
 		return errors.Join(err, x.Close())
+	}
+	if o.mixed {
+		r.store.SetMixed()
 	}
 	return nil
 }
@@ -339,6 +365,9 @@ func (r *Repository) LoadIndex(ctx context.Context) error {
 			continue
 		}
 		r.addProblems(Problem(p))
+	}
+	if err == nil {
+		err = r.loadProofs(ctx)
 	}
 	return err
 }

@@ -80,6 +80,9 @@ func (r *Repository) readRevoked(ctx context.Context) error {
 			accepted[[32]byte(sum)] = true
 		}
 		r.keys.Revoke(id, accepted)
+		if v.Time.After(r.revokedAt) {
+			r.revokedAt = v.Time
+		}
 	}
 	return nil
 }

@@ -123,6 +123,9 @@ func (r *Repository) AddSlot(ctx context.Context, secret slot.Secret, label stri
 	if err != nil {
 		return "", err
 	}
+	if role != seal.Full {
+		r.store.SetMixed()
+	}
 	return r.putSlot(ctx, keys, secret, label, now)
 }
 

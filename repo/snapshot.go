@@ -228,7 +228,37 @@ func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
 	s.Format = Format
 	name, size, err := r.putObject(ctx, snapshotPrefix, seal.KindSnapshot, s)
 	s.id, s.size, s.writer = strings.TrimPrefix(name, snapshotPrefix), size, r.keys.Cert.Writer()
+	if sum, derr := parsePacks([]string{s.id}); err == nil && derr == nil {
+		r.store.Own(sum[0])
+	}
 	return err
+}
+
+// Vouch makes the store verify everything that a run builds upon, unless this machine
+// has published snapshots with all of these roots: then all data below them was in
+// trusted packs. In a repository without write-only keys, everything is trusted.
+func (r *Repository) Vouch(ctx context.Context, roots []chunk.ID) error {
+	if !r.store.Mixed() || !slices.ContainsFunc(roots, func(id chunk.ID) bool { return !id.IsZero() }) {
+		return nil
+	}
+	all, _, err := r.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	sound := make(map[chunk.ID]bool)
+	for _, s := range all {
+		// What was written before a key was revoked may use packs that are rejected now.
+		if sum, err := parsePacks([]string{s.id}); err != nil || !r.store.IsOwn(sum[0]) || !s.Written.After(r.revokedAt) {
+			continue
+		}
+		for i := range s.Disks {
+			sound[chunk.ID(s.Disks[i].Root)] = true
+		}
+	}
+	if slices.ContainsFunc(roots, func(id chunk.ID) bool { return !id.IsZero() && !sound[id] }) {
+		r.store.Distrust()
+	}
+	return nil
 }
 
 // Snapshots reads all snapshots, oldest data first. Snapshots that cannot be read

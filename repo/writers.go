@@ -12,6 +12,7 @@ import (
 
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/object"
+	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
 
 	"golang.org/x/sync/errgroup"
@@ -41,6 +42,12 @@ func (r *Repository) writtenBy(ctx context.Context, prefix string, is func([]byt
 
 // writtenAfter is writtenBy for the objects that the storage received after a time.
 func (r *Repository) writtenAfter(ctx context.Context, prefix string, after time.Time, is func([]byte) bool, fn func(i object.Info, cert *seal.Cert) error) error {
+	return r.headers(ctx, prefix, after, is, func(i object.Info, cert *seal.Cert, _ []byte) error { return fn(i, cert) })
+}
+
+// headers is writtenAfter that also passes the beginning of the object, up to the end
+// of the certificate.
+func (r *Repository) headers(ctx context.Context, prefix string, after time.Time, is func([]byte) bool, fn func(i object.Info, cert *seal.Cert, head []byte) error) error {
 	var infos []object.Info
 	if err := object.ListOwn(ctx, r.objects, prefix, func(i object.Info) error {
 		if after.IsZero() || i.Modified.After(after) {
@@ -78,21 +85,53 @@ func (r *Repository) writtenAfter(ctx context.Context, prefix string, after time
 			if !ok {
 				return nil
 			}
-			return fn(i, &cert)
+			return fn(i, &cert, p)
 		})
 	}
 	return g.Wait()
 }
 
-// PacksOf calls fn for each pack that a writer wrote, from one goroutine at a time.
-// It reads the headers of all packs.
-func (r *Repository) PacksOf(ctx context.Context, writer string, fn func(name string, size int64) error) error {
-	return r.writtenBy(ctx, "packs/", packCert, func(i object.Info, cert *seal.Cert) error {
-		if cert.Writer().String() != writer {
-			return nil
+// packsBy calls fn for each pack that a writer wrote, or of which it stored blobs
+// first, from one goroutine at a time. It reads the headers of all packs, and the
+// directories of those that name first writers.
+func (r *Repository) packsBy(ctx context.Context, writer string, fn func(i object.Info, cert *seal.Cert) error) error {
+	var copied []object.Info
+	if err := r.headers(ctx, "packs/", time.Time{}, packCert, func(i object.Info, cert *seal.Cert, head []byte) error {
+		if cert.Writer().String() == writer {
+			return fn(i, cert)
 		}
-		return fn(i.Name, i.Size)
-	})
+		if pack.NamesFirstWriters(head) {
+			copied = append(copied, i)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, i := range copied {
+		id, ok := pack.ParseObjectName(i.Name)
+		if !ok {
+			continue
+		}
+		d, err := r.store.ReadDirectory(ctx, id, i.Size)
+		if ctx.Err() != nil || object.Retriable(err) {
+			return err
+		}
+		if err != nil {
+			continue // damaged, which check reports
+		}
+		if slices.ContainsFunc(d.FirstWriters(), func(w seal.WriterID) bool { return w.String() == writer }) {
+			if err := fn(i, &d.Cert); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// PacksOf calls fn for each pack that a writer wrote, or of which it stored blobs
+// first, from one goroutine at a time. It reads the headers of all packs.
+func (r *Repository) PacksOf(ctx context.Context, writer string, fn func(name string, size int64) error) error {
+	return r.packsBy(ctx, writer, func(i object.Info, _ *seal.Cert) error { return fn(i.Name, i.Size) })
 }
 
 // Written is an object that a writer wrote.
@@ -138,10 +177,7 @@ func (r *Repository) ObjectsOf(ctx context.Context, writer string, fn func(Writt
 			return err
 		}
 	}
-	return r.writtenBy(ctx, "packs/", packCert, func(i object.Info, cert *seal.Cert) error {
-		if cert.Writer().String() != writer {
-			return nil
-		}
+	return r.packsBy(ctx, writer, func(i object.Info, cert *seal.Cert) error {
 		w := Written{i.Name, i.Size, i.Modified, "ok"}
 		if sum, err := parsePacks([]string{i.Name[strings.LastIndexByte(i.Name, '/')+1:]}); err == nil && r.keys.Refuses(cert.Writer(), sum[0]) {
 			w.State = "rejected"
@@ -154,7 +190,7 @@ func folderKinds() map[string]seal.ObjectKind {
 	return map[string]seal.ObjectKind{
 		"snapshots": seal.KindSnapshot, "index": seal.KindIndex, "notes": seal.KindNote, "claims": seal.KindClaim, "references": seal.KindReference,
 		"condemned": seal.KindCondemned, "retired": seal.KindRetired, "damage": seal.KindDamage, "catalogue": seal.KindCatalogue,
-		"revoked": seal.KindRevoked, "over": seal.KindOver,
+		"revoked": seal.KindRevoked, "over": seal.KindOver, "proofs": seal.KindProof,
 	}
 }
 

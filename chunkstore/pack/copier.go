@@ -17,14 +17,20 @@ type Copier struct {
 	buf    []byte // the blobs, starting at room; the header is placed directly before them
 	room   int
 	parts  [][]byte
+	firsts []seal.WriterID // of the parts; nil if they are not stored
 	blobs  []Blob
 	pieces int
 }
 
 // NewCopier begins a pack of kind, of at most TargetSize bytes of blobs. A
-// larger blob is accepted if it is the only one.
-func NewCopier(keys *seal.Keys, kind Kind) *Copier {
-	return &Copier{keys: keys, kind: kind}
+// larger blob is accepted if it is the only one. With firsts, the pack names the
+// writers that stored the blobs first.
+func NewCopier(keys *seal.Keys, kind Kind, firsts bool) *Copier {
+	c := &Copier{keys: keys, kind: kind}
+	if firsts {
+		c.firsts = make([]seal.WriterID, 0, 1)
+	}
+	return c
 }
 
 // Size returns the number of bytes of blobs in the pack so far.
@@ -51,12 +57,15 @@ func (c *Copier) Add(d *Directory, b *Blob, stored []byte) (bool, error) {
 		return false, nil
 	}
 	if c.buf == nil {
-		c.room = headerFixed + maxParts*(2+len(d.parts[b.Part]))
+		c.room = headerFixed + maxParts*(len(seal.WriterID{})+2+len(d.parts[b.Part]))
 		c.buf = make([]byte, c.room, c.room+len(stored)+1<<20)
 	}
 	if part < 0 {
 		part = len(c.parts)
 		c.parts = append(c.parts, d.parts[b.Part])
+		if c.firsts != nil {
+			c.firsts = append(c.firsts, d.firsts[b.Part])
+		}
 	}
 	copied := *b
 	copied.Part = uint8(part)
@@ -72,12 +81,19 @@ func (c *Copier) Finish() (ID, []byte, []Blob, error) {
 	salt := make([]byte, 32)
 	_, _ = rand.Read(salt)
 	h := append([]byte(nil), magicHeader...)
-	h = binary.BigEndian.AppendUint16(h, seal.Version)
+	version := uint16(versionPlain)
+	if c.firsts != nil {
+		version = versionFirsts
+	}
+	h = binary.BigEndian.AppendUint16(h, version)
 	h = append(h, byte(c.kind), byte(len(c.parts)))
 	h = append(h, c.keys.Repo[:]...)
 	h = append(h, c.keys.Cert[:]...)
 	h = append(h, salt...)
-	for _, p := range c.parts {
+	for i, p := range c.parts {
+		if c.firsts != nil {
+			h = append(h, c.firsts[i][:]...)
+		}
 		h = binary.BigEndian.AppendUint16(h, uint16(len(p)))
 		h = append(h, p...)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 
 	"xenkeep/chunkstore/chunk"
@@ -38,9 +39,10 @@ type Directory struct {
 	Cert  seal.Cert
 	Blobs []Blob // in the order of the pack
 
-	keys  *seal.Keys
-	parts [][]byte
-	aeads []cipher.AEAD // opened by Unlock
+	keys   *seal.Keys
+	parts  [][]byte
+	firsts []seal.WriterID // of the parts
+	aeads  []cipher.AEAD   // opened by Unlock
 }
 
 // OpenDirectory verifies and opens a pack's directory from its header and its
@@ -97,14 +99,23 @@ func (d *Directory) parseHeader(h []byte) error {
 	if len(h) < headerFixed || string(h[:4]) != magicHeader {
 		return fmt.Errorf("header: %w", seal.ErrCorrupt)
 	}
-	if v := binary.BigEndian.Uint16(h[4:]); v > seal.Version {
-		return fmt.Errorf("format %d: %w", v, seal.ErrNewer)
+	version := binary.BigEndian.Uint16(h[4:])
+	if version > versionFirsts {
+		return fmt.Errorf("format %d: %w", version, seal.ErrNewer)
 	}
 	d.Kind = Kind(h[6])
 	copy(d.Cert[:], h[24:])
 	n := int(h[7])
 	rest := h[headerFixed:]
 	for range n {
+		first := d.Cert.Writer()
+		if version == versionFirsts {
+			if len(rest) < len(first) {
+				return fmt.Errorf("header: key parts: %w", seal.ErrCorrupt)
+			}
+			rest = rest[copy(first[:], rest):]
+		}
+		d.firsts = append(d.firsts, first)
 		if len(rest) < 2 {
 			return fmt.Errorf("header: key parts: %w", seal.ErrCorrupt)
 		}
@@ -120,6 +131,21 @@ func (d *Directory) parseHeader(h []byte) error {
 	}
 	return nil
 }
+
+// FirstWriter returns the writer that stored a blob first. It is the writer of the
+// pack, unless the blob was copied from another pack and the writer recorded that.
+func (d *Directory) FirstWriter(b *Blob) seal.WriterID { return d.firsts[b.Part] }
+
+// FirstWriters returns the writers that stored the blobs of the pack first.
+func (d *Directory) FirstWriters() []seal.WriterID {
+	all := slices.Clone(d.firsts)
+	slices.SortFunc(all, func(a, b seal.WriterID) int { return bytes.Compare(a[:], b[:]) })
+	return slices.Compact(all)
+}
+
+// NamesFirstWriters reports whether the beginning of a pack, of at least six bytes,
+// is of a version that names the writers that stored the blobs first.
+func NamesFirstWriters(p []byte) bool { return binary.BigEndian.Uint16(p[4:]) == versionFirsts }
 
 // Covers checks that the blobs fill a pack of size bytes with the trailer t.
 func (d *Directory) Covers(t Trailer, size int64) error {

@@ -19,6 +19,10 @@
 //	   121    32  salt, random
 //	   153     …  key parts: length (2 bytes), bytes
 //
+// In version 2, which packs of copied blobs have in a repository with the feature
+// "first-writer", each key part is preceded by the ID of the writer that stored its
+// blobs first (16 bytes).
+//
 // A key part of a data pack is a random 32-byte key, sealed with HPKE to the
 // repository's data key. A key part of a tree pack is a random 32-byte salt,
 // from which the key is derived by HKDF-SHA256(tree key, salt, "xenkeep tree
@@ -57,6 +61,13 @@ import (
 	"xenkeep/chunkstore/seal"
 )
 
+// Versions of the header. The first one says nothing about the writers of copied
+// blobs.
+const (
+	versionPlain  = 1
+	versionFirsts = 2
+)
+
 const (
 	magicHeader  = "XKPK"
 	magicTrailer = "XKPE"
@@ -80,7 +91,7 @@ const (
 
 	// Upper bounds for the lengths in a trailer that is not verified yet,
 	// because readers allocate memory of these lengths.
-	maxHeader = headerFixed + maxParts*(2+1<<16)
+	maxHeader = headerFixed + maxParts*(16+2+1<<16)
 	maxTable  = 16 << 20
 )
 

@@ -160,6 +160,9 @@ func (k *Keys) Revoked(writer WriterID) bool {
 	return revoked
 }
 
+// AnyRevoked reports whether any writer was revoked.
+func (k *Keys) AnyRevoked() bool { return len(k.revoked) > 0 }
+
 // Refuses reports whether an object or pack with this name and writer must be
 // refused.
 func (k *Keys) Refuses(writer WriterID, name [32]byte) bool {

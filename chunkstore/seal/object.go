@@ -58,6 +58,7 @@ const (
 	KindRevoked   ObjectKind = 10 // a revoked writer
 	KindCatalogue ObjectKind = 11 // many snapshot objects, unchanged
 	KindOver      ObjectKind = 12 // the end of a dead run, and which of its snapshots are valid
+	KindProof     ObjectKind = 13 // packs that a full key has opened completely
 )
 
 // Object is an opened small object.
@@ -152,6 +153,13 @@ func ObjectHead(data []byte) (ObjectKind, []byte, error) {
 // HeadLength returns the length of the plain head of an object that starts with
 // these ObjectMin bytes, which may be wrong.
 func HeadLength(start []byte) int64 { return int64(binary.BigEndian.Uint32(start[153:])) }
+
+// ObjectCert returns the certificate in an object, without verifying it. ObjectHead
+// must have accepted data before.
+func ObjectCert(data []byte) (c Cert) {
+	copy(c[:], data[24:])
+	return c
+}
 
 // ObjectRepo returns the repository ID in an object, without verifying it.
 // ObjectHead must have accepted data before.

@@ -16,6 +16,8 @@ func advice(f check.Finding) string {
 		return "it counts for nothing; xenkeep forget takes a snapshot away"
 	case check.Junk:
 		return "it is ignored and does no harm; xenkeep repair junk deletes it. Someone else can write to this storage"
+	case check.Disbelieved:
+		return "the rest of it counts; xenkeep key revoke shuts the key out if it was stolen"
 	case check.Withdrawn:
 		return "nothing else is lost with it; xenkeep forget takes it away"
 	case check.Remade:

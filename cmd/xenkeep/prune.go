@@ -82,12 +82,15 @@ func runPrune(cmd *cobra.Command, o *pruneOptions) error {
 		line.Result = *res
 		m.Done()
 	}
+	if line.Result.Refuted.Packs > 0 {
+		err = errors.Join(err, reported{errDamage})
+	}
 	show.Close() // nothing is drawn over the result
 	switch {
 	case o.output.json:
 		err = errors.Join(err, writeLine(w, line))
-	case !o.progress.quiet && err == nil:
-		err = printPrune(w, &line)
+	case !o.progress.quiet && (err == nil || line.Result.Refuted.Packs > 0):
+		err = errors.Join(err, printPrune(w, &line))
 	}
 	return err
 }
@@ -115,6 +118,8 @@ func printPrune(w io.Writer, l *pruneLine) error {
 		row("deleted", l.Result.Deleted, "")
 		row("repacked", l.Result.Repacked, fmt.Sprintf("into %s", plural(l.Result.Written, "new pack")))
 		row("condemned", l.Result.Condemned, "")
+		row("proved", l.Result.Proved, "of write-only keys, opened and trusted from now on")
+		row("refuted", l.Result.Refuted, "of write-only keys, with wrong content: run xenkeep check --read-data")
 	}
 	row("waiting", p.Waiting, "condemned earlier")
 	row("locked", p.Locked, "against deletion")

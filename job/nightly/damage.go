@@ -94,7 +94,7 @@ func (a *affected) sentence(rep *check.Report) string {
 		}
 	}
 	if len(lost) == 0 {
-		return "check found " + plural(len(rep.Findings), "damaged object")
+		return "check found " + plural(rep.Damaged(), "damaged object")
 	}
 	vms := slices.SortedFunc(maps.Keys(lost), func(v, w string) int { return cmp.Or(cmp.Compare(rank[v], rank[w]), cmp.Compare(v, w)) })
 	var parts []string

@@ -717,7 +717,12 @@ func (x *night) check(ctx context.Context) {
 	for _, f := range a.sorted(rep.Findings) {
 		x.rep.Findings = append(x.rep.Findings, oneLine(errors.New(x.Finding(f))))
 	}
-	if n := len(rep.Findings); n > 0 {
+	n := rep.Damaged()
+	if others := len(rep.Findings) - n; others > 0 {
+		// Whoever can write to the storage must not be able to end prunes with junk.
+		x.partial(fmt.Errorf("check: %s that are ignored: someone else can write to the storage, or has one of its keys", plural(others, "object")))
+	}
+	if n > 0 {
 		x.rep.Checked = checkDamage
 		x.damaged(fmt.Errorf("check: %d findings: %w", n, seal.ErrCorrupt), a.sentence(rep),
 			"keep older snapshots, and run xenkeep repair snapshots: it lists what is lost; xenkeep repair packs saves what can be read")

@@ -145,7 +145,11 @@ func (w *world) save(r *repo.Repository, vm string, m *disktest.Mem) *repo.Snaps
 
 // prune runs a pass with the full key.
 func (w *world) prune() (*prune.Result, error) {
-	p, err := prune.New(w.t.Context(), w.admin(), prune.Options{Now: w.clock.Now, Wait: w.clock.Wait, MaxRepack: 1 << 30})
+	return w.pruneWith(w.admin(), 1<<30)
+}
+
+func (w *world) pruneWith(r *repo.Repository, maxRepack int64) (*prune.Result, error) {
+	p, err := prune.New(w.t.Context(), r, prune.Options{Now: w.clock.Now, Wait: w.clock.Wait, MaxRepack: maxRepack})
 	if err != nil {
 		return nil, err
 	}

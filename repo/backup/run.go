@@ -118,6 +118,9 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 		err = r.LoadIndex(ctx)
 	}
 	if err == nil {
+		err = r.Vouch(ctx, o.Roots)
+	}
+	if err == nil {
 		err = r.Store().Write(ctx, chunkstore.WriterOptions{Run: runID, Level: o.Level, Uploads: o.Uploads, Now: o.Now},
 			func(ctx context.Context, w *chunkstore.Writer) error {
 				run.w = w

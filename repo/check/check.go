@@ -76,6 +76,7 @@ const (
 	NoSlot                   // no key slot exists
 	BadCondemned             // a condemned list that cannot be read
 	Junk                     // an object that no key of the repository wrote; it is ignored
+	Disbelieved              // an index object of a write-only key, about packs of others; it is ignored
 )
 
 // Finding is one problem.
@@ -109,6 +110,7 @@ type Report struct {
 	Read        int64      `json:"bytes_read"`
 	OldestProof *time.Time `json:"oldest_proof,omitempty"`  // when the pack that was read longest ago was last read
 	NeverRead   int        `json:"packs_never_read"`        // according to the cache folder of this machine
+	Proved      int        `json:"packs_proved"`            // packs of write-only keys that were opened, and are trusted from now on
 	Foreign     []string   `json:"foreign_files,omitempty"` // files of others in the repository's folder or prefix
 	Findings    []Finding  `json:"findings"`
 
@@ -130,6 +132,17 @@ type Range struct {
 	From, To int64 // bytes
 }
 
+// Damaged returns the number of findings, without objects that are ignored and
+// therefore do no harm: junk, and statements of a write-only key about others.
+func (r *Report) Damaged() (n int) {
+	for i := range r.Findings {
+		if k := r.Findings[i].Kind; k != Junk && k != Disbelieved {
+			n++
+		}
+	}
+	return n
+}
+
 // Damage returns the damage that was found.
 func (r *Report) Damage() *Damage { return &r.damage }
 
@@ -144,7 +157,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	}
 	// Snapshots are read first: everything that they need is then in the index and
 	// among the packs that are listed later, whatever other runs do meanwhile.
-	steps := []func(context.Context) error{c.listSnapshots, c.r.LoadIndex, c.problems, c.slots, c.listPacks, c.small, c.index, c.stored, c.foreign, c.structure, c.data}
+	steps := []func(context.Context) error{c.listSnapshots, c.r.LoadIndex, c.problems, c.slots, c.listPacks, c.small, c.index, c.disbelieved, c.stored, c.foreign, c.structure, c.data}
 	if len(o.Snapshots) > 0 {
 		c.all = o.Snapshots
 		steps = []func(context.Context) error{c.r.LoadIndex, c.listPacks, c.small, c.index, c.structure}
@@ -204,6 +217,7 @@ type checker struct {
 	suspects map[pack.ID]bool
 	proofs   *proofs
 	bad      *damaged
+	proved   []pack.ID // packs of write-only keys that were opened completely
 	// nodes maps the nodes that were walked to the error below them, so that shared
 	// subtrees are walked once.
 	nodes map[tree.Key]string

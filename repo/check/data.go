@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
@@ -90,9 +91,15 @@ func (c *checker) data(ctx context.Context) error {
 				return nil
 			case err != nil:
 				c.add(DamagedPack, id.ObjectName(), "", err)
+				if !c.r.Store().TrustsPack(id) {
+					c.r.Store().Refute(id)
+				}
 			}
 			c.proofs.add(id, c.o.Now(), err != nil)
 			c.mu.Lock()
+			if err == nil && c.o.ReadData && !c.r.Store().TrustsPack(id) {
+				c.proved = append(c.proved, id)
+			}
 			c.rep.Read += size
 			c.rep.PacksRead++
 			c.mu.Unlock()
@@ -101,6 +108,9 @@ func (c *checker) data(ctx context.Context) error {
 		})
 	}
 	if err := g.Wait(); err != nil {
+		return errors.Join(err, c.publish(ctx))
+	}
+	if err := c.publish(ctx); err != nil {
 		return err
 	}
 	if len(vanished) > 0 {
@@ -123,6 +133,26 @@ func (c *checker) data(ctx context.Context) error {
 		c.rep.damage.Hurt = append(c.rep.damage.Hurt, id)
 	}
 	return c.affected(ctx, c.bad)
+}
+
+// publish makes the packs of write-only keys that were opened completely trusted for
+// everyone. It is no error if the storage may only be read.
+func (c *checker) publish(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	ids := c.proved
+	c.proved = nil
+	if len(ids) == 0 || c.r.NeedsFull("") != nil || c.r.CanWrite() != nil {
+		return nil
+	}
+	err := c.r.PutProof(ctx, ids, c.o.Now())
+	if errors.Is(err, object.ErrPermission) {
+		return nil
+	}
+	if err == nil {
+		c.rep.Proved = len(ids)
+	}
+	return err
 }
 
 // atOnce is the number of packs, of some 32 MiB each, that are in memory

@@ -190,7 +190,7 @@ func (c *checker) index(ctx context.Context) error {
 // stored reads the snapshots and, with ReadData, the index objects from the
 // storage: the earlier steps may have read them from the cache.
 func (c *checker) stored(ctx context.Context) error {
-	prefixes := []string{"snapshots/", "catalogue/", "references/", "retired/", "revoked/", "over/"}
+	prefixes := []string{"snapshots/", "catalogue/", "references/", "retired/", "revoked/", "over/", "proofs/"}
 	if c.o.ReadData {
 		prefixes = append(prefixes, "index/")
 	}
@@ -230,6 +230,16 @@ func (c *checker) stored(ctx context.Context) error {
 	return g.Wait()
 }
 
+// disbelieved reports index objects that a write-only key signed about the packs of
+// others.
+func (c *checker) disbelieved(ctx context.Context) error {
+	found, err := c.r.Store().Disbelieved(ctx)
+	for _, p := range found {
+		c.add(Disbelieved, p.Object, "", p.Err)
+	}
+	return err
+}
+
 // junk reports the objects that were ignored because no key of the repository wrote
 // them, unless an earlier step has reported them.
 func (c *checker) junk() {
@@ -250,6 +260,7 @@ var kinds = map[string]seal.ObjectKind{
 	"snapshots": seal.KindSnapshot, "index": seal.KindIndex, "notes": seal.KindNote, "claims": seal.KindClaim,
 	"references": seal.KindReference, "condemned": seal.KindCondemned, "retired": seal.KindRetired, "damage": seal.KindDamage,
 	"revoked": seal.KindRevoked, "catalogue": seal.KindCatalogue, "over": seal.KindOver,
+	"proofs": seal.KindProof,
 }
 
 // small opens claims, notes, and damage and condemned lists.

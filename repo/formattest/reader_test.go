@@ -185,7 +185,7 @@ func (r *reader) blob(kind byte, id []byte) []byte {
 	must(ok, "no pack holds %x", id)
 	b := r.file("packs/" + p.pack[:2] + "/" + p.pack)
 	must(fmt.Sprintf("%x", sha256.Sum256(b)) == p.pack, "pack %s: name", p.pack)
-	must(string(b[:4]) == "XKPK" && be.Uint16(b[4:]) == 1 && bytes.Equal(b[8:24], r.k.Repository), "pack %s: header", p.pack)
+	must(string(b[:4]) == "XKPK" && be.Uint16(b[4:]) <= 2 && bytes.Equal(b[8:24], r.k.Repository), "pack %s: header", p.pack)
 	trailer := b[len(b)-80:]
 	must(string(trailer[76:]) == "XKPE", "pack %s: trailer", p.pack)
 	header := b[:be.Uint32(trailer[4:])]
@@ -195,6 +195,9 @@ func (r *reader) blob(kind byte, id []byte) []byte {
 
 	var parts [][]byte
 	for rest := header[153:]; len(rest) > 0; {
+		if be.Uint16(b[4:]) == 2 { // the first writer
+			rest = rest[16:]
+		}
 		n := be.Uint16(rest)
 		parts = append(parts, rest[2:2+n])
 		rest = rest[2+n:]

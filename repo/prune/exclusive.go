@@ -33,6 +33,10 @@ func (e *execution) exclusive(ctx context.Context) error {
 	}
 	gone := make(map[pack.ID]bool)
 	end := &repo.Condemned{Time: e.o.Now().UTC(), Deleted: true}
+	var err error
+	if e.p.repack, err = e.provable(ctx, e.p.repack); err != nil && !errors.Is(err, object.ErrNoSpace) {
+		return err
+	}
 	for _, id := range append(slices.Clone(e.p.remove), e.p.repack...) {
 		end.Packs = append(end.Packs, id.String())
 	}

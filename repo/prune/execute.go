@@ -26,6 +26,8 @@ type Result struct {
 	Ended     int   `json:"runs_ended"`
 	Extended  int   `json:"locks_extended"`
 	Forgotten int   `json:"given_up"`
+	Proved    Count `json:"proved"`  // packs of write-only keys that were opened, and are what they claim
+	Refuted   Count `json:"refuted"` // packs of write-only keys that were opened, and contain wrong data
 }
 
 // errUsed is returned if a plan is executed again: the state it is based on has
@@ -66,6 +68,9 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 	if err := e.tidyUseless(ctx); err != nil {
 		return &e.res, err
 	}
+	if err := e.proveDoubtful(ctx); err != nil {
+		return &e.res, err
+	}
 	if err := e.r.MergeCatalogues(ctx); err != nil {
 		return &e.res, err
 	}
@@ -100,6 +105,10 @@ func (e *execution) beside(ctx context.Context) error {
 		return err
 	}
 	if err := e.tidyLists(ctx); err != nil {
+		return err
+	}
+	var err error
+	if e.p.repack, err = e.provable(ctx, e.p.repack); err != nil {
 		return err
 	}
 	if err := e.repack(ctx, e.p.repack); err != nil {

@@ -288,13 +288,18 @@ func (s *survey) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, place
 			best, rank = i, n
 		}
 	}
-	if s.everyCopy {
+	// While none of the copies is trusted, each may be the only good one.
+	unsure := best >= 0 && s.untrusted[places[best].Pack] && len(places) > 1
+	if s.everyCopy || unsure {
 		for _, at := range places {
 			p := s.packs[at.Pack]
 			if p == nil || int64(at.Offset)+int64(at.Length) > p.size || rank == 0 && s.bad(at.Pack, id) {
 				continue
 			}
 			s.copies = append(s.copies, at)
+			if unsure {
+				s.doubtful[at.Pack] = true
+			}
 		}
 	}
 	if best < 0 || rank > 0 {
@@ -320,22 +325,32 @@ func (s *survey) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, place
 	return append(s.copies, places[best]), nil
 }
 
-// rank orders the copies of a blob: 0 in a pack that stays, 1 condemned, 2 about to
-// be deleted, 3 damaged.
-func (s *survey) rank(in pack.ID, id chunk.ID) int {
-	if s.bad(in, id) {
-		return 3
+// The parts of a rank.
+const (
+	rankCondemned = 1 << iota
+	rankUntrusted
+	rankDeleted // about to be deleted
+	rankBad     // damaged
+)
+
+// rank orders the copies of a blob: 0 is trusted and in a pack that stays.
+func (s *survey) rank(in pack.ID, id chunk.ID) (rank int) {
+	if _, ok := s.condemned[in]; ok {
+		rank |= rankCondemned
+	}
+	if s.untrusted[in] {
+		rank |= rankUntrusted
 	}
 	if s.deleted[in] {
-		return 2
+		rank |= rankDeleted
 	}
-	if _, ok := s.condemned[in]; ok {
-		return 1
+	if s.bad(in, id) {
+		rank |= rankBad
 	}
-	return 0
+	return rank
 }
 
 // bad reports whether a copy is known to be damaged.
 func (s *survey) bad(in pack.ID, id chunk.ID) bool {
-	return s.badPacks[in] || s.badBlobs[chunkstore.BadBlob{ID: id, Pack: in}] || s.badBlobs[chunkstore.BadBlob{ID: id}]
+	return s.badPacks[in] || s.refuted[in] || s.badBlobs[chunkstore.BadBlob{ID: id, Pack: in}] || s.badBlobs[chunkstore.BadBlob{ID: id}]
 }

@@ -65,6 +65,8 @@ type storage struct {
 	heads     []chunkstore.IndexHead
 	everyCopy bool // some damage is known: all copies of a blob are kept, except damaged ones
 	badPacks  map[pack.ID]bool
+	untrusted map[pack.ID]bool // packs whose content nobody has opened who may be believed
+	refuted   map[pack.ID]bool // packs that this machine has opened, with wrong content
 	badBlobs  map[chunkstore.BadBlob]bool
 	damage    []*repo.Damage
 }
@@ -91,6 +93,7 @@ type marking struct {
 	places    []index.Location
 	copies    []index.Location
 	snapshots int
+	doubtful  map[pack.ID]bool // untrusted packs that stay because no copy of a blob is trusted
 }
 
 // take reads everything, in an order that leaves no gap: of a run that ends
@@ -102,7 +105,7 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 			packs: make(map[pack.ID]*state), condemned: make(map[pack.ID]time.Time), deleted: make(map[pack.ID]bool),
 			badPacks: make(map[pack.ID]bool), badBlobs: make(map[chunkstore.BadBlob]bool),
 		},
-		marking: marking{walked: make(map[string]bool), nodes: make(map[tree.Key]struct{}), partial: make(map[[16]byte]struct{})},
+		marking: marking{walked: make(map[string]bool), nodes: make(map[tree.Key]struct{}), partial: make(map[[16]byte]struct{}), doubtful: make(map[pack.ID]bool)},
 	}
 	var err error
 	if s.lists, err = s.condemnations(ctx); err != nil {
@@ -223,7 +226,23 @@ func (s *survey) look(ctx context.Context) error {
 	if err := s.readIndex(ctx, active); err != nil {
 		return err
 	}
+	s.judge()
 	return s.walk(ctx, func() error { return s.roots(ctx, snapshots, active) })
+}
+
+// judge determines which packs are not trusted.
+func (s *survey) judge() {
+	store := s.r.Store()
+	s.untrusted, s.refuted = make(map[pack.ID]bool), make(map[pack.ID]bool)
+	if !store.Mixed() {
+		return
+	}
+	for id := range s.packs {
+		if !store.TrustsPack(id) {
+			s.untrusted[id] = true
+			s.refuted[id] = store.Refuted(id)
+		}
+	}
 }
 
 // readIndex brings the index up to date and determines which packs were written by
