@@ -185,9 +185,14 @@ func (l *lister) readable(v any) any {
 			v[i] = l.readable(v[i])
 		}
 	case map[string]any:
-		for k := range v {
-			v[k] = l.readable(v[k])
+		out := make(map[string]any, len(v))
+		for k, x := range v {
+			if uuid := l.names[xapi.Ref(k)]; uuid != "" { // a task of current_operations
+				k = uuid
+			}
+			out[k] = l.readable(x)
 		}
+		return out
 	}
 	return v
 }
