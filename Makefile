@@ -1,4 +1,4 @@
-# Few words: build test race lint fuzz bench scale crash soak demo ci clean.
+# Few words: build test race lint fuzz fuzz-long bench scale crash soak demo ci clean.
 # What a word needs beyond Go it installs itself (Debian packages when root, Go
 # tools into bin/), or says in one line what is missing.
 
@@ -11,6 +11,7 @@ COMPILER    := gcc libc6-dev
 JUDGES      := qemu-utils libvhdi-utils libnbd-bin e2fsprogs xfsprogs ntfs-3g lvm2 fdisk dosfstools btrfs-progs fuse3 nodejs npm prometheus tmux
 PEERS       := restic borgbackup e2fsprogs bindfs nbdkit libnbd-bin fuse3
 FUZZTIME    ?= 2s
+LONGTIME    ?= 30m
 # Packages whose goroutines share memory: the race detector pays there. Long
 # tests that add no concurrency of their own are left to the plain run.
 RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./repo/tree ./repo/view ./nbd ./xapi ./xapi/xapisim
@@ -19,7 +20,7 @@ NORACE      := ^(TestGolden|TestBlobSizes|TestStorageFails|TestNPMClient|TestXVA
 RACESOME    := ./job/backup ./job/restore ./job/lease ./job/browse ./repo/check ./repo/prune
 RACETESTS   := ^(TestDayAfterDay|TestRestoreToPool|TestInterrupted|TestTrackedDays|TestLeaseIsRenewed|TestManyAtOnce|TestPublishBesideReading|TestTwoRunsOneVM|TestGates.*|TestCeilings.*|TestQueue|TestLimits|TestRestoreInPlace|TestServeNBD|TestRunsAtOnce|TestFlushBesideDisk|TestChanged|TestKeyless|TestBudget|TestWriteOnly|TestTogether)$$
 
-.PHONY: build test race lint fuzz bench scale crash soak demo ci clean
+.PHONY: build test race lint fuzz fuzz-long bench scale crash soak demo ci clean
 .SILENT:
 
 # A static binary, with libzstd in it where there is a C compiler; without one
@@ -50,6 +51,11 @@ lint: $(BIN)/staticcheck
 
 fuzz:
 	scripts/fuzz $(FUZZTIME)
+
+# Every fuzz target, and every format with real images that are damaged at
+# random, each for LONGTIME on one core; prints how many inputs were tried.
+fuzz-long:
+	scripts/fuzz-long $(LONGTIME)
 
 bench: build
 	scripts/need $(PEERS)

@@ -38,4 +38,19 @@ func TestDamagedAtRandom(t *testing.T) {
 			inspect.DamageAtRandom(t, image, 7)
 		})
 	}
+	for name, c := range map[string]struct {
+		build  func(t testing.TB) string
+		repair func(at func(off, n int64) []byte, set func(off int64, p []byte))
+	}{
+		"gpt": {func(t testing.TB) string { return Disk(t, "gpt", "L="+Ext(t, "ext2", 8*MiB, files)) }, inspect.RepairGPT},
+		"lvm": {storedPV, inspect.RepairLVM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			image, err := os.ReadFile(c.build(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			inspect.DamageAtRandom(t, image, 7, c.repair)
+		})
+	}
 }

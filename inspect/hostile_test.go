@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
-	"os"
-	"runtime"
 	"strings"
 	"testing"
+
+	"xenkeep/internal/disk/disktest"
 )
 
 // sparse is a disk of zeros with some other bytes in it. It counts the bytes
@@ -117,6 +118,21 @@ func manyGroups() *sparse {
 	return s
 }
 
+// hugeGPT returns a disk whose partition table states the greatest number of
+// entries of the greatest size.
+func hugeGPT() *sparse {
+	h := make([]byte, sector)
+	copy(h, "EFI PART")
+	le.PutUint32(h[12:], 92)
+	le.PutUint64(h[24:], 1)
+	le.PutUint64(h[32:], 100)
+	le.PutUint64(h[72:], 2)
+	le.PutUint32(h[80:], 0xffffffff)
+	le.PutUint32(h[84:], 0xffffffff)
+	le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:92]))
+	return &sparse{size: 1 << 30, limit: 1 << 30, parts: map[int64][]byte{sector: h}}
+}
+
 // A guest writes the bytes that are inspected here: its disk must neither cost
 // unbounded memory or time, nor end the program.
 func TestHostileDisks(t *testing.T) {
@@ -131,6 +147,7 @@ func TestHostileDisks(t *testing.T) {
 		"4 million names":                     {metadata(strings.Repeat("a=1\n", 4<<20-1)), "too many values"},
 		"a list of 8 million numbers":         {metadata("a=[" + strings.Repeat("1,", 8<<20-8) + "]"), "too many values"},
 		"an area that starts before its disk": {metadata(group + `physical_volumes { pv0 { id = "x" pe_start = -99999 } } }`), "cannot be read"},
+		"a GPT of 2^64 bytes":                 {hugeGPT(), "its table of partitions has no place on the disk"},
 		"XFS groups without end":              {manyGroups(), "inspection stopped: its structures ask for more than 16448 MiB"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -221,15 +238,6 @@ func TestManyFindings(t *testing.T) {
 	}
 }
 
-// moves is the number of damaged images that TestDamagedAtRandom tries for
-// each image.
-func moves() int {
-	if os.Getenv("XENKEEP_TEST_THOROUGH") != "" {
-		return 2_000_000
-	}
-	return 4_000
-}
-
 // overlay is a disk with changed bytes over another disk. It records the
 // sectors that are read, because only changes in these can have an effect.
 type overlay struct {
@@ -260,12 +268,68 @@ func (o *overlay) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
+// bytes returns n bytes at off, or nil beyond the end.
+func (o *overlay) bytes(off, n int64) []byte {
+	if off < 0 || n < 0 || n > 1<<20 || off > int64(len(o.under))-n {
+		return nil
+	}
+	p := make([]byte, n)
+	copy(p, o.under[off:])
+	for at, b := range o.changed {
+		if at >= off && at < off+n {
+			p[at-off] = b
+		}
+	}
+	return p
+}
+
+func (o *overlay) set(off int64, p []byte) {
+	for i, b := range p {
+		o.changed[off+int64(i)] = b
+	}
+}
+
+// RepairGPT corrects the checksums of the partition table at the start of a disk,
+// so that its damaged content is read.
+func RepairGPT(at func(off, n int64) []byte, set func(off int64, p []byte)) {
+	h := at(sector, sector)
+	size := int64(le.Uint32(h[12:]))
+	if size < 92 || size > sector {
+		size = 92
+	}
+	if entries := at(int64(le.Uint64(h[72:])&(1<<40-1))*sector, int64(le.Uint32(h[80:])&0xffff)*int64(le.Uint32(h[84:])&0xffff)); entries != nil {
+		le.PutUint32(h[88:], crc32.ChecksumIEEE(entries))
+	}
+	le.PutUint32(h[16:], 0)
+	le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:size]))
+	set(sector+16, h[16:20])
+	set(sector+88, h[88:92])
+}
+
+// RepairLVM corrects the checksums of the label, the metadata area and its text
+// of a physical volume.
+func RepairLVM(at func(off, n int64) []byte, set func(off int64, p []byte)) {
+	label := at(sector, sector)
+	le.PutUint32(label[16:], lvmCRC(label[20:]))
+	set(sector+16, label[16:20])
+	head := at(4096, sector)
+	if head == nil {
+		return
+	}
+	if text := at(4096+int64(le.Uint64(head[40:])&(1<<30-1)), int64(le.Uint64(head[48:])&(1<<30-1))); text != nil {
+		le.PutUint32(head[56:], lvmCRC(text))
+	}
+	le.PutUint32(head, lvmCRC(head[4:]))
+	set(4096, head[:4])
+	set(4096+56, head[56:60])
+}
+
 // DamageAtRandom inspects an image repeatedly with some of the relevant bytes
 // changed: bits flipped, fields set to their maximum or zero, sectors copied
-// over each other. No inspection may panic or read without bounds. The images
+// over each other. Each of repairs then corrects checksums. No inspection may panic or read without bounds. The images
 // have no checksums, because a wrong checksum would keep the changes from the
 // rest of the code.
-func DamageAtRandom(t *testing.T, image []byte, seed uint64) {
+func DamageAtRandom(t *testing.T, image []byte, seed uint64, repairs ...func(at func(off, n int64) []byte, set func(off int64, p []byte))) {
 	o := &overlay{under: image, seen: map[int64]bool{}}
 	inspectAll(t, o)
 	var places []int64
@@ -281,8 +345,8 @@ func DamageAtRandom(t *testing.T, image []byte, seed uint64) {
 	}
 	o.seen = nil
 	r := rand.New(rand.NewPCG(seed, 1))
-	var before, after runtime.MemStats
-	for i := range moves() {
+	m := disktest.NewMeter(t)
+	for i := range disktest.Moves(4000) {
 		o.changed, o.read = map[int64]byte{}, 0
 		for range 1 + r.IntN(4) {
 			at := places[r.IntN(len(places))]
@@ -304,18 +368,15 @@ func DamageAtRandom(t *testing.T, image []byte, seed uint64) {
 				}
 			}
 		}
-		check := i%256 == 0
-		if check {
-			runtime.ReadMemStats(&before)
+		for _, repair := range repairs {
+			repair(o.bytes, o.set)
 		}
-		inspectAll(t, o)
-		if check {
-			if runtime.ReadMemStats(&after); after.TotalAlloc-before.TotalAlloc > 1<<30 {
-				t.Errorf("move %d of seed %d allocates %d MiB", i, seed, (after.TotalAlloc-before.TotalAlloc)>>20)
-			}
-		}
+		m.Run(func() { inspectAll(t, o) })
 		if t.Failed() {
 			t.Fatalf("move %d of seed %d: %v", i, seed, o.changed)
+		}
+		if m.Over() {
+			return
 		}
 	}
 }

@@ -143,7 +143,17 @@ func (l *look) disk(index int, d Disk) error {
 		l.rep.Volumes = append(l.rep.Volumes, whole)
 		return nil
 	}
-	table, parts, err := l.partitions(d)
+	var table string
+	var parts []partition
+	err := guard(func() (err error) {
+		table, parts, err = l.partitions(d)
+		return err
+	})
+	var bounded *boundError
+	if errors.As(err, &bounded) {
+		l.find(d.Name, Note, "the partition table is not read: %v", bounded)
+		table, parts, err = "", nil, nil
+	}
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"maps"
@@ -194,7 +195,13 @@ func (l *look) groups(disks []Disk) error {
 	}
 	slices.SortFunc(all, func(a, b *vgText) int { return cmp.Or(strings.Compare(a.name, b.name), strings.Compare(a.id, b.id)) })
 	for _, g := range all {
-		if err := l.group(disks, g); err != nil {
+		err := guard(func() error { return l.group(disks, g) })
+		var bounded *boundError
+		if errors.As(err, &bounded) {
+			l.find(g.name, Note, "inspection stopped: %v", bounded)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}

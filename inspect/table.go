@@ -325,7 +325,7 @@ func (l *look) readGPT(d Disk, at, sector int64) (h *gptHeader, why string, err 
 	switch {
 	case h.at != at:
 		return nil, fmt.Sprintf("it says to be at sector %d", h.at), nil
-	case h.entrySize < 128 || h.number < 1 || n > 1<<20 || table < 1 || table > d.Size()/sector || table*sector+n > d.Size():
+	case h.entrySize < 128 || h.number < 1 || h.entrySize > 1<<20 || h.number > 1<<20 || n > 1<<20 || table < 1 || table > d.Size()/sector || table*sector+n > d.Size():
 		return nil, "its table of partitions has no place on the disk", nil
 	}
 	h.entries = make([]byte, n)

@@ -14,11 +14,25 @@ import (
 
 // Limits of messages: hosts accept requests of at most 300 KiB (xen-api
 // ocaml/xapi-consts/constants.ml); the client accepts answers of at most 512
-// MiB.
+// MiB, and before it is logged in, of 1 MiB.
 const (
 	maxRequest  = 300 << 10
 	maxResponse = 512 << 20
+	maxGreeting = 1 << 20
 )
+
+// answerLimit returns the greatest length of an answer. What answers before the
+// login may be no host of a pool at all, and other answers than 200 are pages for
+// people.
+func answerLimit(method string, status int) int64 {
+	switch {
+	case status != http.StatusOK:
+		return maxPage
+	case strings.HasPrefix(method, "session.login"):
+		return maxGreeting
+	}
+	return maxResponse
+}
 
 // Call makes one call with the client's session as its first parameter and
 // decodes the answer into result, unless result is nil. It renews a session
@@ -165,12 +179,13 @@ func (c *Client) exchange(ctx context.Context, endpoint, method string, result a
 		return 0, fmt.Errorf("%s: %w", method, c.unreachable(ctx, endpoint, err))
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
+	limit := answerLimit(method, resp.StatusCode)
+	data, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("%s: read answer: %w", method, err)
-	case len(data) > maxResponse:
-		return 0, fmt.Errorf("%s: answer exceeds %d bytes", method, maxResponse)
+	case int64(len(data)) > limit && resp.StatusCode == http.StatusOK:
+		return 0, fmt.Errorf("%s: answer exceeds %d bytes: %w", method, limit, errNoAnswer)
 	case resp.StatusCode != http.StatusOK:
 		h := &HTTPError{Host: endpoint, Method: http.MethodPost, Path: "/jsonrpc", Status: resp.StatusCode, Text: pageText(data)}
 		return 0, fmt.Errorf("%s: %w", method, h)

@@ -23,8 +23,10 @@ const (
 	maxHead = 1024
 	// maxPage bounds how much the client reads of an HTML error page, or of an
 	// answer embedded in a stream.
-	maxPage      = 64 << 10
-	maxRedirects = 5
+	maxPage = 64 << 10
+	// maxAnswerHead bounds the head of an answer, which is a few hundred bytes.
+	maxAnswerHead = 256 << 10
+	maxRedirects  = 5
 	// refusalWait is how long the client waits for the task to report why a
 	// request was refused; some tasks never do.
 	refusalWait  = time.Second
@@ -41,6 +43,10 @@ type stream struct {
 	unhook func() bool
 	ended  func(received, sent int64) // called once, when the stream is closed
 
+	// head is how many bytes may still be read before the head of the answer is
+	// complete; 0 means that it is, -1 that it is too long.
+	head int64
+
 	received, sent atomic.Int64
 	closed         atomic.Bool
 
@@ -49,6 +55,9 @@ type stream struct {
 
 // errEndedEarly: the host answered before it had read the body.
 var errEndedEarly = errors.New("host ended the request early")
+
+// errLongHead: the head of an answer does not end.
+var errLongHead = errors.New("the head of the answer is too long")
 
 func (c *Client) connect(ctx context.Context, addr string, stall time.Duration) (*stream, error) {
 	conn, err := c.dial(ctx, addr)
@@ -109,6 +118,14 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	n, err := s.conn.Read(p)
 	s.received.Add(int64(n))
+	if s.head > 0 {
+		if s.head -= int64(n); s.head <= 0 {
+			s.head = -1
+		}
+	}
+	if s.head < 0 {
+		return 0, errLongHead
+	}
 	if err != nil {
 		if err == io.ErrUnexpectedEOF && s.reason.Load() == nil {
 			err = io.EOF
@@ -284,11 +301,16 @@ func (c *Client) sendHead(ctx context.Context, addr string, session Ref, req bul
 	}
 	if _, err = io.WriteString(s, head.String()); err == nil {
 		var resp *http.Response
+		s.head = maxAnswerHead + streamBuffer // the buffer may contain the start of the body
 		if resp, err = http.ReadResponse(s.in, &http.Request{Method: req.method}); err == nil {
+			s.head = 0
 			return s, resp, nil
 		}
 	}
 	s.close()
+	if s.head < 0 {
+		err = errLongHead // whatever its last line looks like
+	}
 	return nil, nil, fmt.Errorf("%s %s on %s: %w", req.method, req.path, addr, s.explain(err))
 }
 

@@ -619,3 +619,38 @@ func TestRedirectOutOfPool(t *testing.T) {
 	noSecrets(t, err)
 	p.noTasks()
 }
+
+// A host cannot make the client use memory without end: not by a head that does
+// not end, nor by the answer to a login, which may come from anything that listens
+// at the address.
+func TestEndlessAnswers(t *testing.T) {
+	p := newFake(t, 1, false)
+	p.bulk = func(w http.ResponseWriter, _ *http.Request) {
+		conn, rw := hijack(t, w)
+		defer conn.Close()
+		_, _ = io.WriteString(rw, "HTTP/1.1 200 OK\r\n")
+		for i := 0; ; i++ {
+			if _, err := fmt.Fprintf(rw, "X-Header-%d: %s\r\n", i, strings.Repeat("x", 1000)); err != nil {
+				return
+			}
+		}
+	}
+	_, err := export(t, p.dial(), xapi.ExportOptions{})
+	if err == nil || !strings.Contains(err.Error(), "head of the answer is too long") {
+		t.Errorf("a head without end: %v", err)
+	}
+	for name, status := range map[string]int{"200": 200, "an error page": 500} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			for {
+				if _, err := io.WriteString(w, strings.Repeat("[", 1000)); err != nil {
+					return
+				}
+			}
+		}))
+		t.Cleanup(server.Close)
+		if _, err := xapi.Dial(t.Context(), xapi.Config{URL: server.URL, Password: "x", Trust: xapi.Trust{Insecure: true}}); err == nil {
+			t.Errorf("an answer without end, %s: logged in", name)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 
+	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/job/records"
 	"xenkeep/repo"
@@ -129,7 +130,7 @@ func (x *exporter) records(ctx context.Context) (*xva.OVA, error) {
 		if err != nil || h.Name != "ova.xml" {
 			return nil, fmt.Errorf("snapshot %s: %s: no ova.xml: %w", x.s.Short(), records.MetadataName, seal.ErrCorrupt)
 		}
-		text, err := io.ReadAll(t)
+		text, err := io.ReadAll(io.LimitReader(t, chunk.MaxRecord)) // a sparse entry could be longer than its archive
 		if err != nil {
 			return nil, fmt.Errorf("snapshot %s: %s: %v: %w", x.s.Short(), records.MetadataName, err, seal.ErrCorrupt)
 		}

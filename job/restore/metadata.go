@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/job/records"
 	"xenkeep/repo"
@@ -98,7 +99,7 @@ func storedOVA(ctx context.Context, r *repo.Repository, s *repo.Snapshot) (*xva.
 	if err != nil || h.Name != "ova.xml" {
 		return nil, fmt.Errorf("snapshot %s: %s: no ova.xml: %w", s.Short(), records.MetadataName, seal.ErrCorrupt)
 	}
-	text, err := io.ReadAll(t)
+	text, err := io.ReadAll(io.LimitReader(t, chunk.MaxRecord)) // a sparse entry could be longer than its archive
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %s: %v: %w", s.Short(), records.MetadataName, err, seal.ErrCorrupt)
 	}
