@@ -304,7 +304,7 @@ func (b *poolBackup) findTargets(ctx context.Context) ([]target, error) {
 // received. After an error the channel is drained, so that no reader is left when
 // saveVMs returns.
 func (b *poolBackup) saveVMs(ctx context.Context, run *backup.Run, targets []target) (err error) {
-	if b.lease, err = lease.New(ctx, b.pool, lease.Owner{Repository: b.r.ID(), Run: run.ID(), Job: b.o.Job, Machine: b.o.Machine, RenewEvery: b.o.RenewEvery}); err != nil {
+	if b.lease, err = lease.New(ctx, b.pool, lease.Owner{Repository: b.r.ID(), Run: run.ID(), Job: b.o.Job, Machine: b.o.Machine, RenewEvery: b.o.RenewEvery, Now: b.o.Now}); err != nil {
 		return err
 	}
 	stop := b.lease.Start(ctx, func(err error) { b.warn("marks on the pool were not renewed: %w", err) })

@@ -42,6 +42,7 @@ type SelfTestOptions struct {
 	Size    int64  // of the test disk, bytes; 0: 100 MiB
 	Machine string // name of this machine; "" is the host's
 	Step    func(SelfTestStep)
+	Now     func() time.Time // nil: time.Now
 }
 
 // SelfTestReport is the result of a self-test. It can be shown to others: it
@@ -88,7 +89,10 @@ func SelfTest(ctx context.Context, pool *xapi.Client, o SelfTestOptions) (*SelfT
 	if o.Machine == "" {
 		o.Machine = job.Hostname()
 	}
-	s := &selfTest{pool: pool, o: o, began: time.Now(), rep: &SelfTestReport{Type: "selftest", Status: StepOK, Size: o.Size, Steps: []SelfTestStep{}}}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &selfTest{pool: pool, o: o, began: o.Now(), rep: &SelfTestReport{Type: "selftest", Status: StepOK, Size: o.Size, Steps: []SelfTestStep{}}}
 	err := s.prepare(ctx)
 	if err != nil {
 		return nil, err
@@ -97,7 +101,7 @@ func SelfTest(ctx context.Context, pool *xapi.Client, o SelfTestOptions) (*SelfT
 	s.run(ctx)
 	stop()
 	removed := s.remove(ctx)
-	s.rep.Duration = time.Since(s.began).Seconds()
+	s.rep.Duration = s.o.Now().Sub(s.began).Seconds()
 	if removed && ctx.Err() != nil {
 		s.rep.Status = StepStopped
 		return s.rep, context.Cause(ctx)
@@ -163,7 +167,7 @@ func (s *selfTest) prepare(ctx context.Context) (err error) {
 	s.hide = append(s.hide, s.pool.Master(), s.sr.NameLabel)
 	s.hide = slices.DeleteFunc(s.hide, func(t string) bool { return len(t) < 3 })
 	slices.SortFunc(s.hide, func(a, b string) int { return len(b) - len(a) })
-	s.lease, err = lease.New(ctx, s.pool, lease.Owner{Repository: lease.SelfTestOwner, Run: lease.NewRunID(), Job: "doctor", Machine: s.o.Machine})
+	s.lease, err = lease.New(ctx, s.pool, lease.Owner{Repository: lease.SelfTestOwner, Run: lease.NewRunID(), Job: "doctor", Machine: s.o.Machine, Now: s.o.Now})
 	if err != nil {
 		return err
 	}
@@ -228,9 +232,9 @@ func (s *selfTest) step(ctx context.Context, name string, fn func(ctx context.Co
 	if ctx.Err() != nil {
 		return false
 	}
-	began := time.Now()
+	began := s.o.Now()
 	n, text, err := fn(ctx)
-	st := SelfTestStep{Name: name, State: StepOK, Text: text, Bytes: n, Duration: time.Since(began).Seconds()}
+	st := SelfTestStep{Name: name, State: StepOK, Text: text, Bytes: n, Duration: s.o.Now().Sub(began).Seconds()}
 	var skip *errSkip
 	switch {
 	case errors.As(err, &skip):
@@ -346,7 +350,7 @@ func pattern(seed int64) *mathrand.ChaCha8 {
 }
 
 func (s *selfTest) importVHD(ctx context.Context) (n int64, text string, err error) {
-	layout := vhd.Layout{Profile: vhd.ForXenServer, Size: s.o.Size, Present: func(b int64) bool { return b%3 != 2 }, Time: vhd.Time(time.Now())}
+	layout := vhd.Layout{Profile: vhd.ForXenServer, Size: s.o.Size, Present: func(b int64) bool { return b%3 != 2 }, Time: vhd.Time(s.o.Now())}
 	if layout.ID, err = vhd.NewUUID(rand.Reader); err != nil {
 		return 0, "", err
 	}
@@ -568,10 +572,10 @@ func (s *selfTest) keepList(ctx context.Context) (int64, string, error) {
 func (s *selfTest) remove(ctx context.Context) bool {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
-	began := time.Now()
+	began := s.o.Now()
 	own := func(m *lease.Marks) bool { return m.Run == s.lease.Own[lease.MarkRun] }
 	n, left, err := s.destroy(clean, own)
-	st := SelfTestStep{Name: "remove everything", State: StepOK, Text: fmt.Sprintf("%d disks and VDI snapshots", n), Duration: time.Since(began).Seconds()}
+	st := SelfTestStep{Name: "remove everything", State: StepOK, Text: fmt.Sprintf("%d disks and VDI snapshots", n), Duration: s.o.Now().Sub(began).Seconds()}
 	if err != nil {
 		st.State, st.Text = StepFailed, s.redact(job.OneLine(err))+"; xenkeep cleanup and the next self-test try again"
 		s.failed, s.rep.Left = true, left

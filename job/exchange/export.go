@@ -74,6 +74,7 @@ type ExportOptions struct {
 	BaseFile string
 	// Compress is "gzip" or "zstd" for an XVA.
 	Compress string
+	Now      func() time.Time // nil: time.Now
 }
 
 // Exported is the result of an export. Its JSON form is documented in
@@ -104,7 +105,10 @@ func Export(ctx context.Context, r *repo.Repository, s *repo.Snapshot, file stri
 	if o.Progress == nil {
 		o.Progress = job.NoProgress{}
 	}
-	started := time.Now()
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	started := o.Now()
 	x := &exporter{r: r, s: s, o: o, res: &Exported{
 		Type: "exported", Snapshot: s.ID(), File: file, Format: o.Format, Disks: []ExportedDisk{},
 	}}
@@ -128,7 +132,7 @@ func Export(ctx context.Context, r *repo.Repository, s *repo.Snapshot, file stri
 	if err != nil {
 		return nil, err
 	}
-	x.res.Duration = time.Since(started).Seconds()
+	x.res.Duration = o.Now().Sub(started).Seconds()
 	return x.res, nil
 }
 
@@ -225,15 +229,15 @@ func (x *exporter) writeDisk(ctx context.Context, im *restore.Image, d *repo.Dis
 func vhdID(root repo.HexID) vhd.UUID { return vhd.HashUUID(root) }
 
 // vhdTime returns the time for a VHD's footer: never in the future, nor before 2000.
-func vhdTime(t time.Time) uint32 {
-	if now := time.Now(); t.After(now) {
+func (x *exporter) vhdTime(t time.Time) uint32 {
+	if now := x.o.Now(); t.After(now) {
 		t = now
 	}
 	return vhd.Time(t)
 }
 
 func (x *exporter) prepareVHD(ctx context.Context, im *restore.Image, d *repo.Disk, file string) (writer, error) {
-	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, ID: vhdID(d.Root), Time: vhdTime(x.s.Data)}
+	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, ID: vhdID(d.Root), Time: x.vhdTime(x.s.Data)}
 	o := restore.Options{}
 	if x.o.Base != nil {
 		b, err := records.SameDisk(x.o.Base, d)
@@ -252,7 +256,7 @@ func (x *exporter) prepareVHD(ctx context.Context, im *restore.Image, d *repo.Di
 		name := cmp.Or(x.o.BaseFile, fmt.Sprintf("%s-%s.vhd", x.o.Base.Short(), path.Base(b.Device)))
 		x.res.Base, x.res.BaseFile = x.o.Base.ID(), name
 		layout.Present = changed
-		layout.Parent = &vhd.Parent{ID: vhdID(b.Root), Time: vhdTime(x.o.Base.Data), Path: filepath.ToSlash(name)}
+		layout.Parent = &vhd.Parent{ID: vhdID(b.Root), Time: x.vhdTime(x.o.Base.Data), Path: filepath.ToSlash(name)}
 		if b.Root == d.Root {
 			// With its parent's ID, the VHD would be its own parent.
 			layout.ID[15] ^= 1

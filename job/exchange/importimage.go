@@ -147,14 +147,13 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 		}
 	}()
 	var d *nbd.Disk
-	for limit := time.Now().Add(qcow2Wait); ; {
+	limit := time.NewTimer(qcow2Wait)
+	defer limit.Stop()
+	for {
 		if d, err = nbd.Open(ctx, nbd.DiskOptions{
 			Endpoints: []nbd.Endpoint{{Network: "unix", Address: filepath.Join(dir, "nbd")}}, Attempts: 1, Connections: 4,
 		}); err == nil {
 			break
-		}
-		if time.Now().After(limit) {
-			return nil, fmt.Errorf("%s: qemu-nbd: %w", file, err)
 		}
 		select {
 		case werr := <-over:
@@ -162,6 +161,8 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 			return nil, fmt.Errorf("%s: qemu-nbd: %s: %w", file, said.text(), transfer.ErrForeignImage)
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
+		case <-limit.C:
+			return nil, fmt.Errorf("%s: qemu-nbd: %w", file, err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -64,7 +64,8 @@ const renewEvery = 5 * time.Minute
 // Owner identifies the run to which objects on a pool belong.
 type Owner struct {
 	Repository, Run, Job, Machine string
-	RenewEvery                    time.Duration // 0: the default
+	RenewEvery                    time.Duration    // 0: the default
+	Now                           func() time.Time // this machine's clock; nil: time.Now
 }
 
 // PoolTime returns the time of the pool's clock, which is that of its master.
@@ -83,6 +84,7 @@ type Lease struct {
 	pool  *xapi.Client
 	Own   map[string]string // all marks except role and time
 	every time.Duration     // between renewals
+	now   func() time.Time
 
 	mu      sync.Mutex // held while a mark is being renewed
 	clock   time.Time  // the pool's clock when it was read
@@ -92,13 +94,16 @@ type Lease struct {
 
 // New returns a Lease for a run. It reads the pool's clock.
 func New(ctx context.Context, pool *xapi.Client, o Owner) (*Lease, error) {
-	l := &Lease{pool: pool, every: cmp.Or(o.RenewEvery, renewEvery), renewed: make(map[xapi.Ref]string), Own: map[string]string{
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	l := &Lease{pool: pool, every: cmp.Or(o.RenewEvery, renewEvery), now: o.Now, renewed: make(map[xapi.Ref]string), Own: map[string]string{
 		MarkRepository: o.Repository, MarkRun: o.Run, MarkMachine: o.Machine, MarkProcess: job.ProcessName(), markJob: o.Job,
 	}}
 	pool.NameTasks(taskOwner(o.Machine, l.Own[MarkProcess]))
 	var err error
 	l.clock, err = PoolTime(ctx, pool)
-	l.read = time.Now()
+	l.read = l.now()
 	return l, err
 }
 
@@ -114,7 +119,7 @@ func NewRunID() string {
 func (l *Lease) Now() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.clock.Add(time.Since(l.read))
+	return l.clock.Add(l.now().Sub(l.read))
 }
 
 // Marks returns the marks of an object that is created with a role.
@@ -199,7 +204,7 @@ func (l *Lease) renewAll(ctx context.Context) error {
 		return err
 	}
 	l.mu.Lock()
-	l.clock, l.read = now, time.Now()
+	l.clock, l.read = now, l.now()
 	l.mu.Unlock()
 	var errs []error
 	for ref, class := range all {

@@ -109,7 +109,7 @@ func BootDrill(ctx context.Context, r *repo.Repository, pool *xapi.Client, s *re
 		err = nil
 	}
 	verdict, _ := json.Marshal(out.Verdict)
-	note := &repo.Note{Snapshot: s.ID(), Kind: NoteDrill, Time: time.Now().UTC(), Text: string(verdict)}
+	note := &repo.Note{Snapshot: s.ID(), Kind: NoteDrill, Time: p.o.Now().UTC(), Text: string(verdict)}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), job.CleanupTime)
 	defer cancel()
 	if nerr := r.PutNote(clean, note); nerr != nil {
@@ -144,9 +144,9 @@ func (p *poolRestore) runDrill(ctx context.Context, d DrillOptions, out *Drill) 
 	if err := p.retryStart(ctx, p.pool.StartVM); err != nil {
 		return fmt.Errorf("start the VM of the drill: %w", err)
 	}
-	began := time.Now()
+	began := p.o.Now()
 	out.Verdict.Passed, out.Verdict.Reason, err = p.waitForGuest(ctx, d)
-	out.Verdict.Seconds = time.Since(began).Seconds()
+	out.Verdict.Seconds = p.o.Now().Sub(began).Seconds()
 	return err
 }
 

@@ -23,7 +23,7 @@ import (
 // written in place, including zeros.
 func File(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Disk, file string, o Options) (*Restored, error) {
 	o.Defaults()
-	started := time.Now()
+	started := o.Now()
 	st, err := os.Stat(file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -48,13 +48,13 @@ func File(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Dis
 	if st != nil && !st.Mode().IsRegular() {
 		res, err = restoreDevice(ctx, im, file, ro)
 	} else {
-		res, err = restoreNew(ctx, im, file, ro)
+		res, err = restoreNew(ctx, im, file, started, ro)
 	}
 	if err != nil {
 		return nil, err
 	}
 	out := &Restored{
-		Type: "restored", Snapshot: s.ID(), Duration: time.Since(started).Seconds(),
+		Type: "restored", Snapshot: s.ID(), Duration: o.Now().Sub(started).Seconds(),
 		Disks: []RestoredDisk{{Device: d.Device, File: file, Size: im.Size(), Written: res.Written}},
 	}
 	if s.Origin == repo.OriginDatabase {
@@ -67,7 +67,7 @@ func File(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Dis
 // the beginning of the disk.
 func Stream(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.Disk, w io.Writer, o Options) (*Restored, error) {
 	o.Defaults()
-	started := time.Now()
+	started := o.Now()
 	im, err := restore.Open(ctx, r, chunk.ID(d.Root))
 	if err != nil {
 		return nil, err
@@ -79,12 +79,12 @@ func Stream(ctx context.Context, r *repo.Repository, s *repo.Snapshot, d *repo.D
 		return nil, fmt.Errorf("disk %s: %w", d.Device, err)
 	}
 	return &Restored{
-		Type: "restored", Snapshot: s.ID(), Duration: time.Since(started).Seconds(),
+		Type: "restored", Snapshot: s.ID(), Duration: o.Now().Sub(started).Seconds(),
 		Disks: []RestoredDisk{{Device: d.Device, File: "-", Size: im.Size(), Written: res.Written}},
 	}, nil
 }
 
-func restoreNew(ctx context.Context, im *restore.Image, file string, o restore.Options) (res restore.Result, err error) {
+func restoreNew(ctx context.Context, im *restore.Image, file string, now time.Time, o restore.Options) (res restore.Result, err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*.part")
 	if err != nil {
 		return res, err
@@ -96,7 +96,7 @@ func restoreNew(ctx context.Context, im *restore.Image, file string, o restore.O
 		}
 	}()
 	if strings.EqualFold(filepath.Ext(file), ".vhd") {
-		res, err = transfer.WriteVHD(ctx, im, &transfer.WriteBehindFile{File: f}, o)
+		res, err = transfer.WriteVHD(ctx, im, &transfer.WriteBehindFile{File: f}, now, o)
 	} else if err = f.Truncate(im.Size()); err == nil {
 		res, err = im.Run(ctx, &transfer.WriteBehindFile{File: f}, o)
 	}

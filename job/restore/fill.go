@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
-	"time"
 
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk"
@@ -30,7 +29,7 @@ func (p *poolRestore) fill(ctx context.Context, im *restore.Image, vdi xapi.VDI,
 		res, _, err := p.pieces(ctx, im, vdi, restore.Options{Zeros: zeros, Progress: progress}, zeros)
 		return res, err
 	}
-	layout := vhd.Layout{Profile: vhd.ForXenServer, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
+	layout := vhd.Layout{Profile: vhd.ForXenServer, Size: im.Size(), Present: im.Present, Time: vhd.Time(p.o.Now())}
 	layout.ID, _ = vhd.NewUUID(rand.Reader) // does not fail
 	err := p.pool.ImportVDI(ctx, xapi.ImportOptions{VDI: vdi.Ref, Format: xapi.FormatVHD, ContentLength: layout.Length()},
 		func(w io.Writer) (err error) {

@@ -10,7 +10,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"time"
 
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/seal"
@@ -41,7 +40,7 @@ func (m *vmRestore) byImport(ctx context.Context) error {
 	text := a.XML()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	if err := w.WriteHeader(&tar.Header{Name: "ova.xml", Mode: 0o400, Size: int64(len(text)), ModTime: time.Now()}); err != nil {
+	if err := w.WriteHeader(&tar.Header{Name: "ova.xml", Mode: 0o400, Size: int64(len(text)), ModTime: m.o.Now()}); err != nil {
 		return err
 	}
 	if _, err := w.Write(text); err != nil {

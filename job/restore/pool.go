@@ -78,7 +78,7 @@ type poolRestore struct {
 
 func newPoolRestore(r *repo.Repository, pool *xapi.Client, s *repo.Snapshot, o Options) *poolRestore {
 	o.Defaults()
-	p := &poolRestore{r: r, pool: pool, s: s, o: o, started: time.Now(), role: lease.RoleRestore}
+	p := &poolRestore{r: r, pool: pool, s: s, o: o, started: o.Now(), role: lease.RoleRestore}
 	p.out = &Restored{Type: "restored", Snapshot: s.ID(), Disks: []RestoredDisk{}}
 	if o.Resume {
 		p.role = lease.RoleResume
@@ -95,7 +95,7 @@ func (p *poolRestore) run(ctx context.Context, fn func() error) error {
 	if err != nil && ctx.Err() == nil {
 		p.warn("leftovers of earlier runs on the pool: %s", job.OneLine(err))
 	}
-	own := lease.Owner{Repository: p.r.ID(), Run: lease.NewRunID(), Job: "default", Machine: job.Hostname()}
+	own := lease.Owner{Repository: p.r.ID(), Run: lease.NewRunID(), Job: "default", Machine: job.Hostname(), Now: p.o.Now}
 	if p.lease, err = lease.New(ctx, p.pool, own); err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (p *poolRestore) run(ctx context.Context, fn func() error) error {
 // undoUnless runs fn and, if it fails, removes the objects that it created.
 func (p *poolRestore) undoUnless(ctx context.Context, fn func() error) error {
 	err := fn()
-	p.out.Duration = time.Since(p.started).Seconds()
+	p.out.Duration = p.o.Now().Sub(p.started).Seconds()
 	if err == nil {
 		return nil
 	}

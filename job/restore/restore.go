@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"xenkeep/job"
 	"xenkeep/job/records"
@@ -91,6 +92,7 @@ type Options struct {
 	Resume bool
 	// Attach is a VM, by name or UUID, to which restored disks are attached.
 	Attach string
+	Now    func() time.Time // nil: time.Now
 }
 
 // Defaults replaces zero values by their defaults.
@@ -100,6 +102,9 @@ func (o *Options) Defaults() {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 }
 

@@ -10,9 +10,9 @@ import (
 	"xenkeep/vhd"
 )
 
-// WriteVHD writes a disk as a dynamic VHD file to w.
-func WriteVHD(ctx context.Context, im *restore.Image, w io.Writer, o restore.Options) (restore.Result, error) {
-	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, Time: vhd.Time(time.Now())}
+// WriteVHD writes a disk as a dynamic VHD file to w, with the time now in its footer.
+func WriteVHD(ctx context.Context, im *restore.Image, w io.Writer, now time.Time, o restore.Options) (restore.Result, error) {
+	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, Time: vhd.Time(now)}
 	layout.ID, _ = vhd.NewUUID(rand.Reader) // does not fail
 	return StreamVHD(ctx, im, w, layout, o)
 }
