@@ -18,10 +18,11 @@ type IndexHead struct {
 	Name     string // in storage
 	Run      RunID
 	Packs    []pack.ID
-	Replaces []string // names in storage
+	Believed []pack.ID // of Packs, those about which the object is believed
+	Replaces []string  // names in storage
 
 	writer      seal.WriterID
-	disbelieved int // packs that were left out, because another key wrote them
+	disbelieved int // of Packs, those that another key wrote
 }
 
 // headGuess is how many bytes of an index object are read first for its head.
@@ -29,8 +30,7 @@ type IndexHead struct {
 const headGuess = 16 << 10
 
 // IndexHeads reads the heads of all index objects, except those that LoadIndex
-// could not use. Of an index object of a write-only key, it leaves out the packs that
-// this key did not write. Objects are read only in part, because their signatures were
+// could not use. Objects are read only in part, because their signatures were
 // verified when they were added to the index.
 func (s *Store) IndexHeads(ctx context.Context) ([]IndexHead, error) {
 	var heads []IndexHead
@@ -73,14 +73,17 @@ func (s *Store) indexHead(ctx context.Context, name string) (IndexHead, error) {
 	h.Run = o.Run
 	cert := seal.ObjectCert(data)
 	h.writer = cert.Writer()
+	verify := s.Mixed() && cert.Role() != seal.Full && !s.believeAll
 	for i := range o.Packs {
-		if s.Mixed() && cert.Role() != seal.Full && !s.believeAll {
-			if w, known := s.authors.of(o.Packs[i].Pack); known && w.writer != h.writer || s.Unusable(o.Packs[i].Pack) != nil {
-				h.disbelieved++
-				continue
-			}
+		id := pack.ID(o.Packs[i].Pack)
+		h.Packs = append(h.Packs, id)
+		w, known := s.authors.of(id)
+		switch {
+		case !verify || known && w.writer == h.writer:
+			h.Believed = append(h.Believed, id)
+		case known || s.Unusable(id) != nil:
+			h.disbelieved++
 		}
-		h.Packs = append(h.Packs, o.Packs[i].Pack)
 	}
 	for _, r := range o.Replaces {
 		h.Replaces = append(h.Replaces, fmt.Sprintf("index/%x", r))

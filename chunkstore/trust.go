@@ -34,6 +34,7 @@ type trusting struct {
 	untrusted  atomic.Pointer[map[pack.ID]bool] // packs in the index that are not trusted
 	trustAll   bool                             // only in tests of attacks
 	believeAll bool                             // only in tests of attacks
+	believing  sync.Mutex
 }
 
 // Mixed reports whether the repository has, or had, write-only keys, as far as this
@@ -190,14 +191,17 @@ func (s *Store) directories(ctx context.Context, packs map[pack.ID]int64) (map[p
 }
 
 // believe returns the packs of an index object about which it is believed, with
-// entries from their own tables of contents. Packs that do not exist are kept
-// without entries, so that a check reports them; packs that another key signed, or
-// that are no packs, are left out.
+// entries from their own tables of contents. Packs that another key signed, that are
+// no packs, or that do not exist are left out: the thief of a key must not be able to
+// make packs look lost. If one exists later, it is found like a pack that no index
+// object covers.
 func (s *Store) believe(ctx context.Context, o *IndexObject, by seal.WriterID) ([]index.PackEntries, error) {
 	s.authors.setMixed()
 	if s.believeAll {
 		return o.Packs, nil
 	}
+	s.believing.Lock() // many index objects are read concurrently
+	defer s.believing.Unlock()
 	s.authors.load()
 	unread := make(map[pack.ID]int64)
 	for i := range o.Packs {
@@ -213,12 +217,8 @@ func (s *Store) believe(ctx context.Context, o *IndexObject, by seal.WriterID) (
 	for i := range o.Packs {
 		p := &o.Packs[i]
 		w, known := s.authors.of(p.Pack)
-		d := dirs[p.Pack]
-		switch {
-		case known && w.writer == by && d != nil:
+		if d := dirs[p.Pack]; known && w.writer == by && d != nil {
 			believed = append(believed, packEntries(p.Pack, p.Size, d.Blobs))
-		case !known && s.Unusable(p.Pack) == nil || known && w.writer == by:
-			believed = append(believed, index.PackEntries{Pack: p.Pack, Size: p.Size})
 		}
 	}
 	return believed, nil
@@ -243,6 +243,14 @@ func (s *Store) inherit() {
 func (s *Store) mayIndex(id pack.ID) bool {
 	w, known := s.authors.of(id)
 	return s.keys.Cert.Role() == seal.Full || known && w.writer == s.keys.Cert.Writer()
+}
+
+// Unproved returns the number of packs in the index that are not trusted.
+func (s *Store) Unproved() int {
+	if u := s.untrusted.Load(); u != nil {
+		return len(*u)
+	}
+	return 0
 }
 
 // Prove opens a whole pack and verifies every blob in it against its ID. It needs a

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -78,6 +79,23 @@ func (r *Repository) Notes(ctx context.Context) ([]*Note, []Problem, error) {
 	}
 	slices.SortStableFunc(notes, func(a, b *Note) int { return a.Time.Compare(b.Time) })
 	return notes, bad, nil
+}
+
+// RecordMixed records in the config, once, that the repository has write-only keys.
+// Storage that does not permit that is no error: their slots and objects show it too.
+func (r *Repository) RecordMixed(ctx context.Context) error {
+	r.store.SetMixed()
+	if r.config.Mixed || r.NeedsFull("") != nil {
+		return nil
+	}
+	err := r.changeConfig(ctx, func(fields map[string]json.RawMessage) error {
+		fields["write_only_keys"] = json.RawMessage("true")
+		return nil
+	})
+	if errors.Is(err, object.ErrPermission) || errors.Is(err, object.ErrLocked) {
+		return nil
+	}
+	return err
 }
 
 // mayState reports whether a writer may make statements about the data of others.

@@ -51,6 +51,9 @@ type Config struct {
 	// LockDays is the number of days for which packs, index objects, snapshots and
 	// keys are locked against deletion when they are put; 0 means not at all.
 	LockDays int `json:"lock_days,omitempty"`
+	// Mixed is set once the repository has had write-only keys. It makes machines that
+	// see no other trace of them verify the writers of packs.
+	Mixed bool `json:"write_only_keys,omitempty"`
 }
 
 func (c *Config) check() error {
@@ -329,7 +332,7 @@ func (r *Repository) begin(o Options) error {
 	if err != nil {
 		return errors.Join(err, x.Close())
 	}
-	if o.mixed {
+	if o.mixed || r.config.Mixed {
 		r.store.SetMixed()
 	}
 	return nil

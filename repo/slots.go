@@ -124,7 +124,9 @@ func (r *Repository) AddSlot(ctx context.Context, secret slot.Secret, label stri
 		return "", err
 	}
 	if role != seal.Full {
-		r.store.SetMixed()
+		if err := r.RecordMixed(ctx); err != nil {
+			return "", err
+		}
 	}
 	return r.putSlot(ctx, keys, secret, label, now)
 }

@@ -177,6 +177,12 @@ func checkText(sum *checkSummary) string {
 	default:
 		text += fmt.Sprintf(", all read since %s", clock(*sum.OldestProof))
 	}
+	if sum.Proved > 0 {
+		text += fmt.Sprintf(", %s of write-only keys opened and trusted from now on", plural(sum.Proved, "pack"))
+	}
+	if sum.Unproved > 0 {
+		text += fmt.Sprintf(", %s of write-only keys not opened yet", plural(sum.Unproved, "pack"))
+	}
 	if sum.DamageLists > 0 {
 		text += ", damage is published"
 	}

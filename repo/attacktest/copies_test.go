@@ -478,3 +478,52 @@ func (w *world) dataOf(all []target) (data []target) {
 	}
 	return data
 }
+
+// A write-only key names packs that do not exist. A check must not report them as
+// lost, which would end the prunes of a nightly job, and repair index must not
+// publish them as damaged.
+func TestClaimedPacksAreNotMissing(t *testing.T) {
+	attack := func(o repo.Options) int {
+		w := newWorld(t)
+		s := w.save(w.weak(), "a", content(1))
+		id, _ := pack.ParseObjectName("packs/" + wrongSum()[:2] + "/" + wrongSum())
+		w.thief(mayPut).index(index.PackEntries{Pack: id, Size: 1000, Entries: []index.Entry{{Prefix: index.Prefix{1}, Offset: 100, Length: 20}}})
+		r := repotest.OpenWith(t, w.objects, o)
+		rep, err := check.Run(t.Context(), r, check.Options{ReadData: true, Now: w.clock.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.mustRestore(s, content(1))
+		return rep.Damaged()
+	}
+	if n := attack(repo.Options{}); n != 0 {
+		t.Errorf("%d findings", n)
+	}
+	if n := attack(repo.Options{Without: []repo.Defence{repo.VerifiedIndex}}); n == 0 {
+		t.Error("control: nothing is reported without the defence")
+	}
+}
+
+// A machine that cannot see that the repository has write-only keys, because their
+// slots were removed, and their index objects replaced by a prune, learns it from the
+// config.
+func TestMixedIsRemembered(t *testing.T) {
+	w := newWorld(t)
+	w.save(w.weak(), "a", content(1))
+	if err := w.full.RemoveSlot(t.Context(), w.machine); err != nil {
+		t.Fatal(err)
+	}
+	r := w.admin()
+	for _, name := range repotest.Names(t, w.objects, "index/") {
+		if err := w.objects.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fresh := w.admin()
+	if _, err := fresh.Store().AdoptForReading(t.Context()); err != nil || !fresh.Store().Mixed() || fresh.Store().Unproved() == 0 {
+		t.Errorf("after the loss of the index: mixed %v, %d packs are not trusted, %v", fresh.Store().Mixed(), fresh.Store().Unproved(), err)
+	}
+	if !r.Config().Mixed || !fresh.Config().Mixed {
+		t.Error("the config does not record it")
+	}
+}

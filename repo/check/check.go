@@ -105,16 +105,22 @@ type Report struct {
 	Orphans     int        `json:"unindexed_packs"` // left by killed runs; the next backup adopts them
 	Claims      int        `json:"claims"`
 	DamageLists int        `json:"damage_lists"` // published by repair
-	Junk        int        `json:"junk"`         // of the findings, objects that no key of the repository wrote
 	PacksRead   int        `json:"packs_read"`
 	Read        int64      `json:"bytes_read"`
 	OldestProof *time.Time `json:"oldest_proof,omitempty"`  // when the pack that was read longest ago was last read
 	NeverRead   int        `json:"packs_never_read"`        // according to the cache folder of this machine
-	Proved      int        `json:"packs_proved"`            // packs of write-only keys that were opened, and are trusted from now on
 	Foreign     []string   `json:"foreign_files,omitempty"` // files of others in the repository's folder or prefix
 	Findings    []Finding  `json:"findings"`
+	Trust
 
 	damage Damage
+}
+
+// Trust counts what was found about the writers of objects.
+type Trust struct {
+	Junk     int `json:"junk"`           // of the findings, objects that no key of the repository wrote
+	Proved   int `json:"packs_proved"`   // packs of write-only keys that were opened, and are trusted from now on
+	Unproved int `json:"packs_unproved"` // packs of write-only keys that no full key has opened yet
 }
 
 // Damage lists the damage that a check found, for repair.
@@ -179,6 +185,9 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 		return nil, fmt.Errorf("remember what is damaged: %w", err)
 	}
 	c.rep.OldestProof, c.rep.NeverRead = c.proofs.oldest(c.packs)
+	if r.NeedsFull("") == nil {
+		c.rep.Unproved = r.Store().Unproved() - c.rep.Proved
+	}
 	return &c.rep, nil
 }
 

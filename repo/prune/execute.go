@@ -41,6 +41,12 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 	}
 	p.used = true
 	e := &execution{p: p, s: p.s, r: p.s.r, o: p.s.o}
+	if e.r.Store().Mixed() {
+		// Index objects of write-only keys are replaced by ones of the full key.
+		if err := e.r.RecordMixed(ctx); err != nil && !errors.Is(err, object.ErrNoSpace) {
+			return &e.res, err
+		}
+	}
 	for _, name := range e.s.forget {
 		if err := e.fresh(); err != nil {
 			return &e.res, err
@@ -385,7 +391,7 @@ func (e *execution) superseded(h chunkstore.IndexHead, gone map[pack.ID]bool) bo
 	for _, o := range e.s.heads {
 		if slices.Contains(o.Replaces, h.Name) {
 			found = true
-			for _, id := range o.Packs {
+			for _, id := range o.Believed {
 				covered[id] = true
 			}
 		}

@@ -260,7 +260,7 @@ func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
 	}
 	for _, h := range s.heads {
 		made := active[fmt.Sprintf("%x", h.Run)]
-		for _, id := range h.Packs {
+		for _, id := range h.Believed {
 			if p := s.packs[id]; p != nil {
 				p.indexed = true
 				p.keep = p.keep || made

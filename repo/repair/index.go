@@ -155,7 +155,7 @@ func (x *indexer) covered(ctx context.Context, heads []chunkstore.IndexHead) err
 	lost := &repo.Damage{Time: x.o.Now().UTC()}
 	missing := make(map[pack.ID]bool)
 	for _, h := range heads {
-		for _, id := range h.Packs {
+		for _, id := range h.Believed {
 			if _, there := x.packs[id]; there || missing[id] || deleted[id] {
 				continue
 			}
@@ -182,9 +182,9 @@ func (x *indexer) covered(ctx context.Context, heads []chunkstore.IndexHead) err
 		}
 	}
 	for _, h := range heads {
-		if x.o.All || slices.ContainsFunc(h.Packs, func(id pack.ID) bool { return missing[id] }) {
+		if x.o.All || slices.ContainsFunc(h.Believed, func(id pack.ID) bool { return missing[id] }) {
 			x.old = append(x.old, h.Name)
-			for _, id := range h.Packs {
+			for _, id := range h.Believed {
 				x.cover(h.Run, id)
 			}
 		}
@@ -197,7 +197,7 @@ func (x *indexer) covered(ctx context.Context, heads []chunkstore.IndexHead) err
 func (x *indexer) orphans(ctx context.Context, heads []chunkstore.IndexHead) error {
 	named := make(map[pack.ID]bool)
 	for _, h := range heads {
-		for _, id := range h.Packs {
+		for _, id := range h.Believed {
 			named[id] = true
 		}
 	}
