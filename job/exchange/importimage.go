@@ -134,6 +134,8 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
+	// One value is sent through over when qemu-nbd has ended; its receiver may send it
+	// back for stop. It is buffered, so that the goroutine ends in any case.
 	over := make(chan error, 1)
 	go func() { over <- cmd.Wait() }()
 	stop := func() {

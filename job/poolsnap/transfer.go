@@ -199,6 +199,11 @@ type contents struct {
 	uuid   string
 }
 
+// newProof starts the verification.
+//
+// Pipeline: Write passes the archive through an unbuffered pipe to one goroutine, which
+// reads it; nothing else is buffered. After an error of the reader, Write returns it.
+// stop or end closes the pipe's writer and waits for the goroutine, which closes over.
 func newProof(ctx context.Context) *proof {
 	r, w := io.Pipe()
 	p := &proof{w: w, over: make(chan struct{})}
