@@ -93,6 +93,13 @@ func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (D
 // that have been read. The readers wait for the transport most of the time and run
 // ahead of the workers; as many workers would evict each other's data from the
 // processor's caches.
+//
+// Pipeline: a goroutine opens the nodes and sends the changed blocks through work to
+// Readers readers. Each reader takes a buffer from free, reads the block, and sends it
+// through ready to Workers workers, which return the buffer to free. The buffers in
+// free, Readers + Workers, bound the memory; the other channels are unbuffered. The
+// first goroutine closes work, another closes ready when all readers have ended; free
+// is never closed. After an error, all stop through ctx.
 func (d *diskRun) readAhead(ctx context.Context, g *errgroup.Group, o ChangedOptions, get fetch, free <-chan *changedRead) <-chan *changedRead {
 	work, ready := make(chan changedBlock), make(chan *changedRead)
 	g.Go(func() error {

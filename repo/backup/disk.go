@@ -69,6 +69,10 @@ func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskR
 			return DiskResult{}, err
 		}
 	}
+	// Pipeline: one goroutine reads blocks (read) into buffers of the run and sends them
+	// through work, which is unbuffered, to Workers workers, which return the buffers to
+	// the run. The run's buffers bound the memory, over all disks. The reader closes
+	// work when it ends. After an error, all stop through gctx.
 	work := make(chan block)
 	began := time.Now()
 	g, gctx := errgroup.WithContext(ctx)

@@ -99,7 +99,9 @@ func (c *comparison) read(ctx context.Context, src disk.Source) error {
 	return c.flush(ctx)
 }
 
-// flush hashes the blocks of the window.
+// flush hashes the blocks of the window, and clears it. The hashers divide the blocks
+// among each other by their indexes; each writes only its own elements of same, and
+// all have ended when flush continues. The window bounds the memory.
 func (c *comparison) flush(ctx context.Context) error {
 	blocks := c.blocks[:c.n]
 	for i := range blocks {

@@ -85,6 +85,11 @@ type Result struct {
 
 // Run writes the disk to sink sequentially, from one goroutine, while others read
 // ahead.
+//
+// Pipeline: one goroutine reads batches (read), the other writes them. The reader
+// takes an empty batch from free and sends it through full, which is unbuffered; the
+// writer returns it to free. The two batches bound the memory. The reader closes full
+// when it ends; free is never closed. After an error, both sides stop through ctx.
 func (m *Image) Run(ctx context.Context, sink disk.Sink, o Options) (Result, error) {
 	free := make(chan *batch, 2)
 	full := make(chan *batch)
