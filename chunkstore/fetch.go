@@ -36,6 +36,11 @@ const (
 // is called concurrently from several goroutines, in the order of storage, and
 // must not retain p. Blobs that are adjacent in storage are read together.
 // Fetch ends with the first error.
+//
+// Pipeline: one goroutine sends the spans through next, which is unbuffered and which
+// it closes at the end, to the readers; each reads a span and calls fn with its blobs.
+// The number of readers, each with one read buffer, bounds the memory. After an error,
+// all stop through ctx.
 func (s *Store) Fetch(ctx context.Context, k chunk.Kind, ids []chunk.ID, fn func(i int, p []byte) error) error {
 	spans, err := s.plan(ctx, k, ids)
 	if err != nil {

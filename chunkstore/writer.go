@@ -110,6 +110,12 @@ func (d *donePacks) add(p finishedPack) {
 // Write runs fn with a Writer, and returns when all started work has ended. Fn
 // must call Flush last. Data that is put after the last Flush is in no index
 // object; a later run adopts it.
+//
+// Pipeline: the callers of Put fill the open pack of each kind. The caller that fills
+// it up starts a goroutine that finishes and uploads it, and then returns its buffer
+// to buffers (send). The Uploads + 2 buffers bound the memory and the goroutines: a
+// caller that needs a new pack waits for a buffer. Nothing is closed; Write returns
+// when fn and all uploads have ended, and after an error all stop through ctx.
 func (s *Store) Write(ctx context.Context, o WriterOptions, fn func(ctx context.Context, w *Writer) error) error {
 	if o.Uploads <= 0 {
 		t := s.objects.Traits()

@@ -319,6 +319,11 @@ func (t *intake) count(numbers []uint32, left func(r *row) bool) (n uint64, err 
 
 // sorted calls fn with all rows in order, in parts. The next part is sorted
 // while fn runs.
+//
+// Pipeline: one goroutine takes a slice from spare, fills and sorts it, and sends it
+// through parts, which is unbuffered and which it closes at the end; the other calls
+// fn and returns the slice to spare. The two slices bound the memory; spare is never
+// closed. After an error of fn, the sorter stops through ctx.
 func (t *intake) sorted(numbers []uint32, fn func(rows []row) error) error {
 	parts := make(chan []row)
 	spare := make(chan []row, 2)
