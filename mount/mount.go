@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"xenkeep/internal/child"
 	"xenkeep/repo"
@@ -197,10 +198,11 @@ func folders(all []*repo.Snapshot, only string) (map[string][]*repo.Snapshot, []
 	return out, names
 }
 
-// fileName converts any text to a valid file name.
+// fileName converts any text to a valid file name, which cannot control the
+// terminal of a user who lists the folder, and whose characters are all visible.
 func fileName(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r == '/' || r < ' ' || r == 0x7f {
+		if r == '/' || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
 			return '_'
 		}
 		return r

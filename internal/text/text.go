@@ -4,23 +4,42 @@
 package text
 
 import (
+	"fmt"
 	"io"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/mattn/go-runewidth"
 )
 
-// Clean returns s as a single line that cannot control a terminal: control and
-// format characters, which include those that change the direction of writing,
-// and separators of lines become question marks.
+// Clean returns s as a single line that cannot control a terminal, and that looks
+// different from every other name: format characters, which include those that
+// change the direction of writing and those without width, become escapes such as
+// \u202e. Control characters and separators of lines become question marks, and
+// invalid UTF-8 the replacement character.
 func Clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
-			return '?'
+	if utf8.ValidString(s) && strings.IndexFunc(s, unsafe) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case unicode.Is(unicode.Cf, r) && r > 0xffff:
+			fmt.Fprintf(&b, `\U%08x`, r)
+		case unicode.Is(unicode.Cf, r):
+			fmt.Fprintf(&b, `\u%04x`, r)
+		case unsafe(r):
+			b.WriteByte('?')
+		default:
+			b.WriteRune(r)
 		}
-		return r
-	}, s)
+	}
+	return b.String()
+}
+
+func unsafe(r rune) bool {
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
 
 // Width returns the number of columns that a terminal needs for s: two for a

@@ -37,6 +37,20 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// Row S10 of the fault list: characters that change the direction of writing, or
+// that have no width, are shown, so that no name can look like another.
+func TestClean(t *testing.T) {
+	for in, want := range map[string]string{
+		"web": "web", "데이터 é 🚀": "데이터 é 🚀", "a\x1b[2Jb\nc\u0085\u2028": "a?[2Jb?c??", "bad\xff": "bad\ufffd",
+		"rtl\u202egnp": `rtl\u202egnp`, "we\u200bb": `we\u200bb`, "\u2066x\u2069": `\u2066x\u2069`, "\u200f\u200e\ufeff": `\u200f\u200e\ufeff`,
+		"soft\u00adhyphen": `soft\u00adhyphen`, "tag\U000e0041": `tag\U000e0041`,
+	} {
+		if got := Clean(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestShorten(t *testing.T) {
 	for _, c := range []struct {
 		in    string
