@@ -145,7 +145,7 @@ func kind(name string) int {
 func TestShape(t *testing.T) {
 	const (
 		longFunctions = 9  // of more than 80 lines, without tests
-		largeTypes    = 27 // structs of more than 15 fields
+		largeTypes    = 25 // structs of more than 15 fields
 	)
 	var functions, structs []string
 	fset := token.NewFileSet()

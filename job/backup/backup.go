@@ -36,7 +36,7 @@ func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) 
 	if o.DiskConcurrency <= 0 {
 		o.DiskConcurrency = 2
 	}
-	b := &poolBackup{r: r, pool: pool, o: o, damaged: map[string]baseHealth{}, lockVMs: withoutJob}
+	b := &poolBackup{r: r, pool: pool, o: o, outcome: newOutcome(), locks: vmLocks{enabled: withoutJob}}
 	if !withoutJob {
 		release, err := job.LockJob(o.StateDir, r.ID(), o.Job)
 		if err != nil {
@@ -44,7 +44,7 @@ func Run(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) 
 		}
 		defer release()
 	}
-	defer b.unlock()
+	defer b.locks.release()
 	b.started = o.Now()
 	b.sum = &job.Summary{Type: "summary", Status: "ok", Job: o.Job, Started: b.started.UTC(), Snapshots: []job.VMSummary{}}
 	err := b.run(ctx)
@@ -83,55 +83,64 @@ type poolBackup struct {
 	o       Options
 	started time.Time
 	all     []*repo.Snapshot
-	damaged map[string]baseHealth
-	// retention is the error that prevented retention, or nil.
-	retention error
-	// database is the error that prevented the dump of the pool's database, or nil.
-	database error
-	targets  []target
+	targets []target
 
 	tracking *tracking
 	lease    *lease.Lease
 	srLocks  srLocks
 	limits   *limits
-
-	mu           sync.Mutex // guards damaged, missedChange, begun, locks, and failures and warnings in sum
-	sum          *job.Summary
-	missedChange error // ErrCBTMissedChange for each disk concerned, joined; nil if there was none
-
-	// lockVMs is set if the run has no job. Instead of its job, such a run locks each
-	// VM that it begins; locks holds the functions that release them, by the VM's
-	// UUID.
-	lockVMs bool
-	begun   []*vmBackup // all attempts
-	locks   map[string]func()
+	locks    vmLocks
+	outcome
 
 	dump    *repo.Snapshot // of the pool's database; nil until it was dumped
 	waiting []*vmBackup    // read completely, not published yet
 	done    []*repo.Snapshot
 }
 
-// lock locks a VM until the end of the run, if the run has no job. It returns
-// ErrActive if another run holds the lock.
-func (b *poolBackup) lock(t *target) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.lockVMs || b.locks[t.uuid] != nil {
+// outcome collects the results of a run while its VMs are read.
+type outcome struct {
+	// retention and database are the errors that prevented retention, and the dump of
+	// the pool's database, or nil.
+	retention, database error
+
+	mu           sync.Mutex // guards the fields below, in sum only failures and warnings
+	sum          *job.Summary
+	damaged      map[string]baseHealth // by the ID of the snapshot
+	missedChange error                 // ErrCBTMissedChange for each disk concerned, joined; nil if there was none
+	begun        []*vmBackup           // all attempts
+}
+
+func newOutcome() outcome { return outcome{damaged: make(map[string]baseHealth)} }
+
+// vmLocks are the locks of a run without a job: instead of its job, such a run locks
+// each VM that it begins, until its own end. It is safe for concurrent use.
+type vmLocks struct {
+	enabled bool
+	mu      sync.Mutex
+	held    map[string]func() // releases the lock, by the VM's UUID
+}
+
+// acquire locks a VM by calling lock, unless this run holds its lock already.
+func (l *vmLocks) acquire(uuid string, lock func() (release func(), err error)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.enabled || l.held[uuid] != nil {
 		return nil
 	}
-	release, err := job.LockThing(b.o.StateDir, b.r.ID(), "VM", b.pool.PoolUUID()+"/"+t.uuid, "")
+	release, err := lock()
 	if err != nil {
 		return err
 	}
-	if b.locks == nil {
-		b.locks = make(map[string]func())
+	if l.held == nil {
+		l.held = make(map[string]func())
 	}
-	b.locks[t.uuid] = release
+	l.held[uuid] = release
 	return nil
 }
 
-func (b *poolBackup) unlock() {
-	for _, release := range b.locks {
+// release releases all locks.
+func (l *vmLocks) release() {
+	for _, release := range l.held {
 		release()
 	}
 }

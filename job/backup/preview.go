@@ -49,7 +49,7 @@ type Preview struct {
 // NewPreview reads the repository and the features of the pool.
 func NewPreview(ctx context.Context, r *repo.Repository, pool *xapi.Client, o Options) (*Preview, error) {
 	o.Defaults()
-	f := &Preview{srs: make(map[xapi.Ref]error), r: r, pool: pool, o: o, b: &poolBackup{r: r, pool: pool, o: o, damaged: map[string]baseHealth{}}}
+	f := &Preview{srs: make(map[xapi.Ref]error), r: r, pool: pool, o: o, b: &poolBackup{r: r, pool: pool, o: o, outcome: newOutcome()}}
 	var err error
 	if f.b.all, _, err = r.Snapshots(ctx); err != nil {
 		return nil, err

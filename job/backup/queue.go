@@ -109,7 +109,9 @@ func (b *poolBackup) readOne(ctx context.Context, run *backup.Run, t *target) (_
 	if t.began.IsZero() {
 		t.began = b.o.Now()
 	}
-	if err := b.lock(t); err != nil {
+	if err := b.locks.acquire(t.uuid, func() (func(), error) {
+		return job.LockThing(b.o.StateDir, b.r.ID(), "VM", b.pool.PoolUUID()+"/"+t.uuid, "")
+	}); err != nil {
 		return nil, err
 	}
 	if b.o.VMAfter != nil { // also if VMBefore fails

@@ -34,24 +34,30 @@ type vmBackup struct {
 	kinds  []vmplan.Kind // in the order in which they are tried
 	kind   vmplan.Kind   // of the VM snapshot that was made
 
-	requested bool     // the VM snapshot was requested from the pool, and may exist
-	record    xapi.Ref // the VM snapshot
+	objects
+
 	// reverted is set if the VM was reverted while the backup began: the plan may then
 	// describe another disk content than that of the VM snapshot.
-	reverted  bool
-	snaps     map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
-	memory    *vmplan.DiskPlan      // of a checkpoint: its memory image
-	allMarked bool                  // record and all snaps have marks
-	// held are the VMs whose start is blocked while disks are read without a VDI
-	// snapshot; down is set while the VM is shut down for its backup.
-	held []xapi.VM
-	down bool
-	snap *repo.Snapshot
+	reverted bool
+	memory   *vmplan.DiskPlan // of a checkpoint: its memory image
+	snap     *repo.Snapshot
 	// transports are those by which the disks of snap were read, in their order.
 	transports []string
 
-	timer      timer
-	moved      transferred
+	timer timer
+	moved transferred
+}
+
+// objects are the objects and states on the pool that the backup of a VM must undo.
+type objects struct {
+	requested bool                  // the VM snapshot was requested from the pool, and may exist
+	record    xapi.Ref              // the VM snapshot
+	snaps     map[xapi.Ref]xapi.VDI // disk -> its VDI snapshot
+	allMarked bool                  // record and all snaps have marks
+	// held are the VMs whose start is blocked while disks are read without a VDI
+	// snapshot; down is set while the VM is shut down for its backup.
+	held       []xapi.VM
+	down       bool
 	leftOnPool bool // the VM snapshot could not be removed
 }
 
