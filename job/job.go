@@ -17,6 +17,7 @@ import (
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/limit"
 	"xenkeep/repo"
+	"xenkeep/repo/retention"
 )
 
 // CleanupTime is the time limit for cleaning up after a run was interrupted.
@@ -123,6 +124,8 @@ type Common struct {
 	Progress              Progress
 	Log                   *slog.Logger
 	Now                   func() time.Time
+	// Grace is the grace period of forgotten snapshots; nil is the default.
+	Grace *retention.Period
 	// RenewEvery is the time between two renewals of the run's marks on the pool; 0:
 	// five minutes.
 	RenewEvery time.Duration

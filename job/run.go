@@ -15,6 +15,7 @@ import (
 	"xenkeep/chunkstore/object"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/repo/forget"
 	"xenkeep/repo/retention"
 )
 
@@ -154,6 +155,9 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 	if !slices.ContainsFunc(done, func(s *repo.Snapshot) bool { return !policy(s).IsZero() }) {
 		return nil, nil
 	}
+	if err := r.CanPrune(); err != nil {
+		return nil, err
+	}
 	all, _, err := r.Snapshots(ctx)
 	if err != nil {
 		return nil, err
@@ -167,7 +171,8 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 	}
 	protected := repo.Protected(notes)
 	judge := retention.NewJudge(all, c.Now())
-	var deleted []string
+	var gone []*repo.Snapshot
+	var stops []error
 	for _, s := range done {
 		var same []*repo.Snapshot
 		for _, o := range all {
@@ -175,26 +180,25 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 				same = append(same, o)
 			}
 		}
-		for _, d := range judge.Apply(policy(s), same) {
+		plan := forget.Decide(judge, policy(s), all, same, protected, false)
+		for _, d := range plan.Decisions {
 			if retention.FromFuture(d.Snapshot, c.Now()) && !policy(s).IsZero() {
 				c.Log.Warn(FutureText(d.Snapshot))
 			}
 			c.Log.Debug("retention", "vm", d.Snapshot.VM.Name, "snapshot", d.Snapshot.Short(), "keep", d.Keep,
 				"because", strings.Join(d.Reasons, ", "), "protected", protected[d.Snapshot.ID()])
-			if d.Keep || protected[d.Snapshot.ID()] {
-				continue
-			}
-			err := r.DeleteSnapshot(ctx, d.Snapshot)
-			if errors.Is(err, object.ErrLocked) {
-				continue // a later run can delete it
-			}
-			if err != nil {
-				return deleted, err
-			}
-			deleted = append(deleted, d.Snapshot.ID())
 		}
+		for _, stop := range plan.Stops {
+			stops = append(stops, stop)
+		}
+		gone = append(gone, plan.Gone()...)
 	}
-	return deleted, nil
+	forgotten, err := forget.Execute(ctx, r, gone, forget.Options{Grace: c.Grace, Weak: true, Now: c.Now(), Reason: "retention of job " + c.Job})
+	var ids []string
+	for _, s := range forgotten.Forgotten {
+		ids = append(ids, s.ID())
+	}
+	return ids, errors.Join(append(stops, err)...)
 }
 
 // FutureText returns a message about a snapshot that is dated in the future, with the

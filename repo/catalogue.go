@@ -165,7 +165,7 @@ func (r *Repository) putCatalogue(ctx context.Context, ids []string) error {
 	g.SetLimit(max(2, r.objects.Traits().Parallel))
 	for i, id := range ids {
 		g.Go(func() error {
-			data, err := r.snapshotObject(gctx, snapshotPrefix+id)
+			data, err := r.cachedObject(gctx, seal.KindSnapshot, snapshotPrefix+id)
 			if errors.Is(err, object.ErrNotFound) || errors.Is(err, seal.ErrCorrupt) || errors.Is(err, seal.ErrJunk) || errors.Is(err, seal.ErrNewer) {
 				return nil // deleted meanwhile, or damaged or junk, which check reports
 			}

@@ -38,6 +38,7 @@ func Supported() []Feature {
 			Purpose: "a stolen write-only key cannot make a prune delete data, or a backup rely on data that is not there"},
 		{Name: FeatureFirstWriter, Read: true, Write: true, Prune: true,
 			Purpose: "copied data keeps the ID of the key that stored it first, so that key packs finds it after a prune"},
+		{Name: FeatureGrace, Prune: true, Purpose: "forgotten snapshots stay for a grace period, in which they can be recovered"},
 	}
 }
 

@@ -226,7 +226,7 @@ func Choose(all []*Snapshot, spec string, now time.Time) (Choice, error) {
 		if s == nil {
 			return Choice{}, fmt.Errorf("%q: %w", spec, ErrNoSnapshot)
 		}
-		return Choice{Snapshot: s, Bare: true}, nil
+		return Choice{Snapshot: s, Bare: true, Note: groupNote(slices.DeleteFunc(slices.Clone(all), func(o *Snapshot) bool { return vmKey(o) != vmKey(s) }), s)}, nil
 	}
 	if vm, ok := strings.CutPrefix(spec, "latest:"); ok {
 		return latestOf(all, spec, vm)
@@ -250,7 +250,34 @@ func latestOf(all []*Snapshot, spec, vm string) (Choice, error) {
 	if s == nil {
 		return Choice{}, fmt.Errorf("%q: no complete snapshot: %w", spec, ErrNoSnapshot)
 	}
-	return Choice{Snapshot: s, Note: v.note()}, nil
+	return Choice{Snapshot: s, Note: joined(v.note(), groupNote(v.snapshots, s))}, nil
+}
+
+// groupNote explains of which group of writers s is, if others have written complete
+// snapshots of its VM too; otherwise it is "".
+func groupNote(all []*Snapshot, s *Snapshot) string {
+	newest := make(map[string]*Snapshot)
+	for _, o := range all {
+		if o.Complete {
+			newest[o.group] = o
+		}
+	}
+	if len(newest) < 2 {
+		return ""
+	}
+	var others []string
+	for g, o := range newest {
+		if g != s.group {
+			others = append(others, fmt.Sprintf("the newest of %s is %s of %s", GroupText(g), o.Short(), stamp(o.Data, time.Local)))
+		}
+	}
+	slices.Sort(others)
+	return fmt.Sprintf("it was written with %s; %s; --writer selects", GroupText(s.group), strings.Join(others, ", "))
+}
+
+// joined joins notes.
+func joined(notes ...string) string {
+	return strings.Join(slices.DeleteFunc(notes, func(n string) bool { return n == "" }), "; ")
 }
 
 func (v *VM) note() string {
@@ -292,6 +319,7 @@ func at(all []*Snapshot, spec, vm, when string, now time.Time) (Choice, error) {
 	if s.Data.Before(w.Begin) {
 		c.Note = fmt.Sprintf("%q: the newest snapshot before the end of that time is of %s; %s", spec, stamp(s.Data, now.Location()), nearest(v.snapshots, w, now.Location()))
 	}
+	c.Note = joined(c.Note, groupNote(past, s))
 	return c, nil
 }
 

@@ -110,7 +110,7 @@ func (r *Repository) countsAbout(ctx context.Context, snapshot string, writer se
 	if !object.Own(name) {
 		return false, nil
 	}
-	data, err := r.snapshotObject(ctx, name)
+	data, err := r.cachedObject(ctx, seal.KindSnapshot, name)
 	if ctx.Err() != nil || object.Retriable(err) {
 		return false, err
 	}

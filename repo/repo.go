@@ -54,6 +54,8 @@ type Config struct {
 	// Mixed is set once the repository has had write-only keys. It makes machines that
 	// see no other trace of them verify the writers of packs.
 	Mixed bool `json:"write_only_keys,omitempty"`
+	// Groups are sets of writers whose snapshots are counted together.
+	Groups []WriterGroup `json:"groups,omitempty"`
 }
 
 func (c *Config) check() error {
@@ -140,6 +142,9 @@ const (
 	// KnownRevocations: backup, forget and prune are refused while a revocation is
 	// unreadable or missing.
 	KnownRevocations Defence = "known revocations"
+	// FullKeysForget: only a full key moves snapshots into their grace period, after
+	// which they are deleted.
+	FullKeysForget Defence = "full keys forget"
 	// IgnoredJunk: objects that no key of the repository wrote are ignored.
 	IgnoredJunk Defence = "ignored junk"
 	// FullStatements: condemned lists, damage lists and notes of a write-only key

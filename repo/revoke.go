@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -217,28 +216,24 @@ func (r *Repository) readRevocation(ctx context.Context, name string) (*Revoked,
 		var err error
 		data, err = chunkstore.ReadSmall(ctx, r.objects, r.keys, seal.KindRevoked, name)
 		if errors.Is(err, seal.ErrJunk) {
+			r.addJunk(name, err)
 			return nil, nil
 		}
-		if err == nil {
-			err = seal.CheckName(name, data)
-		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return nil, err
 		}
 	}
-	o, err := r.keys.OpenObject(seal.KindRevoked, data)
-	if errors.Is(err, seal.ErrNewer) {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	if o, verr := r.keys.VerifyObject(seal.KindRevoked, data); verr != nil || o.Cert.Role() != seal.Full {
-		return nil, nil // nobody who may revoke has written these bytes
+	if o, err := r.keys.VerifyNamed(seal.KindRevoked, name, data); err == nil && o.Cert.Role() != seal.Full {
+		return nil, nil // only a full key revokes
 	}
 	v := &Revoked{name: name}
-	if err == nil {
-		err = json.Unmarshal(o.Body, v)
+	_, err := r.openObject(name, data, seal.KindRevoked, v)
+	if errors.Is(err, seal.ErrJunk) {
+		r.addJunk(name, err)
+		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", name, err, seal.ErrCorrupt)
+		return nil, err
 	}
 	if !cached {
 		r.keepRevocation(name, data)

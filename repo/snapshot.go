@@ -14,12 +14,10 @@ import (
 	"sync"
 	"time"
 
-	"xenkeep/chunkstore"
 	"xenkeep/chunkstore/chunk"
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/seal"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -73,7 +71,11 @@ type Snapshot struct {
 
 	id     string
 	writer seal.WriterID
+	group  string // of writers
 	size   int
+	grace  *Grace
+	// received is when the storage received the object, by its own clock.
+	received time.Time
 }
 
 // Source identifies a file on the machine that read it, and its content as far as
@@ -106,7 +108,7 @@ type Original struct {
 func CopyOf(r *Repository, s *Snapshot) *Snapshot {
 	c := *s
 	c.Disks, c.Records = nil, nil
-	c.id, c.size = "", 0
+	c.id, c.size, c.group, c.grace, c.received = "", 0, "", nil, time.Time{}
 	if c.Original == nil {
 		c.Original = &Original{Repository: r.ID(), Snapshot: s.ID()}
 	}
@@ -179,6 +181,10 @@ func (s *Snapshot) Writer() seal.WriterID { return s.writer }
 // StoredSize returns the length of the snapshot's object in bytes.
 func (s *Snapshot) StoredSize() int { return s.size }
 
+// Received returns when the storage received the snapshot, by its own clock; the zero
+// time for a snapshot that was not read from a storage.
+func (s *Snapshot) Received() time.Time { return s.received }
+
 // Size returns the logical size of the snapshot's disks in bytes.
 func (s *Snapshot) Size() int64 {
 	var n int64
@@ -231,6 +237,7 @@ func (r *Repository) PutSnapshot(ctx context.Context, s *Snapshot) error {
 	if sum, derr := parsePacks([]string{s.id}); err == nil && derr == nil {
 		r.store.Own(sum[0])
 	}
+	s.group = r.config.group(s.writer, r.keys.Cert.Role())
 	return err
 }
 
@@ -261,13 +268,31 @@ func (r *Repository) Vouch(ctx context.Context, roots []chunk.ID) error {
 	return nil
 }
 
-// Snapshots reads all snapshots, oldest data first. Snapshots that cannot be read
-// or are invalid (ErrWithdrawn) are returned in bad; none is ever skipped silently,
-// except junk, which Junk returns.
+// Snapshots reads the snapshots that were not forgotten, oldest data first. Snapshots
+// that cannot be read or are invalid (ErrWithdrawn) are returned in bad; none is ever
+// skipped silently, except junk, which Junk returns.
 func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Problem, err error) {
+	all, bad, err = r.AllSnapshots(ctx)
+	return slices.DeleteFunc(all, func(s *Snapshot) bool { return s.grace != nil }), bad, err
+}
+
+// ForgottenSnapshots reads the snapshots that are in their grace period, or past it
+// and not deleted yet, oldest data first.
+func (r *Repository) ForgottenSnapshots(ctx context.Context) ([]*Snapshot, error) {
+	all, _, err := r.AllSnapshots(ctx)
+	return slices.DeleteFunc(all, func(s *Snapshot) bool { return s.grace == nil }), err
+}
+
+// AllSnapshots is Snapshots with those that were forgotten and not deleted yet; their
+// Grace is set. If a statement about forgotten snapshots cannot be read, no grace
+// period is over, because the statement may bring a snapshot back; it is added to
+// Problems.
+func (r *Repository) AllSnapshots(ctx context.Context) (all []*Snapshot, bad []Problem, err error) {
 	var names []string
+	received := make(map[string]time.Time)
 	if err := object.ListOwn(ctx, r.objects, snapshotPrefix, func(i object.Info) error {
 		names = append(names, i.Name)
+		received[i.Name] = i.Modified
 		return nil
 	}); err != nil {
 		return nil, nil, err
@@ -283,6 +308,7 @@ func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Prob
 		if err != nil {
 			bad = append(bad, Problem{Object: name, Err: err})
 		} else {
+			s.received = received[name]
 			all = append(all, s)
 		}
 	}
@@ -324,6 +350,11 @@ func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Prob
 		return nil, nil, err
 	}
 	bad = append(bad, withdrawn...)
+	unread, err := r.setGraces(ctx, all)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.addProblems(unread...)
 	slices.SortFunc(all, func(a, b *Snapshot) int {
 		return cmp.Or(a.Data.Compare(b.Data), a.Written.Compare(b.Written), strings.Compare(a.id, b.id))
 	})
@@ -333,35 +364,11 @@ func (r *Repository) Snapshots(ctx context.Context) (all []*Snapshot, bad []Prob
 
 // readSnapshot reads one snapshot.
 func (r *Repository) readSnapshot(ctx context.Context, name string) (*Snapshot, error) {
-	data, err := r.snapshotObject(ctx, name)
+	data, err := r.cachedObject(ctx, seal.KindSnapshot, name)
 	if err != nil {
 		return nil, err
 	}
 	return r.decodeSnapshot(name, data)
-}
-
-// snapshotObject reads a snapshot's object, from the cache folder if it is there: a
-// name is the hash of the content, so a cached object cannot be stale.
-func (r *Repository) snapshotObject(ctx context.Context, name string) ([]byte, error) {
-	id := strings.TrimPrefix(name, snapshotPrefix)
-	var file string
-	if r.cacheDir != "" {
-		file = filepath.Join(r.cacheDir, "snapshots", id)
-		if data, err := os.ReadFile(file); err == nil && seal.Name(data) == id {
-			return data, nil
-		}
-	}
-	data, err := chunkstore.ReadSmall(ctx, r.objects, r.keys, seal.KindSnapshot, name)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := r.keys.VerifyNamed(seal.KindSnapshot, name, data); err != nil && !errors.Is(err, seal.ErrRevoked) {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	if file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
-		_ = renameio.WriteFile(file, data, 0o600) // it is a cache, so a failed write does no harm
-	}
-	return data, nil
 }
 
 // SetAsideSnapshot takes the cached copy of a snapshot's object out of use, because the
@@ -394,6 +401,7 @@ func (r *Repository) decodeSnapshot(name string, data []byte) (*Snapshot, error)
 		return nil, fmt.Errorf("%s: format %d: %w", name, s.Format, seal.ErrNewer)
 	}
 	s.id, s.size, s.writer = strings.TrimPrefix(name, snapshotPrefix), len(data), o.Cert.Writer()
+	s.group = r.config.group(s.writer, o.Cert.Role())
 	return s, nil
 }
 

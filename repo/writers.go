@@ -190,7 +190,7 @@ func folderKinds() map[string]seal.ObjectKind {
 	return map[string]seal.ObjectKind{
 		"snapshots": seal.KindSnapshot, "index": seal.KindIndex, "notes": seal.KindNote, "claims": seal.KindClaim, "references": seal.KindReference,
 		"condemned": seal.KindCondemned, "retired": seal.KindRetired, "damage": seal.KindDamage, "catalogue": seal.KindCatalogue,
-		"revoked": seal.KindRevoked, "over": seal.KindOver, "proofs": seal.KindProof,
+		"revoked": seal.KindRevoked, "over": seal.KindOver, "proofs": seal.KindProof, "forgotten": seal.KindForgotten,
 	}
 }
 

@@ -41,7 +41,7 @@ func MaxSize(name string) int64 {
 		return maxSmall
 	case "catalogue":
 		return maxCatalogue
-	case "index", "references", "condemned", "damage", "revoked":
+	case "index", "references", "condemned", "damage", "revoked", "forgotten":
 		return maxList
 	}
 	return maxOther

@@ -23,7 +23,7 @@ func Own(name string) bool {
 	case "packs":
 		two, sum, _ := strings.Cut(rest, "/")
 		return len(two) == 2 && isHex(two) && len(sum) == sumLength && isHex(sum)
-	case "index", "snapshots", "notes", "condemned", "damage", "revoked", "catalogue", "proofs":
+	case "index", "snapshots", "notes", "condemned", "damage", "revoked", "catalogue", "proofs", "forgotten":
 		return len(rest) == sumLength && isHex(rest)
 	case "claims", "references", "retired", "over":
 		run, sum, _ := strings.Cut(rest, "-")

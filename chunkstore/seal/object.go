@@ -59,6 +59,7 @@ const (
 	KindCatalogue ObjectKind = 11 // many snapshot objects, unchanged
 	KindOver      ObjectKind = 12 // the end of a dead run, and which of its snapshots are valid
 	KindProof     ObjectKind = 13 // packs that a full key has opened completely
+	KindForgotten ObjectKind = 14 // snapshots that were forgotten, or brought back
 )
 
 // Object is an opened small object.

@@ -217,7 +217,7 @@ func backup(ctx context.Context, stderr io.Writer, o *backupOptions, vms []strin
 	common := job.Common{
 		Job: name, StateDir: filepath.Join(o.repository.cache(), "jobs"), Tags: o.tags, Level: level,
 		Progress: show, Log: warnings(ctx, show),
-		ReadLimit: o.limits.read.limiter(), WriteLimit: o.limits.write.limiter(),
+		ReadLimit: o.limits.read.limiter(), WriteLimit: o.limits.write.limiter(), Grace: o.retention.grace.period(),
 	}
 	if o.image != "" {
 		return jobbackup.Image(ctx, r, jobbackup.ImageOptions{Common: common, File: o.image, Name: o.name, Raw: o.format.text == formatRaw, Retention: policy, AllowShrink: job.Shrink(o.allowShrink)})
@@ -273,7 +273,33 @@ func printSummary(w io.Writer, sum *job.Summary, quiet bool) error {
 }
 
 // retentionFlags say which snapshots remain.
-type retentionFlags struct{ policy retention.Policy }
+type retentionFlags struct {
+	policy retention.Policy
+	grace  graceFlag
+}
+
+// graceFlag is the length of the grace period of forgotten snapshots.
+type graceFlag struct {
+	length retention.Period
+	set    bool
+}
+
+func (g *graceFlag) Type() string   { return "period" }
+func (g *graceFlag) String() string { return g.length.String() }
+
+func (g *graceFlag) Set(text string) (err error) {
+	g.length, err = retention.ParseGrace(text)
+	g.set = err == nil
+	return err
+}
+
+// period returns nil for the default.
+func (g *graceFlag) period() *retention.Period {
+	if !g.set {
+		return nil
+	}
+	return &g.length
+}
 
 func (f *retentionFlags) add(s *pflag.FlagSet) {
 	p := &f.policy
@@ -290,6 +316,7 @@ func (f *retentionFlags) add(s *pflag.FlagSet) {
 	} {
 		s.Var((*count)(r.n), "keep-"+r.name, r.text)
 	}
+	s.Var(&f.grace, "grace", "forgotten snapshots can be recovered for this `period` (7d); 0: they are deleted")
 	s.Var((*period)(&p.Within), "keep-within", "snapshots no older than `period` before the newest remain: 1y6m, 30d, 36h")
 }
 

@@ -12,6 +12,7 @@ import (
 
 type checkOptions struct {
 	repository repositoryFlags
+	writerFlag
 	output     outputFlags
 	progress   progressFlags
 	readData   bool
@@ -71,6 +72,7 @@ longest ago. With --without-key it proves what can be proved where no password i
 		RunE: func(cmd *cobra.Command, args []string) error { return runCheck(cmd, &o, args) },
 	}
 	o.repository.add(cmd)
+	o.writerFlag.add(cmd)
 	o.output.add(cmd)
 	o.progress.add(cmd)
 	cmd.Flags().BoolVar(&o.readData, "read-data", false, "read all data too")
@@ -124,7 +126,7 @@ func runCheck(cmd *cobra.Command, o *checkOptions, args []string) error {
 		}
 		defer r.Close()
 		for _, spec := range args {
-			s, err := resolve(ctx, r, spec, stderr)
+			s, err := resolve(ctx, r, spec, o.writer, stderr)
 			if err != nil {
 				return err
 			}
@@ -166,7 +168,11 @@ func runCheck(cmd *cobra.Command, o *checkOptions, args []string) error {
 }
 
 func checkText(sum *checkSummary) string {
-	text := fmt.Sprintf("%s: %s in %s of %s", sum.Status, plural(sum.Snapshots, "snapshot"), plural(sum.Packs, "pack"), size(sum.PackBytes))
+	snapshots := plural(sum.Snapshots, "snapshot")
+	if n := sum.InGrace; n > 0 {
+		snapshots += fmt.Sprintf(" and %d forgotten %s", n, pluralOnes(n))
+	}
+	text := fmt.Sprintf("%s: %s in %s of %s", sum.Status, snapshots, plural(sum.Packs, "pack"), size(sum.PackBytes))
 	if sum.Read > 0 {
 		text += fmt.Sprintf(", %s read", size(sum.Read))
 	}
@@ -200,4 +206,12 @@ func checkText(sum *checkSummary) string {
 		text += "\n" + oneLine(fmt.Sprintf("note: %s that xenkeep did not put there, and leaves alone: %s%s", plural(n, "foreign file"), strings.Join(some, ", "), more))
 	}
 	return text
+}
+
+// pluralOnes is "one", or "ones" for several.
+func pluralOnes(n int) string {
+	if n == 1 {
+		return "one"
+	}
+	return "ones"
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"xenkeep/repo"
 )
 
@@ -24,13 +26,69 @@ func (a *advised) Hint() string  { return a.hint }
 // resolve finds the snapshot that the user means, and tells why it may be
 // another than expected. Snapshots that cannot be read are told of, since one of
 // them may be what was meant.
-func resolve(ctx context.Context, r *repo.Repository, spec string, stderr io.Writer) (*repo.Snapshot, error) {
+func resolve(ctx context.Context, r *repo.Repository, spec, writer string, stderr io.Writer) (*repo.Snapshot, error) {
+	snapshots, err := candidates(ctx, r, writer, stderr)
+	if err != nil {
+		return nil, err
+	}
+	s, err := choose(snapshots, spec, stderr)
+	return s, orForgotten(ctx, r, spec, err)
+}
+
+// candidates are the snapshots that a name may mean: all, or those of the writer, or
+// group of writers, that is selected.
+func candidates(ctx context.Context, r *repo.Repository, writer string, stderr io.Writer) ([]*repo.Snapshot, error) {
 	snapshots, bad, err := r.Snapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
 	tellProblems(stderr, bad)
-	return choose(snapshots, spec, stderr)
+	if writer == "" {
+		return snapshots, nil
+	}
+	by, err := writtenBy(ctx, r, writer)
+	if err != nil {
+		return nil, err
+	}
+	snapshots = slices.DeleteFunc(snapshots, func(s *repo.Snapshot) bool { return !by(s) })
+	if len(snapshots) == 0 {
+		return nil, fmt.Errorf("of key %q: %w", writer, repo.ErrNoSnapshot)
+	}
+	return snapshots, nil
+}
+
+// writtenBy returns the test for the snapshots of a writer: a group's name, or a
+// key's ID, the beginning of it, or its label.
+func writtenBy(ctx context.Context, r *repo.Repository, writer string) (func(*repo.Snapshot) bool, error) {
+	for _, g := range r.Config().Groups {
+		if g.Name == writer {
+			return func(s *repo.Snapshot) bool { return slices.Contains(g.Writers, s.Writer().String()) }, nil
+		}
+	}
+	id, err := r.FindWriter(ctx, writer)
+	return func(s *repo.Snapshot) bool { return s.Writer().String() == id }, err
+}
+
+// orForgotten explains that a snapshot which does not exist was forgotten.
+func orForgotten(ctx context.Context, r *repo.Repository, spec string, err error) error {
+	if !errors.Is(err, repo.ErrNoSnapshot) {
+		return err
+	}
+	forgotten, ferr := r.ForgottenSnapshots(ctx)
+	if ferr != nil {
+		return err
+	}
+	if s, ferr := chooseForgotten(forgotten, spec); ferr == nil {
+		return &advised{fmt.Errorf("%w: it was forgotten %s", err, clock(s.Grace().Since)), "xenkeep snapshots recover " + s.Short() + " brings it back"}
+	}
+	return err
+}
+
+// writerFlag selects the snapshots of one writer.
+type writerFlag struct{ writer string }
+
+func (f *writerFlag) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.writer, "writer", "", "only snapshots that this `key` wrote (its ID, the beginning of it, its label), or a group of keys")
 }
 
 func choose(snapshots []*repo.Snapshot, spec string, stderr io.Writer) (*repo.Snapshot, error) {
@@ -69,13 +127,13 @@ func nameOfVM(snapshots []*repo.Snapshot, spec string, err error) error {
 }
 
 // resolveToDestroy is resolve for such commands.
-func resolveToDestroy(ctx context.Context, r *repo.Repository, spec string, stderr io.Writer) (*repo.Snapshot, error) {
-	snapshots, bad, err := r.Snapshots(ctx)
+func resolveToDestroy(ctx context.Context, r *repo.Repository, spec, writer string, stderr io.Writer) (*repo.Snapshot, error) {
+	snapshots, err := candidates(ctx, r, writer, stderr)
 	if err != nil {
 		return nil, err
 	}
-	tellProblems(stderr, bad)
-	return chooseToDestroy(snapshots, spec)
+	s, err := chooseToDestroy(snapshots, spec)
+	return s, orForgotten(ctx, r, spec, err)
 }
 
 // ofVM returns the snapshots of a VM, for commands that show them: where the

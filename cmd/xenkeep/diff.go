@@ -12,9 +12,10 @@ import (
 
 type diffOptions struct {
 	repository repositoryFlags
-	output     outputFlags
-	disk       string
-	ranges     bool
+	writerFlag
+	output outputFlags
+	disk   string
+	ranges bool
 }
 
 func newDiffCommand() *cobra.Command {
@@ -32,6 +33,7 @@ fine as chunks, tens of KiB.`,
 		RunE:    func(cmd *cobra.Command, args []string) error { return runDiff(cmd, &o, args[0], args[1]) },
 	}
 	o.repository.add(cmd)
+	o.writerFlag.add(cmd)
 	o.output.add(cmd)
 	cmd.Flags().StringVar(&o.disk, "disk", "", "this disk alone: its `device`, VDI or name")
 	cmd.Flags().BoolVar(&o.ranges, "ranges", false, "list each range that has changed")
@@ -67,11 +69,11 @@ func diffSnapshots(ctx context.Context, stderr io.Writer, o *diffOptions, specA,
 	}
 	defer r.Close()
 	tellProblems(stderr, r.Problems())
-	a, err := resolve(ctx, r, specA, stderr)
+	a, err := resolve(ctx, r, specA, o.writer, stderr)
 	if err != nil {
 		return nil, err
 	}
-	b, err := resolve(ctx, r, specB, io.Discard)
+	b, err := resolve(ctx, r, specB, o.writer, io.Discard)
 	if err != nil {
 		return nil, err
 	}

@@ -15,14 +15,15 @@ import (
 
 type exportOptions struct {
 	repository repositoryFlags
-	output     outputFlags
-	progress   progressFlags
-	disk       string
-	format     choice
-	base       string
-	baseFile   string
-	compress   choice
-	force      bool
+	writerFlag
+	output   outputFlags
+	progress progressFlags
+	disk     string
+	format   choice
+	base     string
+	baseFile string
+	compress choice
+	force    bool
 }
 
 func newExportCommand() *cobra.Command {
@@ -52,6 +53,7 @@ parent beside it: the VHD exported of that snapshot, under the name of --base-fi
 		RunE: func(cmd *cobra.Command, args []string) error { return runExport(cmd, &o, args[0], args[1]) },
 	}
 	o.repository.add(cmd)
+	o.writerFlag.add(cmd)
 	o.output.add(cmd)
 	o.progress.add(cmd)
 	s := cmd.Flags()
@@ -116,13 +118,13 @@ func exportSnapshot(ctx context.Context, stdout, stderr io.Writer, o *exportOpti
 	}
 	defer r.Close()
 	tellProblems(stderr, r.Problems())
-	s, err := resolve(ctx, r, spec, stderr)
+	s, err := resolve(ctx, r, spec, o.writer, stderr)
 	if err != nil {
 		return nil, err
 	}
 	eo := exchange.ExportOptions{Format: exchange.Format(o.format.text), Disk: o.disk, BaseFile: o.baseFile, Compress: o.compress.text}
 	if o.base != "" {
-		if eo.Base, err = resolve(ctx, r, o.base, io.Discard); err != nil {
+		if eo.Base, err = resolve(ctx, r, o.base, o.writer, io.Discard); err != nil {
 			return nil, err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/repo"
+	"xenkeep/repo/forget"
 	"xenkeep/repo/retention"
 )
 
@@ -22,6 +23,8 @@ type forgetOptions struct {
 	vm, job    string
 	tags       list
 	dryRun     bool
+	endGrace   bool
+	yes        bool
 }
 
 // decisionLine is what becomes of one snapshot.
@@ -41,7 +44,11 @@ type forgetSummary struct {
 	Type      string `json:"type"` // "summary"
 	Kept      int    `json:"kept"`
 	Forgotten int    `json:"forgotten"`
-	DryRun    bool   `json:"dry_run"`
+	// Until is when the grace period of the forgotten snapshots ends; absent if they
+	// were deleted.
+	Until   *time.Time `json:"recoverable_until,omitempty"`
+	Stopped int        `json:"stopped"` // VMs of which nothing was forgotten, because it would be too much
+	DryRun  bool       `json:"dry_run"`
 }
 
 func newForgetCommand() *cobra.Command {
@@ -51,10 +58,13 @@ func newForgetCommand() *cobra.Command {
 		Short: "Forget snapshots, by name or by a policy",
 		Long: `Forget snapshots: those named, or those that a policy does not keep. A policy counts
 for each VM and job, and "latest" needs its VM: latest:VM. Protected snapshots stay, and so does the newest complete one of
-each VM and job where a policy decides. The space comes back with xenkeep prune.`,
+each VM and job where a policy decides. For a week, xenkeep snapshots recover brings a
+forgotten snapshot back; xenkeep prune frees its space after that.`,
 		Example: "  xenkeep forget --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run\n  xenkeep forget 3f9a01c2",
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
+			case o.endGrace:
+				return o.checkEndGrace()
 			case len(args) == 0 && o.retention.policy.IsZero():
 				return usagef("forget which? name snapshots, or say with --keep-... what is to be kept")
 			case len(args) > 0 && !o.retention.policy.IsZero():
@@ -72,6 +82,8 @@ each VM and job where a policy decides. The space comes back with xenkeep prune.
 	cmd.Flags().StringVar(&o.vm, "vm", "", "apply the policy to this `VM` alone, a name or UUID")
 	cmd.Flags().StringVar(&o.job, "job", "", "apply the policy to snapshots of this `job` alone")
 	cmd.Flags().Var(&o.tags, "tag", "apply the policy to snapshots that bear this `tag` alone; may be repeated: all of them")
+	cmd.Flags().BoolVar(&o.endGrace, "end-grace", false, "delete forgotten snapshots now, all or those named, although they could still be recovered")
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "forget also more than a third of a VM's snapshots by a policy")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what would stay and go, and why")
 	return cmd
 }
@@ -89,6 +101,9 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 	if err := r.CanPrune(); err != nil {
 		return err
 	}
+	if o.endGrace {
+		return endGrace(cmd, o, r, specs)
+	}
 	all, bad, err := r.Snapshots(ctx)
 	if err != nil {
 		return err
@@ -102,7 +117,7 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 	}
 	protected := repo.Protected(notes)
 	repo.Tag(all, notes)
-	var decisions []retention.Decision
+	plan := &forget.Plan{}
 	var unreadable []string
 	if len(specs) == 0 {
 		tellProblems(cmd.ErrOrStderr(), bad)
@@ -111,19 +126,81 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 			return err
 		}
 		warnFuture(cmd.ErrOrStderr(), some, time.Now())
-		decisions = retention.NewJudge(all, time.Now()).Apply(o.retention.policy, some)
-		retention.Protect(decisions, protected)
-	} else if decisions, unreadable, err = named(all, bad, protected, specs); err != nil {
+		plan = forget.Decide(retention.NewJudge(all, time.Now()), o.retention.policy, all, some, protected, o.yes)
+	} else if plan.Decisions, unreadable, err = named(all, bad, protected, specs); err != nil {
 		return err
 	}
-	sum := forgetSummary{Type: "summary", DryRun: o.dryRun}
-	failed := forgetAll(ctx, r, o.dryRun, len(specs) > 0, decisions, unreadable, &sum)
+	sum := forgetSummary{Type: "summary", DryRun: o.dryRun, Stopped: len(plan.Stops)}
+	failed := forgetAll(ctx, r, o, len(specs) > 0, plan, unreadable, &sum)
 	if o.output.json {
-		err = writeDecisions(w, decisions, &sum)
+		err = writeDecisions(w, plan.Decisions, &sum)
 	} else {
-		err = printDecisions(w, decisions, &sum)
+		err = printDecisions(w, plan.Decisions, &sum)
+	}
+	return errors.Join(failed, err, tellStops(cmd.ErrOrStderr(), plan.Stops, o.dryRun))
+}
+
+// tellStops names the VMs of which nothing was forgotten. The error has been told.
+func tellStops(stderr io.Writer, stops []*forget.Stop, dryRun bool) error {
+	for _, s := range stops {
+		tell(stderr, oneLine(s.Error()), "if that is right, run it again with --yes; --dry-run lists what would go")
+	}
+	if len(stops) == 0 || dryRun {
+		return nil
+	}
+	return reported{forget.ErrStopped}
+}
+
+func (o *forgetOptions) checkEndGrace() error {
+	if !o.retention.policy.IsZero() || o.vm+o.job != "" || len(o.tags) > 0 || o.retention.grace.set {
+		return usagef("--end-grace goes with names of forgotten snapshots, or alone")
+	}
+	return nil
+}
+
+// endGrace deletes snapshots that were forgotten earlier.
+func endGrace(cmd *cobra.Command, o *forgetOptions, r *repo.Repository, specs []string) error {
+	ctx, w := cmd.Context(), cmd.OutOrStdout()
+	forgotten, err := r.ForgottenSnapshots(ctx)
+	if err != nil {
+		return err
+	}
+	some := forgotten
+	if len(specs) > 0 {
+		some = nil
+		for _, spec := range specs {
+			s, err := chooseForgotten(forgotten, spec)
+			if err != nil {
+				return err
+			}
+			some = append(some, s)
+		}
+	}
+	plan := &forget.Plan{}
+	for _, s := range some {
+		plan.Decisions = append(plan.Decisions, retention.Decision{Snapshot: s, Reasons: []string{"its grace period is ended"}})
+	}
+	o.retention.grace = graceFlag{set: true}
+	sum := forgetSummary{Type: "summary", DryRun: o.dryRun}
+	failed := forgetAll(ctx, r, o, true, plan, nil, &sum)
+	if o.output.json {
+		err = writeDecisions(w, plan.Decisions, &sum)
+	} else {
+		err = printDecisions(w, plan.Decisions, &sum)
 	}
 	return errors.Join(failed, err)
+}
+
+// chooseForgotten returns the forgotten snapshot with this ID or prefix.
+func chooseForgotten(forgotten []*repo.Snapshot, spec string) (*repo.Snapshot, error) {
+	if len(spec) < 4 || strings.ContainsAny(spec, ":@") {
+		return nil, usagef("%q: name a forgotten snapshot by its ID, or four characters of it or more", spec)
+	}
+	s, err := repo.Resolve(forgotten, spec)
+	if err != nil {
+		return nil, &advised{fmt.Errorf("forgotten snapshot %w", err), "xenkeep snapshots --forgotten lists them"}
+	}
+	return s, nil
 }
 
 // named are the snapshots that the user names. One that cannot be read can be
@@ -156,33 +233,39 @@ func named(all []*repo.Snapshot, bad []repo.Problem, protected map[string]bool, 
 	return ds, unreadable, nil
 }
 
-func forgetAll(ctx context.Context, r *repo.Repository, dryRun, named bool, ds []retention.Decision, unreadable []string, sum *forgetSummary) error {
-	for i := range ds {
-		if ds[i].Keep {
-			sum.Kept++
-			continue
-		}
-		until, err := r.LockedUntil(ctx, ds[i].Snapshot)
-		if err != nil {
-			return err
-		}
-		if !until.IsZero() {
-			if named {
-				return fmt.Errorf("snapshot %s: %w", ds[i].Snapshot.Short(), &object.LockedError{Name: ds[i].Snapshot.Short(), Until: until})
-			}
-			ds[i].Keep, ds[i].Reasons = true, []string{"locked until " + clock(until)}
-			sum.Kept++
-			continue
-		}
-		if !dryRun {
-			if err := r.DeleteSnapshot(ctx, ds[i].Snapshot); err != nil {
+func forgetAll(ctx context.Context, r *repo.Repository, o *forgetOptions, named bool, plan *forget.Plan, unreadable []string, sum *forgetSummary) error {
+	ds := plan.Decisions
+	if named && !o.dryRun { // nothing is forgotten if one of those named is locked
+		for _, s := range plan.Gone() {
+			until, err := r.LockedUntil(ctx, s)
+			if err != nil {
 				return err
 			}
+			if !until.IsZero() {
+				return fmt.Errorf("snapshot %s: %w", s.Short(), &object.LockedError{Name: s.Short(), Until: until})
+			}
 		}
-		sum.Forgotten++
+	}
+	done, err := forget.Execute(ctx, r, plan.Gone(), forget.Options{Grace: o.retention.grace.period(), DryRun: o.dryRun, Now: time.Now(), Reason: "xenkeep forget"})
+	if errors.Is(err, object.ErrNoSpace) {
+		err = &advised{err, "--grace 0 deletes snapshots without writing anything"}
+	}
+	if err != nil {
+		return err
+	}
+	for i := range ds {
+		if until, locked := done.Locked[ds[i].Snapshot.ID()]; locked {
+			ds[i].Keep, ds[i].Reasons = true, []string{"locked until " + clock(until)}
+		}
+		if ds[i].Keep {
+			sum.Kept++
+		}
+	}
+	if sum.Forgotten = len(done.Forgotten); sum.Forgotten > 0 {
+		sum.Until = done.Until
 	}
 	for _, name := range unreadable {
-		if !dryRun {
+		if !o.dryRun {
 			if err := r.Objects().Delete(ctx, name); err != nil {
 				return err
 			}
@@ -234,6 +317,9 @@ func printDecisions(w io.Writer, ds []retention.Decision, sum *forgetSummary) er
 	if sum.DryRun {
 		text = "dry run: %s would be kept, %d forgotten\n"
 	}
-	_, err := fmt.Fprintf(w, text, plural(sum.Kept, "snapshot"), sum.Forgotten)
+	if _, err := fmt.Fprintf(w, text, plural(sum.Kept, "snapshot"), sum.Forgotten); err != nil || sum.Until == nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "xenkeep snapshots recover brings them back until %s; prunes after that free their space\n", clock(*sum.Until))
 	return err
 }

@@ -23,7 +23,7 @@ func newKeyCommand() *cobra.Command {
 		RunE:  needsCommand,
 	}
 	cmd.AddCommand(newKeyListCommand(), newKeyAddCommand(), newKeyRemoveCommand(), newKeyChangePasswordCommand(), newKeyExportCommand(),
-		newKeyRevokeCommand(), newKeyRevocationsCommand(), newKeyObjectsCommand(), newKeyPacksCommand())
+		newKeyRevokeCommand(), newKeyRevocationsCommand(), newKeyObjectsCommand(), newKeyGroupCommand(), newKeyPacksCommand())
 	return cmd
 }
 

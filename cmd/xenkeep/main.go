@@ -20,6 +20,7 @@ import (
 	"xenkeep/job"
 	"xenkeep/job/poolsnap"
 	"xenkeep/repo"
+	"xenkeep/repo/forget"
 	"xenkeep/repo/prune"
 )
 
@@ -69,7 +70,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, job.ErrDamage):
 		return exitDamage // whatever else went wrong
-	case errors.Is(err, job.ErrPartial), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered), errors.Is(err, job.ErrUnstarted):
+	case errors.Is(err, job.ErrPartial), errors.Is(err, forget.ErrStopped), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered), errors.Is(err, job.ErrUnstarted):
 		return exitPartial
 	case errors.Is(err, object.ErrNoRepository):
 		return exitNoRepository

@@ -135,6 +135,9 @@ func printPrune(w io.Writer, l *pruneLine) error {
 			return err
 		}
 	}
+	if err := printGrace(w, l); err != nil {
+		return err
+	}
 	if p.Retire > 0 {
 		if _, err := fmt.Fprintf(w, "%s of runs that look dead retired\n", plural(p.Retire, "claim")); err != nil {
 			return err
@@ -159,6 +162,29 @@ func printPrune(w io.Writer, l *pruneLine) error {
 	if p.Until != nil {
 		_, err = fmt.Fprintf(w, "%s more can go from %s on: run xenkeep prune again then\n", size(p.Later), clock(*p.Until))
 	}
+	return err
+}
+
+// printGrace writes which forgotten snapshots keep their data, and which were deleted.
+func printGrace(w io.Writer, l *pruneLine) error {
+	p := &l.Plan
+	if p.Expired > 0 {
+		text := "%s deleted, whose grace period is over\n"
+		if l.DryRun {
+			text = "%s would be deleted, whose grace period is over\n"
+		}
+		if _, err := fmt.Fprintf(w, text, plural(p.Expired, "forgotten snapshot")); err != nil {
+			return err
+		}
+	}
+	if p.InGrace == 0 {
+		return nil
+	}
+	keep := "keep their"
+	if p.InGrace == 1 {
+		keep = "keeps its"
+	}
+	_, err := fmt.Fprintf(w, "%s %s data until %s: xenkeep forget --end-grace deletes such snapshots now\n", plural(p.InGrace, "forgotten snapshot"), keep, clock(*p.GraceEnd))
 	return err
 }
 

@@ -348,8 +348,10 @@ var lineTypes = map[string]any{
 	"xenkeep repair snapshots: lost":     lostLine{},
 	"xenkeep repair snapshots: summary":  repairSnapshotsLine{},
 
-	"xenkeep key revocations: revocation": revocationLine{},
-	"xenkeep key objects: object":         keyObjectLine{},
+	"xenkeep key revocations: revocation":  revocationLine{},
+	"xenkeep key objects: object":          keyObjectLine{},
+	"xenkeep key group list: group":        groupLine{},
+	"xenkeep snapshots recover: recovered": recoveredLine{},
 
 	"xenkeep export: exported": exchange.Exported{},
 	"xenkeep verify: finding":  verifyFinding{},

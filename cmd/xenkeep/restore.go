@@ -17,9 +17,10 @@ import (
 
 type restoreOptions struct {
 	repository repositoryFlags
-	pool       poolFlags
-	output     outputFlags
-	progress   progressFlags
+	writerFlag
+	pool     poolFlags
+	output   outputFlags
+	progress progressFlags
 
 	stdout   io.Writer // of the raw disk, with --to -
 	disks    []string
@@ -78,6 +79,7 @@ UUID is given. xenkeep pool srs lists the SRs.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return runRestore(cmd, &o, args[0]) },
 	}
 	o.repository.add(cmd)
+	o.writerFlag.add(cmd)
 	o.pool.add(cmd)
 	o.output.add(cmd)
 	o.progress.add(cmd)

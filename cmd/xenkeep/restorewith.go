@@ -51,9 +51,9 @@ func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string
 	defer w.repo.Close()
 	tellProblems(stderr, w.repo.Problems())
 	if o.inPlace || o.toVDI != "" {
-		w.snapshot, err = resolveToDestroy(ctx, w.repo, spec, stderr)
+		w.snapshot, err = resolveToDestroy(ctx, w.repo, spec, o.writer, stderr)
 	} else {
-		w.snapshot, err = resolve(ctx, w.repo, spec, stderr)
+		w.snapshot, err = resolve(ctx, w.repo, spec, o.writer, stderr)
 	}
 	if err != nil {
 		return err

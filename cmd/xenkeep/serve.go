@@ -30,7 +30,8 @@ func newServeCommand() *cobra.Command {
 }
 
 type serveNBDOptions struct {
-	repository          repositoryFlags
+	repository repositoryFlags
+	writerFlag
 	disk                string
 	listen, socket      string
 	cert, key, clientCA string
@@ -65,6 +66,7 @@ of a machine can connect to its ports. With --tls-client-ca, clients need a cert
 		RunE: func(cmd *cobra.Command, args []string) error { return runServeNBD(cmd, &o, args) },
 	}
 	o.repository.add(cmd)
+	o.writerFlag.add(cmd)
 	s := cmd.Flags()
 	s.StringVar(&o.disk, "disk", "", "serve this disk of SNAPSHOT alone: its `device`, VDI or name")
 	s.StringVar(&o.listen, "listen", "", "listen on this TCP `address`, for example :10809; needs TLS or --insecure")
@@ -197,7 +199,7 @@ func runServeNBD(cmd *cobra.Command, o *serveNBDOptions, args []string) error {
 	tellProblems(stderr, r.Problems())
 	so := browse.NBDOptions{Disk: o.disk, TLS: conf, Cache: int64(o.cache), Log: func(text string) { tell(stderr, oneLine(text), "") }}
 	if len(args) > 0 {
-		if so.Snapshot, err = resolve(ctx, r, args[0], stderr); err != nil {
+		if so.Snapshot, err = resolve(ctx, r, args[0], o.writer, stderr); err != nil {
 			return err
 		}
 		if o.disk != "" {

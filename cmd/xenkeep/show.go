@@ -21,8 +21,9 @@ import (
 
 type showOptions struct {
 	repository repositoryFlags
-	output     outputFlags
-	xml        bool
+	writerFlag
+	output outputFlags
+	xml    bool
 }
 
 // recordSize is a piece of metadata that is stored with a snapshot.
@@ -42,6 +43,7 @@ VM's records. SNAPSHOT is an id or its unique beginning, "latest:VM", or "VM@TIM
 		RunE: func(cmd *cobra.Command, args []string) error { return runShow(cmd, &o, args[0]) },
 	}
 	o.repository.add(cmd)
+	o.writerFlag.add(cmd)
 	o.output.add(cmd)
 	cmd.Flags().BoolVar(&o.xml, "xml", false, "show the pool's own export of the VM's metadata (ova.xml) alone")
 	cmd.MarkFlagsMutuallyExclusive("json", "xml")
@@ -55,7 +57,7 @@ func runShow(cmd *cobra.Command, o *showOptions, spec string) error {
 		return err
 	}
 	defer r.Close()
-	s, err := resolve(ctx, r, spec, cmd.ErrOrStderr())
+	s, err := resolve(ctx, r, spec, o.writer, cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}

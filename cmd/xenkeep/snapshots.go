@@ -22,6 +22,7 @@ type snapshotsOptions struct {
 	output     outputFlags
 	writer     string
 	tags       list
+	forgotten  bool
 }
 
 // snapshotLine is a snapshot as snapshots prints it with --json.
@@ -49,6 +50,11 @@ type snapshotLine struct {
 	Missing    []repo.Gap `json:"missing,omitempty"`
 	Generation string     `json:"generation_id,omitempty"`
 	Source     string     `json:"source,omitempty"` // path of the file it was read from
+	Group      string     `json:"writer_group"`     // "", the ID of a key, or "group NAME"
+
+	// Of a forgotten snapshot.
+	Forgotten *time.Time `json:"forgotten_time,omitempty"`
+	Until     *time.Time `json:"recoverable_until,omitempty"`
 
 	// Of show alone: records.json, and what is stored.
 	Records json.RawMessage `json:"records,omitempty"`
@@ -101,9 +107,11 @@ UUID. NEW is what no earlier snapshot had, before compression.`,
 	o.repository.add(cmd)
 	o.output.add(cmd)
 	cmd.Flags().StringVar(&o.writer, "writer", "", "those that this `key` wrote: its id, the beginning of it, or its label")
+	cmd.Flags().BoolVar(&o.forgotten, "forgotten", false, "those that were forgotten and can still be recovered")
 	cmd.Flags().Var(&o.tags, "tag", "those that bear this `tag`; may be repeated: all of them")
 	cmd.AddCommand(
 		newTagCommand(),
+		newRecoverCommand(),
 		newNoteCommand("protect", "Keep a snapshot from being forgotten",
 			"Keep a snapshot from being forgotten, by policies and by name, until it is unprotected."),
 		newNoteCommand("unprotect", "Let a snapshot be forgotten again",
@@ -169,10 +177,11 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 			return err
 		}
 	}
-	snapshots, bad, err := r.Snapshots(ctx)
+	snapshots, bad, err := r.AllSnapshots(ctx)
 	if err != nil {
 		return err
 	}
+	snapshots = slices.DeleteFunc(snapshots, func(s *repo.Snapshot) bool { return (s.Grace() != nil) != o.forgotten })
 	badNotes, err := r.ApplyTags(ctx, snapshots)
 	if err != nil {
 		return err
@@ -219,6 +228,10 @@ func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {
 	if tagged {
 		head = append(head, "TAGS")
 	}
+	forgotten := slices.ContainsFunc(snapshots, func(s *repo.Snapshot) bool { return s.Grace() != nil })
+	if forgotten {
+		head = append(head, "FORGOTTEN", "RECOVERABLE UNTIL")
+	}
 	t := newTable(w, head...)
 	names := distinctNames(snapshots)
 	for _, s := range snapshots {
@@ -235,6 +248,9 @@ func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {
 		cells := []string{s.Short(), clock(s.Data), names(s), strings.Join(devices, " "), size(s.Size()), size(fresh), complete}
 		if tagged {
 			cells = append(cells, strings.Join(s.Tags, " "))
+		}
+		if forgotten {
+			cells = append(cells, clock(s.Grace().Since), clock(s.Grace().Until))
 		}
 		t.row(cells...)
 	}
@@ -303,10 +319,13 @@ func lineOf(s *repo.Snapshot) snapshotLine {
 		Type: "snapshot", ID: s.ID(), Data: s.Data, Written: s.Written, Origin: s.Origin,
 		PoolUUID: s.Pool.UUID, PoolName: s.Pool.Name, VMUUID: s.VM.UUID, VMName: s.VM.Name,
 		Kind: s.Kind, Job: s.Job, Machine: s.Machine, Run: s.Run, Writer: s.Writer().String(), Tags: s.Tags,
-		Complete: s.Complete, Size: s.Size(), Missing: s.Missing, Generation: s.Generation, Disks: []diskLine{},
+		Group: s.Group(), Complete: s.Complete, Size: s.Size(), Missing: s.Missing, Generation: s.Generation, Disks: []diskLine{},
 	}
 	if s.Source != nil {
 		l.Source = s.Source.Path
+	}
+	if g := s.Grace(); g != nil {
+		l.Forgotten, l.Until = &g.Since, &g.Until
 	}
 	for _, d := range s.Disks {
 		root, _ := d.Root.MarshalText() // cannot fail

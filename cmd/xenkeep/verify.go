@@ -13,8 +13,9 @@ import (
 
 type verifyOptions struct {
 	repository repositoryFlags
-	output     outputFlags
-	disk       string
+	writerFlag
+	output outputFlags
+	disk   string
 }
 
 func newVerifyCommand() *cobra.Command {
@@ -34,6 +35,7 @@ repository is sound, xenkeep check tells.`,
 		RunE:    func(cmd *cobra.Command, args []string) error { return runVerify(cmd, &o, args[0]) },
 	}
 	o.repository.add(cmd)
+	o.writerFlag.add(cmd)
 	o.output.add(cmd)
 	cmd.Flags().StringVar(&o.disk, "disk", "", "look at this disk alone: its `device`, VDI or name")
 	return cmd
@@ -77,7 +79,7 @@ func verifySnapshot(ctx context.Context, stderr io.Writer, o *verifyOptions, spe
 	}
 	defer r.Close()
 	tellProblems(stderr, r.Problems())
-	s, err := resolve(ctx, r, spec, stderr)
+	s, err := resolve(ctx, r, spec, o.writer, stderr)
 	if err != nil {
 		return nil, err
 	}

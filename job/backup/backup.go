@@ -15,6 +15,7 @@ import (
 	"xenkeep/job/vmplan"
 	"xenkeep/repo"
 	"xenkeep/repo/backup"
+	"xenkeep/repo/forget"
 	"xenkeep/xapi"
 )
 
@@ -221,6 +222,9 @@ func (b *poolBackup) run(ctx context.Context) error {
 	if b.sum.Forgotten, err = job.Forget(ctx, b.r, &b.o.Common, b.policy, b.done); err != nil {
 		b.retention = fmt.Errorf("retention: %w", err)
 		b.warn("%w", b.retention)
+		if h := job.HintOf(err); h != "" && errors.Is(err, forget.ErrStopped) {
+			b.warn("hint: %s", h)
+		}
 	}
 	return nil
 }

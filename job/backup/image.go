@@ -92,6 +92,9 @@ func Image(ctx context.Context, r *repo.Repository, o ImageOptions) (*job.Summar
 	}
 	sum.Snapshots = append(sum.Snapshots, job.Summarize(s))
 	sum.Forgotten, err = job.Forget(ctx, r, &o.Common, func(*repo.Snapshot) retention.Policy { return o.Retention }, []*repo.Snapshot{s})
+	if err != nil {
+		sum.Status = "partial"
+	}
 	sum.Requests = job.CountRequests(r)
 	sum.Duration = o.Now().Sub(started).Seconds()
 	return sum, err

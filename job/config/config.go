@@ -68,6 +68,7 @@ type Job struct {
 	Compression     string      `toml:"compression"`
 	Tags            []string    `toml:"tags"`
 	Keep            Keep        `toml:"keep"`
+	Grace           *Grace      `toml:"grace"`
 	ForgetFirst     bool        `toml:"forget-first"` // VmBackup's pre_clean
 	Prune           Every       `toml:"prune"`
 	MaxRepack       Size        `toml:"max-repack"`

@@ -37,6 +37,16 @@ func (p *Period) UnmarshalText(text []byte) error {
 	return err
 }
 
+// Grace is the length of a grace period: a period, or "0" for none.
+type Grace retention.Period
+
+// UnmarshalText reads a grace period.
+func (g *Grace) UnmarshalText(text []byte) error {
+	v, err := retention.ParseGrace(string(text))
+	*g = Grace(v)
+	return err
+}
+
 // Size is a number of bytes.
 type Size int64
 

@@ -241,7 +241,7 @@ func (v *VmBackup) Job() *Job {
 		StatusLog: v.StatusLog, ForgetFirst: v.PreClean, VmBackup: v,
 	}
 	if v.PreClean {
-		j.Prune = Run
+		j.Prune, j.Grace = Run, new(Grace) // pre_clean frees space
 	}
 	return j
 }
@@ -284,7 +284,7 @@ func (v *VmBackup) TOML() []byte {
 		fmt.Fprintf(&b, "status-log = %s\n", quote(v.StatusLog))
 	}
 	if v.PreClean {
-		b.WriteString("forget-first = true\nprune = \"always\"\n")
+		b.WriteString("forget-first = true\ngrace = \"0\"   # space is freed before the backup, as pre_clean does\nprune = \"always\"\n")
 	} else {
 		b.WriteString("prune = \"weekly\"   # frees the space of forgotten snapshots\n")
 	}

@@ -26,7 +26,9 @@ import (
 	"xenkeep/job/vmplan"
 	"xenkeep/repo"
 	"xenkeep/repo/check"
+	"xenkeep/repo/forget"
 	"xenkeep/repo/prune"
+	"xenkeep/repo/retention"
 	"xenkeep/xapi"
 )
 
@@ -313,6 +315,10 @@ func (n *Night) options() (backup.Options, error) {
 		HostConcurrency: j.Concurrency.PerHost, SRConcurrency: j.Concurrency.PerSR,
 		Retries: 1, Database: j.PoolMetadata, StopAfter: j.Window.StopAfter.After(n.Now()),
 	}
+	if j.Grace != nil {
+		g := retention.Period(*j.Grace)
+		o.Grace = &g
+	}
 	if j.AllowShrink != nil {
 		o.AllowShrink = job.ShrinkPercent(*j.AllowShrink)
 	}
@@ -413,9 +419,11 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 		x.rep.Excluded = append(x.rep.Excluded, report.Left{Name: l.Record.NameLabel, UUID: l.Record.UUID, Reason: l.Reason})
 	}
 	if x.Job.ForgetFirst {
-		if gone, err := backup.ForgetVMs(ctx, x.repo, o.Common, x.rep.PoolUUID, o.Selected, o.Retention); err != nil {
+		gone, err := backup.ForgetVMs(ctx, x.repo, o.Common, x.rep.PoolUUID, o.Selected, o.Retention)
+		if err != nil {
 			x.partial(fmt.Errorf("retention before the backup: %w", err))
-		} else {
+		}
+		if err == nil || errors.Is(err, forget.ErrStopped) {
 			x.rep.Forgotten = gone
 			x.checkDue(ctx)
 			x.prune(ctx)

@@ -17,6 +17,7 @@ import (
 	"xenkeep/job/selection"
 	"xenkeep/repo"
 	"xenkeep/repo/check"
+	"xenkeep/repo/forget"
 	"xenkeep/repo/retention"
 	"xenkeep/xapi"
 
@@ -303,7 +304,11 @@ func (p *planner) vms(ctx context.Context, r *repo.Repository, pool *xapi.Client
 		if fc != nil {
 			p.forecast(c.Name, fc, f, &out)
 		}
-		out.Keeps, out.Forgets = p.retention(all, pool.PoolUUID(), &c, o)
+		var stops []*forget.Stop
+		out.Keeps, out.Forgets, stops = p.retention(r, all, pool.PoolUUID(), &c, o)
+		for _, s := range stops {
+			p.find("warn", c.Name, s.Hint(), "%w", s)
+		}
 		p.plan.VMs = append(p.plan.VMs, out)
 	}
 	return nil
@@ -339,15 +344,15 @@ func (p *planner) forecast(name string, fc *backup.VMPreview, f *backup.Preview,
 	}
 }
 
-// retention returns how many of a VM's snapshots would be kept and deleted after a
-// success.
-func (p *planner) retention(all []*repo.Snapshot, pool string, c *backup.VMRequest, o *backup.Options) (keeps, forgets int) {
+// retention returns how many of a VM's snapshots would stay and go after a success,
+// and why none would go although the policy does not keep them.
+func (p *planner) retention(r *repo.Repository, all []*repo.Snapshot, pool string, c *backup.VMRequest, o *backup.Options) (keeps, forgets int, stops []*forget.Stop) {
 	policy := o.Retention
 	if c.Retention != nil {
 		policy = *c.Retention
 	}
 	now := p.Now()
-	next := &repo.Snapshot{Origin: "pool", Pool: repo.Named{UUID: pool}, VM: repo.Named{UUID: c.UUID}, Job: o.Job, Complete: true, Data: now, Written: now}
+	next := r.AsOwn(&repo.Snapshot{Origin: "pool", Pool: repo.Named{UUID: pool}, VM: repo.Named{UUID: c.UUID, Name: c.Name}, Job: o.Job, Complete: true, Data: now, Written: now})
 	all = append(slices.Clip(all), next)
 	judge := retention.NewJudge(all, now)
 	var mine []*repo.Snapshot
@@ -356,14 +361,9 @@ func (p *planner) retention(all []*repo.Snapshot, pool string, c *backup.VMReque
 			mine = append(mine, s)
 		}
 	}
-	for _, d := range judge.Apply(policy, mine) {
-		if d.Keep {
-			keeps++
-		} else {
-			forgets++
-		}
-	}
-	return keeps, forgets
+	plan := forget.Decide(judge, policy, all, mine, nil, false)
+	forgets = len(plan.Gone())
+	return len(mine) - forgets, forgets, plan.Stops
 }
 
 // srs examines the SRs with disks of the job: free space, long chains, and parents

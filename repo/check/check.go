@@ -97,9 +97,15 @@ func (f Finding) String() string {
 	return s + ": " + f.Error
 }
 
+// Checked counts the snapshots that were checked.
+type Checked struct {
+	Snapshots int `json:"snapshots"`
+	InGrace   int `json:"in_grace"` // forgotten snapshots that can be recovered
+}
+
 // Report is the result of a check.
 type Report struct {
-	Snapshots   int        `json:"snapshots"`
+	Checked
 	Packs       int        `json:"packs"`
 	PackBytes   int64      `json:"pack_bytes"`
 	Orphans     int        `json:"unindexed_packs"` // left by killed runs; the next backup adopts them

@@ -12,12 +12,17 @@ import (
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/chunkstore/slot"
+	"xenkeep/repo"
 
 	"golang.org/x/sync/errgroup"
 )
 
+// listSnapshots lists the snapshots, and those in their grace period, which can be
+// recovered and must be sound too. Those that a prune may delete are left out.
 func (c *checker) listSnapshots(ctx context.Context) (err error) {
-	c.all, c.badSnaps, err = c.r.Snapshots(ctx)
+	c.all, c.badSnaps, err = c.r.AllSnapshots(ctx)
+	now := c.o.Now()
+	c.all = slices.DeleteFunc(c.all, func(s *repo.Snapshot) bool { return s.Grace() != nil && s.Grace().Over(now) })
 	return err
 }
 
@@ -190,7 +195,7 @@ func (c *checker) index(ctx context.Context) error {
 // stored reads the snapshots and, with ReadData, the index objects from the
 // storage: the earlier steps may have read them from the cache.
 func (c *checker) stored(ctx context.Context) error {
-	prefixes := []string{"snapshots/", "catalogue/", "references/", "retired/", "revoked/", "over/", "proofs/"}
+	prefixes := []string{"snapshots/", "catalogue/", "references/", "retired/", "revoked/", "over/", "proofs/", "forgotten/"}
 	if c.o.ReadData {
 		prefixes = append(prefixes, "index/")
 	}
@@ -260,7 +265,7 @@ var kinds = map[string]seal.ObjectKind{
 	"snapshots": seal.KindSnapshot, "index": seal.KindIndex, "notes": seal.KindNote, "claims": seal.KindClaim,
 	"references": seal.KindReference, "condemned": seal.KindCondemned, "retired": seal.KindRetired, "damage": seal.KindDamage,
 	"revoked": seal.KindRevoked, "catalogue": seal.KindCatalogue, "over": seal.KindOver,
-	"proofs": seal.KindProof,
+	"proofs": seal.KindProof, "forgotten": seal.KindForgotten,
 }
 
 // small opens claims, notes, and damage and condemned lists.

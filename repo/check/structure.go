@@ -24,7 +24,13 @@ func (c *checker) structure(ctx context.Context) error {
 			c.add(kindOf(p.Err), p.Object, "", p.Err)
 		}
 	}
-	c.rep.Snapshots = len(c.all)
+	for _, s := range c.all {
+		if s.Grace() == nil {
+			c.rep.Snapshots++
+		} else {
+			c.rep.InGrace++
+		}
+	}
 	var total int64
 	for _, s := range c.all {
 		total += s.Size()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -28,6 +29,7 @@ type Result struct {
 	Forgotten int   `json:"given_up"`
 	Proved    Count `json:"proved"`  // packs of write-only keys that were opened, and are what they claim
 	Refuted   Count `json:"refuted"` // packs of write-only keys that were opened, and contain wrong data
+	Expired   int   `json:"expired"` // forgotten snapshots that were deleted
 }
 
 // errUsed is returned if a plan is executed again: the state it is based on has
@@ -56,7 +58,10 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 		}
 		e.res.Forgotten++
 	}
-	var err error
+	err := e.deleteExpired(ctx)
+	if err != nil {
+		return &e.res, err
+	}
 	if p.s.o.Exclusive {
 		err = e.exclusive(ctx)
 	} else {
@@ -84,6 +89,43 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 		return &e.res, err
 	}
 	return &e.res, e.r.LoadIndex(ctx)
+}
+
+// deleteExpired deletes the forgotten snapshots whose grace period is over, before
+// anything that only they need is condemned.
+func (e *execution) deleteExpired(ctx context.Context) error {
+	if len(e.s.expired) == 0 {
+		return e.r.TidyForgotten(ctx)
+	}
+	forgotten, err := e.r.ForgottenSnapshots(ctx)
+	if err != nil {
+		return err
+	}
+	over := make(map[string]bool)
+	for _, snap := range forgotten {
+		over[snap.ID()] = snap.Grace().Over(e.s.at)
+	}
+	for _, snap := range e.s.expired {
+		if still, there := over[snap.ID()]; there && !still {
+			return fmt.Errorf("snapshot %s: %w", snap.Short(), ErrRecovered)
+		} else if !there {
+			if _, err := e.r.Objects().Stat(ctx, "snapshots/"+snap.ID()); err == nil {
+				return fmt.Errorf("snapshot %s: %w", snap.Short(), ErrRecovered)
+			} else if !errors.Is(err, object.ErrNotFound) {
+				return err
+			}
+		}
+	}
+	for _, snap := range e.s.expired {
+		if err := e.fresh(); err != nil {
+			return err
+		}
+		if err := e.r.DeleteSnapshot(ctx, snap); err != nil {
+			return err
+		}
+		e.res.Expired++
+	}
+	return e.r.TidyForgotten(ctx)
 }
 
 type execution struct {

@@ -154,7 +154,7 @@ func (e *execution) extendLocks(ctx context.Context) error {
 	}
 	for _, prefix := range []string{"snapshots/", "slots/", "config"} {
 		if err := object.ListOwn(ctx, e.r.Objects(), prefix, func(i object.Info) error {
-			if !young(i.Modified) {
+			if !young(i.Modified) && !e.s.forgotten[i.Name] {
 				names = append(names, i.Name)
 			}
 			return nil

@@ -34,6 +34,9 @@ var (
 	ErrUnreadable = errors.New("what it needs is not known")
 	// ErrNotDamaged is returned if an object that is to be abandoned can be read.
 	ErrNotDamaged = errors.New("is not damaged, or does not exist")
+	// ErrRecovered is returned if a snapshot was recovered, or its grace period was
+	// prolonged, while a pass that was about to delete it was running.
+	ErrRecovered = errors.New("a forgotten snapshot was recovered meanwhile: run this prune again")
 	// ErrStale is returned by a pass that was delayed for so long that the state it
 	// has read may be out of date.
 	ErrStale = errors.New("this prune was delayed for too long: run it again")
@@ -140,15 +143,20 @@ type Plan struct {
 
 // Report summarizes the state that a pass found and its decisions, in numbers.
 type Report struct {
-	Snapshots int   `json:"snapshots"`
-	Forget    int   `json:"given_up"` // damaged snapshots and objects that are abandoned
-	All       Count `json:"all"`
-	Live      Count `json:"live"`        // packs that are needed as a whole
-	Partly    Count `json:"partly_dead"` // packs of which a part is needed
-	PartlyBy  int64 `json:"partly_live_bytes"`
-	Held      Count `json:"held"` // not needed by a snapshot, but a run may reference them
-	Dead      Count `json:"dead"` // needed by nothing
-	Unindexed Count `json:"unindexed"`
+	Snapshots int `json:"snapshots"`
+	// InGrace counts forgotten snapshots that keep their data, because their grace
+	// period is not over; GraceEnd is when the first of these periods ends.
+	InGrace   int        `json:"in_grace"`
+	GraceEnd  *time.Time `json:"grace_end,omitempty"`
+	Expired   int        `json:"expired"`  // forgotten snapshots that this pass deletes
+	Forget    int        `json:"given_up"` // damaged snapshots and objects that are abandoned
+	All       Count      `json:"all"`
+	Live      Count      `json:"live"`        // packs that are needed as a whole
+	Partly    Count      `json:"partly_dead"` // packs of which a part is needed
+	PartlyBy  int64      `json:"partly_live_bytes"`
+	Held      Count      `json:"held"` // not needed by a snapshot, but a run may reference them
+	Dead      Count      `json:"dead"` // needed by nothing
+	Unindexed Count      `json:"unindexed"`
 
 	Delete  Count      `json:"delete"`            // of the dead packs, those deleted now
 	Condemn Count      `json:"condemn"`           // of the dead packs, those condemned now
@@ -192,7 +200,10 @@ func New(ctx context.Context, r *repo.Repository, o Options) (*Plan, error) {
 			return nil, fmt.Errorf("%s: %w", name, ErrNotDamaged)
 		}
 	}
-	p := &Plan{Report: Report{Snapshots: s.snapshots, Forget: len(s.forget)}, s: s}
+	p := &Plan{Report: Report{Snapshots: s.snapshots, InGrace: s.inGrace, Expired: len(s.expired), Forget: len(s.forget)}, s: s}
+	if s.inGrace > 0 {
+		p.GraceEnd = &s.graceEnd
+	}
 	p.sort()
 	if err := p.locked(ctx); err != nil {
 		return nil, err

@@ -94,6 +94,11 @@ type marking struct {
 	copies    []index.Location
 	snapshots int
 	doubtful  map[pack.ID]bool // untrusted packs that stay because no copy of a blob is trusted
+	inGrace   int              // forgotten snapshots whose grace period is not over
+	graceEnd  time.Time        // when the first of these periods ends
+	expired   []*repo.Snapshot // forgotten snapshots whose grace period was over at the first look
+	forgotten map[string]bool  // names of all forgotten snapshots
+	looked    bool
 }
 
 // take reads everything, in an order that leaves no gap: of a run that ends
@@ -210,7 +215,7 @@ func (s *survey) look(ctx context.Context) error {
 			}
 		}
 	}
-	snapshots, bad, err := s.r.Snapshots(ctx)
+	all, bad, err := s.r.AllSnapshots(ctx)
 	if err != nil {
 		return err
 	}
@@ -219,8 +224,11 @@ func (s *survey) look(ctx context.Context) error {
 			return unreadable(p.Object, p.Err)
 		}
 	}
-	s.snapshots = len(snapshots)
-	s.ending(snapshots)
+	s.ending(all)
+	snapshots, err := s.graces(ctx, all)
+	if err != nil {
+		return err
+	}
 	// The index is read after the snapshots, so that it contains everything they
 	// reference.
 	if err := s.readIndex(ctx, active); err != nil {
@@ -243,6 +251,40 @@ func (s *survey) judge() {
 			s.refuted[id] = store.Refuted(id)
 		}
 	}
+}
+
+// graces returns the snapshots whose data is needed: all except those whose grace
+// period and lock are over. The first look determines those that this pass deletes.
+func (s *survey) graces(ctx context.Context, all []*repo.Snapshot) (needed []*repo.Snapshot, err error) {
+	var expired []*repo.Snapshot
+	s.snapshots, s.graceEnd, s.forgotten = 0, time.Time{}, make(map[string]bool)
+	for _, snap := range all {
+		g := snap.Grace()
+		if g == nil {
+			s.snapshots++
+			needed = append(needed, snap)
+			continue
+		}
+		s.forgotten["snapshots/"+snap.ID()] = true
+		until := g.Until
+		if g.Over(s.at) {
+			if until, err = s.r.LockedUntil(ctx, snap); err != nil {
+				return nil, err
+			}
+			if until.IsZero() {
+				expired = append(expired, snap)
+				continue
+			}
+		}
+		needed = append(needed, snap)
+		if s.graceEnd.IsZero() || until.Before(s.graceEnd) {
+			s.graceEnd = until
+		}
+	}
+	if !s.looked {
+		s.looked, s.expired, s.inGrace = true, expired, len(s.forgotten)-len(expired)
+	}
+	return needed, nil
 }
 
 // readIndex brings the index up to date and determines which packs were written by

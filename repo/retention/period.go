@@ -51,6 +51,15 @@ func ParsePeriod(text string) (Period, error) {
 	return p, nil
 }
 
+// ParseGrace parses the length of a grace period: a period such as "7d" or "36h", or
+// "0" for none.
+func ParseGrace(text string) (Period, error) {
+	if strings.TrimSpace(text) == "0" {
+		return Period{}, nil
+	}
+	return ParsePeriod(text)
+}
+
 // String returns the form that ParsePeriod parses, or "" for the zero period.
 func (p Period) String() string {
 	var b strings.Builder
@@ -63,6 +72,11 @@ func (p Period) String() string {
 		}
 	}
 	return b.String()
+}
+
+// After returns the time that is the period after t, by the clock of t's zone.
+func (p Period) After(t time.Time) time.Time {
+	return t.AddDate(p.Years, p.Months, p.Days).Add(time.Duration(p.Hours) * time.Hour)
 }
 
 // Before returns the time that is the period before t, by the clock of t's zone. If

@@ -5,8 +5,11 @@
 // of the last seven days that have one, and so on; a snapshot stays if any rule
 // keeps it. In addition, whatever the policy is:
 //
-//   - Snapshots are judged by VM and job; those of one never displace those of
-//     another.
+//   - Snapshots are judged by VM, job and group of writers (repo.WriterGroup); those
+//     of one never displace those of another.
+//   - A snapshot that the storage received more than a day after its data time, by
+//     the storage's own clock, displaces none that was received in time: someone with
+//     a stolen key may have dated it back.
 //   - An incomplete snapshot fills no place of a rule. It stays while no complete
 //     one is newer, because it may contain the only copy of its disks' latest data,
 //     and is removed after that.
@@ -79,9 +82,25 @@ func layout(l string) func(time.Time, int) string {
 	return func(t time.Time, _ int) string { return t.Format(l) }
 }
 
+// last keeps the snapshots of the newest runs: several snapshots of one run fill one
+// place.
+func (p Policy) last(count []*Decision, keep func(d *Decision, format string, args ...any)) {
+	n, run := 0, ""
+	for _, d := range count {
+		if d.Snapshot.Run == "" || d.Snapshot.Run != run {
+			n++
+		}
+		run = d.Snapshot.Run
+		if p.Last != All && n > p.Last {
+			return
+		}
+		keep(d, "last %d", n)
+	}
+}
+
 func (p Policy) rules() []rule {
 	return []rule{
-		{"last", p.Last, func(_ time.Time, n int) string { return fmt.Sprint(n + 1) }},
+		{"last", p.Last, nil},
 		// With the offset, because clocks show an hour twice in autumn.
 		{"hourly", p.Hourly, layout("2006-01-02 15h -0700")},
 		{"daily", p.Daily, layout("2006-01-02")},
@@ -111,8 +130,45 @@ func (j *Judge) Apply(p Policy, some []*repo.Snapshot) []Decision {
 	}
 	for _, g := range groups {
 		p.group(g, j.now)
+		p.inTime(g, j.now)
 	}
 	return decisions
+}
+
+// Late reports whether the storage received a snapshot so long after its data time
+// that it displaces none that was received in time.
+func Late(s *repo.Snapshot) bool {
+	return !s.Received().IsZero() && s.Received().Sub(s.Data) > clockSkew
+}
+
+// inTime keeps what the policy would keep if the late snapshots of a group did not
+// exist.
+func (p Policy) inTime(ds []*Decision, now time.Time) {
+	var alone []Decision
+	for _, d := range ds {
+		if !Late(d.Snapshot) {
+			alone = append(alone, Decision{Snapshot: d.Snapshot})
+		}
+	}
+	if len(alone) == 0 || len(alone) == len(ds) {
+		return
+	}
+	pointers := make([]*Decision, len(alone))
+	for i := range alone {
+		pointers[i] = &alone[i]
+	}
+	p.group(pointers, now)
+	kept := make(map[*repo.Snapshot][]string)
+	for _, d := range alone {
+		if d.Keep {
+			kept[d.Snapshot] = d.Reasons
+		}
+	}
+	for _, d := range ds {
+		if why, ok := kept[d.Snapshot]; ok && !d.Keep {
+			d.Keep, d.Reasons = true, append(slices.Clone(why), "not displaced by one that was received late")
+		}
+	}
 }
 
 // Protect keeps the snapshots whose IDs are in protected, whatever was decided.
@@ -126,12 +182,15 @@ func Protect(decisions []Decision, protected map[string]bool) {
 }
 
 // Group identifies a set of snapshots to which a policy is applied separately.
-type Group struct{ Origin, Pool, VM, Job string }
+type Group struct {
+	Origin, Pool, VM, Job string
+	Writers               string // repo.Snapshot.Group
+}
 
 // GroupOf returns the group of a single snapshot; Judge.Group also handles VMs that
 // moved. A snapshot without a VM UUID is identified by its name.
 func GroupOf(s *repo.Snapshot) Group {
-	return Group{Origin: s.Origin, Pool: s.Pool.UUID, VM: cmp.Or(s.VM.UUID, s.VM.Name), Job: s.Job}
+	return Group{Origin: s.Origin, Pool: s.Pool.UUID, VM: cmp.Or(s.VM.UUID, s.VM.Name), Job: s.Job, Writers: s.Group()}
 }
 
 // silence is how long a pool must have been without a new snapshot of a VM before
@@ -145,21 +204,23 @@ type Judge struct {
 	moved map[vmOnPool]string // UUID of the pool with whose snapshots they are counted
 }
 
-type vmOnPool struct{ vm, pool string }
+type vmOnPool struct{ vm, writers, pool string }
 
 // NewJudge evaluates all snapshots, including those to which no policy is applied:
 // whether a VM is active on a pool does not depend on job or tag.
 func NewJudge(all []*repo.Snapshot, now time.Time) *Judge {
 	j := &Judge{now: now, moved: make(map[vmOnPool]string)}
-	spans := make(map[string]map[string]*span) // by VM and pool
+	type seen struct{ vm, writers string }
+	spans := make(map[seen]map[string]*span) // by pool
 	for _, s := range all {
 		if s.Origin != "pool" || s.VM.UUID == "" || s.Data.After(now.Add(clockSkew)) {
 			continue
 		}
-		pools := spans[s.VM.UUID]
+		who := seen{s.VM.UUID, s.Group()}
+		pools := spans[who]
 		if pools == nil {
 			pools = make(map[string]*span)
-			spans[s.VM.UUID] = pools
+			spans[who] = pools
 		}
 		p := pools[s.Pool.UUID]
 		if p == nil {
@@ -173,8 +234,8 @@ func NewJudge(all []*repo.Snapshot, now time.Time) *Judge {
 			p.last = s.Data
 		}
 	}
-	for vm, pools := range spans {
-		j.follow(vm, pools)
+	for who, pools := range spans {
+		j.follow(who.vm, who.writers, pools)
 	}
 	return j
 }
@@ -183,7 +244,7 @@ func NewJudge(all []*repo.Snapshot, now time.Time) *Judge {
 type span struct{ first, last time.Time }
 
 // follow determines the pools that a VM has left.
-func (j *Judge) follow(vm string, pools map[string]*span) {
+func (j *Judge) follow(vm, writers string, pools map[string]*span) {
 	head := ""
 	for pool, p := range pools {
 		if h := pools[head]; h == nil || p.last.After(h.last) {
@@ -199,7 +260,7 @@ func (j *Judge) follow(vm string, pools map[string]*span) {
 			}
 		}
 		if left {
-			j.moved[vmOnPool{vm, pool}] = head
+			j.moved[vmOnPool{vm, writers, pool}] = head
 		}
 	}
 }
@@ -212,7 +273,7 @@ func (j *Judge) follow(vm string, pools map[string]*span) {
 func (j *Judge) Group(s *repo.Snapshot) Group {
 	g := GroupOf(s)
 	if s.Origin == "pool" {
-		if to, ok := j.moved[vmOnPool{s.VM.UUID, s.Pool.UUID}]; ok {
+		if to, ok := j.moved[vmOnPool{s.VM.UUID, s.Group(), s.Pool.UUID}]; ok {
 			g.Pool = to
 		}
 	}
@@ -251,6 +312,10 @@ func (p Policy) group(ds []*Decision, now time.Time) {
 	}
 	where := cmp.Or(p.Location, time.Local)
 	for _, r := range p.rules() {
+		if r.bucket == nil {
+			p.last(count, keep)
+			continue
+		}
 		last, n := "", 0
 		for _, d := range count {
 			if r.count != All && n >= r.count {

@@ -25,7 +25,7 @@ func isLitter(name string) bool { return litter[strings.ToLower(name)] }
 // subfolders.
 var folders = map[string]bool{
 	"slots": true, "packs": true, "index": true, "snapshots": true, "notes": true, "condemned": true, "damage": true,
-	"revoked": true, "catalogue": true, "claims": true, "references": true, "retired": true, "over": true,
+	"revoked": true, "catalogue": true, "claims": true, "references": true, "retired": true, "over": true, "proofs": true, "forgotten": true,
 }
 
 // ListForeign implements object.ForeignLister. Temporary files of this package
