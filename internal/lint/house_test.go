@@ -144,7 +144,7 @@ func kind(name string) int {
 // numbers: lower them after making one shorter, and do not raise them.
 func TestShape(t *testing.T) {
 	const (
-		longFunctions = 9  // of more than 80 lines, without tests
+		longFunctions = 7  // of more than 80 lines, without tests
 		largeTypes    = 25 // structs of more than 15 fields
 	)
 	var functions, structs []string

@@ -20,7 +20,28 @@ import (
 
 // prepareXVA creates the records of the archive and finds the disks in its order.
 func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
-	keep := make(map[string]*repo.Disk) // by UUID of the VDI
+	keep, err := x.chooseDisks()
+	if err != nil {
+		return nil, err
+	}
+	ova, err := x.archiveRecords(ctx, keep)
+	if err != nil {
+		return nil, err
+	}
+	parts, err := x.archiveDisks(ctx, ova, keep)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, w io.Writer, _ *os.File) error {
+		return buffered(w, func(w io.Writer) error {
+			return compressed(w, x.o.Compress, func(w io.Writer) error { return x.writeXVA(ctx, w, ova, parts) })
+		})
+	}, nil
+}
+
+// chooseDisks returns the disks of the archive, by the UUID of the VDI.
+func (x *exporter) chooseDisks() (map[string]*repo.Disk, error) {
+	keep := make(map[string]*repo.Disk)
 	for i := range x.s.Disks {
 		switch d := &x.s.Disks[i]; {
 		case x.o.Disk != "":
@@ -46,6 +67,11 @@ func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 	for _, g := range x.s.Missing {
 		x.res.Warnings = append(x.res.Warnings, fmt.Sprintf("disk %s is not in the snapshot (%s): the archive is without it", g.Device, g.Reason))
 	}
+	return keep, nil
+}
+
+// archiveRecords returns the records of the VM with only the disks in keep.
+func (x *exporter) archiveRecords(ctx context.Context, keep map[string]*repo.Disk) (*xva.OVA, error) {
 	ova, err := x.records(ctx)
 	if err != nil {
 		return nil, err
@@ -54,27 +80,33 @@ func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 	if vm == nil && ova.VM("") != nil && ova.VM("").Record.Get("uuid").Text == "" {
 		vm = ova.VM("") // the VM has no UUID in the archive
 	}
-	if vm != nil {
-		ova = ova.Alone(vm, func(vdi xva.Value) (int64, bool) {
-			d, ok := keep[vdi.Get("uuid").Text]
-			if !ok {
-				return 0, false
-			}
-			return d.Size, true
-		})
-	} else {
+	if vm == nil {
 		return nil, fmt.Errorf("snapshot %s: its records lack VM %s: %w", x.s.Short(), x.s.VM.UUID, seal.ErrCorrupt)
 	}
+	return ova.Alone(vm, func(vdi xva.Value) (int64, bool) {
+		d, ok := keep[vdi.Get("uuid").Text]
+		if !ok {
+			return 0, false
+		}
+		return d.Size, true
+	}), nil
+}
+
+// archiveDisk is a disk of an archive, with its ID there.
+type archiveDisk struct {
+	id string
+	d  *repo.Disk
+	im *restore.Image
+}
+
+// archiveDisks opens the disks in keep, in the order of the archive. It returns an
+// error if the records do not contain each of them exactly once.
+func (x *exporter) archiveDisks(ctx context.Context, ova *xva.OVA, keep map[string]*repo.Disk) ([]archiveDisk, error) {
 	order, err := ova.Disks()
 	if err != nil {
 		return nil, err
 	}
-	type part struct {
-		id string
-		d  *repo.Disk
-		im *restore.Image
-	}
-	var parts []part
+	var parts []archiveDisk
 	for _, a := range order {
 		uuid := a.VDI.Get("uuid").Text
 		d := keep[uuid]
@@ -85,35 +117,34 @@ func (x *exporter) prepareXVA(ctx context.Context) (writer, error) {
 		if err != nil {
 			return nil, err
 		}
-		parts = append(parts, part{a.ID, d, im})
+		parts = append(parts, archiveDisk{a.ID, d, im})
 		delete(keep, uuid)
 	}
 	for _, uuid := range slices.Sorted(maps.Keys(keep)) {
 		return nil, fmt.Errorf("snapshot %s: no record contains the device of disk %s: export it by itself, as raw, vhd or qcow2", x.s.Short(), keep[uuid].Device)
 	}
-	return func(ctx context.Context, w io.Writer, _ *os.File) error {
-		return buffered(w, func(w io.Writer) error {
-			return compressed(w, x.o.Compress, func(w io.Writer) error {
-				a, err := xva.NewWriter(w, ova)
-				if err != nil {
-					return err
-				}
-				for _, p := range parts {
-					dw, err := a.Disk(p.id)
-					if err != nil {
-						return err
-					}
-					if err := x.writeDisk(ctx, p.im, p.d, dw, restore.Options{}); err != nil {
-						return err
-					}
-					if err := dw.Close(); err != nil {
-						return err
-					}
-				}
-				return a.Close()
-			})
-		})
-	}, nil
+	return parts, nil
+}
+
+// writeXVA writes the archive.
+func (x *exporter) writeXVA(ctx context.Context, w io.Writer, ova *xva.OVA, parts []archiveDisk) error {
+	a, err := xva.NewWriter(w, ova)
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		dw, err := a.Disk(p.id)
+		if err != nil {
+			return err
+		}
+		if err := x.writeDisk(ctx, p.im, p.d, dw, restore.Options{}); err != nil {
+			return err
+		}
+		if err := dw.Close(); err != nil {
+			return err
+		}
+	}
+	return a.Close()
 }
 
 // records returns the pool's description of the VM: its own export of the metadata if

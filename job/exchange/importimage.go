@@ -124,49 +124,18 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "xenkeep-")
+	q, err := startQemuNBD(tool, path)
 	if err != nil {
 		return nil, err
 	}
-	var said tailBuffer
-	cmd := exec.Command(tool, "--read-only", "--persistent", "--shared=8", "--format=qcow2", "--socket="+filepath.Join(dir, "nbd"), path)
-	cmd.Stderr, cmd.Env = &said, child.Env()
-	if err := cmd.Start(); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
-	// One value is sent through over when qemu-nbd has ended; its receiver may send it
-	// back for stop. It is buffered, so that the goroutine ends in any case.
-	over := make(chan error, 1)
-	go func() { over <- cmd.Wait() }()
-	stop := func() {
-		_ = cmd.Process.Kill()
-		<-over
-		_ = os.RemoveAll(dir)
-	}
 	defer func() {
 		if err != nil {
-			stop()
+			q.stop()
 		}
 	}()
-	var d *nbd.Disk
-	limit := time.NewTimer(qcow2Wait)
-	defer limit.Stop()
-	for {
-		if d, err = nbd.Open(ctx, nbd.DiskOptions{
-			Endpoints: []nbd.Endpoint{{Network: "unix", Address: filepath.Join(dir, "nbd")}}, Attempts: 1, Connections: 4,
-		}); err == nil {
-			break
-		}
-		select {
-		case werr := <-over:
-			over <- werr
-			return nil, fmt.Errorf("%s: qemu-nbd: %s: %w", file, said.text(), transfer.ErrForeignImage)
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-limit.C:
-			return nil, fmt.Errorf("%s: qemu-nbd: %w", file, err)
-		case <-time.After(20 * time.Millisecond):
-		}
+	d, err := q.dial(ctx, file)
+	if err != nil {
+		return nil, err
 	}
 	held, err := d.Held(ctx)
 	if err != nil {
@@ -185,8 +154,68 @@ func openQCOW2(ctx context.Context, file string) (_ *imported, err error) {
 		_ = f.Close()
 		_ = d.Close()
 		_ = src.Close()
-		stop()
+		q.stop()
 	}}, nil
+}
+
+// qemuNBD is a process of qemu-nbd that serves one image on a socket in dir.
+type qemuNBD struct {
+	cmd    *exec.Cmd
+	dir    string
+	output tailBuffer    // complete when ended is closed
+	ended  chan struct{} // closed when the process has ended
+}
+
+// startQemuNBD starts qemu-nbd; the caller must call stop.
+func startQemuNBD(tool, image string) (*qemuNBD, error) {
+	dir, err := os.MkdirTemp("", "xenkeep-")
+	if err != nil {
+		return nil, err
+	}
+	q := &qemuNBD{dir: dir, ended: make(chan struct{})}
+	q.cmd = exec.Command(tool, "--read-only", "--persistent", "--shared=8", "--format=qcow2", "--socket="+q.socket(), image)
+	q.cmd.Stderr, q.cmd.Env = &q.output, child.Env()
+	if err := q.cmd.Start(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	go func() {
+		defer close(q.ended)
+		_ = q.cmd.Wait()
+	}()
+	return q, nil
+}
+
+func (q *qemuNBD) socket() string { return filepath.Join(q.dir, "nbd") }
+
+// dial connects to the process as soon as it listens. file is the image's name for
+// errors.
+func (q *qemuNBD) dial(ctx context.Context, file string) (*nbd.Disk, error) {
+	limit := time.NewTimer(qcow2Wait)
+	defer limit.Stop()
+	for {
+		d, err := nbd.Open(ctx, nbd.DiskOptions{
+			Endpoints: []nbd.Endpoint{{Network: "unix", Address: q.socket()}}, Attempts: 1, Connections: 4,
+		})
+		if err == nil {
+			return d, nil
+		}
+		select {
+		case <-q.ended:
+			return nil, fmt.Errorf("%s: qemu-nbd: %s: %w", file, q.output.text(), transfer.ErrForeignImage)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-limit.C:
+			return nil, fmt.Errorf("%s: qemu-nbd: %w", file, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// stop kills the process, waits for its end, and removes the socket.
+func (q *qemuNBD) stop() {
+	_ = q.cmd.Process.Kill()
+	<-q.ended
+	_ = os.RemoveAll(q.dir)
 }
 
 // tailBuffer keeps the end of a program's output.
