@@ -37,7 +37,7 @@ func MaxSize(name string) int64 {
 		return maxSlot
 	case "packs":
 		return MaxPack
-	case "snapshots", "notes", "claims", "retired", "over":
+	case "snapshots", "notes", "claims", "retired", "over", "proofs":
 		return maxSmall
 	case "catalogue":
 		return maxCatalogue
