@@ -1,7 +1,9 @@
 package repo_test
 
 import (
+	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -137,5 +139,41 @@ func TestCatalogueForgotten(t *testing.T) {
 	}
 	if len(all) != 299 || !strings.HasPrefix(gone.ID(), gone.Short()) {
 		t.Errorf("%d snapshots", len(all))
+	}
+}
+
+// Row S8 of the fault list: catalogues stay below the size that readers accept,
+// however large the snapshots are.
+func TestCatalogueOfLargeSnapshots(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: it writes 26 MB")
+	}
+	objects := mem.New()
+	r := repotest.Init(t, objects)
+	noise := make([]byte, 100<<10)
+	random := rand.NewChaCha8([32]byte{1})
+	const n = 260
+	for i := range n {
+		_, _ = random.Read(noise)
+		s := &repo.Snapshot{Run: fmt.Sprintf("%032x", i), Origin: "pool", Tags: []string{hex.EncodeToString(noise)}, Complete: true, Data: time.Unix(int64(i), 0).UTC()}
+		if err := r.PutSnapshot(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.MergeCatalogues(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	names := repotest.Names(t, objects, "catalogue/")
+	if len(names) != 2 {
+		t.Errorf("%d catalogues", len(names))
+	}
+	for _, name := range names {
+		if i, err := objects.Stat(t.Context(), name); err != nil || i.Size > object.MaxSize(name)/2 {
+			t.Errorf("a catalogue of %d bytes, %v", i.Size, err)
+		}
+	}
+	counted := objecttest.NewFaulty(objects)
+	if all, gets := read(t, counted, ""); len(all) != n || gets > 4 {
+		t.Errorf("%d snapshots, %d requests", len(all), gets)
 	}
 }

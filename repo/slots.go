@@ -1,9 +1,9 @@
 package repo
 
 import (
-	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -44,7 +44,7 @@ func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 	}
 	slices.Sort(names)
 	found := make(map[string]*Slot)
-	content := make(map[string][]byte)
+	content := make(map[string][32]byte)
 	for _, name := range names {
 		data, err := r.objects.Get(ctx, name, 0, -1)
 		if errors.Is(err, object.ErrNotFound) {
@@ -66,10 +66,11 @@ func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 			s = &Slot{ID: id, Role: h.Role, Label: h.Label, Secret: h.KDF.Name, Created: h.Created, Current: id == r.keys.Cert.Writer().String()}
 			found[id] = s
 		}
-		if content[id] == nil || bytes.Equal(content[id], data) {
+		sum := sha256.Sum256(data)
+		if other, known := content[id]; !known || other == sum {
 			s.Copies++
 		}
-		content[id] = data
+		content[id] = sum
 	}
 	all := make([]Slot, 0, len(found))
 	for _, s := range found {

@@ -1,8 +1,8 @@
 package check
 
 import (
-	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -43,7 +43,7 @@ func (c *checker) slots(ctx context.Context) error {
 // empty, it accepts slots of any repository.
 func checkSlots(ctx context.Context, objects object.Store, repository string, add func(kind Kind, object, where string, err error)) error {
 	copies := make(map[string]int)
-	content := make(map[string][]byte)
+	content := make(map[string][32]byte)
 	var names []string
 	if err := object.ListOwn(ctx, objects, "slots/", func(i object.Info) error {
 		names = append(names, i.Name)
@@ -72,10 +72,11 @@ func checkSlots(ctx context.Context, objects object.Store, repository string, ad
 			continue
 		}
 		copies[id]++
-		if other := content[id]; other != nil && !bytes.Equal(other, data) {
+		sum := sha256.Sum256(data)
+		if other, known := content[id]; known && other != sum {
 			add(SlotsDiffer, "slots/a/"+id, "", fmt.Errorf("the two copies of this key slot differ: %w", seal.ErrCorrupt))
 		}
-		content[id] = data
+		content[id] = sum
 	}
 	for id, n := range copies {
 		if n < 2 {
