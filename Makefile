@@ -18,7 +18,7 @@ RACE        := ./chunkstore ./chunkstore/index ./chunkstore/object/... ./repo ./
 NORACE      := ^(TestGolden|TestBlobSizes|TestStorageFails|TestNPMClient|TestXVA.*)$$
 # Of these packages only the tests in which much goes on at once.
 RACESOME    := ./job/backup ./job/restore ./job/lease ./job/browse ./repo/check ./repo/prune
-RACETESTS   := ^(TestDayAfterDay|TestRestoreToPool|TestInterrupted|TestTrackedDays|TestLeaseIsRenewed|TestManyAtOnce|TestPublishBesideReading|TestTwoRunsOneVM|TestGates.*|TestCeilings.*|TestQueue|TestLimits|TestRestoreInPlace|TestServeNBD|TestRunsAtOnce|TestFlushBesideDisk|TestChanged|TestKeyless|TestBudget|TestWriteOnly|TestTogether)$$
+RACETESTS   := ^(TestDayAfterDay|TestRestoreToPool|TestInterrupted|TestTrackedDays|TestLeaseIsRenewed|TestManyConcurrently|TestPublishWhileReading|TestTwoRunsOneVM|TestSRLocks.*|TestTransferLimits.*|TestQueue|TestLimits|TestRestoreInPlace|TestServeNBD|TestRunsAtOnce|TestFlushBesideDisk|TestChanged|TestKeyless|TestBudget|TestWriteOnly|TestTogether)$$
 
 .PHONY: build test race lint fuzz fuzz-long bench scale crash soak demo ci clean
 .SILENT:

@@ -75,7 +75,7 @@ func TestImageSizes(t *testing.T) {
 }
 
 // VHDs made by qemu-img are read correctly, and qemu-img and vhdiinfo accept ours.
-func TestImageJudges(t *testing.T) {
+func TestImageTools(t *testing.T) {
 	for _, tool := range []string{"qemu-img", "vhdiinfo"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("SKIP: %s is not installed", tool)

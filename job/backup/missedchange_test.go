@@ -46,7 +46,7 @@ func TestStorageRevert(t *testing.T) {
 // If tracking missed a change, the blocks that the last backup found changed reveal
 // it: the run reports it, the stored data are right, the earlier snapshot is never
 // used as a base again, and the next backup has a good base.
-func TestTrackingLies(t *testing.T) {
+func TestTrackingMissesChange(t *testing.T) {
 	w := jobtest.New(t, tracked(true))
 	file := filepath.Join(w.Dir, "web0.img")
 	o := w.Options("web")

@@ -518,7 +518,7 @@ func (s stopAt) Add(n int64) {
 // Row N9 of the fault list: an interrupted run reports for each VM that it had begun
 // how much was read, how it will be used, and that the pool is clean, or that the pool
 // did not permit the cleanup.
-func TestInterruptedVMIsTold(t *testing.T) {
+func TestInterruptedVMIsReported(t *testing.T) {
 	for _, dirty := range []bool{false, true} {
 		w := jobtest.New(t, xapisim.Config{})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -551,7 +551,7 @@ func TestInterruptedVMIsTold(t *testing.T) {
 
 // A backup that does not save the memory of a suspended VM reports that, and so does
 // its preview.
-func TestSuspendedMemoryIsTold(t *testing.T) {
+func TestSuspendedMemoryIsReported(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	if _, err := w.Pool.Async(t.Context(), "VM.suspend", w.VM("web").Ref); err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 
 // One operation at a time runs on each SR, in whatever order the SRs are named, and
 // there is no deadlock.
-func TestGates(t *testing.T) {
+func TestSRLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newSRLocks()
 		var inA, inB, most atomic.Int32
@@ -47,7 +47,7 @@ func TestGates(t *testing.T) {
 }
 
 // A caller that gives up releases its locks.
-func TestGatesGivenUp(t *testing.T) {
+func TestSRLocksCanceled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newSRLocks()
 		leave, err := g.acquire(t.Context(), []xapi.Ref{"b"})
@@ -70,7 +70,7 @@ func TestGatesGivenUp(t *testing.T) {
 
 // No host and no SR serves more transfers than its limit, and transfers use the host
 // with the fewest.
-func TestCeilings(t *testing.T) {
+func TestTransferLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newLimits(2, 3)
 		var mu sync.Mutex
@@ -117,7 +117,7 @@ func TestCeilings(t *testing.T) {
 }
 
 // A run that is cancelled does not wait for a full host or SR.
-func TestCeilingsGivenUp(t *testing.T) {
+func TestTransferLimitsCanceled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newLimits(1, 1)
 		_, leave, err := c.acquire(t.Context(), "sr", []string{"h"})
@@ -138,7 +138,7 @@ func TestCeilingsGivenUp(t *testing.T) {
 
 // Whole disks are read as VHDs if possible, and over NBD if the pool cannot export
 // them as VHDs or NBD was requested; each method is the fallback of the other.
-func TestFullWays(t *testing.T) {
+func TestFullReads(t *testing.T) {
 	for _, c := range []struct {
 		size      int64
 		transport Transport

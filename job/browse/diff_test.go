@@ -13,7 +13,7 @@ import (
 )
 
 // Changes are attributed to the file system that contains them, as used or free.
-func TestDiffSaysWhere(t *testing.T) {
+func TestDiffAttributesChanges(t *testing.T) {
 	const mib = inspecttest.MiB
 	files := inspecttest.Files()
 	ext, ntfs := inspecttest.Ext(t, "ext4", 48*mib, files), inspecttest.NTFS(t, 16*mib, files)

@@ -57,7 +57,7 @@ func TestSelfTest(t *testing.T) {
 
 // The report can be shown to others: it contains no names of hosts and SRs, no
 // addresses, and no session.
-func TestSelfTestTellsNoSecrets(t *testing.T) {
+func TestSelfTestHidesSecrets(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	sr := w.SR(w.Sim.Ready().SRs[0].UUID)
 	w.Sim.Fault(xapisim.Fault{On: "/export_raw_vdi", Status: 500, Times: -1})

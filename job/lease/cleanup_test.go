@@ -24,7 +24,7 @@ import (
 )
 
 // Which runs are dead, and which of their objects are removed.
-func TestCleanupJudges(t *testing.T) {
+func TestCleanupClassifies(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	mine, other := w.Repo.ID(), strings.Repeat("ab", 16)
 	run := func(n int) string { return fmt.Sprintf("%032x", n) }
@@ -181,7 +181,7 @@ func TestLeaseIsRenewed(t *testing.T) {
 
 // Several VMs and disks are backed up concurrently, each is published once, and if one
 // hangs the others end nevertheless.
-func TestManyAtOnce(t *testing.T) {
+func TestManyConcurrently(t *testing.T) {
 	dir := t.TempDir()
 	cfg := xapisim.Config{}
 	sums := make(map[string][]string)
@@ -225,7 +225,7 @@ func TestManyAtOnce(t *testing.T) {
 }
 
 // A run of many VMs publishes the first snapshots while it reads other VMs.
-func TestPublishBesideReading(t *testing.T) {
+func TestPublishWhileReading(t *testing.T) {
 	dir := t.TempDir()
 	cfg := xapisim.Config{}
 	sums := make(map[string]string)

@@ -564,7 +564,7 @@ func TestDamagedIsNotGood(t *testing.T) {
 
 // Row N12 of the fault list: the notifications report a run that was refused, in words
 // that name the job, the process and the time.
-func TestRefusedRunIsTold(t *testing.T) {
+func TestRefusedRunIsReported(t *testing.T) {
 	told := make(chan report.Report, 2)
 	hook := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		var rep report.Report

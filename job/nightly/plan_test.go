@@ -14,8 +14,8 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// told returns the finding with a level and a part of its text.
-func told(p *Plan, level, text string) bool {
+// findingOf returns the finding with a level and a part of its text.
+func findingOf(p *Plan, level, text string) bool {
 	for _, f := range p.Findings {
 		if f.Level == level && strings.Contains(f.What+": "+f.Text, text) && (level != "error" || f.Hint != "") {
 			return true
@@ -25,7 +25,7 @@ func told(p *Plan, level, text string) bool {
 }
 
 // A plan predicts the run: the run succeeds exactly if the plan predicts success.
-func TestPlanIsTrue(t *testing.T) {
+func TestPlanPredictsRun(t *testing.T) {
 	type world struct {
 		*house
 		pool *xapi.Client
@@ -168,7 +168,7 @@ func TestPlanIsTrue(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !told(p, c.level, c.text) || p.OK == c.fails {
+			if !findingOf(p, c.level, c.text) || p.OK == c.fails {
 				t.Errorf("want %s %q: ok %v, %+v", c.level, c.text, p.OK, p.Findings)
 			}
 			if after := fmt.Sprint(h.sim.Dump()); after != before || h.objects() != objects {

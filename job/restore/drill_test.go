@@ -149,7 +149,7 @@ func TestDrillNotHeld(t *testing.T) {
 }
 
 // No drill is made while high availability is enabled.
-func TestDrillBesideHA(t *testing.T) {
+func TestDrillWithHA(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{SRs: jobtest.RestoreSRs, HA: true})
 	s := jobtest.BackupOf(w, "web")
 	before := w.Sim.Dump()

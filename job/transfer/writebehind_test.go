@@ -10,7 +10,7 @@ import (
 
 // A file that is written behind has the content that was written: dense, sparse, in
 // odd pieces, and as a stream, with more data than are ever on their way to the disk.
-func TestBehindFile(t *testing.T) {
+func TestWriteBehindFile(t *testing.T) {
 	const size = (behindSpans+4)*behindSpan + 4097
 	want := make([]byte, size)
 	for _, stream := range []bool{false, true} {
@@ -60,7 +60,7 @@ func TestBehindFile(t *testing.T) {
 
 // The kernel orders small writes that are far apart: the program waits for none of
 // them.
-func TestBehindFileSparse(t *testing.T) {
+func TestWriteBehindFileSparse(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
 	if err != nil {
 		t.Fatal(err)
