@@ -183,7 +183,7 @@ func TestSoak(t *testing.T) {
 	} else if testing.Short() {
 		t.Skip("SKIP: many nights")
 	}
-	h := newHouse(t, fmt.Sprintf("[jobs.n]\nselect={all=true}\nkeep={last=%d}\nprune='daily'\ncheck={every='weekly', budget='1G'}\npool-metadata=true\n", keep), vms, 2, size)
+	h := newHouse(t, fmt.Sprintf("[jobs.n]\nselect={all=true}\nkeep={last=%d}\ngrace='0'\nprune='daily'\ncheck={every='weekly', budget='1G'}\npool-metadata=true\n", keep), vms, 2, size)
 	before := h.standing()
 	var first, freed, largest int64
 	checks, goroutines := 0, 0
@@ -396,6 +396,67 @@ func alert(t *testing.T, last map[string]float64, hours int) {
 	}
 	if out, err := exec.Command(promtool, "test", "rules", filepath.Join(dir, "test.yml")).CombinedOutput(); err != nil {
 		t.Errorf("after %d hours: %v\n%s\n%s", hours, err, out, test)
+	}
+}
+
+// Retention of a job moves snapshots into the grace period that the config sets, by the
+// clock of the run; a prune after it deletes them. Retention that would forget far more
+// than usual forgets nothing, and the night is partial with the reason.
+func TestGraceOfJob(t *testing.T) {
+	h := newHouse(t, "[jobs.n]\nselect={all=true}\nkeep={last=1}\ngrace='3d'\nprune='always'\n[jobs.plain]\nselect={all=true}\n", 1, 1, mib)
+	counts := func() (present, forgotten int) {
+		r, err := h.open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		all, err := r.ForgottenSnapshots(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range all {
+			if got := s.Grace().Until.Sub(s.Grace().Since); got != 72*time.Hour {
+				t.Errorf("the grace period is %v", got)
+			}
+		}
+		here, _, err := r.Snapshots(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(here), len(all)
+	}
+	for night, want := range []int{0, 1, 2, 2, 2} {
+		h.now = h.now.Add(36 * time.Hour)
+		rep, err := Run(t.Context(), h.night("n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if present, forgotten := counts(); present != 1 || forgotten != want || len(rep.Forgotten) != min(night, 1) {
+			t.Errorf("night %d: %d snapshots, %d forgotten, want %d; the report has %v", night, present, forgotten, want, rep.Forgotten)
+		}
+	}
+	h.cfg.Jobs["n"].Keep.Last = 9
+	for range 5 {
+		h.now = h.now.Add(24 * time.Hour)
+		if _, err := Run(t.Context(), h.night("n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.cfg.Jobs["n"].Keep.Last = 1
+	h.now = h.now.Add(24 * time.Hour)
+	plan, err := MakePlan(t.Context(), h.night("n"))
+	if err != nil || !slices.ContainsFunc(plan.Findings, func(f Finding) bool { return strings.Contains(f.Text, "the policy would forget 6 of its 7 snapshots") }) {
+		t.Errorf("the plan does not show it: %v %+v", err, plan)
+	}
+	rep, err := Run(t.Context(), h.night("n"))
+	if !errors.Is(err, job.ErrPartial) || len(rep.Forgotten) != 0 || rep.Count(report.OK) != 1 ||
+		!slices.ContainsFunc(rep.Warnings, func(w string) bool {
+			return strings.Contains(w, "VM vm0: the policy would forget 6 of its 7 snapshots")
+		}) {
+		t.Errorf("a policy that forgets nearly all: %v %+v", err, rep)
+	}
+	if present, _ := counts(); present != 7 {
+		t.Errorf("%d snapshots are left of 7", present)
 	}
 }
 
