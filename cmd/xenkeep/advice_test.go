@@ -7,9 +7,8 @@ import (
 	"xenkeep/repo/check"
 )
 
-// Every kind of finding has a next step, except damaged data, of which the line
-// says what is lost. A finding of a check without a key does not name a command
-// that needs one without saying so.
+// Every kind of finding has a next step, except damaged data, whose line names the
+// lost bytes. Advice after a check without a key mentions when a command needs one.
 func TestAdvice(t *testing.T) {
 	for kind := check.BadData; kind <= check.BadCondemned; kind++ {
 		text := advice(check.Finding{Kind: kind, Object: "snapshots/0123"})

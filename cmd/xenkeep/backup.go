@@ -133,8 +133,8 @@ func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
 	o.jobGiven = cmd.Flags().Changed("job")
 	sum, err := backup(cmd.Context(), cmd.ErrOrStderr(), o, vms)
 	if sum == nil && !errors.Is(err, errUsage) {
-		// It failed before there was anything to tell: say so in the form
-		// that readers of --json wait for.
+		// The run failed before it had a summary. Programs that read --json
+		// expect one.
 		sum = &job.Summary{Type: "summary", Status: "failed", Job: o.job, Started: time.Now().UTC(), Snapshots: []job.VMSummary{}}
 		for _, vm := range vms {
 			sum.Failed = append(sum.Failed, job.VMFailure{VM: vm, Error: sentence(err), Hint: hint(err)})
@@ -272,7 +272,7 @@ func printSummary(w io.Writer, sum *job.Summary, quiet bool) error {
 	return err
 }
 
-// retentionFlags say which snapshots remain.
+// retentionFlags select the snapshots that remain.
 type retentionFlags struct {
 	policy retention.Policy
 	grace  graceFlag
@@ -399,7 +399,7 @@ func (c *choice) Set(text string) error {
 	return fmt.Errorf("want one of %v", c.of)
 }
 
-// gaps joins what is not in a snapshot, for people.
+// gaps returns the disks that are not in a snapshot, as text for people.
 func gaps(missing []repo.Gap) string {
 	text := ""
 	for i, g := range missing {

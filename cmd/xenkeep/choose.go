@@ -23,9 +23,9 @@ type advised struct {
 func (a *advised) Unwrap() error { return a.error }
 func (a *advised) Hint() string  { return a.hint }
 
-// resolve finds the snapshot that the user means, and tells why it may be
-// another than expected. Snapshots that cannot be read are told of, since one of
-// them may be what was meant.
+// resolve finds the snapshot that the user names, and reports on stderr why it may
+// be another than expected. It also reports snapshots that cannot be read, because
+// the user may mean one of them.
 func resolve(ctx context.Context, r *repo.Repository, spec, writer string, stderr io.Writer) (*repo.Snapshot, error) {
 	snapshots, err := candidates(ctx, r, writer, stderr)
 	if err != nil {
@@ -102,8 +102,8 @@ func choose(snapshots []*repo.Snapshot, spec string, stderr io.Writer) (*repo.Sn
 	return c.Snapshot, nil
 }
 
-// chooseToDestroy is choose for commands that delete, or write over what is
-// there: they do not take a snapshot that the user may not mean.
+// chooseToDestroy is choose for commands that delete or overwrite: it refuses a
+// snapshot that may not be the one that the user means.
 func chooseToDestroy(snapshots []*repo.Snapshot, spec string) (*repo.Snapshot, error) {
 	c, err := repo.Choose(snapshots, spec, time.Now())
 	switch {
@@ -118,7 +118,7 @@ func chooseToDestroy(snapshots []*repo.Snapshot, spec string) (*repo.Snapshot, e
 	return c.Snapshot, nil
 }
 
-// nameOfVM adds a hint to an error where a user gave a VM in place of a snapshot.
+// nameOfVM adds a hint to an error if the user named a VM instead of a snapshot.
 func nameOfVM(snapshots []*repo.Snapshot, spec string, err error) error {
 	if _, verr := repo.FindVM(snapshots, spec); verr != nil || !errors.Is(err, repo.ErrNoSnapshot) {
 		return err
@@ -126,7 +126,7 @@ func nameOfVM(snapshots []*repo.Snapshot, spec string, err error) error {
 	return &advised{err, fmt.Sprintf("%s is a VM: latest:%s is its newest snapshot, and xenkeep snapshots %s lists all", printable(spec), printable(spec), printable(spec))}
 }
 
-// resolveToDestroy is resolve for such commands.
+// resolveToDestroy is resolve for commands that delete or overwrite.
 func resolveToDestroy(ctx context.Context, r *repo.Repository, spec, writer string, stderr io.Writer) (*repo.Snapshot, error) {
 	snapshots, err := candidates(ctx, r, writer, stderr)
 	if err != nil {
@@ -136,8 +136,8 @@ func resolveToDestroy(ctx context.Context, r *repo.Repository, spec, writer stri
 	return s, orForgotten(ctx, r, spec, err)
 }
 
-// ofVM returns the snapshots of a VM, for commands that show them: where the
-// name may mean several VMs it shows those of all, and tells their UUIDs.
+// ofVM returns the snapshots of a VM, for commands that show them. If several VMs
+// have the name, it returns the snapshots of all, and lists their UUIDs on stderr.
 func ofVM(all []*repo.Snapshot, vm string, stderr io.Writer) ([]*repo.Snapshot, error) {
 	v, err := repo.FindVM(all, vm)
 	switch {
@@ -152,15 +152,14 @@ func ofVM(all []*repo.Snapshot, vm string, stderr io.Writer) ([]*repo.Snapshot, 
 	return v.Snapshots(), nil
 }
 
-// filter chooses snapshots: those of a VM, a job, with tags; what is empty
-// allows all.
+// filter selects snapshots by VM, job and tags. An empty field selects all.
 type filter struct {
 	vm, job string
 	tags    []string
 }
 
-// apply returns what of all the filter allows. A word of it that fits nothing is
-// an error: it is a wrong name, and not a wish to work on nothing.
+// apply returns the snapshots that the filter selects. A field that matches none is
+// an error, because it is probably a wrong name.
 func (f *filter) apply(all []*repo.Snapshot) ([]*repo.Snapshot, error) {
 	some := all
 	keep := func(what string, fn func(*repo.Snapshot) bool) error {

@@ -50,8 +50,8 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-// Row N7 of the fault list: what deletes or writes over takes no snapshot that
-// the user may not mean.
+// Row N7 of the fault list: commands that delete or overwrite refuse a
+// snapshot that may not be the one that the user means.
 func TestChooseToDestroy(t *testing.T) {
 	all := []*repo.Snapshot{snapshot(1, "u1", "old", "nightly"), snapshot(2, "u1", "web", "nightly")}
 	for spec, refused := range map[string]bool{

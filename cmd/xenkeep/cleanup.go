@@ -135,7 +135,7 @@ func printLeftovers(w io.Writer, found []lease.Leftover, sum cleanupSummary) err
 	return err
 }
 
-// printLeftoverHints says what is left for people to do: one hint for all disks.
+// printLeftoverHints prints the next steps for the user: one hint for all disks.
 func printLeftoverHints(w io.Writer, found []lease.Leftover) error {
 	hint := ""
 	for _, l := range found {

@@ -14,7 +14,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// completeWithin bounds what a shell waits for names of VMs, SRs and snapshots.
+// completeWithin bounds how long a shell waits for names of VMs, SRs and snapshots.
 const completeWithin = 3 * time.Second
 
 // repositoryValue and poolValue are the values of --repository and --pool. They
@@ -53,8 +53,8 @@ func (v poolValue) Set(text string) error {
 type names func(ctx context.Context, cmd *cobra.Command) ([]string, error)
 
 // addCompletion lets shells complete VMs, snapshots, SRs and the words of flags
-// that take one of a few. Nothing is asked of the terminal, and what takes too
-// long is left out.
+// that take one of a few. It never asks on the terminal, and omits names that it
+// does not receive in time.
 func addCompletion(root *cobra.Command) {
 	walk(root, func(cmd *cobra.Command) {
 		s := cmd.Flags()
@@ -88,8 +88,8 @@ func addCompletion(root *cobra.Command) {
 	})
 }
 
-// wordsOf returns what the words behind a command are, by its usage, and
-// whether more than the first are.
+// wordsOf returns the source of a command's arguments, by its usage, and whether
+// it applies to more than the first argument.
 func wordsOf(cmd *cobra.Command, ofRepository, ofPool bool) (fn names, all bool) {
 	_, words, _ := strings.Cut(cmd.Use, " ")
 	first, _, _ := strings.Cut(strings.TrimPrefix(words, "["), " ")
@@ -123,7 +123,7 @@ func complete(cmd *cobra.Command, fn names, word string) ([]string, cobra.ShellC
 		got <- list
 	}()
 	select {
-	case <-ctx.Done(): // a storage may hang whatever the context says
+	case <-ctx.Done(): // a storage may hang and ignore the context
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	case list := <-got:
 		list = slices.DeleteFunc(list, func(name string) bool { return name == "" || !strings.HasPrefix(name, word) })
@@ -138,7 +138,8 @@ func complete(cmd *cobra.Command, fn names, word string) ([]string, cobra.ShellC
 	}
 }
 
-// snapshotNames are those of the repository, if it opens without a question.
+// snapshotNames returns the snapshots of the repository, if it opens without asking
+// for a password.
 func snapshotNames(ctx context.Context, cmd *cobra.Command) ([]string, error) {
 	return fromRepository(ctx, cmd, true)
 }

@@ -10,10 +10,10 @@ import (
 	"xenkeep/job/config"
 )
 
-// defaultConfig is the config that is used where none is named.
+// defaultConfig is the config that is used if none is named.
 const defaultConfig = "/etc/xenkeep/xenkeep.toml"
 
-// addConfigFlags gives --config to all commands that use a repository or a pool
+// addConfigFlags adds --config to all commands that use a repository or a pool
 // and have no --config of their own.
 func addConfigFlags(root *cobra.Command) {
 	walk(root, func(cmd *cobra.Command) {
@@ -24,10 +24,10 @@ func addConfigFlags(root *cobra.Command) {
 	})
 }
 
-// foundConfig returns the config file that a command uses, or "": that of
-// --config, of XENKEEP_CONFIG, or the default one where it is there. The first
-// is explicit and comes before the environment; the others only fill in what
-// neither flags nor the environment say.
+// foundConfig returns the config file that a command uses, or "": the file of
+// --config, of XENKEEP_CONFIG, or the default file if it exists. The first is
+// explicit and overrides the environment; the others only supply values that
+// neither flags nor the environment set.
 func foundConfig(flags *pflag.FlagSet) (file string, explicit bool) {
 	if flags == nil {
 		return "", false
@@ -45,8 +45,9 @@ func foundConfig(flags *pflag.FlagSet) (file string, explicit bool) {
 	return defaultConfig, false
 }
 
-// givenBy reports which flags the config must leave alone: those on the command
-// line, and, where the config is not explicit, those that the environment set.
+// givenBy returns a function that reports whether the config must not override a
+// flag: flags on the command line and, unless the config is explicit, flags that the
+// environment set.
 func givenBy(flags *pflag.FlagSet, explicit bool) func(string) bool {
 	return func(name string) bool {
 		f := flags.Lookup(name)
@@ -54,8 +55,8 @@ func givenBy(flags *pflag.FlagSet, explicit bool) func(string) bool {
 	}
 }
 
-// fill takes location and password from the config where a config is found and
-// they are not given otherwise.
+// fill takes location and password from the config, if there is one and they are not
+// set otherwise.
 func (f *repositoryFlags) fill() error {
 	file, explicit := foundConfig(f.flags)
 	if file == "" || !explicit && f.location != "" {
@@ -73,7 +74,7 @@ func (f *repositoryFlags) fill() error {
 	return nil
 }
 
-// use takes from a config what is not given.
+// use takes values from a config that are not set otherwise.
 func (f *repositoryFlags) use(given func(string) bool, c *config.Config) {
 	if c.Repository.Location != "" && !given("repository") {
 		f.location = c.Repository.Location
@@ -88,8 +89,8 @@ func (f *repositoryFlags) use(given func(string) bool, c *config.Config) {
 	f.flags = nil // filled
 }
 
-// fill takes the pool from the config where a config is found: the only pool
-// there, or the one whose name or address --pool or XENKEEP_POOL gives.
+// fill takes the pool from the config, if there is one: its only pool, or the pool
+// whose name or address is in --pool or XENKEEP_POOL.
 func (f *poolFlags) fill() error {
 	file, explicit := foundConfig(f.flags)
 	if file == "" {
@@ -131,7 +132,8 @@ func (f *poolFlags) fill() error {
 	return nil
 }
 
-// use takes from a pool of a config what is not given, but for the address.
+// use takes values, except the address, from a pool of a config that are not set
+// otherwise.
 func (f *poolFlags) use(given func(string) bool, p *config.Pool) {
 	if p.User != "" && !given("pool-user") {
 		f.user = p.User

@@ -12,14 +12,14 @@ import (
 
 var errNotConfirmed = errors.New("not confirmed: nothing was done")
 
-// confirmFlags let people, or scripts, say that they mean it.
+// confirmFlags confirm a command that destroys data.
 type confirmFlags struct{ yes bool }
 
 func (f *confirmFlags) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&f.yes, "yes", "y", false, "do not ask")
 }
 
-// ask goes on where the word yes is typed.
+// ask succeeds only if the user types the word yes.
 func (f *confirmFlags) ask(cmd *cobra.Command) error {
 	if f.yes {
 		return nil

@@ -30,7 +30,7 @@ type copyOptions struct {
 	dryRun      bool
 }
 
-// copiedLine is what became of one snapshot.
+// copiedLine is the result for one snapshot.
 type copiedLine struct {
 	Type   string    `json:"type"`   // "copied"
 	Status string    `json:"status"` // "copied", "known", "failed", or with --dry-run "todo"
@@ -182,7 +182,8 @@ func copyBetween(ctx context.Context, stderr io.Writer, o *copyOptions, from, to
 	return plan, res, sum, err
 }
 
-// picked returns which snapshots are meant: those of a VM, those named, or all.
+// picked returns a function that selects the snapshots to copy: those of a VM, the
+// named ones, or all.
 func picked(ctx context.Context, r *repo.Repository, vm string, specs []string, stderr io.Writer) (func(*repo.Snapshot) bool, error) {
 	if vm == "" && len(specs) == 0 {
 		return func(*repo.Snapshot) bool { return true }, nil
@@ -191,7 +192,7 @@ func picked(ctx context.Context, r *repo.Repository, vm string, specs []string, 
 	if err != nil {
 		return nil, err
 	}
-	if len(specs) > 0 { // otherwise the copy itself tells of them
+	if len(specs) > 0 { // otherwise the copy itself reports them
 		tellProblems(stderr, bad)
 	}
 	some, err := (&filter{vm: vm}).apply(all)
@@ -240,7 +241,7 @@ func copiedLines(plan *job.CopyPlan, res *copy.Result, dryRun bool, sum *copySum
 	return lines
 }
 
-// copyFailure is what a copy ends with where not all went well.
+// copyFailure returns the error of a copy that did not succeed entirely.
 func copyFailure(res *copy.Result, sum *copySummary, err error) error {
 	switch {
 	case err != nil:

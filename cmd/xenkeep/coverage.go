@@ -13,7 +13,7 @@ import (
 	"xenkeep/job/nightly"
 )
 
-// errUncovered marks VMs that are not protected as was asked for.
+// errUncovered is returned if VMs have no good snapshot that is new enough.
 var errUncovered = errors.New("some VMs have no good snapshot that is new enough")
 
 type coverageOptions struct {
@@ -107,8 +107,8 @@ func runCoverage(cmd *cobra.Command, o *coverageOptions) error {
 	return x.end()
 }
 
-// coverageSides returns the pools to look at: those of the config, or the one of
-// the flags.
+// coverageSides returns the pools to examine: all pools of the config, or the pool
+// of the flags.
 func coverageSides(cmd *cobra.Command, o *coverageOptions) ([]coverageSide, error) {
 	if file, explicit := foundConfig(cmd.Flags()); !explicit {
 		o.config = ""

@@ -123,8 +123,8 @@ func (r *ruin) object(kind string) (name string) {
 			k := pack.Kind(r.read(f)[6])
 			is = kind == "tree pack" && k == pack.Tree || kind == "data pack" && k == pack.Data
 		}
-		// The newest of several, what the commands are about; but the oldest
-		// pack, what both days lean on.
+		// The newest of several objects, which the commands use; but the oldest
+		// pack, which both days reference.
 		if is && (name == "" || r.time(f).After(r.time(name)) != strings.HasSuffix(kind, " pack")) {
 			name = f
 		}
@@ -151,8 +151,8 @@ func (r *ruin) copy() *ruin {
 	return c
 }
 
-// tempDir is in memory where that can be had: the table writes much and keeps
-// nothing.
+// tempDir returns a folder, in memory if possible, because the table writes much data
+// and keeps none.
 func tempDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "damage")
@@ -169,7 +169,7 @@ var (
 	numbers   = regexp.MustCompile(`\b[0-9]+\b`)
 )
 
-// line is what a command says first, without what differs from run to run.
+// line returns the first line of a command's output, with the variable parts masked.
 func (r *ruin) line(stdout, stderr string) string {
 	for _, text := range []string{stderr, stdout} {
 		for l := range strings.Lines(text) {
@@ -189,8 +189,8 @@ func (r *ruin) line(stdout, stderr string) string {
 	return ""
 }
 
-// Whatever object is damaged in whatever way, each command does what
-// testdata/damage.golden says, and none deletes anything because of it.
+// For each kind of object and of damage, each command has the result in
+// testdata/damage.golden, and no command deletes anything because of the damage.
 func TestDamageTable(t *testing.T) {
 	whole, foreign := newRuin(t, 600<<10), newRuin(t, 2000<<10)
 	damages := []struct {
@@ -293,8 +293,8 @@ func TestDamageTable(t *testing.T) {
 	}
 }
 
-// compare compares what was restored with the newest day, or where that
-// snapshot is damaged, the day before.
+// compare compares restored data with the newest day or, if that snapshot is damaged,
+// with the day before.
 func (r *ruin) compare(name string, older bool) {
 	r.t.Helper()
 	got, err := os.ReadFile(r.path(name))

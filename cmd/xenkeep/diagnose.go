@@ -99,7 +99,7 @@ func privateFile(flag, name string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// stop writes what is not written yet and closes the files. It reports files
+// stop writes the profiles and closes the files. It reports files
 // that could not be written; the command's result does not depend on them. It
 // may be called more than once.
 func (d *diagnostics) stop() error {

@@ -10,7 +10,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// block is a fenced block of a page: its word behind the fence, and its lines.
+// block is a fenced block of a page: the word after the fence, and its lines.
 type block struct {
 	info  string
 	lines []string
@@ -60,7 +60,7 @@ func shown(line string) string {
 }
 
 // The examples of docs/from-xe-and-vmbackup.md are typed in, in order, and print
-// what the page says.
+// the output that the page shows.
 func TestDocExamples(t *testing.T) {
 	page := blocks(t, "../../docs/from-xe-and-vmbackup.md")
 	script := map[string]*strings.Builder{"current": {}, "8.0": {}}
@@ -106,7 +106,7 @@ func TestDocExamples(t *testing.T) {
 			testscript.Run(t, stories(testscript.Params{Dir: dir, ContinueOnError: true}, func(*testscript.Env) {}))
 		})
 	}
-	// What the tables name is among the examples.
+	// Each command in the tables has an example.
 	text, err := os.ReadFile("../../docs/from-xe-and-vmbackup.md")
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func TestDocExamples(t *testing.T) {
 	}
 }
 
-// firstWords are the words that make the command, without what it works on.
+// firstWords returns the words of the command itself, without its arguments.
 func firstWords(cmd string) string {
 	words := strings.Fields(cmd)
 	n := 2

@@ -106,8 +106,8 @@ func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
 	return errors.Join(errs...)
 }
 
-// fill takes from the config what is not given. One that is not named on the
-// command line is left alone where anything is given.
+// fill takes values from the config that are not set otherwise. A config that is not
+// named on the command line is ignored if any value is set.
 func (o *doctorOptions) fill(cmd *cobra.Command) error {
 	if _, explicit := foundConfig(cmd.Flags()); !explicit && o.repository.location+o.pool.url != "" {
 		return nil
@@ -124,7 +124,7 @@ func printFinding(w io.Writer, f doctor.Finding) error {
 	return err
 }
 
-// examine turns what fails into findings, so that all is looked at.
+// examine turns failures into findings, so that everything is examined.
 func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]doctor.Finding, error) {
 	var findings []doctor.Finding
 	fail := func(what string, err error) {

@@ -21,10 +21,10 @@ import (
 	"xenkeep/xapi"
 )
 
-// The voice: one line that begins with "xenkeep:", lower case, the object
-// before the cause; where there is a hint, it is a second line of its own.
+// Errors have this form: one line that begins with "xenkeep:", in lower case, the
+// object before the cause. A hint is a second line.
 
-// reported is an error that was told already.
+// reported is an error that was printed already.
 type reported struct{ error }
 
 func (e reported) Unwrap() error { return e.error }
@@ -68,8 +68,8 @@ func sentence(err error) string {
 	return oneLine(err.Error())
 }
 
-// oneLine joins what errors.Join put on lines, and keeps control characters of
-// foreign names away from the terminal.
+// oneLine joins the lines of errors.Join, and replaces control characters in names,
+// which a terminal would obey.
 func oneLine(s string) string {
 	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 	return printable(s)
@@ -77,7 +77,7 @@ func oneLine(s string) string {
 
 func printable(s string) string { return text.Clean(s) }
 
-// hint is what can be done about an error; empty where that is plain.
+// hint returns the next step after an error, or "" if that is obvious.
 func hint(err error) string {
 	var untried *repo.UntriedError
 	var untrusted *xapi.UntrustedHostError

@@ -27,7 +27,7 @@ type forgetOptions struct {
 	yes        bool
 }
 
-// decisionLine is what becomes of one snapshot.
+// decisionLine is the decision about one snapshot.
 type decisionLine struct {
 	Type    string    `json:"type"` // "decision"
 	ID      string    `json:"id"`
@@ -203,8 +203,8 @@ func chooseForgotten(forgotten []*repo.Snapshot, spec string) (*repo.Snapshot, e
 	return s, nil
 }
 
-// named are the snapshots that the user names. One that cannot be read can be
-// forgotten too, by its whole ID: that is the way on for prune.
+// named returns the snapshots that the user names. A snapshot that cannot be read
+// can be named by its whole ID: after it is forgotten, prune works again.
 func named(all []*repo.Snapshot, bad []repo.Problem, protected map[string]bool, specs []string) (ds []retention.Decision, unreadable []string, err error) {
 	seen := make(map[string]bool)
 	for _, spec := range specs {

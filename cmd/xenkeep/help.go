@@ -19,7 +19,7 @@ func groups() []struct{ id, title, commands string } {
 	}
 }
 
-// addHelp puts commands into groups, and makes help and unknown flags help.
+// addHelp groups the commands, and adds suggestions to unknown flags and commands.
 func addHelp(root *cobra.Command) {
 	root.SetHelpCommand(newHelpCommand(root))
 	for _, g := range groups() {
@@ -77,7 +77,7 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-// nearFlag returns the flag that someone who typed name may have meant, or "".
+// nearFlag returns the flag that is most similar to a mistyped name, or "".
 func nearFlag(cmd *cobra.Command, name string) string {
 	best, least := "", 3
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {

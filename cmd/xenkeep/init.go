@@ -20,7 +20,7 @@ type initOptions struct {
 	lockDays   int
 }
 
-// initLine is what init prints with --json.
+// initLine is the line that init prints with --json.
 type initLine struct {
 	Type     string    `json:"type"` // "repository"
 	ID       string    `json:"id"`

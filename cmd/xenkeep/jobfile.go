@@ -24,7 +24,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// jobFileFlags say which config file a job is read from.
+// jobFileFlags select the config file that a job is read from.
 type jobFileFlags struct {
 	config, vmBackup, vmBackupPassword string
 
@@ -43,7 +43,7 @@ func (f *jobFileFlags) given() bool {
 	return f.vmBackup != "" || f.flags != nil && f.flags.Changed("config")
 }
 
-// find takes the config that is found where the command line names no file, and
+// find uses the config that foundConfig returns if the command line names none, and
 // reports whether there is one.
 func (f *jobFileFlags) find() bool {
 	if !f.given() {
@@ -52,7 +52,8 @@ func (f *jobFileFlags) find() bool {
 	return f.given() || f.config != ""
 }
 
-// load reads the job; params are what VmBackup takes behind its config file.
+// load reads the job; params are the parameters that VmBackup takes after its config
+// file.
 func (f *jobFileFlags) load(name string, params []string) (*config.Config, *config.Job, error) {
 	if f.vmBackup != "" && f.flags != nil && !f.flags.Changed("config") {
 		f.config = "" // of the environment
@@ -90,8 +91,8 @@ func (f *jobFileFlags) load(name string, params []string) (*config.Config, *conf
 	return c, j, err
 }
 
-// use fills flags that were not given on the command line from the config,
-// which comes before the environment.
+// use sets flags that are not on the command line from the config, which overrides
+// the environment.
 func (f *jobFileFlags) use(cmd *cobra.Command, c *config.Config, p *config.Pool, r *repositoryFlags, pool *poolFlags) {
 	given := cmd.Flags().Changed
 	if location := r.location; f.vmBackup != "" && location != "" {
@@ -180,9 +181,9 @@ func (l *logFile) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// logger writes the log where the config says. A file that cannot be written
-// must not cost the night: the log goes to stderr then, and the error is
-// returned beside it.
+// logger returns the log that the config defines. If its file cannot be written, the
+// job must still run: the log is written to stderr then, and logger also returns the
+// error.
 func logger(c *config.Log, stderr io.Writer) (*slog.Logger, func() error, error) {
 	w, end := stderr, func() error { return nil }
 	var failed error

@@ -183,7 +183,7 @@ func optionalClock(t *time.Time) string {
 	return clock(*t)
 }
 
-// putBack writes revocations again, and returns those of which this machine has no
+// putBack writes revocations again, and returns the ones of which this machine has no
 // copy.
 func putBack(ctx context.Context, r *repo.Repository, bad []repo.Problem) (left []repo.Problem, err error) {
 	for _, p := range bad {

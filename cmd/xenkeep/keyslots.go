@@ -18,7 +18,7 @@ import (
 	"xenkeep/repo"
 )
 
-// newSecretFlags say what a key slot is to be opened by.
+// newSecretFlags define the secret that opens a new key slot.
 type newSecretFlags struct{ passwordFile, passwordCommand, keyFile string }
 
 func (f *newSecretFlags) add(cmd *cobra.Command) {
@@ -105,7 +105,7 @@ slot is a writer: what is written with it bears its id.`,
 	return cmd
 }
 
-// secretNames say what opens a slot.
+// secretNames are the names of the kinds of secret that open a slot.
 var secretNames = map[string]string{"argon2id": "password", "keyfile": "key file"}
 
 func keyLines(ctx context.Context, r *repo.Repository) ([]keyLine, error) {

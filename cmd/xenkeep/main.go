@@ -1,7 +1,7 @@
 // Command xenkeep backs up the virtual machines of a XenServer or XCP-ng pool
 // into a deduplicating, encrypted repository, and restores them. Each command
-// is a file of this package: flags in, one call of package job or repo, the
-// result out as text or JSON. Nothing is decided here.
+// is a file of this package: it parses flags, makes one call of package job or repo,
+// and prints the result as text or JSON. It makes no decisions.
 package main
 
 import (
@@ -53,9 +53,9 @@ var exitMeanings = map[int]string{
 
 var (
 	errInterrupted = errors.New("interrupted")
-	// errUsage marks what was called in a wrong way.
+	// errUsage marks errors of a command line.
 	errUsage = errors.New("wrong usage")
-	// errDamage marks results that tell of damage.
+	// errDamage marks results that report damage.
 	errDamage = errors.New("damage found")
 )
 
@@ -69,7 +69,7 @@ func exitCode(err error) int {
 	case errors.Is(err, errUsage), errors.Is(err, poolsnap.ErrValue), errors.Is(err, poolsnap.ErrSeveral), errors.Is(err, repo.ErrTime):
 		return exitUsage
 	case errors.Is(err, job.ErrDamage):
-		return exitDamage // whatever else went wrong
+		return exitDamage // takes precedence over other failures
 	case errors.Is(err, job.ErrPartial), errors.Is(err, forget.ErrStopped), errors.Is(err, job.ErrMissed), errors.Is(err, errUncovered), errors.Is(err, job.ErrUnstarted):
 		return exitPartial
 	case errors.Is(err, object.ErrNoRepository):
@@ -83,7 +83,7 @@ func exitCode(err error) int {
 	case errors.Is(err, errDamage), errors.Is(err, prune.ErrUnreadable), errors.Is(err, repo.ErrRevocation), errors.Is(err, job.ErrCBTMissedChange), errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing), errors.Is(err, object.ErrTooLarge):
 		return exitDamage
 	case errors.As(err, &blob) && (errors.Is(err, object.ErrNotFound) || errors.Is(err, object.ErrShort) || errors.Is(err, seal.ErrForeign)):
-		return exitDamage // a pack that is gone, or another in its place
+		return exitDamage // a pack is missing, or was replaced by another
 	}
 	return exitFailed
 }
@@ -99,14 +99,14 @@ func main() {
 		<-signals
 		cancel(errInterrupted)
 		<-signals
-		_ = d.stop() // what was recorded so far is kept
+		_ = d.stop() // keeps the records so far
 		os.Exit(exitInterrupted)
 	}()
 	os.Exit(run(ctx, &d, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// interrupted is the error of a command that was interrupted: what it leaves, if
-// anything, in place of what failed.
+// interrupted returns the error of an interrupted command. It names the unfinished
+// work, if any, instead of the call that failed.
 func interrupted(err error) error {
 	var left interface {
 		error
@@ -136,11 +136,11 @@ func run(ctx context.Context, d *diagnostics, args []string, stdout, stderr io.W
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !began && !errors.Is(err, errUsage) {
-		// What cobra refuses, it refuses before the command begins.
+		// Cobra reports wrong usage before the command begins.
 		err = usagef("%w", err)
 	}
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
-		// What failed, failed because of that; what it leaves is told all the same.
+		// The interruption caused the failure. Unfinished work is still reported.
 		err = interrupted(err)
 	}
 	if err != nil {

@@ -12,13 +12,13 @@ const (
 	// memoryLimit keeps a run under 512 MiB: the garbage collector works harder
 	// from here on.
 	memoryLimit = 400 << 20
-	// hugeHeap is how much of the heap may lie in huge pages, which are
-	// hugePage bytes each.
+	// hugeHeap is the part of the heap that may be in huge pages of hugePage
+	// bytes.
 	hugeHeap = 256 << 20
 	hugePage = 2 << 20
 )
 
-// setMemory bounds the heap. Its own variables, where set, come first.
+// setMemory bounds the heap. Go's own variables override it.
 func setMemory() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
@@ -26,11 +26,11 @@ func setMemory() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(75)
 	}
-	// In a virtual machine the first touch of a page can take 15 us: half a
-	// second for what a run uses, a tenth of an incremental backup. Where the
-	// kernel gives huge pages to those alone who ask (madvise(2)), ask: what is
-	// allocated here is freed at once, untouched, and the advice stays with the
-	// addresses, which the heap uses from now on.
+	// In a virtual machine the first access to a page can take 15 us, which adds
+	// up to half a second for a run, a tenth of an incremental backup. Some
+	// kernels use huge pages only on request (madvise(2)). The memory that is
+	// allocated here is freed immediately, without being accessed, but the advice
+	// remains in effect for its addresses, which the heap uses afterwards.
 	heap := make([]byte, hugeHeap)
 	skip := int(-uintptr(unsafe.Pointer(&heap[0])) & (hugePage - 1))
 	_ = unix.Madvise(heap[skip:skip+hugeHeap-hugePage], unix.MADV_HUGEPAGE) // without them all works as well

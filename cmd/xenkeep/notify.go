@@ -22,7 +22,7 @@ type notifyTestOptions struct {
 	config, job string
 }
 
-// notificationLine is what became of one notification.
+// notificationLine is the result of one notification.
 type notificationLine struct {
 	Type    string `json:"type"`          // "notification"
 	Job     string `json:"job,omitempty"` // "" for [notify]
@@ -68,7 +68,7 @@ when one cannot be sent.`,
 	return cmd
 }
 
-// notifications are those to try, by the job that has them; "" is [notify].
+// notifications returns the notifications to test, by job; "" stands for [notify].
 func (o *notifyTestOptions) notifications(c *config.Config) ([]string, map[string]config.Notify, error) {
 	if o.job != "" {
 		j, err := c.Job(o.job)
@@ -135,7 +135,8 @@ func runNotifyTest(cmd *cobra.Command, o *notifyTestOptions) error {
 	return err
 }
 
-// noWait does not wait for another attempt: whoever tests wants the answer now.
+// noWait does not wait before another attempt, because the user of a test wants the
+// answer immediately.
 func noWait(context.Context, time.Duration) error { return errUnsent }
 
 func printNotification(cmd *cobra.Command, l *notificationLine) error {

@@ -14,7 +14,7 @@ import (
 )
 
 // Row N20 of the fault list: notifications can be tried without a backup, each
-// with its result, and the exit code says whether all got through.
+// with its result, and the exit code reports whether all were sent.
 func TestNotifyTest(t *testing.T) {
 	var mu sync.Mutex
 	var asked []string

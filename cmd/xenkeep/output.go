@@ -14,8 +14,9 @@ import (
 	"xenkeep/internal/text"
 )
 
-// outputFlags say how results are written: as text, or as JSON, one object a
-// line, each with a type. Results go to stdout, all else to stderr.
+// outputFlags define how results are written: as text, or as JSON, with one object
+// per line, each with a type. Results are written to stdout, everything else to
+// stderr.
 type outputFlags struct{ json bool }
 
 func (f *outputFlags) add(cmd *cobra.Command) {
@@ -50,7 +51,7 @@ func (t *table) flush() error {
 	return err
 }
 
-// isTerminal reports whether people read what is written to w.
+// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))

@@ -42,8 +42,8 @@ var exitCases = []struct {
 	{errInterrupted, exitInterrupted},
 }
 
-// What is told is one line, the hint a second one, and no name from elsewhere
-// reaches the terminal with control characters in it.
+// A message is one line, its hint a second one, and control characters in names do
+// not reach the terminal.
 func TestComplain(t *testing.T) {
 	for _, c := range []struct {
 		err  error
@@ -72,8 +72,8 @@ func TestComplain(t *testing.T) {
 	}
 }
 
-// Elsewhere than on a terminal a line comes every ten seconds for what is
-// under way, and none after the end.
+// Without a terminal, each transfer in progress prints a line every ten seconds, and
+// none after the end.
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

@@ -90,8 +90,8 @@ func (o *overview) share(open []*transfer) (ended int, share float64) {
 	return ended, min((done+o.cut)/sum, 1)
 }
 
-// text is such as "12 of 30 VMs, 41 %, 3 min left"; empty where the run has a
-// single VM.
+// text returns, for example, "12 of 30 VMs, 41 %, 3 min left", or "" if the run has
+// a single VM.
 func (o *overview) text(now time.Time, open []*transfer) string {
 	if len(o.vms) < 2 {
 		return ""

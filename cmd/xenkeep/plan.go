@@ -46,8 +46,8 @@ when the job would succeed.`,
 	return cmd
 }
 
-// isJob reports whether the words mean a job of the config that is found where
-// the command line names none: its only job, or one by its name. Otherwise they
+// isJob reports whether the arguments name a job of the config that foundConfig
+// returns: no argument means its only job, one argument a job's name. Otherwise they
 // are VMs.
 func (o *planOptions) isJob(args []string) bool {
 	if o.all || len(args) > 1 || !o.files.find() {

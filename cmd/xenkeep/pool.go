@@ -15,7 +15,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// poolFlags say which pool, as whom, and how its hosts are known.
+// poolFlags define the pool, the user, and the hosts' certificates.
 type poolFlags struct {
 	url, user, passwordFile string
 	fingerprints            fingerprintList

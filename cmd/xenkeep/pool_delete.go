@@ -12,7 +12,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// deletedLine is what a deletion did.
+// deletedLine is the result of a deletion.
 type deletedLine struct {
 	Type    string            `json:"type"` // "deleted"
 	Objects []poolsnap.Object `json:"objects"`
@@ -49,7 +49,7 @@ belongs to a backup of xenkeep is left alone, unless --force is given.`,
 }
 
 func deleteAll(ctx context.Context, cmd *cobra.Command, c *xapi.Client, plan []poolsnap.Doomed, o *onPool, yes *confirmFlags) error {
-	// What is asked about must be seen, wherever the results go.
+	// The user must see the objects to confirm, also if stdout is redirected.
 	w := cmd.OutOrStdout()
 	if o.output.json {
 		w = cmd.ErrOrStderr()

@@ -14,7 +14,8 @@ import (
 	"xenkeep/xapi"
 )
 
-// newPoolCommand is what administrators do on a pool beside backups.
+// newPoolCommand contains the commands for administration of a pool other than
+// backups.
 func newPoolCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pool",
@@ -58,8 +59,8 @@ func (o *onPool) on(cmd *cobra.Command, work func(ctx context.Context, c *xapi.C
 	return c.Explain(ctx, work(ctx, c))
 }
 
-// newPoolListCommand is one of the lists: they differ in what they read and in
-// their table.
+// newPoolListCommand returns the command of one list. Lists differ in the records
+// that they read and in their table.
 func newPoolListCommand[T any](word, short, example string,
 	read func(context.Context, *xapi.Client, poolsnap.ListOptions) ([]T, error), print func(io.Writer, []T) error) *cobra.Command {
 	var o onPool

@@ -105,7 +105,7 @@ func printRevert(w io.Writer, p *poolsnap.RevertPlan) {
 	}
 }
 
-// printHurt tells what a failed revert left, and every way out.
+// printHurt describes the state after a failed revert, and the possible next steps.
 func printHurt(w io.Writer, h *poolsnap.HurtError) {
 	fmt.Fprintf(w, "VM %s is %s.\n", printable(h.VM), h.State)
 	for _, d := range h.Have {

@@ -32,7 +32,7 @@ newest ten or fewer of each VM. Needs XenServer 7.2 or later, and a licence for 
 	return cmd
 }
 
-// scheduleFlags say what a schedule is to be.
+// scheduleFlags define a schedule.
 type scheduleFlags struct {
 	onPool
 	name, description     string
@@ -55,7 +55,8 @@ func (f *scheduleFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("hourly", "daily", "weekly")
 }
 
-// options are what was given. What the pool would refuse is refused here.
+// options returns the values of the flags. It refuses values that the pool would
+// refuse.
 func (f *scheduleFlags) options(cmd *cobra.Command) (o poolsnap.ScheduleOptions, err error) {
 	given := cmd.Flags().Changed
 	if given("name") {

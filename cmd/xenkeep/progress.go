@@ -17,7 +17,7 @@ import (
 	"xenkeep/job"
 )
 
-// progressFlags say how a run is followed: by bars on a terminal, by lines
+// progressFlags define how progress is shown: as bars on a terminal, as lines
 // elsewhere, or not at all.
 type progressFlags struct{ quiet bool }
 
@@ -38,8 +38,8 @@ const (
 	linesEvery = 10 * time.Second
 )
 
-// start begins to show progress on stderr. What ends after ctx is cancelled is
-// shown as stopped.
+// start begins to show progress on stderr. Transfers that end after ctx is cancelled
+// are shown as stopped.
 func (f *progressFlags) start(ctx context.Context, stderr io.Writer, json bool) display {
 	if f.quiet || json {
 		return silence{stderr}
@@ -99,7 +99,7 @@ type tracker struct {
 	over sync.WaitGroup
 
 	mu     sync.Mutex // also held while writing
-	screen *screen    // nil where lines are written
+	screen *screen    // nil if lines are written
 	open   []*transfer
 	run    overview
 	closed bool
@@ -177,7 +177,7 @@ func (t *tracker) draw() {
 	if t.closed {
 		return
 	}
-	_, _ = io.WriteString(t.w, t.screen.frame(t.frame())) // progress is shown where it can be
+	_, _ = io.WriteString(t.w, t.screen.frame(t.frame())) // a failure to show progress is ignored
 }
 
 // frame returns the lines of bars.
@@ -197,8 +197,8 @@ func (t *tracker) frame() []string {
 	return append(barLines(shown, cols-1, now), last...)
 }
 
-// Close ends the display. Transfers that are still open, and the run as a whole
-// where it was interrupted, leave a line that says how far they came.
+// Close ends the display. It leaves a line with the progress of each open transfer
+// and, if the run was interrupted, of the run.
 func (t *tracker) Close() {
 	t.mu.Lock()
 	if t.closed {
@@ -230,7 +230,7 @@ type transfer struct {
 	label string
 	total int64 // 0: unknown
 	began time.Time
-	vm    string // where it is a disk of a run
+	vm    string // set for a disk of a run
 	size  int64  // of that disk
 	done  int64  // under t.mu
 }
@@ -241,8 +241,7 @@ func (m *transfer) Add(n int64) {
 	m.t.mu.Unlock()
 }
 
-// Done ends the transfer. One that was cut short by an interruption leaves a
-// line that says so.
+// Done ends the transfer. If an interruption ended it, it leaves a line.
 func (m *transfer) Done() {
 	t := m.t
 	t.mu.Lock()
@@ -264,7 +263,7 @@ func (m *transfer) Done() {
 	_, _ = io.WriteString(t.w, line)
 }
 
-// rate is in bytes per second; 0 where it is not known yet.
+// rate returns bytes per second, or 0 if it is not known yet.
 func (m *transfer) rate(now time.Time) float64 {
 	if took := now.Sub(m.began).Seconds(); took > 0 {
 		return float64(m.done) / took
@@ -272,7 +271,7 @@ func (m *transfer) rate(now time.Time) float64 {
 	return 0
 }
 
-// left is how long the transfer still takes; 0 where that is not known.
+// left returns the remaining time, or 0 if it is not known.
 func (m *transfer) left(now time.Time) time.Duration {
 	rate, left := m.rate(now), m.total-m.done
 	if rate <= 0 || left <= 0 {
@@ -298,7 +297,7 @@ func (m *transfer) amount() string {
 
 func (m *transfer) stopped() string { return m.label + ": " + m.amount() + ", stopped" }
 
-// text is such as "web xvda: 1.2 GiB of 10 GiB, 105 MiB/s, 1m24s left".
+// text returns, for example, "web xvda: 1.2 GiB of 10 GiB, 105 MiB/s, 1m24s left".
 func (m *transfer) text(now time.Time) string {
 	s := m.label + ": " + m.amount()
 	if rate := m.rate(now); rate > 0 {
@@ -318,8 +317,8 @@ const (
 )
 
 // barLines returns a line for each transfer in at most cols columns: name,
-// amount, bar, rate and time left. The name is shortened first; bar and rate are
-// left out where even that is not enough.
+// amount, bar, rate and time left. It shortens the name first, and omits bar and rate
+// if that is not enough.
 func barLines(open []*transfer, cols int, now time.Time) []string {
 	type right struct{ amount, rate, left string }
 	var rights []right
@@ -361,8 +360,8 @@ func barLines(open []*transfer, cols int, now time.Time) []string {
 	return lines
 }
 
-// bar draws a bar of some columns between brackets, or blanks where the total
-// is not known.
+// bar returns a bar of some columns between brackets, or blanks if the total is not
+// known.
 func (m *transfer) bar(cols int) string {
 	if m.total <= 0 {
 		return strings.Repeat(" ", cols+2)
@@ -377,11 +376,11 @@ type screen struct {
 	drawn int // lines of the block
 }
 
-// erase returns what removes the block. It clears line by line: some terminals
-// keep a copy of what is cleared from the top of the screen in one go.
+// erase returns the control sequence that removes the block. It clears line by line,
+// because some terminals keep a copy of a screen that is cleared as a whole.
 func (s *screen) erase() string { return s.frame(nil) }
 
-// frame returns what draws the block in place of the one before.
+// frame returns the control sequence that replaces the block by lines.
 func (s *screen) frame(lines []string) string {
 	var b strings.Builder
 	if s.drawn > 0 {

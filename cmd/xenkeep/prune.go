@@ -23,7 +23,7 @@ type pruneOptions struct {
 	damaged    list
 }
 
-// pruneLine is what prune prints with --json.
+// pruneLine is the line that prune prints with --json.
 type pruneLine struct {
 	Type   string       `json:"type"` // "prune"
 	DryRun bool         `json:"dry_run"`

@@ -120,7 +120,7 @@ func typed(t *testing.T, dir, line string, want []string) {
 	}
 }
 
-// masked replaces what differs each time.
+// masked replaces the parts that differ each time.
 func masked(text string) string {
 	for _, m := range []struct{ pattern, by string }{
 		{`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`, "UUID"},

@@ -102,7 +102,7 @@ func readPage(t *testing.T, name, page string) []section {
 }
 
 // codeCell matches a row whose first cell is code. Only such rows document
-// something, so a section may have several tables with the same header.
+// something, so that a section may have several tables with the same header.
 var codeCell = regexp.MustCompile("^\\| *`")
 
 // keep adds s under name, and reports a second section of that name.
@@ -397,8 +397,8 @@ func TestReferenceJSON(t *testing.T) {
 	compare(t, "lines", documented, names)
 }
 
-// fields calls fn for each field of the JSON form of t: "snapshots[].id". What
-// is nearer hides what is embedded deeper, as in encoding/json.
+// fields calls fn for each field of the JSON form of t: "snapshots[].id". A
+// field hides fields of the same name that are embedded deeper, as in encoding/json.
 func fields(t reflect.Type, prefix string, fn func(string)) {
 	seen := make(map[string]bool)
 	level := []reflect.Type{t}
@@ -431,7 +431,7 @@ func fields(t reflect.Type, prefix string, fn func(string)) {
 	}
 }
 
-// What is documented of exit codes is what errors get.
+// Errors have the documented exit codes.
 func TestExitCodes(t *testing.T) {
 	for code := range exitMeanings {
 		if code != exitOK && exitMeanings[code] == "" {

@@ -12,7 +12,7 @@ import (
 	"xenkeep/repo/repair"
 )
 
-// repairFlags are those of all repairs.
+// repairFlags are the flags of all repairs.
 type repairFlags struct {
 	repository repositoryFlags
 	output     outputFlags
@@ -25,13 +25,13 @@ func (f *repairFlags) add(cmd *cobra.Command) {
 	f.progress.add(cmd)
 }
 
-// repairIndexLine is what repair index prints with --json.
+// repairIndexLine is the line that repair index prints with --json.
 type repairIndexLine struct {
 	Type string `json:"type"` // "repair_index"
 	repair.IndexResult
 }
 
-// repairPacksLine is what repair packs prints with --json.
+// repairPacksLine is the line that repair packs prints with --json.
 type repairPacksLine struct {
 	Type string `json:"type"` // "repair_packs"
 	repair.PacksResult
@@ -43,7 +43,7 @@ type lostLine struct {
 	repair.Lost
 }
 
-// repairSnapshotsLine ends what repair snapshots prints with --json.
+// repairSnapshotsLine is the last line that repair snapshots prints with --json.
 type repairSnapshotsLine struct {
 	Type string `json:"type"` // "summary"
 	repair.SnapshotsResult

@@ -16,7 +16,7 @@ type versionFindingLine struct {
 	repair.VersionFinding
 }
 
-// versionsSummary ends what repair versions prints with --json.
+// versionsSummary is the last line that repair versions prints with --json.
 type versionsSummary struct {
 	Type   string `json:"type"` // "summary"
 	DryRun bool   `json:"dry_run"`

@@ -27,7 +27,7 @@ type probeSummary struct {
 	Failed   int    `json:"failed"`
 }
 
-// lockLine is what repo lock prints with --json.
+// lockLine is the line that repo lock prints with --json.
 type lockLine struct {
 	Type     string `json:"type"` // "lock"
 	LockDays int    `json:"lock_days"`

@@ -21,7 +21,7 @@ import (
 	"xenkeep/repo"
 )
 
-// repositoryFlags say which repository, and how it opens.
+// repositoryFlags define the repository and the secret that opens it.
 type repositoryFlags struct {
 	location string
 	secret   secretFlagsValues
@@ -65,7 +65,7 @@ func (f *repositoryFlags) check() error {
 	return nil
 }
 
-// cache is the folder for what is kept on this machine.
+// cache returns the folder of the local cache.
 func (f *repositoryFlags) cache() string {
 	if f.cacheDir != "" {
 		return f.cacheDir
@@ -164,7 +164,7 @@ func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*repo.Rep
 	return r, nil
 }
 
-// tellProblems says what was wrong and worked around, and which snapshots do
+// tellProblems reports damaged objects that were worked around, and snapshots that do
 // not count.
 func tellProblems(stderr io.Writer, problems []repo.Problem) {
 	for _, p := range problems {

@@ -12,7 +12,7 @@ import (
 	"xenkeep/xapi"
 )
 
-// restoreWith is what a restore works with.
+// restoreWith holds the repository, snapshot, pool and options of a restore.
 type restoreWith struct {
 	repo     *repo.Repository
 	pool     *xapi.Client // nil for a file
@@ -23,7 +23,7 @@ type restoreWith struct {
 	options  restore.Options
 }
 
-// with opens what a restore needs.
+// with opens the repository and, if needed, the pool of a restore.
 func (o *restoreOptions) with(ctx context.Context, stderr io.Writer, spec string, fn func(restoreWith) error) error {
 	w := restoreWith{networks: make(map[string]string)}
 	if err := o.repository.check(); err != nil {

@@ -37,7 +37,7 @@ deduplicating, encrypted repository: a folder, or a bucket of S3.
 	return root
 }
 
-// needsCommand is what a command does that only has others below it.
+// needsCommand is the action of a command that only has subcommands.
 func needsCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return usagef("which command?")
@@ -49,7 +49,7 @@ func needsCommand(cmd *cobra.Command, args []string) error {
 	return usagef("no command %q%s", args[0], hint)
 }
 
-// usagef is an error of the one who typed the command.
+// usagef returns an error of the command line.
 func usagef(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
@@ -58,8 +58,8 @@ type usageError struct{ error }
 
 func (e *usageError) Unwrap() []error { return []error{e.error, errUsage} }
 
-// variable is an environment variable: what its flag says if the flag is not
-// given. Secrets have no flag, since anyone on the machine can read those.
+// variable is an environment variable, which sets its flag unless the flag is given.
+// Secrets have no flag, because every user of the machine can read command lines.
 type variable struct {
 	name, flag string
 }
@@ -95,8 +95,8 @@ var variables = []variable{
 	{"XENKEEP_POOL_INSECURE", "pool-insecure"},
 }
 
-// prepare makes all commands below root obey the environment and leave errors
-// to run, which began tells whether one of them was reached.
+// prepare makes all commands below root read the environment, start d, and return
+// errors to run. It sets began when a command's own action starts.
 func prepare(root *cobra.Command, d *diagnostics, began *bool) {
 	d.add(root)
 	root.SilenceErrors, root.SilenceUsage = true, true
@@ -130,13 +130,12 @@ func prepare(root *cobra.Command, d *diagnostics, began *bool) {
 	})
 }
 
-// mayBeEmpty are flags with which an empty text is meant: it clears what is
-// there.
+// mayBeEmpty are flags for which an empty text is valid: it clears the value.
 var mayBeEmpty = []string{"description", "label", "param", "reason"}
 
-// refuseEmpty refuses flags and words without content. They come from variables
-// that are not set, and would allow everything: forget --vm "$VM" must not mean
-// all VMs.
+// refuseEmpty refuses flags and arguments without content. They usually come from
+// variables that are not set, and would select everything: forget --vm "$VM" must not
+// mean all VMs.
 func refuseEmpty(flags *pflag.FlagSet, args []string) error {
 	var err error
 	flags.Visit(func(f *pflag.Flag) {
@@ -161,7 +160,7 @@ func walk(cmd *cobra.Command, fn func(*cobra.Command)) {
 	}
 }
 
-// secretFlags are one choice: a flag of them puts aside the variables of the
+// secretFlags are alternatives: one of these flags overrides the variables of the
 // others.
 var (
 	secretFlags      = []string{"key-file", "password-file", "password-command"}
@@ -195,7 +194,7 @@ func fromEnvironment(flags *pflag.FlagSet) (used []variable, err error) {
 	return used, nil
 }
 
-// list is a flag of several values, apart by commas or white space.
+// list is a flag of several values, separated by commas or white space.
 type list []string
 
 func (l *list) String() string { return strings.Join(*l, ",") }

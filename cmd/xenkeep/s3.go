@@ -6,7 +6,7 @@ import (
 	"xenkeep/chunkstore/object/s3"
 )
 
-// s3Flags say of a bucket what its location does not.
+// s3Flags are the settings of a bucket that its location does not contain.
 type s3Flags struct {
 	endpoint, region, profile string
 	style, checksum, lockMode choice

@@ -33,14 +33,14 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"xenkeep": main})
 }
 
-// The stories of testdata, one a file: what users type, and what comes out.
+// The stories of testdata, one per file: commands of users, and their output.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, stories(testscript.Params{Dir: "testdata"}, func(e *testscript.Env) {
 		e.Setenv("XENKEEP_REPOSITORY", filepath.Join(e.WorkDir, "repo"))
 	}))
 }
 
-// Those that do not reach into the repository's folder, through S3.
+// The stories that do not access the repository's folder directly, on S3.
 func TestScriptsS3(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: the same stories again")
@@ -56,7 +56,7 @@ func TestScriptsS3(t *testing.T) {
 	})
 }
 
-// In a bucket that locks what is put.
+// The stories of a bucket that locks new objects.
 func TestScriptsLocked(t *testing.T) {
 	s3 := s3server.StartWith(t, s3server.Options{Lock: true})
 	t.Run("stories", func(t *testing.T) {
@@ -82,7 +82,7 @@ func vandalise(ts *testscript.TestScript, server *s3server.Server) {
 	}
 }
 
-// What xenkeep does on pools of each version of XenServer.
+// The stories of pools, for each version of XenServer.
 func TestPoolScripts(t *testing.T) {
 	for _, version := range []xapisim.Version{xapisim.Version80, xapisim.Version82, xapisim.VersionCurrent} {
 		t.Run(string(version), func(t *testing.T) {
@@ -199,7 +199,7 @@ func command(ts *testscript.TestScript, args ...string) *exec.Cmd {
 }
 
 // image FILE SIZE SEED N [BASE]: a raw image of SIZE MiB with N patches of
-// random data, by SEED, written over what BASE holds.
+// random data, by SEED, written over the content of BASE.
 func cmdImage(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 4 {
 		ts.Fatalf("usage: image FILE MIB SEED N [BASE]")
@@ -334,7 +334,7 @@ func cmdLines(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// lost FILE NAME: the id of the bad_snapshot in a file of JSON lines goes into
+// lost FILE NAME: the id of the bad_snapshot in a file of JSON lines is stored in
 // the variable NAME.
 func cmdLost(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
@@ -362,8 +362,8 @@ func jsonLines(ts *testscript.TestScript) []map[string]any {
 	return all
 }
 
-// field PATH [is VALUE | NAME]: what lies at PATH ("snapshots.0.id") of the
-// last line of stdout is VALUE, or goes into the variable NAME.
+// field PATH [is VALUE | NAME]: the value at PATH ("snapshots.0.id") of the
+// last line of stdout is VALUE, or is stored in the variable NAME.
 func cmdField(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: field PATH is VALUE | field PATH NAME")
@@ -445,9 +445,9 @@ func cmdPool(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// proxy FILE BYTES: XENKEEP_POOL leads through a proxy that makes FILE and
-// stands still on each connection that has brought more than BYTES; with up it
-// loses what is sent beyond that.
+// proxy FILE BYTES: XENKEEP_POOL is the address of a proxy that creates FILE and
+// stalls each connection that has received more than BYTES; with up, it discards
+// the bytes that are sent beyond that.
 func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 || len(args) > 3 || len(args) == 3 && args[2] != "up" {
 		ts.Fatalf("usage: proxy FILE BYTES [up]")

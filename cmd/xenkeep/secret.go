@@ -17,7 +17,7 @@ import (
 	"xenkeep/job/config"
 )
 
-// secretFlagsValues say where the repository's password or key comes from.
+// secretFlagsValues are the sources of the repository's password or key.
 type secretFlagsValues struct {
 	passwordFile, passwordCommand, keyFile string
 
@@ -52,11 +52,11 @@ func passwordFrom(p []byte) key {
 	return k
 }
 
-// maxSecret bounds what is read of a file that should hold a password or key.
+// maxSecret bounds how much is read of a file that should hold a password or key.
 const maxSecret = 64 << 10
 
-// read gets the password or key: from what was named, else from the terminal,
-// which is asked twice where the password is a new one.
+// read returns the password or key from the source that is set. If none is set, it
+// asks on the terminal, twice for a new password.
 func (f *secretFlagsValues) read(ctx context.Context, stderr io.Writer, isNew bool) (key, error) {
 	switch {
 	case f.password != "":

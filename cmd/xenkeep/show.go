@@ -173,7 +173,7 @@ func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte, drills []resto
 // ovaName is the file in a metadata export that describes the VM.
 const ovaName = "ova.xml"
 
-// readOVA gives ova.xml of a snapshot's metadata export, indented.
+// readOVA returns the ova.xml of a snapshot's metadata export, indented.
 func readOVA(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]byte, error) {
 	p, err := r.ReadRecord(ctx, s, jobrecords.MetadataName)
 	if err != nil {
@@ -205,8 +205,8 @@ func readOVA(ctx context.Context, r *repo.Repository, s *repo.Snapshot) ([]byte,
 	}
 }
 
-// indentXML puts each element of data without mixed content on its line. White
-// space is kept where it is all that an element holds.
+// indentXML writes each element of data without mixed content on its own line. It
+// keeps white space that is the whole content of an element.
 func indentXML(text []byte) ([]byte, error) {
 	var out bytes.Buffer
 	d := xml.NewDecoder(bytes.NewReader(text))

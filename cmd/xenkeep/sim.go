@@ -96,8 +96,8 @@ func runSim(cmd *cobra.Command, o simOptions) error {
 	return pool.Close()
 }
 
-// config gives the VMs the first SR of the wanted type, making one if there is
-// none.
+// config places the disks of the VMs on the first SR of the wanted type, and adds one
+// if there is none.
 func (o simOptions) config() (xapisim.Config, error) {
 	cfg := xapisim.Config{State: o.state, Listen: o.listen, Hosts: o.hosts, NoTLS: o.noTLS, CBT: o.cbt, NBD: xapisim.NBDMode(o.nbd), NBDServer: xapisim.NBDServer(o.nbdServer), NBDFragile: o.nbdFragile,
 		Version: xapisim.Version(o.version), SRs: xapisim.DefaultSRs(), Unlicensed: o.noLicence}
@@ -198,8 +198,7 @@ func runSimWrite(cmd *cobra.Command, pool, vdi, image string) error {
 	return nil
 }
 
-// askSim posts to a path of a simulated pool that is for such commands, and
-// returns the answer.
+// askSim posts to a control path of a simulated pool, and returns the answer.
 func askSim(ctx context.Context, pool, path string, q url.Values, content []byte) ([]byte, error) {
 	u := strings.TrimSuffix(pool, "/") + "/xapisim/" + path + "?" + q.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, bytes.NewReader(content))

@@ -56,7 +56,7 @@ type snapshotLine struct {
 	Forgotten *time.Time `json:"forgotten_time,omitempty"`
 	Until     *time.Time `json:"recoverable_until,omitempty"`
 
-	// Of show alone: records.json, and what is stored.
+	// Only of show: records.json, and the stored sizes.
 	Records json.RawMessage `json:"records,omitempty"`
 	Kept    []recordSize    `json:"records_stored,omitempty"`
 	// Of show alone: boot drills, oldest first.
@@ -120,7 +120,7 @@ UUID. NEW is what no earlier snapshot had, before compression.`,
 	return cmd
 }
 
-// newNoteCommand is a command that says something of snapshots.
+// newNoteCommand returns a command that writes notes about snapshots.
 func newNoteCommand(kind, short, long string) *cobra.Command {
 	var repository repositoryFlags
 	cmd := &cobra.Command{
@@ -273,8 +273,8 @@ func warnFuture(w io.Writer, all []*repo.Snapshot, now time.Time) {
 	}
 }
 
-// distinctNames returns names for a list of snapshots: with the UUID where
-// several VMs or images of the list bear one name.
+// distinctNames returns names for a list of snapshots, with the UUID if several VMs
+// or images of the list have the same name.
 func distinctNames(all []*repo.Snapshot) func(*repo.Snapshot) string {
 	uuids := make(map[string]string)
 	several := make(map[string]bool)

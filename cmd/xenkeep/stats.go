@@ -13,7 +13,7 @@ type statsOptions struct {
 	output     outputFlags
 }
 
-// statsLine is what stats prints with --json.
+// statsLine is the line that stats prints with --json.
 type statsLine struct {
 	Type string `json:"type"` // "stats"
 	stats.Stats

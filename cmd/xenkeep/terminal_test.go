@@ -21,7 +21,7 @@ import (
 	"xenkeep/internal/text"
 )
 
-// pty is a terminal of some size, and what is written to it.
+// pty is a terminal of some size, and the bytes written to it.
 type pty struct {
 	master, slave *os.File
 	cols, rows    int
@@ -64,8 +64,8 @@ func (p *pty) close() []byte {
 	return p.out.Bytes()
 }
 
-// emulate returns the lines that a terminal shows of what was written to it,
-// those that were scrolled away included. It knows the sequences that are used.
+// emulate returns the lines that a terminal shows after it received some bytes,
+// including lines that were scrolled away. It implements the sequences that are used.
 func emulate(out []byte, cols, rows int) ([]string, error) {
 	var lines [][]string // cells; a wide character leaves the next one empty
 	top, y, x := 0, 0, 0 // top: the first line of the screen
@@ -144,8 +144,8 @@ func emulate(out []byte, cols, rows int) ([]string, error) {
 	return shown, nil
 }
 
-// shownByTmux feeds what was written to another terminal, as a judge of
-// emulate; nil where there is none.
+// shownByTmux passes the bytes to another terminal, to check emulate; it returns nil
+// if there is none.
 func shownByTmux(t *testing.T, out []byte, cols, rows int, want []string) {
 	t.Helper()
 	if _, err := exec.LookPath("tmux"); err != nil {
@@ -203,8 +203,8 @@ const mebi = 1 << 20
 
 var longNames = []string{"web", "production-database-server-of-the-northern-branch-07-replica-do-not-delete-before-2027", "データベース本番サーバー", "e\u0301te\u0301", "a\x1b[31mb"}
 
-// Row N21 of the fault list: whatever the names are, bar, rate and time left
-// stay on the line, the columns are aligned, and the name is what is shortened.
+// Row N21 of the fault list: with any names, bar, rate and time left
+// stay on the line, the columns are aligned, and only the name is shortened.
 func TestBarsOfAnyName(t *testing.T) {
 	for _, cols := range []int{40, 80, 200} {
 		t.Run(strconv.Itoa(cols), func(t *testing.T) {
@@ -304,8 +304,8 @@ func TestBarsOnSmallTerminal(t *testing.T) {
 	}
 }
 
-// Row N10 of the fault list: what an interruption cuts short keeps its total
-// and says so, and what was finished before does not.
+// Row N10 of the fault list: transfers that an interruption ends keep their total
+// and are shown as stopped; transfers that had finished are not.
 func TestBarsInterrupted(t *testing.T) {
 	for _, cols := range []int{80, 200} {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -335,7 +335,7 @@ func TestBarsInterrupted(t *testing.T) {
 	}
 }
 
-// The same where lines are written: no sequences of a terminal, and the total.
+// The same without a terminal: no control sequences, and the total.
 func TestLinesInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var out bytes.Buffer
@@ -358,7 +358,7 @@ func TestLinesInterrupted(t *testing.T) {
 }
 
 // terminal COLS FILE [INTERRUPT] -- COMMAND...: run a command on a terminal of
-// COLS columns; FILE is what it shows in the end. With INTERRUPT the command is
+// COLS columns; FILE receives the text that it shows at the end. With INTERRUPT the command is
 // sent SIGINT once that file exists. The exit code is in the variable CODE.
 func cmdTerminal(ts *testscript.TestScript, neg bool, args []string) {
 	sep := 0

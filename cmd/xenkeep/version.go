@@ -14,7 +14,7 @@ import (
 // version is set by the linker: -X main.version=v1.2.3.
 var version string
 
-// versionText is the version, or what the build knows of its sources.
+// versionText returns the version, or the revision that the build recorded.
 func versionText() string {
 	if version != "" {
 		return version
@@ -35,14 +35,14 @@ func versionText() string {
 	return v
 }
 
-// versionLine is what version prints with --json.
+// versionLine is the line that version prints with --json.
 type versionLine struct {
 	Type    string `json:"type"` // "version"
 	Version string `json:"version"`
 	Format  int    `json:"format"` // of repositories
 	Go      string `json:"go"`
 	System  string `json:"system"`
-	Zstd    string `json:"zstd"` // what compresses: seal.Encoder
+	Zstd    string `json:"zstd"` // the compressor: seal.Encoder
 }
 
 func thisVersion() versionLine {

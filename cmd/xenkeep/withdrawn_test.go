@@ -10,8 +10,9 @@ import (
 	"xenkeep/repo"
 )
 
-// A snapshot that came after its run had been ended is named wherever snapshots
-// are listed, is in nobody's way, and goes when it is forgotten by its whole ID.
+// A snapshot that was published after its run had been ended is named wherever
+// snapshots are listed, hinders no command, and is deleted when it is forgotten by
+// its whole ID.
 func TestWithdrawn(t *testing.T) {
 	r := newRuin(t, 1<<20)
 	objects, err := local.Open(r.path("repo"))
@@ -46,7 +47,7 @@ func TestWithdrawn(t *testing.T) {
 	if code != exitDamage || !strings.Contains(stdout, name) || !strings.Contains(stdout, "it does not count") {
 		t.Errorf("check: %d\n%s", code, stdout)
 	}
-	// Its root is nowhere: what counts would keep prune from anything.
+	// Its root does not exist: a snapshot that counts would stop every prune.
 	if code, stdout, stderr = r.command("prune"); code != exitOK {
 		t.Errorf("prune: %d\n%s%s", code, stdout, stderr)
 	}
