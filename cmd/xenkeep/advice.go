@@ -25,15 +25,15 @@ func advice(f check.Finding) string {
 	case check.Uncovered:
 		return "all can be read; the next backup or xenkeep repair index puts it right"
 	case check.MissingPack, check.UnreadPack:
-		return withKey(f) + "xenkeep repair snapshots tells what is lost with it"
+		return withKey(f) + "xenkeep repair snapshots lists the data that is lost with it"
 	case check.PackSize:
 		return withKey(f) + "xenkeep repair packs saves what can be read of it"
 	case check.DamagedPack:
-		return "xenkeep repair snapshots tells what is lost, xenkeep repair packs saves the rest"
+		return "xenkeep repair snapshots lists the lost data, xenkeep repair packs saves the rest"
 	case check.ChangedPack:
-		return withKey(f) + "xenkeep check --read-data tells what is damaged"
+		return withKey(f) + "xenkeep check --read-data lists the damaged data"
 	case check.LostPack:
-		return "nothing can be saved of it; xenkeep repair snapshots tells what is lost"
+		return "nothing can be saved of it; xenkeep repair snapshots lists the lost data"
 	case check.SlotsDiffer:
 		return "xenkeep key change-password writes both anew; the one that opens is sound"
 	case check.SlotDamaged:
@@ -41,7 +41,7 @@ func advice(f check.Finding) string {
 	case check.NoSlot:
 		return "a printed key page opens the repository, and xenkeep key change-password makes a slot of it"
 	case check.BadCondemned:
-		return "no backup runs beside a list that cannot be read; once nothing runs, xenkeep prune --exclusive --forget-damaged gives it up"
+		return "no backup runs while a list cannot be read; when nothing else runs, xenkeep prune --exclusive --forget-damaged gives the list up"
 	}
 	return ""
 }

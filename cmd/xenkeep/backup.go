@@ -75,15 +75,15 @@ none of them all remain. The newest complete snapshot always remains.`,
 			case o.image == "" && len(args) == 0 && !o.all && !ofConfig:
 				return usagef("which VMs? name them, or all with --all, or an image file with --image")
 			case o.all && (o.image != "" || len(args) > 0):
-				return usagef("--all backs up every VM of the pool: name nothing beside it")
+				return usagef("--all backs up every VM of the pool: name no VMs")
 			case o.vms < 1 || o.disks < 1 || o.hosts < 1 || o.srs < 1:
 				return usagef("--vm-concurrency, --disk-concurrency, --host-concurrency and --sr-concurrency are 1 at least")
 			case o.image != "" && len(args) > 0:
-				return usagef("--image backs up a file: name no VMs beside it")
+				return usagef("--image backs up a file: name no VMs")
 			case o.image == "" && o.name != "":
-				return usagef("--name goes with --image: a VM has its name")
+				return usagef("--name requires --image: a VM has its own name")
 			case o.image == "" && o.format.text != "auto":
-				return usagef("--format goes with --image: disks of a pool are read as they are")
+				return usagef("--format requires --image")
 			}
 			return nil
 		},
@@ -107,10 +107,10 @@ none of them all remain. The newest complete snapshot always remains.`,
 	s.StringVar(&o.image, "image", "", "back up this raw or VHD `file`")
 	s.Var(&o.format, "format", formatUsage)
 	s.BoolVar(&o.all, "all", false, "back up every VM of the pool that has disks")
-	s.IntVar(&o.vms, "vm-concurrency", 2, "work on at most `n` VMs at once")
-	s.IntVar(&o.disks, "disk-concurrency", 2, "read at most `n` disks of a VM at once")
-	s.IntVar(&o.hosts, "host-concurrency", 6, "read at most `n` disks from a host at once")
-	s.IntVar(&o.srs, "sr-concurrency", 4, "read at most `n` disks of an SR at once")
+	s.IntVar(&o.vms, "vm-concurrency", 2, "back up at most `n` VMs concurrently")
+	s.IntVar(&o.disks, "disk-concurrency", 2, "read at most `n` disks of a VM concurrently")
+	s.IntVar(&o.hosts, "host-concurrency", 6, "read at most `n` disks from a host concurrently")
+	s.IntVar(&o.srs, "sr-concurrency", 4, "read at most `n` disks of an SR concurrently")
 	o.limits.add(s)
 	s.StringVar(&o.name, "name", "", "`name` of the image in the repository (the file's; without it two files are two images)")
 	s.StringVar(&o.job, "job", "default", "`name` of the job that this run is of")

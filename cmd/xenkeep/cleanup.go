@@ -51,14 +51,14 @@ disk is no longer on the pool. Other bases, what live runs use and what other to
 made are not touched.
 
 What runs into other repositories have on the pool is shown, and removed with --foreign
-if it is older than --older-than says: they may be alive on other machines.`,
+if it is older than --older-than: its run may be alive on another machine.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := cobra.NoArgs(cmd, args); err != nil {
 				return err
 			}
 			switch {
 			case cmd.Flags().Changed("older-than") && !o.foreign:
-				return usagef("--older-than goes with --foreign")
+				return usagef("--older-than requires --foreign")
 			case o.olderThan < time.Hour:
 				return usagef("--older-than: an hour at least, a live run may be silent so long")
 			}

@@ -58,7 +58,7 @@ func newConfigImportCommand() *cobra.Command {
 		Use:   "import-vmbackup FILE [NAME=VALUE...]",
 		Short: "Turn a config of VmBackup into one of xenkeep's",
 		Long: `Turn a config file of VmBackup into one of xenkeep's that does the same, with the
-address of the pool to be filled in. NAME=VALUE are what VmBackup takes behind its
+address of the pool to be filled in. NAME=VALUE are parameters that VmBackup takes after its
 config file: compress=True, pre_clean=True, ignore_extra_keys=True.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -97,7 +97,7 @@ xenkeep init makes it.`,
 	s.StringVar(&o.region, "other-s3-region", "", "`region` of the other repository's bucket (--s3-region)")
 	s.StringVar(&o.vm, "vm", "", "copy the snapshots of this `VM` alone")
 	s.Var(&o.compression, "compression", compressionText)
-	s.BoolVar(&o.dryRun, "dry-run", false, "only say what would be copied")
+	s.BoolVar(&o.dryRun, "dry-run", false, "only show what would be copied")
 	return cmd
 }
 

@@ -24,7 +24,7 @@ func newDiffCommand() *cobra.Command {
 		Use:   "diff SNAPSHOT SNAPSHOT",
 		Short: "Tell what has changed between two snapshots, and in which file systems",
 		Long: `Compare two snapshots, the older first, by their trees alone: no data is read but the
-maps of the file systems. It tells how much has changed on each disk, in which
+maps of the file systems. It shows how much has changed on each disk, in which
 partition or logical volume, and how much of that is in use or free by the file
 system's own maps (ext2/3/4, XFS, NTFS, FAT): why a backup was large. Changes are as
 fine as chunks, tens of KiB.`,

@@ -60,7 +60,7 @@ func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
 		return err
 	}
 	if o.repository.location == "" && o.pool.url == "" {
-		return usagef("nothing to look over: give --pool, --repository or both, or a config with --config")
+		return usagef("nothing to examine: give --pool, --repository or both, or a config with --config")
 	}
 	switch {
 	case o.selfTest && o.pool.url == "":
@@ -68,7 +68,7 @@ func runDoctor(cmd *cobra.Command, o *doctorOptions) error {
 	case o.selfTest && o.sr == "":
 		return usagef("--self-test needs --sr: the SR on which it may create a disk of 100 MiB")
 	case o.sr != "" && !o.selfTest:
-		return usagef("--sr goes with --self-test")
+		return usagef("--sr requires --self-test")
 	case o.selfTest:
 		return o.runSelfTest(cmd)
 	}

@@ -93,7 +93,7 @@ func hint(err error) string {
 	case errors.Is(err, object.ErrNoRepository):
 		return "is the path right, and is what should be mounted there? xenkeep init makes a new repository"
 	case errors.Is(err, object.ErrLocked):
-		return "nobody can delete it before that; a policy of xenkeep forget lets it go then"
+		return "nobody can delete it before that; afterwards a policy of xenkeep forget deletes it"
 	case errors.Is(err, object.ErrExists):
 		return "a new repository needs an empty folder, or a prefix without objects"
 	case errors.Is(err, object.ErrNoSpace):
@@ -105,7 +105,7 @@ func hint(err error) string {
 	case errors.Is(err, repo.ErrRevocation):
 		return "xenkeep key revocations --put-back writes it again on a machine that has seen it; with a full key, xenkeep key revoke makes another, and xenkeep key revocations --give-up OBJECT drops this one"
 	case errors.Is(err, prune.ErrUnreadable):
-		return "xenkeep check tells what is damaged; when it cannot be had back, xenkeep prune --forget-damaged ID gives that snapshot up"
+		return "xenkeep check lists the damage; if it cannot be repaired, xenkeep prune --forget-damaged ID gives that snapshot up"
 	case errors.Is(err, seal.ErrNoDataKey):
 		return "open the repository with the password or key of a full key slot, or with a printed key page; xenkeep key list shows the slots"
 	case errors.Is(err, job.ErrUnsupported):
@@ -119,7 +119,7 @@ func hint(err error) string {
 	case errors.Is(err, job.ErrUnstarted):
 		return "look at the reason, then start it on the pool; nothing is to be restored again"
 	case errors.Is(err, restore.ErrDrill):
-		return "the snapshot's data are sound as far as their IDs tell; restore the VM (--vm) and look at its console"
+		return "the snapshot's data match their IDs; restore the VM (--vm) and look at its console"
 	case errors.Is(err, job.ErrActive):
 		return "wait for it to end, or give this run another --job"
 	case errors.Is(err, repo.ErrNoSlot):
@@ -133,7 +133,7 @@ func hint(err error) string {
 	case errors.Is(err, repo.ErrNoSnapshot), errors.Is(err, repo.ErrAmbiguous):
 		return "xenkeep snapshots lists what there is"
 	case errors.Is(err, seal.ErrCorrupt), errors.Is(err, chunkstore.ErrMissing), errors.Is(err, object.ErrTooLarge):
-		return "xenkeep check --read-data tells what is damaged and what is sound"
+		return "xenkeep check --read-data lists the damaged data"
 	}
 	return ""
 }

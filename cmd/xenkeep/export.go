@@ -35,8 +35,8 @@ func newExportCommand() *cobra.Command {
 		Use:   "export SNAPSHOT FILE",
 		Short: "Write a disk or a VM to a file: raw, VHD, qcow2 or XVA",
 		Long: `Write a disk of a snapshot to a file that other programs read, or all of it as an
-XVA, which XenServer imports (xe vm-import filename=FILE). The file's ending says in
-which format: .raw or .img (sparse), .vhd, .qcow2, .xva; --format says it otherwise.
+XVA, which XenServer imports (xe vm-import filename=FILE). The file's extension
+defines the format: .raw or .img (sparse), .vhd, .qcow2, .xva; --format overrides it.
 FILE may be "-" for the standard output.
 
 With --base a VHD holds only what has changed since another snapshot. It needs its
@@ -73,7 +73,7 @@ func (o *exportOptions) check(file string) error {
 		case file == "-":
 			return usagef("which format? give --format")
 		case !ok:
-			return usagef("%s: its ending tells no format: name it .raw, .vhd, .qcow2 or .xva, or give --format", file)
+			return usagef("%s: its file extension is none of a format: use .raw, .vhd, .qcow2 or .xva, or give --format", file)
 		}
 		o.format.text = string(f)
 	}
@@ -81,13 +81,13 @@ func (o *exportOptions) check(file string) error {
 	case o.base != "" && o.format.text != "vhd":
 		return usagef("--base makes a differencing VHD: give --format vhd")
 	case o.baseFile != "" && o.base == "":
-		return usagef("--base-file goes with --base")
+		return usagef("--base-file requires --base")
 	case o.compress.text != "" && o.format.text != "xva":
-		return usagef("--compress goes with an XVA")
+		return usagef("--compress requires the format xva")
 	case file == "-" && o.output.json:
-		return usagef("--json goes to the standard output, where the disk goes")
+		return usagef("--json cannot be used when the disk is written to stdout")
 	case file == "-" && o.force:
-		return usagef("--force goes with a file")
+		return usagef("--force requires a file")
 	}
 	return nil
 }

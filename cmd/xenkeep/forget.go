@@ -66,7 +66,7 @@ forgotten snapshot back; xenkeep prune frees its space after that.`,
 			case o.endGrace:
 				return o.checkEndGrace()
 			case len(args) == 0 && o.retention.policy.IsZero():
-				return usagef("forget which? name snapshots, or say with --keep-... what is to be kept")
+				return usagef("forget which? name snapshots, or give a policy with --keep-...")
 			case len(args) > 0 && !o.retention.policy.IsZero():
 				return usagef("either name snapshots or give a policy")
 			case len(args) > 0 && (o.vm+o.job != "" || len(o.tags) > 0):
@@ -81,10 +81,10 @@ forgotten snapshot back; xenkeep prune frees its space after that.`,
 	o.retention.add(cmd.Flags())
 	cmd.Flags().StringVar(&o.vm, "vm", "", "apply the policy to this `VM` alone, a name or UUID")
 	cmd.Flags().StringVar(&o.job, "job", "", "apply the policy to snapshots of this `job` alone")
-	cmd.Flags().Var(&o.tags, "tag", "apply the policy to snapshots that bear this `tag` alone; may be repeated: all of them")
+	cmd.Flags().Var(&o.tags, "tag", "apply the policy only to snapshots with this `tag`; may be repeated: with all of them")
 	cmd.Flags().BoolVar(&o.endGrace, "end-grace", false, "delete forgotten snapshots now, all or those named, although they could still be recovered")
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "forget also more than a third of a VM's snapshots by a policy")
-	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what would stay and go, and why")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only show which snapshots would stay and be deleted, and why")
 	return cmd
 }
 

@@ -214,7 +214,7 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 		}
 	}
 	if o.files.vmBackup == "" && len(args) > 0 {
-		return usagef("the config of the job says which VMs: name none beside it")
+		return usagef("the config of the job selects the VMs: name none")
 	}
 	name := ""
 	if cmd.Flags().Changed("job") {

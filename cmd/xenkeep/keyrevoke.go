@@ -117,7 +117,7 @@ func newKeyRevocationsCommand() *cobra.Command {
 	var o keyRevocationsOptions
 	cmd := &cobra.Command{
 		Use:   "revocations",
-		Short: "List revocations, and put back one that is gone",
+		Short: "List revocations, and put back a missing one",
 		Long: `List the revocations, and those that are unreadable or gone from the storage although
 this machine has seen them: backup, forget and prune are refused then, because objects
 of the revoked key could count again. --put-back writes them from this machine's copy.`,

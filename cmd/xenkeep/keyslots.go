@@ -85,7 +85,7 @@ func newKeyListCommand() *cobra.Command {
 		Use:   "list",
 		Short: "List the key slots, and all who wrote",
 		Long: `List the key slots, and writers of snapshots whose slot is gone or was revoked. Each
-slot is a writer: what is written with it bears its id.`,
+slot is a writer: objects written with it contain its id.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := repository.openBare(cmd.Context(), cmd.ErrOrStderr())

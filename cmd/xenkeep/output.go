@@ -38,6 +38,9 @@ type table struct {
 
 func newTable(w io.Writer, head ...string) *table {
 	t := &table{w: w}
+	if f, ok := w.(*os.File); ok && isTerminal(f) {
+		t.t.Columns, _ = terminalSize(f)
+	}
 	if len(head) > 0 {
 		t.row(head...)
 	}

@@ -71,7 +71,7 @@ func runPlan(cmd *cobra.Command, o *planOptions, args []string) error {
 		n.Open, n.Dial = nightDoors(cmd.ErrOrStderr(), &o.repository, &o.pool)
 		return showPlan(cmd, o, n)
 	case o.all:
-		return usagef("the config of the job says which VMs: leave --all out")
+		return usagef("the config of the job selects the VMs: omit --all")
 	case o.files.vmBackup == "" && len(args) > 1:
 		return usagef("one job at a time")
 	case o.files.vmBackup == "" && len(args) == 1:
@@ -91,7 +91,7 @@ func (o *planOptions) vms(args []string) (*nightly.Night, error) {
 	case len(args) == 0 && !o.all:
 		return nil, usagef("which job, or which VMs? give a config with --config or --vmbackup-config, or name VMs")
 	case len(args) > 0 && o.all:
-		return nil, usagef("--all is every VM of the pool: name nothing beside it")
+		return nil, usagef("--all is every VM of the pool: name no VMs")
 	}
 	if err := errors.Join(o.repository.check(), o.pool.check()); err != nil {
 		return nil, err

@@ -26,7 +26,7 @@ func newPoolSnapshotDeleteCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete SNAPSHOT...",
 		Short: "Delete VM snapshots of the pool with their disks",
-		Long: `Delete VM snapshots of the pool with their disks and memory images, once what goes is
+		Long: `Delete VM snapshots of the pool with their disks and memory images, after the objects are
 listed and confirmed. The space comes back when the SR has coalesced its chains. What
 belongs to a backup of xenkeep is left alone, unless --force is given.`,
 		Args: cobra.MinimumNArgs(1),

@@ -21,7 +21,7 @@ func newPoolCommand() *cobra.Command {
 		Use:   "pool",
 		Short: "List what a pool has, and use its own VM snapshots",
 		Long: `List what a pool has, and use its own VM snapshots: take, list, revert, delete, copy,
-export and schedule them. They lie on the pool's storage, beside the VMs: they are quick
+export and schedule them. They are on the pool's storage, next to the VMs: they are quick
 to take and to go back to, and no backup.`,
 		Args:                       cobra.ArbitraryArgs,
 		RunE:                       needsCommand,

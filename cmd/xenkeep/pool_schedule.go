@@ -180,7 +180,7 @@ func lastRun(s *poolsnap.Schedule) string {
 }
 
 func newPoolScheduleShowCommand() *cobra.Command {
-	return newPoolScheduleOneCommand("show SCHEDULE", "Show a schedule, its VMs, and what the pool told of its last runs", poolsnap.ShowSchedule)
+	return newPoolScheduleOneCommand("show SCHEDULE", "Show a schedule, its VMs, and the pool's messages about its last runs", poolsnap.ShowSchedule)
 }
 
 func newPoolScheduleRunCommand() *cobra.Command {

@@ -66,7 +66,7 @@ fifth more.`,
 			case o.quiesce && o.memory:
 				return usagef("--quiesce or --memory, not both")
 			case len(o.ignore) > 0 && (len(args) != 1 || o.quiesce || o.memory):
-				return usagef("--ignore-disk goes with one VM and a regular snapshot")
+				return usagef("--ignore-disk requires one VM and a regular snapshot")
 			}
 			return nil
 		},

@@ -20,7 +20,7 @@ func newPoolSnapshotCopyCommand(clone bool) *cobra.Command {
 		Use:   "copy SNAPSHOT",
 		Short: "Make a template of a VM snapshot, with full copies of its disks",
 		Long: `Make a template of a VM snapshot, in the same pool, with full copies of its disks, on
-their SRs or on another one. Memory is left behind. The snapshot stays.`,
+their SRs or on another one. The memory is not copied. The snapshot stays.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.on(cmd, func(ctx context.Context, c *xapi.Client) error {
@@ -30,9 +30,9 @@ their SRs or on another one. Memory is left behind. The snapshot stays.`,
 		},
 	}
 	if clone {
-		cmd.Use, cmd.Short = "clone SNAPSHOT", "Make a template of a VM snapshot at once, on the same SRs"
+		cmd.Use, cmd.Short = "clone SNAPSHOT", "Make a template of a VM snapshot by a fast clone, on the same SRs"
 		cmd.Long = `Make a template of a VM snapshot, in the same pool: its disks are clones, which share
-with the snapshot what neither has written. Memory is left behind. The snapshot stays.`
+with the snapshot what neither has written. The memory is not copied. The snapshot stays.`
 	}
 	o.add(cmd)
 	cmd.Flags().StringVar(&co.Name, "name", "", "the template's `name`")
@@ -105,7 +105,7 @@ func newPoolTemplateDeleteCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete TEMPLATE",
 		Short: "Delete a template with its disks",
-		Long: `Delete a template with its disks, once what goes is listed and confirmed. Templates
+		Long: `Delete a template with its disks, after they are listed and confirmed. Templates
 that came with the product cannot be deleted.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

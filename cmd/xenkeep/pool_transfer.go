@@ -38,7 +38,7 @@ func newPoolExportCommand(use, short, long string, export func(context.Context, 
 		Long: long + `
 
 All is read as it passes: each block against its checksum, each disk and the archive to
-their ends. A file that is not whole never bears its name. FILE may be - for the standard
+their ends. An incomplete file never has this name. FILE may be - for the standard
 output.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {

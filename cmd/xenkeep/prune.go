@@ -40,7 +40,7 @@ func newPruneCommand() *cobra.Command {
 What is not needed is condemned first, and deleted by a prune a day later that finds
 it still not needed: so run it each day. It can be interrupted at any time.
 
-With --exclusive all is freed at once. Give it only when nothing else uses the
+With --exclusive all is freed immediately. Give it only when nothing else uses the
 repository; a backup that was under way must be run again. A full repository is
 rescued so.`,
 		Args: cobra.NoArgs,
@@ -49,9 +49,9 @@ rescued so.`,
 	o.repository.add(cmd)
 	o.output.add(cmd)
 	o.progress.add(cmd)
-	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what would be done")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only show what would be done")
 	cmd.Flags().Var(&o.maxRepack, "max-repack", "copy at most this `size` out of packs that are mostly dead: 10G, 500M, 0")
-	cmd.Flags().BoolVar(&o.exclusive, "exclusive", false, "nothing else uses the repository: free all at once")
+	cmd.Flags().BoolVar(&o.exclusive, "exclusive", false, "nothing else uses the repository: free all space immediately")
 	cmd.Flags().Var(&o.damaged, "forget-damaged", "give up the snapshot of this `ID`, of which something cannot be read; may be repeated")
 	return cmd
 }
@@ -107,7 +107,7 @@ func printPrune(w io.Writer, l *pruneLine) error {
 	row("all", p.All, fmt.Sprintf("for %s", plural(p.Snapshots, "snapshot")))
 	row("live", p.Live, "")
 	row("partly dead", p.Partly, size(p.PartlyBy)+" of it live")
-	row("held", p.Held, "not needed, but a run may lean on them")
+	row("held", p.Held, "not needed, but a run may reference them")
 	row("dead", p.Dead, "")
 	row("unindexed", p.Unindexed, "in no index object")
 	if l.DryRun {

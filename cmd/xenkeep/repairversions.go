@@ -38,7 +38,7 @@ they are locked; with --deleted all are, those too that a prune deleted.`,
 	}
 	f.add(cmd)
 	output.add(cmd)
-	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only say what would be put back")
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only show what would be put back")
 	cmd.Flags().BoolVar(&o.Deleted, "deleted", false, "put back what was deleted though it is not locked")
 	return cmd
 }

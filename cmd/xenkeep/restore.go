@@ -60,7 +60,7 @@ its size (--to-vdi). Over VDIs that are there only what differs is written. With
 --drill the VM is restored on trial: without network, started, waited for, removed.
 
 All data is verified while it is read. A file becomes a VHD where its name ends in
-.vhd, else raw and sparse; it bears its name only once it is whole. SNAPSHOT is an id
+.vhd, else raw and sparse; it has its name only when it is complete. SNAPSHOT is an id
 or its unique beginning, "latest:VM", or "VM@TIME"; SR is a name or a UUID, or one for
 each disk: xvda=SR,xvdb=SR. A name with a comma or "=" stands in double quotes, or the
 UUID is given. xenkeep pool srs lists the SRs.`,
@@ -105,7 +105,7 @@ UUID is given. xenkeep pool srs lists the SRs.`,
 	s.BoolVar(&o.force, "force", false, "replace the file that is there, or write over a block device")
 	s.BoolVar(&o.drill, "drill", false, "restore the VM on trial: start it, wait for its guest, remove it")
 	s.DurationVar(&o.drillTimeout, "drill-timeout", 10*time.Minute, "how `long` the guest of a drill may take")
-	s.StringVar(&o.drillKey, "drill-key", "", "wait until the guest says ok in this `key` of its xenstore_data, in place of its tools")
+	s.StringVar(&o.drillKey, "drill-key", "", "wait until the guest says ok in this `key` of its xenstore_data, instead of its tools")
 	return cmd
 }
 
@@ -121,7 +121,7 @@ func (o *restoreOptions) check(changed func(string) bool) error {
 	only := func(allowed bool, with string, flags ...string) error {
 		for _, f := range flags {
 			if changed(f) && !allowed {
-				return usagef("--%s goes with %s", f, with)
+				return usagef("--%s requires %s", f, with)
 			}
 		}
 		return nil
@@ -136,9 +136,9 @@ func (o *restoreOptions) check(changed func(string) bool) error {
 	case whole && len(o.disks) > 0:
 		return usagef("--vm and --drill restore all disks: leave --disk out")
 	case o.attach != "" && (whole || o.toSR == ""):
-		return usagef("--attach goes with --to-sr, without --vm")
+		return usagef("--attach requires --to-sr, without --vm")
 	case o.resume && (o.toSR == "" && !o.vm || o.drill):
-		return usagef("--resume goes with --to-sr: what is written over VDIs is compared in any case, and a file is begun anew")
+		return usagef("--resume requires --to-sr: VDIs that are overwritten are compared in any case, and a file is written anew")
 	case o.verify && o.to != "":
 		return usagef("--verify reads VDIs back: a file is verified while it is written")
 	case o.drill && o.drillTimeout <= 0:
@@ -162,7 +162,7 @@ func runRestore(cmd *cobra.Command, o *restoreOptions, spec string) error {
 			return usagef("--to -: stdout is a terminal, and a disk is no text: redirect it, or name a file")
 		}
 		if o.output.json {
-			return usagef("--to -: the disk goes to stdout, and --json would mix with it")
+			return usagef("--to - writes the disk to stdout, so that --json cannot be used")
 		}
 		o.stdout, out = out, cmd.ErrOrStderr()
 	}

@@ -26,7 +26,7 @@ func (f *s3Flags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.caFile, "s3-ca-file", "", "PEM `file` of CAs that vouch for the S3 server")
 	s.StringVar(&f.storageClass, "s3-storage-class", "", "storage `class` of packs")
 	s.Var(&f.checksum, "s3-checksum", "what is sent with objects for the server to check: sha256, crc32c, md5, none")
-	s.IntVar(&f.parallel, "s3-parallel", 8, "at most `n` S3 requests at once")
+	s.IntVar(&f.parallel, "s3-parallel", 8, "at most `n` concurrent S3 requests")
 	s.BoolVar(&f.noOverwrite, "s3-no-overwrite", false, "have the S3 server refuse to replace objects")
 	s.Var(&f.lockMode, "s3-lock-mode", "mode of object locks: compliance, governance")
 }

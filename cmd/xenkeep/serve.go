@@ -85,11 +85,11 @@ func (o *serveNBDOptions) check(snapshot bool) error {
 	case o.socket != "" && o.listen != "":
 		return usagef("--listen or --socket, not both")
 	case o.disk != "" && !snapshot:
-		return usagef("--disk goes with a SNAPSHOT")
+		return usagef("--disk requires a SNAPSHOT")
 	case o.tlsWanted && (o.cert == "" || o.key == ""):
 		return usagef("TLS needs both --tls-cert and --tls-key")
 	case o.tlsWanted && o.insecure:
-		return usagef("--insecure goes without TLS")
+		return usagef("--insecure cannot be used with TLS")
 	case o.insecure && o.listen == "":
 		return usagef("--insecure goes with --listen")
 	case o.listen == "":

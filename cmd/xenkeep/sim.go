@@ -49,8 +49,8 @@ func newSimCommand() *cobra.Command {
 		Long: `Serve a simulated XenServer pool on loopback until interrupted.
 
 Each VM has disks that begin as raw or VHD files, which are never written; what
-guests and restores write goes to the state folder, for as long as the pool runs.
-One line of JSON on stdout tells URL, user, password, certificate fingerprint,
+guests and restores write is stored in the state folder, for as long as the pool runs.
+One line of JSON on stdout contains URL, user, password, certificate fingerprint,
 VMs, SRs and NBD
 addresses as soon as the pool answers.`,
 		Example: `  xenkeep sim --state /tmp/pool --vm web=root.img,data.vhd
@@ -59,7 +59,7 @@ addresses as soon as the pool answers.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runSim(cmd, o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.listen, "listen", "127.0.0.1:0", "the master's `address`; members take the same port at the addresses behind it")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:0", "the master's `address`; members use the same port at the following addresses")
 	f.StringVar(&o.state, "state", "", "`folder` for what is written to disks (a temporary one)")
 	f.StringArrayVar(&o.vms, "vm", nil, "a VM, as `NAME=DISK[,DISK...]`; may be repeated")
 	f.BoolVar(&o.noTLS, "no-tls", false, "serve plain HTTP")
@@ -70,7 +70,7 @@ addresses as soon as the pool answers.`,
 	f.BoolVar(&o.cbt, "cbt", false, "enable changed-block tracking on the VMs' disks")
 	f.StringVar(&o.nbd, "nbd", "off", "how the hosts serve disks over NBD: tls, plain or off (`mode`)")
 	f.StringVar(&o.nbdServer, "nbd-server", "xapi", "the `kind` of NBD server: xapi, xapi-new (GO, structured replies) or full (block status, replies out of order)")
-	f.BoolVar(&o.nbdFragile, "nbd-fragile", false, "let a host's NBD server die when a client goes away while replies are under way")
+	f.BoolVar(&o.nbdFragile, "nbd-fragile", false, "let a host's NBD server die when a client disconnects while replies are in progress")
 	f.StringVar(&o.version, "version", "current", "which `version` of XenServer the pool is like: 8.0, 8.2 or current")
 	f.BoolVar(&o.drivers, "drivers", false, "give the VMs guests with drivers")
 	f.StringArrayVar(&o.guests, "guest", nil, "a guest's `script`, as PATTERN=BEHAVIOUR[,DELAY[,IMAGE...]]; may be repeated")

@@ -37,7 +37,7 @@ storage manager (sm.cbt_snapshot).`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&pool, "url", "", "the simulated pool's `URL`")
-	fl.StringVar(&do, "do", "", "what happens at once: restart, crash, drop-sessions, expire-tasks, gc, clear, kill-nbd, restart-nbd (`action`)")
+	fl.StringVar(&do, "do", "", "what happens immediately: restart, crash, drop-sessions, expire-tasks, gc, clear, kill-nbd, restart-nbd (`action`)")
 	fl.IntVar(&host, "host", 0, "the `number` of the host that --do crash, kill-nbd and restart-nbd are about; 0 is the master")
 	fl.StringVar(&f.On, "on", "", "the `name` of the call, path or step that it happens to")
 	fl.IntVar(&f.Nth, "nth", 1, "at which `match` from now on")
@@ -49,8 +49,8 @@ storage manager (sm.cbt_snapshot).`,
 	fl.DurationVar(&f.Delay, "delay", 0, "how `long` the operation takes")
 	fl.BoolVar(&f.DropSession, "drop-session", false, "end the caller's session")
 	fl.IntVar(&f.Status, "status", 0, "answer with a page of this HTTP `status`")
-	fl.Int64Var(&f.CutAt, "cut-at", 0, "stop a stream behind this many `bytes`")
-	fl.BoolVar(&f.Embedded, "embedded", false, "send the server's error page behind what was cut")
+	fl.Int64Var(&f.CutAt, "cut-at", 0, "stop a stream after this many `bytes`")
+	fl.BoolVar(&f.Embedded, "embedded", false, "send the server's error page after the data")
 	fl.BoolVar(&f.Stall, "stall", false, "hang where the stream is cut")
 	cmd.MarkFlagRequired("url")
 	return cmd

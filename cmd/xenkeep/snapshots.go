@@ -108,7 +108,7 @@ UUID. NEW is what no earlier snapshot had, before compression.`,
 	o.output.add(cmd)
 	cmd.Flags().StringVar(&o.writer, "writer", "", "those that this `key` wrote: its id, the beginning of it, or its label")
 	cmd.Flags().BoolVar(&o.forgotten, "forgotten", false, "those that were forgotten and can still be recovered")
-	cmd.Flags().Var(&o.tags, "tag", "those that bear this `tag`; may be repeated: all of them")
+	cmd.Flags().Var(&o.tags, "tag", "only snapshots with this `tag`; may be repeated: with all of them")
 	cmd.AddCommand(
 		newTagCommand(),
 		newRecoverCommand(),

@@ -67,7 +67,7 @@ func newTagCommand() *cobra.Command {
 		},
 	}
 	repository.add(cmd)
-	cmd.Flags().Var(&add, "add", "add this `tag`; may be repeated, or hold several, apart by commas")
+	cmd.Flags().Var(&add, "add", "add this `tag`; may be repeated, or hold several, separated by commas")
 	cmd.Flags().Var(&remove, "remove", "take this `tag` away; the same")
 	return cmd
 }

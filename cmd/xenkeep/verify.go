@@ -28,8 +28,8 @@ boot sectors, volume groups, and the superblocks and checksums of file systems. 
 reads little of each disk and changes nothing. What is damaged is listed, and the exit
 code is 4; what a journal puts right at the next mount is no damage.
 
-It tells whether the guest's disks were sound when they were backed up. That the
-repository is sound, xenkeep check tells.`,
+It reports whether the guest's disks were sound when they were backed up.
+xenkeep check reports whether the repository is sound.`,
 		Example: `  xenkeep verify latest:web`,
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return runVerify(cmd, &o, args[0]) },

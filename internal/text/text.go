@@ -113,7 +113,14 @@ func Pad(s string, width int) string {
 
 // Table aligns the cells of its rows in columns. Rows may have fewer cells than
 // others, and cells may be empty.
-type Table struct{ rows [][]string }
+type Table struct {
+	// Columns is the width of the terminal that shows the table; 0 stands for any
+	// width. In a narrower one, the cells of the last column are continued on
+	// further lines, below each other.
+	Columns int
+
+	rows [][]string
+}
 
 // Row adds a row. Its cells are cleaned.
 func (t *Table) Row(cells ...string) {
@@ -135,18 +142,71 @@ func (t *Table) WriteTo(w io.Writer) (int64, error) {
 			widths[i] = max(widths[i], Width(c))
 		}
 	}
+	last := len(widths) - 1
+	room := t.lastRoom(widths)
 	var b strings.Builder
 	for _, row := range t.rows {
-		var line strings.Builder
-		for i, c := range row {
-			if i > 0 {
-				line.WriteString("  ")
-			}
-			line.WriteString(Pad(c, widths[i]))
+		var more []string // of the last cell
+		if room > 0 && len(row) == last+1 {
+			lines := wrap(row[last], room)
+			row, more = append(row[:last:last], lines[0]), lines[1:]
 		}
-		b.WriteString(strings.TrimRight(line.String(), " "))
-		b.WriteByte('\n')
+		b.WriteString(join(row, widths))
+		for _, m := range more {
+			next := make([]string, last+1)
+			next[last] = m
+			b.WriteString(join(next, widths))
+		}
 	}
 	n, err := io.WriteString(w, b.String())
 	return int64(n), err
+}
+
+// leastRoom is the least width of a column whose cells are continued.
+const leastRoom = 16
+
+// lastRoom returns the width of the last column if its cells must be continued on
+// further lines, and 0 if they fit, or if nothing would be gained.
+func (t *Table) lastRoom(widths []int) int {
+	if t.Columns == 0 || len(widths) == 0 {
+		return 0
+	}
+	room := t.Columns
+	for _, w := range widths[:len(widths)-1] {
+		room -= w + 2
+	}
+	if room < leastRoom || widths[len(widths)-1] <= room {
+		return 0
+	}
+	return room
+}
+
+// join returns the cells of a row as a line.
+func join(row []string, widths []int) string {
+	var line strings.Builder
+	for i, c := range row {
+		if i > 0 {
+			line.WriteString("  ")
+		}
+		line.WriteString(Pad(c, widths[i]))
+	}
+	return strings.TrimRight(line.String(), " ") + "\n"
+}
+
+// wrap breaks text between words into lines of at most columns. A longer word has a
+// line of its own.
+func wrap(s string, columns int) []string {
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(s) {
+		switch {
+		case line == "":
+			line = word
+		case Width(line)+1+Width(word) <= columns:
+			line += " " + word
+		default:
+			lines, line = append(lines, line), word
+		}
+	}
+	return append(lines, line)
 }

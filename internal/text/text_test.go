@@ -71,3 +71,27 @@ func TestShorten(t *testing.T) {
 		}
 	}
 }
+
+// On a narrow terminal the last column is continued below itself; where even that
+// does not help, and without a terminal, lines stay whole.
+func TestTableWraps(t *testing.T) {
+	for _, c := range []struct {
+		columns int
+		want    string
+	}{
+		{0, "ID    REASON\nab12  changes since snapshot 479986c0 of web\ncd\n"},
+		{80, "ID    REASON\nab12  changes since snapshot 479986c0 of web\ncd\n"},
+		{30, "ID    REASON\nab12  changes since snapshot\n      479986c0 of web\ncd\n"},
+		{22, "ID    REASON\nab12  changes since\n      snapshot\n      479986c0 of web\ncd\n"},
+		{21, "ID    REASON\nab12  changes since snapshot 479986c0 of web\ncd\n"},
+	} {
+		table := Table{Columns: c.columns}
+		table.Row("ID", "REASON")
+		table.Row("ab12", "changes since snapshot 479986c0 of web")
+		table.Row("cd")
+		var b strings.Builder
+		if _, err := table.WriteTo(&b); err != nil || b.String() != c.want {
+			t.Errorf("%d columns:\n%s%v, want\n%s", c.columns, b.String(), err, c.want)
+		}
+	}
+}
