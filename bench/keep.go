@@ -38,26 +38,12 @@ func (b *bench) keep(ctx context.Context, rounds int) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	size, each := int64(512<<20), int64(80<<20)
+	d := &keptDisks{dir: filepath.Join(dir, "disks"), size: 512 << 20, each: 80 << 20, random: rand.New(rand.NewPCG(5, 1))}
 	if b.scale.Name != "full" {
-		size, each = 16<<20, 2<<20
+		d.size, d.each = 16<<20, 2<<20
 	}
-	disks := filepath.Join(dir, "disks")
-	if err := os.MkdirAll(disks, 0o755); err != nil {
+	if err := d.create(); err != nil {
 		return err
-	}
-	name := func(i int) string { return filepath.Join(disks, fmt.Sprintf("disk%02d.raw", i)) }
-	for i := range keepDisks {
-		f, err := os.Create(name(i))
-		if err == nil {
-			err = workload.WriteNoise(f, uint64(100+i), size)
-		}
-		if err == nil {
-			err = f.Close()
-		}
-		if err != nil {
-			return err
-		}
 	}
 	x := &keeper{program: b.xenkeep, home: filepath.Join(dir, "xenkeep")}
 	r := &restic{binary: "restic", dir: filepath.Join(dir, "restic")}
@@ -72,46 +58,8 @@ func (b *bench) keep(ctx context.Context, rounds int) error {
 	if _, err := r.run(ctx, "init", "--repository-version", "2"); err != nil {
 		return err
 	}
-	random := rand.New(rand.NewPCG(5, 1))
-	buf := make([]byte, 1<<20)
 	for day := range keepDays {
-		changed := []int{day % keepDisks}
-		if day == 0 {
-			changed = nil
-			for i := range keepDisks {
-				changed = append(changed, i)
-			}
-		}
-		for _, i := range changed {
-			if day > 0 {
-				f, err := os.OpenFile(name(i), os.O_RDWR, 0)
-				if err != nil {
-					return err
-				}
-				for range each >> 20 {
-					for k := 0; k < len(buf); k += 8 {
-						v := random.Uint64()
-						for n := range 8 {
-							buf[k+n] = byte(v >> (8 * n))
-						}
-					}
-					if _, err := f.WriteAt(buf, random.Int64N(size>>20)<<20); err != nil {
-						return err
-					}
-				}
-				if err := f.Close(); err != nil {
-					return err
-				}
-			}
-		}
-		// One snapshot per day with each tool: restic's of the folder, xenkeep's of
-		// the disks that changed.
-		for _, i := range changed {
-			if _, err := x.run(ctx, "backup", "--image", name(i), "--name", "disk", "--quiet"); err != nil {
-				return err
-			}
-		}
-		if _, err := r.run(ctx, "backup", disks); err != nil {
+		if err := d.keepDay(ctx, day, x, r); err != nil {
 			return err
 		}
 	}
@@ -124,52 +72,134 @@ func (b *bench) keep(ctx context.Context, rounds int) error {
 		sizes[t] = n
 		b.note("keep: %s holds %d MiB", filepath.Base(filepath.Dir(t)), n>>20)
 	}
-	type subject struct {
-		name string
-		repo string
-		run  func(ctx context.Context, args ...string) (cost, error)
-		ops  [][]string // open, check, forget, prune
-	}
-	subjects := []subject{
+	subjects := []keepSubject{
 		{"xenkeep", x.repository(), x.run, [][]string{
 			{"snapshots"}, {"check", "--read-data", "--quiet"}, {"forget", "--keep-last", fmt.Sprint(keepLeft)}, {"prune", "--exclusive", "--quiet"}}},
 		{"restic", r.repository(), r.run, [][]string{
 			{"cat", "config"}, {"check", "--read-data"}, {"forget", "--keep-last", fmt.Sprint(keepLeft)}, {"prune"}}},
 	}
 	for n := range min(rounds, 5) {
-		for _, s := range subjects {
-			if err := exec.CommandContext(ctx, "cp", "-al", s.repo, s.repo+".kept").Run(); err != nil {
-				return err
+		if err := b.keepRound(ctx, n, subjects, sizes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keptDisks are the disks that are backed up each day.
+type keptDisks struct {
+	dir        string
+	size, each int64 // of a disk, and of the data that changes in one
+	random     *rand.Rand
+}
+
+func (d *keptDisks) name(i int) string { return filepath.Join(d.dir, fmt.Sprintf("disk%02d.raw", i)) }
+
+// create writes the disks of the first day.
+func (d *keptDisks) create() error {
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return err
+	}
+	for i := range keepDisks {
+		f, err := os.Create(d.name(i))
+		if err == nil {
+			err = workload.WriteNoise(f, uint64(100+i), d.size)
+		}
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// change overwrites some of a disk.
+func (d *keptDisks) change(i int) error {
+	f, err := os.OpenFile(d.name(i), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, 1<<20)
+	for range d.each >> 20 {
+		for k := 0; k < len(buf); k += 8 {
+			v := d.random.Uint64()
+			for n := range 8 {
+				buf[k+n] = byte(v >> (8 * n))
 			}
 		}
-		for at, op := range []string{opKeys, opCheck, opForget, opPrune} {
-			for i := range subjects {
-				s := subjects[(i+n)%2]
-				if _, err := measure.Warm(filesBelow(s.repo)...); err != nil {
-					return err
-				}
-				unix.Sync()
-				load := measure.Load()
-				c, err := s.run(ctx, s.ops[at]...)
-				if err != nil {
-					return fmt.Errorf("%s %s: %w", s.name, strings.Join(s.ops[at], " "), err)
-				}
-				left, err := folderBytes(s.repo)
-				if err != nil {
-					return err
-				}
-				b.results.add("keep", step{op: op, data: sizes[s.repo]}, s.name, c, left, load)
-				b.note("%-8s %-18s %-8s %7.2f s  CPU %6.2f s  anon %4d MiB  repository %6d MiB  load %.1f", "keep", op, s.name, c.Wall.Seconds(), c.CPU.Seconds(),
-					c.PeakAnon>>20, left>>20, load)
-			}
+		if _, err := f.WriteAt(buf, d.random.Int64N(d.size>>20)<<20); err != nil {
+			return err
 		}
-		for _, s := range subjects {
-			if err := os.RemoveAll(s.repo); err != nil {
+	}
+	return f.Close()
+}
+
+// keepDay changes a disk, and takes one snapshot with each tool: restic's of the
+// folder, xenkeep's of the disks that changed.
+func (d *keptDisks) keepDay(ctx context.Context, day int, x *keeper, r *restic) error {
+	changed := []int{day % keepDisks}
+	if day == 0 {
+		changed = nil
+		for i := range keepDisks {
+			changed = append(changed, i)
+		}
+	} else if err := d.change(changed[0]); err != nil {
+		return err
+	}
+	for _, i := range changed {
+		if _, err := x.run(ctx, "backup", "--image", d.name(i), "--name", "disk", "--quiet"); err != nil {
+			return err
+		}
+	}
+	_, err := r.run(ctx, "backup", d.dir)
+	return err
+}
+
+// keepSubject is a tool with its repository and its commands.
+type keepSubject struct {
+	name string
+	repo string
+	run  func(ctx context.Context, args ...string) (cost, error)
+	ops  [][]string // open, check, forget, prune
+}
+
+// keepRound measures all operations once, on copies of the repositories.
+func (b *bench) keepRound(ctx context.Context, n int, subjects []keepSubject, sizes map[string]int64) error {
+	for _, s := range subjects {
+		if err := exec.CommandContext(ctx, "cp", "-al", s.repo, s.repo+".kept").Run(); err != nil {
+			return err
+		}
+	}
+	for at, op := range []string{opKeys, opCheck, opForget, opPrune} {
+		for i := range subjects {
+			s := subjects[(i+n)%2]
+			if _, err := measure.Warm(filesBelow(s.repo)...); err != nil {
 				return err
 			}
-			if err := os.Rename(s.repo+".kept", s.repo); err != nil {
+			unix.Sync()
+			load := measure.Load()
+			c, err := s.run(ctx, s.ops[at]...)
+			if err != nil {
+				return fmt.Errorf("%s %s: %w", s.name, strings.Join(s.ops[at], " "), err)
+			}
+			left, err := folderBytes(s.repo)
+			if err != nil {
 				return err
 			}
+			b.results.add("keep", step{op: op, data: sizes[s.repo]}, s.name, c, left, load)
+			b.note("%-8s %-18s %-8s %7.2f s  CPU %6.2f s  anon %4d MiB  repository %6d MiB  load %.1f", "keep", op, s.name, c.Wall.Seconds(), c.CPU.Seconds(),
+				c.PeakAnon>>20, left>>20, load)
+		}
+	}
+	for _, s := range subjects {
+		if err := os.RemoveAll(s.repo); err != nil {
+			return err
+		}
+		if err := os.Rename(s.repo+".kept", s.repo); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -104,34 +104,9 @@ func (b *bench) trackedDays(ctx context.Context, img workload.Image, rounds int)
 		if err := x.replace(ctx, "vm", disk); err != nil {
 			return err
 		}
-		tools := []struct {
-			tool interface {
-				tool
-				open(ctx context.Context) (cost, error)
-			}
-			reads []string // files and folders
-		}{{x, []string{start, filepath.Join(dir, "xenkeep", "pool")}}, {r, []string{disk}}}
+		tools := []trackedTool{{x, []string{start, filepath.Join(dir, "xenkeep", "pool")}}, {r, []string{disk}}}
 		for i := range tools {
-			t := tools[(i+n)%2].tool
-			if err := warmTrees(tools[(i+n)%2].reads); err != nil {
-				return err
-			}
-			unix.Sync()
-			load := measure.Load()
-			c, err := t.backup(ctx, "vm")
-			if err != nil {
-				return err
-			}
-			if strings.HasPrefix(c.note, "full") {
-				return fmt.Errorf("day %d was read in full", n+2)
-			}
-			if err := b.seen("tracked", step{op: opDayTwo, data: size}, t, c, load); err != nil {
-				return err
-			}
-			if c, err = t.open(ctx); err != nil {
-				return err
-			}
-			if err := b.seen("tracked", step{op: opKeys, data: size}, t, c, load); err != nil {
+			if err := b.trackedDay(ctx, tools[(i+n)%2], n, size); err != nil {
 				return err
 			}
 		}
@@ -141,6 +116,40 @@ func (b *bench) trackedDays(ctx context.Context, img workload.Image, rounds int)
 		return err
 	}
 	return b.trackedRight(ctx, x, dir, disk)
+}
+
+// trackedTool is a tool, and the files and folders that its backup reads.
+type trackedTool struct {
+	tool interface {
+		tool
+		open(ctx context.Context) (cost, error)
+	}
+	reads []string
+}
+
+// trackedDay measures a backup of the changes of day n, and the opening of the
+// repository alone.
+func (b *bench) trackedDay(ctx context.Context, of trackedTool, n int, size int64) error {
+	t := of.tool
+	if err := warmTrees(of.reads); err != nil {
+		return err
+	}
+	unix.Sync()
+	load := measure.Load()
+	c, err := t.backup(ctx, "vm")
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(c.note, "full") {
+		return fmt.Errorf("day %d was read in full", n+2)
+	}
+	if err := b.seen("tracked", step{op: opDayTwo, data: size}, t, c, load); err != nil {
+		return err
+	}
+	if c, err = t.open(ctx); err != nil {
+		return err
+	}
+	return b.seen("tracked", step{op: opKeys, data: size}, t, c, load)
 }
 
 // warmTrees reads files, and all files in folders, into the page cache.
