@@ -55,6 +55,18 @@ const (
 // call is one request in flight. The number of calls is fixed; a cookie
 // contains the call's index and how often it has been used, so that an answer
 // to an earlier use is not mistaken for one to this use.
+//
+// The life of a call, and the owner of the caller's buffer p:
+//
+//	idle -> waiting       do: it sends the request; the receiver may write into p
+//	waiting -> idle       finish, by the receiver or by fail: done is signalled, p is
+//	                      the caller's again, who puts the call back into Conn.free
+//	waiting -> abandoned  abandon: the caller's context ended before the answer began;
+//	                      p is the caller's again, the receiver discards the answer
+//	abandoned -> idle     finish: nobody waits, so that it puts the call back itself
+//
+// While active is set, a waiting call cannot be abandoned: the receiver is writing
+// into p, and the caller waits until it has finished.
 type call struct {
 	index  uint32
 	uses   uint32
