@@ -32,7 +32,7 @@ func rawRead(t *testing.T) operation {
 		if vm := w.VM("web"); vm.PowerState != "Running" || len(vm.BlockedOperations) > 0 {
 			t.Errorf("after cleanup the VM is %s, with %v blocked", vm.PowerState, vm.BlockedOperations)
 		}
-		// Whatever the run has published is whole.
+		// All published snapshots are complete.
 		all, _, err := w.Repo.Snapshots(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -48,7 +48,7 @@ func rawRead(t *testing.T) operation {
 		}
 		vm := w.VM("web")
 		if vm.PowerState != "Running" || len(vm.BlockedOperations) > 0 || vm.OtherConfig[lease.MarkWriter] != "" || vm.OtherConfig["xenkeep:alive"] != "" {
-			t.Errorf("the VM is %s, with %v blocked, and bears %v", vm.PowerState, vm.BlockedOperations, vm.OtherConfig)
+			t.Errorf("the VM is %s, with %v blocked, and has the marks %v", vm.PowerState, vm.BlockedOperations, vm.OtherConfig)
 		}
 		w.Sim.GC()
 		if left := w.snapshots(); len(left) > 0 {

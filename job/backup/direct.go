@@ -22,8 +22,8 @@ func (v *vmBackup) hasDirect() bool {
 	return slices.ContainsFunc(v.plan.Disks, func(d *vmplan.DiskPlan) bool { return d.Direct })
 }
 
-// hold keeps every VM from starting that has one of the disks that are read without a
-// VDI snapshot: an export takes no notice of a guest that writes.
+// hold blocks the start of each VM to which one of the disks is attached that are read
+// without a VDI snapshot, because an export does not notice a guest that writes.
 func (v *vmBackup) hold(ctx context.Context) error {
 	for _, d := range v.plan.DirectDisks() {
 		owners, err := lease.Owners(ctx, v.b.pool, &d.VDI)
@@ -38,7 +38,7 @@ func (v *vmBackup) hold(ctx context.Context) error {
 			if err := v.b.lease.CheckFree("VM "+vm.NameLabel, lease.WriterOf(vm.OtherConfig, vm.UUID), vm.OtherConfig); err != nil {
 				return err
 			}
-			v.held = append(v.held, *vm) // where the answer is lost it may be blocked
+			v.held = append(v.held, *vm) // if the pool's answer was lost, it may be blocked
 			if err := v.b.lease.Block(ctx, vm, lease.GuardRead); err != nil {
 				return fmt.Errorf("VM %s: its start cannot be blocked while its raw disks are read: %w", vm.NameLabel, err)
 			}
@@ -47,8 +47,8 @@ func (v *vmBackup) hold(ctx context.Context) error {
 	return nil
 }
 
-// checkHeld refuses to trust disks whose VM could have written them: one that is not
-// halted, or whose start somebody has allowed.
+// checkHeld returns an error if a VM could have written its disks meanwhile: because
+// it is not halted, or because its start is not blocked any more.
 func (v *vmBackup) checkHeld(ctx context.Context) error {
 	for i := range v.held {
 		vm, err := v.b.pool.VM(ctx, v.held[i].Ref)
@@ -124,13 +124,13 @@ func (v *vmBackup) current(ctx context.Context, d *vmplan.DiskPlan) (xapi.VDI, e
 	return vdi, err
 }
 
-// untracked is a base for a disk that is read in full.
+// untracked returns a base for a disk that is read in full.
 func (b base) untracked(reason string) base {
 	b.vdi, b.tracked, b.reason = xapi.NullRef, xapi.NullRef, reason
 	return b
 }
 
-// directError is a disk that may have been written while it was read.
+// directError is the error for a disk that may have been written while it was read.
 type directError struct{ err error }
 
 func (e *directError) Error() string { return e.err.Error() }

@@ -41,7 +41,7 @@ func (w *rawWorld) options(kinds ...vmplan.Kind) backup.Options {
 	return o
 }
 
-// bare checks that nothing of a backup is left on the VM.
+// bare checks that the VM has no marks or blocks of a backup.
 func (w *rawWorld) bare(state string) {
 	w.T.Helper()
 	vm := w.VM("web")
@@ -59,16 +59,16 @@ func (w *rawWorld) bare(state string) {
 }
 
 // Row X6 of the fault list: a raw disk, which the pool cannot snapshot, is read while
-// its VM is halted where the options say so: because the VM is halted, or because the
-// kind of snapshot shuts it down. Any other VM fails with the reason before anything is
-// done, or its raw disk is left out. The plan says the same as the run.
+// its VM is halted if the options permit it: because the VM is halted, or because the
+// kind of snapshot shuts it down. Any other VM fails with the reason before the pool
+// is changed, or its raw disk is left out. Preview and run agree.
 func TestRawOffline(t *testing.T) {
 	offline := []vmplan.Kind{vmplan.KindOffline}
 	for _, c := range []struct {
 		what    string
 		sr      string
 		running bool
-		state   string // "", or a call that brings the VM there
+		state   string // "", or the call that brings the VM into the state
 		off     bool   // without the option
 		skip    bool
 		kinds   []vmplan.Kind
@@ -136,8 +136,8 @@ func TestRawOffline(t *testing.T) {
 	}
 }
 
-// checkRaw checks that the raw disk of a backup was read, or left out, and that its plan
-// says so.
+// checkRaw checks that the raw disk of a backup was read, or left out, and that its
+// preview agrees.
 func (w *rawWorld) checkRaw(s *job.Summary, forecast *backup.VMPreview, left bool) {
 	t := w.T
 	t.Helper()
@@ -168,8 +168,8 @@ func (w *rawWorld) checkRaw(s *job.Summary, forecast *backup.VMPreview, left boo
 	}
 }
 
-// Row X6 of the fault list: nobody starts a VM while its raw disk is read. Where
-// somebody removes the block, the VM fails and nothing of it is stored. The VM is
+// Row X6 of the fault list: a VM cannot be started while its raw disk is read. If the
+// block is removed meanwhile, the VM fails and nothing of it is stored. The VM is
 // started before its other disks are read.
 func TestRawOfflineGuard(t *testing.T) {
 	t.Run("blocked", func(t *testing.T) {
@@ -266,7 +266,7 @@ func TestRawOfflineGuard(t *testing.T) {
 		if now := w.VM("web"); now.BlockedOperations["start"] != lease.GuardRead.Text() {
 			t.Errorf("blocked: %v", now.BlockedOperations)
 		}
-		// One that leaves the raw disk out does no harm.
+		// A backup without the raw disk is not affected.
 		o := w.options()
 		o.RawOffline, o.SkipUnsupported = false, true
 		w.Backup(o)

@@ -398,7 +398,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 	return nil
 }
 
-// source returns the VDI that a disk is read from: its VDI snapshot or, where it is read
+// source returns the VDI from which a disk is read: its VDI snapshot or, if it is read
 // without one, the disk itself.
 func (v *vmBackup) source(ctx context.Context, d *vmplan.DiskPlan) (xapi.VDI, error) {
 	if d.Direct {

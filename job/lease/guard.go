@@ -37,8 +37,8 @@ const (
 	guards // their number
 )
 
-// Text is the value of the operations that the guard blocks. The pool shows it to
-// whoever tries one of them, and xenkeep recognizes its own blocks by it.
+// Text returns the value of the operations that the guard blocks. The pool shows it to
+// anyone who tries one of them, and xenkeep recognizes its own blocks by it.
 func (g Guard) Text() string {
 	if g == GuardRead {
 		return "xenkeep is reading raw disks of this VM; if no backup runs, see xenkeep cleanup"
@@ -46,9 +46,9 @@ func (g Guard) Text() string {
 	return "xenkeep is restoring disks of this VM; if no restore runs, run the same restore again, or see xenkeep cleanup"
 }
 
-// Operations are those that would let a guest write to a disk that is being written
-// or read or, for a disk that is being written, freeze it half written. An operation
-// that is blocked already stays as it is.
+// Operations returns the operations that would let a guest write to a disk that is
+// being written or read or, for a disk that is being written, snapshot it half
+// written. An operation that is blocked already is not changed.
 func (g Guard) Operations() []string {
 	ops := []string{"start", "start_on", "resume", "resume_on", "revert"}
 	if g == GuardOver {
@@ -57,8 +57,8 @@ func (g Guard) Operations() []string {
 	return ops
 }
 
-// Owns reports whether xenkeep has blocked an operation, by the reason that the VM
-// gives for it.
+// Owns reports whether xenkeep has blocked an operation, by the reason that the VM has
+// for it.
 func Owns(why string) bool {
 	for g := range guards {
 		if why == g.Text() {
@@ -93,8 +93,8 @@ type WriterMark struct {
 	Reads bool `json:"reads,omitempty"`
 }
 
-// CheckFree refuses an object that another run protects and may still be using; m is the
-// mark of that run, if any, and other is the object's other_config.
+// CheckFree returns an error if another run protects an object and may still be using
+// it. m is the mark of that run, or nil, and other is the object's other_config.
 func (l *Lease) CheckFree(what string, m *WriterMark, other map[string]string) error {
 	if m == nil || m.Run == l.Own[MarkRun] || WriterGone(m, other, l.Own[MarkMachine], l.Now()) {
 		return nil
@@ -106,7 +106,7 @@ func (l *Lease) CheckFree(what string, m *WriterMark, other map[string]string) e
 	return fmt.Errorf("%s: run %s on %s %s, or was an hour ago: %w", what, ShortRun(m.Run), m.Machine, doing, job.ErrActive)
 }
 
-// Owners are the VMs that have a disk.
+// Owners returns the VMs to which a disk is attached.
 func Owners(ctx context.Context, pool *xapi.Client, v *xapi.VDI) ([]xapi.VM, error) {
 	var out []xapi.VM
 	for _, ref := range v.VBDs {
@@ -139,14 +139,14 @@ func (l *Lease) Block(ctx context.Context, vm *xapi.VM, g Guard) error {
 			err = l.pool.Call(ctx, "VM.add_to_blocked_operations", nil, vm.Ref, op, g.Text())
 		}
 		if xapi.IsCode(err, xapi.MapDuplicateKey) {
-			err = nil // blocked a moment ago, which is as well
+			err = nil // blocked a moment ago, which has the same effect
 		}
 	}
 	return err
 }
 
-// MarkWriter marks a VM, or a disk that no VM has, as one that this run protects, and
-// keeps the mark fresh.
+// MarkWriter marks a VM, or a disk that belongs to no VM, as protected by this run,
+// and starts renewing the mark.
 func (l *Lease) MarkWriter(ctx context.Context, class string, ref xapi.Ref, uuid string, g Guard) error {
 	text, err := json.Marshal(WriterMark{
 		UUID: uuid, Repository: l.Own[MarkRepository], Run: l.Own[MarkRun], Machine: l.Own[MarkMachine], Process: l.Own[MarkProcess],
@@ -358,9 +358,9 @@ func (c *cleanup) findGuarded(ctx context.Context) error {
 	return nil
 }
 
-// readerGone finds a run of this repository dead that reads disks of a halted VM, by the
-// same signs as the VM that it has shut down, which is started as soon as its block is
-// off.
+// readerGone declares a run of this repository dead that reads disks of a halted VM,
+// by the same signs as for a VM that it has shut down, which is started as soon as it
+// is unblocked.
 func (c *cleanup) readerGone(ctx context.Context, l *Leftover, m *WriterMark) error {
 	if m == nil || l.State != StateLive || m.Repository != c.r.ID() {
 		return nil

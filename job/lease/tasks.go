@@ -10,9 +10,9 @@ import (
 	"xenkeep/xapi"
 )
 
-// findEnded adds tasks of transfers whose run had no time to remove them: their process
-// is gone, their object is gone or was left by a dead run, or they ended so long ago
-// that no run waits for their verdict.
+// findEnded adds the tasks of transfers whose run had no time to remove them: their
+// process has ended, their object does not exist any more or belongs to a dead run, or
+// they ended so long ago that no run waits for their result.
 func (c *cleanup) findEnded(ctx context.Context) error {
 	by, known := c.runsOf()
 	there := make(map[xapi.Ref]bool)
@@ -53,7 +53,7 @@ func (c *cleanup) findEnded(ctx context.Context) error {
 	return nil
 }
 
-// runsOf returns what was found by the object that it is about, and the tasks among it.
+// runsOf returns the leftovers found so far by their object, and the tasks among them.
 func (c *cleanup) runsOf() (by map[xapi.Ref]*Leftover, tasks map[xapi.Ref]bool) {
 	by, tasks = make(map[xapi.Ref]*Leftover), make(map[xapi.Ref]bool)
 	add := func(ref xapi.Ref, l *Leftover) {
@@ -97,13 +97,13 @@ func TransferOf(t *xapi.Task) (ref xapi.Ref, kind string) {
 	return "", ""
 }
 
-// taskOwner is how the tasks of a process are described, so that cleanup recognizes those
-// of a process that is gone.
+// taskOwner returns the description of the tasks of a process, by which cleanup
+// recognizes the tasks of a process that has ended.
 func taskOwner(machine, process string) string {
 	return "by " + machine + ", process " + process
 }
 
-// taskOwnerOf reads the process that created a task.
+// taskOwnerOf parses the process that created a task.
 func taskOwnerOf(t *xapi.Task) (machine, process string) {
 	_, owner, _ := strings.Cut(t.NameDescription, " by ")
 	machine, process, _ = strings.Cut(owner, ", process ")

@@ -10,16 +10,16 @@ import (
 	"xenkeep/xapi/xapisim"
 )
 
-// Row X11 of the fault list: a task of a transfer whose process is gone is removed, even
-// if it is about a VM or a disk of the user, which no run has marked; that of a process
-// that lives, here or elsewhere, stays.
+// Row X11 of the fault list: a task of a transfer whose process has ended is removed,
+// even if it is about a VM or a disk of the user, which no run has marked; the task of
+// a live process, here or elsewhere, remains.
 func TestCleanupTasksOfDeadProcess(t *testing.T) {
 	w := jobtest.New(t, xapisim.Config{})
 	f := strings.Fields(job.ProcessName())
 	if len(f) != 5 {
 		t.Skip("SKIP: the name of this process cannot be read")
 	}
-	f[2] = "1" // a process that had this PID before
+	f[2] = "1" // another process had this PID before
 	dead := strings.Join(f, " ")
 	vm, disk := w.VM("web").Ref, w.DiskAt("web", "0").Ref
 	for i, c := range []struct {

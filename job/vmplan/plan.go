@@ -253,7 +253,7 @@ func (d *DiskPlan) onlyRaw() bool {
 	return keepsVHDs(d.SR) && d.VDI.IsRaw() && !d.VDI.Missing && !d.VDI.Sharable && d.VDI.OnBoot != "reset"
 }
 
-// raw decides what becomes of a raw disk, where it may be read while the VM is halted.
+// raw decides how a raw disk is treated if it may be read while the VM is halted.
 func (p *Plan) raw(d *DiskPlan, o PlanOptions) {
 	switch state := p.VM.PowerState; {
 	case !o.Raw:
@@ -265,8 +265,8 @@ func (p *Plan) raw(d *DiskPlan, o PlanOptions) {
 	}
 }
 
-// directable refuses raw disks on hosts that cannot leave them out of the VM snapshot,
-// before a VM is shut down for that.
+// directable returns an error for raw disks on hosts that cannot leave them out of the
+// VM snapshot, before a VM is shut down for that.
 func (p *Plan) directable(ctx context.Context, pool *xapi.Client) error {
 	raw := p.DirectDisks()
 	if len(raw) == 0 {
@@ -286,7 +286,7 @@ func (p *Plan) directable(ctx context.Context, pool *xapi.Client) error {
 	return nil
 }
 
-// DirectDisks are the disks that are read without a VDI snapshot.
+// DirectDisks returns the disks that are read without a VDI snapshot.
 func (p *Plan) DirectDisks() []*DiskPlan {
 	return slices.DeleteFunc(slices.Clone(p.Disks), func(d *DiskPlan) bool { return !d.Direct })
 }
@@ -335,8 +335,8 @@ func guardedVM(ctx context.Context, pool *xapi.Client, vm *xapi.VM, o PlanOption
 	}
 	m := lease.WriterOf(vm.OtherConfig, vm.UUID)
 	if guard == lease.GuardRead && (m == nil || m.Reads) {
-		// A VM that stays halted can be backed up. A backup that blocks it too looks for
-		// the run that does.
+		// A VM that stays halted can be backed up. A backup that blocks it, too,
+		// checks for the other run.
 		return nil
 	}
 	foreign := m != nil && m.Repository != "" && m.Repository != o.Repository
