@@ -107,7 +107,9 @@ func restoreKept(t *testing.T) operation {
 	})
 }
 
-func restoreOver(t *testing.T) operation {
+// restoreOver restores over a disk of a VM. If half is set, an earlier run has left the
+// disk half restored, and its mark is renewed.
+func restoreOver(t *testing.T, half bool) operation {
 	w := newCrashWorld(t, xapisim.NBDTLS)
 	w.Halt("web")
 	id := w.backupAgain(backup.KeepNone).Snapshots[0].ID
@@ -116,6 +118,9 @@ func restoreOver(t *testing.T) operation {
 	op := restoring(w, id, "over", func() {
 		if _, err := w.Sim.GuestWrite(vdi, other); err != nil {
 			t.Fatal(err)
+		}
+		if half {
+			w.cutOver(id)
 		}
 	}, func() {
 		if w.VolumeSum(vdi, 6*jobtest.MiB) != jobtest.FileSum(t, w.file) {
@@ -145,6 +150,19 @@ func restoreOver(t *testing.T) operation {
 	return op
 }
 
+// cutOver leaves the disk of web half restored by a run that fails.
+func (w *crashWorld) cutOver(id string) {
+	w.T.Helper()
+	w.Sim.Fault(xapisim.Fault{On: "/import_raw_vdi", Code: "VDI_IO_ERROR", Params: []string{"Device I/O errors"}, Cut: true, CutAt: 3 * jobtest.MiB, Embedded: true})
+	s := w.Snapshot(id)
+	_, err := restore.WriteOver(w.T.Context(), w.Repo, w.Pool, s, jobtest.DisksOf(s), restore.Overwrite{}, restore.Options{})
+	w.Sim.ClearFaults()
+	var half *restore.HalfRestoredError
+	if v := w.DiskAt("web", "0"); !errors.As(err, &half) || lease.HalfOf(&v) == nil {
+		w.T.Fatalf("the disk is not half restored: %v", err)
+	}
+}
+
 func drilled(t *testing.T) operation {
 	w := newCrashWorld(t, xapisim.NBDOff)
 	if err := w.Sim.Guest(xapisim.GuestScript{Name: "xenkeep drill*", Disks: []string{w.file}, Delay: 2 * time.Millisecond}); err != nil {
@@ -168,7 +186,9 @@ func TestCrashResumed(t *testing.T) { restoreResumed(t).sweep(5) }
 
 func TestCrashKept(t *testing.T) { restoreKept(t).sweep(5) }
 
-func TestCrashOver(t *testing.T) { restoreOver(t).sweep(5) }
+func TestCrashOver(t *testing.T) { restoreOver(t, false).sweep(5) }
+
+func TestCrashOverHalf(t *testing.T) { restoreOver(t, true).sweep(5) }
 
 func TestCrashDrill(t *testing.T) { drilled(t).sweep(5) }
 
@@ -176,6 +196,8 @@ func TestErrorsResumed(t *testing.T) { restoreResumed(t).errors(6) }
 
 func TestErrorsKept(t *testing.T) { restoreKept(t).errors(6) }
 
-func TestErrorsOver(t *testing.T) { restoreOver(t).errors(6) }
+func TestErrorsOver(t *testing.T) { restoreOver(t, false).errors(6) }
+
+func TestErrorsOverHalf(t *testing.T) { restoreOver(t, true).errors(6) }
 
 func TestErrorsDrill(t *testing.T) { drilled(t).errors(6) }
