@@ -3,6 +3,9 @@ package attacktest
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -526,4 +529,49 @@ func TestMixedIsRemembered(t *testing.T) {
 	if !r.Config().Mixed || !fresh.Config().Mixed {
 		t.Error("the config does not record it")
 	}
+}
+
+// A machine with a write-only key whose cache folder an older version has filled,
+// which recorded no writers, does not store everything again. One whose record is cut
+// off or changed loses at most the records that are damaged.
+func TestUpdateKeepsTrust(t *testing.T) {
+	w := newWorld(t)
+	o := repo.Options{Secret: repotest.Key(6), CacheDir: t.TempDir()}
+	disk := content(1, 2, 3)
+	fresh := func() int64 {
+		t.Helper()
+		r := repotest.OpenWith(t, w.objects, o)
+		defer r.Store().Index().Close()
+		return w.save(r, "a", disk).Disks[0].Counts.New
+	}
+	if fresh() == 0 {
+		t.Fatal("nothing is stored")
+	}
+	authors := filepath.Join(o.CacheDir, w.full.ID(), "authors")
+	if err := errors.Join(os.Remove(authors), os.Remove(filepath.Join(o.CacheDir, w.full.ID(), "mixed"))); err != nil {
+		t.Fatal(err)
+	}
+	if n := fresh(); n != 0 {
+		t.Errorf("after an update, %d bytes are stored again", n)
+	}
+	record, err := os.ReadFile(authors)
+	if err != nil || len(record) == 0 {
+		t.Fatal(len(record), err)
+	}
+	if err := os.WriteFile(authors, append(record, record[:20]...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n := fresh(); n != 0 {
+		t.Errorf("after a torn record, %d bytes are stored again", n)
+	}
+	for i := range record {
+		record[i] ^= 0x10
+	}
+	if err := os.WriteFile(authors, record, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n := fresh(); n == 0 {
+		t.Error("a record that was changed is believed")
+	}
+	w.mustRestore(w.save(w.admin(), "a", disk), disk)
 }
