@@ -16,7 +16,8 @@ const (
 	Zstd  Encoding = 1
 )
 
-// Level is a compression level. The zero value is the default.
+// Level is a compression level. The zero value is LevelDefault; users get LevelAuto
+// unless they choose one.
 type Level int
 
 const (

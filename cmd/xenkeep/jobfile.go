@@ -202,15 +202,20 @@ func logger(c *config.Log, stderr io.Writer) (*slog.Logger, func() error, error)
 	return slog.New(slog.NewTextHandler(w, nil)), end, failed
 }
 
+// replacedFlags returns the flags of backup that the config of a job replaces.
+func replacedFlags() []string {
+	return []string{
+		"all", "image", "format", "name", "tag", "keep-base", "transport", "nbd-connections", "verify-cbt", "compression", "skip-unsupported", "raw-offline", "unplug-usb", "allow-shrink", "vm-concurrency", "disk-concurrency",
+		"host-concurrency", "sr-concurrency", "limit-read", "limit-write",
+		"keep-last", "keep-hourly", "keep-daily", "keep-weekly", "keep-monthly", "keep-yearly", "keep-within", "grace",
+	}
+}
+
 // runJob runs a job of a config file and shows its report.
 func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
-	for _, flag := range []string{
-		"all", "image", "name", "tag", "keep-base", "transport", "nbd-connections", "verify-cbt", "compression", "skip-unsupported", "raw-offline", "unplug-usb", "allow-shrink", "vm-concurrency", "disk-concurrency",
-		"host-concurrency", "sr-concurrency", "limit-read", "limit-write",
-		"keep-last", "keep-hourly", "keep-daily", "keep-weekly", "keep-monthly", "keep-yearly", "keep-within",
-	} {
+	for _, flag := range replacedFlags() {
 		if f := cmd.Flags().Lookup(flag); f != nil && f.Changed {
-			return usagef("--%s stands in the config of the job", flag)
+			return usagef("--%s cannot be combined with a config: set it in the job instead", flag)
 		}
 	}
 	if o.files.vmBackup == "" && len(args) > 0 {
