@@ -73,7 +73,7 @@ var allowed = []struct {
 	{"job", "repo repo/backup repo/copy repo/forget repo/retention chunkstore/... internal/limit"},
 	{"job/records", "repo chunkstore/seal xapi xva"},
 	{"job/transfer", "repo repo/restore filekind vhd nbd xapi internal/disk internal/hints"},
-	{"job/lease", "job repo xapi"},
+	{"job/lease", "job repo xapi internal/hints"},
 	{"job/vmplan", "job job/lease job/records repo xapi internal/hints"},
 	{"job/backup", "job job/lease job/records job/transfer job/vmplan repo repo/backup repo/diff repo/forget repo/retention chunkstore/... vhd nbd xapi internal/disk internal/hints"},
 	{"job/restore", "job job/lease job/records job/transfer job/vmplan repo repo/restore chunkstore/... vhd xva nbd xapi internal/disk internal/hints"},

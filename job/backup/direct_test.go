@@ -260,7 +260,7 @@ func TestRawOfflineGuard(t *testing.T) {
 			t.Fatal(err)
 		}
 		s, err := backup.Run(t.Context(), w.Repo, w.Pool, w.options())
-		if !errors.Is(err, job.ErrActive) || !strings.Contains(err.Error(), "run abababab on elsewhere is reading its raw disks") {
+		if !errors.Is(err, job.ErrActive) || !strings.Contains(err.Error(), "run abababab on elsewhere is reading its raw disks") || !strings.Contains(job.HintOf(err), "xenkeep cleanup --dry-run") {
 			t.Errorf("%v %+v", err, s)
 		}
 		if now := w.VM("web"); now.BlockedOperations["start"] != lease.GuardRead.Text() {

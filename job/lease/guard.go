@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"xenkeep/internal/hints"
 	"xenkeep/job"
 	"xenkeep/xapi"
 )
@@ -103,7 +104,8 @@ func (l *Lease) CheckFree(what string, m *WriterMark, other map[string]string) e
 	if m.Reads {
 		doing = "is reading its raw disks"
 	}
-	return fmt.Errorf("%s: run %s on %s %s, or was an hour ago: %w", what, ShortRun(m.Run), m.Machine, doing, job.ErrActive)
+	return hints.With(fmt.Errorf("%s: run %s on %s %s, or was an hour ago: %w", what, ShortRun(m.Run), m.Machine, doing, job.ErrActive),
+		"wait until it ends; xenkeep cleanup --dry-run shows whether it is alive, and cleanup removes what a dead run left")
 }
 
 // Owners returns the VMs to which a disk is attached.
