@@ -93,6 +93,7 @@ type Repository struct {
 
 	mu       sync.Mutex
 	problems []Problem
+	listed   *listing         // of snapshots
 	junk     map[string]error // objects that are ignored, by name
 }
 

@@ -359,6 +359,9 @@ func (r *Repository) AllSnapshots(ctx context.Context) (all []*Snapshot, bad []P
 		return cmp.Or(a.Data.Compare(b.Data), a.Written.Compare(b.Written), strings.Compare(a.id, b.id))
 	})
 	slices.SortFunc(bad, func(a, b Problem) int { return strings.Compare(a.Object, b.Object) })
+	r.mu.Lock()
+	r.listed = &listing{slices.Clone(all), bad}
+	r.mu.Unlock()
 	return all, bad, nil
 }
 
@@ -431,5 +434,9 @@ func (r *Repository) ReadRecord(ctx context.Context, s *Snapshot, name string) (
 // DeleteSnapshot deletes a snapshot from the repository. Prune frees its data
 // later.
 func (r *Repository) DeleteSnapshot(ctx context.Context, s *Snapshot) error {
-	return r.objects.Delete(ctx, snapshotPrefix+s.id)
+	if err := r.objects.Delete(ctx, snapshotPrefix+s.id); err != nil {
+		return err
+	}
+	r.unsee(s.id)
+	return nil
 }

@@ -43,6 +43,7 @@ func candidates(ctx context.Context, r *repo.Repository, writer string, stderr i
 		return nil, err
 	}
 	tellProblems(stderr, bad)
+	tellMissed(stderr, r)
 	if writer == "" {
 		return snapshots, nil
 	}

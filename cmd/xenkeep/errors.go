@@ -102,6 +102,8 @@ func hint(err error) string {
 		return "if yours is among them, --key-slot ID tries it alone; other slots that state such a cost are forged: whoever can write to the storage has put them there, and their objects slots/a/ID and slots/b/ID can be deleted"
 	case errors.Is(err, slot.ErrWrongSecret):
 		return "a printed key page opens the repository too: XENKEEP_KEY_FILE=page"
+	case errors.Is(err, repo.ErrReplaced):
+		return "if it was put there on purpose, xenkeep repo accept makes this machine use it; otherwise the storage is in the wrong hands, or another disk is mounted"
 	case errors.Is(err, repo.ErrRevocation):
 		return "xenkeep key revocations --put-back writes it again on a machine that has seen it; with a full key, xenkeep key revoke makes another, and xenkeep key revocations --give-up OBJECT drops this one"
 	case errors.Is(err, prune.ErrUnreadable):

@@ -108,6 +108,7 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 	if err != nil {
 		return err
 	}
+	tellMissed(cmd.ErrOrStderr(), r)
 	notes, badNotes, err := r.Notes(ctx)
 	if err == nil && len(badNotes) > 0 {
 		err = fmt.Errorf("a note that may protect a snapshot cannot be read: %w", badNotes[0].Err)

@@ -40,7 +40,7 @@ func newRepoCommand() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  needsCommand,
 	}
-	cmd.AddCommand(newRepoProbeCommand(), newRepoLockCommand(), newRepoUpgradeCommand())
+	cmd.AddCommand(newRepoProbeCommand(), newRepoLockCommand(), newRepoUpgradeCommand(), newRepoAcceptCommand())
 	return cmd
 }
 

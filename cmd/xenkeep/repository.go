@@ -29,6 +29,8 @@ type repositoryFlags struct {
 	cacheDir string
 	s3       s3Flags
 
+	anyRepository bool // the repository need not be the one that was at its location before
+
 	flags *pflag.FlagSet // until the config has filled in the rest
 }
 
@@ -105,6 +107,9 @@ func (f *repositoryFlags) create(ctx context.Context, stderr io.Writer, o repo.O
 	if err != nil {
 		return nil, errors.Join(err, objects.Close())
 	}
+	if err := r.AcceptLocation(f.cache()); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
 	return r, nil
 }
 
@@ -139,6 +144,11 @@ func (f *repositoryFlags) unlock(ctx context.Context, objects object.Store, stde
 		options.Secret.Password = key.literal
 		r, err = repo.Open(ctx, objects, options)
 	}
+	if err == nil && !f.anyRepository {
+		if rerr := r.CheckLocation(f.cache()); rerr != nil {
+			return nil, errors.Join(rerr, r.Close())
+		}
+	}
 	switch {
 	case err == nil:
 		diagnosticsOf(ctx).log.Debug("repository: opened", "location", objects.Location(), "id", r.ID(), "with", f.secret.source(),
@@ -162,6 +172,13 @@ func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*repo.Rep
 	}
 	diagnosticsOf(ctx).log.Debug("repository: loaded the index", "after", time.Since(began).Round(time.Millisecond))
 	return r, nil
+}
+
+// tellMissed warns of snapshots that this machine has seen and that are gone.
+func tellMissed(stderr io.Writer, r *repo.Repository) {
+	for _, p := range r.Missed() {
+		tell(stderr, "warning: "+oneLine(p.Err.Error()), "if nobody forgot it, the storage or a key is in the wrong hands: xenkeep key objects, xenkeep repair versions; this is reported once")
+	}
 }
 
 // tellProblems reports damaged objects that were worked around, and snapshots that do

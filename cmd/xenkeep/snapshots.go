@@ -182,6 +182,7 @@ func runSnapshots(cmd *cobra.Command, o *snapshotsOptions, vm string) error {
 		return err
 	}
 	snapshots = slices.DeleteFunc(snapshots, func(s *repo.Snapshot) bool { return (s.Grace() != nil) != o.forgotten })
+	tellMissed(cmd.ErrOrStderr(), r)
 	badNotes, err := r.ApplyTags(ctx, snapshots)
 	if err != nil {
 		return err

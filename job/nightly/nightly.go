@@ -394,6 +394,9 @@ func (x *night) backup(ctx context.Context, inv *selection.Inventory) error {
 		return err
 	}
 	x.unreadable(bad)
+	for _, p := range x.repo.Missed() {
+		x.warn("%w", p.Err)
+	}
 	unsound, err := check.Unsound(ctx, x.repo)
 	if err != nil {
 		return err
