@@ -250,7 +250,7 @@ func TestPartly(t *testing.T) {
 	faulty.Heal()
 	w.Reopen()
 	o.Retention = retention.Policy{Last: 1}
-	faulty.Inject(objecttest.Fault{Verb: objecttest.Delete, Prefix: "snapshots/", Stay: true, Err: object.ErrPermission})
+	faulty.Inject(objecttest.Fault{Verb: objecttest.Put, Prefix: "forgotten/", Stay: true, Err: object.ErrPermission})
 	s, err = backup.Run(t.Context(), w.Repo, w.Pool, o)
 	if !errors.Is(err, job.ErrPartial) || !errors.Is(err, object.ErrPermission) || len(s.Snapshots) != 2 || len(s.Failed) != 0 || len(s.Warnings) == 0 {
 		t.Fatalf("%v: %+v", err, s)
