@@ -24,13 +24,13 @@ var dialect = []struct {
 	match          *regexp.Regexp
 	comments, docs float64
 }{
-	{"gives", "returns", word(`gives?|gave|given`), 4, 4},
-	{"tells", "reports", word(`tells?|told`), 2, 1},
-	{"says", "reports, requires, means", word(`says?|said`), 4, 5},
+	{"gives", "returns", word(`gives?|gave|given`), 3, 4},
+	{"tells", "reports", word(`tells?|told`), 1, 1},
+	{"says", "reports, requires, means", word(`says?|said`), 1, 5},
 	{"at once", "concurrently, or immediately", word(`at once`), 1, 1},
 	{"lies", "is stored", word(`lies?|lay`), 1, 1},
-	{"goes", "is deleted", word(`goes|gone`), 2, 3},
-	{"what", "a noun", word(`what`), 12, 16},
+	{"goes", "is deleted", word(`goes|gone`), 1, 3},
+	{"what", "a noun", word(`what`), 4, 16},
 	{"behind", "after", word(`behind`), 1, 2},
 	{"beside", "concurrently with, next to", word(`beside`), 1, 3},
 	{"bears", "has", word(`bears?|bore`), 1, 1},
