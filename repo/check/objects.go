@@ -228,12 +228,17 @@ func (c *checker) stored(ctx context.Context) error {
 						err = fmt.Errorf("%w; this machine has a sound copy of the object: %s", err, file)
 					}
 				}
-				c.add(kindOf(err), name, "", err)
+				c.add(kindOf(err), name, "", unnamed(name, err))
 			}
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// unnamed returns the error without the object's name, which the finding has.
+func unnamed(name string, err error) error {
+	return errors.New(strings.TrimPrefix(err.Error(), name+": "))
 }
 
 // disbelieved reports index objects that a write-only key signed about the packs of
@@ -251,7 +256,7 @@ func (c *checker) disbelieved(ctx context.Context) error {
 func (c *checker) junk() {
 	for _, p := range c.r.Junk() {
 		if !slices.ContainsFunc(c.rep.Findings, func(f Finding) bool { return f.Object == p.Object }) {
-			c.add(Junk, p.Object, "", p.Err)
+			c.add(Junk, p.Object, "", unnamed(p.Object, p.Err))
 		}
 	}
 	for _, f := range c.rep.Findings {
