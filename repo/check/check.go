@@ -94,7 +94,7 @@ func (f Finding) String() string {
 	if f.Where != "" {
 		s += " (" + f.Where + ")"
 	}
-	return s + ": " + f.Error
+	return s + ": " + strings.TrimPrefix(f.Error, f.Object+": ") // some errors begin with the object, too
 }
 
 // Checked counts the snapshots that were checked.
