@@ -143,8 +143,8 @@ func runSlowChild(ctx context.Context, text string, w io.Writer) error {
 		return err
 	}
 	slow.Slow(slowRate, 0)
-	err = backup.Do(ctx, r, backup.Options{Job: "bench", Machine: "bench", Process: "bench"}, func(ctx context.Context, run *backup.Run) error {
-		d, err := run.Disk(ctx, &noiseDisk{size: size, r: rand.NewChaCha8([32]byte{2})}, backup.DiskOptions{Size: size})
+	err = backup.WithRun(ctx, r, backup.Options{Job: "bench", Machine: "bench", Process: "bench"}, func(ctx context.Context, run *backup.Run) error {
+		d, err := run.BackupDisk(ctx, &noiseDisk{size: size, r: rand.NewChaCha8([32]byte{2})}, backup.DiskOptions{Size: size})
 		if err != nil {
 			return err
 		}

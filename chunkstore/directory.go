@@ -75,7 +75,7 @@ func (s *Store) directory(ctx context.Context, from ranges, id pack.ID) (*pack.D
 					delete(c.byID, id)
 				} else {
 					for i := range d.d.Blobs {
-						d.n += int(unsafe.Sizeof(pack.Blob{})) + len(d.d.Blobs[i].Pieces)*int(unsafe.Sizeof(pack.Piece{}))
+						d.n += int(unsafe.Sizeof(pack.Blob{})) + len(d.d.Blobs[i].Pieces)*int(unsafe.Sizeof(pack.Entry{}))
 					}
 					c.bytes += d.n
 					c.shrink()

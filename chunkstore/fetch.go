@@ -125,7 +125,7 @@ func (s *Store) plan(ctx context.Context, k chunk.Kind, ids []chunk.ID) ([]span,
 		if !ok {
 			places := s.index.Locate(index.PrefixOf(id), nil) // perhaps in a hidden pack
 			if len(places) == 0 {
-				more, err := s.AdoptForReading(ctx)
+				more, err := s.LoadOrphans(ctx)
 				if err != nil {
 					return nil, err
 				}

@@ -32,14 +32,14 @@ type openPack struct {
 // reserve reserves space in the open pack for a blob of n encoded bytes. If the
 // open pack lacks that space, it is sent first. reserve waits while all pack
 // buffers are in use by uploads.
-func (p *packer) reserve(kind chunk.Kind, e seal.Encoding, pieces []pack.Piece, n int) (*openPack, pack.Slot, error) {
+func (p *packer) reserve(kind chunk.Kind, e seal.Encoding, pieces []pack.Entry, n int) (*openPack, pack.Reservation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
 		if p.open == nil {
 			var err error
 			if p.open, err = p.w.begin(p.kind, n); err != nil {
-				return nil, pack.Slot{}, err
+				return nil, pack.Reservation{}, err
 			}
 		}
 		o := p.open
@@ -52,7 +52,7 @@ func (p *packer) reserve(kind chunk.Kind, e seal.Encoding, pieces []pack.Piece, 
 			return o, slot, nil
 		}
 		if n > pack.TargetSize {
-			return nil, pack.Slot{}, fmt.Errorf("%v of %d bytes does not fit a pack", kind, n)
+			return nil, pack.Reservation{}, fmt.Errorf("%v of %d bytes does not fit a pack", kind, n)
 		}
 		p.send()
 	}

@@ -141,13 +141,13 @@ func (s *Store) NewChunker() (chunk.Chunker, error) { return chunk.NewChunker(s.
 // NewHasher returns a hasher for the IDs of this repository.
 func (s *Store) NewHasher() *chunk.Hasher { return s.hasher.Clone() }
 
-// Avoid makes Has treat as absent all content of these packs, which are
+// Exclude makes Has treat as absent all content of these packs, which are
 // condemned or damaged, and these blobs, which are known to be damaged. Their
 // content is stored again when a backup encounters it. If distrust is true,
 // content that a tree references is never assumed to be present without a
 // lookup, even if nothing is avoided. Each call replaces the packs and blobs of
 // the previous one.
-func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob, distrust bool) {
+func (s *Store) Exclude(packs []pack.ID, blobs []BadBlob, distrust bool) {
 	a := &avoided{packs: make(map[pack.ID]bool, len(packs)), blobs: make(map[chunk.ID]map[pack.ID]bool)}
 	for _, id := range packs {
 		a.packs[id] = true
@@ -165,19 +165,19 @@ func (s *Store) Avoid(packs []pack.ID, blobs []BadBlob, distrust bool) {
 	s.hide()
 }
 
-// Avoids reports whether anything is avoided, or distrust is set.
-func (s *Store) Avoids() bool { return s.avoid.Load() != nil }
+// HasExclusions reports whether anything is avoided, or distrust is set.
+func (s *Store) HasExclusions() bool { return s.avoid.Load() != nil }
 
-// AvoidsPack reports whether a pack is avoided, or is not trusted.
-func (s *Store) AvoidsPack(id pack.ID) bool {
+// ExcludesPack reports whether a pack is avoided, or is not trusted.
+func (s *Store) ExcludesPack(id pack.ID) bool {
 	a := s.avoid.Load()
 	return a != nil && a.packs[id] || s.distrusts(id)
 }
 
-// Trusted reports whether a new snapshot may reference a blob that a readable
+// Usable reports whether a new snapshot may reference a blob that a readable
 // tree names, without storing it again. It is the same as Has, but returns true
-// immediately if Avoids returns false.
-func (s *Store) Trusted(id chunk.ID) bool { return s.avoid.Load() == nil || s.Has(id) }
+// immediately if HasExclusions returns false.
+func (s *Store) Usable(id chunk.ID) bool { return s.avoid.Load() == nil || s.Has(id) }
 
 // locate returns the location of id, so that the caller can skip storing it
 // again.
@@ -405,11 +405,11 @@ func (s *Store) Adopt(ctx context.Context, orphans map[pack.ID]int64) (taken []i
 	return taken, unread, nil
 }
 
-// AdoptForReading makes the blobs of packs that no index object covers readable
+// LoadOrphans makes the blobs of packs that no index object covers readable
 // in this process, and reports whether it found any new ones. It is the
 // fallback if an index object is lost. If a Writer references such packs, it
 // adds them to an index object.
-func (s *Store) AdoptForReading(ctx context.Context) (bool, error) {
+func (s *Store) LoadOrphans(ctx context.Context) (bool, error) {
 	s.adopting.Lock()
 	defer s.adopting.Unlock()
 	orphans, err := s.Orphans(ctx)

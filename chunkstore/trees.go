@@ -51,7 +51,7 @@ type treeCache struct {
 
 // newTreeCache returns nil if trees are not cached.
 func newTreeCache(s *Store, dir string) *treeCache {
-	if dir == "" || !s.objects.Traits().Whole {
+	if dir == "" || !s.objects.Traits().PreferWholeReads {
 		return nil
 	}
 	return &treeCache{
@@ -60,9 +60,9 @@ func newTreeCache(s *Store, dir string) *treeCache {
 	}
 }
 
-// AsStored makes all later reads bypass the cache, for callers that must check
+// BypassCache makes all later reads bypass the cache, for callers that must check
 // the stored data.
-func (s *Store) AsStored() {
+func (s *Store) BypassCache() {
 	if s.trees != nil {
 		s.trees.off.Store(true)
 	}

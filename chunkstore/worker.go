@@ -17,8 +17,8 @@ type Worker struct {
 	comps  [seal.LevelBest + 1]*seal.Compressor // by level; created when they are needed
 	buf    []byte                               // compressed
 	plain  []byte                               // a group whose pieces are not adjacent in memory
-	group  []Piece
-	one    [1]Piece
+	group  []Item
+	one    [1]Item
 	used   map[pack.ID]struct{}
 	last   pack.ID
 	waited time.Duration
@@ -82,9 +82,9 @@ func (k *Worker) Report(seen int64, idle time.Duration) {
 // Sum returns the ID of p as data of kind kind.
 func (k *Worker) Sum(kind chunk.Kind, p []byte) chunk.ID { return k.hasher.Sum(kind, p) }
 
-// Piece is plain data to be stored under its ID, which is the result of
+// Item is plain data to be stored under its ID, which is the result of
 // Worker.Sum.
-type Piece struct {
+type Item struct {
 	ID   chunk.ID
 	Data []byte
 }
@@ -97,7 +97,7 @@ type PutResult struct {
 
 // Put stores one piece, unless its ID is already stored.
 func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (PutResult, error) {
-	k.one[0] = Piece{ID: id, Data: p}
+	k.one[0] = Item{ID: id, Data: p}
 	return k.PutAll(kind, k.one[:])
 }
 
@@ -106,7 +106,7 @@ func (k *Worker) Put(kind chunk.Kind, id chunk.ID, p []byte) (PutResult, error) 
 // data on a disk is similar, so it compresses better together. PutAll does not
 // retain pieces. It waits while the storage is slow. An error means that the
 // whole run has failed.
-func (k *Worker) PutAll(kind chunk.Kind, pieces []Piece) (PutResult, error) {
+func (k *Worker) PutAll(kind chunk.Kind, pieces []Item) (PutResult, error) {
 	k.w.flush.RLock()
 	defer k.w.flush.RUnlock()
 	var res PutResult
@@ -159,9 +159,9 @@ func (k *Worker) putGroup(kind chunk.Kind, res *PutResult) error {
 	if enc == seal.Zstd && cap(body) > cap(k.buf) {
 		k.buf = body
 	}
-	content := make([]pack.Piece, len(k.group))
+	content := make([]pack.Entry, len(k.group))
 	for i, p := range k.group {
-		content[i] = pack.Piece{ID: p.ID, Length: uint32(len(p.Data))}
+		content[i] = pack.Entry{ID: p.ID, Length: uint32(len(p.Data))}
 	}
 	k.group = k.group[:0]
 	f, slot, err := k.w.packers[pack.KindOf(kind)-1].reserve(kind, enc, content, len(body))

@@ -177,7 +177,7 @@ func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error 
 	}
 	if err != nil {
 		w.mu.Lock()
-		for _, p := range done { // for Salvage
+		for _, p := range done { // for IndexUploaded
 			w.done.add(p)
 		}
 		w.mu.Unlock()
@@ -189,11 +189,11 @@ func (w *Writer) putIndex(ctx context.Context, extra []index.PackEntries) error 
 	return nil
 }
 
-// AdoptOrphans adds packs that a killed run left without an index to this run's
+// IndexOrphans adds packs that a killed run left without an index to this run's
 // index, so that their content is not uploaded again. It returns how many it
 // has added. It skips packs that cannot be read, which do no harm, and packs to
 // be avoided, because a pruner may be about to delete them.
-func (w *Writer) AdoptOrphans(ctx context.Context) (int, error) {
+func (w *Writer) IndexOrphans(ctx context.Context) (int, error) {
 	orphans, err := w.s.Orphans(ctx)
 	if err != nil {
 		return 0, err
@@ -233,10 +233,10 @@ func (w *Writer) cover(ctx context.Context, packs map[pack.ID]int64) (n int, err
 	return n, nil
 }
 
-// Salvage puts the index of the packs that a failed or cancelled run has
+// IndexUploaded puts the index of the packs that a failed or cancelled run has
 // uploaded, so that the next run does not upload their content again. Write
 // must have returned before.
-func (w *Writer) Salvage(ctx context.Context) error { return w.putIndex(ctx, nil) }
+func (w *Writer) IndexUploaded(ctx context.Context) error { return w.putIndex(ctx, nil) }
 
 // Flush ends the open packs, and returns when all packs are in storage and in
 // the index. Concurrent Puts wait.

@@ -186,17 +186,17 @@ func CountRequests(r *repo.Repository) Requests {
 
 // VMSummary is one snapshot that a run published.
 type VMSummary struct {
-	ID       string        `json:"id"`
-	VMUUID   string        `json:"vm_uuid"`
-	VMName   string        `json:"vm_name"`
-	Complete bool          `json:"complete"`
-	Kind     string        `json:"kind,omitempty"` // of the VM snapshot
-	Started  time.Time     `json:"started,omitzero"`
-	Duration float64       `json:"duration_s,omitempty"`
-	Waits    Timing        `json:"waits"`
-	Slowest  string        `json:"bottleneck,omitempty"` // "pool", "network", "cpu" or "storage"
-	Disks    []DiskSummary `json:"disks"`
-	Missing  []repo.Gap    `json:"missing,omitempty"`
+	ID       string             `json:"id"`
+	VMUUID   string             `json:"vm_uuid"`
+	VMName   string             `json:"vm_name"`
+	Complete bool               `json:"complete"`
+	Kind     string             `json:"kind,omitempty"` // of the VM snapshot
+	Started  time.Time          `json:"started,omitzero"`
+	Duration float64            `json:"duration_s,omitempty"`
+	Waits    Timing             `json:"waits"`
+	Slowest  string             `json:"bottleneck,omitempty"` // "pool", "network", "cpu" or "storage"
+	Disks    []DiskSummary      `json:"disks"`
+	Missing  []repo.MissingDisk `json:"missing,omitempty"`
 }
 
 // DiskSummary is one disk of a VMSummary.

@@ -114,7 +114,7 @@ func WithRun(ctx context.Context, r *repo.Repository, c *Common, roots []chunk.I
 	if c.WriteLimit != nil {
 		ctx = object.WithThrottle(ctx, c.WriteLimit.Wait)
 	}
-	err = backup.Do(ctx, r, backup.Options{
+	err = backup.WithRun(ctx, r, backup.Options{
 		Job: c.Job, Machine: c.Machine, Process: ProcessName(), Roots: roots,
 		AdoptOrphans: len(claims) > 0, Level: c.Level, Now: c.Now,
 	}, func(ctx context.Context, run *backup.Run) error {
@@ -205,7 +205,7 @@ func Forget(ctx context.Context, r *repo.Repository, c *Common, policy func(*rep
 // next step.
 func FutureText(s *repo.Snapshot) string {
 	return fmt.Sprintf("snapshot %s of %s is dated %s, in the future: no policy counts it, and it stays until xenkeep forget %s",
-		s.Short(), cmp.Or(s.VM.Name, s.VM.UUID), s.Data.Local().Format("2006-01-02 15:04:05"), s.Short())
+		s.Short(), cmp.Or(s.VM.Name, s.VM.UUID), s.DataTime.Local().Format("2006-01-02 15:04:05"), s.Short())
 }
 
 // SameVM reports whether two snapshots are of the same VM. Names are not compared.

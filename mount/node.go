@@ -119,7 +119,7 @@ func (t *tree) vms(ctx context.Context) ([]entry, error) {
 	for _, name := range t.order {
 		all := t.names[name]
 		out = append(out, entry{name, syscall.S_IFDIR, func() fs.InodeEmbedder {
-			return &folder{t: t, at: all[len(all)-1].Data, list: func(ctx context.Context) ([]entry, error) { return t.times(ctx, name) }}
+			return &folder{t: t, at: all[len(all)-1].DataTime, list: func(ctx context.Context) ([]entry, error) { return t.times(ctx, name) }}
 		}})
 	}
 	return out, nil
@@ -136,7 +136,7 @@ func (t *tree) times(ctx context.Context, vm string) ([]entry, error) {
 	used := make(map[string]bool)
 	newest := ""
 	for _, s := range t.names[vm] {
-		name := s.Data.In(t.o.Location).Format("2006-01-02T15-04-05")
+		name := s.DataTime.In(t.o.Location).Format("2006-01-02T15-04-05")
 		if used[name] {
 			name += "-" + s.Short()
 		}
@@ -146,7 +146,7 @@ func (t *tree) times(ctx context.Context, vm string) ([]entry, error) {
 		}
 		out = append(out, entry{name, syscall.S_IFDIR, func() fs.InodeEmbedder {
 			c := &content{t: t, s: s}
-			return &folder{t: t, at: s.Data, list: c.entries}
+			return &folder{t: t, at: s.DataTime, list: c.entries}
 		}})
 	}
 	if newest != "" {
@@ -174,7 +174,7 @@ func (c *content) entries(ctx context.Context) ([]entry, error) {
 	var out []entry
 	add := func(name string, size func(ctx context.Context) (disk.Reader, error)) {
 		out = append(out, entry{name, syscall.S_IFREG, func() fs.InodeEmbedder {
-			return &file{t: c.t, at: c.s.Data, name: name, open: size}
+			return &file{t: c.t, at: c.s.DataTime, name: name, open: size}
 		}})
 	}
 	ready := func(r disk.Reader) func(context.Context) (disk.Reader, error) {
@@ -226,7 +226,7 @@ func (c *content) vhd(ctx context.Context, d *repo.Disk, r disk.Reader) (disk.Re
 	if err != nil {
 		return nil, err
 	}
-	l := vhd.Layout{Profile: vhd.ForFile, Size: r.Size(), Present: im.Present, Time: vhd.Time(c.s.Data), ID: vhd.HashUUID(d.Root)}
+	l := vhd.Layout{Profile: vhd.ForFile, Size: r.Size(), Present: im.Present, Time: vhd.Time(c.s.DataTime), ID: vhd.HashUUID(d.Root)}
 	return vhd.NewVirtual(l, r)
 }
 

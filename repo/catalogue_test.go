@@ -27,7 +27,7 @@ func many(t *testing.T, objects object.Store, n int) *repo.Repository {
 
 func put(t *testing.T, r *repo.Repository, i int) *repo.Snapshot {
 	t.Helper()
-	s := &repo.Snapshot{Run: fmt.Sprintf("%032x", i), Origin: "pool", VM: repo.Named{UUID: fmt.Sprint(i % 7), Name: "vm"}, Complete: true, Data: time.Unix(int64(i), 0).UTC()}
+	s := &repo.Snapshot{Run: fmt.Sprintf("%032x", i), Origin: "pool", VM: repo.Named{UUID: fmt.Sprint(i % 7), Name: "vm"}, Complete: true, DataTime: time.Unix(int64(i), 0).UTC()}
 	if err := r.PutSnapshot(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func read(t *testing.T, objects *objecttest.Faulty, cache string) (all []*repo.S
 		t.Fatal(err, bad)
 	}
 	for i := 1; i < len(all); i++ {
-		if all[i].ID() == all[i-1].ID() || all[i].Data.Before(all[i-1].Data) {
+		if all[i].ID() == all[i-1].ID() || all[i].DataTime.Before(all[i-1].DataTime) {
 			t.Fatalf("snapshot %d: twice, or out of order", i)
 		}
 	}
@@ -155,7 +155,7 @@ func TestCatalogueOfLargeSnapshots(t *testing.T) {
 	const n = 260
 	for i := range n {
 		_, _ = random.Read(noise)
-		s := &repo.Snapshot{Run: fmt.Sprintf("%032x", i), Origin: "pool", Tags: []string{hex.EncodeToString(noise)}, Complete: true, Data: time.Unix(int64(i), 0).UTC()}
+		s := &repo.Snapshot{Run: fmt.Sprintf("%032x", i), Origin: "pool", Tags: []string{hex.EncodeToString(noise)}, Complete: true, DataTime: time.Unix(int64(i), 0).UTC()}
 		if err := r.PutSnapshot(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}

@@ -270,7 +270,7 @@ func (r *Repository) AvoidBad(ctx context.Context) error {
 		hide = append(hide, packs...)
 		blobs = append(blobs, bad...)
 	}
-	r.store.Avoid(hide, blobs, distrust)
+	r.store.Exclude(hide, blobs, distrust)
 	return nil
 }
 

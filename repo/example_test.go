@@ -33,7 +33,7 @@ func ExampleOpen() {
 		fmt.Println(p.Object, p.Err)
 	}
 	for _, s := range snapshots {
-		fmt.Println(s.Data.Format(time.DateTime), s.VM.Name, len(s.Disks), "disks")
+		fmt.Println(s.DataTime.Format(time.DateTime), s.VM.Name, len(s.Disks), "disks")
 	}
 	// Output:
 	// 2026-03-15 02:00:00 web 0 disks
@@ -52,7 +52,7 @@ func makeExampleRepository(ctx context.Context, objects *mem.Store, secret slot.
 		s := &repo.Snapshot{
 			Origin:   "image",
 			VM:       repo.Named{UUID: "5f0c3a8e-1111-4222-8333-944445555666", Name: "web"},
-			Data:     time.Date(2026, 3, day, 2, 0, 0, 0, time.UTC),
+			DataTime: time.Date(2026, 3, day, 2, 0, 0, 0, time.UTC),
 			Complete: true,
 		}
 		if err := r.PutSnapshot(ctx, s); err != nil {

@@ -139,7 +139,7 @@ func findVM(all []*Snapshot, pool, name string) (*VM, error) {
 func ambiguousVMs(name string, found []*VM) error {
 	slices.SortFunc(found, func(a, b *VM) int {
 		x, y := a.newest(), b.newest()
-		return cmp.Or(y.Data.Compare(x.Data), strings.Compare(vmKey(x), vmKey(y)))
+		return cmp.Or(y.DataTime.Compare(x.DataTime), strings.Compare(vmKey(x), vmKey(y)))
 	})
 	e := &AmbiguousError{Name: name, Advice: "name the VM by its UUID"}
 	for _, v := range found {
@@ -152,7 +152,7 @@ func ambiguousVMs(name string, found []*VM) error {
 		if s.Pool.Name != "" {
 			where += " of pool " + s.Pool.Name
 		}
-		e.Means = append(e.Means, fmt.Sprintf("%s (newest snapshot %s)", where, stamp(s.Data, time.Local)))
+		e.Means = append(e.Means, fmt.Sprintf("%s (newest snapshot %s)", where, stamp(s.DataTime, time.Local)))
 	}
 	return e
 }
@@ -183,7 +183,7 @@ func (v *VM) onOnePool(spec string) error {
 	// order is sorted by first; the spans are disjoint if each ends before the next
 	// begins.
 	for i := 1; i < len(order); i++ {
-		if order[i-1].last.Data.Before(order[i].first.Data) {
+		if order[i-1].last.DataTime.Before(order[i].first.DataTime) {
 			continue
 		}
 		e := &AmbiguousError{Name: spec, Advice: "name the pool too: latest:POOL/VM or POOL/VM@TIME"}
@@ -192,7 +192,7 @@ func (v *VM) onOnePool(spec string) error {
 			if o.last.Pool.Name != "" && o.last.Pool.UUID != "" {
 				p += " (" + o.last.Pool.UUID + ")"
 			}
-			e.Means = append(e.Means, fmt.Sprintf("pool %s has it, newest snapshot %s", p, stamp(o.last.Data, time.Local)))
+			e.Means = append(e.Means, fmt.Sprintf("pool %s has it, newest snapshot %s", p, stamp(o.last.DataTime, time.Local)))
 		}
 		return e
 	}
@@ -268,7 +268,7 @@ func groupNote(all []*Snapshot, s *Snapshot) string {
 	var others []string
 	for g, o := range newest {
 		if g != s.group {
-			others = append(others, fmt.Sprintf("the newest of %s is %s of %s", GroupText(g), o.Short(), stamp(o.Data, time.Local)))
+			others = append(others, fmt.Sprintf("the newest of %s is %s of %s", GroupText(g), o.Short(), stamp(o.DataTime, time.Local)))
 		}
 	}
 	slices.Sort(others)
@@ -299,7 +299,7 @@ func at(all []*Snapshot, spec, vm, when string, now time.Time) (Choice, error) {
 	}
 	var past []*Snapshot
 	for _, s := range v.snapshots {
-		if s.Data.Before(w.End) {
+		if s.DataTime.Before(w.End) {
 			past = append(past, s)
 		}
 	}
@@ -316,8 +316,8 @@ func at(all []*Snapshot, spec, vm, when string, now time.Time) (Choice, error) {
 	if s.VM.Name != v.asked { // the VM's name at that time needs no note
 		c.Note = v.note()
 	}
-	if s.Data.Before(w.Begin) {
-		c.Note = fmt.Sprintf("%q: the newest snapshot before the end of that time is of %s; %s", spec, stamp(s.Data, now.Location()), nearest(v.snapshots, w, now.Location()))
+	if s.DataTime.Before(w.Begin) {
+		c.Note = fmt.Sprintf("%q: the newest snapshot before the end of that time is of %s; %s", spec, stamp(s.DataTime, now.Location()), nearest(v.snapshots, w, now.Location()))
 	}
 	c.Note = joined(c.Note, groupNote(past, s))
 	return c, nil
@@ -327,12 +327,12 @@ func at(all []*Snapshot, spec, vm, when string, now time.Time) (Choice, error) {
 func nearest(all []*Snapshot, w When, where *time.Location) string {
 	distance := func(s *Snapshot) time.Duration {
 		switch {
-		case s.Data.Before(w.Begin):
-			return w.Begin.Sub(s.Data)
-		case s.Data.Before(w.End):
+		case s.DataTime.Before(w.Begin):
+			return w.Begin.Sub(s.DataTime)
+		case s.DataTime.Before(w.End):
 			return 0
 		}
-		return s.Data.Sub(w.End)
+		return s.DataTime.Sub(w.End)
 	}
 	near := slices.DeleteFunc(slices.Clone(all), func(s *Snapshot) bool { return !s.Complete })
 	slices.SortStableFunc(near, func(a, b *Snapshot) int { return cmp.Compare(distance(a), distance(b)) })
@@ -340,10 +340,10 @@ func nearest(all []*Snapshot, w When, where *time.Location) string {
 	if len(near) == 0 {
 		return "the VM has no complete snapshot"
 	}
-	slices.SortFunc(near, func(a, b *Snapshot) int { return a.Data.Compare(b.Data) })
+	slices.SortFunc(near, func(a, b *Snapshot) int { return a.DataTime.Compare(b.DataTime) })
 	names := make([]string, len(near))
 	for i, s := range near {
-		names[i] = s.Short() + " of " + stamp(s.Data, where)
+		names[i] = s.Short() + " of " + stamp(s.DataTime, where)
 	}
 	return "the nearest are " + strings.Join(names, ", ")
 }

@@ -23,7 +23,7 @@ func made(t *testing.T, text string) []*Snapshot {
 			t.Fatal(err)
 		}
 		all = append(all, &Snapshot{
-			id: fmt.Sprintf("%08x", len(all)+1), Origin: "pool", Data: at, Complete: len(f) < 5,
+			id: fmt.Sprintf("%08x", len(all)+1), Origin: "pool", DataTime: at, Complete: len(f) < 5,
 			Pool: Named{UUID: "uuid-of-" + f[1], Name: f[1]}, VM: Named{UUID: f[2], Name: f[3]},
 		})
 	}

@@ -58,7 +58,7 @@ func TestForgetAndRecover(t *testing.T) {
 	}
 	var ids []string
 	for _, vm := range []string{"a", "b"} {
-		s := &Snapshot{Origin: "image", VM: Named{UUID: vm, Name: vm}, Data: now, Complete: true}
+		s := &Snapshot{Origin: "image", VM: Named{UUID: vm, Name: vm}, DataTime: now, Complete: true}
 		if err := r.PutSnapshot(ctx, s); err != nil {
 			t.Fatal(err)
 		}

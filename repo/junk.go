@@ -28,7 +28,7 @@ type ofRun interface{ runID() string }
 func (c *Claim) runID() string     { return c.Run }
 func (f *Reference) runID() string { return f.Run }
 func (t *Retired) runID() string   { return t.Run }
-func (o *Over) runID() string      { return o.Run }
+func (o *RunEnd) runID() string    { return o.Run }
 
 // nameRun returns the run in the name of an object: "claims/RUN-SHA256".
 func nameRun(name string) string {
@@ -133,7 +133,7 @@ func (r *Repository) Verify(ctx context.Context, name string) error {
 	case seal.KindRetired:
 		v = new(Retired)
 	case seal.KindOver:
-		v = new(Over)
+		v = new(RunEnd)
 	case seal.KindIndex:
 		_, err := r.keys.OpenNamed(kind, name, data)
 		return err

@@ -22,17 +22,17 @@ func startLocks(objects object.Store, days int) error {
 	if days == 0 {
 		return nil
 	}
-	k, ok := object.KeeperOf(objects)
+	k, ok := object.VersionedOf(objects)
 	if !ok || days < 0 || days > MaxLockDays {
 		return fmt.Errorf("%s: locks for %d days: %w", objects.Location(), days, object.ErrUnsupported)
 	}
-	k.KeepFor(days)
+	k.SetLockDays(days)
 	return nil
 }
 
 // provenLocked checks that the storage has applied the locks that it was asked for.
 func provenLocked(ctx context.Context, objects object.Store, days int) error {
-	k, ok := object.KeeperOf(objects)
+	k, ok := object.VersionedOf(objects)
 	if days == 0 || !ok {
 		return nil
 	}
@@ -50,7 +50,7 @@ func (r *Repository) LockDays() int { return r.config.LockDays }
 // LockedUntil returns the time until which a snapshot cannot be forgotten, or the
 // zero time if it can be forgotten now.
 func (r *Repository) LockedUntil(ctx context.Context, s *Snapshot) (time.Time, error) {
-	k, ok := object.KeeperOf(r.objects)
+	k, ok := object.VersionedOf(r.objects)
 	if !ok || r.config.LockDays == 0 {
 		return time.Time{}, nil
 	}
@@ -83,7 +83,7 @@ func (r *Repository) SetLockDays(ctx context.Context, days int) error {
 // olderSlots reads versions of key slots that were overwritten or deleted, newest
 // first.
 func olderSlots(ctx context.Context, objects object.Store) ([]storedSlot, error) {
-	k, ok := object.KeeperOf(objects)
+	k, ok := object.VersionedOf(objects)
 	if !ok {
 		return nil, nil
 	}
@@ -122,7 +122,7 @@ func olderSlots(ctx context.Context, objects object.Store) ([]storedSlot, error)
 
 // olderConfig returns the newest version of the config that can be opened.
 func olderConfig(ctx context.Context, objects object.Store, keys *seal.Keys) ([]byte, error) {
-	k, ok := object.KeeperOf(objects)
+	k, ok := object.VersionedOf(objects)
 	if !ok {
 		return nil, object.ErrNotFound
 	}

@@ -177,10 +177,10 @@ func TestFeatures(t *testing.T) {
 func TestResolve(t *testing.T) {
 	at := func(h int) time.Time { return time.Unix(int64(h)*3600, 0) }
 	all := []*Snapshot{
-		{id: "aaaa11", VM: Named{"u1", "web"}, Data: at(1), Complete: true},
-		{id: "aaaa22", VM: Named{"u2", "db"}, Data: at(2), Complete: true},
-		{id: "bbbb33", VM: Named{"u1", "web"}, Data: at(3)},
-		{id: "cccc44", VM: Named{"u3", "db"}, Data: at(4), Complete: true},
+		{id: "aaaa11", VM: Named{"u1", "web"}, DataTime: at(1), Complete: true},
+		{id: "aaaa22", VM: Named{"u2", "db"}, DataTime: at(2), Complete: true},
+		{id: "bbbb33", VM: Named{"u1", "web"}, DataTime: at(3)},
+		{id: "cccc44", VM: Named{"u3", "db"}, DataTime: at(4), Complete: true},
 	}
 	for spec, want := range map[string]string{
 		"latest": "cccc44", "latest:u1": "aaaa11", "latest:web": "aaaa11", "latest:u2": "aaaa22", "bbbb": "bbbb33", "AAAA1": "aaaa11",
@@ -210,7 +210,7 @@ func TestSnapshots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Snapshot{Origin: "pool", VM: Named{"u", "name"}, Data: time.Unix(5, 0).UTC(), Complete: true}
+	s := &Snapshot{Origin: "pool", VM: Named{"u", "name"}, DataTime: time.Unix(5, 0).UTC(), Complete: true}
 	for range 16 {
 		s.Disks = append(s.Disks, Disk{Device: "xvda", VDI: strings.Repeat("u", 36), VDISnapshot: strings.Repeat("v", 36), Root: HexID{1}, Method: "full", Reason: "first backup of this disk"})
 	}

@@ -20,13 +20,13 @@ const overPrefix = "over/"
 // a snapshot itself, unless it is killed right after the put.
 var ErrWithdrawn = errors.New("published by a run that was given up before, so that something of it may be gone: it does not count")
 
-// Over ends a run that was declared dead. Of the run's snapshots, only those that
+// RunEnd ends a run that was declared dead. Of the run's snapshots, only those that
 // the pruner saw when it wrote this object are valid; any other is invalid, however
 // late it is published. The request that puts a snapshot may be delayed for any
 // length of time, so this object is never deleted. It is valid only if a full key
 // signed it: otherwise the thief of a write-only key could invalidate backups with
 // it.
-type Over struct {
+type RunEnd struct {
 	Run       string    `json:"run"` // hex
 	Time      time.Time `json:"time"`
 	Snapshots []string  `json:"snapshots"` // full IDs
@@ -34,9 +34,9 @@ type Over struct {
 	full bool
 }
 
-// PutOver ends a run. The data that the run's claim and reference lists protect may
+// PutRunEnd ends a run. The data that the run's claim and reference lists protect may
 // be deleted once this object can be read, and not before.
-func (r *Repository) PutOver(ctx context.Context, o *Over) error {
+func (r *Repository) PutRunEnd(ctx context.Context, o *RunEnd) error {
 	if err := r.NeedsFull("end a dead run"); err != nil {
 		return err
 	}
@@ -48,11 +48,11 @@ func (r *Repository) PutOver(ctx context.Context, o *Over) error {
 	return err
 }
 
-// Overs reads the Over objects of the runs for which of returns true, by run.
+// RunEnds reads the run ends of the runs for which of returns true, by run.
 // Objects that cannot be read end nothing: the snapshots that they would have
 // invalidated stay valid, and the data that their runs protect is kept. They are
 // added to Problems.
-func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[string][]*Over, error) {
+func (r *Repository) RunEnds(ctx context.Context, of func(run string) bool) (map[string][]*RunEnd, error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, overPrefix, func(i object.Info) error {
 		if of(nameRun(i.Name)) {
@@ -62,12 +62,12 @@ func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[s
 	}); err != nil {
 		return nil, err
 	}
-	all := make([]*Over, len(names))
+	all := make([]*RunEnd, len(names))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, r.objects.Traits().Parallel))
 	for i, name := range names {
 		g.Go(func() error {
-			v := new(Over)
+			v := new(RunEnd)
 			o, err := r.readObject(gctx, name, seal.KindOver, v)
 			switch {
 			case gctx.Err() != nil:
@@ -88,7 +88,7 @@ func (r *Repository) Overs(ctx context.Context, of func(run string) bool) (map[s
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	overs := make(map[string][]*Over)
+	overs := make(map[string][]*RunEnd)
 	for _, o := range all {
 		if o != nil && o.full {
 			overs[o.Run] = append(overs[o.Run], o)
@@ -108,7 +108,7 @@ func (r *Repository) counted(ctx context.Context, all []*Snapshot) ([]*Snapshot,
 	for _, s := range all {
 		runs[s.Run] = true
 	}
-	overs, err := r.Overs(ctx, func(run string) bool { return runs[run] })
+	overs, err := r.RunEnds(ctx, func(run string) bool { return runs[run] })
 	if err != nil {
 		return nil, nil, err
 	}

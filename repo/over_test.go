@@ -68,17 +68,17 @@ func counts(t *testing.T, r *repo.Repository) (vms string, withdrawn int) {
 func TestOver(t *testing.T) {
 	_, full, writer, a, b := overWorld(t)
 	for _, c := range []struct {
-		end       repo.Over
+		end       repo.RunEnd
 		vms       string
 		withdrawn int
 	}{
-		{repo.Over{Run: "0b"}, "ab", 0},
-		{repo.Over{Run: "0"}, "ab", 0},
-		{repo.Over{Run: "0a", Snapshots: []string{b.ID(), a.ID()}}, "ab", 0},
-		{repo.Over{Run: "0a", Snapshots: []string{a.ID()}}, "a", 1},
-		{repo.Over{Run: "0a", Snapshots: []string{b.ID()}}, "", 2},
+		{repo.RunEnd{Run: "0b"}, "ab", 0},
+		{repo.RunEnd{Run: "0"}, "ab", 0},
+		{repo.RunEnd{Run: "0a", Snapshots: []string{b.ID(), a.ID()}}, "ab", 0},
+		{repo.RunEnd{Run: "0a", Snapshots: []string{a.ID()}}, "a", 1},
+		{repo.RunEnd{Run: "0a", Snapshots: []string{b.ID()}}, "", 2},
 	} {
-		if err := full.PutOver(t.Context(), &c.end); err != nil {
+		if err := full.PutRunEnd(t.Context(), &c.end); err != nil {
 			t.Fatal(err)
 		}
 		for _, r := range []*repo.Repository{full, writer} {
@@ -94,7 +94,7 @@ func TestOver(t *testing.T) {
 // under another's name, ends nothing either.
 func TestOverForged(t *testing.T) {
 	store, full, writer, _, _ := overWorld(t)
-	if err := writer.PutOver(t.Context(), &repo.Over{Run: "0a"}); !errors.Is(err, seal.ErrNoDataKey) {
+	if err := writer.PutRunEnd(t.Context(), &repo.RunEnd{Run: "0a"}); !errors.Is(err, seal.ErrNoDataKey) {
 		t.Errorf("a key that may only write: %v", err)
 	}
 	data, name, err := writer.Keys().SealObject(seal.KindOver, nil, []byte(`{"run":"0a","snapshots":[]}`))
@@ -102,7 +102,7 @@ func TestOverForged(t *testing.T) {
 		err = store.Put(t.Context(), "over/0a-"+name, data)
 	}
 	if err == nil {
-		err = full.PutOver(t.Context(), &repo.Over{Run: "0b"})
+		err = full.PutRunEnd(t.Context(), &repo.RunEnd{Run: "0b"})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func TestOverForged(t *testing.T) {
 func TestOverRequests(t *testing.T) {
 	inner, full, _, a, _ := overWorld(t)
 	for _, run := range []string{"0b", "0c", "0d"} {
-		if err := full.PutOver(t.Context(), &repo.Over{Run: run, Snapshots: []string{a.ID()}}); err != nil {
+		if err := full.PutRunEnd(t.Context(), &repo.RunEnd{Run: run, Snapshots: []string{a.ID()}}); err != nil {
 			t.Fatal(err)
 		}
 	}

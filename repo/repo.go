@@ -318,8 +318,8 @@ func (r *Repository) begin(o Options) error {
 	if err := r.config.check(); err != nil {
 		return err
 	}
-	if k, ok := object.KeeperOf(r.objects); ok && r.config.LockDays > 0 {
-		k.KeepFor(r.config.LockDays)
+	if k, ok := object.VersionedOf(r.objects); ok && r.config.LockDays > 0 {
+		k.SetLockDays(r.config.LockDays)
 	}
 	dir, trees := "", ""
 	if o.CacheDir != "" {

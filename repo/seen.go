@@ -136,7 +136,7 @@ func (r *Repository) Missed() []Problem {
 	for _, s := range all { // oldest first
 		exist[s.id] = true
 		if s.Complete && s.grace == nil {
-			now.Newest[seenKey(s)] = seenSnapshot{ID: s.id, VM: s.VM.Name, Data: s.Data}
+			now.Newest[seenKey(s)] = seenSnapshot{ID: s.id, VM: s.VM.Name, Data: s.DataTime}
 		}
 	}
 	var missed []Problem

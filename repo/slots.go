@@ -22,8 +22,8 @@ var (
 	ErrLastSlot = errors.New("the last full key must stay")
 )
 
-// Slot describes a key slot, as anyone who can read the storage sees it.
-type Slot struct {
+// KeySlot describes a key slot, as anyone who can read the storage sees it.
+type KeySlot struct {
 	ID      string // ID of its writer, hex
 	Role    string // "full" or "write-only"
 	Label   string
@@ -34,7 +34,7 @@ type Slot struct {
 }
 
 // Slots lists the key slots, oldest first.
-func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
+func (r *Repository) Slots(ctx context.Context) ([]KeySlot, error) {
 	var names []string
 	if err := object.ListOwn(ctx, r.objects, "slots/", func(i object.Info) error {
 		names = append(names, i.Name)
@@ -43,7 +43,7 @@ func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 		return nil, err
 	}
 	slices.Sort(names)
-	found := make(map[string]*Slot)
+	found := make(map[string]*KeySlot)
 	content := make(map[string][32]byte)
 	for _, name := range names {
 		data, err := r.objects.Get(ctx, name, 0, -1)
@@ -57,13 +57,13 @@ func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 		h, err := slot.ReadHead(data)
 		if err != nil || h.ID != id || h.Repository != r.ID() {
 			if found[id] == nil {
-				found[id] = &Slot{ID: id}
+				found[id] = &KeySlot{ID: id}
 			}
 			continue
 		}
 		s := found[id]
 		if s == nil || s.Role == "" {
-			s = &Slot{ID: id, Role: h.Role, Label: h.Label, Secret: h.KDF.Name, Created: h.Created, Current: id == r.keys.Cert.Writer().String()}
+			s = &KeySlot{ID: id, Role: h.Role, Label: h.Label, Secret: h.KDF.Name, Created: h.Created, Current: id == r.keys.Cert.Writer().String()}
 			found[id] = s
 		}
 		sum := sha256.Sum256(data)
@@ -72,11 +72,11 @@ func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 		}
 		content[id] = sum
 	}
-	all := make([]Slot, 0, len(found))
+	all := make([]KeySlot, 0, len(found))
 	for _, s := range found {
 		all = append(all, *s)
 	}
-	slices.SortFunc(all, func(a, b Slot) int {
+	slices.SortFunc(all, func(a, b KeySlot) int {
 		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
 	})
 	return all, nil
@@ -84,12 +84,12 @@ func (r *Repository) Slots(ctx context.Context) ([]Slot, error) {
 
 // FindSlot returns the slot for a name: a unique prefix of its ID of four
 // characters or more, or its label.
-func (r *Repository) FindSlot(ctx context.Context, name string) (*Slot, error) {
+func (r *Repository) FindSlot(ctx context.Context, name string) (*KeySlot, error) {
 	all, err := r.Slots(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var found []*Slot
+	var found []*KeySlot
 	for i := range all {
 		if s := &all[i]; s.ID == name {
 			return s, nil

@@ -42,25 +42,25 @@ type Named struct {
 
 // Snapshot is one restorable backup of a VM, or of an image.
 type Snapshot struct {
-	Format  int       `json:"format"`
-	Run     string    `json:"run"` // hex
-	Job     string    `json:"job,omitempty"`
-	Machine string    `json:"machine,omitempty"`
-	Origin  string    `json:"origin"` // "pool", "image", "import" or OriginDatabase
-	Pool    Named     `json:"pool"`
-	VM      Named     `json:"vm"`
-	Kind    string    `json:"kind,omitempty"` // of the VM snapshot: "regular" ...
-	Tags    []string  `json:"tags,omitempty"`
-	Data    time.Time `json:"data_time"` // the pool's snapshot time
-	Written time.Time `json:"written_time"`
+	Format      int       `json:"format"`
+	Run         string    `json:"run"` // hex
+	Job         string    `json:"job,omitempty"`
+	Machine     string    `json:"machine,omitempty"`
+	Origin      string    `json:"origin"` // "pool", "image", "import" or OriginDatabase
+	Pool        Named     `json:"pool"`
+	VM          Named     `json:"vm"`
+	Kind        string    `json:"kind,omitempty"` // of the VM snapshot: "regular" ...
+	Tags        []string  `json:"tags,omitempty"`
+	DataTime    time.Time `json:"data_time"` // the pool's snapshot time
+	WrittenTime time.Time `json:"written_time"`
 	// Complete is set if every selected disk is in the snapshot.
-	Complete bool     `json:"complete"`
-	Disks    []Disk   `json:"disks"`
-	Missing  []Gap    `json:"missing,omitempty"` // disks left out or failed
-	Records  []Record `json:"records,omitempty"`
-	// Generation is the VM's generation_id; a different one means that the VM was
+	Complete bool          `json:"complete"`
+	Disks    []Disk        `json:"disks"`
+	Missing  []MissingDisk `json:"missing,omitempty"` // disks left out or failed
+	Records  []Record      `json:"records,omitempty"`
+	// GenerationID is the VM's generation_id; a different one means that the VM was
 	// reverted, copied or imported.
-	Generation string `json:"generation_id,omitempty"`
+	GenerationID string `json:"generation_id,omitempty"`
 	// Source is the file from which an image or import was read. It is nil for a
 	// snapshot that came from a pool or a device, or was stored by an older
 	// version.
@@ -139,8 +139,8 @@ type DiskRead struct {
 	Stored  int64 `json:"bytes_stored"`  // size of these chunks and of the tree as stored
 }
 
-// Gap is a disk that is not in a snapshot.
-type Gap struct {
+// MissingDisk is a disk that is not in a snapshot.
+type MissingDisk struct {
 	Device string `json:"device"`
 	VDI    string `json:"vdi,omitempty"`
 	Reason string `json:"reason"`
@@ -255,7 +255,7 @@ func (r *Repository) Vouch(ctx context.Context, roots []chunk.ID) error {
 	sound := make(map[chunk.ID]bool)
 	for _, s := range all {
 		// What was written before a key was revoked may use packs that are rejected now.
-		if sum, err := parsePacks([]string{s.id}); err != nil || !r.store.IsOwn(sum[0]) || !s.Written.After(r.revokedAt) {
+		if sum, err := parsePacks([]string{s.id}); err != nil || !r.store.IsOwn(sum[0]) || !s.WrittenTime.After(r.revokedAt) {
 			continue
 		}
 		for i := range s.Disks {
@@ -356,7 +356,7 @@ func (r *Repository) AllSnapshots(ctx context.Context) (all []*Snapshot, bad []P
 	}
 	r.addProblems(unread...)
 	slices.SortFunc(all, func(a, b *Snapshot) int {
-		return cmp.Or(a.Data.Compare(b.Data), a.Written.Compare(b.Written), strings.Compare(a.id, b.id))
+		return cmp.Or(a.DataTime.Compare(b.DataTime), a.WrittenTime.Compare(b.WrittenTime), strings.Compare(a.id, b.id))
 	})
 	slices.SortFunc(bad, func(a, b Problem) int { return strings.Compare(a.Object, b.Object) })
 	r.mu.Lock()

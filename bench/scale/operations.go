@@ -266,7 +266,7 @@ func makeSnapshots(ctx context.Context, j job) (outcome, error) {
 		vm := fmt.Sprintf("5ad1ed00-0000-4000-8000-%012x", i%200)
 		snap := &repo.Snapshot{
 			Run: fmt.Sprintf("%032x", i), Job: "nightly", Machine: "backup", Origin: "pool", Pool: repo.Named{UUID: "4f00dbab-0000-4000-8000-000000000001", Name: "pool"},
-			VM: repo.Named{UUID: vm, Name: "machine-" + vm[30:]}, Kind: "regular", Data: time.Unix(int64(i)*60, 0).UTC(), Written: time.Unix(int64(i)*60, 0).UTC(), Complete: true,
+			VM: repo.Named{UUID: vm, Name: "machine-" + vm[30:]}, Kind: "regular", DataTime: time.Unix(int64(i)*60, 0).UTC(), WrittenTime: time.Unix(int64(i)*60, 0).UTC(), Complete: true,
 		}
 		for d := range 2 {
 			snap.Disks = append(snap.Disks, repo.Disk{

@@ -131,7 +131,7 @@ func makeRepository(ctx context.Context, j job) (outcome, error) {
 				for day, root := range []chunk.ID{first, second} {
 					snapshots[2*i+day] = &repo.Snapshot{
 						Run: fmt.Sprintf("%032x", 1), Origin: "pool", Pool: repo.Named{UUID: "pool"}, VM: repo.Named{UUID: fmt.Sprint("vm", i), Name: fmt.Sprint("vm", i)},
-						Data: time.Unix(int64(day)*86400, 0).UTC(), Written: time.Unix(int64(day)*86400, 0).UTC(), Complete: true,
+						DataTime: time.Unix(int64(day)*86400, 0).UTC(), WrittenTime: time.Unix(int64(day)*86400, 0).UTC(), Complete: true,
 						Disks: []repo.Disk{{Device: "xvda", VDI: fmt.Sprint("vdi", i), Size: size, Root: repo.HexID(root), Method: "full"}},
 					}
 				}
@@ -271,13 +271,13 @@ func (f *fakePacks) flush(ctx context.Context) error {
 
 // realDisk backs up a disk of texts that repeat a little.
 func realDisk(ctx context.Context, r *repo.Repository, size int64) error {
-	return backup.Do(ctx, r, backup.Options{Job: "scale", Machine: "scale", Process: "scale"}, func(ctx context.Context, run *backup.Run) error {
-		res, err := run.Disk(ctx, &textDisk{size: size, r: rand.New(rand.NewPCG(1, 2))}, backup.DiskOptions{Size: size})
+	return backup.WithRun(ctx, r, backup.Options{Job: "scale", Machine: "scale", Process: "scale"}, func(ctx context.Context, run *backup.Run) error {
+		res, err := run.BackupDisk(ctx, &textDisk{size: size, r: rand.New(rand.NewPCG(1, 2))}, backup.DiskOptions{Size: size})
 		if err != nil {
 			return err
 		}
 		run.Add(&repo.Snapshot{
-			Origin: "pool", Pool: repo.Named{UUID: "pool"}, VM: repo.Named{UUID: "real", Name: "real"}, Data: time.Unix(200_000, 0).UTC(), Complete: true,
+			Origin: "pool", Pool: repo.Named{UUID: "pool"}, VM: repo.Named{UUID: "real", Name: "real"}, DataTime: time.Unix(200_000, 0).UTC(), Complete: true,
 			Disks: []repo.Disk{{Device: "xvda", VDI: "real", Size: size, Root: repo.HexID(res.Root), Method: "full"}},
 		})
 		return run.Flush(ctx)

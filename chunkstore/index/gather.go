@@ -2,7 +2,7 @@ package index
 
 import "runtime"
 
-// Gather accepts prefixes in any order and looks them up in approximately the
+// BulkLookup accepts prefixes in any order and looks them up in approximately the
 // order of the index, so that the lookups touch one small part of the index
 // after another. Looking up many prefixes in the order in which they arrive
 // touches three pages anywhere in the index for each of them; with an index of
@@ -11,7 +11,7 @@ import "runtime"
 // If no more prefixes can be gathered, because the folder cannot be written or
 // because memory already holds gatherMost of them, the prefixes gathered so far
 // are looked up immediately.
-type Gather struct {
+type BulkLookup struct {
 	x     *Index
 	found func(p Prefix, at []Location) error
 	spool *spool
@@ -27,15 +27,15 @@ const gatherMost = 1 << 20
 // only during the call, and is empty for an unknown prefix. If found returns an
 // error, the call of Add or Flush that called it ends with this error. The
 // caller must close the Gather.
-func (x *Index) Gather(found func(p Prefix, at []Location) error) *Gather {
-	return &Gather{x: x, found: found, spool: newSpool(x.folder, len(Prefix{}))}
+func (x *Index) Gather(found func(p Prefix, at []Location) error) *BulkLookup {
+	return &BulkLookup{x: x, found: found, spool: newSpool(x.folder, len(Prefix{}))}
 }
 
 // Len returns the number of prefixes that are not looked up yet.
-func (g *Gather) Len() int64 { return g.spool.n }
+func (g *BulkLookup) Len() int64 { return g.spool.n }
 
 // Add adds a prefix.
-func (g *Gather) Add(p Prefix) error {
+func (g *BulkLookup) Add(p Prefix) error {
 	if g.spool.room(p[0]) != nil || g.spool.folder.memory() && g.spool.n >= gatherMost {
 		if err := g.Flush(); err != nil {
 			return err
@@ -46,7 +46,7 @@ func (g *Gather) Add(p Prefix) error {
 }
 
 // Flush looks up all prefixes that are not looked up yet.
-func (g *Gather) Flush() error {
+func (g *BulkLookup) Flush() error {
 	v := g.x.view.Load()
 	defer runtime.KeepAlive(v)
 	for i := range spoolParts {
@@ -69,4 +69,4 @@ func (g *Gather) Flush() error {
 }
 
 // Close frees the memory and the file of the Gather.
-func (g *Gather) Close() { g.spool.close() }
+func (g *BulkLookup) Close() { g.spool.close() }

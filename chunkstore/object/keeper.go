@@ -14,19 +14,19 @@ type Version struct {
 	Deleted bool // a deletion, without content
 }
 
-// A Keeper is a Store that keeps overwritten and deleted objects as versions,
-// and can lock versions against removal. Traits.Keeps reports whether a store
-// is one; see KeeperOf. A bucket without versioning has one version of each
+// Versioned is a Store that keeps overwritten and deleted objects as versions,
+// and can lock versions against removal. Traits.Versioned reports whether a store
+// is one; see VersionedOf. A bucket without versioning has one version of each
 // object. Methods for which the storage has no support return ErrUnsupported.
-type Keeper interface {
+type Versioned interface {
 	Store
 
-	// KeepFor makes every later Put lock its object for that many days, if
+	// SetLockDays makes every later Put lock its object for that many days, if
 	// LockedName returns true for its name. It also makes Delete remove all
 	// versions of an object, but only if none of them is still locked;
 	// otherwise Delete returns a LockedError. With 0 days, Put locks nothing
 	// and Delete is the ordinary one.
-	KeepFor(days int)
+	SetLockDays(days int)
 
 	// ListVersions calls fn for each version of each object whose name begins
 	// with prefix. The versions of one object come together: the latest first,
@@ -45,10 +45,10 @@ type Keeper interface {
 	Lock(ctx context.Context, name, id string, until time.Time) error
 }
 
-// KeeperOf returns s as a Keeper, if it is one.
-func KeeperOf(s Store) (Keeper, bool) {
-	k, ok := s.(Keeper)
-	return k, ok && s.Traits().Keeps
+// VersionedOf returns s as a Versioned store, if it is one.
+func VersionedOf(s Store) (Versioned, bool) {
+	k, ok := s.(Versioned)
+	return k, ok && s.Traits().Versioned
 }
 
 // LockedName reports whether an object with this name is locked when locks are

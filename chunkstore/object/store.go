@@ -34,15 +34,15 @@ type Traits struct {
 	// Uploads is the recommended number of concurrent Puts of large objects. 0
 	// means three, or Parallel if that is less.
 	Uploads int
-	// Page is the number of objects that one request of a listing returns. 0
+	// ListPageSize is the number of objects that one request of a listing returns. 0
 	// means all.
-	Page int
-	// Whole reports that it is better to read an object of some MiB once as a
+	ListPageSize int
+	// PreferWholeReads reports that it is better to read an object of some MiB once as a
 	// whole than in several ranges, because each request costs time and perhaps
 	// money.
-	Whole bool
-	// Keeps reports that the store is a Keeper.
-	Keeps bool
+	PreferWholeReads bool
+	// Versioned reports that the store implements Versioned.
+	Versioned bool
 }
 
 // A Store stores objects under names such as "config" or "packs/ab/<hex>";

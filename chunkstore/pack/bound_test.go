@@ -38,7 +38,7 @@ func allocated(fn func()) uint64 {
 }
 
 // packWith builds a pack of one blob.
-func packWith(t *testing.T, keys *seal.Keys, k chunk.Kind, e seal.Encoding, pieces []Piece, body []byte) []byte {
+func packWith(t *testing.T, keys *seal.Keys, k chunk.Kind, e seal.Encoding, pieces []Entry, body []byte) []byte {
 	t.Helper()
 	b, err := NewBuilder(keys, KindOf(k), make([]byte, 0, len(body)+1<<20))
 	if err != nil {
@@ -79,7 +79,7 @@ func TestBlobsAreBounded(t *testing.T) {
 	for _, k := range []chunk.Kind{chunk.Data, chunk.Record, chunk.List, chunk.Node, chunk.Root} {
 		n := int(k.MaxPlain())
 		zeros := make([]byte, n)
-		longest := packWith(t, keys, k, seal.Zstd, []Piece{{ID: h.Sum(k, zeros), Length: uint32(n)}}, rle(n))
+		longest := packWith(t, keys, k, seal.Zstd, []Entry{{ID: h.Sum(k, zeros), Length: uint32(n)}}, rle(n))
 		if p, err := openOnly(t, keys, longest); err != nil || !bytes.Equal(p, zeros) {
 			t.Errorf("the longest %v: %d bytes, %v", k, len(p), err)
 		}
@@ -87,7 +87,7 @@ func TestBlobsAreBounded(t *testing.T) {
 			if claims > 100<<20 && k != chunk.Data && testing.Short() {
 				continue
 			}
-			data := packWith(t, keys, k, seal.Zstd, []Piece{{ID: chunk.ID{1}, Length: uint32(claims)}}, rle(claims))
+			data := packWith(t, keys, k, seal.Zstd, []Entry{{ID: chunk.ID{1}, Length: uint32(claims)}}, rle(claims))
 			if len(data) > 100<<10 {
 				t.Fatalf("a bomb of %d bytes", len(data))
 			}
@@ -98,9 +98,9 @@ func TestBlobsAreBounded(t *testing.T) {
 		}
 	}
 	// Many pieces of a permitted length are not permitted together.
-	pieces := make([]Piece, 4096)
+	pieces := make([]Entry, 4096)
 	for i := range pieces {
-		pieces[i] = Piece{ID: chunk.ID{byte(i), byte(i >> 8)}, Length: 96 << 10}
+		pieces[i] = Entry{ID: chunk.ID{byte(i), byte(i >> 8)}, Length: 96 << 10}
 	}
 	data := packWith(t, keys, chunk.Data, seal.Zstd, pieces, rle(4096*96<<10))
 	var err error
@@ -108,7 +108,7 @@ func TestBlobsAreBounded(t *testing.T) {
 		t.Errorf("a blob of many chunks: %v, %d bytes allocated", err, used)
 	}
 	// A frame that contains more than the table of contents states.
-	data = packWith(t, keys, chunk.Data, seal.Zstd, []Piece{{ID: chunk.ID{1}, Length: 1000}}, rle(1_500_000_000))
+	data = packWith(t, keys, chunk.Data, seal.Zstd, []Entry{{ID: chunk.ID{1}, Length: 1000}}, rle(1_500_000_000))
 	if used := allocated(func() { _, err = openOnly(t, keys, data) }); !errors.Is(err, seal.ErrCorrupt) || used > 4<<20 {
 		t.Errorf("a frame of 1.5 GB: %v, %d bytes allocated", err, used)
 	}

@@ -29,17 +29,17 @@ type Builder struct {
 	pieces int
 }
 
-// Slot is space reserved for one blob in a Builder.
-type Slot struct {
+// Reservation is space reserved for one blob in a Builder.
+type Reservation struct {
 	blob  Blob
 	place []byte
 }
 
 // Stored returns the blob's length in the pack.
-func (s Slot) Stored() int { return int(s.blob.Stored) }
+func (s Reservation) Stored() int { return int(s.blob.Stored) }
 
 // Offset returns the blob's offset in the pack.
-func (s Slot) Offset() uint32 { return s.blob.Offset }
+func (s Reservation) Offset() uint32 { return s.blob.Offset }
 
 // NewBuilder begins a pack of kind in buf[:0]. The builder owns buf until its
 // caller no longer needs the bytes that Finish returns.
@@ -92,10 +92,10 @@ func (b *Builder) Count() int { return len(b.blobs) }
 // blob within limit. A pack without blobs accepts a blob beyond limit if buf
 // has room for it. Reserve must not be called concurrently with itself or with
 // Finish.
-func (b *Builder) Reserve(k chunk.Kind, e seal.Encoding, pieces []Piece, n, limit int) (Slot, bool) {
+func (b *Builder) Reserve(k chunk.Kind, e seal.Encoding, pieces []Entry, n, limit int) (Reservation, bool) {
 	stored := n + seal.Overhead
 	if len(b.blobs) > 0 && (len(b.buf)+stored > limit || b.pieces+len(pieces) > maxPieces) || cap(b.buf)-len(b.buf) < stored {
-		return Slot{}, false
+		return Reservation{}, false
 	}
 	at := len(b.buf)
 	b.buf = b.buf[:at+stored]
@@ -103,12 +103,12 @@ func (b *Builder) Reserve(k chunk.Kind, e seal.Encoding, pieces []Piece, n, limi
 		Kind: k, Encoding: e, Number: uint32(len(b.blobs)), Stored: uint32(stored), Offset: uint32(at), Pieces: pieces,
 	})
 	b.pieces += len(pieces)
-	return Slot{blob: b.blobs[len(b.blobs)-1], place: b.buf[at:at:len(b.buf)]}, true
+	return Reservation{blob: b.blobs[len(b.blobs)-1], place: b.buf[at:at:len(b.buf)]}, true
 }
 
 // Fill seals the encoded bytes into their slot. Different slots may be filled
 // concurrently. All slots must be filled before Finish.
-func (b *Builder) Fill(s Slot, encoded []byte) error {
+func (b *Builder) Fill(s Reservation, encoded []byte) error {
 	if len(encoded)+seal.Overhead != int(s.blob.Stored) {
 		return errors.New("pack: slot of another length")
 	}
@@ -237,7 +237,7 @@ func decodeTable(t []byte, offset int64) ([]Blob, error) {
 	kinds, encs, parts := column(n, 1), column(n, 1), column(n, 1)
 	numbers, storeds, counts, hashes := column(n, 4), column(n, 4), column(n, 2), column(n, hashSize)
 	ids, lengths := column(m, 32), column(m, 4)
-	pieces := make([]Piece, m)
+	pieces := make([]Entry, m)
 	for i := range pieces {
 		copy(pieces[i].ID[:], ids[i*32:])
 		pieces[i].Length = binary.BigEndian.Uint32(lengths[i*4:])

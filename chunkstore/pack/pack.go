@@ -145,8 +145,8 @@ func ParseObjectName(name string) (id ID, ok bool) {
 	return id, err == nil && n == len(id) && id.ObjectName() == name
 }
 
-// Piece is plain data with an ID of its own.
-type Piece struct {
+// Entry is plain data with an ID of its own.
+type Entry struct {
 	ID     chunk.ID
 	Length uint32 // bytes
 }
@@ -160,7 +160,7 @@ type Blob struct {
 	Stored   uint32 // length in the pack
 	Offset   uint32 // from the start of the pack
 	Hash     [hashSize]byte
-	Pieces   []Piece // in the order of its plain bytes
+	Pieces   []Entry // in the order of its plain bytes
 }
 
 // Plain returns the length of the blob's plain bytes.

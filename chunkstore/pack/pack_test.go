@@ -41,10 +41,10 @@ func build(t testing.TB, keys *seal.Keys, h *chunk.Hasher, k chunk.Kind, blobs [
 		per = 2
 	}
 	for group := range slices.Chunk(blobs, per) {
-		var pieces []Piece
+		var pieces []Entry
 		var plain []byte
 		for _, p := range group {
-			pieces = append(pieces, Piece{ID: h.Sum(k, p), Length: uint32(len(p))})
+			pieces = append(pieces, Entry{ID: h.Sum(k, p), Length: uint32(len(p))})
 			plain = append(plain, p...)
 		}
 		body, enc := c.Compress(nil, plain)
@@ -134,7 +134,7 @@ func TestBlobIsBound(t *testing.T) {
 		"encoding": func(b *Blob) { b.Encoding = seal.Zstd },
 		"id":       func(b *Blob) { b.Pieces[1].ID[0]++ },
 		"length":   func(b *Blob) { b.Pieces[0].Length++; b.Pieces[1].Length-- },
-		"pieces":   func(b *Blob) { b.Pieces = []Piece{{ID: b.Pieces[0].ID, Length: 5}} },
+		"pieces":   func(b *Blob) { b.Pieces = []Entry{{ID: b.Pieces[0].ID, Length: 5}} },
 		"number":   func(b *Blob) { b.Number++ },
 	} {
 		b := d.Blobs[0]
@@ -242,7 +242,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func FuzzTable(f *testing.F) {
-	f.Add(encodeTable([]Blob{{Kind: chunk.Data, Stored: 20, Pieces: []Piece{{Length: 4}}}}))
+	f.Add(encodeTable([]Blob{{Kind: chunk.Data, Stored: 20, Pieces: []Entry{{Length: 4}}}}))
 	f.Add(make([]byte, 8))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		e, err := decodeTable(p, 200)

@@ -137,7 +137,7 @@ func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
 		// expect one.
 		sum = &job.Summary{Type: "summary", Status: "failed", Job: o.job, Started: time.Now().UTC(), Snapshots: []job.VMSummary{}}
 		for _, vm := range vms {
-			sum.Failed = append(sum.Failed, job.VMFailure{VM: vm, Error: sentence(err), Hint: hint(err)})
+			sum.Failed = append(sum.Failed, job.VMFailure{VM: vm, Error: message(err), Hint: hint(err)})
 		}
 		if o.output.json {
 			return errors.Join(err, writeLine(cmd.OutOrStdout(), sum))
@@ -156,16 +156,16 @@ func runBackup(cmd *cobra.Command, o *backupOptions, vms []string) error {
 	}
 	for i := range sum.Interrupted {
 		v := &sum.Interrupted[i]
-		tell(cmd.ErrOrStderr(), oneLine("interrupted "+v.VM+" "+v.Reason()), "")
+		printError(cmd.ErrOrStderr(), oneLine("interrupted "+v.VM+" "+v.Reason()), "")
 	}
 	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) {
 		for i := range sum.Failed {
-			tell(cmd.ErrOrStderr(), oneLine(sum.Failed[i].Error), failureHint(&sum.Failed[i]))
+			printError(cmd.ErrOrStderr(), oneLine(sum.Failed[i].Error), failureHint(&sum.Failed[i]))
 		}
 		return reported{err}
 	}
 	if errors.Is(err, job.ErrCBTMissedChange) {
-		tell(cmd.ErrOrStderr(), sentence(err), hint(err))
+		printError(cmd.ErrOrStderr(), message(err), hint(err))
 		return reported{err}
 	}
 	return err
@@ -400,7 +400,7 @@ func (c *choice) Set(text string) error {
 }
 
 // gaps returns the disks that are not in a snapshot, as text for people.
-func gaps(missing []repo.Gap) string {
+func gaps(missing []repo.MissingDisk) string {
 	text := ""
 	for i, g := range missing {
 		if i > 0 {

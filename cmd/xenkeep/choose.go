@@ -98,7 +98,7 @@ func choose(snapshots []*repo.Snapshot, spec string, stderr io.Writer) (*repo.Sn
 		return nil, nameOfVM(snapshots, spec, err)
 	}
 	if c.Note != "" {
-		tell(stderr, fmt.Sprintf("snapshot %s is taken: %s", c.Snapshot.Short(), oneLine(c.Note)), "")
+		printError(stderr, fmt.Sprintf("snapshot %s is taken: %s", c.Snapshot.Short(), oneLine(c.Note)), "")
 	}
 	return c.Snapshot, nil
 }
@@ -143,12 +143,12 @@ func ofVM(all []*repo.Snapshot, vm string, stderr io.Writer) ([]*repo.Snapshot, 
 	v, err := repo.FindVM(all, vm)
 	switch {
 	case errors.Is(err, repo.ErrAmbiguous):
-		tell(stderr, sentence(err), "")
+		printError(stderr, message(err), "")
 		return slices.DeleteFunc(slices.Clone(all), func(s *repo.Snapshot) bool { return s.VM.Name != vm && s.VM.UUID != vm }), nil
 	case err != nil:
 		return nil, err
 	case v.Former:
-		tell(stderr, fmt.Sprintf("VM %s is called %s now", printable(vm), printable(v.Name)), "")
+		printError(stderr, fmt.Sprintf("VM %s is called %s now", printable(vm), printable(v.Name)), "")
 	}
 	return v.Snapshots(), nil
 }

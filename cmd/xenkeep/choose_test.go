@@ -12,7 +12,7 @@ import (
 func snapshot(day int, uuid, name, job string) *repo.Snapshot {
 	return &repo.Snapshot{
 		Origin: "pool", Pool: repo.Named{UUID: "p", Name: "pool"}, VM: repo.Named{UUID: uuid, Name: name}, Job: job, Complete: true,
-		Data: time.Date(2026, 11, day, 3, 0, 0, 0, time.UTC), Tags: []string{job + "-tag"},
+		DataTime: time.Date(2026, 11, day, 3, 0, 0, 0, time.UTC), Tags: []string{job + "-tag"},
 	}
 }
 

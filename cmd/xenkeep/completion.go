@@ -166,7 +166,7 @@ func fromRepository(ctx context.Context, cmd *cobra.Command, snapshots bool) ([]
 			list = append(list, s.VM.Name)
 			continue
 		}
-		list = append(list, s.Short()+"\t"+vmName(s)+" "+clock(s.Data))
+		list = append(list, s.Short()+"\t"+vmName(s)+" "+clock(s.DataTime))
 		if s.VM.Name != "" {
 			list = append(list, "latest:"+s.VM.Name)
 		}

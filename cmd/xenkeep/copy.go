@@ -218,7 +218,7 @@ func picked(ctx context.Context, r *repo.Repository, vm string, specs []string, 
 func copiedLines(plan *job.CopyPlan, res *copy.Result, dryRun bool, sum *copySummary) []copiedLine {
 	var lines []copiedLine
 	line := func(status string, s *repo.Snapshot) *copiedLine {
-		lines = append(lines, copiedLine{Type: "copied", Status: status, ID: s.ID(), VMUUID: s.VM.UUID, VMName: s.VM.Name, Data: s.Data})
+		lines = append(lines, copiedLine{Type: "copied", Status: status, ID: s.ID(), VMUUID: s.VM.UUID, VMName: s.VM.Name, Data: s.DataTime})
 		return &lines[len(lines)-1]
 	}
 	for _, c := range plan.Known {

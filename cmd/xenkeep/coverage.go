@@ -144,11 +144,11 @@ func (x *coverageRun) show(c *nightly.Covered) error {
 		x.sum.TooOld++
 	}
 	if c.FromFuture {
-		tell(x.stderr, fmt.Sprintf("warning: snapshot %s of %s is dated %s, in the future: its age is that since it was written; look at the clock of the pool",
+		printError(x.stderr, fmt.Sprintf("warning: snapshot %s of %s is dated %s, in the future: its age is that since it was written; look at the clock of the pool",
 			c.Snapshot[:8], printable(c.Name), clock(c.Data)), "")
 	}
 	if c.Damaged != "" {
-		tell(x.stderr, fmt.Sprintf("warning: a newer snapshot of %s is damaged and is not counted: %s", printable(c.Name), printable(c.Damaged)), "")
+		printError(x.stderr, fmt.Sprintf("warning: a newer snapshot of %s is damaged and is not counted: %s", printable(c.Name), printable(c.Damaged)), "")
 	}
 	jobs := strings.Join(c.Jobs, ", ")
 	if jobs == "" && x.o.config != "" {

@@ -128,7 +128,7 @@ func printFinding(w io.Writer, f doctor.Finding) error {
 func (o *doctorOptions) examine(ctx context.Context, stderr io.Writer) ([]doctor.Finding, error) {
 	var findings []doctor.Finding
 	fail := func(what string, err error) {
-		findings = append(findings, doctor.Finding{Level: doctor.Fail, What: what, Text: sentence(err), Hint: hint(err)})
+		findings = append(findings, doctor.Finding{Level: doctor.Fail, What: what, Text: message(err), Hint: hint(err)})
 	}
 	if o.repository.location != "" {
 		f, what, err := o.examineRepository(ctx, stderr)

@@ -29,7 +29,7 @@ type reported struct{ error }
 
 func (e reported) Unwrap() error { return e.error }
 
-func complain(w io.Writer, err error) {
+func fail(w io.Writer, err error) {
 	var told reported
 	if errors.As(err, &told) {
 		return
@@ -37,22 +37,22 @@ func complain(w io.Writer, err error) {
 	var problems *config.Problems
 	if errors.As(err, &problems) { // each on a line of its own
 		for line := range strings.SplitSeq(problems.Error(), "\n") {
-			tell(w, oneLine(line), "")
+			printError(w, oneLine(line), "")
 		}
 		return
 	}
-	tell(w, sentence(err), hint(err))
+	printError(w, message(err), hint(err))
 }
 
-func tell(w io.Writer, text, hint string) {
+func printError(w io.Writer, text, hint string) {
 	fmt.Fprintf(w, "xenkeep: %s\n", text)
 	if hint != "" {
 		fmt.Fprintf(w, "  hint: %s\n", oneLine(hint))
 	}
 }
 
-// sentence is an error as one line.
-func sentence(err error) string {
+// message is an error as one line.
+func message(err error) string {
 	var untrusted *xapi.UntrustedHostError
 	var lost *xapi.UnreachableError
 	switch {

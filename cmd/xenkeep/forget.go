@@ -144,7 +144,7 @@ func runForget(cmd *cobra.Command, o *forgetOptions, specs []string) error {
 // tellStops names the VMs of which nothing was forgotten. The error has been told.
 func tellStops(stderr io.Writer, stops []*forget.Stop, dryRun bool) error {
 	for _, s := range stops {
-		tell(stderr, oneLine(s.Error()), "if that is right, run it again with --yes; --dry-run lists what would go")
+		printError(stderr, oneLine(s.Error()), "if that is right, run it again with --yes; --dry-run lists what would go")
 	}
 	if len(stops) == 0 || dryRun {
 		return nil
@@ -288,7 +288,7 @@ func writeDecisions(w io.Writer, ds []retention.Decision, sum *forgetSummary) er
 	for i := range ds {
 		d, s := &ds[i], ds[i].Snapshot
 		errs = append(errs, writeLine(w, decisionLine{
-			Type: "decision", ID: s.ID(), Data: s.Data, VMUUID: s.VM.UUID, VMName: s.VM.Name, Job: s.Job, Keep: d.Keep, Reasons: why(d),
+			Type: "decision", ID: s.ID(), Data: s.DataTime, VMUUID: s.VM.UUID, VMName: s.VM.Name, Job: s.Job, Keep: d.Keep, Reasons: why(d),
 		}))
 	}
 	return errors.Join(append(errs, writeLine(w, sum))...)
@@ -308,7 +308,7 @@ func printDecisions(w io.Writer, ds []retention.Decision, sum *forgetSummary) er
 			if d.Keep {
 				word = "keep"
 			}
-			t.row(s.Short(), clock(s.Data), names(s), s.Job, word, strings.Join(why(d), ", "))
+			t.row(s.Short(), clock(s.DataTime), names(s), s.Job, word, strings.Join(why(d), ", "))
 		}
 		if err := t.flush(); err != nil {
 			return err

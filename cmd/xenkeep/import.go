@@ -71,7 +71,7 @@ func runImport(cmd *cobra.Command, o *importOptions, files []string) error {
 		return err
 	}
 	for _, w := range sum.Warnings {
-		tell(cmd.ErrOrStderr(), "warning: "+oneLine(w), "")
+		printError(cmd.ErrOrStderr(), "warning: "+oneLine(w), "")
 	}
 	if o.output.json {
 		err = errors.Join(err, writeLine(cmd.OutOrStdout(), sum))
@@ -80,7 +80,7 @@ func runImport(cmd *cobra.Command, o *importOptions, files []string) error {
 	}
 	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) {
 		for i := range sum.Failed {
-			tell(cmd.ErrOrStderr(), oneLine(sum.Failed[i].Error), failureHint(&sum.Failed[i]))
+			printError(cmd.ErrOrStderr(), oneLine(sum.Failed[i].Error), failureHint(&sum.Failed[i]))
 		}
 		return reported{err}
 	}

@@ -241,11 +241,11 @@ func runJob(cmd *cobra.Command, o *backupOptions, args []string) error {
 	}
 	for i := range rep.VMs {
 		if v := &rep.VMs[i]; v.Error != "" {
-			tell(cmd.ErrOrStderr(), oneLine("VM "+v.Name+": "+v.Error), v.Hint)
+			printError(cmd.ErrOrStderr(), oneLine("VM "+v.Name+": "+v.Error), v.Hint)
 		}
 	}
 	if rep.Damage != "" {
-		tell(cmd.ErrOrStderr(), oneLine("DAMAGE: "+rep.Damage), rep.DamageHint)
+		printError(cmd.ErrOrStderr(), oneLine("DAMAGE: "+rep.Damage), rep.DamageHint)
 		return reported{err}
 	}
 	if errors.Is(err, job.ErrPartial) || errors.Is(err, job.ErrFailed) || errors.Is(err, job.ErrMissed) {

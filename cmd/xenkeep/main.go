@@ -144,14 +144,14 @@ func run(ctx context.Context, d *diagnostics, args []string, stdout, stderr io.W
 		err = interrupted(err)
 	}
 	if err != nil {
-		complain(stderr, err)
+		fail(stderr, err)
 		if errors.Is(err, errUsage) {
 			fmt.Fprintf(stderr, "see %s --help\n", cmd.CommandPath())
 		}
 	}
 	code := exitCode(err)
 	if err := d.end(code); err != nil {
-		tell(stderr, "warning: "+oneLine(err.Error()), "")
+		printError(stderr, "warning: "+oneLine(err.Error()), "")
 	}
 	return code
 }

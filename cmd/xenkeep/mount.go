@@ -56,7 +56,7 @@ func runMount(cmd *cobra.Command, o *mountOptions, dir string) error {
 		Ready: func() {
 			fmt.Fprintf(cmd.OutOrStdout(), "mounted on %s; Ctrl-C, or fusermount3 -u, unmounts it\n", printable(dir))
 		},
-		Log: func(text string) { tell(stderr, oneLine(text), "") },
+		Log: func(text string) { printError(stderr, oneLine(text), "") },
 	})
 	if errors.Is(err, errInterrupted) && errors.Is(context.Cause(ctx), errInterrupted) {
 		return nil // that is how it ends

@@ -62,7 +62,7 @@ func TestComplain(t *testing.T) {
 		{context.DeadlineExceeded, "xenkeep: timed out: context deadline exceeded\n"},
 	} {
 		var out bytes.Buffer
-		complain(&out, c.err)
+		fail(&out, c.err)
 		if out.String() != c.want {
 			t.Errorf("%v:\n%s\nwant:\n%s", c.err, out.String(), c.want)
 		}

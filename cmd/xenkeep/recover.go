@@ -61,7 +61,7 @@ func runRecover(cmd *cobra.Command, o *recoverOptions, specs []string) error {
 			return err
 		}
 		ids = append(ids, s.ID())
-		lines = append(lines, recoveredLine{"recovered", s.ID(), s.VM.UUID, vmName(s), s.Data})
+		lines = append(lines, recoveredLine{"recovered", s.ID(), s.VM.UUID, vmName(s), s.DataTime})
 	}
 	if err := r.Recover(ctx, ids, time.Now()); err != nil {
 		return err

@@ -84,7 +84,7 @@ func retryPolicy(ctx context.Context, stderr io.Writer) retry.Policy {
 	return retry.Policy{Notify: func(err error, attempt int, wait time.Duration) {
 		log.Debug("storage: trying again", "attempt", attempt, "wait", wait, "error", err)
 		if attempt > 1 { // a first failure is no news
-			tell(stderr, fmt.Sprintf("storage: try again in %v: %s", wait.Round(100*time.Millisecond), oneLine(err.Error())), "")
+			printError(stderr, fmt.Sprintf("storage: try again in %v: %s", wait.Round(100*time.Millisecond), oneLine(err.Error())), "")
 		}
 	}}
 }
@@ -177,7 +177,7 @@ func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*repo.Rep
 // tellMissed warns of snapshots that this machine has seen and that are gone.
 func tellMissed(stderr io.Writer, r *repo.Repository) {
 	for _, p := range r.Missed() {
-		tell(stderr, "warning: "+oneLine(p.Err.Error()), "if nobody forgot it, the storage or a key is in the wrong hands: xenkeep key objects, xenkeep repair versions; this is reported once")
+		printError(stderr, "warning: "+oneLine(p.Err.Error()), "if nobody forgot it, the storage or a key is in the wrong hands: xenkeep key objects, xenkeep repair versions; this is reported once")
 	}
 }
 
@@ -189,6 +189,6 @@ func tellProblems(stderr io.Writer, problems []repo.Problem) {
 		if errors.Is(p.Err, repo.ErrWithdrawn) {
 			what = "withdrawn: "
 		}
-		tell(stderr, what+cmp.Or(oneLine(p.Err.Error()), p.Object), "")
+		printError(stderr, what+cmp.Or(oneLine(p.Err.Error()), p.Object), "")
 	}
 }

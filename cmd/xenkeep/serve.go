@@ -197,7 +197,7 @@ func runServeNBD(cmd *cobra.Command, o *serveNBDOptions, args []string) error {
 	}
 	defer r.Close()
 	tellProblems(stderr, r.Problems())
-	so := browse.NBDOptions{Disk: o.disk, TLS: conf, Cache: int64(o.cache), Log: func(text string) { tell(stderr, oneLine(text), "") }}
+	so := browse.NBDOptions{Disk: o.disk, TLS: conf, Cache: int64(o.cache), Log: func(text string) { printError(stderr, oneLine(text), "") }}
 	if len(args) > 0 {
 		if so.Snapshot, err = resolve(ctx, r, args[0], o.writer, stderr); err != nil {
 			return err

@@ -105,16 +105,16 @@ func printSnapshot(w io.Writer, s *repo.Snapshot, records []byte, drills []resto
 		t.row("pool", s.Pool.Name, s.Pool.UUID)
 	}
 	t.row("origin", s.Origin, s.Kind)
-	t.row("data time", clock(s.Data))
-	t.row("written", clock(s.Written))
+	t.row("data time", clock(s.DataTime))
+	t.row("written", clock(s.WrittenTime))
 	t.row("complete", yes(s.Complete))
 	t.row("job", s.Job, "run "+s.Run)
 	t.row("machine", s.Machine, "key "+s.Writer().String())
 	if len(s.Tags) > 0 {
 		t.row("tags", strings.Join(s.Tags, " "))
 	}
-	if s.Generation != "" {
-		t.row("generation", s.Generation)
+	if s.GenerationID != "" {
+		t.row("generation", s.GenerationID)
 	}
 	t.row("size", size(s.Size()))
 	for _, d := range drills {

@@ -27,30 +27,30 @@ type snapshotsOptions struct {
 
 // snapshotLine is a snapshot as snapshots prints it with --json.
 type snapshotLine struct {
-	Type       string     `json:"type"` // "snapshot"
-	ID         string     `json:"id"`
-	Data       time.Time  `json:"data_time"`
-	Written    time.Time  `json:"written_time"`
-	Origin     string     `json:"origin"`
-	PoolUUID   string     `json:"pool_uuid,omitempty"`
-	PoolName   string     `json:"pool_name,omitempty"`
-	VMUUID     string     `json:"vm_uuid"`
-	VMName     string     `json:"vm_name"`
-	Kind       string     `json:"kind,omitempty"`
-	Job        string     `json:"job,omitempty"`
-	Machine    string     `json:"machine,omitempty"`
-	Run        string     `json:"run"`
-	Writer     string     `json:"writer"`
-	Tags       []string   `json:"tags,omitempty"`
-	Complete   bool       `json:"complete"`
-	Size       int64      `json:"size"`
-	New        int64      `json:"bytes_new"`
-	Stored     int64      `json:"bytes_stored"`
-	Disks      []diskLine `json:"disks"`
-	Missing    []repo.Gap `json:"missing,omitempty"`
-	Generation string     `json:"generation_id,omitempty"`
-	Source     string     `json:"source,omitempty"` // path of the file it was read from
-	Group      string     `json:"writer_group"`     // "", the ID of a key, or "group NAME"
+	Type       string             `json:"type"` // "snapshot"
+	ID         string             `json:"id"`
+	Data       time.Time          `json:"data_time"`
+	Written    time.Time          `json:"written_time"`
+	Origin     string             `json:"origin"`
+	PoolUUID   string             `json:"pool_uuid,omitempty"`
+	PoolName   string             `json:"pool_name,omitempty"`
+	VMUUID     string             `json:"vm_uuid"`
+	VMName     string             `json:"vm_name"`
+	Kind       string             `json:"kind,omitempty"`
+	Job        string             `json:"job,omitempty"`
+	Machine    string             `json:"machine,omitempty"`
+	Run        string             `json:"run"`
+	Writer     string             `json:"writer"`
+	Tags       []string           `json:"tags,omitempty"`
+	Complete   bool               `json:"complete"`
+	Size       int64              `json:"size"`
+	New        int64              `json:"bytes_new"`
+	Stored     int64              `json:"bytes_stored"`
+	Disks      []diskLine         `json:"disks"`
+	Missing    []repo.MissingDisk `json:"missing,omitempty"`
+	Generation string             `json:"generation_id,omitempty"`
+	Source     string             `json:"source,omitempty"` // path of the file it was read from
+	Group      string             `json:"writer_group"`     // "", the ID of a key, or "group NAME"
 
 	// Of a forgotten snapshot.
 	Forgotten *time.Time `json:"forgotten_time,omitempty"`
@@ -153,7 +153,7 @@ func newNoteCommand(kind, short, long string) *cobra.Command {
 				if err := r.PutNote(ctx, &repo.Note{Snapshot: s.ID(), Kind: kind, Time: time.Now().UTC()}); err != nil {
 					return err
 				}
-				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%sed: snapshot %s of %s, %s\n", kind, s.Short(), printable(vmName(s)), clock(s.Data)); err != nil {
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%sed: snapshot %s of %s, %s\n", kind, s.Short(), printable(vmName(s)), clock(s.DataTime)); err != nil {
 					return err
 				}
 			}
@@ -246,7 +246,7 @@ func printSnapshots(w io.Writer, snapshots []*repo.Snapshot) error {
 		if len(s.Missing) > 0 {
 			complete += " (without " + gaps(s.Missing) + ")"
 		}
-		cells := []string{s.Short(), clock(s.Data), names(s), strings.Join(devices, " "), size(s.Size()), size(fresh), complete}
+		cells := []string{s.Short(), clock(s.DataTime), names(s), strings.Join(devices, " "), size(s.Size()), size(fresh), complete}
 		if tagged {
 			cells = append(cells, strings.Join(s.Tags, " "))
 		}
@@ -269,7 +269,7 @@ func vmName(s *repo.Snapshot) string {
 func warnFuture(w io.Writer, all []*repo.Snapshot, now time.Time) {
 	for _, s := range all {
 		if retention.FromFuture(s, now) {
-			tell(w, "warning: "+oneLine(job.FutureText(s)), "")
+			printError(w, "warning: "+oneLine(job.FutureText(s)), "")
 		}
 	}
 }
@@ -317,10 +317,10 @@ func lineOfBad(p repo.Problem) badLine {
 
 func lineOf(s *repo.Snapshot) snapshotLine {
 	l := snapshotLine{
-		Type: "snapshot", ID: s.ID(), Data: s.Data, Written: s.Written, Origin: s.Origin,
+		Type: "snapshot", ID: s.ID(), Data: s.DataTime, Written: s.WrittenTime, Origin: s.Origin,
 		PoolUUID: s.Pool.UUID, PoolName: s.Pool.Name, VMUUID: s.VM.UUID, VMName: s.VM.Name,
 		Kind: s.Kind, Job: s.Job, Machine: s.Machine, Run: s.Run, Writer: s.Writer().String(), Tags: s.Tags,
-		Group: s.Group(), Complete: s.Complete, Size: s.Size(), Missing: s.Missing, Generation: s.Generation, Disks: []diskLine{},
+		Group: s.Group(), Complete: s.Complete, Size: s.Size(), Missing: s.Missing, Generation: s.GenerationID, Disks: []diskLine{},
 	}
 	if s.Source != nil {
 		l.Source = s.Source.Path

@@ -25,7 +25,7 @@ func TestWithdrawn(t *testing.T) {
 	}
 	run := strings.Repeat("ab", 16)
 	late := &repo.Snapshot{Run: run, VM: repo.Named{Name: "late"}, Disks: []repo.Disk{{Device: "xvda", Size: 5 << 20, Root: repo.HexID{1}}}, Complete: true}
-	if err := open.PutOver(t.Context(), &repo.Over{Run: run}); err != nil {
+	if err := open.PutRunEnd(t.Context(), &repo.RunEnd{Run: run}); err != nil {
 		t.Fatal(err)
 	}
 	if err := open.PutSnapshot(t.Context(), late); err != nil {

@@ -68,7 +68,7 @@ func findBase(ctx context.Context, pool *xapi.Client, repository string, last *r
 		return full("the disk has shrunk")
 	case old.SR != d.SR.UUID || old.Location != d.VDI.Location:
 		return full("the disk has moved since snapshot %s", last.Short())
-	case last.Generation != vm.GenerationID:
+	case last.GenerationID != vm.GenerationID:
 		return full("the VM was reverted, copied or imported since snapshot %s (its generation id changed)", last.Short())
 	case !d.SR.StoresVHD(d.VDI):
 		return full("its SR keeps no VHDs")

@@ -148,7 +148,7 @@ const maxRecentlyChanged = 4
 func (v *vmBackup) recentlyChanged(ctx context.Context, d *vmplan.DiskPlan, changed []disk.Extent) (map[int64]bool, error) {
 	last := v.b.lastSnapshot(v.plan.VM.UUID)
 	before := repo.Latest(v.b.all, func(s *repo.Snapshot) bool {
-		return s.Origin == last.Origin && s.Pool.UUID == last.Pool.UUID && s.VM.UUID == last.VM.UUID && s != last && !s.Data.After(last.Data)
+		return s.Origin == last.Origin && s.Pool.UUID == last.Pool.UUID && s.VM.UUID == last.VM.UUID && s != last && !s.DataTime.After(last.DataTime)
 	})
 	if before == nil {
 		return nil, nil
@@ -223,7 +223,7 @@ func (v *vmBackup) transferChanged(ctx context.Context, d *vmplan.DiskPlan, snap
 	}
 	done := v.timer.disk(v.b.o.Now())
 	defer func() { done(v.b.o.Now(), res.Waited) }()
-	return v.run.Changed(ctx, v.b.o.ReadLimit.Disk(transfer.NBDReader{D: r, Bytes: size}), o)
+	return v.run.BackupChanged(ctx, v.b.o.ReadLimit.Disk(transfer.NBDReader{D: r, Bytes: size}), o)
 }
 
 // transferNBD saves a whole disk over NBD, without the areas that are zero according
@@ -257,5 +257,5 @@ func (v *vmBackup) transferNBD(ctx context.Context, d *vmplan.DiskPlan, snap xap
 	defer m.Done()
 	done := v.timer.disk(v.b.o.Now())
 	defer func() { done(v.b.o.Now(), res.Waited) }()
-	return v.run.Disk(ctx, v.b.o.ReadLimit.Source(src), backup.DiskOptions{Size: size, Base: base.root, Progress: job.CountingCallback(m)})
+	return v.run.BackupDisk(ctx, v.b.o.ReadLimit.Source(src), backup.DiskOptions{Size: size, Base: base.root, Progress: job.CountingCallback(m)})
 }

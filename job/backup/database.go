@@ -61,7 +61,7 @@ func (b *poolBackup) saveDatabase(ctx context.Context, run *backup.Run) (err err
 	if last := lastDatabase(b.all, pool.UUID); last != nil {
 		base = chunk.ID(last.Disks[0].Root)
 	}
-	d, err := run.Disk(ctx, &transfer.RawFile{F: f, Bytes: w.n}, backup.DiskOptions{Size: w.n, Base: base})
+	d, err := run.BackupDisk(ctx, &transfer.RawFile{F: f, Bytes: w.n}, backup.DiskOptions{Size: w.n, Base: base})
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func (b *poolBackup) saveDatabase(ctx context.Context, run *backup.Run) (err err
 	}
 	b.dump = &repo.Snapshot{
 		Origin: repo.OriginDatabase, Pool: name, VM: repo.Named{UUID: "database:" + pool.UUID, Name: "pool database of " + name.Name},
-		Tags: b.o.Tags, Data: began.UTC(), Complete: true,
+		Tags: b.o.Tags, DataTime: began.UTC(), Complete: true,
 		Disks: []repo.Disk{{
 			Device: databaseDevice, Size: w.n, Root: repo.HexID(d.Root), Method: "full", Reason: "database dump", Counts: d.Counts,
 		}},

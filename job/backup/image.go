@@ -51,7 +51,7 @@ func Image(ctx context.Context, r *repo.Repository, o ImageOptions) (*job.Summar
 	}
 	s := &repo.Snapshot{
 		Origin: "image", VM: vm, Tags: o.Tags,
-		Data: started.UTC(), Complete: true, Source: source,
+		DataTime: started.UTC(), Complete: true, Source: source,
 	}
 	var base chunk.ID
 	var roots []chunk.ID
@@ -71,7 +71,7 @@ func Image(ctx context.Context, r *repo.Repository, o ImageOptions) (*job.Summar
 	err = job.WithRun(ctx, r, &o.Common, roots, func(ctx context.Context, run *backup.Run) error {
 		m := o.Progress.Begin(name, img.Allocated)
 		defer m.Done()
-		d, err := run.Disk(ctx, o.ReadLimit.Source(img), backup.DiskOptions{Size: img.Size(), Base: base, Progress: job.CountingCallback(m)})
+		d, err := run.BackupDisk(ctx, o.ReadLimit.Source(img), backup.DiskOptions{Size: img.Size(), Base: base, Progress: job.CountingCallback(m)})
 		if err == nil {
 			err = o.AllowShrink.CheckContent(last, &d)
 		}

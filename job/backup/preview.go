@@ -213,8 +213,8 @@ func LatestComplete(all []*repo.Snapshot, pool, vm string, unsound map[string]st
 // is set by the pool's clock, which may be ahead of ours; no data is newer than the
 // snapshot that holds it, and so the earlier of both times is returned.
 func DataTime(s *repo.Snapshot) time.Time {
-	if s.Written.Before(s.Data) {
-		return s.Written
+	if s.WrittenTime.Before(s.DataTime) {
+		return s.WrittenTime
 	}
-	return s.Data
+	return s.DataTime
 }

@@ -31,7 +31,7 @@ type timer struct {
 	open      int // disks that are being read
 	since     time.Time
 	reading   time.Duration // the time during which at least one disk was read
-	waited    backup.Waited
+	waited    backup.Timing
 	published time.Duration
 }
 
@@ -40,14 +40,14 @@ func (s *timer) begin(now time.Time) { s.started = now }
 func (s *timer) end(now time.Time) { s.ended = now }
 
 // disk records that reading a disk begins; the returned function records its end.
-func (s *timer) disk(now time.Time) func(time.Time, backup.Waited) {
+func (s *timer) disk(now time.Time) func(time.Time, backup.Timing) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == 0 {
 		s.since = now
 	}
 	s.open++
-	return func(now time.Time, w backup.Waited) {
+	return func(now time.Time, w backup.Timing) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.waited.Source += w.Source

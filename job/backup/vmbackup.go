@@ -196,7 +196,7 @@ func (v *vmBackup) takeSnapshot(ctx context.Context) error {
 	v.snap = &repo.Snapshot{
 		Origin: "pool", Kind: string(v.kind), Tags: v.b.o.Tags,
 		Pool: repo.Named{UUID: v.b.pool.PoolUUID(), Name: v.plan.Pool}, VM: repo.Named{UUID: v.plan.VM.UUID, Name: v.plan.VM.NameLabel},
-		Data: rec.SnapshotTime.Time, Generation: v.plan.VM.GenerationID, Missing: v.plan.MissingDisks(),
+		DataTime: rec.SnapshotTime.Time, GenerationID: v.plan.VM.GenerationID, Missing: v.plan.MissingDisks(),
 	}
 	return v.checkNoOtherRun(ctx, rec.SnapshotTime.Time)
 }
@@ -377,7 +377,7 @@ func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.D
 		if ctx.Err() != nil || i == len(methods)-1 {
 			return err
 		}
-		if errors.Is(err, backup.ErrUnsaidChange) {
+		if errors.Is(err, backup.ErrMissedChange) {
 			trusted = false
 			v.b.markCBTBroken(ctx, last, v.plan.VM.NameLabel, d.Device(), err)
 			d.Untracked = "its tracking missed a change"
@@ -542,7 +542,7 @@ func (v *vmBackup) transfer(ctx context.Context, d *vmplan.DiskPlan, snap xapi.V
 	m := v.meter(d, total)
 	defer m.Done()
 	done := v.timer.disk(v.b.o.Now())
-	res, err := v.run.Disk(ctx, &transfer.ExportSource{Source: src, E: e}, backup.DiskOptions{
+	res, err := v.run.BackupDisk(ctx, &transfer.ExportSource{Source: src, E: e}, backup.DiskOptions{
 		Size: size, Base: base.root, Delta: delta, Progress: job.CountingCallback(m),
 	})
 	done(v.b.o.Now(), res.Waited)

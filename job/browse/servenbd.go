@@ -117,7 +117,7 @@ func (x *nbdServer) list(ctx context.Context) ([]nbd.Listed, error) {
 		for i := range s.Disks {
 			d := &s.Disks[i]
 			if only, err := s.Disk(x.o.Disk); x.o.Disk == "" || err == nil && only == d {
-				out = append(out, nbd.Listed{Name: prefix + d.Device, Description: fmt.Sprintf("%s of %s", s.VM.Name, s.Data.Local().Format("2006-01-02 15:04:05"))})
+				out = append(out, nbd.Listed{Name: prefix + d.Device, Description: fmt.Sprintf("%s of %s", s.VM.Name, s.DataTime.Local().Format("2006-01-02 15:04:05"))})
 			}
 		}
 	}

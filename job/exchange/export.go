@@ -237,7 +237,7 @@ func (x *exporter) vhdTime(t time.Time) uint32 {
 }
 
 func (x *exporter) prepareVHD(ctx context.Context, im *restore.Image, d *repo.Disk, file string) (writer, error) {
-	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, ID: vhdID(d.Root), Time: x.vhdTime(x.s.Data)}
+	layout := vhd.Layout{Profile: vhd.ForFile, Size: im.Size(), Present: im.Present, ID: vhdID(d.Root), Time: x.vhdTime(x.s.DataTime)}
 	o := restore.Options{}
 	if x.o.Base != nil {
 		b, err := records.SameDisk(x.o.Base, d)
@@ -256,7 +256,7 @@ func (x *exporter) prepareVHD(ctx context.Context, im *restore.Image, d *repo.Di
 		name := cmp.Or(x.o.BaseFile, fmt.Sprintf("%s-%s.vhd", x.o.Base.Short(), path.Base(b.Device)))
 		x.res.Base, x.res.BaseFile = x.o.Base.ID(), name
 		layout.Present = changed
-		layout.Parent = &vhd.Parent{ID: vhdID(b.Root), Time: x.vhdTime(x.o.Base.Data), Path: filepath.ToSlash(name)}
+		layout.Parent = &vhd.Parent{ID: vhdID(b.Root), Time: x.vhdTime(x.o.Base.DataTime), Path: filepath.ToSlash(name)}
 		if b.Root == d.Root {
 			// With its parent's ID, the VHD would be its own parent.
 			layout.ID[15] ^= 1

@@ -302,8 +302,8 @@ func TestFooterDates(t *testing.T) {
 		o := exchange.ImportOptions{Name: string(rune('a' + i))}
 		o.Now = func() time.Time { return now }
 		sum := w.Import(o, files[0])
-		if s := w.Snapshot(sum.Snapshots[0].ID); !s.Data.Equal(c.want) || len(sum.Warnings) != c.warned {
-			t.Errorf("%d: %v, want %v; warnings %q", c.seconds, s.Data, c.want, sum.Warnings)
+		if s := w.Snapshot(sum.Snapshots[0].ID); !s.DataTime.Equal(c.want) || len(sum.Warnings) != c.warned {
+			t.Errorf("%d: %v, want %v; warnings %q", c.seconds, s.DataTime, c.want, sum.Warnings)
 		}
 	}
 }

@@ -219,7 +219,7 @@ func (im *importer) previous(s *repo.Snapshot, src *imported) *repo.Snapshot {
 	if src.isDelta() {
 		return nil
 	}
-	last := repo.Latest(im.all, func(x *repo.Snapshot) bool { return job.SameVM(x, s) && !x.Data.After(s.Data) })
+	last := repo.Latest(im.all, func(x *repo.Snapshot) bool { return job.SameVM(x, s) && !x.DataTime.After(s.DataTime) })
 	if last == nil || len(last.Disks) != 1 {
 		return nil
 	}
@@ -239,7 +239,7 @@ func (im *importer) imageSnapshot(file string, kind filekind.Kind, st os.FileInf
 			im.warn("%s: the date in its footer is in the future: that of the file is taken", file)
 		}
 	}
-	s.Data = im.date(date)
+	s.DataTime = im.date(date)
 	var err error
 	if s.Source, err = transfer.SourceOf(file, kind); err != nil {
 		return nil, chunk.ID{}, err
@@ -269,7 +269,7 @@ func (im *importer) disk(ctx context.Context, run *backup.Run, s *repo.Snapshot,
 	m := im.o.Progress.Begin(strings.TrimPrefix(s.VM.Name+" "+d.Device, d.Device+" "), total)
 	defer m.Done()
 	o.Progress = job.CountingCallback(m)
-	res, err := run.Disk(ctx, src, o)
+	res, err := run.BackupDisk(ctx, src, o)
 	if err != nil {
 		return res, err
 	}
@@ -304,7 +304,7 @@ func (im *importer) run(ctx context.Context, s *repo.Snapshot, roots []chunk.ID,
 // nil.
 func (im *importer) existing(s *repo.Snapshot, same func(x, s *repo.Snapshot) bool) *repo.Snapshot {
 	for _, x := range im.all {
-		if job.SameVM(x, s) && x.Complete && x.Data.Equal(s.Data) && same(x, s) {
+		if job.SameVM(x, s) && x.Complete && x.DataTime.Equal(s.DataTime) && same(x, s) {
 			return x
 		}
 	}
@@ -328,7 +328,7 @@ func equalContent(a, b *repo.Snapshot) bool {
 
 func (im *importer) skip(file string, s *repo.Snapshot) {
 	im.skipped++
-	im.warn("%s: snapshot %s holds %s of %s already, with the same content: passed over", file, s.Short(), s.VM.Name, s.Data.Local().Format("2006-01-02 15:04:05"))
+	im.warn("%s: snapshot %s holds %s of %s already, with the same content: passed over", file, s.Short(), s.VM.Name, s.DataTime.Local().Format("2006-01-02 15:04:05"))
 }
 
 // parent returns the previous file if it is proved to be the parent of a differencing

@@ -47,7 +47,7 @@ func TestImportXVA(t *testing.T) {
 			sum := w.Import(exchange.ImportOptions{}, file)
 			s := w.Snapshot(sum.Snapshots[0].ID)
 			// XenServer gives the exported snapshot a UUID of its own.
-			if s.VM.Name == "" || !s.Data.Equal(when) || s.Origin != exchange.OriginImport || len(s.Disks) != 2 || s.Disks[0].Device != "xvda" {
+			if s.VM.Name == "" || !s.DataTime.Equal(when) || s.Origin != exchange.OriginImport || len(s.Disks) != 2 || s.Disks[0].Device != "xvda" {
 				t.Errorf("snapshot %+v", s)
 			}
 			for i, name := range []string{"web0.img", "web1.img"} {
@@ -88,7 +88,7 @@ func TestImportJoinsPool(t *testing.T) {
 	if _, err := exchange.Export(t.Context(), w.Repo, first, file, nil, exchange.ExportOptions{Format: exchange.FormatXVA}); err != nil {
 		t.Fatal(err)
 	}
-	sum := w.Import(exchange.ImportOptions{Date: first.Data.Add(-24 * time.Hour)}, file)
+	sum := w.Import(exchange.ImportOptions{Date: first.DataTime.Add(-24 * time.Hour)}, file)
 	s := w.Snapshot(sum.Snapshots[0].ID)
 	if s.Origin != "pool" || s.Pool != first.Pool || s.VM != first.VM || s.Disks[0].Root != first.Disks[0].Root || s.Disks[0].VDI != first.Disks[0].VDI {
 		t.Errorf("%+v, want as %+v", s, first)
@@ -170,8 +170,8 @@ func TestImportNAUbackup(t *testing.T) {
 	for i, x := range sum.Snapshots {
 		s := w.Snapshot(x.ID)
 		want := time.Date(2019, 3, 16+i, 12, 30, 27, 0, time.Local)
-		if s.VM.UUID != v.UUID || s.VM.Name != "web" || !s.Data.Equal(want) {
-			t.Errorf("%d: %+v of %v", i, s.VM, s.Data)
+		if s.VM.UUID != v.UUID || s.VM.Name != "web" || !s.DataTime.Equal(want) {
+			t.Errorf("%d: %+v of %v", i, s.VM, s.DataTime)
 		}
 		if got := w.RestoredTo(s, "xvda"); got != jobtest.FileSum(t, filepath.Join(w.Dir, "web0.img")) {
 			t.Errorf("%d: xvda differs", i)
@@ -203,8 +203,8 @@ func TestImportImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := w.Snapshot(w.Import(exchange.ImportOptions{Name: "srv"}, file).Snapshots[0].ID)
-	if s.VM.UUID != "image:srv" || !s.Data.Equal(when) {
-		t.Errorf("%+v of %v", s.VM, s.Data)
+	if s.VM.UUID != "image:srv" || !s.DataTime.Equal(when) {
+		t.Errorf("%+v of %v", s.VM, s.DataTime)
 	}
 	// Three days as a chain of VHDs: base, child, and grandchild.
 	sums := []string{jobtest.FileSum(t, file)}
@@ -239,8 +239,8 @@ func TestImportImages(t *testing.T) {
 	}
 	for i, x := range sum.Snapshots {
 		got := w.Snapshot(x.ID)
-		if got.Disks[0].Root != snaps[i].Disks[0].Root || !got.Data.Equal(snaps[i].Data) || w.RestoredTo(got, "chain") != sums[i] {
-			t.Errorf("day %d differs: %v, %v", i, got.Data, snaps[i].Data)
+		if got.Disks[0].Root != snaps[i].Disks[0].Root || !got.DataTime.Equal(snaps[i].DataTime) || w.RestoredTo(got, "chain") != sums[i] {
+			t.Errorf("day %d differs: %v, %v", i, got.DataTime, snaps[i].DataTime)
 		}
 	}
 	fails := func(name string, want error, files ...string) {

@@ -247,7 +247,7 @@ func (im *importer) importNAUDisk(ctx context.Context, b *nauBackup, export stri
 	if s.Source, err = transfer.SourceOf(export, kind); err != nil {
 		return err
 	}
-	s.Data, s.Complete, s.Kind = im.date(b.date), true, "regular"
+	s.DataTime, s.Complete, s.Kind = im.date(b.date), true, "regular"
 	old := im.unchanged(s)
 	if old == nil {
 		old = im.existing(s, withoutSource)
@@ -260,7 +260,7 @@ func (im *importer) importNAUDisk(ctx context.Context, b *nauBackup, export stri
 	for i, device := range b.devices {
 		cfg := b.disks[device]
 		if i > 0 {
-			s.Missing = append(s.Missing, repo.Gap{Device: device, VDI: cfg["orig_uuid"], Reason: "vdi-export of VmBackup saves the first disk only"})
+			s.Missing = append(s.Missing, repo.MissingDisk{Device: device, VDI: cfg["orig_uuid"], Reason: "vdi-export of VmBackup saves the first disk only"})
 			continue
 		}
 		d.Device, d.UserDevice, d.VDI, d.Name, d.SR = device, cfg["userdevice"], cfg["orig_uuid"], cfg["name_label"], cfg["orig_sr_uuid"]

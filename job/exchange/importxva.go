@@ -154,8 +154,8 @@ func (im *importer) describe(ova *xva.OVA, file string, o archiveOptions) (*repo
 	if s.Source, err = transfer.SourceOf(file, filekind.XVA); err != nil {
 		return nil, err
 	}
-	s.Data, s.Complete, s.Kind = im.date(o.date), true, "regular"
-	s.Generation = vm.Record.Get("generation_id").Text
+	s.DataTime, s.Complete, s.Kind = im.date(o.date), true, "regular"
+	s.GenerationID = vm.Record.Get("generation_id").Text
 	return s, nil
 }
 

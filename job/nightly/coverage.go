@@ -96,7 +96,7 @@ func Coverage(ctx context.Context, r *repo.Repository, pool *xapi.Client, jobs [
 		}
 		if s != nil {
 			age := now.Sub(backup.DataTime(s))
-			c.Snapshot, c.Data, c.Age, c.FromFuture = s.ID(), s.Data, age.Seconds(), retention.FromFuture(s, now)
+			c.Snapshot, c.Data, c.Age, c.FromFuture = s.ID(), s.DataTime, age.Seconds(), retention.FromFuture(s, now)
 			// An impossible age does not count as protection.
 			c.TooOld = wanted && (age > maxAge || age < -job.ClockSkew)
 		}

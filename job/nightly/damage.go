@@ -75,7 +75,7 @@ func (a *affected) sorted(findings []check.Finding) []check.Finding {
 		if c := cmp.Compare(a.rank(s), a.rank(t)); c != 0 || s == nil {
 			return c
 		}
-		return cmp.Or(cmp.Compare(nameOf(s), nameOf(t)), t.Data.Compare(s.Data))
+		return cmp.Or(cmp.Compare(nameOf(s), nameOf(t)), t.DataTime.Compare(s.DataTime))
 	})
 	return out
 }

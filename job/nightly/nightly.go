@@ -358,7 +358,7 @@ func queue(sel *selection.Result, all []*repo.Snapshot, pool string, unsound map
 	vms := slices.Clone(sel.VMs)
 	last := func(v *selection.VM) time.Time {
 		if s := backup.LatestComplete(all, pool, v.Record.UUID, unsound); s != nil {
-			return s.Data
+			return s.DataTime
 		}
 		return time.Time{}
 	}
@@ -593,7 +593,7 @@ func (x *night) lastGood(ctx context.Context, inv *selection.Inventory) {
 		}
 		v.LastGood, v.LastGoodID = backup.DataTime(s), s.ID()
 		if v.Snapshot == s.ID() {
-			ahead = max(ahead, s.Data.Sub(s.Written))
+			ahead = max(ahead, s.DataTime.Sub(s.WrittenTime))
 		}
 	}
 	if ahead > job.ClockSkew {

@@ -352,7 +352,7 @@ func (p *planner) retention(r *repo.Repository, all []*repo.Snapshot, pool strin
 		policy = *c.Retention
 	}
 	now := p.Now()
-	next := r.AsOwn(&repo.Snapshot{Origin: "pool", Pool: repo.Named{UUID: pool}, VM: repo.Named{UUID: c.UUID, Name: c.Name}, Job: o.Job, Complete: true, Data: now, Written: now})
+	next := r.AsOwn(&repo.Snapshot{Origin: "pool", Pool: repo.Named{UUID: pool}, VM: repo.Named{UUID: c.UUID, Name: c.Name}, Job: o.Job, Complete: true, DataTime: now, WrittenTime: now})
 	all = append(slices.Clip(all), next)
 	judge := retention.NewJudge(all, now)
 	var mine []*repo.Snapshot

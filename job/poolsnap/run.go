@@ -182,7 +182,7 @@ func rotate(ctx context.Context, c *xapi.Client, name string, v *selection.VM, n
 	own := w.own(v.Record.Ref, name)
 	judged := make([]*repo.Snapshot, len(own))
 	for i, s := range own {
-		judged[i] = &repo.Snapshot{Job: name, VM: repo.Named{UUID: v.Record.UUID, Name: v.Record.NameLabel}, Data: s.SnapshotTime.Time, Written: s.SnapshotTime.Time, Complete: true}
+		judged[i] = &repo.Snapshot{Job: name, VM: repo.Named{UUID: v.Record.UUID, Name: v.Record.NameLabel}, DataTime: s.SnapshotTime.Time, WrittenTime: s.SnapshotTime.Time, Complete: true}
 	}
 	var policy retention.Policy = v.Keep
 	var plan []Doomed

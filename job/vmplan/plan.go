@@ -311,10 +311,10 @@ const ThinNeed = 16 << 20
 func thickNeed(size int64) int64 { return size + size/512 + ThinNeed }
 
 // MissingDisks returns the disks left out, as the snapshot records them.
-func (p *Plan) MissingDisks() []repo.Gap {
-	var gaps []repo.Gap
+func (p *Plan) MissingDisks() []repo.MissingDisk {
+	var gaps []repo.MissingDisk
 	for _, d := range p.Left {
-		gaps = append(gaps, repo.Gap{Device: d.Device(), VDI: d.VDI.UUID, Reason: d.Reason})
+		gaps = append(gaps, repo.MissingDisk{Device: d.Device(), VDI: d.VDI.UUID, Reason: d.Reason})
 	}
 	return gaps
 }

@@ -195,9 +195,9 @@ func wrongSum() string { return strings.Repeat(hex.EncodeToString([]byte{0xd0}),
 // during runs fn while a backup with the full key is active: after it has published
 // its claim and before it publishes its snapshot.
 func (w *world) during(m *disktest.Mem, fn func(run string)) error {
-	return backup.Do(w.t.Context(), w.admin(), backup.Options{Now: w.clock.Now}, func(ctx context.Context, run *backup.Run) error {
+	return backup.WithRun(w.t.Context(), w.admin(), backup.Options{Now: w.clock.Now}, func(ctx context.Context, run *backup.Run) error {
 		fn(run.ID())
-		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "live", Name: "live"}, Data: w.clock.Now(), Complete: true}
+		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "live", Name: "live"}, DataTime: w.clock.Now(), Complete: true}
 		return repotest.SaveIn(ctx, run, s, m.Source(), backup.DiskOptions{Size: m.Size()})
 	})
 }

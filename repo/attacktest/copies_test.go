@@ -127,7 +127,7 @@ func (a *attacker) wrongPacks(all []target) (ids []pack.ID) {
 					continue
 				}
 				body := bytes.Repeat([]byte{0xbb}, 20)
-				slot, ok := b.Reserve(t.kind, seal.Plain, []pack.Piece{{ID: t.id, Length: uint32(len(body))}}, len(body), 32<<20)
+				slot, ok := b.Reserve(t.kind, seal.Plain, []pack.Entry{{ID: t.id, Length: uint32(len(body))}}, len(body), 32<<20)
 				if !ok {
 					a.t.Fatal("no room")
 				}
@@ -523,7 +523,7 @@ func TestMixedIsRemembered(t *testing.T) {
 		}
 	}
 	fresh := w.admin()
-	if _, err := fresh.Store().AdoptForReading(t.Context()); err != nil || !fresh.Store().Mixed() || fresh.Store().Unproved() == 0 {
+	if _, err := fresh.Store().LoadOrphans(t.Context()); err != nil || !fresh.Store().Mixed() || fresh.Store().Unproved() == 0 {
 		t.Errorf("after the loss of the index: mixed %v, %d packs are not trusted, %v", fresh.Store().Mixed(), fresh.Store().Unproved(), err)
 	}
 	if !r.Config().Mixed || !fresh.Config().Mixed {

@@ -35,7 +35,7 @@ func newKeeper(t *testing.T, days int) *keeper {
 		disktest.Scribble(t, m, uint64(100+day), 5)
 		k.true = append(k.true, k.save(t, admin, m))
 		s := *k.good
-		s.VM, s.Run, s.Data, s.Written = repo.Named{UUID: "own", Name: "own"}, fmt.Sprintf("%032x", day+1), k.clock.Now(), k.clock.Now()
+		s.VM, s.Run, s.DataTime, s.WrittenTime = repo.Named{UUID: "own", Name: "own"}, fmt.Sprintf("%032x", day+1), k.clock.Now(), k.clock.Now()
 		if err := k.thief.PutSnapshot(t.Context(), &s); err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +52,7 @@ func (k *keeper) forge(t *testing.T, of *repo.Snapshot, times ...time.Time) {
 	for i, at := range times {
 		for _, run := range []string{fmt.Sprintf("%032x", 1000+i), strings.Repeat("f", 32)} {
 			s := *of
-			s.Run, s.Data, s.Written, s.Complete = run, at, at, true
+			s.Run, s.DataTime, s.WrittenTime, s.Complete = run, at, at, true
 			if err := k.thief.PutSnapshot(t.Context(), &s); err != nil {
 				t.Fatal(err)
 			}
@@ -116,7 +116,7 @@ func TestForgedInOneGroup(t *testing.T) {
 	policy := retention.Policy{Daily: 30, Location: time.UTC}
 	var late []time.Time
 	for _, s := range k.mine[:8] {
-		late = append(late, s.Data.Add(time.Minute))
+		late = append(late, s.DataTime.Add(time.Minute))
 	}
 	k.forge(t, k.mine[0], late...)
 	if lost := k.forgotten(t, policy, k.mine, true); len(lost) != 0 {
@@ -138,8 +138,8 @@ func TestForgedWithForgedStorageTimes(t *testing.T) {
 	k := newKeeper(t, 5)
 	now := k.clock.Now()
 	for _, s := range k.mine[:4] {
-		k.clock.Add(s.Data.Add(time.Minute).Sub(k.clock.Now()))
-		k.forge(t, k.mine[0], s.Data.Add(time.Minute))
+		k.clock.Add(s.DataTime.Add(time.Minute).Sub(k.clock.Now()))
+		k.forge(t, k.mine[0], s.DataTime.Add(time.Minute))
 	}
 	k.clock.Add(now.Sub(k.clock.Now()))
 	if lost := k.forgotten(t, retention.Policy{Daily: 30}, k.mine, true); len(lost) == 0 {

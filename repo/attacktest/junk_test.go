@@ -211,7 +211,7 @@ func TestJunkControl(t *testing.T) {
 		t.Errorf("prune: %v", err)
 	}
 	live := func(context.Context, *backup.Run) error { return nil }
-	if err := backup.Do(t.Context(), r, backup.Options{}, live); err == nil {
+	if err := backup.WithRun(t.Context(), r, backup.Options{}, live); err == nil {
 		t.Error("a backup goes on")
 	}
 	claim := &repo.Claim{Run: "0e", Started: w.clock.Now()}

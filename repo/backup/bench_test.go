@@ -109,9 +109,9 @@ func write(b *testing.B, r *repo.Repository, p []byte, base chunk.ID, level seal
 	if !base.IsZero() {
 		o.Roots = []chunk.ID{base}
 	}
-	err := backup.Do(b.Context(), r, o, func(ctx context.Context, run *backup.Run) error {
+	err := backup.WithRun(b.Context(), r, o, func(ctx context.Context, run *backup.Run) error {
 		var err error
-		if res, err = run.Disk(ctx, &bytesSource{bytes.NewReader(p)}, backup.DiskOptions{Size: int64(len(p)), Base: base}); err != nil {
+		if res, err = run.BackupDisk(ctx, &bytesSource{bytes.NewReader(p)}, backup.DiskOptions{Size: int64(len(p)), Base: base}); err != nil {
 			return err
 		}
 		return run.Flush(ctx)

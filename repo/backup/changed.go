@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// ErrUnsaidChange is returned if a block that was reported as unchanged has
+// ErrMissedChange is returned if a block that was reported as unchanged has
 // changed: the source of the change information cannot be trusted, and the base may
 // be wrong.
-var ErrUnsaidChange = errors.New("a block that was called unchanged has changed")
+var ErrMissedChange = errors.New("a block that was called unchanged has changed")
 
 // ChangedOptions describes a disk for which the ranges that may have changed are
 // known.
@@ -39,10 +39,10 @@ type ChangedOptions struct {
 	Progress func(n int64) // called with the bytes read; from several goroutines concurrently
 }
 
-// Changed stores a disk from its last backup and the changes since, and reads
-// little more than those changes: see recutter. Parts of the base that are damaged
+// BackupChanged stores a disk from its last backup and the changes since, and reads
+// little more than those changes: see rechunker. Parts of the base that are damaged
 // or condemned are read again too. The root is the same as after a full read.
-func (run *Run) Changed(ctx context.Context, r disk.Reader, o ChangedOptions) (DiskResult, error) {
+func (run *Run) BackupChanged(ctx context.Context, r disk.Reader, o ChangedOptions) (DiskResult, error) {
 	d := &diskRun{run: run, o: DiskOptions{Size: o.Size, Base: o.Base, Delta: true}, building: make(map[int]*node), mends: true}
 	if o.Size < 0 || o.Size > tree.MaxSize {
 		return DiskResult{}, fmt.Errorf("disk of %d bytes", o.Size)
@@ -111,7 +111,7 @@ func (d *diskRun) readAhead(ctx context.Context, g *errgroup.Group, o ChangedOpt
 				return d.closeNodes(len(d.nodes))
 			}
 			var err error
-			if b.node, err = d.enter(ctx, b.index); err != nil {
+			if b.node, err = d.beginBlock(ctx, b.index); err != nil {
 				return err
 			}
 			select {
@@ -176,7 +176,7 @@ func (d *diskRun) workChanged(ctx context.Context, ready <-chan *changedRead, fr
 		if err != nil {
 			return err
 		}
-		if err := d.leave(w.k, block{index: c.index, node: c.node}, list); err != nil {
+		if err := d.endBlock(w.k, block{index: c.index, node: c.node}, list); err != nil {
 			return err
 		}
 		free <- c
@@ -271,7 +271,7 @@ func (c *changedBlocks) dirty() []disk.Extent {
 // changedRead is a changed block of which, in most cases, all needed bytes have
 // been read.
 type changedRead struct {
-	recutter
+	rechunker
 	index  int64
 	node   *node
 	verify bool // compared only, not changed
@@ -305,7 +305,7 @@ func (w *blockWorker) changed(ctx context.Context, c *changedRead) (chunk.ID, er
 		id := w.k.Sum(chunk.Data, p)
 		if !w.known(id, c.old) {
 			// Stored below, while c still holds the bytes.
-			w.fresh = append(w.fresh, chunkstore.Piece{ID: id, Data: p})
+			w.fresh = append(w.fresh, chunkstore.Item{ID: id, Data: p})
 		}
 		if !c.verify {
 			w.counts.Changed += int64(len(p))
@@ -335,7 +335,7 @@ func (w *blockWorker) changed(ctx context.Context, c *changedRead) (chunk.ID, er
 	d.mu.Unlock()
 	if c.verify && id != was {
 		start := c.index * disk.BlockSize
-		return chunk.ID{}, fmt.Errorf("bytes %d to %d: %w", start, start+int64(disk.BlockLength(d.o.Size, c.index)), ErrUnsaidChange)
+		return chunk.ID{}, fmt.Errorf("bytes %d to %d: %w", start, start+int64(disk.BlockLength(d.o.Size, c.index)), ErrMissedChange)
 	}
 	return id, nil
 }

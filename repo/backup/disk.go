@@ -40,15 +40,15 @@ type DiskOptions struct {
 type DiskResult struct {
 	Root   chunk.ID
 	Counts repo.DiskRead
-	Waited Waited
+	Waited Timing
 	// Emptied reports that the disk contains only zeros although its base contains
 	// data.
 	Emptied bool
 }
 
-// Disk reads a source to its end and stores the data that is new. The root depends
+// BackupDisk reads a source to its end and stores the data that is new. The root depends
 // only on the disk's size and content.
-func (run *Run) Disk(ctx context.Context, src disk.Source, o DiskOptions) (DiskResult, error) {
+func (run *Run) BackupDisk(ctx context.Context, src disk.Source, o DiskOptions) (DiskResult, error) {
 	d := &diskRun{run: run, src: src, o: o, building: make(map[int]*node)}
 	if o.Size < 0 || o.Size > tree.MaxSize {
 		return DiskResult{}, fmt.Errorf("disk of %d bytes", o.Size)
@@ -157,7 +157,7 @@ func (d *diskRun) openBase(ctx context.Context) error {
 	case d.mends:
 		d.suspects, err = d.findSuspects(ctx)
 	case d.o.Delta:
-		err = d.run.Inheritable(ctx, d.o.Base)
+		err = d.run.CheckBase(ctx, d.o.Base)
 	}
 	if err != nil {
 		return fmt.Errorf("base: %w", err)
@@ -169,12 +169,12 @@ func (d *diskRun) openBase(ctx context.Context) error {
 // damaged or about to be deleted: the disk must be read in full.
 var ErrBadBase = errors.New("the last backup has parts that must be stored again")
 
-// Inheritable returns ErrBadBase if a delta cannot be built on a root, because a
+// CheckBase returns ErrBadBase if a delta cannot be built on a root, because a
 // part below it is known to be damaged or condemned. It returns nil immediately if
 // no damaged or condemned data is known.
-func (run *Run) Inheritable(ctx context.Context, root chunk.ID) error {
+func (run *Run) CheckBase(ctx context.Context, root chunk.ID) error {
 	s := run.r.Store()
-	if !s.Avoids() {
+	if !s.HasExclusions() {
 		return nil
 	}
 	bad := false
@@ -237,7 +237,7 @@ func (d *diskRun) read(ctx context.Context, work chan<- block) error {
 			d.run.giveBack(buf)
 		case err == nil && cur.data == nil && int(e.Length) == disk.BlockLength(d.o.Size, index):
 			cur = block{index: index, data: buf[:e.Length]}
-			if cur.node, err = d.enter(ctx, index); err == nil {
+			if cur.node, err = d.beginBlock(ctx, index); err == nil {
 				err = emit()
 			}
 			if err != nil {
@@ -289,7 +289,7 @@ func clip(e disk.Extent, data []byte, size int64) (disk.Extent, error) {
 
 // begin takes a buffer for a block that is assembled from parts.
 func (d *diskRun) begin(ctx context.Context, index int64) (block, error) {
-	n, err := d.enter(ctx, index)
+	n, err := d.beginBlock(ctx, index)
 	if err != nil {
 		return block{}, err
 	}
@@ -324,9 +324,9 @@ func (d *diskRun) fill(ctx context.Context, b block) error {
 	return nil
 }
 
-// enter records that a block is in progress and closes the nodes before it. It
+// beginBlock records that a block is in progress and closes the nodes before it. It
 // returns the block's node.
-func (d *diskRun) enter(ctx context.Context, index int64) (*node, error) {
+func (d *diskRun) beginBlock(ctx context.Context, index int64) (*node, error) {
 	n := int(index / tree.NodeBlocks)
 	if err := d.closeNodes(n); err != nil {
 		return nil, err
@@ -382,9 +382,9 @@ func (d *diskRun) closeNodes(limit int) error {
 	return nil
 }
 
-// leave records a block's list, and stores its node if the block was the last one
+// endBlock records a block's list, and stores its node if the block was the last one
 // of a closed node.
-func (d *diskRun) leave(k *chunkstore.Worker, b block, list chunk.ID) error {
+func (d *diskRun) endBlock(k *chunkstore.Worker, b block, list chunk.ID) error {
 	d.mu.Lock()
 	b.node.lists[b.index%tree.NodeBlocks] = list
 	b.node.open--
@@ -474,7 +474,7 @@ func (d *diskRun) work(ctx context.Context, work <-chan block, w *blockWorker) e
 		if err != nil {
 			return err
 		}
-		if err := d.leave(w.k, b, list); err != nil {
+		if err := d.endBlock(w.k, b, list); err != nil {
 			return err
 		}
 	}
@@ -495,7 +495,7 @@ type blockWorker struct {
 	cut    chunk.Chunker
 	ends   []int
 	pieces []tree.Piece
-	fresh  []chunkstore.Piece // chunks of the block that may be new
+	fresh  []chunkstore.Item // chunks of the block that may be new
 	list   []byte
 	counts repo.DiskRead
 	busy   time.Duration // processing blocks, including waiting for the storage
@@ -546,9 +546,9 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 			for next < len(old) && old[next].Offset < at {
 				next++
 			}
-			if next >= len(old) || old[next].Offset != at || old[next].ID != id || !w.d.run.r.Store().Trusted(id) {
+			if next >= len(old) || old[next].Offset != at || old[next].ID != id || !w.d.run.r.Store().Usable(id) {
 				if !w.known(id, old) {
-					w.fresh = append(w.fresh, chunkstore.Piece{ID: id, Data: p})
+					w.fresh = append(w.fresh, chunkstore.Item{ID: id, Data: p})
 				}
 				w.counts.Changed += int64(len(p))
 			}
@@ -578,7 +578,7 @@ func (w *blockWorker) block(ctx context.Context, b block) (chunk.ID, error) {
 func (w *blockWorker) known(id chunk.ID, old []tree.Piece) bool {
 	for i := range old {
 		if old[i].ID == id {
-			return w.d.run.r.Store().Trusted(id)
+			return w.d.run.r.Store().Usable(id)
 		}
 	}
 	return false

@@ -17,7 +17,7 @@ import (
 
 // Back up a disk. Any disk.Source can be stored; this one is in memory. A second
 // backup of the same bytes, with the first as its base, stores no chunk again.
-func ExampleRun_Disk() {
+func ExampleRun_BackupDisk() {
 	ctx := context.Background()
 	secret := slot.Secret{KeyFile: bytes.Repeat([]byte{7}, 32)}
 	r, err := repo.Init(ctx, mem.New(), repo.Options{Secret: secret})
@@ -36,15 +36,15 @@ func ExampleRun_Disk() {
 	var base backup.DiskResult
 	var claimed []chunk.ID // the roots that the run builds on: prune keeps them
 	for day := 15; day <= 16; day++ {
-		err = backup.Do(ctx, r, backup.Options{Job: "nightly", Roots: claimed}, func(ctx context.Context, run *backup.Run) error {
-			d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size(), Base: base.Root})
+		err = backup.WithRun(ctx, r, backup.Options{Job: "nightly", Roots: claimed}, func(ctx context.Context, run *backup.Run) error {
+			d, err := run.BackupDisk(ctx, m.Source(), backup.DiskOptions{Size: m.Size(), Base: base.Root})
 			if err != nil {
 				return err
 			}
 			run.Add(&repo.Snapshot{
 				Origin:   "image",
 				VM:       repo.Named{UUID: "5f0c3a8e-1111-4222-8333-944445555666", Name: "web"},
-				Data:     time.Date(2026, 3, day, 2, 0, 0, 0, time.UTC),
+				DataTime: time.Date(2026, 3, day, 2, 0, 0, 0, time.UTC),
 				Complete: true,
 				Disks:    []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(d.Root), Method: "full", Counts: d.Counts}},
 			})

@@ -9,7 +9,7 @@ import (
 	"xenkeep/repo/tree"
 )
 
-// recutter chunks a block again of which only parts may have changed. It reads
+// rechunker chunks a block again of which only parts may have changed. It reads
 // those parts, and around them only the bytes that are needed to reach the old cuts
 // again. Its pieces are the same as those of a full read:
 //
@@ -23,7 +23,7 @@ import (
 //     which a change ends. Everything up to that point, and the old chunk in which
 //     the change begins, is read together with the change: no byte that is not
 //     needed, in few requests.
-type recutter struct {
+type rechunker struct {
 	buf   []byte // the block, as far as it was read
 	known []bool // by page: read, or zero
 	zero  []bool // by page; pieces determines it for all pages
@@ -40,7 +40,7 @@ type fetch func(ctx context.Context, p []byte, off int64) error
 // case. old are the pieces of the base; dirty are the ranges that may differ from
 // it, relative to the block, ascending, in whole pages (or to the end of the
 // block).
-func (c *recutter) begin(ctx context.Context, length int, old []tree.Piece, dirty []disk.Extent, get fetch) error {
+func (c *rechunker) begin(ctx context.Context, length int, old []tree.Piece, dirty []disk.Extent, get fetch) error {
 	pages := (length + disk.PageSize - 1) / disk.PageSize
 	if cap(c.buf) < length {
 		c.buf = make([]byte, disk.BlockSize)
@@ -56,9 +56,9 @@ func (c *recutter) begin(ctx context.Context, length int, old []tree.Piece, dirt
 		}
 	}
 	for i := 0; i < len(dirty); {
-		from, to := around(old, dirty[i])
+		from, to := readRange(old, dirty[i])
 		for i++; i < len(dirty); i++ {
-			next, end := around(old, dirty[i])
+			next, end := readRange(old, dirty[i])
 			if next > to {
 				break
 			}
@@ -73,7 +73,7 @@ func (c *recutter) begin(ctx context.Context, length int, old []tree.Piece, dirt
 
 // pieces returns the new pieces of the block that was begun. sum stores a chunk
 // that is not one of the old chunks and returns its ID.
-func (c *recutter) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]tree.Piece, error) {
+func (c *rechunker) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]tree.Piece, error) {
 	for _, d := range c.dirty {
 		for i := int(d.Offset) / disk.PageSize; i*disk.PageSize < int(d.End()); i++ {
 			c.zero[i] = zeroPage(c.buf, i*disk.PageSize)
@@ -104,7 +104,7 @@ func (c *recutter) pieces(ctx context.Context, cut chunk.Chunker, sum func(p []b
 // known, although their bytes are not cleared in the buffer: nothing reads the
 // bytes of a zero page, and clearing them would touch up to 2 MiB of memory for a
 // block of which one granule changed.
-func (c *recutter) oldZeros() {
+func (c *rechunker) oldZeros() {
 	mark := func(from, to int) {
 		for i := from / disk.PageSize; i*disk.PageSize < to; i++ {
 			c.known[i], c.zero[i] = true, true
@@ -121,7 +121,7 @@ func (c *recutter) oldZeros() {
 }
 
 // ensure makes the bytes [from, to) known, in whole pages.
-func (c *recutter) ensure(ctx context.Context, from, to int) error {
+func (c *rechunker) ensure(ctx context.Context, from, to int) error {
 	for i := from / disk.PageSize; i*disk.PageSize < to; {
 		if c.known[i] {
 			i++
@@ -143,15 +143,15 @@ func (c *recutter) ensure(ctx context.Context, from, to int) error {
 }
 
 // run chunks the stretch [at, end).
-func (c *recutter) run(ctx context.Context, out []tree.Piece, at, end int, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]tree.Piece, error) {
+func (c *rechunker) run(ctx context.Context, out []tree.Piece, at, end int, cut chunk.Chunker, sum func(p []byte) (chunk.ID, error)) ([]tree.Piece, error) {
 	for at < end {
-		if p, ok := standing(at, end, c.old, c.dirty); ok {
+		if p, ok := unchangedChunk(at, end, c.old, c.dirty); ok {
 			out = append(out, p)
 			at += p.Length
 			continue
 		}
 		limit := min(end, at+cut.Max())
-		to := min(limit, max(behind(c.old, at), lastDirty(at, limit, c.dirty)))
+		to := min(limit, max(nextCut(c.old, at), lastDirty(at, limit, c.dirty)))
 		for {
 			if err := c.ensure(ctx, at, to); err != nil {
 				return nil, err
@@ -165,28 +165,28 @@ func (c *recutter) run(ctx context.Context, out []tree.Piece, at, end int, cut c
 				at += n
 				break
 			}
-			to = min(limit, behind(c.old, to))
+			to = min(limit, nextCut(c.old, to))
 		}
 	}
 	return out, nil
 }
 
-// around returns the range that must be read if e has changed: the old chunks in
+// readRange returns the range that must be read if e has changed: the old chunks in
 // which it begins and ends, and one more byte on either side.
-func around(old []tree.Piece, e disk.Extent) (from, to int) {
+func readRange(old []tree.Piece, e disk.Extent) (from, to int) {
 	from, to = int(e.Offset), int(e.End())
 	if p, ok := chunkAt(old, from-1); ok {
 		from = p.Offset
 	}
 	if _, ok := chunkAt(old, to-1); ok {
-		to = behind(old, to-1)
+		to = nextCut(old, to-1)
 	}
 	return from, to
 }
 
-// behind returns the end of the old chunk that contains byte at, plus one byte.
+// nextCut returns the end of the old chunk that contains byte at, plus one byte.
 // Without such a chunk it returns at plus one.
-func behind(old []tree.Piece, at int) int {
+func nextCut(old []tree.Piece, at int) int {
 	if p, ok := chunkAt(old, at); ok {
 		at = p.Offset + p.Length
 	}
@@ -205,9 +205,9 @@ func chunkAt(old []tree.Piece, at int) (tree.Piece, bool) {
 	return old[i], true
 }
 
-// standing returns the old chunk that begins at offset at, if neither its bytes nor
+// unchangedChunk returns the old chunk that begins at offset at, if neither its bytes nor
 // the byte after it have changed.
-func standing(at, end int, old []tree.Piece, dirty []disk.Extent) (tree.Piece, bool) {
+func unchangedChunk(at, end int, old []tree.Piece, dirty []disk.Extent) (tree.Piece, bool) {
 	i, ok := slices.BinarySearchFunc(old, at, func(p tree.Piece, at int) int { return p.Offset - at })
 	if !ok || old[i].IsZero() || old[i].Offset+old[i].Length > end {
 		return tree.Piece{}, false

@@ -71,7 +71,7 @@ func TestRecutEqualsFullRead(t *testing.T) {
 	noise := make([]byte, 8<<20)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
 	n := cases(t, 20_000)
-	var rc recutter
+	var rc rechunker
 	for i := range n {
 		cut := chunkers[i%2]
 		r := rand.New(rand.NewPCG(uint64(i), 9))
@@ -160,7 +160,7 @@ func recutReadsLittle(t *testing.T, p chunk.Params) {
 			for range 5 {
 				next[e.Offset+r.Int64N(e.Length)] ^= 1
 			}
-			var rc recutter
+			var rc rechunker
 			if err := rc.begin(t.Context(), len(next), old, []disk.Extent{e},
 				func(_ context.Context, p []byte, off int64) error { reads++; copy(p, next[off:]); return nil }); err != nil {
 				t.Fatal(err)

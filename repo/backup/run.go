@@ -49,7 +49,7 @@ type Options struct {
 	// Roots are the roots of the snapshots that this run builds on; prune keeps
 	// them.
 	Roots []chunk.ID
-	// AdoptOrphans makes the run look for packs that a killed run left without an
+	// IndexOrphans makes the run look for packs that a killed run left without an
 	// index. It lists all packs.
 	AdoptOrphans bool
 	Level        seal.Level
@@ -82,10 +82,10 @@ type Run struct {
 	keepClaim bool // snapshots of the run could neither be verified nor withdrawn
 }
 
-// Do calls fn within a run: it publishes a claim, and removes it when fn has
+// WithRun calls fn within a run: it publishes a claim, and removes it when fn has
 // returned, with or without an error. The index must have been loaded. Snapshots
 // that were added and not flushed are not published.
-func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.Context, run *Run) error) error {
+func WithRun(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.Context, run *Run) error) error {
 	if err := r.CanWrite(); err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 			func(ctx context.Context, w *chunkstore.Writer) error {
 				run.w = w
 				if o.AdoptOrphans {
-					if _, err := w.AdoptOrphans(ctx); err != nil {
+					if _, err := w.IndexOrphans(ctx); err != nil {
 						return err
 					}
 				}
@@ -140,7 +140,7 @@ func Do(ctx context.Context, r *repo.Repository, o Options, fn func(ctx context.
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	if err != nil && run.w != nil {
-		if serr := run.w.Salvage(clean); serr != nil {
+		if serr := run.w.IndexUploaded(clean); serr != nil {
 			// The uploaded packs have no index yet: the claim stays, as after a
 			// killed run, so that the next run looks for them.
 			return err
@@ -219,7 +219,7 @@ func (run *Run) Flush(ctx context.Context) error {
 		return err
 	}
 	for i, s := range queued {
-		s.Written = run.opts.Now().UTC().Truncate(time.Millisecond) // distinguishes snapshots with the same data time
+		s.WrittenTime = run.opts.Now().UTC().Truncate(time.Millisecond) // distinguishes snapshots with the same data time
 		if err := run.r.PutSnapshot(ctx, s); err != nil {
 			// The snapshot may exist in spite of the error.
 			if look := run.mayPublish(ctx, queued[:i+1]); look != nil {
@@ -280,7 +280,7 @@ func (run *Run) mayPublish(ctx context.Context, snapshots []*repo.Snapshot) erro
 		}
 		fresh := make(map[pack.ID]bool)
 		for _, id := range condemned {
-			if !run.r.Store().AvoidsPack(id) {
+			if !run.r.Store().ExcludesPack(id) {
 				fresh[id] = true
 			}
 		}
@@ -318,7 +318,7 @@ func (run *Run) moved(ctx context.Context, s *repo.Snapshot, condemned map[pack.
 		places = x.Locate(index.PrefixOf(id), places[:0])
 		for _, at := range places {
 			in := pack.ID(at.Pack)
-			if !condemned[in] && !run.r.Store().AvoidsPack(in) {
+			if !condemned[in] && !run.r.Store().ExcludesPack(in) {
 				if !made[in] {
 					run.used[in] = true
 				}

@@ -21,7 +21,7 @@ type suspects struct {
 // or condemned data is known.
 func (d *diskRun) findSuspects(ctx context.Context) (*suspects, error) {
 	s := d.run.r.Store()
-	if !s.Avoids() {
+	if !s.HasExclusions() {
 		return nil, nil
 	}
 	found := &suspects{nodes: make(map[int]bool)}

@@ -45,9 +45,9 @@ func granules(old, now *disktest.Mem, r *rand.Rand) []disk.Extent {
 
 func changedBackup(t *testing.T, r *repo.Repository, m *disktest.Mem, o backup.ChangedOptions) (*repo.Snapshot, error) {
 	t.Helper()
-	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, Data: time.Now(), Complete: true}
-	err := backup.Do(t.Context(), r, backup.Options{Roots: []chunk.ID{o.Base}}, func(ctx context.Context, run *backup.Run) error {
-		d, err := run.Changed(ctx, m.Reader(), o)
+	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, DataTime: time.Now(), Complete: true}
+	err := backup.WithRun(t.Context(), r, backup.Options{Roots: []chunk.ID{o.Base}}, func(ctx context.Context, run *backup.Run) error {
+		d, err := run.BackupChanged(ctx, m.Reader(), o)
 		if err != nil {
 			return err
 		}
@@ -145,10 +145,10 @@ func TestChangedWaited(t *testing.T) {
 	}
 	for i, c := range []struct {
 		source, storage time.Duration
-		blames          func(w backup.Waited) time.Duration
+		blames          func(w backup.Timing) time.Duration
 	}{
-		{time.Second, 0, func(w backup.Waited) time.Duration { return w.Source }},
-		{0, 20 * time.Second, func(w backup.Waited) time.Duration { return w.Storage }},
+		{time.Second, 0, func(w backup.Timing) time.Duration { return w.Source }},
+		{0, 20 * time.Second, func(w backup.Timing) time.Duration { return w.Storage }},
 	} {
 		m := disktest.NewMem(old.Size())
 		noise := make([]byte, old.Size())
@@ -160,8 +160,8 @@ func TestChangedWaited(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var d backup.DiskResult
 			began := time.Now()
-			err := backup.Do(t.Context(), r, backup.Options{Roots: []chunk.ID{chunk.ID(base.Disks[0].Root)}, Workers: 1, Uploads: 1}, func(ctx context.Context, run *backup.Run) (err error) {
-				d, err = run.Changed(ctx, slowReader{m.Reader(), c.source}, backup.ChangedOptions{
+			err := backup.WithRun(t.Context(), r, backup.Options{Roots: []chunk.ID{chunk.ID(base.Disks[0].Root)}, Workers: 1, Uploads: 1}, func(ctx context.Context, run *backup.Run) (err error) {
+				d, err = run.BackupChanged(ctx, slowReader{m.Reader(), c.source}, backup.ChangedOptions{
 					Size: m.Size(), Base: chunk.ID(base.Disks[0].Root), Changed: []disk.Extent{{Length: m.Size()}},
 				})
 				return err
@@ -192,7 +192,7 @@ func TestUnsaidChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := backup.ChangedOptions{Size: m.Size(), Base: chunk.ID(base.Disks[0].Root), Verify: backup.Sample(1, 0)}
-	if _, err := changedBackup(t, r, m, o); !errors.Is(err, backup.ErrUnsaidChange) {
+	if _, err := changedBackup(t, r, m, o); !errors.Is(err, backup.ErrMissedChange) {
 		t.Fatalf("an unsaid change: %v", err)
 	}
 	all, _, err := r.Snapshots(t.Context())

@@ -161,7 +161,7 @@ func (r *Report) Damage() *Damage { return &r.damage }
 // Run checks r, which must be open.
 func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	o.defaults()
-	r.Store().AsStored() // read from storage, not from the cache on this machine
+	r.Store().BypassCache() // read from storage, not from the cache on this machine
 	c := &checker{
 		r: r, o: o, packs: make(map[pack.ID]stored), nodes: make(map[tree.Key]string), lists: make(map[index.Prefix]struct{}), lean: make(map[pack.ID]bool),
 		deleted: make(map[pack.ID]bool), suspects: make(map[pack.ID]bool), proofs: openProofs(r.CacheDir()),
@@ -240,7 +240,7 @@ type checker struct {
 	lean  map[pack.ID]bool          // packs that snapshots need and no index object covers
 
 	// Chunks are gathered and looked up at the end, unless they are read.
-	later    *index.Gather
+	later    *index.BulkLookup
 	bytes    int64  // total length of the chunks
 	progress func() // called for each chunk
 }

@@ -189,7 +189,7 @@ func (c *checker) index(ctx context.Context) error {
 	}
 	// A killed run's packs do no harm. Those of a lost index object do: the packs
 	// among them that snapshots need are reported.
-	_, err := c.r.Store().AdoptForReading(ctx)
+	_, err := c.r.Store().LoadOrphans(ctx)
 	return err
 }
 

@@ -139,11 +139,11 @@ func TestBrokenSource(t *testing.T) {
 	disktest.Scribble(t, m, 7, 100)
 	r := repotest.Init(t, mem.New())
 	for n := range 21 {
-		err := backup.Do(t.Context(), r, backup.Options{}, func(ctx context.Context, run *backup.Run) error {
-			if _, err := run.Disk(ctx, &brokenSource{m.Source(), n}, backup.DiskOptions{Size: m.Size()}); !errors.Is(err, errBroken) && n < 20 {
+		err := backup.WithRun(t.Context(), r, backup.Options{}, func(ctx context.Context, run *backup.Run) error {
+			if _, err := run.BackupDisk(ctx, &brokenSource{m.Source(), n}, backup.DiskOptions{Size: m.Size()}); !errors.Is(err, errBroken) && n < 20 {
 				return fmt.Errorf("broken at %d: %w", n, err)
 			}
-			_, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
+			_, err := run.BackupDisk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
 			if err != nil {
 				return err
 			}

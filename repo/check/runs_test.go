@@ -205,7 +205,7 @@ func TestQuietVMs(t *testing.T) {
 		}
 		snaps = nil
 		var packs int64
-		err := backup.Do(t.Context(), r, backup.Options{Roots: claimed}, func(ctx context.Context, run *backup.Run) error {
+		err := backup.WithRun(t.Context(), r, backup.Options{Roots: claimed}, func(ctx context.Context, run *backup.Run) error {
 			for i, m := range disks {
 				if day > 0 {
 					if err := m.WriteAt(ctx, fmt.Appendf(nil, "VM %d was here", i), 1<<20); err != nil {
@@ -216,11 +216,11 @@ func TestQuietVMs(t *testing.T) {
 				if day > 0 {
 					o.Base = roots[i]
 				}
-				d, err := run.Disk(ctx, m.Source(), o)
+				d, err := run.BackupDisk(ctx, m.Source(), o)
 				if err != nil {
 					return err
 				}
-				s := &repo.Snapshot{VM: repo.Named{UUID: fmt.Sprint(i)}, Data: time.Unix(int64(day), 0), Complete: true,
+				s := &repo.Snapshot{VM: repo.Named{UUID: fmt.Sprint(i)}, DataTime: time.Unix(int64(day), 0), Complete: true,
 					Disks: []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(d.Root)}}}
 				roots[i] = d.Root
 				snaps = append(snaps, s)
@@ -292,12 +292,12 @@ func TestFlushBesideDisk(t *testing.T) {
 	store := mem.New()
 	r := repotest.Init(t, store)
 	reader := repotest.Open(t, store)
-	err := backup.Do(t.Context(), r, backup.Options{Workers: 3}, func(ctx context.Context, run *backup.Run) error {
+	err := backup.WithRun(t.Context(), r, backup.Options{Workers: 3}, func(ctx context.Context, run *backup.Run) error {
 		for i := range 40 {
 			m := disktest.NewMem(4 << 20)
 			disktest.Scribble(t, m, uint64(1000+i), 12)
 			read := func() (backup.DiskResult, error) {
-				return run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
+				return run.BackupDisk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
 			}
 			var wg sync.WaitGroup
 			for range 2 {
@@ -311,7 +311,7 @@ func TestFlushBesideDisk(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			run.Add(&repo.Snapshot{VM: repo.Named{UUID: "vm"}, Data: time.Now(), Complete: true,
+			run.Add(&repo.Snapshot{VM: repo.Named{UUID: "vm"}, DataTime: time.Now(), Complete: true,
 				Disks: []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(d.Root)}}})
 			err = run.Flush(ctx)
 			if err == nil {

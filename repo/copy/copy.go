@@ -187,7 +187,7 @@ func (p *Plan) Execute(ctx context.Context) (*Result, error) {
 		if err != nil {
 			return res, err
 		}
-		err = backup.Do(ctx, p.to, backup.Options{
+		err = backup.WithRun(ctx, p.to, backup.Options{
 			Job: "copy", Machine: p.o.Machine, Process: p.o.Process, Roots: p.claimed,
 			AdoptOrphans: len(claims) > 0, Level: p.o.Level, Now: p.o.Now,
 		}, func(ctx context.Context, run *backup.Run) error {
@@ -360,7 +360,7 @@ func (c *copier) snapshot(ctx context.Context, s *repo.Snapshot, out *Copied) (*
 // differ from the last copy, otherwise all data.
 func (c *copier) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, add func(int64)) (backup.DiskResult, int64, error) {
 	root := chunk.ID(d.Root)
-	if to, ok := c.p.roots[root]; ok && (c.fresh[to] || c.run.Inheritable(ctx, to) == nil) {
+	if to, ok := c.p.roots[root]; ok && (c.fresh[to] || c.run.CheckBase(ctx, to) == nil) {
 		add(d.Size)
 		return backup.DiskResult{Root: to}, 0, nil
 	}
@@ -372,7 +372,7 @@ func (c *copier) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, add f
 	}
 	// If the base is missing in the source, everything is read, and the base in the
 	// other repository helps to find known chunks.
-	delta := ok && base.size <= d.Size && c.run.Inheritable(ctx, base.to) == nil
+	delta := ok && base.size <= d.Size && c.run.CheckBase(ctx, base.to) == nil
 	o := backup.DiskOptions{Size: d.Size}
 	if ok {
 		o.Base = base.to
@@ -395,7 +395,7 @@ func (c *copier) disk(ctx context.Context, s *repo.Snapshot, d *repo.Disk, add f
 		passed = upTo
 	})
 	defer src.close()
-	res, err := c.run.Disk(ctx, src, o)
+	res, err := c.run.BackupDisk(ctx, src, o)
 	if err != nil {
 		return res, src.read, err
 	}

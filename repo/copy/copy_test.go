@@ -45,11 +45,11 @@ type vm struct {
 func backUp(ctx context.Context, r *repo.Repository, v vm) (*repo.Snapshot, error) {
 	s := &repo.Snapshot{
 		Origin: "pool", Pool: repo.Named{UUID: "pool-uuid", Name: "pool"}, VM: repo.Named{UUID: v.name + "-uuid", Name: v.name},
-		Kind: "regular", Tags: v.tags, Data: v.data, Complete: v.tags == nil, Generation: "77:5",
+		Kind: "regular", Tags: v.tags, DataTime: v.data, Complete: v.tags == nil, GenerationID: "77:5",
 	}
-	err := backup.Do(ctx, r, backup.Options{Job: "nightly", Machine: "here"}, func(ctx context.Context, run *backup.Run) error {
+	err := backup.WithRun(ctx, r, backup.Options{Job: "nightly", Machine: "here"}, func(ctx context.Context, run *backup.Run) error {
 		for i, m := range v.disks {
-			d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
+			d, err := run.BackupDisk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
 			if err != nil {
 				return err
 			}
@@ -154,8 +154,8 @@ func testCopy(t *testing.T, other chunk.Params) {
 	}
 	for i, s := range all {
 		v, o := vms[i], made[i]
-		if s.VM != o.VM || s.Pool != o.Pool || !s.Data.Equal(v.data) || s.Job != "nightly" || s.Machine != "here" ||
-			fmt.Sprint(s.Tags) != fmt.Sprint(v.tags) || s.Complete != o.Complete || s.Generation != o.Generation ||
+		if s.VM != o.VM || s.Pool != o.Pool || !s.DataTime.Equal(v.data) || s.Job != "nightly" || s.Machine != "here" ||
+			fmt.Sprint(s.Tags) != fmt.Sprint(v.tags) || s.Complete != o.Complete || s.GenerationID != o.GenerationID ||
 			s.Original == nil || s.Original.Snapshot != o.ID() || s.Original.Repository != from.ID() {
 			t.Errorf("snapshot of %s: %+v", v.name, s)
 		}

@@ -18,7 +18,7 @@ import (
 func days(vm string, n int) (all []*repo.Snapshot) {
 	at := time.Date(2026, 3, 1, 2, 0, 0, 0, time.UTC)
 	for i := range n {
-		all = append(all, &repo.Snapshot{VM: repo.Named{UUID: vm, Name: vm}, Data: at.AddDate(0, 0, i), Complete: true, Run: fmt.Sprint(vm, i)})
+		all = append(all, &repo.Snapshot{VM: repo.Named{UUID: vm, Name: vm}, DataTime: at.AddDate(0, 0, i), Complete: true, Run: fmt.Sprint(vm, i)})
 	}
 	return all
 }
@@ -109,7 +109,7 @@ func TestGracePeriods(t *testing.T) {
 			o.Features = []repo.Feature{}
 		}
 		r := repotest.InitWith(t, store, o)
-		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm"}, Data: time.Now(), Complete: true}
+		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm"}, DataTime: time.Now(), Complete: true}
 		if err := r.PutSnapshot(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}

@@ -35,11 +35,11 @@ type firstFacts struct {
 func machine(t *testing.T, r *repo.Repository, now time.Time, devices ...string) *repo.Snapshot {
 	t.Helper()
 	disks := map[string]*disktest.Mem{"xvda": seededDisk(11, 2<<20), "xvdb": seededDisk(12, 1<<20)}
-	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, Data: now, Complete: true}
-	err := backup.Do(t.Context(), r, backup.Options{Job: "job", Machine: "machine", Now: func() time.Time { return now }}, func(ctx context.Context, run *backup.Run) error {
+	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, DataTime: now, Complete: true}
+	err := backup.WithRun(t.Context(), r, backup.Options{Job: "job", Machine: "machine", Now: func() time.Time { return now }}, func(ctx context.Context, run *backup.Run) error {
 		for _, device := range devices {
 			m := disks[device]
-			res, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
+			res, err := run.BackupDisk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
 			if err != nil {
 				return err
 			}

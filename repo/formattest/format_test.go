@@ -79,8 +79,8 @@ func fill(t testing.TB, r *repo.Repository, now time.Time) map[string][]byte {
 	a, b := seededDisk(1, 9<<20+512), seededDisk(2, 1<<20)
 	var base chunk.ID
 	for _, name := range []string{"day one", "day two"} {
-		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: name}, Data: now, Complete: true}
-		err := backup.Do(t.Context(), r, backup.Options{Job: "job", Machine: "machine", Roots: []chunk.ID{base}, Now: func() time.Time { return now }},
+		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: name}, DataTime: now, Complete: true}
+		err := backup.WithRun(t.Context(), r, backup.Options{Job: "job", Machine: "machine", Roots: []chunk.ID{base}, Now: func() time.Time { return now }},
 			func(ctx context.Context, run *backup.Run) error {
 				for _, d := range []struct {
 					device string
@@ -90,7 +90,7 @@ func fill(t testing.TB, r *repo.Repository, now time.Time) map[string][]byte {
 					if d.device == "xvda" {
 						o.Base = base
 					}
-					res, err := run.Disk(ctx, d.m.Source(), o)
+					res, err := run.BackupDisk(ctx, d.m.Source(), o)
 					if err != nil {
 						return err
 					}

@@ -30,14 +30,14 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	var first *repo.Snapshot
-	err = backup.Do(t.Context(), r, backup.Options{Now: c.Now}, func(ctx context.Context, run *backup.Run) error {
+	err = backup.WithRun(t.Context(), r, backup.Options{Now: c.Now}, func(ctx context.Context, run *backup.Run) error {
 		for i := range 2 {
 			m := disktest.Content(uint64(10*i), uint64(10*i+1), uint64(10*i+2))
-			d, err := run.Disk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
+			d, err := run.BackupDisk(ctx, m.Source(), backup.DiskOptions{Size: m.Size()})
 			if err != nil {
 				return err
 			}
-			s := &repo.Snapshot{VM: repo.Named{UUID: fmt.Sprint(i)}, Data: c.Now(), Complete: true, Disks: []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(d.Root)}}}
+			s := &repo.Snapshot{VM: repo.Named{UUID: fmt.Sprint(i)}, DataTime: c.Now(), Complete: true, Disks: []repo.Disk{{Device: "xvda", Size: m.Size(), Root: repo.HexID(d.Root)}}}
 			run.Add(s)
 			if i == 0 {
 				first = s

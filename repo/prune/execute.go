@@ -130,7 +130,7 @@ func (e *execution) deleteExpired(ctx context.Context) error {
 
 type execution struct {
 	p   *Plan
-	s   *survey
+	s   *scan
 	r   *repo.Repository
 	o   *Options
 	res Result
@@ -349,7 +349,7 @@ func (e *execution) condemn(ctx context.Context, ids []pack.ID) error {
 	if err := e.r.PutCondemned(ctx, list); err != nil {
 		return err
 	}
-	if err := e.s.look(ctx); err != nil {
+	if err := e.s.refresh(ctx); err != nil {
 		// A later pass reads everything again before anything is deleted.
 		return err
 	}

@@ -30,7 +30,7 @@ import (
 // and determines when they can be.
 func (p *Plan) locked(ctx context.Context) error {
 	s := p.s
-	k, ok := object.KeeperOf(s.r.Objects())
+	k, ok := object.VersionedOf(s.r.Objects())
 	if !ok || s.r.LockDays() == 0 {
 		return nil
 	}
@@ -138,7 +138,7 @@ func (p *Plan) unlocks(stay []pack.ID, until map[pack.ID]time.Time) {
 // extendLocks extends the locks of live objects that have less than half of their
 // time left. The lock times of the other objects are cached on this machine.
 func (e *execution) extendLocks(ctx context.Context) error {
-	k, ok := object.KeeperOf(e.r.Objects())
+	k, ok := object.VersionedOf(e.r.Objects())
 	days := e.r.LockDays()
 	if !ok || days == 0 {
 		return nil

@@ -18,14 +18,14 @@ const lockDays = 30
 
 // locked returns k wrapped by package versions, which reads the sound version of
 // each object.
-func locked(t *testing.T, k *mem.Keeper) object.Keeper {
+func locked(t *testing.T, k *mem.Keeper) object.Versioned {
 	t.Helper()
 	return versions.New(k)
 }
 
 func days(n float64) time.Duration { return time.Duration(n * 24 * float64(time.Hour)) }
 
-func until(t *testing.T, k object.Keeper, name string) time.Time {
+func until(t *testing.T, k object.Versioned, name string) time.Time {
 	t.Helper()
 	at, err := k.LockedUntil(t.Context(), name, "")
 	if err != nil {
@@ -50,7 +50,7 @@ func TestLocks(t *testing.T) {
 
 	// A snapshot cannot be forgotten while it is locked.
 	s := locked(t, k)
-	s.KeepFor(lockDays)
+	s.SetLockDays(lockDays)
 	var refused *object.LockedError
 	if err := s.Delete(t.Context(), "snapshots/"+goes.ID()); !errors.As(err, &refused) || !refused.Until.Equal(start.Add(days(lockDays))) {
 		t.Fatalf("forgotten: %v", err)
@@ -107,7 +107,7 @@ func TestLockedPacksWait(t *testing.T) {
 	s := mustSave(t, locked(t, k), c, disktest.Content(1, 2), "vm")
 	ends := c.Now().Add(days(lockDays))
 	// As a user who may bypass governance mode can do.
-	k.KeepFor(0)
+	k.SetLockDays(0)
 	if err := removeAll(t, k, c, "snapshots/"+s.ID(), ends); err != nil {
 		t.Fatal(err)
 	}

@@ -24,8 +24,8 @@ const gatherStep = 1 << 14
 // nearly all of it, are gathered and marked at the end. If one of them is in no
 // pack, everything is walked again without gathering, so that the error can name
 // the snapshot that needs it.
-func (s *survey) walk(ctx context.Context, roots func() error) error {
-	if s.everyCopy {
+func (s *scan) walk(ctx context.Context, roots func() error) error {
+	if s.keepAllCopies {
 		return roots() // copies are chosen by full IDs
 	}
 	walked, nodes := maps.Clone(s.walked), maps.Clone(s.nodes)
@@ -71,7 +71,7 @@ func (s *survey) walk(ctx context.Context, roots func() error) error {
 
 // roots marks everything that is reachable from the snapshots and from the claims
 // of active runs.
-func (s *survey) roots(ctx context.Context, snapshots []*repo.Snapshot, active map[string]bool) error {
+func (s *scan) roots(ctx context.Context, snapshots []*repo.Snapshot, active map[string]bool) error {
 	var total int64
 	for _, snap := range snapshots {
 		total += snap.Size()
@@ -119,7 +119,7 @@ func (s *survey) roots(ctx context.Context, snapshots []*repo.Snapshot, active m
 	return nil
 }
 
-func (s *survey) snapshot(ctx context.Context, snap *repo.Snapshot) error {
+func (s *scan) snapshot(ctx context.Context, snap *repo.Snapshot) error {
 	for _, rec := range snap.Records {
 		if err := s.mark(ctx, chunk.Record, chunk.ID(rec.ID)); err != nil {
 			return err
@@ -139,7 +139,7 @@ func absent(err error, lenient bool) bool { return lenient && errors.Is(err, chu
 
 // tree marks everything below a root that is not marked yet. A lenient walk skips
 // blobs that are in no pack.
-func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
+func (s *scan) tree(ctx context.Context, root chunk.ID, lenient bool) error {
 	if err := s.mark(ctx, chunk.Root, root); err != nil {
 		if absent(err, lenient) {
 			return nil
@@ -160,7 +160,7 @@ func (s *survey) tree(ctx context.Context, root chunk.ID, lenient bool) error {
 
 // marker marks the nodes and lists of one tree, and the blobs that they reference.
 type marker struct {
-	s       *survey
+	s       *scan
 	lenient bool
 	whole   bool // no blob below the current node was missing
 }
@@ -235,7 +235,7 @@ func (m *marker) leave(node tree.Part) error {
 
 // seen reports whether a block list, which is to be marked at copies, and
 // everything below it are marked already.
-func (s *survey) seen(list chunk.ID, copies []index.Location) bool {
+func (s *scan) seen(list chunk.ID, copies []index.Location) bool {
 	if s.again != nil {
 		_, done := s.again[index.PrefixOf(list)]
 		return done
@@ -252,20 +252,20 @@ func (s *survey) seen(list chunk.ID, copies []index.Location) bool {
 }
 
 // mark marks a blob as needed.
-func (s *survey) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
+func (s *scan) mark(ctx context.Context, kind chunk.Kind, id chunk.ID) error {
 	copies, err := s.find(ctx, kind, id)
 	s.markAt(copies)
 	return err
 }
 
-func (s *survey) markAt(copies []index.Location) {
+func (s *scan) markAt(copies []index.Location) {
 	for _, at := range copies {
 		s.packs[at.Pack].mark(at)
 	}
 }
 
 // find returns the copies of a blob that are to be marked.
-func (s *survey) find(ctx context.Context, kind chunk.Kind, id chunk.ID) ([]index.Location, error) {
+func (s *scan) find(ctx context.Context, kind chunk.Kind, id chunk.ID) ([]index.Location, error) {
 	s.places = s.r.Store().Index().Locate(index.PrefixOf(id), s.places[:0])
 	return s.choose(ctx, kind, id, s.places)
 }
@@ -275,7 +275,7 @@ func (s *survey) find(ctx context.Context, kind chunk.Kind, id chunk.ID) ([]inde
 // that two never delete each other's copy. It returns none if the blob is in a pack
 // that was put after the packs were listed; that pack is kept. The result is valid
 // until the next call.
-func (s *survey) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, places []index.Location) ([]index.Location, error) {
+func (s *scan) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, places []index.Location) ([]index.Location, error) {
 	s.copies = s.copies[:0]
 	best, rank := -1, 0
 	for i, at := range places {
@@ -290,7 +290,7 @@ func (s *survey) choose(ctx context.Context, kind chunk.Kind, id chunk.ID, place
 	}
 	// While none of the copies is trusted, each may be the only good one.
 	unsure := best >= 0 && s.untrusted[places[best].Pack] && len(places) > 1
-	if s.everyCopy || unsure {
+	if s.keepAllCopies || unsure {
 		for _, at := range places {
 			p := s.packs[at.Pack]
 			if p == nil || int64(at.Offset)+int64(at.Length) > p.size || rank == 0 && s.bad(at.Pack, id) {
@@ -334,7 +334,7 @@ const (
 )
 
 // rank orders the copies of a blob: 0 is trusted and in a pack that stays.
-func (s *survey) rank(in pack.ID, id chunk.ID) (rank int) {
+func (s *scan) rank(in pack.ID, id chunk.ID) (rank int) {
 	if _, ok := s.condemned[in]; ok {
 		rank |= rankCondemned
 	}
@@ -351,6 +351,6 @@ func (s *survey) rank(in pack.ID, id chunk.ID) (rank int) {
 }
 
 // bad reports whether a copy is known to be damaged.
-func (s *survey) bad(in pack.ID, id chunk.ID) bool {
+func (s *scan) bad(in pack.ID, id chunk.ID) bool {
 	return s.badPacks[in] || s.refuted[in] || s.badBlobs[chunkstore.BadBlob{ID: id, Pack: in}] || s.badBlobs[chunkstore.BadBlob{ID: id}]
 }

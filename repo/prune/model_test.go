@@ -249,13 +249,13 @@ func (w *world) backup(vm string, seeds []uint64, restart bool) {
 				roots = []chunk.ID{chunk.ID(s.Disks[0].Root)}
 			}
 		}
-		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: vm, Name: vm}, Data: w.c.Now(), Complete: true}
+		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: vm, Name: vm}, DataTime: w.c.Now(), Complete: true}
 		claims, _, err := r.Claims(ctx)
 		if err != nil {
 			return err
 		}
 		o := backup.Options{Now: w.c.Now, Machine: machine, Workers: 1, Uploads: 1, Roots: roots, AdoptOrphans: true}
-		return backup.Do(ctx, r, o, func(ctx context.Context, run *backup.Run) error {
+		return backup.WithRun(ctx, r, o, func(ctx context.Context, run *backup.Run) error {
 			for _, claim := range claims {
 				if restart && w.killed[claim.Machine] {
 					if err := r.DropClaim(ctx, claim); err != nil {

@@ -20,7 +20,7 @@ import (
 // lists.
 
 // known records that a claim or reference list of a run exists, and its writer.
-func (s *survey) known(run string, writer seal.WriterID) {
+func (s *scan) known(run string, writer seal.WriterID) {
 	if s.runs[run] == nil {
 		s.runs[run] = make(map[seal.WriterID]bool)
 	}
@@ -30,7 +30,7 @@ func (s *survey) known(run string, writer seal.WriterID) {
 // retire sets the retirements that are valid: those of a full key, and those of the
 // run's own writer. A retirement that is damaged retires nothing, so that the data of
 // its run stays protected, but lists of deleted packs wait for its run as well.
-func (s *survey) retire(retired []*repo.Retired, bad []repo.Problem) {
+func (s *scan) retire(retired []*repo.Retired, bad []repo.Problem) {
 	s.retired = slices.DeleteFunc(retired, func(t *repo.Retired) bool {
 		return !t.Full() && s.runs[t.Run] != nil && !s.runs[t.Run][t.Writer()]
 	})
@@ -45,12 +45,12 @@ func (s *survey) retire(retired []*repo.Retired, bad []repo.Problem) {
 }
 
 // ended determines the runs that no longer protect anything.
-func (s *survey) ended(ctx context.Context) error {
+func (s *scan) ended(ctx context.Context) error {
 	s.over = make(map[string]bool)
 	if len(s.runs) == 0 {
 		return nil
 	}
-	overs, err := s.r.Overs(ctx, func(run string) bool { return s.runs[run] != nil })
+	overs, err := s.r.RunEnds(ctx, func(run string) bool { return s.runs[run] != nil })
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (s *survey) ended(ctx context.Context) error {
 }
 
 // endedItself reports whether all writers of a run have declared that it has ended.
-func (s *survey) endedItself(run string, writers map[seal.WriterID]bool) bool {
+func (s *scan) endedItself(run string, writers map[seal.WriterID]bool) bool {
 	for w := range writers {
 		if !slices.ContainsFunc(s.retired, func(t *repo.Retired) bool {
 			return t.Run == run && t.Ended && t.Writer() == w && s.at.Sub(t.Time) >= s.wait()
@@ -74,15 +74,15 @@ func (s *survey) endedItself(run string, writers map[seal.WriterID]bool) bool {
 
 // ending determines the runs that can be ended, and which of the snapshots are
 // theirs. snapshots are all that are valid.
-func (s *survey) ending(snapshots []*repo.Snapshot) {
+func (s *scan) ending(snapshots []*repo.Snapshot) {
 	s.end = nil
-	of := make(map[string]*repo.Over)
+	of := make(map[string]*repo.RunEnd)
 	for run := range s.runs {
 		waited := slices.ContainsFunc(s.retired, func(t *repo.Retired) bool {
 			return t.Run == run && s.at.Sub(t.Time) >= s.wait()+s.r.Objects().Traits().ListDelay
 		})
 		if !s.over[run] && (waited || s.o.Exclusive) {
-			of[run] = &repo.Over{Run: run}
+			of[run] = &repo.RunEnd{Run: run}
 			s.end = append(s.end, of[run])
 		}
 	}
@@ -94,7 +94,7 @@ func (s *survey) ending(snapshots []*repo.Snapshot) {
 }
 
 // canEnd reports whether the key in use may end runs.
-func (s *survey) canEnd() bool { return s.r.NeedsFull("") == nil }
+func (s *scan) canEnd() bool { return s.r.NeedsFull("") == nil }
 
 // putOver ends the runs that can be ended, if the key may do so.
 func (e *execution) putOver(ctx context.Context) error {
@@ -104,7 +104,7 @@ func (e *execution) putOver(ctx context.Context) error {
 	for len(e.s.end) > 0 {
 		o := e.s.end[0]
 		o.Time = e.o.Now().UTC()
-		if err := e.r.PutOver(ctx, o); err != nil {
+		if err := e.r.PutRunEnd(ctx, o); err != nil {
 			return err
 		}
 		e.s.end = e.s.end[1:]

@@ -134,7 +134,7 @@ type Count struct {
 type Plan struct {
 	Report
 
-	s                       *survey
+	s                       *scan
 	remove, condemn, repack []pack.ID
 	retire                  []*repo.Claim
 	stay                    map[string]bool // condemned packs that have waited long enough but are still locked
@@ -310,7 +310,7 @@ func (p *Plan) sort() {
 		case live < st.size-st.size/16: // the rest is header and table, or too little to report
 			one(&p.Partly)
 			p.PartlyBy += live
-			if live < st.size/2 && st.indexed && !st.keep && !s.everyCopy && (!condemned || s.o.Exclusive) {
+			if live < st.size/2 && st.indexed && !st.keep && !s.keepAllCopies && (!condemned || s.o.Exclusive) {
 				p.repack = append(p.repack, id)
 				share[id] = float64(live) / float64(st.size)
 				lives[id] = live

@@ -43,9 +43,9 @@ func (s *state) marked(at index.Location) bool {
 
 func (s *state) dead() bool { return s.live.empty() && !s.keep }
 
-// survey is the state of the repository as one pass has read it. Marks are never
+// scan is the state of the repository as one pass has read it. Marks are never
 // removed: look only adds to them.
-type survey struct {
+type scan struct {
 	r  *repo.Repository
 	o  *Options
 	at time.Time // when reading began
@@ -57,18 +57,18 @@ type survey struct {
 
 // storage is the content of the storage.
 type storage struct {
-	packs     map[pack.ID]*state
-	condemned map[pack.ID]time.Time // the time when they were condemned
-	deleted   map[pack.ID]bool      // another pass has begun to delete them
-	lists     []*repo.Condemned
-	useless   []string // names of condemned lists that have no effect
-	heads     []chunkstore.IndexHead
-	everyCopy bool // some damage is known: all copies of a blob are kept, except damaged ones
-	badPacks  map[pack.ID]bool
-	untrusted map[pack.ID]bool // packs whose content nobody has opened who may be believed
-	refuted   map[pack.ID]bool // packs that this machine has opened, with wrong content
-	badBlobs  map[chunkstore.BadBlob]bool
-	damage    []*repo.Damage
+	packs         map[pack.ID]*state
+	condemned     map[pack.ID]time.Time // the time when they were condemned
+	deleted       map[pack.ID]bool      // another pass has begun to delete them
+	lists         []*repo.Condemned
+	useless       []string // names of condemned lists that have no effect
+	heads         []chunkstore.IndexHead
+	keepAllCopies bool // some damage is known: all copies of a blob are kept, except damaged ones
+	badPacks      map[pack.ID]bool
+	untrusted     map[pack.ID]bool // packs whose content nobody has opened who may be believed
+	refuted       map[pack.ID]bool // packs that this machine has opened, with wrong content
+	badBlobs      map[chunkstore.BadBlob]bool
+	damage        []*repo.Damage
 }
 
 // running records who uses the repository, or did so according to the objects read.
@@ -78,7 +78,7 @@ type running struct {
 	runs    map[string]map[seal.WriterID]bool // writers of each run that has a claim or reference list
 	unclear map[string]bool                   // runs of which a retirement cannot be read
 	over    map[string]bool                   // those runs that no longer protect anything
-	end     []*repo.Over                      // those runs that can be ended
+	end     []*repo.RunEnd                    // those runs that can be ended
 }
 
 // marking is the progress of walking the trees of snapshots and claims, which marks
@@ -88,7 +88,7 @@ type marking struct {
 	nodes     map[tree.Key]struct{}
 	partial   map[[16]byte]struct{} // marked block lists below which some chunks were missing
 	again     map[[16]byte]struct{} // during the second walk: finished block lists
-	later     *index.Gather         // collects data chunks to be marked; nil if they are marked directly
+	later     *index.BulkLookup     // collects data chunks to be marked; nil if they are marked directly
 	gathered  int64                 // total bytes of these chunks
 	places    []index.Location
 	copies    []index.Location
@@ -103,8 +103,8 @@ type marking struct {
 
 // take reads everything, in an order that leaves no gap: of a run that ends
 // meanwhile we see its claim or its snapshot, never neither.
-func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) {
-	s := &survey{
+func take(ctx context.Context, r *repo.Repository, o *Options) (*scan, error) {
+	s := &scan{
 		r: r, o: o, at: o.Now(),
 		storage: storage{
 			packs: make(map[pack.ID]*state), condemned: make(map[pack.ID]time.Time), deleted: make(map[pack.ID]bool),
@@ -132,7 +132,7 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.everyCopy = len(bad) > 0 || slices.ContainsFunc(damage, (*repo.Damage).Full)
+	s.keepAllCopies = len(bad) > 0 || slices.ContainsFunc(damage, (*repo.Damage).Full)
 	s.damage = damage
 	for _, d := range damage {
 		if !d.Full() {
@@ -161,12 +161,12 @@ func take(ctx context.Context, r *repo.Repository, o *Options) (*survey, error) 
 	}); err != nil {
 		return nil, err
 	}
-	return s, s.look(ctx)
+	return s, s.refresh(ctx)
 }
 
-// look reads claims, reference lists and snapshots, and marks the data that they
+// refresh reads claims, reference lists and snapshots, and marks the data that they
 // reference.
-func (s *survey) look(ctx context.Context) error {
+func (s *scan) refresh(ctx context.Context) error {
 	claims, bad, err := s.r.Claims(ctx)
 	if err != nil {
 		return err
@@ -239,7 +239,7 @@ func (s *survey) look(ctx context.Context) error {
 }
 
 // judge determines which packs are not trusted.
-func (s *survey) judge() {
+func (s *scan) judge() {
 	store := s.r.Store()
 	s.untrusted, s.refuted = make(map[pack.ID]bool), make(map[pack.ID]bool)
 	if !store.Mixed() {
@@ -255,7 +255,7 @@ func (s *survey) judge() {
 
 // graces returns the snapshots whose data is needed: all except those whose grace
 // period and lock are over. The first look determines those that this pass deletes.
-func (s *survey) graces(ctx context.Context, all []*repo.Snapshot) (needed []*repo.Snapshot, err error) {
+func (s *scan) graces(ctx context.Context, all []*repo.Snapshot) (needed []*repo.Snapshot, err error) {
 	var expired []*repo.Snapshot
 	s.snapshots, s.graceEnd, s.forgotten = 0, time.Time{}, make(map[string]bool)
 	for _, snap := range all {
@@ -289,7 +289,7 @@ func (s *survey) graces(ctx context.Context, all []*repo.Snapshot) (needed []*re
 
 // readIndex brings the index up to date and determines which packs were written by
 // live runs. A pack in no index object may be one that a run has just put.
-func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
+func (s *scan) readIndex(ctx context.Context, active map[string]bool) error {
 	if err := s.r.LoadIndex(ctx); err != nil {
 		return err
 	}
@@ -323,7 +323,7 @@ func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
 	if !orphans {
 		return nil
 	}
-	if _, err := s.r.Store().AdoptForReading(ctx); err != nil {
+	if _, err := s.r.Store().LoadOrphans(ctx); err != nil {
 		return err
 	}
 	for id, p := range s.packs {
@@ -339,16 +339,16 @@ func (s *survey) readIndex(ctx context.Context, active map[string]bool) error {
 
 // wait returns how long a condemned pack waits, and a retired run is still regarded
 // as live.
-func (s *survey) wait() time.Duration { return s.r.Objects().Traits().ListDelay + grace }
+func (s *scan) wait() time.Duration { return s.r.Objects().Traits().ListDelay + grace }
 
 // due reports whether a condemned pack has waited long enough.
-func (s *survey) due(id pack.ID) bool {
+func (s *scan) due(id pack.ID) bool {
 	since, ok := s.condemned[id]
 	return ok && s.at.Sub(since) >= s.wait()
 }
 
 // sorted returns the packs for which fn returns true, in the order of their names.
-func (s *survey) sorted(fn func(id pack.ID, p *state) bool) []pack.ID {
+func (s *scan) sorted(fn func(id pack.ID, p *state) bool) []pack.ID {
 	var ids []pack.ID
 	for id, p := range s.packs {
 		if fn(id, p) {
@@ -359,7 +359,7 @@ func (s *survey) sorted(fn func(id pack.ID, p *state) bool) []pack.ID {
 	return ids
 }
 
-func (s *survey) count(ids []pack.ID) Count {
+func (s *scan) count(ids []pack.ID) Count {
 	c := Count{Packs: len(ids)}
 	for _, id := range ids {
 		if p := s.packs[id]; p != nil {
@@ -378,7 +378,7 @@ func unreadable(what string, err error) error {
 
 // givenUp reports whether the user abandons an object that cannot be read, or a
 // snapshot of which a part cannot be read. It adds the object to s.forget.
-func (s *survey) givenUp(object string) bool {
+func (s *scan) givenUp(object string) bool {
 	for _, name := range s.o.ForgetDamaged {
 		if name != object && "snapshots/"+name != object {
 			continue
@@ -393,7 +393,7 @@ func (s *survey) givenUp(object string) bool {
 
 // condemnations reads the condemned lists. The packs in a list that cannot be read
 // are not known, so such a list can be abandoned only in an exclusive pass.
-func (s *survey) condemnations(ctx context.Context) ([]*repo.Condemned, error) {
+func (s *scan) condemnations(ctx context.Context) ([]*repo.Condemned, error) {
 	lists, useless, bad, err := s.r.ReadCondemned(ctx)
 	s.useless = useless
 	for _, p := range bad {

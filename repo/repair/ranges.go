@@ -14,7 +14,7 @@ import (
 // into lines for people, merged if they touch.
 func blocks(ranges []check.Range) (list []repo.DamagedDisk, lost []Lost, snapshots int) {
 	slices.SortStableFunc(ranges, func(a, b check.Range) int {
-		return cmp.Or(a.Snapshot.Data.Compare(b.Snapshot.Data), strings.Compare(a.Snapshot.ID(), b.Snapshot.ID()),
+		return cmp.Or(a.Snapshot.DataTime.Compare(b.Snapshot.DataTime), strings.Compare(a.Snapshot.ID(), b.Snapshot.ID()),
 			strings.Compare(a.Disk.Device, b.Disk.Device), cmp.Compare(a.From, b.From))
 	})
 	seen := make(map[string]bool)
@@ -36,7 +36,7 @@ func blocks(ranges []check.Range) (list []repo.DamagedDisk, lost []Lost, snapsho
 			list = append(list, repo.DamagedDisk{Snapshot: r.Snapshot.ID(), Device: r.Disk.Device, VDI: r.Disk.VDI, Ranges: [][2]int64{{first, end - first}}})
 		}
 		lost = append(lost, Lost{
-			Snapshot: r.Snapshot.ID(), Data: r.Snapshot.Data, VMUUID: r.Snapshot.VM.UUID, VMName: r.Snapshot.VM.Name,
+			Snapshot: r.Snapshot.ID(), Data: r.Snapshot.DataTime, VMUUID: r.Snapshot.VM.UUID, VMName: r.Snapshot.VM.Name,
 			Device: r.Disk.Device, VDI: r.Disk.VDI, From: r.From, To: r.To,
 		})
 	}

@@ -191,7 +191,7 @@ type PacksResult struct {
 // packs stay: a prune deletes them once nothing in them is needed.
 func Packs(ctx context.Context, r *repo.Repository, o PacksOptions) (*PacksResult, error) {
 	o.defaults()
-	r.Store().AsStored()
+	r.Store().BypassCache()
 	res := &PacksResult{}
 	ids := o.Packs
 	if len(ids) == 0 {

@@ -76,19 +76,19 @@ func (h *house) backup(incremental bool, changed ...disk.Extent) *repo.Snapshot 
 func (h *house) tryBackup(incremental bool, changed ...disk.Extent) (*repo.Snapshot, error) {
 	h.t.Helper()
 	h.now = h.now.Add(time.Hour)
-	s := &repo.Snapshot{Origin: "pool", VM: repo.Named{UUID: "uuid", Name: "web"}, Data: h.now, Complete: true}
+	s := &repo.Snapshot{Origin: "pool", VM: repo.Named{UUID: "uuid", Name: "web"}, DataTime: h.now, Complete: true}
 	o := backup.Options{Now: func() time.Time { return h.now }}
 	var base chunk.ID
 	if incremental {
 		base = chunk.ID(h.last.Disks[0].Root)
 		o.Roots = []chunk.ID{base}
 	}
-	err := backup.Do(h.t.Context(), h.open(h.store), o, func(ctx context.Context, run *backup.Run) (err error) {
+	err := backup.WithRun(h.t.Context(), h.open(h.store), o, func(ctx context.Context, run *backup.Run) (err error) {
 		var d backup.DiskResult
 		if incremental {
-			d, err = run.Changed(ctx, h.m.Reader(), backup.ChangedOptions{Size: diskSize, Base: base, Changed: changed})
+			d, err = run.BackupChanged(ctx, h.m.Reader(), backup.ChangedOptions{Size: diskSize, Base: base, Changed: changed})
 		} else {
-			d, err = run.Disk(ctx, h.m.Source(), backup.DiskOptions{Size: diskSize})
+			d, err = run.BackupDisk(ctx, h.m.Source(), backup.DiskOptions{Size: diskSize})
 		}
 		if err != nil {
 			return err

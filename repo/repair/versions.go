@@ -44,7 +44,7 @@ type VersionsResult struct {
 // SHA-256 is the object's name; for keys and the config the newest valid version.
 // An object with only one version is not read: check --read-data verifies those.
 func Versions(ctx context.Context, r *repo.Repository, o VersionsOptions) (*VersionsResult, error) {
-	k, ok := object.KeeperOf(r.Objects())
+	k, ok := object.VersionedOf(r.Objects())
 	if !ok {
 		return nil, fmt.Errorf("%s: older versions: %w", r.Objects().Location(), object.ErrUnsupported)
 	}
@@ -86,7 +86,7 @@ func Versions(ctx context.Context, r *repo.Repository, o VersionsOptions) (*Vers
 
 type versionRepair struct {
 	r   *repo.Repository
-	k   object.Keeper
+	k   object.Versioned
 	o   VersionsOptions
 	res VersionsResult
 }

@@ -21,7 +21,7 @@ var errStorage = errors.New("the storage fails")
 // failing is a Keeper of which one call fails, before or after its effect, or all
 // calls from that one on.
 type failing struct {
-	object.Keeper
+	object.Versioned
 	at          int
 	after, stay bool
 	calls       int
@@ -42,25 +42,25 @@ func (f *failing) call(do func() error) error {
 }
 
 func (f *failing) Put(ctx context.Context, name string, data []byte) error {
-	return f.call(func() error { return f.Keeper.Put(ctx, name, data) })
+	return f.call(func() error { return f.Versioned.Put(ctx, name, data) })
 }
 
 func (f *failing) Get(ctx context.Context, name string, offset, length int64) (p []byte, err error) {
-	err = f.call(func() (err error) { p, err = f.Keeper.Get(ctx, name, offset, length); return err })
+	err = f.call(func() (err error) { p, err = f.Versioned.Get(ctx, name, offset, length); return err })
 	return p, err
 }
 
 func (f *failing) GetVersion(ctx context.Context, name, id string, offset, length int64) (p []byte, err error) {
-	err = f.call(func() (err error) { p, err = f.Keeper.GetVersion(ctx, name, id, offset, length); return err })
+	err = f.call(func() (err error) { p, err = f.Versioned.GetVersion(ctx, name, id, offset, length); return err })
 	return p, err
 }
 
 func (f *failing) ListVersions(ctx context.Context, prefix string, fn func(object.Version) error) error {
-	return f.call(func() error { return f.Keeper.ListVersions(ctx, prefix, fn) })
+	return f.call(func() error { return f.Versioned.ListVersions(ctx, prefix, fn) })
 }
 
 func (f *failing) LockedUntil(ctx context.Context, name, id string) (until time.Time, err error) {
-	err = f.call(func() (err error) { until, err = f.Keeper.LockedUntil(ctx, name, id); return err })
+	err = f.call(func() (err error) { until, err = f.Versioned.LockedUntil(ctx, name, id); return err })
 	return until, err
 }
 
@@ -75,7 +75,7 @@ func attacked(t *testing.T) (*house, *mem.Keeper, map[string][]byte) {
 	h.write(slices.Repeat([]byte("what is on the disk "), 20000), 4096)
 	h.backup(false)
 	before := make(map[string][]byte)
-	raw.KeepFor(0)
+	raw.SetLockDays(0)
 	for n, name := range h.names("") {
 		if !object.LockedName(name) {
 			continue
@@ -102,7 +102,7 @@ func TestVersionsEveryCallFails(t *testing.T) {
 		struck := 0
 		for n := 0; ; n++ {
 			h, raw, before := attacked(t)
-			try := func(k object.Keeper) error {
+			try := func(k object.Versioned) error {
 				r, err := repo.Open(t.Context(), versions.New(k), repo.Options{Secret: repotest.Secret()})
 				if err != nil {
 					return err
@@ -115,7 +115,7 @@ func TestVersionsEveryCallFails(t *testing.T) {
 				return err
 			}
 			f := f
-			f.Keeper, f.at = raw, n
+			f.Versioned, f.at = raw, n
 			err := try(&f)
 			if !f.fired {
 				if err != nil {

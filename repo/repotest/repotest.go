@@ -86,8 +86,8 @@ func Save(ctx context.Context, r *repo.Repository, vm string, src disk.Source, o
 	if now == nil {
 		now = time.Now
 	}
-	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: vm, Name: vm}, Data: now(), Complete: true}
-	err := backup.Do(ctx, r, ro, func(ctx context.Context, run *backup.Run) error {
+	s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: vm, Name: vm}, DataTime: now(), Complete: true}
+	err := backup.WithRun(ctx, r, ro, func(ctx context.Context, run *backup.Run) error {
 		return SaveIn(ctx, run, s, src, o)
 	})
 	return s, err
@@ -96,7 +96,7 @@ func Save(ctx context.Context, r *repo.Repository, vm string, src disk.Source, o
 // SaveIn backs up src as the only disk of s, with a record, and publishes s,
 // within a run that has begun.
 func SaveIn(ctx context.Context, run *backup.Run, s *repo.Snapshot, src disk.Source, o backup.DiskOptions) error {
-	d, err := run.Disk(ctx, src, o)
+	d, err := run.BackupDisk(ctx, src, o)
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ const clockSkew = 24 * time.Hour
 
 // FromFuture reports whether a snapshot's date is so far ahead that policies do not
 // count it: the clock of its pool, or the date of its file, was wrong.
-func FromFuture(s *repo.Snapshot, now time.Time) bool { return s.Data.After(now.Add(clockSkew)) }
+func FromFuture(s *repo.Snapshot, now time.Time) bool { return s.DataTime.After(now.Add(clockSkew)) }
 
 type rule struct {
 	name   string
@@ -138,7 +138,7 @@ func (j *Judge) Apply(p Policy, some []*repo.Snapshot) []Decision {
 // Late reports whether the storage received a snapshot so long after its data time
 // that it displaces none that was received in time.
 func Late(s *repo.Snapshot) bool {
-	return !s.Received().IsZero() && s.Received().Sub(s.Data) > clockSkew
+	return !s.Received().IsZero() && s.Received().Sub(s.DataTime) > clockSkew
 }
 
 // inTime keeps what the policy would keep if the late snapshots of a group did not
@@ -213,7 +213,7 @@ func NewJudge(all []*repo.Snapshot, now time.Time) *Judge {
 	type seen struct{ vm, writers string }
 	spans := make(map[seen]map[string]*span) // by pool
 	for _, s := range all {
-		if s.Origin != "pool" || s.VM.UUID == "" || s.Data.After(now.Add(clockSkew)) {
+		if s.Origin != "pool" || s.VM.UUID == "" || s.DataTime.After(now.Add(clockSkew)) {
 			continue
 		}
 		who := seen{s.VM.UUID, s.Group()}
@@ -224,14 +224,14 @@ func NewJudge(all []*repo.Snapshot, now time.Time) *Judge {
 		}
 		p := pools[s.Pool.UUID]
 		if p == nil {
-			p = &span{first: s.Data, last: s.Data}
+			p = &span{first: s.DataTime, last: s.DataTime}
 			pools[s.Pool.UUID] = p
 		}
-		if s.Data.Before(p.first) {
-			p.first = s.Data
+		if s.DataTime.Before(p.first) {
+			p.first = s.DataTime
 		}
-		if s.Data.After(p.last) {
-			p.last = s.Data
+		if s.DataTime.After(p.last) {
+			p.last = s.DataTime
 		}
 	}
 	for who, pools := range spans {
@@ -293,7 +293,7 @@ func (p Policy) group(ds []*Decision, now time.Time) {
 		return
 	}
 	slices.SortStableFunc(ds, func(a, b *Decision) int { // newest first
-		return cmp.Or(b.Snapshot.Data.Compare(a.Snapshot.Data), b.Snapshot.Written.Compare(a.Snapshot.Written),
+		return cmp.Or(b.Snapshot.DataTime.Compare(a.Snapshot.DataTime), b.Snapshot.WrittenTime.Compare(a.Snapshot.WrittenTime),
 			cmp.Compare(b.Snapshot.ID(), a.Snapshot.ID()))
 	})
 	var count []*Decision // snapshots that rules count
@@ -321,16 +321,16 @@ func (p Policy) group(ds []*Decision, now time.Time) {
 			if r.count != All && n >= r.count {
 				break
 			}
-			if b := r.bucket(d.Snapshot.Data.In(where), n); b != last {
+			if b := r.bucket(d.Snapshot.DataTime.In(where), n); b != last {
 				keep(d, "%s %s", r.name, b)
 				last, n = b, n+1
 			}
 		}
 	}
 	if p.Within != (Period{}) {
-		since := p.Within.Before(count[0].Snapshot.Data.In(where))
+		since := p.Within.Before(count[0].Snapshot.DataTime.In(where))
 		for _, d := range count {
-			if !d.Snapshot.Data.Before(since) {
+			if !d.Snapshot.DataTime.Before(since) {
 				keep(d, "within %v", p.Within)
 			}
 		}

@@ -38,7 +38,7 @@ func snaps(t testing.TB, l *time.Location, text string) []*repo.Snapshot {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.Data = at
+		s.DataTime = at
 		for _, word := range f[1:] {
 			switch k, v, _ := strings.Cut(word, "="); k {
 			case "incomplete":
@@ -64,7 +64,7 @@ func show(l *time.Location, ds []Decision) string {
 		if d.Keep {
 			why = strings.Join(d.Reasons, ", ")
 		}
-		fmt.Fprintf(&b, "%s %s\n", d.Snapshot.Data.In(l).Format("2006-01-02T15:04"), why)
+		fmt.Fprintf(&b, "%s %s\n", d.Snapshot.DataTime.In(l).Format("2006-01-02T15:04"), why)
 	}
 	return b.String()
 }
@@ -201,7 +201,7 @@ func TestProperties(t *testing.T) {
 		for range r.IntN(60) {
 			all = append(all, &repo.Snapshot{
 				VM:       repo.Named{UUID: fmt.Sprint(r.IntN(3))},
-				Complete: r.IntN(4) > 0, Data: now.Add(-time.Duration(r.IntN(400*24)) * time.Hour),
+				Complete: r.IntN(4) > 0, DataTime: now.Add(-time.Duration(r.IntN(400*24)) * time.Hour),
 			})
 		}
 		p := Policy{Location: time.UTC}
@@ -212,7 +212,7 @@ func TestProperties(t *testing.T) {
 		}
 		newest := make(map[Group]*repo.Snapshot)
 		for _, s := range all {
-			if o := newest[GroupOf(s)]; s.Complete && (o == nil || s.Data.After(o.Data)) {
+			if o := newest[GroupOf(s)]; s.Complete && (o == nil || s.DataTime.After(o.DataTime)) {
 				newest[GroupOf(s)] = s
 			}
 		}
@@ -224,10 +224,10 @@ func TestProperties(t *testing.T) {
 			if d.Keep != (len(d.Reasons) > 0) {
 				t.Fatalf("seed %d: keep %v for reasons %v", seed, d.Keep, d.Reasons)
 			}
-			if n := newest[GroupOf(d.Snapshot)]; n != nil && d.Snapshot.Complete && d.Snapshot.Data.Equal(n.Data) && !d.Keep {
+			if n := newest[GroupOf(d.Snapshot)]; n != nil && d.Snapshot.Complete && d.Snapshot.DataTime.Equal(n.DataTime) && !d.Keep {
 				// Of several at the same time one must stay.
 				if !slices.ContainsFunc(p.Apply(all, now), func(o Decision) bool {
-					return o.Keep && o.Snapshot.Complete && GroupOf(o.Snapshot) == GroupOf(n) && o.Snapshot.Data.Equal(n.Data)
+					return o.Keep && o.Snapshot.Complete && GroupOf(o.Snapshot) == GroupOf(n) && o.Snapshot.DataTime.Equal(n.DataTime)
 				}) {
 					t.Fatalf("seed %d: the newest of a VM goes", seed)
 				}
@@ -238,7 +238,7 @@ func TestProperties(t *testing.T) {
 		}
 		for _, d := range p.Apply(left, now) {
 			if !d.Keep {
-				t.Fatalf("seed %d: a second pass removes %v", seed, d.Snapshot.Data)
+				t.Fatalf("seed %d: a second pass removes %v", seed, d.Snapshot.DataTime)
 			}
 		}
 	}
@@ -311,7 +311,7 @@ func onPools(t *testing.T, text string) []*repo.Snapshot {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, &repo.Snapshot{Origin: "pool", Pool: repo.Named{UUID: f[1], Name: f[1]}, VM: repo.Named{UUID: "u"}, Complete: true, Job: f[2], Data: at})
+		all = append(all, &repo.Snapshot{Origin: "pool", Pool: repo.Named{UUID: f[1], Name: f[1]}, VM: repo.Named{UUID: "u"}, Complete: true, Job: f[2], DataTime: at})
 	}
 	return all
 }
@@ -402,7 +402,7 @@ func TestApplyOverPools(t *testing.T) {
 func TestFromFuture(t *testing.T) {
 	now := time.Date(2026, 3, 10, 0, 0, 0, 0, time.UTC)
 	for hours, want := range map[int]bool{-1: false, 0: false, 23: false, 24: false, 25: true, 260000: true} {
-		if got := FromFuture(&repo.Snapshot{Data: now.Add(time.Duration(hours) * time.Hour)}, now); got != want {
+		if got := FromFuture(&repo.Snapshot{DataTime: now.Add(time.Duration(hours) * time.Hour)}, now); got != want {
 			t.Errorf("%d hours ahead: %v", hours, got)
 		}
 	}

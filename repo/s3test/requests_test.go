@@ -32,7 +32,7 @@ type remote struct {
 }
 
 func (r *remote) Traits() object.Traits {
-	return object.Traits{Parallel: 8, Page: 1000, Whole: true}
+	return object.Traits{Parallel: 8, ListPageSize: 1000, PreferWholeReads: true}
 }
 
 func (r *remote) Get(ctx context.Context, name string, offset, length int64) ([]byte, error) {
@@ -123,18 +123,18 @@ func TestRequestsOfAnIncremental(t *testing.T) {
 		if err != nil {
 			return count.Requests{}, err
 		}
-		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, Data: time.Now(), Complete: true}
+		s := &repo.Snapshot{Origin: "image", VM: repo.Named{UUID: "vm", Name: "vm"}, DataTime: time.Now(), Complete: true}
 		o := backup.Options{Job: "nightly", Machine: "here"}
 		if day > 1 {
 			o.Roots = []chunk.ID{base}
 		}
-		err = backup.Do(t.Context(), r, o, func(ctx context.Context, run *backup.Run) error {
+		err = backup.WithRun(t.Context(), r, o, func(ctx context.Context, run *backup.Run) error {
 			var res backup.DiskResult
 			var err error
 			if day == 1 {
-				res, err = run.Disk(ctx, d, backup.DiskOptions{Size: d.Size()})
+				res, err = run.BackupDisk(ctx, d, backup.DiskOptions{Size: d.Size()})
 			} else {
-				res, err = run.Changed(ctx, d, backup.ChangedOptions{Size: d.Size(), Base: base, Changed: changed})
+				res, err = run.BackupChanged(ctx, d, backup.ChangedOptions{Size: d.Size(), Base: base, Changed: changed})
 			}
 			if err != nil {
 				return err

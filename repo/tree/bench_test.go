@@ -88,7 +88,7 @@ func newLibrary(b *testing.B) *library {
 func snapshot(root chunk.ID, size int64, day int64) *repo.Snapshot {
 	at := time.Unix(day*86400, 0).UTC()
 	return &repo.Snapshot{
-		Run: fmt.Sprintf("%032x", 1), Origin: "image", VM: repo.Named{UUID: fmt.Sprint(size), Name: fmt.Sprint(size)}, Data: at, Written: at, Complete: true,
+		Run: fmt.Sprintf("%032x", 1), Origin: "image", VM: repo.Named{UUID: fmt.Sprint(size), Name: fmt.Sprint(size)}, DataTime: at, WrittenTime: at, Complete: true,
 		Disks: []repo.Disk{{Device: "xvda", VDI: "vdi", Size: size, Root: repo.HexID(root), Method: "full"}},
 	}
 }
@@ -231,8 +231,8 @@ func BenchmarkEngines(b *testing.B) {
 		for at := int64(0); at < largeDisk; at += 40 << 20 {
 			o.Changed = append(o.Changed, disk.Extent{Offset: at, Length: 64 << 10})
 		}
-		return backup.Do(ctx, l.r, backup.Options{Roots: []chunk.ID{o.Base}}, func(ctx context.Context, run *backup.Run) error {
-			if _, err := run.Changed(ctx, patches{largeDisk}, o); err != nil {
+		return backup.WithRun(ctx, l.r, backup.Options{Roots: []chunk.ID{o.Base}}, func(ctx context.Context, run *backup.Run) error {
+			if _, err := run.BackupChanged(ctx, patches{largeDisk}, o); err != nil {
 				return err
 			}
 			return run.Flush(ctx)

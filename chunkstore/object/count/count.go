@@ -70,12 +70,14 @@ type Store struct {
 }
 
 var (
-	_ object.Keeper = (*Store)(nil)
-	_ Counter       = (*Store)(nil)
+	_ object.Versioned = (*Store)(nil)
+	_ Counter          = (*Store)(nil)
 )
 
 // New wraps inner.
-func New(inner object.Store) *Store { return &Store{inner: inner, page: int64(inner.Traits().Page)} }
+func New(inner object.Store) *Store {
+	return &Store{inner: inner, page: int64(inner.Traits().ListPageSize)}
+}
 
 // Unwrap returns the store below.
 func (s *Store) Unwrap() object.Store { return s.inner }
@@ -146,10 +148,10 @@ func (s *Store) Location() string { return s.inner.Location() }
 // Close implements object.Store.
 func (s *Store) Close() error { return s.inner.Close() }
 
-// KeepFor implements object.Keeper.
-func (s *Store) KeepFor(days int) {
-	if k, ok := object.KeeperOf(s.inner); ok {
-		k.KeepFor(days)
+// SetLockDays implements object.Versioned.
+func (s *Store) SetLockDays(days int) {
+	if k, ok := object.VersionedOf(s.inner); ok {
+		k.SetLockDays(days)
 	}
 }
 
@@ -157,9 +159,9 @@ func unsupported(op, name string) error {
 	return &object.Error{Op: op, Name: name, Class: object.ErrUnsupported}
 }
 
-// ListVersions implements object.Keeper.
+// ListVersions implements object.Versioned.
 func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.Version) error) error {
-	k, ok := object.KeeperOf(s.inner)
+	k, ok := object.VersionedOf(s.inner)
 	if !ok {
 		return unsupported("list versions of", prefix)
 	}
@@ -173,9 +175,9 @@ func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.
 	})
 }
 
-// GetVersion implements object.Keeper.
+// GetVersion implements object.Versioned.
 func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length int64) ([]byte, error) {
-	k, ok := object.KeeperOf(s.inner)
+	k, ok := object.VersionedOf(s.inner)
 	if !ok {
 		return nil, unsupported("get", name)
 	}
@@ -183,9 +185,9 @@ func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length 
 	return k.GetVersion(ctx, name, id, offset, length)
 }
 
-// LockedUntil implements object.Keeper.
+// LockedUntil implements object.Versioned.
 func (s *Store) LockedUntil(ctx context.Context, name, id string) (time.Time, error) {
-	k, ok := object.KeeperOf(s.inner)
+	k, ok := object.VersionedOf(s.inner)
 	if !ok {
 		return time.Time{}, unsupported("stat", name)
 	}
@@ -193,9 +195,9 @@ func (s *Store) LockedUntil(ctx context.Context, name, id string) (time.Time, er
 	return k.LockedUntil(ctx, name, id)
 }
 
-// Lock implements object.Keeper.
+// Lock implements object.Versioned.
 func (s *Store) Lock(ctx context.Context, name, id string, until time.Time) error {
-	k, ok := object.KeeperOf(s.inner)
+	k, ok := object.VersionedOf(s.inner)
 	if !ok {
 		return unsupported("lock", name)
 	}

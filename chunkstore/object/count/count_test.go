@@ -18,7 +18,7 @@ func TestContract(t *testing.T) {
 // paged lists in pages of three.
 type paged struct{ object.Store }
 
-func (paged) Traits() object.Traits { return object.Traits{Page: 3, Parallel: 1} }
+func (paged) Traits() object.Traits { return object.Traits{ListPageSize: 3, Parallel: 1} }
 
 func TestCounts(t *testing.T) {
 	ctx := t.Context()

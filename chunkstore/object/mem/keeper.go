@@ -33,7 +33,7 @@ type version struct {
 	deleted  bool
 }
 
-var _ object.Keeper = (*Keeper)(nil)
+var _ object.Versioned = (*Keeper)(nil)
 
 // NewKeeper returns an empty Keeper that uses now as its clock.
 func NewKeeper(now func() time.Time) *Keeper {
@@ -85,7 +85,7 @@ func (s *Keeper) Get(ctx context.Context, name string, offset, length int64) ([]
 	return s.GetVersion(ctx, name, "", offset, length)
 }
 
-// GetVersion implements object.Keeper.
+// GetVersion implements object.Versioned.
 func (s *Keeper) GetVersion(ctx context.Context, name, id string, offset, length int64) ([]byte, error) {
 	if err := check(ctx, "get", name); err != nil {
 		return nil, err
@@ -137,7 +137,7 @@ func (s *Keeper) List(ctx context.Context, prefix string, fn func(object.Info) e
 	})
 }
 
-// ListVersions implements object.Keeper.
+// ListVersions implements object.Versioned.
 func (s *Keeper) ListVersions(ctx context.Context, prefix string, fn func(object.Version) error) error {
 	if err := object.CheckPrefix("list", prefix); err != nil {
 		return err
@@ -215,14 +215,14 @@ func (s *Keeper) RemoveVersion(name, id string) error {
 	return nil
 }
 
-// KeepFor implements object.Keeper.
-func (s *Keeper) KeepFor(days int) {
+// SetLockDays implements object.Versioned.
+func (s *Keeper) SetLockDays(days int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.days = days
 }
 
-// LockedUntil implements object.Keeper.
+// LockedUntil implements object.Versioned.
 func (s *Keeper) LockedUntil(ctx context.Context, name, id string) (time.Time, error) {
 	if err := check(ctx, "stat", name); err != nil {
 		return time.Time{}, err
@@ -236,7 +236,7 @@ func (s *Keeper) LockedUntil(ctx context.Context, name, id string) (time.Time, e
 	return v.until, nil
 }
 
-// Lock implements object.Keeper.
+// Lock implements object.Versioned.
 func (s *Keeper) Lock(ctx context.Context, name, id string, until time.Time) error {
 	if err := check(ctx, "lock", name); err != nil {
 		return err
@@ -254,7 +254,7 @@ func (s *Keeper) Lock(ctx context.Context, name, id string, until time.Time) err
 }
 
 // Traits implements object.Store.
-func (s *Keeper) Traits() object.Traits { return object.Traits{Parallel: 2, Keeps: true} }
+func (s *Keeper) Traits() object.Traits { return object.Traits{Parallel: 2, Versioned: true} }
 
 // Location implements object.Store.
 func (s *Keeper) Location() string { return "memory with versions" }

@@ -29,5 +29,5 @@ func TestCloneIsIndependent(t *testing.T) {
 
 func TestKeeper(t *testing.T) {
 	objecttest.Run(t, func(*testing.T) object.Store { return mem.NewKeeper(time.Now) })
-	objecttest.RunKeeper(t, func(*testing.T) object.Keeper { return mem.NewKeeper(time.Now) })
+	objecttest.RunKeeper(t, func(*testing.T) object.Versioned { return mem.NewKeeper(time.Now) })
 }

@@ -19,13 +19,13 @@ func Named(data []byte) string {
 	return "packs/" + text[:2] + "/" + text
 }
 
-// RunKeeper tests stores against the contract of object.Keeper, in addition to
+// RunKeeper tests stores against the contract of object.Versioned, in addition to
 // Run. Open must return a new, empty store that keeps versions and can lock
 // them.
-func RunKeeper(t *testing.T, open func(t *testing.T) object.Keeper) {
+func RunKeeper(t *testing.T, open func(t *testing.T) object.Versioned) {
 	for _, tt := range []struct {
 		name string
-		test func(t *testing.T, k object.Keeper)
+		test func(t *testing.T, k object.Versioned)
 	}{
 		{"Versions", testVersions},
 		{"Locks", testLocks},
@@ -33,7 +33,7 @@ func RunKeeper(t *testing.T, open func(t *testing.T) object.Keeper) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			k := open(t)
-			if _, ok := object.KeeperOf(k); !ok {
+			if _, ok := object.VersionedOf(k); !ok {
 				t.Fatal("the store does not say that it keeps versions")
 			}
 			tt.test(t, k)
@@ -41,7 +41,7 @@ func RunKeeper(t *testing.T, open func(t *testing.T) object.Keeper) {
 	}
 }
 
-func versionsOf(t *testing.T, k object.Keeper, name string) (all []object.Version) {
+func versionsOf(t *testing.T, k object.Versioned, name string) (all []object.Version) {
 	t.Helper()
 	if err := k.ListVersions(t.Context(), name, func(v object.Version) error {
 		if v.Name == name {
@@ -54,7 +54,7 @@ func versionsOf(t *testing.T, k object.Keeper, name string) (all []object.Versio
 	return all
 }
 
-func testVersions(t *testing.T, k object.Keeper) {
+func testVersions(t *testing.T, k object.Versioned) {
 	ctx := t.Context()
 	contents := [][]byte{[]byte("one"), []byte("second"), []byte("the third")}
 	for _, p := range contents {
@@ -89,12 +89,12 @@ func testVersions(t *testing.T, k object.Keeper) {
 	wantClass(t, k.ListVersions(cancelled, "notes/", func(object.Version) error { return nil }), context.Canceled)
 }
 
-func testLocks(t *testing.T, k object.Keeper) {
+func testLocks(t *testing.T, k object.Versioned) {
 	ctx := t.Context()
 	data := []byte("a pack")
 	name := Named(data)
 	put(t, k, "index/before", data)
-	k.KeepFor(2)
+	k.SetLockDays(2)
 	put(t, k, name, data)
 	put(t, k, "notes/aa", data)
 	lasts := func(name, id string, days float64) {
@@ -139,8 +139,8 @@ func testLocks(t *testing.T, k object.Keeper) {
 	wantClass(t, err, object.ErrNotFound)
 }
 
-func testDeletesVersions(t *testing.T, k object.Keeper) {
-	k.KeepFor(1)
+func testDeletesVersions(t *testing.T, k object.Versioned) {
+	k.SetLockDays(1)
 	for i := range 3 {
 		put(t, k, "claims/aa", Bytes(uint64(i), 10))
 	}

@@ -131,10 +131,10 @@ func (p *prober) clean(ctx context.Context) {
 
 // removeVersions removes the older versions too.
 func (p *prober) removeVersions(ctx context.Context, name string) {
-	if k, ok := object.KeeperOf(p.s); ok {
-		k.KeepFor(1) // so that Delete removes them
+	if k, ok := object.VersionedOf(p.s); ok {
+		k.SetLockDays(1) // so that Delete removes them
 		_ = k.Delete(ctx, name)
-		k.KeepFor(0)
+		k.SetLockDays(0)
 	}
 }
 
@@ -388,7 +388,7 @@ func (p *prober) delete(ctx context.Context) (State, string, error) {
 }
 
 func (p *prober) versions(ctx context.Context) (State, string, error) {
-	k, ok := object.KeeperOf(p.s)
+	k, ok := object.VersionedOf(p.s)
 	if !ok {
 		return None, "this kind of storage keeps no older versions", nil
 	}
@@ -421,7 +421,7 @@ func (p *prober) versions(ctx context.Context) (State, string, error) {
 }
 
 func (p *prober) lock(ctx context.Context) (State, string, error) {
-	k, ok := object.KeeperOf(p.s)
+	k, ok := object.VersionedOf(p.s)
 	if !ok {
 		return None, "this kind of storage does not lock objects", nil
 	}

@@ -7,15 +7,15 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-var _ object.Keeper = (*Store)(nil)
+var _ object.Versioned = (*Store)(nil)
 
 // Unwrap returns the store below.
 func (s *Store) Unwrap() object.Store { return s.Store }
 
-// KeepFor implements object.Keeper.
-func (s *Store) KeepFor(days int) {
-	if k, ok := object.KeeperOf(s.Store); ok {
-		k.KeepFor(days)
+// SetLockDays implements object.Versioned.
+func (s *Store) SetLockDays(days int) {
+	if k, ok := object.VersionedOf(s.Store); ok {
+		k.SetLockDays(days)
 	}
 }
 
@@ -23,10 +23,10 @@ func unsupported(op, name string) error {
 	return &object.Error{Op: op, Name: name, Class: object.ErrUnsupported}
 }
 
-// ListVersions implements object.Keeper. A listing that fails is started again,
+// ListVersions implements object.Versioned. A listing that fails is started again,
 // and skips the versions that fn has already received.
 func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.Version) error) error {
-	k, ok := object.KeeperOf(s.Store)
+	k, ok := object.VersionedOf(s.Store)
 	if !ok {
 		return unsupported("list versions of", prefix)
 	}
@@ -51,9 +51,9 @@ func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.
 	return err
 }
 
-// GetVersion implements object.Keeper.
+// GetVersion implements object.Versioned.
 func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length int64) (p []byte, err error) {
-	k, ok := object.KeeperOf(s.Store)
+	k, ok := object.VersionedOf(s.Store)
 	if !ok {
 		return nil, unsupported("get", name)
 	}
@@ -64,9 +64,9 @@ func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length 
 	return p, err
 }
 
-// LockedUntil implements object.Keeper.
+// LockedUntil implements object.Versioned.
 func (s *Store) LockedUntil(ctx context.Context, name, id string) (until time.Time, err error) {
-	k, ok := object.KeeperOf(s.Store)
+	k, ok := object.VersionedOf(s.Store)
 	if !ok {
 		return time.Time{}, unsupported("stat", name)
 	}
@@ -77,9 +77,9 @@ func (s *Store) LockedUntil(ctx context.Context, name, id string) (until time.Ti
 	return until, err
 }
 
-// Lock implements object.Keeper.
+// Lock implements object.Versioned.
 func (s *Store) Lock(ctx context.Context, name, id string, until time.Time) error {
-	k, ok := object.KeeperOf(s.Store)
+	k, ok := object.VersionedOf(s.Store)
 	if !ok {
 		return unsupported("lock", name)
 	}

@@ -62,7 +62,7 @@ type Store struct {
 	keep     atomic.Int64  // days for which a new object is locked
 }
 
-var _ object.Keeper = (*Store)(nil)
+var _ object.Versioned = (*Store)(nil)
 
 // Open returns the storage of a repository. If the bucket is missing, or has no
 // object below the prefix, the error is object.ErrNoRepository; deleted objects
@@ -346,7 +346,7 @@ func (s *Store) Get(ctx context.Context, name string, offset, length int64) ([]b
 	return s.GetVersion(ctx, name, "", offset, length)
 }
 
-// GetVersion implements object.Keeper.
+// GetVersion implements object.Versioned.
 func (s *Store) GetVersion(ctx context.Context, name, id string, offset, length int64) ([]byte, error) {
 	if err := check(ctx, "get", name); err != nil {
 		return nil, err
@@ -564,7 +564,7 @@ func (s *Store) remove(ctx context.Context, name, id string) error {
 // Traits implements object.Store. Amazon S3 lists an object as soon as its PUT
 // has returned (Amazon S3 User Guide, "data consistency model").
 func (s *Store) Traits() object.Traits {
-	return object.Traits{Parallel: s.parallel, Uploads: min(max(3*s.parallel/8, 1), 6), Page: 1000, Whole: true, Keeps: true}
+	return object.Traits{Parallel: s.parallel, Uploads: min(max(3*s.parallel/8, 1), 6), ListPageSize: 1000, PreferWholeReads: true, Versioned: true}
 }
 
 // Location implements object.Store.

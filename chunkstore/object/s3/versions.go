@@ -13,8 +13,8 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// KeepFor implements object.Keeper.
-func (s *Store) KeepFor(days int) { s.keep.Store(int64(days)) }
+// SetLockDays implements object.Versioned.
+func (s *Store) SetLockDays(days int) { s.keep.Store(int64(days)) }
 
 func (s *Store) lockMode() minio.RetentionMode {
 	if s.c.LockMode == Governance {
@@ -23,7 +23,7 @@ func (s *Store) lockMode() minio.RetentionMode {
 	return minio.Compliance
 }
 
-// ListVersions implements object.Keeper.
+// ListVersions implements object.Versioned.
 func (s *Store) ListVersions(ctx context.Context, prefix string, fn func(object.Version) error) error {
 	if err := object.CheckPrefix("list", prefix); err != nil {
 		return err
@@ -104,7 +104,7 @@ func (s *Store) versionsOf(ctx context.Context, name string) (all []object.Versi
 	return all, err
 }
 
-// LockedUntil implements object.Keeper. The time is in the headers of the
+// LockedUntil implements object.Versioned. The time is in the headers of the
 // object (Amazon S3 API Reference, HeadObject).
 func (s *Store) LockedUntil(ctx context.Context, name, id string) (time.Time, error) {
 	if err := check(ctx, "stat", name); err != nil {
@@ -124,7 +124,7 @@ func (s *Store) LockedUntil(ctx context.Context, name, id string) (time.Time, er
 	return time.Parse(time.RFC3339, header.Get("X-Amz-Object-Lock-Retain-Until-Date"))
 }
 
-// Lock implements object.Keeper.
+// Lock implements object.Versioned.
 func (s *Store) Lock(ctx context.Context, name, id string, until time.Time) error {
 	if err := check(ctx, "lock", name); err != nil {
 		return err

@@ -15,7 +15,7 @@ func TestKeeper(t *testing.T) {
 	n := 0
 	for _, mode := range []s3.LockMode{s3.Compliance, s3.Governance} {
 		t.Run(string(mode), func(t *testing.T) {
-			objecttest.RunKeeper(t, func(t *testing.T) object.Keeper {
+			objecttest.RunKeeper(t, func(t *testing.T) object.Versioned {
 				n++
 				c := config(server, fmt.Sprint("k", n))
 				c.LockMode = mode

@@ -17,13 +17,13 @@ import (
 	"xenkeep/chunkstore/object"
 )
 
-// Store is a Keeper that falls back to older versions.
+// Store is a Versioned store that falls back to older versions.
 //
-// If locks are requested (KeepFor), only Delete removes versions, and it
+// If locks are requested (SetLockDays), only Delete removes versions, and it
 // removes all versions of an object. An object with a version therefore exists,
 // and listings include it. Otherwise listings are those of the storage.
 type Store struct {
-	object.Keeper
+	object.Versioned
 
 	recovering sync.Mutex
 
@@ -34,22 +34,22 @@ type Store struct {
 }
 
 var (
-	_ object.Keeper       = (*Store)(nil)
+	_ object.Versioned    = (*Store)(nil)
 	_ object.Recoverer    = (*Store)(nil)
 	_ interface{ Deep() } = (*Store)(nil)
 )
 
 // New wraps inner.
-func New(inner object.Keeper) *Store {
-	return &Store{Keeper: inner, pinned: make(map[string]object.Version), proved: make(map[string]bool)}
+func New(inner object.Versioned) *Store {
+	return &Store{Versioned: inner, pinned: make(map[string]object.Version), proved: make(map[string]bool)}
 }
 
 // Unwrap returns the store below.
-func (s *Store) Unwrap() object.Store { return s.Keeper }
+func (s *Store) Unwrap() object.Store { return s.Versioned }
 
-// KeepFor implements object.Keeper.
-func (s *Store) KeepFor(days int) {
-	s.Keeper.KeepFor(days)
+// SetLockDays implements object.Versioned.
+func (s *Store) SetLockDays(days int) {
+	s.Versioned.SetLockDays(days)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.deep = s.deep || days > 0
@@ -113,9 +113,9 @@ func (s *Store) Get(ctx context.Context, name string, offset, length int64) ([]b
 		var p []byte
 		var err error
 		if v, ok := s.pin(name); ok {
-			p, err = s.Keeper.GetVersion(ctx, name, v.ID, offset, length)
+			p, err = s.Versioned.GetVersion(ctx, name, v.ID, offset, length)
 		} else {
-			p, err = s.Keeper.Get(ctx, name, offset, length)
+			p, err = s.Versioned.Get(ctx, name, offset, length)
 		}
 		wrong := err == nil && named && offset == 0 && length < 0 && sha256.Sum256(p) != sum
 		if !wrong && (err == nil || !s.worth(name, named, err)) || try > 0 {
@@ -139,11 +139,11 @@ func (s *Store) GetInto(ctx context.Context, name string, offset int64, p []byte
 		var err error
 		if v, ok := s.pin(name); ok {
 			var q []byte
-			if q, err = s.Keeper.GetVersion(ctx, name, v.ID, offset, int64(len(p))); err == nil {
+			if q, err = s.Versioned.GetVersion(ctx, name, v.ID, offset, int64(len(p))); err == nil {
 				copy(p, q)
 			}
 		} else {
-			err = s.Keeper.GetInto(ctx, name, offset, p)
+			err = s.Versioned.GetInto(ctx, name, offset, p)
 		}
 		if err == nil || try > 0 || !s.worth(name, named, err) {
 			return err
@@ -159,7 +159,7 @@ func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
 	if v, ok := s.pin(name); ok {
 		return v.Info, nil
 	}
-	info, err := s.Keeper.Stat(ctx, name)
+	info, err := s.Versioned.Stat(ctx, name)
 	if errors.Is(err, object.ErrNotFound) && s.isDeep() && object.LockedName(name) {
 		if found, rerr := s.Recover(ctx, name); rerr == nil && found {
 			if v, ok := s.pin(name); ok {
@@ -173,7 +173,7 @@ func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
 // List implements object.Store.
 func (s *Store) List(ctx context.Context, prefix string, fn func(object.Info) error) error {
 	if folder, _, whole := strings.Cut(prefix, "/"); !s.isDeep() || whole && !object.LockedName(folder) {
-		return s.Keeper.List(ctx, prefix, fn)
+		return s.Versioned.List(ctx, prefix, fn)
 	}
 	var name string
 	var all []object.Version
@@ -243,7 +243,7 @@ func (s *Store) Recover(ctx context.Context, name string) (bool, error) {
 	if done {
 		return !known.Latest, nil
 	}
-	v, ok, err := Sound(ctx, s.Keeper, name)
+	v, ok, err := Sound(ctx, s.Versioned, name)
 	if err != nil || !ok {
 		return false, err
 	}
@@ -256,7 +256,7 @@ func (s *Store) Recover(ctx context.Context, name string) (bool, error) {
 // Sound returns the version of an object that should be read. If the object's
 // name is a SHA-256, this is the oldest version with that SHA-256; otherwise it
 // is the newest version that is not a deletion.
-func Sound(ctx context.Context, k object.Keeper, name string) (object.Version, bool, error) {
+func Sound(ctx context.Context, k object.Versioned, name string) (object.Version, bool, error) {
 	var all []object.Version
 	if err := k.ListVersions(ctx, name, func(v object.Version) error {
 		if v.Name == name && !v.Deleted {
@@ -290,7 +290,7 @@ func Sound(ctx context.Context, k object.Keeper, name string) (object.Version, b
 const sumPiece = 8 << 20
 
 // sumOf returns the SHA-256 of a version's content.
-func sumOf(ctx context.Context, k object.Keeper, v *object.Version) (sum [32]byte, err error) {
+func sumOf(ctx context.Context, k object.Versioned, v *object.Version) (sum [32]byte, err error) {
 	if v.Size <= object.MaxWhole(v.Name) {
 		p, err := k.GetVersion(ctx, v.Name, v.ID, 0, -1)
 		return sha256.Sum256(p), err
@@ -311,7 +311,7 @@ func sumOf(ctx context.Context, k object.Keeper, v *object.Version) (sum [32]byt
 
 // Put implements object.Store.
 func (s *Store) Put(ctx context.Context, name string, data []byte) error {
-	err := s.Keeper.Put(ctx, name, data)
+	err := s.Versioned.Put(ctx, name, data)
 	if err == nil {
 		s.unpin(name)
 	}
@@ -320,7 +320,7 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 
 // Delete implements object.Store.
 func (s *Store) Delete(ctx context.Context, name string) error {
-	err := s.Keeper.Delete(ctx, name)
+	err := s.Versioned.Delete(ctx, name)
 	if err == nil {
 		s.unpin(name)
 	}
@@ -335,12 +335,12 @@ func (s *Store) read(name, id string) string {
 	return id
 }
 
-// LockedUntil implements object.Keeper.
+// LockedUntil implements object.Versioned.
 func (s *Store) LockedUntil(ctx context.Context, name, id string) (time.Time, error) {
-	return s.Keeper.LockedUntil(ctx, name, s.read(name, id))
+	return s.Versioned.LockedUntil(ctx, name, s.read(name, id))
 }
 
-// Lock implements object.Keeper.
+// Lock implements object.Versioned.
 func (s *Store) Lock(ctx context.Context, name, id string, until time.Time) error {
-	return s.Keeper.Lock(ctx, name, s.read(name, id), until)
+	return s.Versioned.Lock(ctx, name, s.read(name, id), until)
 }

@@ -14,7 +14,7 @@ import (
 
 func TestContract(t *testing.T) {
 	objecttest.Run(t, func(*testing.T) object.Store { return versions.New(mem.NewKeeper(time.Now)) })
-	objecttest.RunKeeper(t, func(*testing.T) object.Keeper { return versions.New(mem.NewKeeper(time.Now)) })
+	objecttest.RunKeeper(t, func(*testing.T) object.Versioned { return versions.New(mem.NewKeeper(time.Now)) })
 }
 
 func put(t *testing.T, s object.Store, name string, data []byte) {
@@ -60,7 +60,7 @@ func listed(t *testing.T, s object.Store, prefix string) map[string]int64 {
 func TestAttack(t *testing.T) {
 	ctx := t.Context()
 	k := mem.NewKeeper(time.Now)
-	k.KeepFor(10)
+	k.SetLockDays(10)
 	data := make([][]byte, 5)
 	names := make([]string, 5)
 	for i := range data {
@@ -70,7 +70,7 @@ func TestAttack(t *testing.T) {
 	}
 	put(t, k, "slots/a/k1", []byte("the old slot"))
 	put(t, k, "slots/a/k1", []byte("the new slot"))
-	k.KeepFor(0) // an attacker does not set it
+	k.SetLockDays(0) // an attacker does not set it
 	for i, name := range names {
 		if i&1 != 0 {
 			put(t, k, name, []byte("garbage of another length"))
@@ -116,7 +116,7 @@ func TestAttack(t *testing.T) {
 	// If locks are requested, listings include all objects, and all are read
 	// correctly.
 	s = versions.New(k)
-	s.KeepFor(10)
+	s.SetLockDays(10)
 	found := listed(t, s, "packs/")
 	for i, name := range names {
 		if found[name] != 100 {
