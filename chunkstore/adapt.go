@@ -1,6 +1,7 @@
 package chunkstore
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,19 +39,18 @@ type adapt struct {
 
 	mu     sync.Mutex
 	auto   bool
-	short  workTime                     // of the current window for lowering the level
-	long   workTime                     // of the current window for raising it
+	sum    workTime                     // of the current window
 	cost   [seal.LevelBest + 1]float64  // nanoseconds for each byte compressed; 0: not measured
 	reason [seal.LevelBest + 1]string   // why the level was chosen, last
 	counts [seal.LevelBest + 1]levelSum // by level
 	plain  levelSum                     // stored as it is
 
 	times  func() cpu.Times // of the machine
-	lastAt cpu.Times        // when lowering was considered last
+	lastAt cpu.Times        // when look measured last
 	busy   float64          // share of the processors that was busy before that; 0: not known
 
 	before float64 // bytes for each second of workers' time before the level was raised; 0: not raised recently
-	hold   int     // windows of adaptRaise in which the level is not raised
+	hold   int     // windows in which the level is not raised
 	next   int     // the next value of hold
 }
 
@@ -82,10 +82,9 @@ func (s *workTime) work() float64 {
 }
 
 const (
-	// adaptLower and adaptRaise are the workers' time, all workers together, that a
-	// decision to lower or to raise the level is based on.
-	adaptLower = 500 * time.Millisecond
-	adaptRaise = 2 * time.Second
+	// adaptWindow is the workers' time, all workers together, that a decision is
+	// based on.
+	adaptWindow = 2 * time.Second
 	// adaptFull is the share of work above which the CPU is the bottleneck.
 	adaptFull = 0.95
 	// adaptBusy is the share of the machine's processors above which the CPU is the
@@ -101,7 +100,7 @@ const (
 	adaptSlower = 0.93
 	// adaptHold is the number of windows for which a level that was given up is not
 	// tried again; it doubles each time.
-	adaptHold = 16 // windows of adaptRaise
+	adaptHold = 16
 )
 
 // Reasons of a level.
@@ -121,7 +120,7 @@ var adaptLevels = [...]struct {
 }{{seal.LevelFastest, 1}, {seal.LevelDefault, 2.2}, {seal.LevelBetter, 4.5}}
 
 func newAdapt(l seal.Level, times func() cpu.Times) *adapt {
-	a := &adapt{auto: l == seal.LevelAuto, next: adaptHold, times: times}
+	a := &adapt{auto: l == seal.LevelAuto, next: adaptHold, times: times, lastAt: times()}
 	reason := ReasonChosen
 	if a.auto {
 		l, reason = seal.LevelDefault, ReasonBegin
@@ -153,29 +152,34 @@ func (a *adapt) observe(s workTime) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.short.add(s)
-	a.long.add(s)
+	a.sum.add(s)
+	if a.sum.total < adaptWindow {
+		return
+	}
+	w := a.sum
+	a.sum = workTime{}
 	at := 0
 	for adaptLevels[at].level != a.current() {
 		at++
 	}
-	if a.short.total >= adaptLower {
-		w := a.short
-		a.short = workTime{}
-		a.measure(at, w)
-		now := a.times()
-		a.busy, _ = now.Busy(a.lastAt)
-		a.lastAt = now
-		if at > 0 && (w.work() >= adaptFull || a.busy >= adaptBusy && w.work() >= adaptShare) {
-			a.set(at-1, ReasonCPU)
-			return
-		}
+	a.measure(at, w)
+	a.look()
+	if at > 0 && (w.work() >= adaptFull || a.busy >= adaptBusy && w.work() >= adaptShare) {
+		a.set(at-1, ReasonCPU)
+		return
 	}
-	if a.long.total >= adaptRaise {
-		w := a.long
-		a.long = workTime{}
-		a.rise(at, w)
+	a.rise(at, w)
+}
+
+// look updates the share of the processors that is busy, about once a second: their
+// times are counted in hundredths of a second, which says nothing of a short time.
+func (a *adapt) look() {
+	now := a.times()
+	if now.Total-a.lastAt.Total < time.Duration(runtime.NumCPU())*time.Second {
+		return
 	}
+	a.busy, _ = now.Busy(a.lastAt)
+	a.lastAt = now
 }
 
 // rise raises the level if the time for it is there, and lowers it again if that has
@@ -235,7 +239,7 @@ func (a *adapt) set(at int, reason string) {
 	l := adaptLevels[at].level
 	a.level.Store(int32(l))
 	a.reason[l] = reason
-	a.short, a.long, a.before = workTime{}, workTime{}, 0
+	a.sum, a.before = workTime{}, 0
 }
 
 // LevelStats counts the data that a run compressed at one level.

@@ -127,7 +127,7 @@ func TestAdaptBusyMachine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var now cpu.Times
 			a := newAdapt(seal.LevelAuto, func() cpu.Times {
-				now.Total += time.Second
+				now.Total += time.Hour // more than a second of each processor
 				return now
 			})
 			p := pipeline{source: c.source, storage: 2000, workers: 2, other: 1 / 900.0}
