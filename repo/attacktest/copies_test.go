@@ -82,14 +82,16 @@ func (w *world) foreseen(m *disktest.Mem) []target {
 	return fresh
 }
 
-// smallest reports whether a pack's ID is below that of every other writer's pack.
-func (a *attacker) smallest(id pack.ID) bool {
+// smallest returns the smallest ID of the packs of others. It is looked up once: the
+// attacker tries thousands of packs until one has a smaller ID.
+func (a *attacker) smallest() pack.ID {
+	least := pack.ID(bytes.Repeat([]byte{0xff}, len(pack.ID{})))
 	for _, name := range a.list("packs/") {
-		if other, ok := pack.ParseObjectName(name); ok && !a.changed[name] && bytes.Compare(id[:], other[:]) > 0 {
-			return false
+		if other, ok := pack.ParseObjectName(name); ok && !a.changed[name] && bytes.Compare(other[:], least[:]) < 0 {
+			least = other
 		}
 	}
-	return true
+	return least
 }
 
 // junkPack puts random bytes as a pack, with the smallest ID of all, and an index
@@ -97,9 +99,10 @@ func (a *attacker) smallest(id pack.ID) bool {
 func (a *attacker) junkPack(all []target) {
 	a.t.Helper()
 	data := make([]byte, 16*len(all)+16)
+	least := a.smallest()
 	for {
 		_, _ = rand.Read(data)
-		if id, _ := pack.ParseObjectName("packs/" + sum(data)[:2] + "/" + sum(data)); a.smallest(id) {
+		if id, _ := pack.ParseObjectName("packs/" + sum(data)[:2] + "/" + sum(data)); bytes.Compare(id[:], least[:]) < 0 {
 			break
 		}
 	}
@@ -116,6 +119,7 @@ func (a *attacker) junkPack(all []target) {
 // blobs have wrong content under the IDs, and an index object of them.
 func (a *attacker) wrongPacks(all []target) (ids []pack.ID) {
 	a.t.Helper()
+	least := a.smallest()
 	for _, kind := range []pack.Kind{pack.Data, pack.Tree} {
 		for {
 			b, err := pack.NewBuilder(a.keys, kind, make([]byte, 0, 1<<20))
@@ -142,7 +146,7 @@ func (a *attacker) wrongPacks(all []target) (ids []pack.ID) {
 			if len(blobs) == 0 {
 				break
 			}
-			if !a.smallest(id) {
+			if bytes.Compare(id[:], least[:]) >= 0 {
 				continue
 			}
 			a.put(id.ObjectName(), data)
