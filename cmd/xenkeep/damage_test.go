@@ -124,8 +124,9 @@ func (r *ruin) object(kind string) (name string) {
 			is = kind == "tree pack" && k == pack.Tree || kind == "data pack" && k == pack.Data
 		}
 		// The newest of several objects, which the commands use; but the oldest
-		// pack, which both days reference.
-		if is && (name == "" || r.time(f).After(r.time(name)) != strings.HasSuffix(kind, " pack")) {
+		// pack, which both days reference. Of the two copies of a slot, the first:
+		// their times depend on the clock's ticks.
+		if is && (name == "" || kind != "slot" && r.time(f).After(r.time(name)) != strings.HasSuffix(kind, " pack")) {
 			name = f
 		}
 	}
