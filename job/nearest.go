@@ -1,10 +1,28 @@
 package job
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"unicode"
+
+	"xenkeep/internal/hints"
 )
+
+// NotFound returns err, by which nothing has the name wrong, with the nearest name of
+// those that exist and with a hint. all lists them; name returns "" for one that is
+// not suggested.
+func NotFound[T any](err error, wrong string, all func() ([]T, error), name func(*T) string, hint string) error {
+	list, lerr := all()
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	names := make([]string, len(list))
+	for i := range list {
+		names[i] = name(&list[i])
+	}
+	return hints.With(fmt.Errorf("%w%s", err, DidYouMean(wrong, names)), hint)
+}
 
 // DidYouMean suggests the name that is nearest to a wrong one, as the end of an error's
 // text; "" if none is near. A short name may have one error, a longer one more.

@@ -70,7 +70,7 @@ var allowed = []struct {
 	{"job/config", "job/pyre repo/retention chunkstore/object chunkstore/seal internal/limit internal/child"},
 	{"job/selection", "job/config job/pyre repo/retention xapi"},
 	{"job/poolsnap", "job job/lease job/vmplan job/config job/selection repo repo/retention xapi xva internal/disk"},
-	{"job", "repo repo/backup repo/copy repo/forget repo/retention chunkstore/... internal/limit"},
+	{"job", "repo repo/backup repo/copy repo/forget repo/retention chunkstore/... internal/hints internal/limit"},
 	{"job/records", "repo chunkstore/seal xapi xva"},
 	{"job/transfer", "repo repo/restore filekind vhd nbd xapi internal/disk internal/hints"},
 	{"job/lease", "job repo xapi internal/hints"},

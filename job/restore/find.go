@@ -3,7 +3,6 @@ package restore
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"xenkeep/internal/hints"
 	"xenkeep/job"
@@ -29,15 +28,7 @@ func findSR(ctx context.Context, pool *xapi.Client, name string) (xapi.SR, error
 	if !errors.Is(err, xapi.ErrNotFound) {
 		return sr, err
 	}
-	all, aerr := pool.SRs(ctx)
-	if aerr != nil {
-		return sr, errors.Join(err, aerr)
-	}
-	var names []string
-	for _, s := range all {
-		names = append(names, s.NameLabel)
-	}
-	return sr, hints.With(fmt.Errorf("%w%s", err, job.DidYouMean(name, names)), list)
+	return sr, job.NotFound(err, name, func() ([]xapi.SR, error) { return pool.SRs(ctx) }, func(sr *xapi.SR) string { return sr.NameLabel }, list)
 }
 
 // findNetwork returns the network with a name or UUID, like findSR.
@@ -46,15 +37,6 @@ func findNetwork(ctx context.Context, pool *xapi.Client, name string) (xapi.Netw
 	if !errors.Is(err, xapi.ErrNotFound) {
 		return n, err
 	}
-	all, aerr := pool.Networks(ctx)
-	if aerr != nil {
-		return n, errors.Join(err, aerr)
-	}
-	var names []string
-	for _, x := range all {
-		names = append(names, x.NameLabel)
-	}
-	return n, hints.With(fmt.Errorf("%w%s", err, job.DidYouMean(name, names)),
+	return n, job.NotFound(err, name, func() ([]xapi.Network, error) { return pool.Networks(ctx) }, func(n *xapi.Network) string { return n.NameLabel },
 		"xe network-list lists them; a UUID is taken in place of a name, also where the name holds \"=\"")
-
 }

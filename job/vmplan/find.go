@@ -3,9 +3,7 @@ package vmplan
 import (
 	"context"
 	"errors"
-	"fmt"
 
-	"xenkeep/internal/hints"
 	"xenkeep/job"
 	"xenkeep/xapi"
 )
@@ -17,15 +15,10 @@ func FindVM(ctx context.Context, pool *xapi.Client, nameOrUUID string) (xapi.VM,
 	if !errors.Is(err, xapi.ErrNotFound) {
 		return vm, err
 	}
-	all, aerr := pool.VMs(ctx)
-	if aerr != nil {
-		return vm, errors.Join(err, aerr)
-	}
-	var names []string
-	for i := range all {
-		if all[i].Real() {
-			names = append(names, all[i].NameLabel)
+	return vm, job.NotFound(err, nameOrUUID, func() ([]xapi.VM, error) { return pool.VMs(ctx) }, func(vm *xapi.VM) string {
+		if !vm.Real() {
+			return ""
 		}
-	}
-	return vm, hints.With(fmt.Errorf("%w%s", err, job.DidYouMean(nameOrUUID, names)), "xenkeep pool vms lists them; a UUID is taken in place of a name")
+		return vm.NameLabel
+	}, "xenkeep pool vms lists them; a UUID is taken in place of a name")
 }
