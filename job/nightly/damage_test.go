@@ -2,8 +2,6 @@ package nightly
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,23 +16,11 @@ func TestDamageNamesOwnVMsFirst(t *testing.T) {
 	if _, err := Run(t.Context(), h.night("all")); err != nil {
 		t.Fatal(err)
 	}
-	packs, err := filepath.Glob(filepath.Join(h.dir, "repo", "packs", "*", "*"))
-	if err != nil || len(packs) == 0 {
-		t.Fatalf("no packs: %v", err)
-	}
-	for _, name := range packs {
-		p, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+	h.damage(h.packs(), func(p []byte) {
 		for i := 1; i < 16; i++ { // in every VM's data
 			p[len(p)*i/16] ^= 1
 		}
-		_ = os.Chmod(name, 0o600)
-		if err := os.WriteFile(name, p, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	})
 	h.now = h.now.Add(24 * time.Hour)
 	rep, err := Run(t.Context(), h.night("one"))
 	if !errors.Is(err, job.ErrDamage) || len(rep.Findings) < 3 {

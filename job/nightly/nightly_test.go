@@ -45,6 +45,32 @@ type house struct {
 
 var key = slot.Secret{KeyFile: bytes.Repeat([]byte{3}, 32)}
 
+// packs returns the files of all packs of the repository.
+func (h *house) packs() []string {
+	h.t.Helper()
+	names, err := filepath.Glob(filepath.Join(h.dir, "repo", "packs", "*", "*"))
+	if err != nil || len(names) == 0 {
+		h.t.Fatalf("no packs: %v", err)
+	}
+	return names
+}
+
+// damage changes the content of files, which may be write-protected.
+func (h *house) damage(files []string, change func(p []byte)) {
+	h.t.Helper()
+	for _, name := range files {
+		p, err := os.ReadFile(name)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		change(p)
+		_ = os.Chmod(name, 0o600)
+		if err := os.WriteFile(name, p, 0o600); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
 func newHouse(t *testing.T, toml string, vms, disks int, size int64) *house {
 	t.Helper()
 	return newHouseOn(t, xapisim.Config{}, toml, vms, disks, size)
@@ -476,21 +502,8 @@ func TestCheckBeforePrune(t *testing.T) {
 		if rep := run(); rep.Pruned != "done" || rep.Checked != "clean" {
 			t.Fatalf("forget-first %v: the first night is %s, %s", first, rep.Checked, rep.Pruned)
 		}
-		packs, err := filepath.Glob(filepath.Join(h.dir, "repo", "packs", "*", "*"))
-		if err != nil || len(packs) == 0 {
-			t.Fatalf("no packs: %v", err)
-		}
-		flip := func() {
-			p, err := os.ReadFile(packs[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			p[len(p)/2] ^= 1
-			_ = os.Chmod(packs[0], 0o600)
-			if err := os.WriteFile(packs[0], p, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
+		packs := h.packs()
+		flip := func() { h.damage(packs[:1], func(p []byte) { p[len(p)/2] ^= 1 }) }
 		flip()
 		rep := run()
 		condemned, err := filepath.Glob(filepath.Join(h.dir, "repo", "condemned", "*"))
@@ -514,21 +527,9 @@ func TestDamage(t *testing.T) {
 	if _, err := Run(t.Context(), h.night("n")); err != nil {
 		t.Fatal(err)
 	}
-	packs, err := filepath.Glob(filepath.Join(h.dir, "repo", "packs", "*", "*"))
-	if err != nil || len(packs) == 0 {
-		t.Fatalf("no packs: %v", err)
-	}
-	for _, name := range packs {
-		p, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+	h.damage(h.packs(), func(p []byte) {
 		p[len(p)/2] ^= 1
-		_ = os.Chmod(name, 0o600)
-		if err := os.WriteFile(name, p, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	})
 	h.now = h.now.Add(24 * time.Hour)
 	rep, err := Run(t.Context(), h.night("n"))
 	if !errors.Is(err, job.ErrDamage) || rep.DamageHint == "" || !strings.Contains(rep.Damage, "snapshots of vm") || !strings.HasSuffix(rep.Damage, "cannot be read in full") ||
@@ -566,23 +567,11 @@ func TestDamagedIsNotGood(t *testing.T) {
 	if rep, err := Run(t.Context(), night()); err != nil || rep.VMs[0].LastGood.IsZero() {
 		t.Fatal(err, rep)
 	}
-	packs, err := filepath.Glob(filepath.Join(h.dir, "repo", "packs", "*", "*"))
-	if err != nil || len(packs) == 0 {
-		t.Fatalf("no packs: %v", err)
-	}
-	for _, name := range packs {
-		p, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+	h.damage(h.packs(), func(p []byte) {
 		for i := len(p) / 10; i < len(p)*9/10; i += 1000 {
 			p[i] ^= 1
 		}
-		_ = os.Chmod(name, 0o600)
-		if err := os.WriteFile(name, p, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	})
 	h.now = h.now.Add(24 * time.Hour)
 	rep, err := Run(t.Context(), night())
 	if !errors.Is(err, job.ErrDamage) || rep.State != report.Partial || rep.Count(report.Partial) != 2 {
