@@ -50,9 +50,7 @@ func TestEveryCallFails(t *testing.T) {
 		return err
 	}
 	for _, exclusive := range []bool{false, true} {
-		for how, fault := range map[string]objecttest.Fault{
-			"before": {}, "after": {After: true}, "for good": {Stay: true}, "after, for good": {After: true, Stay: true},
-		} {
+		for how, fault := range faults() {
 			t.Run(fmt.Sprintf("exclusive %v, %s", exclusive, how), func(t *testing.T) {
 				c := repotest.ClockAt(c.Now())
 				o := prune.Options{Now: c.Now, Wait: c.Wait, MaxRepack: 1 << 30, Exclusive: exclusive}
@@ -62,25 +60,8 @@ func TestEveryCallFails(t *testing.T) {
 					mustPass(t, base, prune.Options{Now: c.Now, Wait: c.Wait})
 				}
 				c.Add(2 * day)
-				struck := 0
-				for n := 0; ; n++ {
-					inner := clone(t, base)
-					store := objecttest.NewFaulty(inner)
-					fault.N = n
-					injected := store.Inject(fault)
-					err := forgetAndPrune(t.Context(), store, o)
-					if !injected.Fired() {
-						if err != nil {
-							t.Fatal(err)
-						}
-						break
-					}
-					struck++
-					mustSound(t, inner, n)
-					if err := forgetAndPrune(t.Context(), inner, o); err != nil {
-						t.Fatalf("call %d: second try: %v", n, err)
-					}
-					mustSound(t, inner, n)
+				attempt := func(ctx context.Context, objects object.Store) error { return forgetAndPrune(ctx, objects, o) }
+				everyCall(t, base, fault, 30, attempt, func(inner object.Store, n int) {
 					if !exclusive {
 						at := c.Now()
 						c.Add(2 * day)
@@ -94,12 +75,45 @@ func TestEveryCallFails(t *testing.T) {
 					if n := len(repotest.Names(t, inner, "packs/")); n > 6 {
 						t.Errorf("%d packs are left", n)
 					}
-				}
-				if struck < 30 {
-					t.Errorf("only %d calls failed: the sweep does not reach what it should", struck)
-				}
+				})
 			})
 		}
+	}
+}
+
+// faults are the ways in which a storage call fails.
+func faults() map[string]objecttest.Fault {
+	return map[string]objecttest.Fault{
+		"before": {}, "after": {After: true}, "for good": {Stay: true}, "after, for good": {After: true, Stay: true},
+	}
+}
+
+// everyCall makes each storage call of attempt fail in turn, each time on a copy of
+// start. After the failure nothing may be lost, and a second attempt must succeed; then
+// finished is called. There must be at least least calls.
+func everyCall(t *testing.T, start object.Store, fault objecttest.Fault, least int, attempt func(ctx context.Context, objects object.Store) error, finished func(inner object.Store, n int)) {
+	t.Helper()
+	for n := 0; ; n++ {
+		inner := clone(t, start)
+		store := objecttest.NewFaulty(inner)
+		fault.N = n
+		injected := store.Inject(fault)
+		err := attempt(t.Context(), store)
+		if !injected.Fired() {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n < least {
+				t.Errorf("only %d calls failed: the sweep does not reach what it should", n)
+			}
+			return
+		}
+		mustSound(t, inner, n)
+		if err := attempt(t.Context(), inner); err != nil {
+			t.Fatalf("call %d: second try: %v", n, err)
+		}
+		mustSound(t, inner, n)
+		finished(inner, n)
 	}
 }
 

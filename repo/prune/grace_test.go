@@ -10,7 +10,6 @@ import (
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/object/mem"
-	"xenkeep/chunkstore/object/objecttest"
 	"xenkeep/chunkstore/seal"
 	"xenkeep/internal/disk/disktest"
 	"xenkeep/repo"
@@ -134,37 +133,15 @@ func TestEveryCallFailsWithGrace(t *testing.T) {
 		return err
 	}
 	for _, exclusive := range []bool{false, true} {
-		for how, fault := range map[string]objecttest.Fault{
-			"before": {}, "after": {After: true}, "for good": {Stay: true}, "after, for good": {After: true, Stay: true},
-		} {
+		for how, fault := range faults() {
 			t.Run(fmt.Sprintf("exclusive %v, %s", exclusive, how), func(t *testing.T) {
-				struck := 0
-				for n := 0; ; n++ {
-					inner := clone(t, start)
-					store := objecttest.NewFaulty(inner)
-					fault.N = n
-					injected := store.Inject(fault)
-					err := run(t.Context(), store, exclusive)
-					if !injected.Fired() {
-						if err != nil {
-							t.Fatal(err)
-						}
-						break
-					}
-					struck++
-					mustSound(t, inner, n)
-					if err := run(t.Context(), inner, exclusive); err != nil {
-						t.Fatalf("call %d: second try: %v", n, err)
-					}
-					mustSound(t, inner, n)
+				attempt := func(ctx context.Context, objects object.Store) error { return run(ctx, objects, exclusive) }
+				everyCall(t, start, fault, 20, attempt, func(inner object.Store, n int) {
 					left := repotest.Names(t, inner, "snapshots/")
 					if !slices.Equal(left, []string{"snapshots/" + b.ID()}) || len(repotest.Names(t, inner, "forgotten/")) != 0 {
 						t.Fatalf("call %d: after the second try: %v", n, left)
 					}
-				}
-				if struck < 20 {
-					t.Errorf("only %d calls failed: the sweep does not reach what it should", struck)
-				}
+				})
 			})
 		}
 	}
