@@ -20,7 +20,7 @@ import (
 // of a blob is trusted only if its pack was written with a full key, or by this
 // machine according to its cache folder, or if a full key has opened all of the pack
 // and has published that (a proof). Only trusted copies are used in place of storing
-// data again, and prune gives no other copy up for one that is not trusted.
+// data again, and prune never gives up a trusted copy in favour of one that is not.
 //
 // An index object of a full key is believed. One of a write-only key is believed
 // about the packs that the same key signed, as far as their own tables of contents
@@ -94,7 +94,7 @@ func (s *Store) IsOwn(id [32]byte) bool {
 	return ok && w.own
 }
 
-// Distrust makes Trusted look every blob up, and makes backups verify the trees that
+// Distrust makes Usable look up every blob, and makes backups verify the trees that
 // they build upon, as Avoid with distrust does.
 func (s *Store) Distrust() { s.avoid.CompareAndSwap(nil, &avoided{}) }
 
@@ -190,11 +190,10 @@ func (s *Store) directories(ctx context.Context, packs map[pack.ID]int64) (map[p
 	return found, err
 }
 
-// believe returns the packs of an index object about which it is believed, with
-// entries from their own tables of contents. Packs that another key signed, that are
-// no packs, or that do not exist are left out: the thief of a key must not be able to
-// make packs look lost. If one exists later, it is found like a pack that no index
-// object covers.
+// believe returns the packs for which an index object is believed, with entries from
+// their own tables of contents. Packs that another key signed, that are no packs, or
+// that do not exist are left out: the thief of a key must not be able to make packs
+// look lost. If one exists later, it is found like a pack that no index object covers.
 func (s *Store) believe(ctx context.Context, o *IndexObject, by seal.WriterID) ([]index.PackEntries, error) {
 	s.authors.setMixed()
 	if s.believeAll {
@@ -225,8 +224,8 @@ func (s *Store) believe(ctx context.Context, o *IndexObject, by seal.WriterID) (
 }
 
 // inherit records which packs the index in the cache folder contained before the
-// folder recorded authors: an older version has put those of the key in use into it
-// when it wrote them. Otherwise an update would make a machine with a write-only key
+// folder recorded authors: an older version added a pack there when it wrote the pack
+// with the key in use. Otherwise an update would make a machine with a write-only key
 // store everything again.
 func (s *Store) inherit() {
 	if s.authors.dir == "" || s.keys.Cert.Role() == seal.Full || s.authors.load() {

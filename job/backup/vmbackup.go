@@ -41,7 +41,7 @@ type vmBackup struct {
 	reverted bool
 	memory   *vmplan.DiskPlan // of a checkpoint: its memory image
 	snap     *repo.Snapshot
-	// transports are those by which the disks of snap were read, in their order.
+	// transports[i] is the transport by which snap.Disks[i] was read.
 	transports []string
 
 	timer timer
@@ -61,8 +61,8 @@ type objects struct {
 	leftOnPool bool // the VM snapshot could not be removed
 }
 
-// read takes the VM snapshot and reads all its disks. Afterwards the VM waits until
-// its snapshot is published. If read fails, it removes everything that it created on
+// read takes the VM snapshot and reads all its disks. Then v waits until its snapshot
+// is published; the VM itself keeps running. If read fails, it removes everything that it created on
 // the pool.
 func (v *vmBackup) read(ctx context.Context, vm string) (err error) {
 	v.timer.begin(v.b.o.Now())
@@ -116,7 +116,7 @@ func (v *vmBackup) saved() []*vmplan.DiskPlan {
 	return append(slices.Clone(v.plan.Disks), v.memory)
 }
 
-// readDisks reads the disks that are read without a VDI snapshot, or the others.
+// readDisks reads the disks without a VDI snapshot if direct is true, else all others.
 func (v *vmBackup) readDisks(ctx context.Context, direct bool) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.b.o.DiskConcurrency)
@@ -266,8 +266,8 @@ func (v *vmBackup) findMemory(ctx context.Context, rec *xapi.VM) error {
 // snapshot of does not exist any more: the pool destroys it when the VM resumes.
 const memoryKey xapi.Ref = "memory"
 
-// diskSnapshots returns the VDI snapshots of the VM snapshot, by the disk of which
-// each is, and its memory image.
+// diskSnapshots maps each disk to its VDI snapshot in the VM snapshot, and memoryKey
+// to the memory image.
 func (v *vmBackup) diskSnapshots(ctx context.Context) (map[xapi.Ref]xapi.VDI, error) {
 	rec, err := v.b.pool.VM(ctx, v.record)
 	if err != nil {
@@ -323,8 +323,8 @@ func (v *vmBackup) storeRecords(ctx context.Context) error {
 	return nil
 }
 
-// readDisk saves one disk by the cheapest method that is reliable; if that fails, the
-// disk is read in full, once. It stores the disk's record in out and the transport in
+// readDisk saves one disk by the cheapest method that is reliable. If a method fails,
+// the next one is tried, which relies on less; the last is a full read. It stores the disk's record in out and the transport in
 // transport.
 func (v *vmBackup) readDisk(ctx context.Context, d *vmplan.DiskPlan, out *repo.Disk, transport *string) error {
 	if d == v.memory {

@@ -55,7 +55,7 @@ const (
 	roleUSB      = "usb"      // only in reports: a VM whose USB devices were detached, see markUSB
 )
 
-// deadAfter is the time after its last sign of life when a run counts as dead.
+// deadAfter is how long a run may give no sign of life before it counts as dead.
 const deadAfter = time.Hour
 
 // renewEvery is the default time between two renewals of a run's marks.
@@ -86,7 +86,7 @@ type Lease struct {
 	every time.Duration     // between renewals
 	now   func() time.Time
 
-	mu      sync.Mutex // held while a mark is being renewed
+	mu      sync.Mutex // guards the fields below; held while a mark is being renewed
 	clock   time.Time  // the pool's clock when it was read
 	read    time.Time
 	renewed map[xapi.Ref]string // the class of each object whose marks are renewed
@@ -253,8 +253,7 @@ func ReadMarks(other map[string]string, taken time.Time) (Marks, bool) {
 }
 
 // A VM snapshot is named so that it can be recognized before it is marked, and even if
-// the pool's answer was lost: "xenkeep REPOSITORY RUN", shortened to these numbers of
-// digits.
+// the pool's answer was lost: "xenkeep REPOSITORY RUN", with so many digits of each.
 const (
 	namedRepository = 8
 	namedRun        = 16
