@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"xenkeep/internal/hints"
 	"xenkeep/job"
 	"xenkeep/job/lease"
 	"xenkeep/job/vmplan"
@@ -37,6 +38,14 @@ func (v *vmBackup) hold(ctx context.Context) error {
 			}
 			if err := v.b.lease.CheckFree("VM "+vm.NameLabel, lease.WriterOf(vm.OtherConfig, vm.UUID), vm.OtherConfig); err != nil {
 				return err
+			}
+			// Its blocks must stay, and removing ours would remove them.
+			half, err := lease.HalfDisks(ctx, v.b.pool, vm)
+			if err != nil {
+				return err
+			}
+			if len(half) > 0 {
+				return hints.With(fmt.Errorf("VM %s: its disk %s is half restored, so that the raw disk it shares cannot be read", vm.NameLabel, strings.Join(half, ", ")), lease.HalfHint)
 			}
 			v.held = append(v.held, *vm) // if the pool's answer was lost, it may be blocked
 			if err := v.b.lease.Block(ctx, vm, lease.GuardRead); err != nil {

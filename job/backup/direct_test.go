@@ -1,6 +1,7 @@
 package backup_test
 
 import (
+	"encoding/json"
 	"errors"
 	"path/filepath"
 	"slices"
@@ -248,6 +249,30 @@ func TestRawOfflineGuard(t *testing.T) {
 		if vm := w.VM("other"); len(vm.BlockedOperations) > 0 {
 			t.Errorf("blocked: %v", vm.BlockedOperations)
 		}
+	})
+	// The block of a half-restored VM is not removed together with ours.
+	t.Run("another VM has the disk and is half restored", func(t *testing.T) {
+		w := newRawWorld(t, "nfs", xapisim.Config{})
+		w.Halt("other")
+		other := w.VM("other")
+		if _, err := w.Pool.CreateVBD(t.Context(), xapi.VBD{VM: other.Ref, VDI: w.raw.Ref, UserDevice: "6", Mode: "RW", Type: "Disk"}); err != nil {
+			t.Fatal(err)
+		}
+		vdi := w.DiskAt("other", "0")
+		mark, err := json.Marshal(lease.HalfMark{UUID: vdi.UUID, Snapshot: strings.Repeat("cd", 32)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Must(nil, "VDI.add_to_other_config", vdi.Ref, lease.MarkHalf, string(mark))
+		w.Must(nil, "VM.add_to_blocked_operations", other.Ref, "start", lease.GuardOver.Text())
+		_, err = backup.Run(t.Context(), w.Repo, w.Pool, w.options())
+		if err == nil || !strings.Contains(err.Error(), "VM other: its disk") || !strings.Contains(err.Error(), "half restored") || job.HintOf(err) != lease.HalfHint {
+			t.Errorf("%v, hint %q", err, job.HintOf(err))
+		}
+		if now := w.VM("other"); now.BlockedOperations["start"] != lease.GuardOver.Text() {
+			t.Errorf("blocked: %v", now.BlockedOperations)
+		}
+		w.bare("Halted")
 	})
 	t.Run("another run reads it", func(t *testing.T) {
 		w := newRawWorld(t, "nfs", xapisim.Config{})
