@@ -3,16 +3,11 @@ package repo
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"xenkeep/chunkstore/object"
 	"xenkeep/chunkstore/pack"
 	"xenkeep/chunkstore/seal"
-
-	"github.com/google/renameio/v2"
 )
 
 const (
@@ -86,34 +81,17 @@ func (r *Repository) proofs(ctx context.Context) ([]*proof, error) {
 	return all, nil
 }
 
-// readProof reads one proof from the cache folder or the storage. It returns nil if
-// no full key signed it.
+// readProof reads one proof, from the cache folder if it is there. It returns nil if no
+// full key signed it.
 func (r *Repository) readProof(ctx context.Context, name string) (*proof, error) {
-	file := ""
-	var data []byte
-	if r.cacheDir != "" {
-		file = filepath.Join(r.cacheDir, "proved", strings.TrimPrefix(name, proofPrefix))
-		if cached, err := os.ReadFile(file); err == nil && seal.CheckName(name, cached) == nil {
-			data = cached
-		}
-	}
-	fresh := data == nil
-	if fresh {
-		var err error
-		if data, err = r.objects.Get(ctx, name, 0, -1); err != nil {
-			return nil, err
-		}
-	}
-	p := &proof{name: name}
-	o, err := r.openObject(name, data, seal.KindProof, p)
+	data, err := r.cachedObject(ctx, seal.KindProof, name)
 	if err != nil {
 		return nil, err
 	}
-	if !r.mayState(&o.Cert) {
-		return nil, nil
-	}
-	if fresh && file != "" && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
-		_ = renameio.WriteFile(file, data, 0o600) // it is a cache, so a failed write does no harm
+	p := &proof{name: name}
+	o, err := r.openObject(name, data, seal.KindProof, p)
+	if err != nil || !r.mayState(&o.Cert) {
+		return nil, err
 	}
 	return p, nil
 }
